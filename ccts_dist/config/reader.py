@@ -1,0 +1,193 @@
+"""A strict reader of run files: TOML in, ``RunConfig`` out, every mistake named with its key, value and rule."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+
+from ccts_dist.config.schema import Between, RunConfig, num_trainable_layers
+from ccts_dist.errors import ConfigError
+
+
+def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that ``path`` describes, after ``overrides`` like ``"optim.learning_rate=1e-3"``.
+
+    Raises:
+        ConfigError: no such file, bad TOML, unknown key, wrong type or out of range; one line, with the nearest key.
+    """
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = f"cannot read the run file ({error.strerror})"
+        raise ConfigError(f"{path}: {reason}. Give --config an existing file.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}. Mend the file.") from error
+    for override in overrides:
+        _set(tree, override)
+    return parse_run(tree, source=str(path))
+
+
+def parse_run(tree: Mapping[str, Any], *, source: str = "run") -> RunConfig:
+    """The run in a tree of plain values, as ``tomllib`` gives it; ``source`` names it in errors."""
+    run = _build(RunConfig, tree, (), source)
+    _check_together(run, source)
+    return run
+
+
+def run_to_tree(run: Any) -> dict[str, Any]:
+    """Plain values of a configuration, defaults included; what is None is absent."""
+    tree: dict[str, Any] = {}
+    for f in dataclasses.fields(run):
+        value = getattr(run, f.name)
+        if value is None:
+            continue
+        if dataclasses.is_dataclass(value):
+            value = run_to_tree(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, Mapping):
+            value = dict(value)
+        tree[f.name] = value
+    return tree
+
+
+def run_to_toml(run: RunConfig) -> str:
+    """The resolved run file; ``parse_run`` of it gives an equal run."""
+    return tomli_w.dumps(run_to_tree(run))
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(
+            f"--set {override!r}: not of the form a.b=value. Write for example --set optim.learning_rate=1e-3"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string, so that no quotes need to survive the shell
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override!r}: {key!r} holds a value, not a table. Set {key!r} itself.")
+    tree[keys[-1]] = value
+
+
+def _build(cls: type, tree: Any, path: tuple[str, ...], source: str) -> Any:
+    where = f"{source}: " + ".".join(path)
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{where} = {tree!r}: must be a table. Write [{'.'.join(path)}].")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key, value in tree.items():
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(names)}."
+            dotted = ".".join((*path, str(key)))
+            raise ConfigError(f"{source}: unknown key {dotted} = {_short(value)}. {hint}")
+    values = {}
+    for f in dataclasses.fields(cls):
+        dotted = (*path, f.name)
+        if f.name in tree:
+            values[f.name] = _convert(tree[f.name], hints[f.name], dotted, source)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{source}: {'.'.join(dotted)} is missing, and has no default. Add it.")
+    return cls(**values)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _convert(value: Any, hint: Any, path: tuple[str, ...], source: str) -> Any:
+    bounds: Between | None = None
+    if typing.get_origin(hint) is Annotated:
+        hint, bounds = typing.get_args(hint)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+
+    def refuse(rule: str) -> ConfigError:
+        named = f"{'.'.join(path)} = {_short(value)}"
+        return ConfigError(f"{source}: {named}: must be {rule}. Change it there or with --set.")
+
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = (a for a in args if a is not type(None))
+        return _convert(value, inner, path, source)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, path, source)
+    if origin is Literal:
+        if value not in args:
+            near = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
+            extra = f" (did you mean {near[0]!r}?)" if near else ""
+            raise refuse("one of " + ", ".join(repr(a) for a in args) + extra)
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise refuse("a list")
+        return tuple(_convert(v, args[0], (*path[:-1], f"{path[-1]}[{i}]"), source) for i, v in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise refuse("a table")
+        return dict(value)
+    if hint is bool or hint is str:
+        if not isinstance(value, hint):
+            raise refuse("true or false" if hint is bool else "a string")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
+        raise refuse("a whole number" if hint is int else "a number")
+    number = hint(value)
+    if bounds is not None and not (
+        (bounds.low is None or number >= bounds.low) and (bounds.high is None or number <= bounds.high)
+    ):
+        raise refuse(bounds.words())
+    return number
+
+
+def _check_together(run: RunConfig, source: str) -> None:
+    """Rules that no single annotation can state."""
+    model = run.model
+    if model.speech is None and model.text is None:
+        raise ConfigError(f"{source}: model has neither [model.speech] nor [model.text]. Give it one or both.")
+    if not model.targets or len(set(model.targets)) != len(model.targets):
+        named = f"model.targets = {list(model.targets)}"
+        raise ConfigError(f"{source}: {named}: must name each target once. Change the list.")
+    for name, branch in (("speech", model.speech), ("text", model.text)):
+        if branch is None:
+            continue
+        try:
+            num_trainable_layers(branch.trainable)
+        except ValueError:
+            raise ConfigError(
+                f"{source}: model.{name}.trainable = {branch.trainable!r}: must be 'none', 'all' or 'top:N'. Change it."
+            ) from None
+        if (branch.encoder == "scratch") != bool(branch.scratch):
+            raise ConfigError(
+                f'{source}: model.{name}.encoder = {branch.encoder!r}: encoder = "scratch" and the table '
+                f"[model.{name}.scratch] go together. Give both, or neither."
+            )
+    weights = run.loss.target_weights
+    if weights and len(weights) != len(model.targets):
+        raise ConfigError(
+            f"{source}: loss.target_weights has {len(weights)} numbers for {len(model.targets)} targets. Give one each."
+        )
+    if run.distill is not None and not run.data.teacher:
+        raise ConfigError(
+            f"{source}: [distill] needs a teacher, and data.teacher is empty. "
+            'Name a teacher cache, or "merged", or leave [distill] out.'
+        )
+    shared = set(run.data.train_splits) & {*run.data.valid_splits, *run.data.test_splits}
+    if shared:
+        raise ConfigError(
+            f"{source}: split {sorted(shared)[0]!r} is trained on and also validated or tested on. "
+            "Take it out of data.train_splits or out of the others."
+        )
+    for key in ("train_splits", "valid_splits"):
+        if not getattr(run.data, key):
+            raise ConfigError(f"{source}: data.{key} is empty: must name at least one split. Add one.")

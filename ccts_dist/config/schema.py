@@ -1,0 +1,291 @@
+"""What a run file can say: frozen dataclasses, one per table.
+
+Every field's docstring gives its meaning, unit and range; the range itself stands in the annotation and is enforced
+by ``config.reader``. Nothing is built, read or rewritten here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.records import DIMENSIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """A closed range for a number; ``None`` leaves that side open."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def words(self) -> str:
+        """The rule as an error message states it."""
+        if self.high is None:
+            return f"at least {self.low}"
+        return f"between {self.low} and {self.high}"
+
+
+Count = Annotated[int, Between(1)]
+CountOrZero = Annotated[int, Between(0)]
+Positive = Annotated[float, Between(1e-12)]
+NotNegative = Annotated[float, Between(0)]
+Share = Annotated[float, Between(0, 1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which utterances, in which order, read how."""
+
+    shards: str
+    """Folder of the shard set."""
+
+    train_splits: tuple[str, ...] = ("Train",)
+    """Splits that are trained on."""
+
+    valid_splits: tuple[str, ...] = ("Development",)
+    """Splits that choose the best model."""
+
+    test_splits: tuple[str, ...] = ("Test1",)
+    """Splits that are scored once, with the best model, after training; may be empty."""
+
+    teacher: str = ""
+    """Folder of the teacher cache, or "merged" when the shards carry the teacher's outputs; "" for no teacher."""
+
+    window_utterances: Count = 65_536
+    """Utterances that are shuffled together; bounds the plan's memory."""
+
+    duration_group: Count = 32
+    """Batches within which utterances are sorted by duration, to save padding."""
+
+    workers: CountOrZero = 1
+    """Processes per rank that read and decode; 0 reads in the training process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    """How a global batch is cut into micro-batches."""
+
+    global_utterances: Count = 32
+    """Utterances per optimizer step, over all ranks."""
+
+    micro_utterances: Count = 32
+    """Most utterances per forward pass on one rank."""
+
+    def passes(self, num_ranks: int, largest_batch: int | None = None) -> int:
+        """Forward passes per optimizer step on each rank; refuses more ranks than utterances."""
+        if self.global_utterances < num_ranks:
+            raise ConfigError(
+                f"batch.global_utterances={self.global_utterances} leaves some of {num_ranks} ranks without an "
+                f"utterance. Use at least {num_ranks}, or fewer ranks."
+            )
+        size = self.global_utterances if largest_batch is None else largest_batch
+        return -(-size // (self.micro_utterances * num_ranks))
+
+
+Pooling = Literal["gru", "mean", "statistics"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechConfig:
+    """The speech branch: encoder, what of it is trained, and how its frames become one vector."""
+
+    encoder: str
+    """Folder or hub name of a transformers speech encoder, or "scratch" for random weights shaped by ``scratch``."""
+
+    scratch: Mapping[str, Any] = field(default_factory=dict)
+    """With encoder = "scratch": ``model_type`` ("hubert", ...) and keys of that model's transformers configuration."""
+
+    trainable: str = "all"
+    """Transformer layers that are trained: "none", "all", or "top:N"."""
+
+    train_front_end: bool = False
+    """Train the convolutional front end too."""
+
+    normalise: Literal["auto", "on", "off"] = "auto"
+    """Zero mean, unit variance per utterance before the encoder; "auto" does as the encoder was pretrained."""
+
+    pooling: Pooling = "gru"
+    """Frames to one vector: GRU output at the last real frame, mean, or mean and deviation."""
+
+    gru_hidden: Count = 128
+    """Units of the GRU."""
+
+    gru_layers: Count = 2
+    """Layers of the GRU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextConfig:
+    """The text branch."""
+
+    encoder: str
+    """Folder or hub name of a BERT-like encoder, or "scratch" for random weights shaped by ``scratch``."""
+
+    scratch: Mapping[str, Any] = field(default_factory=dict)
+    """With encoder = "scratch": ``model_type`` ("bert", ...) and keys of that model's transformers configuration."""
+
+    vocabulary: Count = 400
+    """With encoder = "scratch": most pieces of the SentencePiece model trained on the training transcripts."""
+
+    trainable: str = "all"
+    """Transformer layers that are trained: "none", "all", or "top:N"."""
+
+    max_tokens: Annotated[int, Between(3)] = 128
+    """Longer transcripts are cut."""
+
+    pooling: Pooling = "gru"
+    """As in the speech branch, over tokens."""
+
+    gru_hidden: Count = 128
+    """Units of the GRU."""
+
+    gru_layers: Count = 2
+    """Layers of the GRU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """An emotion model: speech branch and/or text branch -> embedding -> prediction."""
+
+    targets: tuple[str, ...] = DIMENSIONS
+    """What is predicted, in this order; names of labels in the shards."""
+
+    embedding: Count = 128
+    """Size of the embedding that a teacher hands on."""
+
+    dropout: Share = 0.0
+    """Dropout on each branch's pooled vector."""
+
+    gradient_checkpointing: bool = False
+    """Recompute encoder layers in the backward pass: less memory, about a third more time."""
+
+    speech: SpeechConfig | None = None
+    text: TextConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """The CCC loss: sum over targets of weight * (1 - CCC) of the global batch."""
+
+    target_weights: tuple[float, ...] = ()
+    """One weight per target; empty for 1 / number of targets each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillConfig:
+    """What a student learns from the cached teacher, and from which utterances."""
+
+    embedding_weight: NotNegative = 30.0
+    """Lambda of the paper: weight of the embedding term."""
+
+    distance: Literal["squared", "norm"] = "squared"
+    """"squared": mean over the embedding of the squared difference; "norm": Euclidean distance. Mean over kept rows."""
+
+    standardise: bool = False
+    """Compare embeddings in units of the cache's mean and deviation per feature, instead of raw."""
+
+    prediction_weight: NotNegative = 0.0
+    """Weight of the mean squared difference between student's and teacher's predictions."""
+
+    gate: Literal["none", "any-dimension"] = "any-dimension"
+    """"any-dimension": distil an utterance only if every residual is within the threshold; "none": distil all."""
+
+    threshold: Positive = 2.0
+    """Widest residual that is kept, in standard deviations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Positive = 5e-4
+    """Of everything but the encoders; the peak of "onecycle"."""
+
+    encoder_factor: NotNegative = 0.25
+    """The encoders' learning rate as a multiple of ``learning_rate``."""
+
+    weight_decay: NotNegative = 0.0
+    clip_norm: NotNegative = 0.0
+    """Largest norm of the global gradient; 0 does not clip."""
+
+    schedule: Literal["plateau", "onecycle", "constant"] = "plateau"
+    """"plateau": times ``plateau_factor`` when the validation loss has not fallen for more than ``plateau_patience``
+    epochs."""
+
+    plateau_factor: Share = 0.75
+    plateau_patience: CountOrZero = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How long, how precisely, and what is kept."""
+
+    epochs: Count = 50
+    max_steps: CountOrZero = 0
+    """Stop after so many steps in all; 0 for no such limit."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    deepspeed: str = "ds_configs/zero2.json"
+    """DeepSpeed's JSON file; what this run file owns is "auto" or absent there."""
+
+    checkpoint_steps: CountOrZero = 0
+    """Steps between checkpoints; 0 writes one at the end of each epoch only."""
+
+    keep_checkpoints: Count = 2
+    """Newest checkpoints that are kept, beside the best model."""
+
+    timeout_s: Positive = 600.0
+    """A rank that waits longer than this for its peers gives up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackingConfig:
+    """Where the run is followed."""
+
+    kind: Literal["mlflow", "none"] = "mlflow"
+    uri: str = ""
+    """Tracking server; "" for MLFLOW_TRACKING_URI, and without that the SQLite file ``mlflow.db`` where training
+    starts."""
+
+    experiment: str = "ccts"
+    register: str = ""
+    """Name under which the best model is registered after training, with alias "candidate"; "" does not register."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One run file."""
+
+    name: str
+    """Name of the run, for people."""
+
+    output: str
+    """Folder for checkpoints and the best model; on storage that all ranks share."""
+
+    seed: CountOrZero = 0
+    data: DataConfig
+    model: ModelConfig
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig | None = None
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def num_trainable_layers(trainable: str) -> int | None:
+    """Transformer layers counted from the top that ``trainable`` names; None for all of them.
+
+    Raises:
+        ValueError: not "none", "all" or "top:N" with N of at least 1.
+    """
+    if trainable == "all":
+        return None
+    if trainable == "none":
+        return 0
+    kind, _, number = trainable.partition(":")
+    if kind != "top" or not number.isdecimal() or int(number) < 1:
+        raise ValueError(trainable)
+    return int(number)

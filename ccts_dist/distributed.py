@@ -1,0 +1,145 @@
+"""Rank facts, seeds, sums over ranks, and "all agree or all raise".
+
+Works without a process group too: then there is one rank. Knows neither Accelerate nor DeepSpeed.
+"""
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float64
+from torch import Tensor
+
+from ccts_dist.errors import CctsError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """Where this process stands among all."""
+
+    rank: int = 0
+    num_ranks: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one rank that prints, tracks and writes shared files."""
+        return self.rank == 0
+
+
+def rank_facts() -> Ranks:
+    """This process's ranks as the launcher's environment says; one rank when there was no launcher."""
+    return Ranks(
+        rank=int(os.environ.get("RANK", 0)),
+        num_ranks=int(os.environ.get("WORLD_SIZE", 1)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+    )
+
+
+def best_device(ranks: Ranks) -> torch.device:
+    """This rank's GPU when there is one, else the CPU."""
+    return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def process_group(ranks: Ranks, *, timeout_s: float = 600.0) -> Iterator[None]:
+    """A process group over all ranks for the duration of the block; nothing at all for one rank."""
+    if ranks.num_ranks == 1:
+        yield
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.num_ranks, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _collective_device() -> torch.device:
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def sum_over_ranks(values: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
+    """The elementwise sum over all ranks, on every rank, on the device it came from; carries no gradient.
+
+    Every rank must call it, with the same shape. float64, so that the order of summation is lost in rounding far
+    below float32.
+    """
+    values = values.detach()
+    if not _grouped():
+        return values.clone()
+    total = values.to(_collective_device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(values.device)
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if _grouped():
+        dist.barrier()
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value, on every rank. Small Python objects only."""
+    if not _grouped():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=_collective_device())
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value in rank order, on every rank. Small Python objects only."""
+    if not _grouped():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def agree_or_raise(error: CctsError | None) -> None:
+    """Raise on every rank if any rank brings an error; the lowest failing rank's error is the one raised everywhere.
+
+    A rank that raises alone leaves its peers waiting in their next collective. Call this where ranks meet anyway.
+    """
+    for rank, theirs in enumerate(gather_objects(error)):
+        if theirs is not None:
+            _raise_as_agreed(rank, theirs, error)
+
+
+def _raise_as_agreed(rank: int, theirs: CctsError, ours: CctsError | None) -> NoReturn:
+    if theirs is ours:
+        raise ours
+    peer = type(theirs)(*theirs.args)
+    peer.add_note(f"seen by rank {rank}")
+    raise peer from ours
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part, in order; the same on every machine and version."""
+    digest = hashlib.blake2b("\x1f".join(str(part) for part in parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch (all devices) from one number.
+
+    numpy's global generator too: SpecAugment inside transformers draws from it.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

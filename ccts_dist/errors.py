@@ -1,0 +1,48 @@
+"""What can go wrong, as one small tree.
+
+Every message says what value was met, which rule it breaks and what to do, and names the file, shard or key.
+``launch/`` turns a ``CctsError`` into one line on stderr and ``exit_code``; anything else is a bug and keeps its
+traceback.
+"""
+
+
+class CctsError(Exception):
+    """Base of all errors that this library raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(CctsError):
+    """The user's mistake in a run file, an option or a ds_config."""
+
+    exit_code = 2
+
+
+class CorpusError(CctsError):
+    """A corpus folder that lacks what its layout needs, or too many rejected utterances."""
+
+    exit_code = 2
+
+
+class ShardError(CctsError):
+    """A shard set that is missing, damaged, or of another format version."""
+
+
+class MissingShardsError(ShardError):
+    """No shard set at the place that the user named."""
+
+    exit_code = 2
+
+
+class TeacherError(CctsError):
+    """A teacher cache that is missing, incomplete or made for other shards."""
+
+    exit_code = 2
+
+
+class CheckpointError(CctsError):
+    """A checkpoint that is incomplete, altered, or of another run."""
+
+
+class RegistryError(CctsError):
+    """A registered model that cannot be found or is not what its tags say."""

@@ -1,0 +1,152 @@
+"""What passes between stages, and the words for it.
+
+Axis words in tensor annotations: ``batch`` utterances, ``samples`` of audio, ``frames`` of an encoder, ``tokens`` of a
+transcript, ``hidden`` features, ``dim`` emotion dimensions (or the named targets of a run).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+DIMENSIONS = ("activation", "valence", "dominance")
+"""The order of the emotion dimensions, everywhere. Index by name: ``DIMENSIONS.index("valence")``."""
+
+SAMPLE_RATE_HZ = 16_000
+"""Sample rate of all audio in shards and models; other rates are resampled when shards are built."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utterance:
+    """One recording as a corpus reader yields it, before its audio has been opened."""
+
+    key: str
+    """Unique in the corpus; any Unicode text without control characters."""
+
+    audio: Path
+    """Audio file in any format libsndfile reads."""
+
+    split: str
+    """Named group of utterances, as the corpus calls it: "Train", "Development", "Test1"."""
+
+    labels: Mapping[str, float]
+    """Mean rating per target on 0..1; a target nobody rated is absent."""
+
+    scale: tuple[float, float]
+    """The corpus's own rating scale (lowest, highest); ``rating = low + label * (high - low)``."""
+
+    transcript: str = ""
+    speaker: str | None = None
+    gender: str | None = None
+    category: str | None = None
+    """Categorical emotion as the corpus spells it."""
+
+    label_variance: Mapping[str, float] = field(default_factory=dict)
+    """Population variance of the raters per target, on 0..1 ratings; absent where unknown."""
+
+    num_raters: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """An utterance that a reader or the builder left out, and why."""
+
+    key: str
+    reason: str
+    source: str
+    """The file that was at fault, relative to the corpus."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherOutput:
+    """What a teacher said of one utterance, as cached."""
+
+    embedding: Float32[np.ndarray, " hidden"]
+    prediction: Float32[np.ndarray, " dim"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """The fit of labels on teacher predictions that decides who is distilled (paper, section on the condition).
+
+    Residual of dimension j: ``r_j = w_j * prediction_j + b_j - label_j``.
+    """
+
+    targets: tuple[str, ...]
+    w: tuple[float, ...]
+    b: tuple[float, ...]
+    deviation: tuple[float, ...]
+    """Standard deviation of the residuals over the fitted rows; divides by n."""
+
+    num_rows: tuple[int, ...]
+    """Labelled training utterances that the fit of each dimension has seen."""
+
+    splits: tuple[str, ...]
+    """The training splits the fit comes from, and no others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherBatch:
+    """Cached teacher outputs beside a ``Batch``, row for row."""
+
+    embedding: Float[Tensor, "batch hidden"]
+    prediction: Float[Tensor, "batch dim"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The utterances of one forward pass on one rank (a micro-batch), padded.
+
+    Rows of weight 0 fill a pass that would be empty or stand for damaged utterances; they count nowhere.
+    """
+
+    keys: tuple[str, ...]
+    audio: Float[Tensor, "batch samples"]
+    """Waveform on -1..1 at 16 kHz, zero after each row's last sample."""
+
+    num_samples: Int64[Tensor, " batch"]
+    labels: Float[Tensor, "batch dim"]
+    """0..1, NaN where nobody rated."""
+
+    weight: Float[Tensor, " batch"]
+    """1 for an utterance that counts, 0 for one that does not."""
+
+    tokens: Int64[Tensor, "batch tokens"] | None = None
+    """Transcript as token numbers, 0 after each row's last; None when the model has no text branch."""
+
+    num_tokens: Int64[Tensor, " batch"] | None = None
+    teacher: TeacherBatch | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with every tensor on ``device``."""
+        moved = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                moved[f.name] = value.to(device, non_blocking=True)
+        if self.teacher is not None:
+            moved["teacher"] = TeacherBatch(
+                embedding=self.teacher.embedding.to(device), prediction=self.teacher.prediction.to(device)
+            )
+        return replace(self, **moved)
+
+    @property
+    def padding(self) -> float:
+        """Share of ``audio`` that is padding."""
+        return 1.0 - float(self.num_samples.sum()) / max(1, self.audio.numel())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBatches:
+    """One optimizer step's micro-batches on this rank, in the order of their passes."""
+
+    epoch: int
+    step: int
+    """Position within the epoch, from 0."""
+
+    passes: tuple[Batch, ...]
+    """As many on every rank."""
