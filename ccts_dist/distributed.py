@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,17 +116,13 @@ def agree_or_raise(error: CctsError | None) -> None:
 
     A rank that raises alone leaves its peers waiting in their next collective. Call this where ranks meet anyway.
     """
-    for rank, theirs in enumerate(gather_objects(error)):
-        if theirs is not None:
-            _raise_as_agreed(rank, theirs, error)
-
-
-def _raise_as_agreed(rank: int, theirs: CctsError, ours: CctsError | None) -> NoReturn:
-    if theirs is ours:
-        raise ours
-    peer = type(theirs)(*theirs.args)
-    peer.add_note(f"seen by rank {rank}")
-    raise peer from ours
+    errors = gather_objects(error)
+    first = next((theirs for theirs in errors if theirs is not None), None)
+    if first is None:
+        return
+    if error is not None and errors.index(first) == rank_facts().rank:
+        raise error  # keeps its traceback
+    raise first from error
 
 
 def derive_seed(*parts: int | str) -> int:
