@@ -1,0 +1,34 @@
+"""What is reported of a run and where: a small protocol, MLflow behind it, and nothing."""
+
+from pathlib import Path
+
+from ccts_dist.config.schema import TrackingConfig
+from ccts_dist.tracking.none import NoTracking
+from ccts_dist.tracking.protocol import Status, Tracking
+
+__all__ = ["NoTracking", "Status", "Tracking", "open_tracking"]
+
+
+def open_tracking(config: TrackingConfig, *, run_name: str, output: Path, resume: bool) -> Tracking:
+    """What ``config`` asks for; only rank 0 calls it, the others hold a ``NoTracking``.
+
+    With MLflow it takes some seconds: importing it, and creating a new SQLite file's tables. A server that is away
+    does not stop it.
+
+    Args:
+        config: which kind, where.
+        run_name: for people.
+        output: run folder; remembers its run in ``tracking.json``.
+        resume: go on with the folder's run, if it has one.
+
+    Raises:
+        ConfigError: an address or experiment that MLflow refuses.
+    """
+    if config.kind == "none":
+        return NoTracking()
+    from ccts_dist.tracking.mlflow_client import prepare_mlflow
+
+    prepare_mlflow()
+    from ccts_dist.tracking.mlflow_run import open_mlflow_run
+
+    return open_mlflow_run(config, run_name=run_name, output=output, resume=resume)

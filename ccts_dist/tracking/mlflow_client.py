@@ -1,0 +1,78 @@
+"""A quiet, impatient MLflow client: no telemetry, no chatter, no retries of its own, no global state.
+
+MLflow reads these settings from the environment, some of them when it is first imported, so nothing here imports it
+before they are set. A setting that the user has made stays.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.tracking.uri import without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # with the default a call to a dead server returns after four minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+_PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5", "MLFLOW_HTTP_REQUEST_TIMEOUT": "900"}
+"""For models of gigabytes: a server's proxy answers an upload only when its own store has taken it."""
+
+
+def prepare_mlflow() -> None:
+    """Set what MLflow reads when it is imported. Call it before anything imports mlflow."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def open_client(uri: str) -> "MlflowClient":
+    """A client of tracking server and registry at one address.
+
+    Raises:
+        ConfigError: an address MLflow does not know, or one whose database driver is not installed.
+    """
+    prepare_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except UnsupportedModelRegistryStoreURIException as error:
+        raise ConfigError(
+            f"tracking uri {without_password(uri)!r} is of no kind that MLflow knows. "
+            "Use sqlite:///PATH.db or the address of a server (http://HOST:PORT)."
+        ) from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"tracking uri {without_password(uri)!r} needs the Python package {error.name!r}, which is not installed. "
+            "Install it, or use a server's http address."
+        ) from error
+
+
+@contextmanager
+def large_transfers() -> Iterator[None]:
+    """Within the block, HTTP calls may take as long as a large model needs."""
+    before = {name: os.environ.get(name) for name in _PATIENT}
+    for name, value in _PATIENT.items():
+        if before[name] in (None, _SETTINGS[name]):
+            os.environ[name] = value
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            if old is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = old

@@ -1,0 +1,59 @@
+"""What a training run tells about itself, whoever listens."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from ccts_dist.records import Condition
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a run ended; "KILLED" is a run that stopped on request and may go on."""
+
+
+@runtime_checkable
+class Tracking(Protocol):
+    """Where rank 0 reports a run. No call waits for a server, and none raises because a server is away.
+
+    Metrics are kept once per (key, step): the steps of one key must rise, and an event at or below the last step of
+    its key is dropped. So a resumed run may simply report again what it repeats.
+    """
+
+    @property
+    def run_id(self) -> str:
+        """The run's name at the server; "" where there is none (yet)."""
+        ...
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Settings of the run; tables within tables become dotted keys."""
+        ...
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Measured values at one optimizer step, counted from the start of training."""
+        ...
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Facts about the run that may change later."""
+        ...
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """A file to keep with the run, under ``folder``. It is read later: leave it in place until ``close``."""
+        ...
+
+    def inputs(
+        self,
+        *,
+        shard_set_digest: str,
+        splits: Mapping[str, int],
+        cache_digest: str = "",
+        condition: Condition | None = None,
+    ) -> None:
+        """What the run is trained on: the shard set, its splits with their utterances, teacher cache and condition."""
+        ...
+
+    def flush(self) -> None:
+        """Send what is buffered; returns after a moment even if the server is slow or away."""
+        ...
+
+    def close(self, status: Status) -> None:
+        """Send the rest and end the run. Waits for an absent server, but not for long; calling it again is harmless."""
+        ...

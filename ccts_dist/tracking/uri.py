@@ -1,0 +1,51 @@
+"""Where runs and models are kept: one rule for training, registering and pulling."""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from ccts_dist.errors import ConfigError
+
+_SQLITE = "sqlite:///"
+
+
+def default_tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI`` if it is set, else the SQLite file ``mlflow.db`` in the working directory."""
+    return resolve_tracking_uri("")
+
+
+def resolve_tracking_uri(uri: str) -> str:
+    """The address to use when the user gave ``uri``; "" means the default.
+
+    SQLite paths are made absolute: a relative one would move with the working directory.
+
+    Raises:
+        ConfigError: a plain folder or ``file:`` address. MLflow's file store knows no aliases.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "") or f"{_SQLITE}mlflow.db"
+    scheme = uri.partition(":")[0] if re.match(r"[a-z][a-z0-9+.-]*:", uri) else "file"
+    if scheme == "file":
+        raise ConfigError(
+            f"tracking uri {uri!r} is a folder: MLflow's file store keeps no model aliases. "
+            f"Use {_SQLITE}PATH.db, or the address of a server (http://HOST:PORT)."
+        )
+    if uri.startswith(_SQLITE):
+        return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
+    return uri
+
+
+def artifact_location(uri: str, experiment: str) -> str | None:
+    """Where a new experiment keeps its files: ``mlruns`` beside an SQLite file; None leaves it to the server."""
+    if not uri.startswith(_SQLITE):
+        return None
+    folder = re.sub(r"[^\w.-]+", "_", experiment)
+    return (Path(uri.removeprefix(_SQLITE)).parent / "mlruns" / folder).as_uri()
+
+
+def without_password(uri: str) -> str:
+    """The address as it may be written down: user and password taken out."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
