@@ -1,0 +1,263 @@
+"""The shard format in data: names, the manifest, keys in member names, and the JSON member of an utterance.
+
+``shards/README.md`` is the normative text.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from ccts_dist.errors import CctsError, ConfigError, ShardError
+from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
+from ccts_dist.shards.documents import document_bytes, parse_document
+
+FORMAT_VERSION = 1
+"""Of shard sets and teacher caches. Raised when a reader of the old version would misread the new."""
+
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.parquet"
+REJECTED_NAME = "rejected.jsonl"
+CONDITION_NAME = "condition.json"
+AUDIO_MEMBER = "flac"
+JSON_MEMBER = "json"
+TEACHER_MEMBER = "teacher.npy"
+
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One tar of a shard set, as its manifest lists it."""
+
+    name: str
+    """File name, ``<escaped split>-<six digits>.tar``."""
+
+    split: str
+    num_utterances: int
+    num_samples: int
+    """Samples of audio, over all its utterances."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitTotals:
+    """What a split holds."""
+
+    num_utterances: int
+    hours: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherFacts:
+    """Which teacher spoke, and what its outputs look like."""
+
+    name: str
+    """Folder or registry address, for people."""
+
+    registry_version: str = ""
+    """Version in the model registry; empty for a teacher that was never registered."""
+
+    weight_digest: str
+    """SHA-256 of the teacher's weights."""
+
+    targets: tuple[str, ...]
+    """What its predictions are of, in this order."""
+
+    embedding_size: int
+    embedding_mean: tuple[float, ...]
+    """Per feature, over the training splits (those of the condition)."""
+
+    embedding_deviation: tuple[float, ...]
+    condition_sha256: str
+    """SHA-256 of the ``condition.json`` that lies beside the manifest."""
+
+    cache_digest: str = ""
+    """In merged shard sets: SHA-256 of the manifest of the teacher cache that was merged in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a shard set is: the document that is written last and names everything else by digest."""
+
+    format_version: int = FORMAT_VERSION
+    corpus: str
+    release: str
+    sample_rate_hz: int = SAMPLE_RATE_HZ
+    scale: tuple[float, ...]
+    """The corpus's own rating scale (lowest, highest)."""
+
+    targets: tuple[str, ...]
+    """Names of the labels."""
+
+    members: tuple[str, ...] = (AUDIO_MEMBER, JSON_MEMBER)
+    """Extensions that every utterance has, in their order in the tar."""
+
+    splits: Mapping[str, SplitTotals]
+    shards: tuple[ShardEntry, ...]
+    """In the order of the index's row groups."""
+
+    index_sha256: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Utterances that were rejected, resampled, mixed down."""
+
+    input_digest: str = ""
+    """Digest of what the builder was given: utterances, sizes of their files, settings."""
+
+    source_digest: str = ""
+    """In merged shard sets: the digest of the plain set they were made of."""
+
+    teacher: TeacherFacts | None = None
+    """In merged shard sets: whose outputs the shards carry."""
+
+    def to_bytes(self) -> bytes:
+        """The manifest file."""
+        return document_bytes(self)
+
+
+def parse_manifest(data: bytes, *, where: str) -> Manifest:
+    """The manifest in a file's bytes.
+
+    Raises:
+        ShardError: another format version, no JSON, or not of the manifest's form; ``where`` names the file.
+    """
+    check_version(data, where=where, error=ShardError)
+    manifest = parse_document(Manifest, data, where=where, error=ShardError)
+    names = [shard.name for shard in manifest.shards]
+    for name in names:
+        if name != Path(name).name or not name.endswith(".tar") or name.startswith("."):
+            raise ShardError(f"{where}: shard name {name!r} is not a plain file name. Do not use this shard set.")
+    if len(set(names)) != len(names):
+        raise ShardError(f"{where}: a shard is listed twice. Build the shard set again.")
+    return manifest
+
+
+def check_version(data: bytes, *, where: str, error: type[CctsError]) -> None:
+    """Refuse a document whose ``format_version`` is not ours, before anything else in it is looked at.
+
+    Raises:
+        CctsError: of type ``error``.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{where}: not a JSON document ({fault}). Make it again, or bring it back from a copy.") from fault
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if version != FORMAT_VERSION:
+        raise error(
+            f"{where}: format version {version!r}, and this installation reads {FORMAT_VERSION}. "
+            "Install the version that wrote it, or make it again."
+        )
+
+
+def escape_key(key: str) -> str:
+    """A key as tar member names and shard names carry it: every byte but ``[A-Za-z0-9_-]`` as ``%XX``.
+
+    A dot would end the key for every WebDataset reader, a slash would make a folder.
+
+    >>> escape_key("MSP/ä.5 b")
+    'MSP%2F%C3%A4%2E5%20b'
+    """
+    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in key.encode())
+
+
+def unescape_key(escaped: str) -> str:
+    """The key that ``escape_key`` was given.
+
+    Raises:
+        ShardError: no key escapes to this.
+    """
+    try:
+        key = unquote_to_bytes(escaped).decode()
+    except UnicodeError:
+        key = None
+    if key is None or escape_key(key) != escaped:
+        raise ShardError(f"{escaped!r} is no escaped key: it must be [A-Za-z0-9_-] and %XX. Do not use this shard.")
+    return key
+
+
+def shard_name(split: str, number: int) -> str:
+    """File name of a split's shard.
+
+    >>> shard_name("Train", 7)
+    'Train-000007.tar'
+    """
+    return f"{escape_key(split)}-{number:06d}.tar"
+
+
+def utterance_to_json(utterance: Utterance, *, targets: Sequence[str], num_samples: int, source: str) -> bytes:
+    """The ``json`` member: sorted keys, UTF-8, the same keys for every utterance.
+
+    Each target is there, null where nobody rated: readers that infer one schema for a set (``datasets``) need that.
+
+    Args:
+        targets: names of the labels, the shard set's.
+        num_samples: length of the audio in the ``flac`` member.
+        source: the audio file it came from, relative to the corpus.
+
+    Raises:
+        ValueError: a label is not finite, or a text is not valid Unicode (UnicodeEncodeError).
+    """
+    record = {
+        "key": utterance.key,
+        "split": utterance.split,
+        "transcript": utterance.transcript,
+        "labels": {target: _number(utterance.labels.get(target)) for target in targets},
+        "label_variance": {target: _number(utterance.label_variance.get(target)) for target in targets},
+        "num_raters": utterance.num_raters,
+        "scale": [float(end) for end in utterance.scale],
+        "speaker": utterance.speaker,
+        "gender": utterance.gender,
+        "category": utterance.category,
+        "duration_s": num_samples / SAMPLE_RATE_HZ,
+        "num_samples": num_samples,
+        "source": source,
+    }
+    return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
+def utterance_from_json(data: bytes) -> Utterance:
+    """The utterance in a ``json`` member; its ``audio`` is the source relative to the corpus."""
+    record = json.loads(data)
+    return Utterance(
+        key=record["key"],
+        audio=Path(record["source"]),
+        split=record["split"],
+        labels=_known(record["labels"]),
+        scale=(record["scale"][0], record["scale"][1]),
+        transcript=record["transcript"],
+        speaker=record["speaker"],
+        gender=record["gender"],
+        category=record["category"],
+        label_variance=_known(record["label_variance"]),
+        num_raters=record["num_raters"],
+    )
+
+
+def local_folder(root: str | Path, *, what: str) -> Path:
+    """The folder that a user named; refuses what WebDataset would take for a command or an address.
+
+    Raises:
+        ConfigError: a ``pipe:`` URL, which would run a shell, or an address of another kind.
+    """
+    text = str(root)
+    if text.startswith("pipe:"):
+        raise ConfigError(f"{what} {text!r}: pipe: URLs run a shell and are refused. Name a folder.")
+    if "://" in text:
+        raise ConfigError(f"{what} {text!r}: only folders are read. Copy it to a folder first.")
+    return Path(root)
+
+
+def _number(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"{value} is not finite")
+    return None if value is None else float(value)  # 0 and 0.5 must have one type for readers that infer a schema
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, float]:
+    return {target: value for target, value in values.items() if value is not None}

@@ -1,0 +1,317 @@
+"""The teacher cache: side-car tars with a teacher's outputs, read by key; and what is needed to write one.
+
+``shards/README.md`` is the normative text. Passing a teacher over a shard set and fitting the condition is
+``ccts_dist.teacher``'s work; here is the format.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float64
+
+from ccts_dist.errors import ShardError, TeacherError
+from ccts_dist.records import Condition, TeacherOutput
+from ccts_dist.shards.documents import document_bytes, parse_document
+from ccts_dist.shards.durable import file_sha256, write_whole
+from ccts_dist.shards.index import (
+    IndexWriter,
+    MemberPlaces,
+    RowGroups,
+    place_column_names,
+    place_columns,
+    table_places,
+)
+from ccts_dist.shards.read import ShardSet, read_member
+from ccts_dist.shards.schema import (
+    CONDITION_NAME,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    TEACHER_MEMBER,
+    ShardEntry,
+    TeacherFacts,
+    escape_key,
+    local_folder,
+    unescape_key,
+)
+from ccts_dist.shards.tars import crc32_of, walk_tar, write_tar
+from ccts_dist.shards.teacher_format import (
+    CacheManifest,
+    CacheShard,
+    ConditionFile,
+    decode_output,
+    encode_output,
+    read_cache_manifest,
+    read_condition,
+)
+
+_PARTS = ".parts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CachePart:
+    """The record of a finished cache shard, which lets a killed pass go on."""
+
+    shard: CacheShard
+    teacher_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CacheRows:
+    row_of: Mapping[str, int]
+    places: MemberPlaces
+
+
+class TeacherCache:
+    """A teacher's outputs by shard and key, from a side-car or from merged shards. Can be pickled."""
+
+    def __init__(
+        self, root: Path, digest: str, facts: TeacherFacts, condition: Condition, num_rows: Mapping[str, int]
+    ) -> None:
+        self.root = root
+        self.digest = digest
+        """SHA-256 of the cache's manifest; equal for a cache and the merged shards made with it."""
+        self.facts = facts
+        self.condition = condition
+        self.targets = facts.targets
+        self.embedding_size = facts.embedding_size
+        self.embedding_mean: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_mean, np.float64)
+        self.embedding_deviation: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_deviation, np.float64)
+        columns = ["key", *place_column_names(TEACHER_MEMBER)]
+        self._rows = RowGroups(root / INDEX_NAME, num_rows, _decode_rows, columns=columns)
+
+    def read(self, shard: str, key: str) -> TeacherOutput:
+        """What the teacher said of one utterance.
+
+        Raises:
+            TeacherError: the cache has no such shard or key, or what it has is damaged; names shard and key.
+        """
+        try:
+            rows = self._rows.get(shard)
+        except ShardError as error:
+            raise TeacherError(f"{error} Wanted: the teacher's output for {key!r}, cache {self.root}.") from error
+        row = rows.row_of.get(key)
+        if row is None:
+            raise TeacherError(
+                f"{shard}: utterance {key!r} has no teacher output in {self.root}. "
+                "Run launch/cache_teacher.py on these shards again."
+            )
+        try:
+            data = read_member(self.root / shard, rows.places, row, key=key, member=TEACHER_MEMBER)
+            return decode_output(data, self.embedding_size, len(self.targets))
+        except ShardError as error:
+            raise TeacherError(f"{error} Cache: {self.root}.") from error
+        except ValueError as error:
+            raise TeacherError(
+                f"{shard}: {TEACHER_MEMBER} of {key!r} in {self.root}: {error}. Cache it again."
+            ) from error
+
+
+def open_teacher_cache(root: str | Path, shard_set: ShardSet) -> TeacherCache:
+    """The teacher cache in a folder, checked to be of this shard set; its tars are not opened.
+
+    Raises:
+        TeacherError: no cache there, made for other shards, of another format version, or damaged.
+        ConfigError: not a folder's name but a ``pipe:`` command or an address.
+    """
+    root = local_folder(root, what="teacher cache")
+    manifest, digest = read_cache_manifest(root)
+    if manifest.shard_set_digest != shard_set.content_digest:
+        raise TeacherError(
+            f"{root}: the cache was made for shard set {manifest.shard_set_digest[:12]}, and {shard_set.root} is "
+            f"{shard_set.content_digest[:12]}. Run launch/cache_teacher.py --shards {shard_set.root} again; "
+            "it keeps what still fits."
+        )
+    index = root / INDEX_NAME
+    found = file_sha256(index) if index.is_file() else "missing"
+    if found != manifest.index_sha256:
+        raise TeacherError(
+            f"{index}: is {found[:12]}, and the manifest names {manifest.index_sha256[:12]}. Cache the teacher again."
+        )
+    condition = read_condition(root, manifest.teacher)
+    num_rows = {shard.name: shard.num_utterances for shard in manifest.shards}
+    return TeacherCache(root, digest, manifest.teacher, condition, num_rows)
+
+
+def open_merged_teacher(shard_set: ShardSet) -> TeacherCache:
+    """The teacher's outputs that merged shards carry; equal to those of the cache that was merged.
+
+    Raises:
+        TeacherError: the shards carry no teacher, or the condition beside them is missing or another.
+    """
+    facts = shard_set.manifest.teacher
+    if facts is None:
+        raise TeacherError(
+            f"{shard_set.root}: these shards carry no teacher outputs. Make merged ones with shards/merge.py, "
+            "or name a teacher cache."
+        )
+    condition = read_condition(shard_set.root, facts)
+    num_rows = {shard.name: shard.num_utterances for shard in shard_set.manifest.shards}
+    return TeacherCache(shard_set.root, facts.cache_digest, facts, condition, num_rows)
+
+
+def write_cache_shard(
+    cache_root: Path,
+    shard: str,
+    source_sha256: str,
+    rows: Iterable[tuple[str, TeacherOutput]],
+    *,
+    teacher_digest: str,
+) -> None:
+    """Write one cache shard whole, or not at all; equal input gives equal bytes.
+
+    Different shards may be written by different ranks at the same time. A manifest that lies there is removed first:
+    it no longer says what the cache holds.
+
+    Args:
+        shard: name of the source shard, and of the cache shard.
+        source_sha256: the source shard's, from the shard set's manifest.
+        rows: key as the corpus spells it, and what the teacher said; in the source shard's order.
+        teacher_digest: SHA-256 of the teacher's weights.
+    """
+    (cache_root / _PARTS).mkdir(parents=True, exist_ok=True)
+    (cache_root / MANIFEST_NAME).unlink(missing_ok=True)
+    num_utterances = 0
+
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+        nonlocal num_utterances
+        for key, output in rows:
+            num_utterances += 1
+            yield escape_key(key), {TEACHER_MEMBER: encode_output(output)}
+
+    path = cache_root / shard
+    write_tar(path, samples())
+    entry = CacheShard(
+        name=shard,
+        source_sha256=source_sha256,
+        num_utterances=num_utterances,
+        size_bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+    )
+    part = _CachePart(shard=entry, teacher_digest=teacher_digest)
+    write_whole(_part_path(cache_root, shard), document_bytes(part))
+
+
+def finished_cache_shards(cache_root: Path, shard_set: ShardSet, teacher_digest: str) -> set[str]:
+    """Names of the shards that a pass need not do again: whole, by the same teacher, of the very same source shard."""
+    return {
+        shard.name
+        for shard in shard_set.manifest.shards
+        if _finished_part(cache_root, shard, teacher_digest) is not None
+    }
+
+
+def read_cached_outputs(
+    cache_root: Path, shard: str, *, embedding_size: int, num_targets: int
+) -> Iterator[tuple[str, TeacherOutput]]:
+    """Keys and outputs of a written cache shard in its order, before there is an index; for statistics over a cache.
+
+    Raises:
+        TeacherError: the shard is damaged.
+    """
+    try:
+        with open(cache_root / shard, "rb") as file:
+            for member in walk_tar(cache_root / shard):
+                file.seek(member.offset)
+                key = unescape_key(member.name.removesuffix("." + TEACHER_MEMBER))
+                yield key, decode_output(file.read(member.size), embedding_size, num_targets)
+    except (ShardError, ValueError, OSError) as error:
+        raise TeacherError(
+            f"{cache_root / shard}: {error}. Delete it and run launch/cache_teacher.py again."
+        ) from error
+
+
+def write_cache_manifest(
+    cache_root: Path,
+    shard_set: ShardSet,
+    facts: TeacherFacts,
+    *,
+    splits: Sequence[str],
+    condition: Condition,
+    sums: Mapping[str, Sequence[float]],
+) -> str:
+    """Finish a cache whose shards are all written: index, condition, and the manifest last.
+
+    Args:
+        facts: the teacher; its ``condition_sha256`` is filled in here.
+        splits: the splits that are cached.
+        sums: by name, one number per target: what the condition was fitted from.
+
+    Returns:
+        The cache's digest.
+
+    Raises:
+        TeacherError: a shard is not finished, or its keys are not those of the source shard, in that order.
+    """
+    sources = shard_set.shards_of(splits)
+    cached = []
+    with IndexWriter(cache_root / INDEX_NAME) as index:
+        for source in sources:
+            entry = _finished_part(cache_root, source, facts.weight_digest)
+            if entry is None:
+                raise TeacherError(
+                    f"{cache_root / source.name}: not cached, or of another teacher or source shard. "
+                    "Run launch/cache_teacher.py again."
+                )
+            index.add(_index_of(cache_root / source.name, shard_set.rows(source.name).keys))
+            cached.append(entry)
+    document = document_bytes(
+        ConditionFile(condition=condition, sums={name: tuple(numbers) for name, numbers in sums.items()})
+    )
+    write_whole(cache_root / CONDITION_NAME, document)
+    manifest = CacheManifest(
+        shard_set_digest=shard_set.content_digest,
+        shards=tuple(cached),
+        index_sha256=file_sha256(cache_root / INDEX_NAME),
+        teacher=replace(facts, condition_sha256=hashlib.sha256(document).hexdigest()),
+    )
+    data = document_bytes(manifest)
+    write_whole(cache_root / MANIFEST_NAME, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _part_path(cache_root: Path, shard: str) -> Path:
+    return cache_root / _PARTS / f"{shard}.json"
+
+
+def _finished_part(cache_root: Path, source: ShardEntry, teacher_digest: str) -> CacheShard | None:
+    """The record of a cache shard if it still holds: same teacher, same source, same bytes."""
+    record, path = _part_path(cache_root, source.name), cache_root / source.name
+    if not record.is_file() or not path.is_file():
+        return None
+    try:
+        part = parse_document(_CachePart, record.read_bytes(), where=str(record), error=TeacherError)
+    except TeacherError:
+        return None  # what cannot be read was not finished
+    entry = part.shard
+    if part.teacher_digest != teacher_digest or entry.source_sha256 != source.sha256:
+        return None
+    return entry if path.stat().st_size == entry.size_bytes and file_sha256(path) == entry.sha256 else None
+
+
+def _index_of(path: Path, keys: Sequence[str]) -> pa.Table:
+    """A cache shard's row group, from the tar as it lies there; its keys must be ``keys``, in order."""
+    members = list(walk_tar(path))
+    if [member.name for member in members] != [f"{escape_key(key)}.{TEACHER_MEMBER}" for key in keys]:
+        raise TeacherError(
+            f"{path}: its keys are not the source shard's. Delete it, run launch/cache_teacher.py again."
+        )
+    with open(path, "rb") as file:
+        checksums = []
+        for member in members:
+            file.seek(member.offset)
+            checksums.append(crc32_of(file.read(member.size)))
+    places = MemberPlaces(
+        offset=np.array([member.offset for member in members], np.int64),
+        size=np.array([member.size for member in members], np.int64),
+        crc32=np.array(checksums, np.uint32),
+    )
+    return pa.table({"key": pa.array(keys, pa.string()), **place_columns({TEACHER_MEMBER: places})})
+
+
+def _decode_rows(_shard: str, table: pa.Table) -> _CacheRows:
+    keys = table["key"].to_pylist()
+    return _CacheRows(row_of={key: row for row, key in enumerate(keys)}, places=table_places(table, TEACHER_MEMBER))

@@ -1,0 +1,110 @@
+"""The teacher cache as data: manifest, condition and members. ``shards/README.md`` is the normative text."""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ccts_dist.errors import TeacherError
+from ccts_dist.records import Condition, TeacherOutput
+from ccts_dist.shards.documents import parse_document
+from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, TeacherFacts, check_version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShard:
+    """One tar of a teacher cache, as its manifest lists it."""
+
+    name: str
+    """The source shard's."""
+
+    source_sha256: str
+    """SHA-256 of the source shard, so that a corpus may grow and keep what is cached."""
+
+    num_utterances: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheManifest:
+    """What a teacher cache is; written last."""
+
+    format_version: int = FORMAT_VERSION
+    shard_set_digest: str
+    """``content_digest`` of the shard set it was made for."""
+
+    shards: tuple[CacheShard, ...]
+    """In the order of the index's row groups."""
+
+    index_sha256: str
+    teacher: TeacherFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConditionFile:
+    """``condition.json``: the fit, and the sums it was made of."""
+
+    condition: Condition
+    sums: Mapping[str, tuple[float, ...]]
+    """By name, one number per target."""
+
+
+def read_cache_manifest(root: Path) -> tuple[CacheManifest, str]:
+    """A cache's manifest and the SHA-256 of its file.
+
+    Raises:
+        TeacherError: missing, damaged, or of another format version.
+    """
+    where = root / MANIFEST_NAME
+    try:
+        data = where.read_bytes()
+    except OSError as error:
+        raise TeacherError(
+            f"{root}: no teacher cache here (no readable {MANIFEST_NAME}). Make one with launch/cache_teacher.py, "
+            "or run it again if it was interrupted."
+        ) from error
+    check_version(data, where=str(where), error=TeacherError)
+    manifest = parse_document(CacheManifest, data, where=str(where), error=TeacherError)
+    for shard in manifest.shards:
+        if shard.name != Path(shard.name).name:
+            raise TeacherError(f"{where}: shard name {shard.name!r} is not a plain file name. Do not use this cache.")
+    return manifest, hashlib.sha256(data).hexdigest()
+
+
+def read_condition(root: Path, facts: TeacherFacts) -> Condition:
+    """The condition beside a manifest, checked against the digest in it.
+
+    Raises:
+        TeacherError: missing, or not the manifest's.
+    """
+    where = root / CONDITION_NAME
+    data = where.read_bytes() if where.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != facts.condition_sha256:
+        damage = "is missing" if not data else "is not the one that the manifest names"
+        raise TeacherError(f"{where}: {damage}. Run launch/cache_teacher.py again.")
+    return parse_document(ConditionFile, data, where=str(where), error=TeacherError).condition
+
+
+def encode_output(output: TeacherOutput) -> bytes:
+    """The ``teacher.npy`` member: one float32 array, the embedding and then the predictions."""
+    vector = np.concatenate([output.embedding, output.prediction]).astype("<f4")
+    file = io.BytesIO()
+    np.lib.format.write_array(file, vector, version=(1, 0), allow_pickle=False)
+    return file.getvalue()
+
+
+def decode_output(data: bytes, embedding_size: int, num_targets: int) -> TeacherOutput:
+    """The inverse of ``encode_output``; never unpickles.
+
+    Raises:
+        ValueError: no plain float32 array of that length.
+    """
+    vector = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    wanted = embedding_size + num_targets
+    if vector.dtype != np.dtype("<f4") or vector.shape != (wanted,):
+        raise ValueError(f"holds {vector.dtype}{list(vector.shape)}, must be float32[{wanted}]")
+    return TeacherOutput(embedding=vector[:embedding_size], prediction=vector[embedding_size:])
