@@ -6,11 +6,11 @@ Works without a process group too: then there is one rank. Knows neither Acceler
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from ccts_dist.errors import CctsError
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,20 @@ def agree_or_raise(error: CctsError | None) -> None:
     if error is not None and errors.index(first) == rank_facts().rank:
         raise error  # keeps its traceback
     raise first from error
+
+
+def together(action: Callable[[], Answer]) -> Answer:
+    """What ``action`` gives on this rank, once it has gone well on all; raises on all what it raised on any.
+
+    Every rank must call it; ``action`` itself must not wait for other ranks.
+    """
+    answer, error = None, None
+    try:
+        answer = action()
+    except CctsError as raised:
+        error = raised
+    agree_or_raise(error)
+    return cast(Answer, answer)
 
 
 def derive_seed(*parts: int | str) -> int:

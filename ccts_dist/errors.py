@@ -5,6 +5,10 @@ Every message says what value was met, which rule it breaks and what to do, and 
 traceback.
 """
 
+import os
+import sys
+from collections.abc import Callable
+
 
 class CctsError(Exception):
     """Base of all errors that this library raises on purpose."""
@@ -46,3 +50,20 @@ class CheckpointError(CctsError):
 
 class RegistryError(CctsError):
     """A registered model that cannot be found or is not what its tags say."""
+
+
+class TrainingError(CctsError):
+    """Training that cannot go on: the loss is not finite step after step."""
+
+
+def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+    """The exit code of a command: what ``main`` returns, or that of the ``CctsError`` it raises.
+
+    The error becomes one line on stderr, of rank 0 alone: errors are agreed on by all ranks, and said once.
+    """
+    try:
+        return main(argv)
+    except CctsError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+        return error.exit_code

@@ -1,0 +1,77 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then where there is none (a log file, a batch job)."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Without a terminal: often enough to see that it lives, seldom enough for a log that is kept."""
+
+
+class Progress:
+    """A counted piece of work. Use as a context manager; call ``advance`` as it goes on.
+
+    Args:
+        total: how much there is to do.
+        what: its name, for people.
+        unit: what is counted.
+        visible: False shows nothing: on every rank but the first.
+        start: how much had been done before.
+    """
+
+    def __init__(self, total: int, what: str, *, unit: str, visible: bool = True, start: int = 0) -> None:
+        self._total, self._what, self._unit = total, what, unit
+        self._done = self._start = start
+        self._visible = visible
+        self._began = self._last_line = time.monotonic()
+        self._figures = ""
+        # Alone in its own line: the plain lines go to the same stream and would be torn apart by a bar.
+        self._bar = (
+            tqdm(total=total, desc=what, unit=unit, initial=start, dynamic_ncols=True, leave=True)
+            if visible and sys.stderr.isatty()
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._visible and self._done > self._start:
+            self._line()
+
+    def advance(self, count: int = 1, figures: str = "") -> None:
+        """``count`` more are done; ``figures`` is shown beside."""
+        self._done += count
+        self._figures = figures or self._figures
+        if self._bar is not None:
+            if figures:
+                self._bar.set_postfix_str(figures, refresh=False)
+            self._bar.update(count)
+        elif self._visible and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        elapsed = max(1e-9, self._last_line - self._began)
+        rate = (self._done - self._start) / elapsed
+        left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 and self._done < self._total else ""
+        beside = f", {self._figures}" if self._figures else ""
+        print(
+            f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s{left}{beside}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def say(line: str, *, visible: bool = True) -> None:
+    """A plain line for people on stderr, above any bar."""
+    if visible:
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
