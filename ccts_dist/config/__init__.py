@@ -1,6 +1,6 @@
 """A run as data. ``schema`` says what a run file can hold; ``reader`` turns TOML into it."""
 
-from ccts_dist.config.reader import parse_run, read_run, run_to_toml, run_to_tree
+from ccts_dist.config.reader import parse_model, parse_run, read_run, run_to_toml, run_to_tree
 from ccts_dist.config.schema import (
     BatchConfig,
     DataConfig,
@@ -29,6 +29,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "num_trainable_layers",
+    "parse_model",
     "parse_run",
     "read_run",
     "run_to_toml",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 
-from ccts_dist.config.schema import Between, RunConfig, num_trainable_layers
+from ccts_dist.config.schema import Between, ModelConfig, RunConfig, num_trainable_layers
 from ccts_dist.errors import ConfigError
 
 
@@ -38,6 +38,13 @@ def parse_run(tree: Mapping[str, Any], *, source: str = "run") -> RunConfig:
     run = _build(RunConfig, tree, (), source)
     _check_together(run, source)
     return run
+
+
+def parse_model(tree: Mapping[str, Any], *, source: str = "model") -> ModelConfig:
+    """The model in a tree of plain values, as ``run_to_tree`` gives it; ``source`` names it in errors."""
+    model = _build(ModelConfig, tree, ("model",), source)
+    _check_model(model, source)
+    return model
 
 
 def run_to_tree(run: Any) -> dict[str, Any]:
@@ -150,9 +157,7 @@ def _convert(value: Any, hint: Any, path: tuple[str, ...], source: str) -> Any:
     return number
 
 
-def _check_together(run: RunConfig, source: str) -> None:
-    """Rules that no single annotation can state."""
-    model = run.model
+def _check_model(model: ModelConfig, source: str) -> None:
     if model.speech is None and model.text is None:
         raise ConfigError(f"{source}: model has neither [model.speech] nor [model.text]. Give it one or both.")
     if not model.targets or len(set(model.targets)) != len(model.targets):
@@ -172,10 +177,16 @@ def _check_together(run: RunConfig, source: str) -> None:
                 f'{source}: model.{name}.encoder = {branch.encoder!r}: encoder = "scratch" and the table '
                 f"[model.{name}.scratch] go together. Give both, or neither."
             )
+
+
+def _check_together(run: RunConfig, source: str) -> None:
+    """Rules that no single annotation can state."""
+    _check_model(run.model, source)
     weights = run.loss.target_weights
-    if weights and len(weights) != len(model.targets):
+    if weights and len(weights) != len(run.model.targets):
         raise ConfigError(
-            f"{source}: loss.target_weights has {len(weights)} numbers for {len(model.targets)} targets. Give one each."
+            f"{source}: loss.target_weights has {len(weights)} numbers for {len(run.model.targets)} targets. "
+            "Give one each."
         )
     if run.distill is not None and not run.data.teacher:
         raise ConfigError(
