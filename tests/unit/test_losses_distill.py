@@ -1,0 +1,61 @@
+import math
+
+import pytest
+import torch
+
+from ccts_dist.losses.distill import embedding_distance, prediction_distance, standardise
+
+
+def test_squared_distance_is_the_mean_over_the_embedding():
+    student = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    teacher = torch.tensor([[4.0, 6.0], [0.0, 2.0]])
+    assert embedding_distance(student, teacher, distance="squared").tolist() == [12.5, 2.0]  # (9 + 16) / 2, 4 / 2
+
+
+def test_norm_is_the_euclidean_distance():
+    student = torch.tensor([[1.0, 2.0]])
+    assert embedding_distance(student, torch.tensor([[4.0, 6.0]]), distance="norm").tolist() == [5.0]
+
+
+def test_gradient_of_the_norm_is_zero_where_student_and_teacher_agree():
+    student = torch.tensor([[1.0, 2.0], [1.0, 2.0]], requires_grad=True)
+    embedding_distance(student, torch.tensor([[1.0, 2.0], [4.0, 6.0]]), distance="norm").sum().backward()
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, torch.tensor([[0.0, 0.0], [-0.6, -0.8]]))
+
+
+@pytest.mark.parametrize("distance", ["squared", "norm"])
+def test_distance_passes_gradcheck_and_gives_the_teacher_no_gradient(distance):
+    student = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: embedding_distance(s, teacher, distance=distance), student)
+    embedding_distance(student, teacher, distance=distance).sum().backward()
+    assert teacher.grad is None
+
+
+def test_distance_of_a_half_precision_student_is_taken_in_float32():
+    student = torch.zeros(1, 3, dtype=torch.bfloat16)
+    result = embedding_distance(student, torch.full((1, 3), 1 + 2**-12), distance="squared")
+    assert result.dtype == torch.float32
+    assert result.item() == pytest.approx((1 + 2**-12) ** 2, abs=1e-7)
+
+
+def test_distance_of_no_rows_is_empty_and_still_reaches_the_student():
+    student = torch.rand(2, 3, requires_grad=True)
+    embedding_distance(student[:0], torch.rand(0, 3), distance="norm").sum().backward()
+    assert student.grad is not None
+    assert student.grad.abs().sum() == 0
+
+
+def test_prediction_distance_is_the_mean_square_over_the_targets():
+    student = torch.tensor([[0.5, 0.0, 1.0]])
+    assert prediction_distance(student, torch.tensor([[0.0, 0.0, 0.5]])).item() == pytest.approx(0.5 / 3)
+
+
+def test_standardise_gives_mean_zero_and_deviation_one():
+    embedding = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    mean, deviation = torch.tensor([2.0, 5.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    # The second feature never varies: it is centred and left at its own scale.
+    assert standardise(embedding, mean, deviation).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
+    assert standardise(embedding + 1, mean, deviation).tolist() == [[0.0, 1.0], [2.0, 1.0]]
+    assert math.isfinite(standardise(embedding, mean, deviation).sum().item())

@@ -1,0 +1,231 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ccts_dist.losses.ccc import concordance
+from ccts_dist.losses.distill import embedding_distance, prediction_distance
+from ccts_dist.losses.total import (
+    BatchSums,
+    DistillParts,
+    DistillTerms,
+    batch_sums,
+    pack_sums,
+    surrogate,
+    total_loss,
+    unpack_sums,
+)
+from ccts_dist.records import Condition, TeacherBatch
+
+NAN = math.nan
+ALPHA = (0.5, 0.2, 0.3)
+CONDITION = Condition(
+    targets=("activation", "valence", "dominance"),
+    w=(0.9, 1.0, 1.1),
+    b=(0.05, 0.0, -0.05),
+    deviation=(0.2, 0.2, 0.2),
+    num_rows=(9, 9, 9),
+    splits=("Train",),
+)
+DISTILL = DistillTerms(condition=CONDITION, embedding_weight=3.0, prediction_weight=0.7)
+
+
+class Data:
+    """A global batch of 12 rows, whose row 4 has no label at all and row 7 weight 0, and a two-layer student."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+
+        def rand(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+        self.x = rand(12, 5)
+        self.label = rand(12, 3)
+        self.label[4] = NAN
+        self.label[2, 1] = NAN
+        self.weight = torch.ones(12)
+        self.weight[7] = 0
+        self.teacher = TeacherBatch(embedding=rand(12, 4), prediction=rand(12, 3))
+        self.inner = rand(5, 4).requires_grad_()
+        self.outer = rand(4, 3).requires_grad_()
+
+    def student(self, rows: slice) -> tuple[Tensor, Tensor]:
+        embedding = self.x[rows] @ self.inner
+        return embedding, embedding @ self.outer
+
+    def gradients(self) -> list[Tensor]:
+        found = [parameter.grad for parameter in (self.inner, self.outer)]
+        self.inner.grad = self.outer.grad = None
+        assert all(gradient is not None for gradient in found)
+        return [gradient for gradient in found if gradient is not None]
+
+    def teacher_of(self, rows: slice) -> TeacherBatch:
+        return TeacherBatch(embedding=self.teacher.embedding[rows], prediction=self.teacher.prediction[rows])
+
+    def kept(self, distill: DistillTerms) -> Tensor:
+        return distill.kept(self.teacher, self.label, self.weight)
+
+    def in_parts(self, parts: list[slice], distill: DistillTerms | None) -> tuple[float, list[Tensor]]:
+        """Loss and gradients by surrogates over the parts."""
+        kept = None if distill is None else self.kept(distill)
+        packed = torch.zeros(20, dtype=torch.float64)
+        for rows in parts:
+            _, prediction = self.student(rows)
+            packed += pack_sums(
+                batch_sums(prediction, self.label[rows], self.weight[rows], None if kept is None else kept[rows])
+            )
+        sums = unpack_sums(packed)
+        shares = []
+        for rows in parts:
+            embedding, prediction = self.student(rows)
+            value, share = surrogate(
+                prediction,
+                embedding,
+                self.label[rows],
+                self.weight[rows],
+                sums,
+                ALPHA,
+                teacher=self.teacher_of(rows),
+                kept=None if kept is None else kept[rows],
+                distill=distill,
+            )
+            value.backward()
+            shares.append(share)
+        whole = DistillParts(
+            embedding=torch.stack([share.embedding for share in shares]).sum(),
+            prediction=torch.stack([share.prediction for share in shares]).sum(),
+        )
+        return total_loss(sums, ALPHA, whole, distill).item(), self.gradients()
+
+    def directly(self, distill: DistillTerms | None) -> tuple[float, list[Tensor]]:
+        """Loss and gradients by autograd through the plain formula."""
+        embedding, prediction = self.student(slice(None))
+        rows = self.weight > 0
+        loss = (torch.tensor(ALPHA, dtype=torch.float64) * (1 - concordance(prediction[rows], self.label[rows]))).sum()
+        if distill is not None:
+            kept = self.kept(distill)
+            distances = embedding_distance(embedding, self.teacher.embedding, distance=distill.distance)
+            loss = loss + distill.embedding_weight * distances[kept].mean()
+            distances = prediction_distance(prediction, self.teacher.prediction)
+            loss = loss + distill.prediction_weight * distances[kept].mean()
+        loss.backward()
+        return loss.item(), self.gradients()
+
+
+@pytest.mark.parametrize("distill", [None, DISTILL, replace(DISTILL, distance="norm"), replace(DISTILL, gate="none")])
+@pytest.mark.parametrize(
+    "parts",
+    [[slice(None)], [slice(0, 5), slice(5, 12)], [slice(0, 1), slice(1, 2), slice(2, 12)], [slice(0, 0), slice(0, 12)]],
+)
+def test_surrogates_of_any_parts_have_loss_and_gradient_of_the_whole(parts: list[slice], distill: DistillTerms | None):
+    data = Data()
+    loss, gradients = data.in_parts(parts, distill)
+    expected_loss, expected = data.directly(distill)
+    assert loss == pytest.approx(expected_loss, abs=1e-10)
+    for got, want in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-10, rtol=0)
+
+
+def test_gate_of_the_example_lets_some_rows_through_and_not_others():
+    kept = Data().kept(DISTILL)
+    assert 2 <= kept.sum() <= 10
+    assert kept[4], "a row without any label is distilled"
+    assert not kept[7], "a row of weight 0 is not"
+
+
+def test_row_without_labels_counts_in_the_distillation_only():
+    data = Data()
+    embedding, prediction = data.student(slice(None))
+    embedding.retain_grad()
+    only = torch.zeros(12, dtype=torch.bool)
+    only[4] = True
+    sums = batch_sums(prediction, data.label, data.weight, only)
+    assert sums.num_kept == 1
+    assert sums.num_rows == 11
+    value, share = surrogate(
+        prediction, embedding, data.label, data.weight, sums, (0.0, 0.0, 0.0),
+        teacher=data.teacher, kept=only, distill=replace(DISTILL, prediction_weight=0.0),
+    )  # fmt: skip
+    value.backward()
+    assert embedding.grad is not None
+    assert embedding.grad.abs().sum(1).nonzero().flatten().tolist() == [4]
+    assert share.embedding.item() == pytest.approx((embedding[4] - data.teacher.embedding[4]).square().mean().item())
+
+
+@pytest.mark.parametrize("distill", [None, DISTILL])
+def test_part_without_kept_rows_or_labels_still_reaches_every_parameter(distill: DistillTerms | None):
+    data = Data()
+    rows = slice(4, 5)
+    embedding, prediction = data.student(rows)
+    none = torch.zeros(1, dtype=torch.bool)
+    sums = batch_sums(prediction, data.label[rows], data.weight[rows], none)
+    value, share = surrogate(
+        prediction, embedding, data.label[rows], data.weight[rows], sums, ALPHA,
+        teacher=data.teacher_of(rows), kept=none, distill=distill,
+    )  # fmt: skip
+    value.backward()
+    assert value == 0
+    assert share.embedding == 0
+    assert all((gradient == 0).all() for gradient in data.gradients())
+
+
+def test_row_of_weight_zero_leaks_neither_into_value_nor_into_gradients():
+    data = Data()
+    embedding, prediction = (tensor.detach().clone() for tensor in data.student(slice(None)))
+    embedding[7], prediction[7] = math.inf, NAN
+    embedding.requires_grad_()
+    prediction.requires_grad_()
+    kept = data.kept(DISTILL)
+    sums = batch_sums(prediction, data.label, data.weight, kept)
+    value, share = surrogate(
+        prediction, embedding, data.label, data.weight, sums, ALPHA, teacher=data.teacher, kept=kept, distill=DISTILL
+    )
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(share.embedding)
+    for tensor in (prediction, embedding):
+        assert tensor.grad is not None
+        assert torch.isfinite(tensor.grad).all()
+        assert (tensor.grad[7] == 0).all()
+
+
+def test_standardised_embeddings_are_compared_in_the_caches_units():
+    data = Data()
+    embedding, prediction = data.student(slice(None))
+    deviation = torch.tensor([2.0, 2.0, 2.0, 2.0], dtype=torch.float64)
+    kept = torch.ones(12, dtype=torch.bool)
+    sums = batch_sums(prediction, data.label, data.weight, kept)
+    raw, scaled = (
+        surrogate(
+            prediction, embedding, data.label, data.weight, sums, ALPHA,
+            teacher=data.teacher, kept=kept, distill=distill,
+        )[1].embedding.item()
+        for distill in (
+            DISTILL,
+            replace(DISTILL, embedding_mean=torch.zeros(4, dtype=torch.float64), embedding_deviation=deviation),
+        )
+    )  # fmt: skip
+    assert scaled == pytest.approx(raw / 4)
+
+
+def test_sums_survive_packing():
+    sums = BatchSums(
+        concordance=torch.arange(18, dtype=torch.float64).reshape(6, 3),
+        num_kept=torch.tensor(4.0, dtype=torch.float64),
+        num_rows=torch.tensor(5.0, dtype=torch.float64),
+    )
+    packed = pack_sums(sums)
+    assert packed.shape == (20,)
+    again = unpack_sums(packed)
+    assert torch.equal(again.concordance, sums.concordance)
+    assert (again.num_kept.item(), again.num_rows.item()) == (4, 5)
+
+
+def test_surrogate_of_a_float32_student_is_float32():
+    prediction = torch.rand(4, 3, requires_grad=True)
+    label = torch.rand(4, 3)
+    sums = batch_sums(prediction, label, torch.ones(4), None)
+    value, _ = surrogate(prediction, torch.rand(4, 2), label, torch.ones(4), sums, ALPHA)
+    assert value.dtype == torch.float32
