@@ -1,0 +1,92 @@
+"""What a builder is given, sorted: utterances by split, and what is left out before any audio is opened."""
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccts_dist.records import Rejected, Utterance
+from ccts_dist.shards.schema import utterance_to_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """The builder's input after its first look."""
+
+    splits: dict[str, tuple[Utterance, ...]]
+    """In order of first appearance; within a split in the order they came."""
+
+    rejected: tuple[Rejected, ...]
+    """By the corpus reader and by this first look, in the order they came."""
+
+    @property
+    def num_given(self) -> int:
+        """All that came, rejected or not."""
+        return len(self.rejected) + sum(len(utterances) for utterances in self.splits.values())
+
+
+def sort_intake(given: Iterable[Utterance | Rejected], *, targets: Sequence[str], root: Path | None) -> Intake:
+    """Group utterances by split; reject doubles, keys no reader could take, and labels off the scale."""
+    splits: dict[str, list[Utterance]] = {}
+    rejected: list[Rejected] = []
+    seen: set[str] = set()
+    for one in given:
+        if isinstance(one, Rejected):
+            rejected.append(one)
+            continue
+        reason = "the key comes twice" if one.key in seen else _fault(one, targets)
+        if reason:
+            rejected.append(Rejected(key=one.key, reason=reason, source=source_of(one, root)))
+            continue
+        seen.add(one.key)
+        splits.setdefault(one.split, []).append(one)
+    return Intake(splits={name: tuple(split) for name, split in splits.items()}, rejected=tuple(rejected))
+
+
+def source_of(utterance: Utterance, root: Path | None) -> str:
+    """The audio file as shards name it: relative to the corpus, so that a corpus that moves gives equal shards."""
+    if root is not None and utterance.audio.is_relative_to(root):
+        return utterance.audio.relative_to(root).as_posix()
+    return utterance.audio.name
+
+
+def fingerprint(utterances: Sequence[Utterance], *, targets: Sequence[str], root: Path | None, with_time: bool) -> str:
+    """A digest of what shards are made of: records, and sizes of the audio files.
+
+    Args:
+        with_time: take the time of each file's last change too; it notices audio replaced by audio of one size, but
+            differs between copies of a corpus.
+    """
+    digest = hashlib.sha256()
+    for utterance in utterances:
+        digest.update(utterance_to_json(utterance, targets=targets, num_samples=0, source=source_of(utterance, root)))
+        try:
+            status = os.stat(utterance.audio)
+            digest.update(f"|{status.st_size}|{status.st_mtime_ns if with_time else ''}\n".encode())
+        except OSError:
+            digest.update(b"|missing\n")
+    return digest.hexdigest()
+
+
+def rejected_line(rejected: Rejected) -> str:
+    """One line of ``rejected.jsonl``."""
+    # A key that is no valid Unicode may be the very reason; ASCII escapes write it all the same.
+    return json.dumps({"key": rejected.key, "reason": rejected.reason, "source": rejected.source}, sort_keys=True)
+
+
+def _fault(utterance: Utterance, targets: Sequence[str]) -> str:
+    if not utterance.key or any(unicodedata.category(character) == "Cc" for character in utterance.key):
+        return "the key is empty or has a control character"
+    for name, values in (("label", utterance.labels), ("variance of label", utterance.label_variance)):
+        for target in targets:
+            value = values.get(target, 0.0)
+            if not 0 <= value <= 1:
+                return f"{name} {target!r} is {value}, off the scale 0..1"
+    try:
+        utterance_to_json(utterance, targets=targets, num_samples=0, source=utterance.audio.name)
+    except UnicodeEncodeError:
+        return "a text is not valid Unicode"
+    return ""
