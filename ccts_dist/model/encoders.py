@@ -1,0 +1,260 @@
+"""Speech and text encoders out of transformers: from a folder, from the hub, or with random weights.
+
+Build these before any Accelerator: transformers' weight loading fails once DeepSpeed's ZeRO-3 is announced.
+"""
+
+import difflib
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.utils import logging as transformers_logging
+
+from ccts_dist.config import SpeechConfig, TextConfig
+from ccts_dist.errors import ConfigError
+from ccts_dist.model.loaded import check_loaded
+
+SPEECH_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat")
+"""transformers' model types whose frames are known here not to depend on padding."""
+
+Branch = Literal["speech", "text"]
+
+# What transformers raises on a place that holds no usable model: absent, not a model, damaged, of another shape.
+_LOAD_ERRORS = (OSError, ValueError, TypeError, RuntimeError, StrictDataclassError, SafetensorError, pickle.PickleError)
+
+
+def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
+    """The speech encoder that ``[model.speech]`` names, with its weights, in float32.
+
+    LayerDrop is off whatever its configuration says: under ZeRO-3 ranks that drop different layers stall each other.
+    SpecAugment follows the encoder's configuration; with "scratch" it is off unless ``scratch`` names
+    ``apply_spec_augment``.
+
+    Raises:
+        ConfigError: no such place, not a speech encoder of a known kind, or weights that did not arrive.
+    """
+    if speech.encoder == "scratch":
+        config = scratch_config("speech", speech.scratch, {})
+        config.apply_spec_augment = bool(speech.scratch.get("apply_spec_augment", False))
+    else:
+        config = _read_config("speech", speech.encoder)
+    _check_speech_config(config, speech)
+    config.layerdrop = 0.0
+    if speech.encoder == "scratch":
+        return encoder_from_config("speech", config)
+    return _load_weights("speech", speech.encoder, config)
+
+
+def load_text_encoder(text: TextConfig, vocabulary_size: int | None) -> PreTrainedModel:
+    """The text encoder that ``[model.text]`` names, with its weights, in float32, without a pooler.
+
+    Args:
+        vocabulary_size: pieces of the tokenizer; needed for "scratch", else checked if given.
+
+    Raises:
+        ConfigError: no such place, not an encoder, weights that did not arrive, or too small for the tokenizer.
+    """
+    if text.encoder == "scratch":
+        if "vocab_size" in text.scratch:
+            raise ConfigError(
+                f"model.text.scratch.vocab_size = {text.scratch['vocab_size']}: the tokenizer decides it. "
+                "Remove it and set model.text.vocabulary."
+            )
+        if vocabulary_size is None:
+            raise ConfigError(
+                'model.text.encoder = "scratch" needs a trained tokenizer. Train one, or name an encoder.'
+            )
+        config = scratch_config("text", text.scratch, {"vocab_size": vocabulary_size})
+        encoder = encoder_from_config("text", config)
+    else:
+        config = _read_config("text", text.encoder)
+        if config.is_encoder_decoder:
+            raise ConfigError(
+                f"model.text.encoder = {text.encoder!r} is a {config.model_type} model with a decoder: must be an "
+                "encoder such as BERT. Name another."
+            )
+        encoder = without_pooler(_load_weights("text", text.encoder, config))
+    _check_text_encoder(encoder, text, vocabulary_size)
+    return encoder
+
+
+def augments(config: PreTrainedConfig) -> bool:
+    """Whether a speech encoder of this configuration masks frames or features while it is trained."""
+    on = getattr(config, "apply_spec_augment", True)  # data2vec has no such key and reads it as true
+    return bool(on) and max(config.mask_time_prob, config.mask_feature_prob) > 0
+
+
+def encoder_from_config(branch: Branch, config: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder of that shape with random weights, drawn from torch's global generator."""
+    try:
+        encoder = AutoModel.from_config(config)
+    except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as error:
+        raise ConfigError(f"model.{branch}: no {config.model_type} can have this shape: {_line(error)}") from error
+    return without_pooler(encoder.float())
+
+
+def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
+    """The same encoder less BERT's pooler, whose weights no loss would reach."""
+    if getattr(encoder, "pooler", None) is not None:
+        del encoder.pooler
+        encoder.register_module("pooler", None)
+    return encoder
+
+
+def does_normalise(speech: SpeechConfig) -> bool:
+    """Whether each utterance is brought to zero mean and unit variance before the encoder.
+
+    Raises:
+        ConfigError: "auto", and the encoder does not say how it was pretrained.
+    """
+    if speech.normalise != "auto":
+        return speech.normalise == "on"
+    if speech.encoder == "scratch":
+        return False
+    try:
+        extractor, _ = FeatureExtractionMixin.get_feature_extractor_dict(
+            speech.encoder, local_files_only=Path(speech.encoder).is_dir()
+        )
+    except (OSError, ValueError) as error:
+        raise _unsaid(speech.encoder, "has no readable preprocessor_config.json") from error
+    if "do_normalize" not in extractor:
+        raise _unsaid(speech.encoder, "has no do_normalize in its preprocessor_config.json")
+    return bool(extractor["do_normalize"])
+
+
+def scratch_config(branch: Branch, scratch: Mapping[str, Any], defaults: Mapping[str, Any]) -> PreTrainedConfig:
+    """The transformers configuration that a ``scratch`` table describes; unknown keys are refused.
+
+    Args:
+        defaults: values for keys the table leaves out, where the model type knows them.
+    """
+    table = f"model.{branch}.scratch"
+    model_type = str(scratch.get("model_type", ""))
+    known_types = SPEECH_TYPES if branch == "speech" else tuple(CONFIG_MAPPING.keys())
+    if model_type not in known_types:
+        near = _nearest(
+            model_type, known_types, fallback=f"Write for example {'hubert' if branch == 'speech' else 'bert'!r}."
+        )
+        raise ConfigError(f"{table}.model_type = {model_type!r}: must be a transformers model type. {near}")
+    cls = CONFIG_MAPPING[model_type]
+    known = sorted({f.name for f in fields(cls)} | set(cls.attribute_map))
+    given = {key: value for key, value in scratch.items() if key != "model_type"}
+    for key, value in given.items():
+        if key not in known:
+            near = _nearest(key, known, fallback=f"See transformers' {cls.__name__}.")
+            raise ConfigError(f"{table}: unknown key {key} = {value!r}. {near}")
+    try:
+        return cls(**{key: value for key, value in defaults.items() if key in known} | given)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise ConfigError(f"{table}: transformers refuses it: {_line(error)}") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no advice from transformers: each rank would print them, and loading is checked here."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _read_config(branch: Branch, place: str) -> PreTrainedConfig:
+    folder = Path(place)
+    if not folder.is_dir() and (folder.is_absolute() or place.startswith((".", "~")) or place.count("/") > 1):
+        raise ConfigError(f"model.{branch}.encoder = {place!r}: no such folder. Name a folder or a model of the hub.")
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(place, local_files_only=folder.is_dir())
+    except (*_LOAD_ERRORS, KeyError) as error:
+        raise _unloadable(branch, place, error) from error
+
+
+def _load_weights(branch: Branch, place: str, config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        with quiet_transformers():
+            encoder, info = AutoModel.from_pretrained(
+                place,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=Path(place).is_dir(),
+                output_loading_info=True,
+            )
+    except _LOAD_ERRORS as error:
+        raise _unloadable(branch, place, error) from error
+    check_loaded(encoder, place, reported_missing=info["missing_keys"])
+    return encoder
+
+
+def _check_speech_config(config: PreTrainedConfig, speech: SpeechConfig) -> None:
+    if config.model_type not in SPEECH_TYPES:
+        raise ConfigError(
+            f"model.speech.encoder = {speech.encoder!r} is of type {config.model_type!r}: must be one of "
+            f"{', '.join(SPEECH_TYPES)}. Name another."
+        )
+    if getattr(config, "add_adapter", False):
+        raise ConfigError(
+            f"model.speech.encoder = {speech.encoder!r} has add_adapter = true, whose strided convolutions mix padding "
+            "into frames. Name an encoder without an adapter."
+        )
+    if augments(config) and config.mask_feature_prob > 0 and config.mask_feature_length > config.hidden_size:
+        raise ConfigError(
+            f"model.speech: mask_feature_length = {config.mask_feature_length} is longer than hidden_size = "
+            f"{config.hidden_size}. Shorten it, or set apply_spec_augment = false."
+        )
+
+
+def _check_text_encoder(encoder: PreTrainedModel, text: TextConfig, vocabulary_size: int | None) -> None:
+    rows = cast(nn.Embedding, encoder.get_input_embeddings()).num_embeddings
+    if vocabulary_size is not None and vocabulary_size > rows:
+        raise ConfigError(
+            f"model.text.encoder = {text.encoder!r} knows {rows} pieces, the tokenizer has {vocabulary_size}. "
+            "Use the tokenizer that belongs to the encoder."
+        )
+    places = getattr(encoder.config, "max_position_embeddings", None)
+    embeddings = getattr(encoder, "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if places is not None and padding is not None:
+        places -= padding + 1  # RoBERTa's positions begin after its padding number
+    if places is not None and 0 < places < text.max_tokens:
+        raise ConfigError(
+            f"model.text.max_tokens = {text.max_tokens}: encoder {text.encoder!r} reads at most {places}. Lower it."
+        )
+
+
+def _unloadable(branch: Branch, place: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"model.{branch}.encoder = {place!r}: transformers cannot load it: {_line(error)} "
+        "Name a folder or a model of the hub that holds config.json and weights."
+    )
+
+
+def _unsaid(place: str, what: str) -> ConfigError:
+    return ConfigError(
+        f'model.speech.normalise = "auto": {place!r} {what}, so how it was pretrained is unknown. '
+        'Set model.speech.normalise to "on" or "off".'
+    )
+
+
+def _nearest(word: str, known: tuple[str, ...] | list[str], *, fallback: str) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else fallback
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 240 else text[:237] + "..."

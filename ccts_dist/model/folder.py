@@ -1,0 +1,231 @@
+"""A model as a folder that needs nothing else: no hub, no encoder folders, no unpickling.
+
+    model.safetensors            weights
+    speech_encoder/config.json   the encoders' shapes, as transformers spells them
+    text_encoder/config.json
+    tokenizer/                   with a text branch
+    model.json                   what the model is, the weights' digest, and where it comes from; written last
+
+A folder without ``model.json`` is not complete.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
+
+from ccts_dist.config import ModelConfig, parse_model, run_to_tree
+from ccts_dist.errors import CheckpointError, ConfigError
+from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model
+from ccts_dist.model.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model out of its folder, in evaluation mode, and all that is known of it."""
+
+    model: EmotionModel
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    """None without a text branch."""
+
+    scale: tuple[float, float]
+    """The corpus's rating scale: ``rating = low + prediction * (high - low)``."""
+
+    digest: str
+    """SHA-256 of the weights' file."""
+
+    extra: Mapping[str, Any]
+    """What whoever saved it wrote down beside: training splits, shard set, seed, scores."""
+
+
+def save_model(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: ModelConfig,
+    *,
+    encoders: EncoderConfigs,
+    tokenizer: Tokenizer | None = None,
+    scale: tuple[float, float],
+    extra: Mapping[str, Any],
+) -> str:
+    """Write a model folder and return its weights' digest; one that is there already is replaced as a whole.
+
+    Everything is written and synced beside ``folder`` first, so that a writer that is killed leaves either no folder or
+    a whole one.
+
+    Args:
+        state: an ``EmotionModel``'s state dict.
+        encoders: ``model.encoder_configs``.
+        extra: any JSON.
+
+    Raises:
+        CheckpointError: ``extra`` is not JSON, or a text branch comes without its tokenizer.
+    """
+    if (tokenizer is None) != (config.text is None):
+        raise CheckpointError(
+            f"{folder}: a text branch and a tokenizer go together. Save the model with both or neither."
+        )
+    folder = Path(folder)
+    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(weights, unfinished / WEIGHTS)
+    for name, encoder in (("speech_encoder", encoders.speech), ("text_encoder", encoders.text)):
+        if encoder is not None:
+            encoder.save_pretrained(unfinished / name)
+    if tokenizer is not None:
+        tokenizer.save(unfinished / "tokenizer")
+    description = {
+        "format_version": FORMAT_VERSION,
+        "model": run_to_tree(config),
+        "targets": list(config.targets),
+        "scale": list(scale),
+        "normalise": encoders.normalise,
+        "sha256": weights_digest(unfinished),
+        "extra": dict(extra),
+    }
+    try:
+        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION}: extra cannot be written as JSON: {error}. Change it."
+        ) from error
+    _sync_tree(unfinished)
+    (unfinished / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    _sync_tree(unfinished)
+    _replace(unfinished, folder)
+    return description["sha256"]
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """The model in ``folder``, on ``device``, in evaluation mode.
+
+    Raises:
+        ConfigError: no such folder.
+        CheckpointError: not a whole model folder, of another format version, or altered since it was saved.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such model folder. Name the folder that training wrote.")
+    description = _read_description(folder)
+    digest = weights_digest(folder)
+    if digest != description["sha256"]:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: SHA-256 is {digest}, {DESCRIPTION} says {description['sha256']}: the weights are not "
+            "those that were saved. Fetch or save the model again."
+        )
+    config = parse_model(description["model"], source=str(folder / DESCRIPTION))
+    encoders = EncoderConfigs(
+        speech=None if config.speech is None else _read_encoder_config(folder / "speech_encoder"),
+        text=None if config.text is None else _read_encoder_config(folder / "text_encoder"),
+        normalise=description["normalise"],
+    )
+    model = rebuild_model(config, encoders)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:240]
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: not the weights of the model that {DESCRIPTION} describes: {reason} Save it again."
+        ) from error
+    tokenizer = None
+    if config.text is not None:
+        tokenizer = load_tokenizer(folder / "tokenizer", max_tokens=config.text.max_tokens)
+    low, high = description["scale"]
+    return LoadedModel(
+        model=model.to(device).eval(),
+        config=config,
+        tokenizer=tokenizer,
+        scale=(float(low), float(high)),
+        digest=digest,
+        extra=description["extra"],
+    )
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 of the weights' file, in hexadecimal.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot read the weights ({error.strerror}). Fetch or save the model again."
+        ) from error
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: has no readable {DESCRIPTION} ({error.strerror}), so it is no complete model folder. "
+            "Name another, or save it again."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}. Fetch or save the model again.") from error
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version is {version}, this library reads {FORMAT_VERSION}. Use the version that wrote it."
+        )
+    missing = {"model", "scale", "normalise", "sha256", "extra"} - set(description)
+    if missing:
+        raise CheckpointError(f"{path}: lacks {sorted(missing)[0]!r}. Fetch or save the model again.")
+    return description
+
+
+def _read_encoder_config(folder: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:240]
+        raise CheckpointError(f"{folder}: no encoder configuration: {reason} Fetch or save the model again.") from error
+
+
+def _sync_tree(folder: Path) -> None:
+    """Push files and folders to the disk, so that a later rename cannot outlive what it names."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _replace(new: Path, old: Path) -> None:
+    gone = new.with_name(f"{new.name}-gone")
+    if old.exists():
+        old.rename(gone)
+    new.rename(old)
+    shutil.rmtree(gone, ignore_errors=True)
+    _sync_parent(old)
+
+
+def _sync_parent(path: Path) -> None:
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,89 @@
+"""The convolutional front end of a speech encoder, with group norm that does not see padding.
+
+Base-size encoders normalise their first convolution over time. Over a padded row that mixes padding into the
+statistics, so that an utterance's features depend on what else is in the batch. Here the statistics are taken over each
+row's real frames only, and a row gives the same features alone and in any batch. The parameters keep their names.
+"""
+
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ccts_dist.model.pooling import real_positions, widened
+
+
+def normalise_utterances(
+    audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
+) -> Float[Tensor, "batch samples"]:
+    """Each row with zero mean and unit variance over its real samples, and zero after them; silence stays zero."""
+    real = real_positions(num_samples, audio.shape[1])
+    count = num_samples.clamp(min=1)[:, None]
+    audio = widened(audio).masked_fill(~real, 0.0)
+    mean = audio.sum(dim=1, keepdim=True) / count
+    centred = (audio - mean).masked_fill(~real, 0.0)
+    variance = centred.square().sum(dim=1, keepdim=True) / count
+    return centred * (variance + 1e-7).rsqrt()  # 1e-7: transformers' Wav2Vec2FeatureExtractor
+
+
+class MaskedGroupNormConvLayer(GradientCheckpointingLayer):
+    """A convolution, group norm with one group per channel over real frames, and the activation.
+
+    Takes over the modules of the layer it replaces. The lengths are an argument and not an attribute, so that
+    recomputing the layer in the backward pass sees those of its own forward pass.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.conv = layer.conv
+        self.layer_norm = cast(nn.GroupNorm, layer.layer_norm)
+        self.activation = layer.activation
+
+    def forward(
+        self, hidden: Float[Tensor, "batch channels samples"], num_frames: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch features frames"]:
+        hidden = cast(nn.Conv1d, self.conv)(hidden)
+        wide = widened(hidden)
+        real = real_positions(num_frames, hidden.shape[2]).to(wide.dtype)[:, :, None]
+        count = num_frames.clamp(min=1)[:, None, None]
+        # Products with the mask as matrix products, which need no masked copy of the largest tensor of the model.
+        centred = wide - torch.bmm(wide, real) / count
+        variance = torch.bmm(centred.square(), real) / count
+        scale = (variance + self.layer_norm.eps).rsqrt() * self.layer_norm.weight[:, None]
+        hidden = (centred * scale + self.layer_norm.bias[:, None]).to(hidden.dtype)
+        return cast(nn.Module, self.activation)(hidden)
+
+
+class FrontEnd(nn.Module):
+    """Waveforms to frames. Real frames of a layer are those whose whole field lies on real samples."""
+
+    def __init__(self, extractor: nn.Module, kernels: list[int], strides: list[int]) -> None:
+        """``extractor`` is a transformers feature extractor; its layers move in here, the first one replaced if it
+        normalises over time."""
+        super().__init__()
+        layers = list(cast(nn.ModuleList, extractor.conv_layers))
+        if isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm):
+            layers[0] = MaskedGroupNormConvLayer(layers[0])
+        self.conv_layers = nn.ModuleList(layers)
+        self.kernels, self.strides = kernels, strides
+
+    def forward(
+        self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch features frames"]:
+        hidden = audio[:, None]
+        for layer in self.conv_layers:
+            if isinstance(layer, MaskedGroupNormConvLayer):
+                first = torch.div(num_samples - self.kernels[0], self.strides[0], rounding_mode="floor") + 1
+                hidden = layer(hidden, first)
+            else:
+                hidden = layer(hidden)
+        return hidden
+
+    def samples_for(self, num_frames: int) -> int:
+        """Fewest samples that give so many frames."""
+        length = num_frames
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
+            length = (length - 1) * stride + kernel
+        return length

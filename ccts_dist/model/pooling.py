@@ -1,0 +1,97 @@
+"""From a row of frames to one vector: GRU output at the last real frame, mean, or mean and deviation."""
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from ccts_dist.config import SpeechConfig, TextConfig
+from ccts_dist.errors import ConfigError
+
+
+def real_positions(num_real: Int64[Tensor, " batch"], num_positions: int) -> Bool[Tensor, "batch positions"]:
+    """True at the first ``num_real`` of each row's ``num_positions`` samples, frames or tokens."""
+    return torch.arange(num_positions, device=num_real.device) < num_real[:, None]
+
+
+def widened(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The same values in float32 at least: the statistics of bfloat16 numbers are mostly rounding."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+class GruPooling(nn.Module):
+    """The top GRU layer's output at each row's last real frame.
+
+    The GRU reads forwards only, so what stands in later frames cannot reach that output; no lengths need to travel to
+    the host, as packing a sequence would ask for.
+    """
+
+    def __init__(self, features: int, hidden: int, num_layers: int) -> None:
+        super().__init__()
+        self.size = hidden
+        self.gru = nn.GRU(features, hidden, num_layers, batch_first=True)
+
+    def forward(
+        self, frames: Float[Tensor, "batch frames features"], num_frames: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch hidden"]:
+        outputs, _ = self.gru(frames.to(self.gru.all_weights[0][0].dtype))
+        last = num_frames.clamp(1, frames.shape[1]) - 1
+        return widened(outputs[torch.arange(len(last), device=last.device), last])
+
+
+class MeanPooling(nn.Module):
+    """The mean over each row's real frames."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.size = features
+
+    def forward(
+        self, frames: Float[Tensor, "batch frames features"], num_frames: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch hidden"]:
+        mean, _, _ = _mean_over_real(frames, num_frames)
+        return mean
+
+
+class StatisticsPooling(nn.Module):
+    """Mean and population deviation over each row's real frames, side by side."""
+
+    VARIANCE_FLOOR = 1e-8
+    """Keeps the square root's derivative finite where a feature is constant, or where there is a single frame."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.size = 2 * features
+
+    def forward(
+        self, frames: Float[Tensor, "batch frames features"], num_frames: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch hidden"]:
+        mean, real, count = _mean_over_real(frames, num_frames)
+        centred = (widened(frames) - mean[:, None]).masked_fill(~real, 0.0)
+        deviation = (centred.square().sum(dim=1) / count + self.VARIANCE_FLOOR).sqrt()
+        return torch.cat([mean, deviation], dim=1)
+
+
+Pooling = GruPooling | MeanPooling | StatisticsPooling
+
+
+def build_pooling(config: SpeechConfig | TextConfig, features: int) -> Pooling:
+    """The pooling that a branch's table names, over frames of ``features`` numbers; ``.size`` is what comes out.
+
+    Raises:
+        ConfigError: no pooling of that name.
+    """
+    if config.pooling == "gru":
+        return GruPooling(features, config.gru_hidden, config.gru_layers)
+    if config.pooling == "mean":
+        return MeanPooling(features)
+    if config.pooling == "statistics":
+        return StatisticsPooling(features)
+    raise ConfigError(f"pooling = {config.pooling!r}: must be one of 'gru', 'mean', 'statistics'. Change it.")
+
+
+def _mean_over_real(frames: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean per row and feature, the mask [batch frames 1] it is over, and the count [batch 1], at least 1."""
+    real = real_positions(num_frames, frames.shape[1])[:, :, None]
+    count = num_frames.clamp(min=1)[:, None]
+    # Filled, not multiplied: a padded frame may hold anything, and inf * 0 is NaN.
+    return widened(frames).masked_fill(~real, 0.0).sum(dim=1) / count, real, count

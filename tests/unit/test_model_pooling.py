@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ccts_dist.model.pooling import GruPooling, MeanPooling, StatisticsPooling
+
+
+def _gru_that_forgets() -> GruPooling:
+    """A GRU whose output is tanh of its input: its update gate is shut, so nothing earlier survives."""
+    pooling = GruPooling(1, 1, 1)
+    with torch.no_grad():
+        for parameter in pooling.parameters():
+            parameter.zero_()
+        gru = pooling.gru
+        gru.weight_ih_l0[2, 0] = 1.0  # rows are the reset gate, the update gate, the candidate
+        gru.bias_ih_l0[1] = -40.0
+    return pooling
+
+
+def test_gru_pooling_is_the_output_at_the_last_real_frame():
+    frames = torch.tensor([[0.1, 0.5, 9.0], [0.2, 0.3, -1.0]])[:, :, None]
+    pooled = _gru_that_forgets()(frames, torch.tensor([2, 3]))
+    assert pooled[:, 0].tolist() == pytest.approx([0.46211716, -0.76159416])  # tanh(0.5), tanh(-1)
+
+
+def test_mean_and_deviation_are_over_real_frames_by_hand():
+    frames = torch.tensor([[[1.0], [4.0], [100.0]], [[2.0], [2.0], [5.0]]])
+    num_frames = torch.tensor([2, 3])
+    assert MeanPooling(1)(frames, num_frames)[:, 0].tolist() == [2.5, 3.0]
+    statistics = StatisticsPooling(1)(frames, num_frames)
+    assert statistics[0].tolist() == pytest.approx([2.5, 1.5])
+    assert statistics[1].tolist() == pytest.approx([3.0, math.sqrt(2.0)])
+
+
+def test_deviation_of_a_constant_feature_has_a_finite_gradient():
+    frames = torch.ones(2, 4, 3, requires_grad=True)
+    StatisticsPooling(3)(frames, torch.tensor([4, 1])).sum().backward()
+    assert torch.isfinite(frames.grad).all()
+
+
+@pytest.mark.parametrize("pooling", [GruPooling(3, 4, 2), MeanPooling(3), StatisticsPooling(3)])
+def test_a_row_without_frames_pools_to_something_finite(pooling):
+    pooled = pooling(torch.randn(2, 5, 3), torch.tensor([0, 5]))
+    assert pooled.shape == (2, pooling.size)
+    assert torch.isfinite(pooled).all()
+
+
+@pytest.mark.parametrize("pooling", [MeanPooling(2), StatisticsPooling(2)])
+def test_not_even_infinite_padding_reaches_the_pooled_vector(pooling):
+    frames = torch.randn(1, 4, 2)
+    frames[:, 2:] = math.inf
+    torch.testing.assert_close(pooling(frames, torch.tensor([2])), pooling(frames[:, :2], torch.tensor([2])))
+
+
+@settings(max_examples=30, deadline=None)
+@given(real=st.integers(1, 9), padding=st.integers(0, 9), seed=st.integers(0, 99))
+def test_pooling_does_not_see_padding(real, padding, seed):
+    torch.manual_seed(seed)
+    frames = torch.randn(1, real + padding, 3)
+    num_frames = torch.tensor([real])
+    for pooling in (GruPooling(3, 4, 2), MeanPooling(3), StatisticsPooling(3)):
+        torch.testing.assert_close(pooling(frames, num_frames), pooling(frames[:, :real], num_frames))
+
+
+@pytest.mark.parametrize("pooling", [GruPooling(3, 4, 2), MeanPooling(3), StatisticsPooling(3)])
+def test_pooling_of_bfloat16_frames_is_float32(pooling):
+    pooled = pooling.bfloat16()(torch.randn(2, 5, 3).bfloat16(), torch.tensor([3, 5]))
+    assert pooled.dtype == torch.float32
