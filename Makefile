@@ -1,0 +1,46 @@
+# Everything here sets itself up: a bare machine needs Python 3.11, make and g++ (DeepSpeed compiles one small library).
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3.11
+UV := uv==0.13.9
+# Libraries that DeepSpeed compiles are kept with the environment they were compiled for.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test test-long check lock clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## make the environment
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@command -v g++ >/dev/null || { echo "g++ is missing: DeepSpeed compiles a small library. On Debian: apt-get install g++" >&2; exit 2; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing. Install it, or name another: make PYTHON=python3" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup  ## the whole pipeline on a spoken corpus: two ranks, ZeRO-2, no GPU
+	$(BIN)/python launch/reproduce.py --table demo
+
+test: setup check  ## all tests that need no GPU
+	$(BIN)/pytest tests/unit tests/contract tests/ranks tests/flow
+
+check: setup  ## formatting, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+lock:  ## write requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
+	  --all-extras --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+clean:  ## remove the environment and what the demo made
+	rm -rf $(VENV) demo

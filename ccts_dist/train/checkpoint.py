@@ -1,0 +1,212 @@
+"""Checkpoints: folders that count only when their own manifest is there and true.
+
+    <output>/checkpoints/step-00000123/
+        zero/          DeepSpeed's files, one rank's part each (pickles: a run folder is trusted)
+        state.json     position, schedule, best model so far
+        manifest.json  written last: size and SHA-256 of every file, step, ranks, plan digest, run file
+
+Written beside its place, synced to disk, then renamed. Whoever is killed in between leaves a folder whose name says so.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ccts_dist.distributed import Ranks, barrier
+from ccts_dist.errors import CheckpointError
+
+FORMAT_VERSION = 1
+_PARTIAL = ".partial"
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """Where training stands; all that is needed to go on beside weights and optimizer state."""
+
+    step: int = 0
+    """Optimizer steps taken since the start of training."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best_loss: float | None = None
+    """Lowest validation loss; None before the first validation."""
+
+    best_epoch: int = -1
+    num_skipped: int = 0
+    """Steps left out since the start: loss not finite, or overflow."""
+
+    skipped_in_a_row: int = 0
+    schedule: dict[str, Any] = field(default_factory=dict)
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    """Running sums of the epoch that is under way, for its mean figures."""
+
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointManifest:
+    """What a checkpoint says of itself."""
+
+    step: int
+    num_ranks: int
+    plan_digest: str
+    run: Mapping[str, Any]
+    """The resolved run file as plain values."""
+
+    files: Mapping[str, tuple[int, str]]
+    """Path inside the checkpoint -> (size in bytes, SHA-256)."""
+
+
+def checkpoints_folder(output: Path) -> Path:
+    """Where the checkpoints of a run lie."""
+    return output / "checkpoints"
+
+
+def write_checkpoint(
+    output: Path,
+    state: TrainState,
+    *,
+    run: Mapping[str, Any],
+    plan_digest: str,
+    ranks: Ranks,
+    save_engine: Callable[[Path], None],
+    keep: int,
+) -> Path:
+    """Write a complete checkpoint, then remove all but the newest ``keep``. Every rank must call it.
+
+    Until the rename the previous checkpoints are untouched, so a kill at any moment loses only the steps since.
+    """
+    final = checkpoints_folder(output) / f"step-{state.step:08d}"
+    partial = final.with_name(final.name + _PARTIAL)
+    if ranks.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    barrier()
+    save_engine(partial)
+    barrier()
+    if ranks.is_first:
+        _write_synced(partial / "state.json", json.dumps(asdict(state), indent=1))
+        files = {str(path.relative_to(partial)): _sync_and_digest(path) for path in _files(partial)}
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "step": state.step,
+            "num_ranks": ranks.num_ranks,
+            "plan_digest": plan_digest,
+            "run": run,
+            "files": files,
+        }
+        _write_synced(partial / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
+        for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+            sync_folder(folder)
+        shutil.rmtree(final, ignore_errors=True)  # the same step again, after a resume from before it
+        partial.rename(final)
+        sync_folder(final.parent)
+        _prune(output, keep)
+    barrier()
+    return final
+
+
+def find_checkpoint(output: Path, warn: Callable[[str], None]) -> tuple[Path, CheckpointManifest] | None:
+    """The newest complete checkpoint of a run; ``warn`` hears which were passed over and why. None when none was begun.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is complete.
+    """
+    folder = checkpoints_folder(output)
+    candidates = sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+    passed_over = 0
+    for path in candidates:
+        if path.name.endswith(_PARTIAL):
+            warn(f"{path}: passed over: it was still being written when training stopped.")
+            continue
+        try:
+            return path, read_manifest(path)
+        except CheckpointError as error:
+            passed_over += 1
+            warn(f"passed over: {error}")
+    if passed_over:
+        raise CheckpointError(
+            f"{folder}: none of {passed_over} checkpoints is complete. Start again in another folder."
+        )
+    return None
+
+
+def read_manifest(folder: Path) -> CheckpointManifest:
+    """The manifest of a checkpoint, once every file is there with its size and digest.
+
+    Raises:
+        CheckpointError: names the first file that is missing or differs.
+    """
+    try:
+        tree = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = CheckpointManifest(
+            step=tree["step"],
+            num_ranks=tree["num_ranks"],
+            plan_digest=tree["plan_digest"],
+            run=tree["run"],
+            files={name: (size, digest) for name, (size, digest) in tree["files"].items()},
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: incomplete: no readable manifest.json ({error!r}).") from error
+    if tree["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder}: format version {tree['format_version']}, this program reads {FORMAT_VERSION}."
+        )
+    for name, (size, digest) in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise CheckpointError(f"{path}: missing, or not of the {size} bytes that the manifest states.")
+        if _digest(path) != digest:
+            raise CheckpointError(f"{path}: altered: its SHA-256 is not the manifest's {digest[:12]}.")
+    return manifest
+
+
+def read_state(folder: Path) -> TrainState:
+    """The training state of a checkpoint whose manifest was read."""
+    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new files in ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_and_digest(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path.stat().st_size, _digest(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prune(output: Path, keep: int) -> None:
+    complete = sorted(p for p in checkpoints_folder(output).glob("step-*") if not p.name.endswith(_PARTIAL))
+    for path in complete[:-keep]:
+        # Renamed first: a half-removed folder must not look like an altered checkpoint.
+        doomed = path.with_name(path.name + _PARTIAL)
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed)

@@ -1,0 +1,297 @@
+"""The training loop: epochs of steps, validation, the best model, checkpoints, and what is told about it."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import torch
+
+from ccts_dist.config import run_to_tree
+from ccts_dist.distributed import agree_or_raise, barrier
+from ccts_dist.errors import CctsError, TrainingError
+from ccts_dist.model.folder import load_model, save_model
+from ccts_dist.progress import Progress, say
+from ccts_dist.records import StepBatches
+from ccts_dist.tracking.protocol import Tracking
+from ccts_dist.train.checkpoint import TrainState, write_checkpoint
+from ccts_dist.train.engine import Engine
+from ccts_dist.train.evaluate import Scores, evaluate
+from ccts_dist.train.optim import Schedule, rates_by_group
+from ccts_dist.train.run_folder import RunFolder
+from ccts_dist.train.setup import Session
+from ccts_dist.train.step import StepResult, train_step
+
+MOST_SKIPPED_IN_A_ROW = 20
+"""Steps without a finite loss, one after the other, after which training stops: the model has diverged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a training ended."""
+
+    steps: int
+    best_epoch: int
+    valid: dict[str, float]
+    """CCC of the best model on the validation splits."""
+
+    test: dict[str, float]
+    """CCC of the best model on the test splits; empty without any."""
+
+    seconds: float
+    """Of this start of the program, not of those before a resume."""
+
+
+class Trainer:
+    """A training under way. Every method is called by every rank."""
+
+    def __init__(
+        self,
+        session: Session,
+        engine: Engine,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        folder: RunFolder,
+        tracking: Tracking,
+        state: TrainState,
+    ) -> None:
+        self._session, self._run = session, session.run
+        self._engine, self._optimizer, self._schedule = engine, optimizer, schedule
+        self._folder, self._tracking = folder, tracking
+        self.state = state
+        self._first = session.ranks.is_first
+        self._history: IO[str] | None = None
+
+    def train(self) -> Outcome:
+        """Train from where ``state`` stands to the end, then score the best model on the test splits.
+
+        Raises:
+            CctsError: on all ranks alike; what was checkpointed before stays.
+        """
+        began = time.monotonic()
+        self._history = self._folder.open_history(self.state.step)
+        try:
+            while self._has_more():
+                self.state.finished = False  # it was, if the run ended here under a lower limit
+                self._train_epoch()
+        finally:
+            if self._history is not None:
+                self._history.close()
+            self._session.loader.close()
+            self._session.valid_loader.close()
+        if not self.state.finished:
+            self._save_model("last", {})
+            self.state.finished = True
+            self._checkpoint()
+        barrier()
+        return self._finish(time.monotonic() - began)
+
+    def _has_more(self) -> bool:
+        return self.state.epoch < self._run.train.epochs and not self._is_enough()
+
+    def _is_enough(self) -> bool:
+        limit = self._run.train.max_steps
+        return bool(limit) and self.state.step >= limit
+
+    def _train_epoch(self) -> None:
+        state, loader = self.state, self._session.loader
+        self._engine.train(True)
+        began, frames_began = time.monotonic(), state.step_in_epoch
+        what = f"epoch {state.epoch + 1}/{self._run.train.epochs}"
+        with Progress(
+            loader.steps_per_epoch, what, unit="step", visible=self._first, start=state.step_in_epoch
+        ) as progress:
+            for batches in self._agreed_batches():
+                result = train_step(self._engine, batches, self._session.objective, seed=self._run.seed)
+                self._count(result, batches)
+                self._report_step(result, batches)
+                progress.advance(figures=f"loss {result.loss:.3f}")
+                every = self._run.train.checkpoint_steps
+                ends_epoch = state.step_in_epoch == loader.steps_per_epoch
+                if every and state.step % every == 0 and not ends_epoch and not self._is_enough():
+                    self._checkpoint()
+                if self._is_enough():
+                    break
+        steps = state.step_in_epoch - frames_began
+        self._end_epoch(steps / max(1e-9, time.monotonic() - began))
+
+    def _agreed_batches(self) -> Iterator[StepBatches]:
+        """This rank's batches; an error in reading one, on any rank, is raised on all."""
+        source = self._session.loader.epoch(self.state.epoch, self.state.step_in_epoch)
+        for _ in range(self.state.step_in_epoch, self._session.loader.steps_per_epoch):
+            batches, error = None, None
+            try:
+                batches = next(source)
+            except CctsError as raised:
+                error = raised
+            agree_or_raise(error)
+            assert batches is not None
+            yield batches
+
+    def _count(self, result: StepResult, batches: StepBatches) -> None:
+        state = self.state
+        state.step += 1
+        state.step_in_epoch += 1
+        self._schedule.after_step()
+        left_out = result.update is None or result.update.skipped
+        state.num_skipped += left_out
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if left_out else 0
+        if state.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            keys = ", ".join(key for batch in batches.passes for key in batch.keys)
+            raise TrainingError(
+                f"step {state.step}: {state.skipped_in_a_row} steps in a row without a finite loss; the model has "
+                f"diverged. Lower optim.learning_rate, or set optim.clip_norm. Last batch on this rank: {keys[:400]}"
+            )
+        if not left_out:
+            sums = {"steps": 1.0, "loss": result.loss, "kept": result.num_kept, "rows": result.num_rows}
+            sums |= {"padding": sum(batch.padding for batch in batches.passes) / len(batches.passes)}
+            for name, value in sums.items():
+                state.epoch_sums[name] = state.epoch_sums.get(name, 0.0) + value
+
+    def _report_step(self, result: StepResult, batches: StepBatches) -> None:
+        if not self._first:
+            return
+        targets = self._run.model.targets
+        figures = {"train/loss": result.loss, "train/loss_ccc": result.ccc_loss}
+        figures |= {f"train/ccc_{target}": value for target, value in zip(targets, result.ccc, strict=True)}
+        if self._session.objective.distill is not None:
+            figures |= {
+                "train/loss_embedding": result.embedding_loss,
+                "train/loss_prediction": result.prediction_loss,
+                "train/kept_share": result.num_kept / max(1, result.num_rows),
+            }
+        if result.update is not None:
+            figures["train/gradient_norm"] = result.update.gradient_norm
+        figures |= {f"train/learning_rate_{name}": rate for name, rate in rates_by_group(self._optimizer).items()}
+        figures["train/skipped_steps"] = float(self.state.num_skipped)
+        self._tracking.metrics(_finite(figures), self.state.step)
+        assert self._history is not None
+        line = {"step": self.state.step, "epoch": batches.epoch, "keys": result.key_checksum, **figures}
+        self._history.write(json.dumps(line) + "\n")
+
+    def _end_epoch(self, steps_per_s: float) -> None:
+        state = self.state
+        scores = self._validate()
+        self._schedule.after_validation(scores.loss)
+        sums = state.epoch_sums
+        steps = max(1.0, sums.get("steps", 0.0))
+        figures = {
+            "epoch/train_loss": sums.get("loss", 0.0) / steps,
+            "epoch/padding": sums.get("padding", 0.0) / steps,
+            "epoch/utterances_per_s": steps_per_s * self._session.loader.plan.largest_batch,
+            "valid/loss": scores.loss,
+            **{f"valid/ccc_{target}": value for target, value in scores.ccc.items()},
+        }
+        if self._session.objective.distill is not None:
+            figures["epoch/kept_share"] = sums.get("kept", 0.0) / max(1.0, sums.get("rows", 0.0))
+        self._tracking.metrics(_finite(figures), state.step)
+        better = state.best_loss is None or scores.loss < state.best_loss
+        ccc = "  ".join(f"{target} {value:.3f}" for target, value in scores.ccc.items())
+        say(
+            f"epoch {state.epoch + 1}: train loss {figures['epoch/train_loss']:.4f}, "
+            f"validation loss {scores.loss:.4f}{' (best)' if better else ''}, CCC {ccc}",
+            visible=self._first,
+        )
+        if better:
+            state.best_loss, state.best_epoch = scores.loss, state.epoch
+            self._save_model("best", scores.ccc)
+        if not self._is_enough() or state.step_in_epoch == self._session.loader.steps_per_epoch:
+            state.epoch += 1
+            state.step_in_epoch = 0
+            state.epoch_sums = {}
+        if self._has_more():
+            self._checkpoint()
+
+    def _validate(self) -> Scores:
+        self._engine.train(False)
+        loader = self._session.valid_loader
+        with Progress(loader.steps_per_epoch, "validating", unit="step", visible=self._first) as progress:
+            return self._score(self._engine.forward, loader, progress)
+
+    def _score(self, forward: Any, loader: Any, progress: Progress) -> Scores:
+        return evaluate(
+            forward,
+            loader,
+            self._run.model.targets,
+            self._session.objective.target_weights,
+            self._engine.device,
+            advance=progress.advance,
+        )
+
+    def _checkpoint(self) -> None:
+        self.state.schedule = self._schedule.state()
+        self._tracking.flush()
+        write_checkpoint(
+            self._folder.path,
+            self.state,
+            run=run_to_tree(self._run),
+            plan_digest=self._session.loader.plan.digest,
+            ranks=self._session.ranks,
+            save_engine=self._engine.save,
+            keep=self._run.train.keep_checkpoints,
+        )
+
+    def _save_model(self, name: str, valid: Mapping[str, float]) -> None:
+        state = self._engine.full_state()
+        manifest = self._session.shard_set.manifest
+        teacher = self._session.teacher
+        extra = {
+            "run": self._run.name,
+            "seed": self._run.seed,
+            "step": self.state.step,
+            "epoch": self.state.epoch,
+            "valid_ccc": dict(valid),
+            "train_splits": list(self._run.data.train_splits),
+            "shards": self._session.shard_set.digest,
+            "corpus": manifest.corpus,
+            "teacher_cache": teacher.digest if teacher else "",
+        }
+
+        if self._first:
+            save_model(
+                self._folder.path / name,
+                state,
+                self._run.model,
+                encoders=self._session.model.encoder_configs,
+                tokenizer=self._session.tokenizer,
+                scale=manifest.scale,
+                extra=extra,
+            )
+        barrier()
+
+    def _finish(self, seconds: float) -> Outcome:
+        """Score the best model, from its folder as a user would load it."""
+        best = self._folder.path / "best"
+        loaded = load_model(best)
+        test: dict[str, float] = {}
+        if self._run.data.test_splits:
+            model = loaded.model.to(self._engine.device).eval()
+            loader = self._session.test_loader()
+            with Progress(loader.steps_per_epoch, "testing", unit="step", visible=self._first) as progress:
+                scores = self._score(
+                    lambda batch: model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens),
+                    loader,
+                    progress,
+                )
+            loader.close()
+            test = scores.ccc
+            self._tracking.metrics(
+                _finite({f"test/ccc_{target}": value for target, value in test.items()}), self.state.step
+            )
+        outcome = Outcome(
+            steps=self.state.step,
+            best_epoch=self.state.best_epoch + 1,
+            valid=loaded.extra["valid_ccc"],
+            test=test,
+            seconds=seconds,
+        )
+        if self._first:
+            summary = self._folder.path / "summary.json"
+            summary.write_text(json.dumps(asdict(outcome), indent=1), encoding="utf-8")
+        return outcome
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures that a tracking server takes: without NaN and infinities, which some stores refuse."""
+    return {name: value for name, value in figures.items() if value == value and abs(value) != float("inf")}

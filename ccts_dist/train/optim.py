@@ -1,0 +1,129 @@
+"""Optimizer and learning-rate schedule, as torch has them."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from ccts_dist.config import OptimConfig
+
+
+def build_optimizer(
+    encoder: Sequence[nn.Parameter], rest: Sequence[nn.Parameter], config: OptimConfig
+) -> torch.optim.Optimizer:
+    """An optimizer over the trained parameters: encoders at their share of the learning rate, the rest at all of it.
+
+    A group without parameters is left out: DeepSpeed loses the state of such a group, or crashes.
+    """
+    groups: list[dict[str, Any]] = []
+    if encoder:
+        groups.append({"params": list(encoder), "lr": config.learning_rate * config.encoder_factor, "name": "encoder"})
+    if rest:
+        groups.append({"params": list(rest), "lr": config.learning_rate, "name": "rest"})
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, weight_decay=config.weight_decay)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(groups, weight_decay=config.weight_decay)
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """Learning rates over time. Works on the optimizer that DeepSpeed wraps, and is never prepared by Accelerate:
+    that would advance it once per rank."""
+
+    def after_step(self) -> None:
+        """An optimizer step was taken (or skipped, alike on all ranks)."""
+        ...
+
+    def after_validation(self, loss: float) -> None:
+        """The model was validated."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        ...
+
+
+class PlateauSchedule:
+    """Times ``factor`` when the validation loss has not fallen for more than ``patience`` validations."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
+        self._scheduler = lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=config.plateau_factor, patience=config.plateau_patience, threshold=0.0
+        )
+
+    def after_step(self) -> None:
+        """Nothing: only validations count."""
+
+    def after_validation(self, loss: float) -> None:
+        """Judge the loss."""
+        self._scheduler.step(loss)
+
+    def state(self) -> dict[str, Any]:
+        """Best loss, bad validations in a row, rates."""
+        keys = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+        rates = [group["lr"] for group in self._scheduler.optimizer.param_groups]
+        return {key: getattr(self._scheduler, key) for key in keys} | {"rates": rates}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        for key, value in state.items():
+            if key != "rates":
+                setattr(self._scheduler, key, value)
+        set_rates(self._scheduler.optimizer, state["rates"])
+
+
+class SteppedSchedule:
+    """A learning rate that is a function of the step: one cycle up and down, or constant."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int) -> None:
+        self._total_steps = total_steps
+        if config.schedule == "onecycle":
+            peaks = [group["lr"] for group in optimizer.param_groups]
+            self._scheduler = lr_scheduler.OneCycleLR(
+                optimizer, max_lr=peaks, total_steps=max(2, total_steps), cycle_momentum=False
+            )
+        else:
+            self._scheduler = lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+    def after_step(self) -> None:
+        """One step along the cycle; beyond its end the last rate stays."""
+        if self._scheduler.last_epoch < self._total_steps - 1:
+            self._scheduler.step()
+
+    def after_validation(self, loss: float) -> None:
+        """Nothing: only steps count."""
+
+    def state(self) -> dict[str, Any]:
+        """Steps taken, and rates."""
+        rates = [group["lr"] for group in self._scheduler.optimizer.param_groups]
+        return {"last_epoch": self._scheduler.last_epoch, "rates": rates}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self._scheduler.last_epoch = state["last_epoch"]
+        set_rates(self._scheduler.optimizer, state["rates"])
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int) -> Schedule:
+    """The schedule that the run file names; ``total_steps`` is the length of the whole training."""
+    if config.schedule == "plateau":
+        return PlateauSchedule(optimizer, config)
+    return SteppedSchedule(optimizer, config, total_steps)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
+    """Give each parameter group its learning rate."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def rates_by_group(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Learning rate of each named parameter group."""
+    return {group["name"]: float(group["lr"]) for group in optimizer.param_groups}

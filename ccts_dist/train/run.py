@@ -1,0 +1,84 @@
+"""A run from its file to its outcome, in order."""
+
+from ccts_dist.config import RunConfig, run_to_tree
+from ccts_dist.distributed import Ranks, together
+from ccts_dist.model.emotion import parameter_groups
+from ccts_dist.progress import say
+from ccts_dist.tracking import NoTracking, Tracking, open_tracking
+from ccts_dist.train.checkpoint import TrainState, read_state
+from ccts_dist.train.engine import Engine
+from ccts_dist.train.loop import Outcome, Trainer
+from ccts_dist.train.optim import build_optimizer, build_schedule
+from ccts_dist.train.run_folder import RunFolder
+from ccts_dist.train.setup import Session, check_session, open_session
+
+
+def check(run: RunConfig, *, num_ranks: int) -> int:
+    """Print what the run would do on ``num_ranks`` ranks; 0 when nothing is wrong, else raises what is."""
+    for name, value in check_session(run, num_ranks).items():
+        print(f"{name:24} {value}")
+    print("check passed")
+    return 0
+
+
+def train(run: RunConfig, ranks: Ranks, *, resume: str) -> Outcome:
+    """Train to the end; every rank calls it inside a process group.
+
+    Args:
+        run: the resolved run file.
+        ranks: this process's.
+        resume: "" for a new run, "auto", or a checkpoint's folder.
+
+    Raises:
+        CctsError: on all ranks alike.
+    """
+    with RunFolder(run, ranks, resume=bool(resume)) as folder:
+        return _train_in(folder, run, ranks, resume)
+
+
+def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str) -> Outcome:
+    session = open_session(run, ranks)
+    # The weights are in the model before the engine is made: see Engine.
+    groups = parameter_groups(session.model)
+    optimizer = build_optimizer(groups["encoder"], groups["rest"], run.optim)
+    schedule = build_schedule(optimizer, run.optim, session.total_steps)
+    for name, value in session.derived().items():
+        say(f"{name:24} {value}", visible=ranks.is_first)
+    point = folder.find_resume_point(resume, run, session.loader.plan.digest, say) if resume else None
+    engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks)
+    state = TrainState()
+    if point is not None:
+        engine.load(point)
+        state = read_state(point)
+        schedule.restore(state.schedule)
+        say(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
+    folder.write_run_file(run)
+    tracking = together(lambda: _open_tracking(session, folder, resume=bool(resume)))
+    status = "FAILED"
+    try:
+        outcome = Trainer(session, engine, optimizer, schedule, folder, tracking, state).train()
+        tracking.artifact(folder.path / "run.toml")
+        tracking.artifact(folder.path / "summary.json")
+        status = "FINISHED"
+    finally:
+        tracking.close(status)
+    test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
+    say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}", visible=ranks.is_first)
+    return outcome
+
+
+def _open_tracking(session: Session, folder: RunFolder, *, resume: bool) -> Tracking:
+    if not session.ranks.is_first:
+        return NoTracking()
+    run = session.run
+    tracking = open_tracking(run.tracking, run_name=run.name, output=folder.path, resume=resume)
+    tracking.params(run_to_tree(run) | {"num_ranks": session.ranks.num_ranks})
+    splits = session.shard_set.manifest.splits
+    used = (*run.data.train_splits, *run.data.valid_splits, *run.data.test_splits)
+    tracking.inputs(
+        shard_set_digest=session.shard_set.digest,
+        splits={name: splits[name].num_utterances for name in used},
+        cache_digest=session.teacher.digest if session.teacher else "",
+        condition=session.teacher.condition if session.teacher else None,
+    )
+    return tracking

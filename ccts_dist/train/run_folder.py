@@ -1,0 +1,199 @@
+"""The folder of one run: whose it is, what lies in it.
+
+run.toml          the resolved run file
+history.jsonl     one line per optimizer step, of the run as it counts: replayed steps stand once
+tokenizer/        SentencePiece model of a text branch trained from scratch
+checkpoints/      see ``checkpoint``
+best/  last/      model folders: lowest validation loss, and the end of training
+summary.json      written when training has ended: scores and seconds
+"""
+
+import fcntl
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from ccts_dist.config import RunConfig, run_to_toml, run_to_tree
+from ccts_dist.distributed import Ranks, broadcast_object, together
+from ccts_dist.errors import CheckpointError, ConfigError
+from ccts_dist.train.checkpoint import (
+    CheckpointManifest,
+    checkpoints_folder,
+    find_checkpoint,
+    read_manifest,
+    sync_folder,
+)
+
+FROZEN_SECTIONS = ("seed", "model", "batch", "loss", "distill", "optim")
+"""What may not change on resuming: the numbers would be those of neither run."""
+
+FREE_DATA_KEYS = ("workers", "shards", "teacher", "test_splits")
+"""Keys of [data] that may: shards and cache may have moved, and their digests are compared."""
+
+
+class RunFolder:
+    """A run's folder, held by one job until ``close``: rank 0 locks it, and the lock ends with a process that dies."""
+
+    def __init__(self, run: RunConfig, ranks: Ranks, *, resume: bool) -> None:
+        """Claim the folder. Every rank must call it.
+
+        Raises:
+            ConfigError: another job is in it; it holds checkpoints and ``resume`` is False; ranks do not share it.
+        """
+        self.path = Path(run.output).absolute()
+        self._ranks = ranks
+        self._lock: IO[str] | None = None
+        token = uuid.uuid4().hex
+        together(lambda: self._claim(run, token, resume) if ranks.is_first else None)
+        token = broadcast_object(token)
+        together(lambda: self._check_shared(token))
+
+    def close(self) -> None:
+        """Let the folder go."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _claim(self, run: RunConfig, token: str, resume: bool) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise ConfigError(
+                f"output = '{self.path}': cannot be written ({error.strerror}). Name a folder that can."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise ConfigError(
+                f"output = '{self.path}': another job is training in it. Wait for it, or name another folder."
+            ) from error
+        if not resume and any(checkpoints_folder(self.path).glob("step-*")):
+            self.close()
+            raise ConfigError(
+                f"output = '{self.path}': holds checkpoints of an earlier run. Add --resume auto to go on with it, or "
+                "name another folder."
+            )
+        (self.path / ".token").write_text(token)
+        sync_folder(self.path)
+
+    def _check_shared(self, token: str) -> None:
+        try:
+            found = (self.path / ".token").read_text()
+        except OSError:
+            found = ""
+        if found != token:
+            raise ConfigError(
+                f"output = '{self.path}': rank {self._ranks.rank} does not see there what rank 0 wrote. Name a folder "
+                "on storage that all ranks share."
+            )
+
+    def find_resume_point(
+        self, resume: str, run: RunConfig, plan_digest: str, say: Callable[[str], None]
+    ) -> Path | None:
+        """The checkpoint to go on from, the same on every rank; None to start from the beginning.
+
+        Args:
+            resume: "auto" for the newest complete one, or a checkpoint's folder.
+            run: must agree with the checkpoint's in all that ``FROZEN_SECTIONS`` names; other changes are said.
+            plan_digest: of the training plan; must be the checkpoint's.
+            say: hears what was passed over and what has changed; on rank 0.
+
+        Raises:
+            CheckpointError: none is complete, it is of other data, or of another number of ranks.
+            ConfigError: a frozen setting has changed.
+        """
+        found = together(lambda: self._find(resume, run, plan_digest, say) if self._ranks.is_first else None)
+        return broadcast_object(found)
+
+    def _find(self, resume: str, run: RunConfig, plan_digest: str, say: Callable[[str], None]) -> Path | None:
+        if resume == "auto":
+            found = find_checkpoint(self.path, say)
+            if found is None:
+                return None
+            path, manifest = found
+        else:
+            path = Path(resume)
+            if not path.is_dir():
+                raise ConfigError(f"--resume {resume}: no such folder. Give a checkpoint's folder, or auto.")
+            manifest = read_manifest(path)
+        self._check_same_run(path, manifest, run, plan_digest, say)
+        return path
+
+    def _check_same_run(
+        self,
+        path: Path,
+        manifest: CheckpointManifest,
+        run: RunConfig,
+        plan_digest: str,
+        say: Callable[[str], None],
+    ) -> None:
+        for key, (then, now) in changed_keys(manifest.run, run_to_tree(run)).items():
+            section, _, rest = key.partition(".")
+            frozen = section in FROZEN_SECTIONS or (section == "data" and rest not in FREE_DATA_KEYS)
+            if frozen:
+                raise ConfigError(
+                    f"{key} = {now!r}: was {then!r} when {path.name} was written, and must not change within a run. "
+                    "Set it back, or start another run in another folder."
+                )
+            say(f"changed since {path.name}: {key}: {then!r} -> {now!r}")
+        if manifest.plan_digest != plan_digest:
+            raise CheckpointError(
+                f"{path}: was trained on plan {manifest.plan_digest[:12]}, the shards here give {plan_digest[:12]}. "
+                "Resume with the shard set the run began with."
+            )
+        if manifest.num_ranks != self._ranks.num_ranks:
+            raise CheckpointError(
+                f"{path}: was written by {manifest.num_ranks} ranks, here are {self._ranks.num_ranks}. "
+                f"Resume on {manifest.num_ranks} ranks."
+            )
+
+    def write_run_file(self, run: RunConfig) -> None:
+        """Keep the resolved run file with what it made; on rank 0."""
+        if self._ranks.is_first:
+            (self.path / "run.toml").write_text(run_to_toml(run), encoding="utf-8")
+
+    def open_history(self, steps_done: int) -> IO[str] | None:
+        """The history file on rank 0, cut back to the steps that the checkpoint has; None on other ranks."""
+        if not self._ranks.is_first:
+            return None
+        path = self.path / "history.jsonl"
+        kept: list[str] = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["step"] <= steps_done:
+                        kept.append(line + "\n")
+                except ValueError:
+                    break  # the line that was being written when the run was killed
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(path)
+        return path.open("a", encoding="utf-8", buffering=1)
+
+
+def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ between two run trees, with both values; None stands for absent."""
+    flat_then, flat_now = _flat(then), _flat(now)
+    keys = sorted(flat_then.keys() | flat_now.keys())
+    pairs = {key: (flat_then.get(key), flat_now.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

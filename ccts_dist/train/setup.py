@@ -1,0 +1,207 @@
+"""From a run file to everything a training needs, before DeepSpeed is there; also what ``--check`` does."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ccts_dist.config import RunConfig
+from ccts_dist.distributed import Ranks, derive_seed, seed_everything, together
+from ccts_dist.errors import ConfigError, TeacherError
+from ccts_dist.loader.loader import Loader
+from ccts_dist.losses.total import DistillTerms
+from ccts_dist.model.emotion import EmotionModel, build_model, describe
+from ccts_dist.model.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from ccts_dist.shards.read import ShardSet, open_shard_set, read_utterance_json
+from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
+from ccts_dist.train.ds_config import read_ds_config
+from ccts_dist.train.step import Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One training on one rank, ready for the engine."""
+
+    run: RunConfig
+    ranks: Ranks
+    shard_set: ShardSet
+    teacher: TeacherCache | None
+    tokenizer: Tokenizer | None
+    model: EmotionModel
+    loader: Loader
+    valid_loader: Loader
+    objective: Objective
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        steps = self.run.train.epochs * self.loader.steps_per_epoch
+        return min(steps, self.run.train.max_steps) if self.run.train.max_steps else steps
+
+    def test_loader(self) -> Loader:
+        """The test splits, in evaluation order."""
+        return self._evaluation_loader(self.run.data.test_splits)
+
+    def _evaluation_loader(self, splits: Sequence[str]) -> Loader:
+        return open_loader(self.run, self.shard_set, splits, self.tokenizer, None, self.ranks, training=False)
+
+    def derived(self) -> dict[str, str]:
+        """Every number that follows from the run file, for people."""
+        size = describe(self.model)["model"]
+        batch = self.run.batch
+        return {
+            "parameters": f"{size.parameters:,}",
+            "trained parameters": f"{size.trained:,}",
+            "training utterances": f"{self.loader.num_utterances:,}",
+            "validation utterances": f"{self.valid_loader.num_utterances:,}",
+            "utterances per step": f"{self.loader.plan.largest_batch}",
+            "ranks x passes": f"{self.ranks.num_ranks} x {self.loader.passes} of at most {batch.micro_utterances}",
+            "steps per epoch": f"{self.loader.steps_per_epoch:,}",
+            "steps in all": f"{self.total_steps:,}",
+            "padding": f"{self.loader.padding(0):.1%}",
+        }
+
+
+def open_session(run: RunConfig, ranks: Ranks) -> Session:
+    """Everything the run needs; fails on all ranks alike. Every rank must call it.
+
+    Raises:
+        CctsError: whatever is wrong with run file, shards, cache, encoders or ds_config; see design of each.
+    """
+    shard_set = together(lambda: open_shard_set(run.data.shards))
+    together(lambda: _train_tokenizer_once(run, shard_set, ranks, Path(run.output)))
+    return together(lambda: _build(run, shard_set, ranks, Path(run.output)))
+
+
+def check_session(run: RunConfig, num_ranks: int) -> dict[str, str]:
+    """Open everything as ``num_ranks`` ranks would, without a process group and without touching the run folder."""
+    shard_set = open_shard_set(run.data.shards)
+    ranks = Ranks(num_ranks=num_ranks)
+    with tempfile.TemporaryDirectory() as folder:
+        _train_tokenizer_once(run, shard_set, ranks, Path(folder))
+        return _build(run, shard_set, ranks, Path(folder)).derived()
+
+
+def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> Session:
+    read_ds_config(Path(run.train.deepspeed))
+    teacher = _open_teacher(run, shard_set)
+    tokenizer = _open_tokenizer(run, output)
+    seed_everything(derive_seed("model", run.seed))
+    model = build_model(run.model, vocabulary_size=tokenizer.vocabulary_size if tokenizer else None)
+    return Session(
+        run=run,
+        ranks=ranks,
+        shard_set=shard_set,
+        teacher=teacher,
+        tokenizer=tokenizer,
+        model=model,
+        loader=open_loader(run, shard_set, run.data.train_splits, tokenizer, teacher, ranks, training=True),
+        valid_loader=open_loader(run, shard_set, run.data.valid_splits, tokenizer, None, ranks, training=False),
+        objective=Objective(target_weights=target_weights(run), distill=_distill_terms(run, teacher)),
+    )
+
+
+def open_loader(
+    run: RunConfig,
+    shard_set: ShardSet,
+    splits: Sequence[str],
+    tokenizer: Tokenizer | None,
+    teacher: TeacherCache | None,
+    ranks: Ranks,
+    *,
+    training: bool,
+) -> Loader:
+    """A loader as the run file describes it."""
+    return Loader(
+        shard_set,
+        splits,
+        batch=run.batch,
+        data=run.data,
+        targets=run.model.targets,
+        seed=run.seed,
+        ranks=ranks,
+        encode_text=tokenizer.encode if tokenizer else None,
+        teacher=teacher,
+        shuffle=training,
+    )
+
+
+def target_weights(run: RunConfig) -> tuple[float, ...]:
+    """Alpha of each target; equal shares that sum to 1 unless the run file says otherwise."""
+    return run.loss.target_weights or (1 / len(run.model.targets),) * len(run.model.targets)
+
+
+def _open_teacher(run: RunConfig, shard_set: ShardSet) -> TeacherCache | None:
+    if run.distill is None:
+        return None
+    if run.data.teacher == "merged":
+        teacher = open_merged_teacher(shard_set)
+    else:
+        teacher = open_teacher_cache(run.data.teacher, shard_set)
+    if tuple(teacher.targets) != run.model.targets:
+        raise TeacherError(
+            f"data.teacher = {run.data.teacher!r} predicts {list(teacher.targets)}, model.targets is "
+            f"{list(run.model.targets)}: must be the same, in this order. Change model.targets or the teacher."
+        )
+    if teacher.embedding_size != run.model.embedding:
+        raise TeacherError(
+            f"data.teacher = {run.data.teacher!r} has embeddings of {teacher.embedding_size}, model.embedding is "
+            f"{run.model.embedding}: must be equal. Set model.embedding = {teacher.embedding_size}."
+        )
+    held_out = set(teacher.condition.splits) - set(run.data.train_splits)
+    if held_out:
+        raise TeacherError(
+            f"data.teacher = {run.data.teacher!r}: its condition was fitted on {sorted(held_out)[0]!r}, which is not "
+            f"in data.train_splits = {list(run.data.train_splits)}. Fit the condition on training splits only."
+        )
+    return teacher
+
+
+def _distill_terms(run: RunConfig, teacher: TeacherCache | None) -> DistillTerms | None:
+    if run.distill is None or teacher is None:
+        return None
+    units = {}
+    if run.distill.standardise:
+        units = {
+            "embedding_mean": torch.from_numpy(np.asarray(teacher.embedding_mean, dtype=np.float64)),
+            "embedding_deviation": torch.from_numpy(np.asarray(teacher.embedding_deviation, dtype=np.float64)),
+        }
+    return DistillTerms(
+        condition=teacher.condition,
+        embedding_weight=run.distill.embedding_weight,
+        distance=run.distill.distance,
+        prediction_weight=run.distill.prediction_weight,
+        gate=run.distill.gate,
+        threshold=run.distill.threshold,
+        **units,
+    )
+
+
+def _train_tokenizer_once(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> None:
+    """Rank 0 trains the small text encoder's SentencePiece model on the training transcripts, unless it is there."""
+    text = run.model.text
+    folder = output / "tokenizer"
+    if text is None or text.encoder != "scratch" or not ranks.is_first or folder.exists():
+        return
+    transcripts: list[str] = []
+    for shard in shard_set.shards_of(run.data.train_splits):
+        rows = shard_set.rows(shard.name)
+        path = shard_set.path(shard.name)
+        transcripts += [read_utterance_json(path, rows, row)["transcript"] for row in range(len(rows.keys))]
+    if not any(transcripts):
+        raise ConfigError(
+            f"{shard_set.root}: no utterance of {list(run.data.train_splits)} has a transcript, and [model.text] needs "
+            "them. Build the shards with transcripts, or leave [model.text] out."
+        )
+    train_tokenizer(transcripts, text, folder)
+
+
+def _open_tokenizer(run: RunConfig, output: Path) -> Tokenizer | None:
+    text = run.model.text
+    if text is None:
+        return None
+    folder = str(output / "tokenizer") if text.encoder == "scratch" else text.encoder
+    return load_tokenizer(folder, max_tokens=text.max_tokens)

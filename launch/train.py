@@ -1,0 +1,63 @@
+"""Train one run: ``deepspeed launch/train.py --config RUN.toml``. See ``--help``."""
+
+import argparse
+from pathlib import Path
+
+from ccts_dist.config import RunConfig, read_run
+from ccts_dist.distributed import process_group, rank_facts
+from ccts_dist.errors import run_main
+from ccts_dist.train.run import check, train
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; ``--local_rank`` comes from the launcher."""
+    parser = argparse.ArgumentParser(
+        description="Train the model that a run file describes: text, speech, teacher or student.",
+        epilog="examples:\n"
+        "  deepspeed --num_gpus 2 launch/train.py --config launch/runs/demo/teacher.toml\n"
+        "  deepspeed launch/train.py --config RUN.toml --set optim.learning_rate=1e-4 --resume auto\n"
+        "  python launch/train.py --config RUN.toml --check --ranks 64\n"
+        "exit codes: 0 done, 1 failed, 2 a mistake in what was asked for (one line on stderr says which)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="RUN.toml", help="the run file")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="a.b=VALUE",
+        help="change one key of the run file; may be repeated",
+    )
+    parser.add_argument(
+        "--resume", default="", metavar="auto|PATH", help="go on: from the newest complete checkpoint, or from this one"
+    )
+    parser.add_argument("--check", action="store_true", help="open everything the run needs, train nothing")
+    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="with --check: as N ranks would see it")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code."""
+    args = parse_args(argv)
+    run = read_run(args.config, args.set)
+    if args.check:
+        return check(run, num_ranks=args.ranks)
+    ranks = rank_facts()
+    with process_group(ranks, timeout_s=run.train.timeout_s):
+        train(run, ranks, resume=args.resume)
+        if run.tracking.register and ranks.is_first:
+            register_best(run)
+    return 0
+
+
+def register_best(run: RunConfig) -> None:
+    """Register the best model as a candidate."""
+    from ccts_dist.registry import register
+
+    version = register(Path(run.output), run.tracking.register, alias="candidate", tracking_uri=run.tracking.uri)
+    print(f"registered models:/{run.tracking.register}/{version}, alias candidate")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main))

@@ -1,0 +1,171 @@
+"""Checkpoints count only when they are whole, and a run's folder only for the run that it is of."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from ccts_dist.config import RunConfig, parse_run, run_to_tree
+from ccts_dist.distributed import Ranks
+from ccts_dist.errors import CheckpointError, ConfigError
+from ccts_dist.train.checkpoint import TrainState, find_checkpoint, read_manifest, read_state, write_checkpoint
+from ccts_dist.train.run_folder import RunFolder, changed_keys
+
+ALONE = Ranks()
+
+
+def run_in(output: Path, **sections: object) -> RunConfig:
+    tree = {"name": "r", "output": str(output), "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}}
+    return parse_run(tree | sections)
+
+
+def save(output: Path, step: int, *, keep: int = 2, content: bytes = b"weights", run: RunConfig | None = None) -> Path:
+    return write_checkpoint(
+        output,
+        TrainState(step=step, epoch=1, best_loss=0.5),
+        run=run_to_tree(run or run_in(output)),
+        plan_digest="plan",
+        ranks=ALONE,
+        save_engine=lambda folder: (folder / "zero.pt").write_bytes(content),
+        keep=keep,
+    )
+
+
+def test_state_comes_back_as_it_was_saved(tmp_path):
+    path = save(tmp_path, 7)
+    assert read_state(path) == TrainState(step=7, epoch=1, best_loss=0.5)
+    assert read_manifest(path).num_ranks == 1
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in (1, 2, 3, 10):
+        save(tmp_path, step)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000010"]
+
+
+def test_half_written_and_altered_checkpoints_are_passed_over_and_named(tmp_path):
+    whole, altered = save(tmp_path, 1), save(tmp_path, 2)
+    (altered / "zero.pt").write_bytes(b"WEIGHTS")
+    (tmp_path / "checkpoints" / "step-00000003.partial").mkdir()
+    heard: list[str] = []
+    found = find_checkpoint(tmp_path, heard.append)
+    assert found is not None
+    assert found[0] == whole
+    assert "step-00000003.partial" in heard[0]
+    assert "altered" in heard[1]
+    assert "zero.pt" in heard[1]
+
+
+@pytest.mark.parametrize("harm", ["cut", "missing", "no manifest"])
+def test_checkpoint_with_a_harmed_file_is_refused(tmp_path, harm):
+    path = save(tmp_path, 1)
+    if harm == "cut":
+        (path / "zero.pt").write_bytes(b"wei")
+    elif harm == "missing":
+        (path / "state.json").unlink()
+    else:
+        (path / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="step-00000001"):
+        read_manifest(path)
+
+
+def test_no_complete_checkpoint_is_an_error_and_none_at_all_is_a_beginning(tmp_path):
+    assert find_checkpoint(tmp_path, print) is None
+    (save(tmp_path, 1) / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="none of 1 checkpoints is complete"):
+        find_checkpoint(tmp_path, lambda _: None)
+
+
+def test_saving_that_fails_leaves_the_previous_checkpoint_whole(tmp_path):
+    before = save(tmp_path, 1)
+
+    def disk_full(folder: Path) -> None:
+        (folder / "zero.pt").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_checkpoint(
+            tmp_path, TrainState(step=2), run={}, plan_digest="plan", ranks=ALONE, save_engine=disk_full, keep=1
+        )
+    found = find_checkpoint(tmp_path, lambda _: None)
+    assert found is not None
+    assert found[0] == before
+
+
+def test_folder_with_checkpoints_is_refused_without_resume(tmp_path):
+    save(tmp_path, 1)
+    with pytest.raises(ConfigError, match="Add --resume auto"):
+        RunFolder(run_in(tmp_path), ALONE, resume=False)
+
+
+def test_folder_admits_one_job_at_a_time(tmp_path):
+    with (
+        RunFolder(run_in(tmp_path), ALONE, resume=False),
+        pytest.raises(ConfigError, match="another job is training in it"),
+    ):
+        RunFolder(run_in(tmp_path), ALONE, resume=False)
+    RunFolder(run_in(tmp_path), ALONE, resume=False).close()
+
+
+def test_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        RunFolder(run_in(tmp_path / "file" / "run"), ALONE, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "key"),
+    [
+        ("seed", 3, "seed"),
+        ("batch", {"global_utterances": 16}, "batch.global_utterances"),
+        ("optim", {"learning_rate": 1e-2}, "optim.learning_rate"),
+        ("data", {"shards": "s", "train_splits": ["Other"]}, "data.train_splits"),
+    ],
+)
+def test_resuming_with_another_numerical_setting_is_refused(tmp_path, section, value, key):
+    save(tmp_path, 1)
+    with (
+        RunFolder(run_in(tmp_path), ALONE, resume=True) as folder,
+        pytest.raises(ConfigError, match=f"{key} = .* must not change"),
+    ):
+        folder.find_resume_point("auto", run_in(tmp_path, **{section: value}), "plan", print)
+
+
+def test_resuming_names_every_harmless_change(tmp_path):
+    save(tmp_path, 1)
+    run = run_in(tmp_path, train={"epochs": 3}, data={"shards": "elsewhere", "workers": 0})
+    heard: list[str] = []
+    with RunFolder(run, ALONE, resume=True) as folder:
+        assert folder.find_resume_point("auto", run, "plan", heard.append) is not None
+    assert [line.split(": ")[1] for line in heard] == ["data.shards", "data.workers", "train.epochs"]
+
+
+def test_resuming_on_another_plan_or_number_of_ranks_is_refused(tmp_path):
+    save(tmp_path, 1)
+    run = run_in(tmp_path)
+    with RunFolder(run, ALONE, resume=True) as folder:
+        with pytest.raises(CheckpointError, match="was trained on plan"):
+            folder.find_resume_point("auto", run, "another plan", print)
+        folder._ranks = dataclasses.replace(ALONE, num_ranks=3)
+        with pytest.raises(CheckpointError, match="written by 1 ranks, here are 3"):
+            folder._find("auto", run, "plan", print)
+
+
+def test_resuming_from_a_folder_that_is_not_there_is_the_users_mistake(tmp_path):
+    run = run_in(tmp_path)
+    with RunFolder(run, ALONE, resume=True) as folder, pytest.raises(ConfigError, match="no such folder"):
+        folder.find_resume_point(str(tmp_path / "nowhere"), run, "plan", print)
+
+
+def test_history_is_cut_back_to_the_checkpoint(tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    with RunFolder(run_in(tmp_path), ALONE, resume=True) as folder:
+        history = folder.open_history(2)
+        assert history is not None
+        history.write('{"step": 3}\n')
+        history.close()
+    assert (tmp_path / "history.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_changed_keys_are_dotted_and_hold_both_values():
+    assert changed_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == {"a.c": (2, 3), "d": (None, 4)}

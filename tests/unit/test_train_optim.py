@@ -1,0 +1,85 @@
+"""Learning rates by hand, and schedules that go on where they stopped."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from ccts_dist.config import OptimConfig
+from ccts_dist.train.optim import build_optimizer, build_schedule, rates_by_group
+
+
+def optimizer_for(config: OptimConfig) -> torch.optim.Optimizer:
+    encoder, head = nn.Linear(2, 2), nn.Linear(2, 1)
+    return build_optimizer(list(encoder.parameters()), list(head.parameters()), config)
+
+
+def test_encoder_gets_its_share_of_the_learning_rate():
+    assert rates_by_group(optimizer_for(OptimConfig(learning_rate=4e-4, encoder_factor=0.25))) == {
+        "encoder": 1e-4,
+        "rest": 4e-4,
+    }
+
+
+def test_frozen_encoder_leaves_no_empty_group():
+    optimizer = build_optimizer([], list(nn.Linear(2, 1).parameters()), OptimConfig())
+    assert list(rates_by_group(optimizer)) == ["rest"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+)
+def test_optimizer_is_the_one_that_is_named(name, kind):
+    assert type(optimizer_for(OptimConfig(name=name))) is kind
+
+
+def test_plateau_lowers_the_rate_after_more_than_two_validations_without_a_fall():
+    config = OptimConfig(learning_rate=1.0, encoder_factor=0.25, plateau_factor=0.75, plateau_patience=2)
+    optimizer = optimizer_for(config)
+    schedule = build_schedule(optimizer, config, total_steps=100)
+    rates = []
+    for loss in (1.0, 0.9, 0.9, 0.95, 0.91, 0.8):  # best 0.9, then three that do not fall below it
+        schedule.after_validation(loss)
+        rates.append(rates_by_group(optimizer)["rest"])
+    assert rates == [1.0, 1.0, 1.0, 1.0, 0.75, 0.75]
+    assert rates_by_group(optimizer)["encoder"] == 0.25 * 0.75
+
+
+@pytest.mark.parametrize("kind", ["plateau", "onecycle", "constant"])
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no optimizer step here, only rates
+def test_schedule_goes_on_where_it_stopped(kind):
+    config = OptimConfig(learning_rate=1.0, schedule=kind)
+
+    def follow(schedule, optimizer, steps):
+        seen = []
+        for step in steps:
+            schedule.after_step()
+            if step % 4 == 3:
+                schedule.after_validation(1.0)
+            seen.append(rates_by_group(optimizer))
+        return seen
+
+    whole_optimizer = optimizer_for(config)
+    whole = follow(build_schedule(whole_optimizer, config, 40), whole_optimizer, range(40))
+    first_optimizer = optimizer_for(config)
+    first = build_schedule(first_optimizer, config, 40)
+    seen = follow(first, first_optimizer, range(17))
+    state = json.loads(json.dumps(first.state()))
+    second_optimizer = optimizer_for(config)
+    second = build_schedule(second_optimizer, config, 40)
+    second.restore(state)
+    assert seen + follow(second, second_optimizer, range(17, 40)) == whole
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_one_cycle_peaks_at_the_learning_rate_and_ends_near_zero():
+    config = OptimConfig(learning_rate=1e-3, encoder_factor=1.0, schedule="onecycle")
+    optimizer = optimizer_for(config)
+    schedule = build_schedule(optimizer, config, 100)
+    rates = []
+    for _ in range(120):  # steps beyond the end keep the last rate
+        schedule.after_step()
+        rates.append(rates_by_group(optimizer)["rest"])
+    assert max(rates) == pytest.approx(1e-3, rel=1e-3)
+    assert rates[-1] < 1e-7
