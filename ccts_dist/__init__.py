@@ -1,1 +1,12 @@
 """Cross-modal conditional teacher-student training for speech emotion recognition. Importing it starts nothing."""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """``ccts_dist.load_student``, which imports torch only when it is asked for."""
+    if name == "load_student":
+        from ccts_dist.registry.predict import load_student
+
+        return load_student
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

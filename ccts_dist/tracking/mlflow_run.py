@@ -15,7 +15,6 @@ What a killed process had measured and not yet sent is lost unless the resumed r
 import json
 import logging
 import math
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,15 +45,13 @@ from ccts_dist.tracking.outbox import (
     TextEvent,
 )
 from ccts_dist.tracking.protocol import Status
-from ccts_dist.tracking.uri import artifact_location, resolve_tracking_uri, without_password
+from ccts_dist.tracking.run_file import TrackedRun, read_run_file, write_run_file
+from ccts_dist.tracking.uri import artifact_location, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
-
-RUN_FILE = "tracking.json"
-"""In the run folder: which run at which server this folder belongs to."""
 
 UNSENT_FILE = "unsent.jsonl"
 """In the run folder: events that never reached the server, one JSON object a line."""
@@ -190,7 +187,8 @@ class MlflowRun:
             self._client.update_run(run.info.run_id, status="RUNNING")
         self._params = dict(run.data.params)
         self._last_step = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-        _write_run_file(self._output, self._uri, self._experiment, run.info.run_id)
+        tracked = TrackedRun(tracking_uri=self._uri, experiment=self._experiment, run_id=run.info.run_id)
+        write_run_file(self._output, tracked)
         self._run_id = run.info.run_id
 
     def _find_run(self) -> Run | None:
@@ -295,49 +293,14 @@ def open_mlflow_run(config: TrackingConfig, *, run_name: str, output: Path, resu
     Raises:
         ConfigError: an address or experiment that MLflow refuses.
     """
-    continued, uri = "", config.uri
-    if resume:
-        stored = read_run_file(output)
-        continued = stored.get("run_id", "")
-        if not uri and not os.environ.get("MLFLOW_TRACKING_URI"):
-            uri = stored.get("tracking_uri", "")
+    stored = read_run_file(output) if resume else TrackedRun()
     return MlflowRun(
-        uri=resolve_tracking_uri(uri),
+        uri=stored.uri(config.uri),
         experiment=config.experiment,
         run_name=run_name,
         output=output,
-        continued=continued,
+        continued=stored.run_id,
     )
-
-
-def read_run_file(output: Path) -> dict[str, str]:
-    """``tracking_uri``, ``experiment`` and ``run_id`` of a run folder; empty when it was not tracked."""
-    path = output / RUN_FILE
-    if not path.is_file():
-        return {}
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        return {key: str(stored[key]) for key in ("tracking_uri", "experiment", "run_id")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{path}: not what tracking writes there: {error!r}. Remove it to begin a new run."
-        ) from error
-
-
-def _write_run_file(output: Path, uri: str, experiment: str, run_id: str) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    stored = {"tracking_uri": without_password(uri), "experiment": experiment, "run_id": run_id}
-    temporary = output / f".{RUN_FILE}.{os.getpid()}"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(stored, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(output / RUN_FILE)
-    folder = os.open(output, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 @contextmanager

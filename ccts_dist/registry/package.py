@@ -1,0 +1,106 @@
+"""A model folder made ready to be handed on: weights, settings, run file, figures, model card, and a digest of each.
+
+Nothing in a package is pickled, and nothing in it is code.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ccts_dist.errors import RegistryError
+from ccts_dist.shards.durable import file_sha256
+
+DIGESTS_FILE = "digests.json"
+"""In the package: SHA-256 of every other file, by path."""
+
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "MODEL_CARD.md"
+RUN_FILE = "run.toml"
+METRICS_FILE = "metrics.json"
+
+_PICKLES = {".pkl", ".pickle", ".bin", ".pt", ".pth", ".ckpt", ".joblib"}
+
+
+def write_package(
+    model_folder: Path,
+    package: Path,
+    *,
+    card: str,
+    run_file: Path | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
+    """Copy a model folder to ``package`` with what belongs beside it; the SHA-256 of every file, by path, comes back.
+
+    Args:
+        model_folder: made by ``model.save_model``.
+        package: is created; must not exist.
+        card: text of the model card.
+        run_file: the run the model comes from.
+        metrics: its figures.
+
+    Raises:
+        RegistryError: the folder holds a file that may be a pickle.
+    """
+    for path in files_of(model_folder):
+        if path.suffix.lower() in _PICKLES:
+            raise RegistryError(f"{path}: may be a pickle, and packages hold none. Move it out of the model folder.")
+    shutil.copytree(model_folder, package)
+    (package / CARD_FILE).write_text(card, encoding="utf-8")
+    if run_file is not None:
+        shutil.copyfile(run_file, package / RUN_FILE)
+    if metrics is not None:
+        (package / METRICS_FILE).write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    digests = {path.relative_to(package).as_posix(): file_sha256(path) for path in files_of(package)}
+    digests.pop(DIGESTS_FILE, None)
+    (package / DIGESTS_FILE).write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return {**digests, DIGESTS_FILE: file_sha256(package / DIGESTS_FILE)}
+
+
+def check_package(package: Path) -> None:
+    """Hold a package against its own ``digests.json``. Finds damage; against malice only a registry's tags help.
+
+    Raises:
+        RegistryError: names the file and both digests.
+    """
+    path = package / DIGESTS_FILE
+    try:
+        digests = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RegistryError(f"{path}: not readable: {error}. Pull or register the model again.") from error
+    check_digests(package, {**digests, DIGESTS_FILE: file_sha256(path)}, source=str(path))
+
+
+def check_digests(folder: Path, digests: Mapping[str, str], *, source: str) -> None:
+    """Hold every file of a folder against the digests that ``source`` gives; no file may be missing or added.
+
+    Raises:
+        RegistryError: names the first file that differs and both digests.
+    """
+    found = {path.relative_to(folder).as_posix(): path for path in files_of(folder)}
+    for name, expected in sorted(digests.items()):
+        actual = file_sha256(found[name]) if name in found else "missing"
+        if actual != expected:
+            raise RegistryError(
+                f"{name}: its SHA-256 is {actual}, and {source} says {expected}. The model was altered or damaged "
+                "after it was registered: it is not used. Register it again, or take another version."
+            )
+    for name in sorted(set(found) - set(digests)):
+        raise RegistryError(
+            f"{name}: its SHA-256 is {file_sha256(found[name])}, and {source} says none: the file was added after the "
+            "model was registered. It is not used."
+        )
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Every file in a folder and below, sorted.
+
+    Raises:
+        RegistryError: a link, which might lead out of the folder.
+    """
+    paths = sorted(folder.rglob("*"))
+    for path in paths:
+        if path.is_symlink():
+            raise RegistryError(f"{path}: is a link, and packages hold none. Put the file itself there.")
+    return [path for path in paths if path.is_file()]

@@ -1,0 +1,129 @@
+"""Emotion of audio files, from a model folder or a registered model."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, final
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.model import LoadedModel, load_model
+from ccts_dist.records import SAMPLE_RATE_HZ
+
+Audio = str | Path | io.BytesIO | Float32[np.ndarray, " samples"]
+"""A file, an opened file, or samples on -1..1 at 16 kHz."""
+
+_BATCH_S = 120.0
+"""Padded seconds of one forward pass."""
+
+
+def load_student(model: str | Path, *, tracking_uri: str = "", device: str | torch.device = "cpu") -> "Student":
+    """A speech model ready to predict.
+
+    Args:
+        model: a model folder, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; the latter are fetched and checked.
+        tracking_uri: server of registered models; "" for the default.
+        device: where it shall run.
+
+    Raises:
+        ConfigError: no such folder, or a model that needs transcripts.
+        RegistryError: unknown in the registry, or altered.
+    """
+    from ccts_dist.registry.pull import resolve_model
+
+    folder = resolve_model(str(model), tracking_uri=tracking_uri)
+    return Student(load_model(folder), name=str(model), device=torch.device(device))
+
+
+@final
+class Student:
+    """A speech-only emotion model that takes files and answers on its corpus's scale.
+
+    Args:
+        loaded: the model and what it was saved with.
+        name: for errors.
+        device: where it shall run.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, name: str, device: torch.device) -> None:
+        if loaded.config.speech is None or loaded.config.text is not None:
+            raise ConfigError(
+                f"model {name!r} reads transcripts, and there is audio only. Use a speech-only student: "
+                "a run whose [model] has no text table."
+            )
+        self.targets: tuple[str, ...] = loaded.config.targets
+        """What it predicts, in the order of its answers."""
+
+        self.scale: tuple[float, float] = loaded.scale
+        """Lowest and highest rating of its corpus."""
+
+        self._model = loaded.model.eval().to(device)
+        self._device = device
+
+    def predict(self, audio: Sequence[Audio]) -> list[dict[str, float]]:
+        """One answer per recording, in order: target -> rating on the corpus's scale.
+
+        An answer does not depend on the recordings beside it, but for rounding.
+
+        Raises:
+            CorpusError: a recording that cannot be read, is empty, or has samples that are no numbers.
+        """
+        waves = [read_audio(one) for one in audio]
+        low, high = self.scale
+        answers: list[dict[str, float]] = [{} for _ in waves]
+        for rows in _batches([len(wave) for wave in waves]):
+            num_samples = torch.tensor([len(waves[row]) for row in rows])
+            padded = torch.nn.utils.rnn.pad_sequence([waves[row] for row in rows], batch_first=True)
+            with torch.inference_mode():
+                output = self._model(padded.to(self._device), num_samples.to(self._device))
+            for row, prediction in zip(rows, output.prediction.double().cpu().tolist(), strict=True):
+                answers[row] = {
+                    target: low + label * (high - low) for target, label in zip(self.targets, prediction, strict=True)
+                }
+        return answers
+
+
+def read_audio(audio: Audio) -> Float[Tensor, " samples"]:
+    """Samples on -1..1 at 16 kHz, mixed to mono; arrays are taken as they are.
+
+    Raises:
+        CorpusError: not readable as audio, empty, or not finite.
+    """
+    if isinstance(audio, np.ndarray):
+        name, wave = "array", torch.from_numpy(np.array(audio, dtype=np.float32))
+    else:
+        name = str(audio) if isinstance(audio, str | Path) else "audio"
+        wave = _decode(audio, name)
+    if not len(wave):
+        raise CorpusError(f"{name}: holds no samples. Leave it out.")
+    if not bool(torch.isfinite(wave).all()):
+        raise CorpusError(f"{name}: holds samples that are no numbers. Leave it out.")
+    return wave
+
+
+def _decode(file: str | Path | BinaryIO, name: str) -> Float[Tensor, " samples"]:
+    try:
+        samples, rate_hz = soundfile.read(file, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise CorpusError(f"{name}: not readable as audio ({' '.join(str(error).split())}). Leave it out.") from error
+    wave = torch.from_numpy(samples).mean(dim=1)
+    return torchaudio.functional.resample(wave, rate_hz, SAMPLE_RATE_HZ) if rate_hz != SAMPLE_RATE_HZ else wave
+
+
+def _batches(num_samples: Sequence[int]) -> Iterator[list[int]]:
+    """Rows of like duration together, longest first, each batch within the bound unless it is one row."""
+    limit = int(_BATCH_S * SAMPLE_RATE_HZ)
+    batch: list[int] = []
+    for row in sorted(range(len(num_samples)), key=lambda row: -num_samples[row]):
+        if batch and num_samples[batch[0]] * (len(batch) + 1) > limit:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -1,0 +1,216 @@
+"""From a checkpoint to a version in the registry."""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ccts_dist.config import read_run
+from ccts_dist.errors import ConfigError
+from ccts_dist.model import load_model
+from ccts_dist.registry.card import model_card
+from ccts_dist.registry.package import METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
+from ccts_dist.registry.store import DIGEST_TAG, PACKAGE, asking_the_server, check_name
+from ccts_dist.tracking.mlflow_client import large_transfers, open_client
+from ccts_dist.tracking.run_file import TrackedRun, read_run_file
+from ccts_dist.tracking.uri import artifact_location
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SUMMARY_FILE = "summary.json"
+"""What training leaves in its run folder."""
+
+_EXPERIMENT = "ccts"
+"""Holds models whose run is unknown to the server."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What is to be registered, and what lies around it."""
+
+    model: Path
+    run_file: Path | None
+    metrics: Mapping[str, Any] | None
+    tracked: TrackedRun
+
+
+def register(
+    checkpoint: Path,
+    name: str,
+    *,
+    alias: str = "candidate",
+    tracking_uri: str = "",
+    run_id: str = "",
+) -> str:
+    """Package a model, register it, point ``alias`` at it, and return its version.
+
+    The alias moves last: whoever follows it never sees half a model.
+
+    Args:
+        checkpoint: a run folder (its best model is taken), or a model folder.
+        name: of the registered model; created if new.
+        alias: moved to the new version; "" moves none.
+        tracking_uri: server; "" for ``MLFLOW_TRACKING_URI``, else the run folder's own, else the default.
+        run_id: the run it belongs to; "" for the run folder's own.
+
+    Raises:
+        ConfigError: no model there, or a name or address that cannot be.
+        RegistryError: the server failed or refused.
+    """
+    check_name(name, "model name")
+    if alias:
+        check_name(alias, "alias")
+    found = find_checkpoint(checkpoint)
+    uri = found.tracked.uri(tracking_uri)
+    run_id = run_id or found.tracked.run_id
+    with tempfile.TemporaryDirectory(prefix="ccts-register-") as scratch, large_transfers():
+        with asking_the_server(uri, f"registering {name!r}"):
+            client = open_client(uri)
+            tags = _run_tags(client, run_id)
+            if tags is None:
+                run_id = _new_run(client, uri, name)
+        package = Path(scratch) / PACKAGE
+        digests, version_tags = _fill_package(found, package, name, tags or {})
+        model = Path(scratch) / "model"
+        _save_mlflow_model(package, model, version_tags["targets"].split(","))
+        with asking_the_server(uri, f"registering {name!r}"):
+            return _store(client, model, name, alias, run_id, digests, version_tags)
+
+
+def find_checkpoint(folder: Path) -> Checkpoint:
+    """The model in a run folder (``best/``) or a model folder, with the run file, figures and run id that lie there.
+
+    Raises:
+        ConfigError: there is no model.
+    """
+    model = folder / "best" if (folder / "best").is_dir() else folder
+    if not (model / WEIGHTS_FILE).is_file():
+        raise ConfigError(
+            f"{folder}: holds no model ({WEIGHTS_FILE} in the folder itself or in best/). "
+            "Give a run folder whose training has saved its best model, or a model folder."
+        )
+    around = (model, folder)
+    run_file = next((place / RUN_FILE for place in around if (place / RUN_FILE).is_file()), None)
+    figures = [place / name for place in around for name in (METRICS_FILE, _SUMMARY_FILE)]
+    metrics_file = next((path for path in figures if path.is_file()), None)
+    metrics = None if metrics_file is None else json.loads(metrics_file.read_text(encoding="utf-8"))
+    return Checkpoint(model=model, run_file=run_file, metrics=metrics, tracked=read_run_file(folder))
+
+
+def _run_tags(client: "MlflowClient", run_id: str) -> dict[str, str] | None:
+    """The tags of a run; None when the server does not know it."""
+    from mlflow.exceptions import MlflowException
+
+    if not run_id:
+        return None
+    try:
+        return dict(client.get_run(run_id).data.tags)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _new_run(client: "MlflowClient", uri: str, name: str) -> str:
+    experiment = client.get_experiment_by_name(_EXPERIMENT)
+    if experiment is None:
+        experiment_id = client.create_experiment(_EXPERIMENT, artifact_location=artifact_location(uri, _EXPERIMENT))
+    else:
+        experiment_id = experiment.experiment_id
+    run = client.create_run(experiment_id, run_name=f"register {name}")
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return run.info.run_id
+
+
+def _fill_package(
+    found: Checkpoint, package: Path, name: str, run_tags: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Write the package; its digests and the version's other tags come back."""
+    loaded = load_model(found.model)  # a model that cannot be loaded is not registered
+    extra = dict(loaded.extra)
+    run_name = extra.pop("run", "") or ("" if found.run_file is None else read_run(found.run_file).name)
+    data = {key: value for key, value in run_tags.items() if key.startswith("data.")}
+    card = model_card(
+        name=name,
+        targets=loaded.config.targets,
+        scale=loaded.scale,
+        needs_text=loaded.config.text is not None,
+        num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        run_name=run_name,
+        facts={**data, **extra, "weights_sha256": loaded.digest},
+        metrics=found.metrics,
+    )
+    digests = write_package(found.model, package, card=card, run_file=found.run_file, metrics=found.metrics)
+    tags = {
+        "targets": ",".join(loaded.config.targets),
+        "scale": "{:g},{:g}".format(*loaded.scale),
+        "run_name": run_name,
+        "shard_set_digest": str(extra.get("shards") or data.get("data.shard_set_digest", "")),
+        "weights_sha256": loaded.digest,
+    }
+    return digests, {key: value for key, value in tags.items() if value}
+
+
+def _save_mlflow_model(package: Path, out: Path, targets: list[str]) -> None:
+    """An MLflow model from code around the package: no pickle, no path of this machine."""
+    import mlflow.pyfunc
+    import yaml
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    code = Path(__file__).with_name("pyfunc_model.py")
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "audio")]),
+        outputs=Schema([ColSpec(DataType.double, target) for target in targets]),
+    )
+    with warnings.catch_warnings():
+        # An example would be a stored recording, and MLflow would run the model on it.
+        warnings.filterwarnings("ignore", message=".*An input example was not provided", category=UserWarning)
+        mlflow.pyfunc.save_model(
+            str(out),
+            python_model=str(code),
+            artifacts={PACKAGE: str(package)},
+            signature=signature,
+            pip_requirements=[f"ccts-dist=={installed_version('ccts-dist')}"],
+        )
+    description = out / "MLmodel"
+    tree = yaml.safe_load(description.read_text(encoding="utf-8"))
+    flavor = tree["flavors"]["python_function"]
+    # MLflow notes where code and artifacts came from; it looks for them inside the model only.
+    flavor["model_code_path"] = code.name
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    description.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+
+
+def _store(
+    client: "MlflowClient",
+    model: Path,
+    name: str,
+    alias: str,
+    run_id: str,
+    digests: Mapping[str, str],
+    tags: Mapping[str, str],
+) -> str:
+    from mlflow.exceptions import MlflowException
+
+    # Named by content: registering another model of the same run must not overwrite this one.
+    place = f"models/{digests['digests.json'][:16]}"
+    client.log_artifacts(run_id, os.fspath(model), place)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
+    digest_tags = {f"{DIGEST_TAG}{path}": digest for path, digest in digests.items()}
+    created = client.create_model_version(name, source, run_id, tags={**digest_tags, **tags})
+    if alias:
+        client.set_registered_model_alias(name, alias, created.version)
+    return str(created.version)

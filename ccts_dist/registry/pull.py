@@ -1,0 +1,153 @@
+"""From a model's name to a folder whose every file is what was registered.
+
+Only the package is fetched, never the code that MLflow keeps beside it, and nothing is opened before its digest has
+been compared with the version's tags.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ccts_dist.distributed import Ranks, broadcast_object, together
+from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.registry.package import check_digests
+from ccts_dist.registry.store import DIGEST_TAG, PACKAGE, SCHEME, ModelName, asking_the_server, parse_model_name
+from ccts_dist.tracking.mlflow_client import large_transfers, open_client
+from ccts_dist.tracking.uri import resolve_tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PulledModel:
+    """A model on this machine."""
+
+    folder: Path
+    version: str
+    """"NAME/3" for a registered model, "" for a folder that the user named."""
+
+
+def resolve_model(model: str, *, tracking_uri: str = "", cache: Path | None = None) -> Path:
+    """The folder of a model: ``model`` itself if it is one, else the fetched and checked package of ``models:/...``.
+
+    Args:
+        model: a folder, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        tracking_uri: server; "" for the default.
+        cache: where fetched models are kept; None for ``ccts_dist/models`` in the user's cache folder.
+
+    Raises:
+        ConfigError: neither a folder nor a well-formed address.
+        RegistryError: unknown, not registered by this library, or a file is not what its tag says.
+    """
+    return pull_model(model, tracking_uri=tracking_uri, cache=cache).folder
+
+
+def resolve_version(model: str, *, tracking_uri: str = "") -> str:
+    """ "NAME/3" for what ``models:/...`` means now; "" for a folder.
+
+    An alias may move between two calls: ``pull_model`` gives folder and version that belong together.
+    """
+    named = parse_model_name(model)
+    if named is None:
+        return ""
+    uri = resolve_tracking_uri(tracking_uri)
+    with asking_the_server(uri, f"looking up {model}"):
+        found = _look_up(open_client(uri), named, model, uri)
+    return f"{found.name}/{found.version}"
+
+
+def pull_model(model: str, *, tracking_uri: str = "", cache: Path | None = None) -> PulledModel:
+    """As ``resolve_model``, together with the version; an alias is looked up once."""
+    named = parse_model_name(model)
+    if named is None:
+        if not Path(model).is_dir():
+            raise ConfigError(
+                f"model {model!r}: no such folder. Give a model folder, {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION."
+            )
+        return PulledModel(folder=Path(model), version="")
+    uri = resolve_tracking_uri(tracking_uri)
+    with asking_the_server(uri, f"looking up {model}"):
+        client = open_client(uri)
+        found = _look_up(client, named, model, uri)
+    version = f"{found.name}/{found.version}"
+    digests = {tag.removeprefix(DIGEST_TAG): digest for tag, digest in found.tags.items() if tag.startswith(DIGEST_TAG)}
+    if not digests:
+        raise RegistryError(
+            f"{SCHEME}{version} has no {DIGEST_TAG}* tags to check its files against. "
+            "Register it with launch/register.py."
+        )
+    cache = _default_cache() if cache is None else cache
+    folder = _fetch(client, found, digests, uri, cache, source=f"the registry's tag of {SCHEME}{version}")
+    return PulledModel(folder=folder, version=version)
+
+
+def pull_model_on_ranks(model: str, ranks: Ranks, *, tracking_uri: str = "", cache: Path | None = None) -> PulledModel:
+    """As ``pull_model``, the same version on every rank, fetched once per machine. Every rank must call it."""
+
+    def pinned() -> str:
+        version = resolve_version(model, tracking_uri=tracking_uri) if ranks.is_first else ""
+        return f"{SCHEME}{version}" if version else model
+
+    model = broadcast_object(together(pinned))
+
+    def pull() -> PulledModel:
+        return pull_model(model, tracking_uri=tracking_uri, cache=cache)
+
+    together(lambda: pull() if ranks.local_rank == 0 else None)
+    return together(pull)
+
+
+def _look_up(client: "MlflowClient", named: ModelName, model: str, uri: str) -> "ModelVersion":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if named.alias:
+            return client.get_model_version_by_alias(named.name, named.alias)
+        return client.get_model_version(named.name, named.version)
+    except MlflowException as error:
+        # An alias that is unknown is INVALID_PARAMETER_VALUE to MLflow.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise RegistryError(f"{model}: not in the registry at {uri}. Check name, version and alias.") from error
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ccts_dist" / "models"
+
+
+def _fetch(
+    client: "MlflowClient", found: "ModelVersion", digests: dict[str, str], uri: str, cache: Path, *, source: str
+) -> Path:
+    """The package's folder in the cache, fetched if it is not there yet or no longer sound."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    kept = cache / hashlib.sha256(lines.encode()).hexdigest()
+    if kept.is_dir():
+        try:
+            check_digests(kept, digests, source=source)
+        except RegistryError:
+            shutil.rmtree(kept)  # damaged in the cache: fetched again
+        else:
+            return kept
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
+        with asking_the_server(uri, f"fetching {SCHEME}{found.name}/{found.version}"), large_transfers():
+            from mlflow.artifacts import download_artifacts
+
+            place = client.get_model_version_download_uri(found.name, found.version)
+            fetched = Path(
+                download_artifacts(f"{place}/artifacts/{PACKAGE}", dst_path=scratch, tracking_uri=uri, registry_uri=uri)
+            )
+        check_digests(fetched, digests, source=source)
+        try:
+            fetched.rename(kept)
+        except OSError:
+            if not kept.is_dir():  # else another process was faster, with the same files
+                raise
+    return kept

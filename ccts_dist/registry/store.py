@@ -1,0 +1,68 @@
+"""What registering and pulling share: names of models, one way to ask the server, one kind of error."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.tracking.uri import without_password
+
+SCHEME = "models:/"
+DIGEST_TAG = "sha256."
+"""Tags of a model version: ``sha256.<path in the package>`` -> the file's SHA-256."""
+
+PACKAGE = "package"
+"""Folder of the package inside the MLflow model's ``artifacts``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelName:
+    """A model as a command line names it."""
+
+    name: str
+    alias: str = ""
+    version: str = ""
+    """One of alias and version is given."""
+
+
+def parse_model_name(model: str) -> ModelName | None:
+    """What ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` names; None for anything that is no such address.
+
+    Raises:
+        ConfigError: it begins with ``models:/`` and is neither of the two.
+    """
+    if not model.startswith(SCHEME):
+        return None
+    match = re.fullmatch(r"([^/@:]+)(?:@([^/@:]+)|/([1-9]\d*))", model.removeprefix(SCHEME))
+    if match is None:
+        raise ConfigError(f"model {model!r} must be {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION. Give one of the two.")
+    return ModelName(match[1], match[2] or "", match[3] or "")
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse a name or alias that could not be written in an address.
+
+    Raises:
+        ConfigError: it is empty or has one of ``/ @ :``.
+    """
+    if not name.strip() or re.search(r"[/@:]", name):
+        raise ConfigError(f"{what} {name!r}: must not be empty and must not hold '/', '@' or ':'. Choose another.")
+
+
+@contextmanager
+def asking_the_server(uri: str, doing: str) -> Iterator[None]:
+    """Turn what MLflow, SQLAlchemy and the network raise into one line that says what was being done, and where.
+
+    Raises:
+        RegistryError: anything but success.
+    """
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, requests.RequestException, OSError) as error:
+        reason = " ".join(str(error).split())[:500]
+        raise RegistryError(f"{doing} at {without_password(uri)} failed: {reason}") from error
