@@ -1,0 +1,342 @@
+"""Reading what the plan says: real shards, decoded, padded, in this process and in workers."""
+
+import io
+import multiprocessing
+import os
+import signal
+import zlib
+from collections.abc import Iterator
+from multiprocessing import forkserver
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ccts_dist.config.schema import BatchConfig, DataConfig
+from ccts_dist.distributed import Ranks
+from ccts_dist.errors import ConfigError, ShardError, TeacherError
+from ccts_dist.loader.collate import pad_tokens
+from ccts_dist.loader.loader import Loader
+from ccts_dist.records import DIMENSIONS, StepBatches, TeacherOutput, Utterance
+from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.write import build_shard_set
+
+NUM_TRAIN = 37
+
+
+def wave(number: int) -> np.ndarray:
+    """A tone of 0.1 to 0.4 s."""
+    samples = 1_600 + (number * 613) % 4_800
+    return np.round(np.sin(np.arange(samples) * (number + 1) / 90) * 12_000).astype(np.int16)
+
+
+def labels_of(number: int) -> dict[str, float]:
+    """Every fifth utterance has no valence."""
+    return {d: (number + i) / 60 for i, d in enumerate(DIMENSIONS) if d != "valence" or number % 5}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("loader")
+    utterances = []
+    for number in range(NUM_TRAIN + 5):
+        audio = folder / f"{number}.wav"
+        soundfile.write(audio, wave(number), 16_000, subtype="PCM_16")
+        utterances.append(
+            Utterance(
+                key=f"u.{number}",
+                audio=audio,
+                split="Train" if number < NUM_TRAIN else "Test1",
+                labels=labels_of(number),
+                scale=(1.0, 7.0),
+                transcript="word " * (number % 4),
+            )
+        )
+    build_shard_set(
+        utterances,
+        folder / "shards",
+        corpus="tones",
+        release="1",
+        scale=(1.0, 7.0),
+        targets=DIMENSIONS,
+        shard_bytes=60_000,
+    )
+    return folder / "shards"
+
+
+@pytest.fixture
+def shard_set(root: Path) -> ShardSet:
+    return open_shard_set(root)
+
+
+class Words:
+    """One token per word, numbered by its length."""
+
+    def __call__(self, text: str) -> list[int]:
+        return [1, *(len(word) for word in text.split())]
+
+
+class Outputs:
+    """A teacher that says the utterance's number; stands for a cache, whose own tests read real ones."""
+
+    def read(self, shard: str, key: str) -> TeacherOutput:
+        number = float(key.removeprefix("u."))
+        del shard
+        return TeacherOutput(
+            embedding=np.full(4, number, dtype=np.float32), prediction=np.full(3, number / 60, dtype=np.float32)
+        )
+
+
+class NoTeacher:
+    """A cache that lacks every utterance."""
+
+    def read(self, shard: str, key: str) -> TeacherOutput:
+        raise TeacherError(f"{shard}: no output for {key!r}. Build the cache again.")
+
+
+def make_loader(shard_set: ShardSet, *, ranks: Ranks | None = None, splits=("Train",), **settings) -> Loader:
+    batch = BatchConfig(
+        global_utterances=settings.pop("global_utterances", 8), micro_utterances=settings.pop("micro_utterances", 3)
+    )
+    data = DataConfig(
+        shards=str(shard_set.root),
+        workers=settings.pop("workers", 0),
+        window_utterances=settings.pop("window_utterances", 24),
+        duration_group=2,
+    )
+    return Loader(
+        shard_set,
+        splits,
+        batch=batch,
+        data=data,
+        targets=settings.pop("targets", DIMENSIONS),
+        seed=5,
+        ranks=ranks or Ranks(),
+        **settings,
+    )
+
+
+def same_steps(ours: list[StepBatches], theirs: list[StepBatches]) -> bool:
+    """Bit for bit, NaN like NaN; without pickling, where equal tensors may differ."""
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.epoch, one.step, len(one.passes)) == (other.epoch, other.step, len(other.passes))
+        for a, b in zip(one.passes, other.passes, strict=True):
+            assert a.keys == b.keys
+            for name in ("audio", "num_samples", "labels", "weight", "tokens", "num_tokens"):
+                torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0, equal_nan=True)
+            assert a.teacher is not None
+            assert b.teacher is not None
+            assert torch.equal(a.teacher.embedding, b.teacher.embedding)
+    return True
+
+
+@pytest.fixture(scope="module")
+def with_workers(root: Path) -> Iterator[Loader]:
+    loader = make_loader(open_shard_set(root), workers=2, encode_text=Words(), teacher=Outputs())
+    yield loader
+    loader.close()
+
+
+def test_batches_are_the_same_in_process_and_in_two_workers_over_epochs_and_starts(shard_set, with_workers):
+    inline = make_loader(shard_set, encode_text=Words(), teacher=Outputs())
+    for epoch, start in ((0, 0), (1, 3), (0, 4)):
+        ours, theirs = list(inline.epoch(epoch, start)), list(with_workers.epoch(epoch, start))
+        assert ours[0].step == start
+        assert same_steps(ours, theirs)
+
+
+def test_workers_stay_over_epochs_and_after_an_epoch_that_was_left_early(with_workers):
+    pids = []
+    for _ in range(2):
+        steps = with_workers.epoch(0)
+        assert next(steps).step == 0
+        pids.append(sorted(child.pid for child in multiprocessing.active_children()))
+    assert len(pids[0]) >= 2
+    assert pids[0] == pids[1]
+
+
+def test_workers_and_their_server_do_not_end_on_a_stop_request_sent_to_all_processes(with_workers):
+    steps = with_workers.epoch(0)
+    next(steps)
+    pids = [child.pid for child in multiprocessing.active_children()]
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for pid in [*pids, forkserver._forkserver._forkserver_pid]:
+            os.kill(pid, number)
+    assert len(list(steps)) == with_workers.steps_per_epoch - 1
+    assert [child.pid for child in multiprocessing.active_children()] == pids
+
+
+def test_reading_with_workers_draws_nothing_from_the_global_generators(with_workers):
+    before = torch.get_rng_state()
+    list(with_workers.epoch(0, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_audio_labels_and_teacher_of_a_row_are_those_of_its_key(shard_set):
+    loader = make_loader(shard_set, encode_text=Words(), teacher=Outputs())
+    for step in loader.epoch(0):
+        for batch in step.passes:
+            for row, key in enumerate(batch.keys):
+                number = int(key.removeprefix("u."))
+                expected, size = wave(number), int(batch.num_samples[row])
+                assert size == len(expected)
+                np.testing.assert_array_equal(batch.audio[row, :size].numpy(), expected / np.float32(32_768))
+                assert not batch.audio[row, size:].any()
+                expected_labels = [labels_of(number).get(d, np.nan) for d in DIMENSIONS]
+                np.testing.assert_allclose(batch.labels[row].numpy(), expected_labels, rtol=1e-6)
+                assert batch.teacher.embedding[row].tolist() == [number] * 4
+                assert batch.tokens[row, : batch.num_tokens[row]].tolist() == [1] + [4] * (number % 4)
+
+
+def test_columns_of_labels_are_the_targets_in_their_order(shard_set):
+    batch = next(make_loader(shard_set, targets=("dominance", "activation")).epoch(0)).passes[0]
+    number = int(batch.keys[0].removeprefix("u."))
+    assert batch.labels[0].tolist() == pytest.approx([(number + 2) / 60, number / 60])
+
+
+def test_without_text_branch_and_teacher_a_batch_has_neither(shard_set):
+    batch = next(make_loader(shard_set).epoch(0)).passes[0]
+    assert batch.tokens is None
+    assert batch.num_tokens is None
+    assert batch.teacher is None
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
+def test_ranks_share_every_global_batch_in_equally_many_passes(shard_set, num_ranks):
+    loaders = [make_loader(shard_set, ranks=Ranks(rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
+    assert len({loader.passes for loader in loaders}) == 1
+    assert len({loader.plan.digest for loader in loaders}) == 1
+    for steps in zip(*(loader.epoch(2) for loader in loaders), strict=True):
+        assert {len(step.passes) for step in steps} == {loaders[0].passes}
+        batches = [batch for step in steps for batch in step.passes]
+        assert all(len(batch.keys) <= 3 for batch in batches)
+        counted = [key for batch in batches for key, weight in zip(batch.keys, batch.weight, strict=True) if weight]
+        assert sorted(counted) == sorted(row.key for row in loaders[0].plan.global_batch(2, steps[0].step))
+
+
+def test_empty_part_is_one_row_of_weight_zero(shard_set):
+    loader = make_loader(shard_set, splits=("Test1",), ranks=Ranks(rank=7, num_ranks=8))  # five utterances, eight ranks
+    (step,) = loader.epoch(0)
+    assert [(len(batch.keys), batch.weight.tolist()) for batch in step.passes] == [(1, [0.0])]
+
+
+def test_padding_is_that_of_the_batches_of_all_ranks(shard_set):
+    loaders = [
+        make_loader(shard_set, ranks=Ranks(rank=rank, num_ranks=2), window_utterances=99, shuffle=False)
+        for rank in (0, 1)
+    ]
+    batches = [batch for loader in loaders for step in loader.epoch(1) for batch in step.passes]
+    padded = sum(batch.audio.numel() for batch in batches)
+    real = sum(int((batch.num_samples * batch.weight.long()).sum()) for batch in batches)
+    assert loaders[0].padding(1) == loaders[1].padding(1) == pytest.approx(1 - real / padded)
+
+
+def test_epoch_that_starts_at_its_end_is_empty(shard_set):
+    loader = make_loader(shard_set)
+    assert list(loader.epoch(0, loader.steps_per_epoch)) == []
+
+
+def test_start_outside_the_epoch_is_refused(shard_set):
+    with pytest.raises(ConfigError, match=r"cannot start at epoch 0, step 6.*have 5 steps"):
+        make_loader(shard_set).epoch(0, 6)
+
+
+def test_unknown_target_is_refused_with_the_known_ones(shard_set):
+    with pytest.raises(ConfigError, match=r"target 'surprise' is not a label .*activation, valence, dominance"):
+        make_loader(shard_set, targets=("surprise",))
+
+
+def test_more_ranks_than_utterances_in_a_batch_are_refused(shard_set):
+    with pytest.raises(ConfigError, match="global_utterances=8 leaves some of 9 ranks"):
+        make_loader(shard_set, ranks=Ranks(num_ranks=9))
+
+
+def damaged_copy(root: Path, tmp_path: Path, damage) -> tuple[ShardSet, str, str]:
+    """The shard set with the flac member of one utterance changed; its shard's name and its key too."""
+    for file in root.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shard_set = open_shard_set(tmp_path)
+    shard = shard_set.manifest.shards[1].name
+    table = shard_set.rows(shard)
+    places = table.members["flac"]
+    data = bytearray((tmp_path / shard).read_bytes())
+    low = int(places.offset[0])
+    data[low : low + int(places.size[0])] = damage(bytes(data[low : low + int(places.size[0])]), places)
+    (tmp_path / shard).write_bytes(data)
+    return shard_set, shard, table.keys[0]
+
+
+def test_flipped_bit_is_one_line_at_the_step_it_belongs_to(root, tmp_path):
+    shard_set, shard, key = damaged_copy(root, tmp_path, lambda payload, _: payload[:-1] + bytes([payload[-1] ^ 1]))
+    loader = make_loader(shard_set)
+    bad = next(k for k in range(5) if key in [row.key for row in loader.plan.global_batch(0, k)])
+    steps = loader.epoch(0)
+    assert [next(steps).step for _ in range(bad)] == list(range(bad))
+    with pytest.raises(ShardError, match=f"{shard}: flac of '{key}' is damaged") as caught:
+        next(steps)
+    assert "\n" not in str(caught.value)
+
+
+def flac_of(samples: np.ndarray, rate: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        (b"no flac at all", r"cannot be decoded"),
+        (flac_of(np.zeros(100, dtype=np.int16), 16_000), r"has 100 samples at 16000 Hz in 1 channel.*the index says"),
+        (flac_of(np.zeros(100, dtype=np.int16), 8_000), r"has 100 samples at 8000 Hz in 1 channel"),
+        (flac_of(np.zeros((100, 2), dtype=np.int16), 16_000), r"has 100 samples at 16000 Hz in 2 channel"),
+    ],
+)
+def test_audio_that_is_not_what_the_index_says_is_refused(root, tmp_path, payload, words):
+    def replace(old: bytes, places) -> bytes:
+        new = payload.ljust(len(old), b"\0")
+        places.crc32[0] = zlib.crc32(new)  # as if it had been built so
+        return new
+
+    shard_set, shard, key = damaged_copy(root, tmp_path, replace)
+    with pytest.raises(ShardError, match=f"{shard}: utterance '{key}'.*{words}"):
+        list(make_loader(shard_set).epoch(0))
+
+
+def test_error_of_a_worker_keeps_its_kind_and_words_and_closing_leaves_no_worker(shard_set):
+    before = {child.pid for child in multiprocessing.active_children()}
+    loader = make_loader(shard_set, workers=1, teacher=NoTeacher())
+    with pytest.raises(TeacherError, match=r"^Train-.*: no output for 'u.[0-9]+'. Build the cache again.$"):
+        next(loader.epoch(0))
+    loader.close()
+    assert {child.pid for child in multiprocessing.active_children()} == before
+
+
+def test_worker_that_is_killed_is_reported_as_such(shard_set):
+    before = {child.pid for child in multiprocessing.active_children()}
+    loader = make_loader(shard_set, workers=1, global_utterances=1)
+    steps = loader.epoch(0)
+    next(steps)
+    (pid,) = {child.pid for child in multiprocessing.active_children()} - before
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ShardError, match=r"a loader worker died while reading for step \d+.*lower data.workers"):
+        list(steps)
+    loader.close()
+
+
+def test_two_epochs_at_a_time_are_refused(shard_set):
+    loader = make_loader(shard_set)
+    first = loader.epoch(0)
+    next(first)
+    next(loader.epoch(1))
+    with pytest.raises(AssertionError, match="one epoch can be read at a time"):
+        next(first)
+
+
+def test_tokens_are_padded_with_zeros():
+    tokens, num_tokens = pad_tokens([[5, 6], [], [7]])
+    assert tokens.tolist() == [[5, 6], [0, 0], [7, 0]]
+    assert num_tokens.tolist() == [2, 0, 1]
