@@ -16,8 +16,8 @@ from ccts_dist.records import DIMENSIONS
 class Between:
     """A closed range for a number; ``None`` leaves that side open."""
 
-    low: float | None = None
-    high: float | None = None
+    low: int | float | None = None
+    high: int | float | None = None
 
     def words(self) -> str:
         """The rule as an error message states it."""
