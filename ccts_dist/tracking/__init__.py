@@ -26,9 +26,6 @@ def open_tracking(config: TrackingConfig, *, run_name: str, output: Path, resume
     """
     if config.kind == "none":
         return NoTracking()
-    from ccts_dist.tracking.mlflow_client import prepare_mlflow
-
-    prepare_mlflow()
     from ccts_dist.tracking.mlflow_run import open_mlflow_run
 
     return open_mlflow_run(config, run_name=run_name, output=output, resume=resume)

@@ -24,14 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import requests
-from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException, RestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from ccts_dist.config.schema import TrackingConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import Condition
-from ccts_dist.tracking.mlflow_client import open_client
+from ccts_dist.tracking.mlflow_client import open_client, prepare_mlflow
 from ccts_dist.tracking.outbox import (
     AwayError,
     Event,
@@ -47,6 +45,10 @@ from ccts_dist.tracking.outbox import (
 from ccts_dist.tracking.protocol import Status
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file, write_run_file
 from ccts_dist.tracking.uri import artifact_location, without_password
+
+prepare_mlflow()
+from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402 - after the settings that it reads
+from mlflow.exceptions import MlflowException, RestException  # noqa: E402
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,0 +1,233 @@
+"""Runs in MLflow, in a real SQLite store."""
+
+import json
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccts_dist.config import TrackingConfig
+from ccts_dist.errors import ConfigError
+from ccts_dist.records import Condition
+from ccts_dist.tracking import open_tracking
+from ccts_dist.tracking.mlflow_client import large_transfers, open_client
+from ccts_dist.tracking.mlflow_run import MlflowRun
+from ccts_dist.tracking.run_file import read_run_file
+
+pytestmark = [
+    # MLflow 3.17 with SQLAlchemy 2.1: its own models use a strategy that SQLAlchemy is about to drop.
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One SQLite file for all tests, since creating its tables takes seconds; each test has its own experiment."""
+    return tmp_path_factory.mktemp("store") / "mlflow.db"
+
+
+class Store:
+    """One test's experiment, read without MLflow."""
+
+    def __init__(self, database: Path, output: Path, experiment: str) -> None:
+        self.database, self.output = database, output
+        self.config = TrackingConfig(uri=f"sqlite:///{database}", experiment=experiment)
+
+    def open(self, *, resume: bool = False, run_name: str = "demo") -> MlflowRun:
+        tracking = open_tracking(self.config, run_name=run_name, output=self.output, resume=resume)
+        assert isinstance(tracking, MlflowRun)
+        return tracking
+
+    def ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with sqlite3.connect(self.database) as connection:
+            return connection.execute(query, values).fetchall()
+
+    def tags(self, run_id: str) -> dict[str, str]:
+        return dict(self.ask("select key, value from tags where run_uuid = ?", run_id))
+
+    def params(self, run_id: str) -> dict[str, str]:
+        return dict(self.ask("select key, value from params where run_uuid = ?", run_id))
+
+    def steps(self, run_id: str, key: str) -> list[int]:
+        query = "select step from metrics where run_uuid = ? and key = ? order by step"
+        return [step for (step,) in self.ask(query, run_id, key)]
+
+    def status(self, run_id: str) -> str:
+        return self.ask("select status from runs where run_uuid = ?", run_id)[0][0]
+
+
+@pytest.fixture
+def store(database: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Store(database, tmp_path / "run", request.node.name)
+
+
+def test_what_was_reported_is_there_after_closing(store: Store) -> None:
+    run = store.open()
+    run.params({"seed": 1, "model": {"targets": ["valence"], "dropout": 0.5}, "long": "x" * 7000})
+    run.metrics({"train/loss": 0.5, "train/norm": float("nan")}, 3)
+    run.tags({"note": "first"})
+    plot = store.output / "plot.txt"
+    plot.write_text("curve", encoding="utf-8")
+    run.artifact(plot, "plots")
+    run.close("FINISHED")
+    params = store.params(run.run_id)
+    assert (params["seed"], params["model.targets"], params["model.dropout"]) == ("1", '["valence"]', "0.5")
+    assert len(params["long"]) == 6000
+    assert store.steps(run.run_id, "train/loss") == [3]
+    assert store.steps(run.run_id, "train/norm") == [3]
+    assert store.tags(run.run_id)["note"] == "first"
+    assert store.status(run.run_id) == "FINISHED"
+    place = Path(
+        store.ask("select artifact_uri from runs where run_uuid = ?", run.run_id)[0][0].removeprefix("file://")
+    )
+    assert (place / "plots" / "plot.txt").read_text(encoding="utf-8") == "curve"
+    assert place.is_relative_to(store.database.parent / "mlruns")
+
+
+def test_the_run_folder_names_its_run_as_soon_as_it_is_open(store: Store) -> None:
+    run = store.open()
+    assert read_run_file(store.output).run_id == run.run_id != ""
+    run.close("FINISHED")
+
+
+def test_inputs_name_digests_splits_and_condition(store: Store) -> None:
+    run = store.open()
+    condition = Condition(targets=("valence",), w=(1.0,), b=(0.0,), deviation=(0.1,), num_rows=(10,), splits=("Train",))
+    run.inputs(shard_set_digest="abc", splits={"Train": 10}, cache_digest="def", condition=condition)
+    run.close("FINISHED")
+    tags = store.tags(run.run_id)
+    assert (tags["data.shard_set_digest"], tags["data.cache_digest"]) == ("abc", "def")
+    data = next(store.database.parent.glob(f"mlruns/*/{run.run_id}/artifacts/inputs/data.json"))
+    assert json.loads(data.read_text(encoding="utf-8"))["condition"]["deviation"] == [0.1]
+
+
+def test_a_resumed_run_goes_on_and_holds_no_step_twice(store: Store) -> None:
+    first = store.open()
+    for step in range(1, 8):
+        first.metrics({"train/loss": 1.0 / step}, step)
+    first.metrics({"valid/loss": 0.5}, 5)
+    first.close("KILLED")
+    second = store.open(resume=True)
+    assert second.run_id == first.run_id
+    assert store.status(first.run_id) == "RUNNING"
+    for step in range(4, 12):
+        second.metrics({"train/loss": 2.0 / step}, step)
+    second.metrics({"valid/loss": 0.4}, 10)
+    second.close("FINISHED")
+    assert store.steps(first.run_id, "train/loss") == list(range(1, 12))
+    assert store.steps(first.run_id, "valid/loss") == [5, 10]
+    assert store.status(first.run_id) == "FINISHED"
+
+
+def test_a_step_reported_twice_within_one_run_counts_once(store: Store) -> None:
+    run = store.open()
+    run.metrics({"loss": 1.0}, 1)
+    run.metrics({"loss": 2.0}, 1)
+    run.flush()
+    run.metrics({"loss": 3.0}, 1)
+    run.close("FINISHED")
+    assert store.steps(run.run_id, "loss") == [1]
+
+
+def test_a_setting_that_changed_on_resuming_becomes_a_tag(store: Store) -> None:
+    first = store.open()
+    first.params({"data.workers": 1, "seed": 7})
+    first.close("KILLED")
+    second = store.open(resume=True)
+    second.params({"data.workers": 4, "seed": 7, "new": "x"})
+    second.close("FINISHED")
+    assert store.params(first.run_id) == {"data.workers": "1", "seed": "7", "new": "x"}
+    assert store.tags(first.run_id)["changed.data.workers"] == "4"
+
+
+def test_without_resume_a_folder_gets_a_new_run(store: Store) -> None:
+    first = store.open()
+    first.close("FINISHED")
+    second = store.open()
+    second.close("FINISHED")
+    assert first.run_id != second.run_id == read_run_file(store.output).run_id
+
+
+def test_a_run_that_was_deleted_at_the_server_is_begun_anew_and_says_from_where(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = store.open()
+    first.close("KILLED")
+    open_client(store.config.uri).delete_run(first.run_id)
+    second = store.open(resume=True)
+    second.close("FINISHED")
+    assert second.run_id != first.run_id
+    assert store.tags(second.run_id)["ccts_dist.continues"] == first.run_id
+    assert f"has no run {first.run_id} any more" in caplog.text
+
+
+def test_many_settings_are_sent_in_calls_that_mlflow_takes(store: Store) -> None:
+    run = store.open()
+    run.params({f"key{number}": number for number in range(250)})
+    run.close("FINISHED")
+    assert len(store.params(run.run_id)) == 250
+
+
+def test_an_absent_file_is_left_out_and_written_to_unsent(store: Store) -> None:
+    run = store.open()
+    run.artifact(store.output / "absent.png")
+    run.metrics({"loss": 1.0}, 1)
+    run.close("FINISHED")
+    assert store.steps(run.run_id, "loss") == [1]
+    (line,) = (store.output / "unsent.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["path"].endswith("absent.png")
+
+
+def test_a_server_that_is_never_there_stops_nothing_and_what_was_meant_for_it_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = time.monotonic()
+    run = MlflowRun(
+        uri="http://127.0.0.1:9", experiment="ccts", run_name="demo", output=tmp_path, continued="", close_s=0.5
+    )
+    run.params({"seed": 1})
+    for step in range(1000):
+        run.metrics({"loss": float("inf")}, step)
+    run.flush()
+    run.close("FINISHED")
+    run.close("FINISHED")
+    assert time.monotonic() - began < 10
+    lines = [json.loads(line) for line in (tmp_path / "unsent.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["kind"] for line in lines] == ["param", *["metric"] * 1000, "status"]
+    assert "1002 events did not reach the server" in caplog.text
+    assert not (tmp_path / "tracking.json").exists()
+
+
+def test_an_address_that_mlflow_does_not_know_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="of no kind that MLflow knows"):
+        open_tracking(TrackingConfig(uri="ftp://server"), run_name="a", output=tmp_path, resume=False)
+
+
+def test_a_database_whose_driver_is_missing_is_the_users_mistake(tmp_path: Path) -> None:
+    config = TrackingConfig(uri="postgresql://me:secret@127.0.0.1:9/mlflow")
+    with pytest.raises(ConfigError, match=r"postgresql://127.0.0.1:9/mlflow' needs the Python package 'psycopg'"):
+        open_tracking(config, run_name="a", output=tmp_path, resume=False)
+
+
+def test_an_experiment_that_was_deleted_is_refused_before_training(store: Store) -> None:
+    store.open().close("FINISHED")
+    client = open_client(store.config.uri)
+    experiment = client.get_experiment_by_name(store.config.experiment)
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(ConfigError, match="refuses experiment"):
+        store.open()
+
+
+def test_large_transfers_are_patient_and_leave_the_settings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "33")
+    with large_transfers():
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "5"
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "33", "a user's own setting stays"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
