@@ -47,10 +47,15 @@ def sort_intake(given: Iterable[Utterance | Rejected], *, targets: Sequence[str]
 
 
 def source_of(utterance: Utterance, root: Path | None) -> str:
-    """The audio file as shards name it: relative to the corpus, so that a corpus that moves gives equal shards."""
-    if root is not None and utterance.audio.is_relative_to(root):
-        return utterance.audio.relative_to(root).as_posix()
-    return utterance.audio.name
+    """The audio file as shards name it: relative to the corpus, so that a corpus that moves gives equal shards.
+
+    Args:
+        root: absolute; None, or audio outside of it, leaves the file name alone.
+    """
+    audio = utterance.audio.absolute()
+    if root is not None and audio.is_relative_to(root):
+        return audio.relative_to(root).as_posix()
+    return audio.name
 
 
 def fingerprint(utterances: Sequence[Utterance], *, targets: Sequence[str], root: Path | None, with_time: bool) -> str:

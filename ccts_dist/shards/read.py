@@ -46,7 +46,7 @@ class ShardSet:
         """
         for split in splits:
             if split not in self.manifest.splits:
-                known = ", ".join(repr(name) for name in self.manifest.splits)
+                known = ", ".join(repr(name) for name in self.manifest.split_names)
                 raise ConfigError(f"{self.root}: no split {split!r} in these shards. Known splits: {known}.")
         return tuple(shard for split in dict.fromkeys(splits) for shard in self.manifest.shards if shard.split == split)
 
@@ -71,6 +71,25 @@ def open_shard_set(root: str | Path) -> ShardSet:
         ShardError: another format version, a damaged manifest, or an index that is not the manifest's.
         ConfigError: not a folder's name but a ``pipe:`` command or an address.
     """
+    shard_set = read_shard_set(root)
+    index = shard_set.root / INDEX_NAME
+    found = file_sha256(index) if index.is_file() else "missing"
+    if found != shard_set.manifest.index_sha256:
+        raise ShardError(
+            f"{index}: is {found[:12]}, and the manifest names {shard_set.manifest.index_sha256[:12]}. "
+            "The index is stale or damaged: fetch or build the shard set again."
+        )
+    return shard_set
+
+
+def read_shard_set(root: str | Path) -> ShardSet:
+    """The shard set in a folder as its manifest tells it, unchecked: for finding damage. Others ``open_shard_set``.
+
+    Raises:
+        MissingShardsError: there is no shard set.
+        ShardError: another format version, or a damaged manifest.
+        ConfigError: not a folder's name but a ``pipe:`` command or an address.
+    """
     root = local_folder(root, what="shard set")
     where = root / MANIFEST_NAME
     try:
@@ -80,15 +99,7 @@ def open_shard_set(root: str | Path) -> ShardSet:
             f"{root}: no shard set here (no readable {MANIFEST_NAME}). Build one with shards/build.py, "
             "or run the same build again if it was interrupted."
         ) from error
-    manifest = parse_manifest(data, where=str(where))
-    index = root / INDEX_NAME
-    found = file_sha256(index) if index.is_file() else "missing"
-    if found != manifest.index_sha256:
-        raise ShardError(
-            f"{index}: is {found[:12]}, and the manifest names {manifest.index_sha256[:12]}. "
-            "The index is stale or damaged: fetch or build the shard set again."
-        )
-    return ShardSet(root, manifest, hashlib.sha256(data).hexdigest())
+    return ShardSet(root, parse_manifest(data, where=str(where)), hashlib.sha256(data).hexdigest())
 
 
 def read_member(path: Path, places: MemberPlaces, row: int, *, key: str, member: str) -> bytes:

@@ -115,6 +115,11 @@ class Manifest:
     teacher: TeacherFacts | None = None
     """In merged shard sets: whose outputs the shards carry."""
 
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits in the order of their shards, which is the corpus's."""
+        return tuple(dict.fromkeys(shard.split for shard in self.shards))
+
     def to_bytes(self) -> bytes:
         """The manifest file."""
         return document_bytes(self)

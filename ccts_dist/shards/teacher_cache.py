@@ -60,7 +60,9 @@ class _CachePart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _CacheRows:
+class CacheRows:
+    """The index of one cache shard."""
+
     row_of: Mapping[str, int]
     places: MemberPlaces
 
@@ -80,8 +82,7 @@ class TeacherCache:
         self.embedding_size = facts.embedding_size
         self.embedding_mean: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_mean, np.float64)
         self.embedding_deviation: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_deviation, np.float64)
-        columns = ["key", *place_column_names(TEACHER_MEMBER)]
-        self._rows = RowGroups(root / INDEX_NAME, num_rows, _decode_rows, columns=columns)
+        self._rows = cache_row_groups(root, num_rows)
 
     def read(self, shard: str, key: str) -> TeacherOutput:
         """What the teacher said of one utterance.
@@ -89,25 +90,31 @@ class TeacherCache:
         Raises:
             TeacherError: the cache has no such shard or key, or what it has is damaged; names shard and key.
         """
+        data = self.read_bytes(shard, key)
         try:
-            rows = self._rows.get(shard)
-        except ShardError as error:
-            raise TeacherError(f"{error} Wanted: the teacher's output for {key!r}, cache {self.root}.") from error
-        row = rows.row_of.get(key)
-        if row is None:
-            raise TeacherError(
-                f"{shard}: utterance {key!r} has no teacher output in {self.root}. "
-                "Run launch/cache_teacher.py on these shards again."
-            )
-        try:
-            data = read_member(self.root / shard, rows.places, row, key=key, member=TEACHER_MEMBER)
             return decode_output(data, self.embedding_size, len(self.targets))
-        except ShardError as error:
-            raise TeacherError(f"{error} Cache: {self.root}.") from error
         except ValueError as error:
             raise TeacherError(
-                f"{shard}: {TEACHER_MEMBER} of {key!r} in {self.root}: {error}. Cache it again."
+                f"{shard}: {TEACHER_MEMBER} of {key!r} in {self.root} {error}. Run launch/cache_teacher.py again."
             ) from error
+
+    def read_bytes(self, shard: str, key: str) -> bytes:
+        """The ``teacher.npy`` member of one utterance.
+
+        Raises:
+            TeacherError: as ``read``.
+        """
+        try:
+            rows = self._rows.get(shard)
+            row = rows.row_of.get(key)
+            if row is not None:
+                return read_member(self.root / shard, rows.places, row, key=key, member=TEACHER_MEMBER)
+        except ShardError as error:
+            raise TeacherError(f"{error} Wanted: the teacher's output for {key!r}, from {self.root}.") from error
+        raise TeacherError(
+            f"{shard}: utterance {key!r} has no teacher output in {self.root}. "
+            "Run launch/cache_teacher.py on these shards again."
+        )
 
 
 def open_teacher_cache(root: str | Path, shard_set: ShardSet) -> TeacherCache:
@@ -151,6 +158,12 @@ def open_merged_teacher(shard_set: ShardSet) -> TeacherCache:
     condition = read_condition(shard_set.root, facts)
     num_rows = {shard.name: shard.num_utterances for shard in shard_set.manifest.shards}
     return TeacherCache(shard_set.root, facts.cache_digest, facts, condition, num_rows)
+
+
+def cache_row_groups(root: Path, num_rows: Mapping[str, int]) -> RowGroups[CacheRows]:
+    """Reads, of a cache's or a merged set's index, where the teacher's outputs lie."""
+    columns = ["key", *place_column_names(TEACHER_MEMBER)]
+    return RowGroups(root / INDEX_NAME, num_rows, _decode_rows, columns=columns)
 
 
 def write_cache_shard(
@@ -202,6 +215,32 @@ def finished_cache_shards(cache_root: Path, shard_set: ShardSet, teacher_digest:
         for shard in shard_set.manifest.shards
         if _finished_part(cache_root, shard, teacher_digest) is not None
     }
+
+
+def check_cache_is_of(cache_root: Path, shard_set: ShardSet, teacher_digest: str) -> None:
+    """Refuse to go on in a folder, finished or not, that holds another teacher's outputs or those of other shards.
+
+    A shard set that has grown, or of which some shards were built again, is the same as long as one cached shard is
+    still its own.
+
+    Raises:
+        TeacherError: names both digests.
+    """
+    records = [part for part in map(_read_part, sorted((cache_root / _PARTS).glob("*.json"))) if part is not None]
+    for part in records:
+        if part.teacher_digest != teacher_digest:
+            raise TeacherError(
+                f"{cache_root}: holds outputs of teacher {part.teacher_digest[:12]}, and this teacher is "
+                f"{teacher_digest[:12]}. Name another folder, or delete this one."
+            )
+    known = {shard.name: shard.sha256 for shard in shard_set.manifest.shards}
+    if records and not any(known.get(part.shard.name) == part.shard.source_sha256 for part in records):
+        part = records[0].shard
+        raise TeacherError(
+            f"{cache_root}: was made for other shards: its {part.name} is of {part.source_sha256[:12]}, and "
+            f"{shard_set.root} has {known.get(part.name, 'no such shard')[:12]}. Name another folder, or delete "
+            "this one."
+        )
 
 
 def read_cached_outputs(
@@ -277,15 +316,21 @@ def _part_path(cache_root: Path, shard: str) -> Path:
     return cache_root / _PARTS / f"{shard}.json"
 
 
-def _finished_part(cache_root: Path, source: ShardEntry, teacher_digest: str) -> CacheShard | None:
-    """The record of a cache shard if it still holds: same teacher, same source, same bytes."""
-    record, path = _part_path(cache_root, source.name), cache_root / source.name
-    if not record.is_file() or not path.is_file():
+def _read_part(record: Path) -> _CachePart | None:
+    if not record.is_file():
         return None
     try:
-        part = parse_document(_CachePart, record.read_bytes(), where=str(record), error=TeacherError)
+        return parse_document(_CachePart, record.read_bytes(), where=str(record), error=TeacherError)
     except TeacherError:
         return None  # what cannot be read was not finished
+
+
+def _finished_part(cache_root: Path, source: ShardEntry, teacher_digest: str) -> CacheShard | None:
+    """The record of a cache shard if it still holds: same teacher, same source, same bytes."""
+    path = cache_root / source.name
+    part = _read_part(_part_path(cache_root, source.name))
+    if part is None or not path.is_file():
+        return None
     entry = part.shard
     if part.teacher_digest != teacher_digest or entry.source_sha256 != source.sha256:
         return None
@@ -312,6 +357,6 @@ def _index_of(path: Path, keys: Sequence[str]) -> pa.Table:
     return pa.table({"key": pa.array(keys, pa.string()), **place_columns({TEACHER_MEMBER: places})})
 
 
-def _decode_rows(_shard: str, table: pa.Table) -> _CacheRows:
+def _decode_rows(_shard: str, table: pa.Table) -> CacheRows:
     keys = table["key"].to_pylist()
-    return _CacheRows(row_of={key: row for row, key in enumerate(keys)}, places=table_places(table, TEACHER_MEMBER))
+    return CacheRows(row_of={key: row for row, key in enumerate(keys)}, places=table_places(table, TEACHER_MEMBER))

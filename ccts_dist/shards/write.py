@@ -6,6 +6,7 @@ if its input is still what it was and its bytes are what the record says.
 
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,6 +50,19 @@ class BuildSummary:
     was_there: bool = False
     """True when the very same build had been finished before, and nothing was done."""
 
+    def in_words(self, out: Path) -> str:
+        """The summary for people, a line per split."""
+        lines = [f"{out}: {'was complete already' if self.was_there else 'built'}, digest {self.digest[:12]}"]
+        lines += [
+            f"  {name}: {totals.num_utterances} utterances, {totals.hours:.2f} h"
+            for name, totals in self.splits.items()
+        ]
+        lines.append(
+            f"  {self.num_shards} shards; {self.rejected} rejected, {self.resampled} resampled, "
+            f"{self.mixed_down} mixed down"
+        )
+        return "\n".join(lines)
+
 
 def build_shard_set(
     utterances: Iterable[Utterance | Rejected],
@@ -83,11 +97,12 @@ def build_shard_set(
 
     Raises:
         CorpusError: more than ``max_rejected`` were rejected, or nothing was given.
-        ConfigError: the folder holds another shard set, or another builder is at work in it.
+        ConfigError: a limit off its range, or the folder holds another shard set, or another builder is at work in it.
     """
+    _check_limits(shard_bytes, max_rejected, max_duration_s)
     settings = BuildSettings(
         out=Path(out),
-        root=None if root is None else Path(root),
+        root=None if root is None else Path(root).absolute(),
         targets=tuple(targets),
         shard_bytes=shard_bytes,
         max_duration_s=max_duration_s,
@@ -113,6 +128,15 @@ def build_shard_set(
             finished = _build(intake, settings, facts, max_rejected, progress or (lambda _: None))
     shutil.rmtree(settings.out / BUILDING, ignore_errors=True)
     return finished
+
+
+def _check_limits(shard_bytes: int, max_rejected: float, max_duration_s: float) -> None:
+    if shard_bytes < 1:
+        raise ConfigError(f"shard_bytes={shard_bytes}: must be at least 1. Give --shard-mb a positive number.")
+    if not 0 <= max_rejected <= 1:
+        raise ConfigError(f"max_rejected={max_rejected}: must be between 0 and 1. Change --max-rejected.")
+    if not 0 < max_duration_s < math.inf:
+        raise ConfigError(f"max_duration_s={max_duration_s}: must be above 0 and finite. Change --max-duration.")
 
 
 def _build(
@@ -211,7 +235,7 @@ def _finished_build(out: Path, input_digest: str) -> BuildSummary | None:
 
 def _summary(manifest: Manifest, data: bytes, *, was_there: bool = False) -> BuildSummary:
     return BuildSummary(
-        splits=manifest.splits,
+        splits={split: manifest.splits[split] for split in manifest.split_names},
         num_shards=len(manifest.shards),
         rejected=manifest.counts["rejected"],
         resampled=manifest.counts["resampled"],
