@@ -17,7 +17,7 @@ def standardise(
 ) -> Float[Tensor, "batch hidden"]:
     """The embedding in units of ``mean`` and ``deviation`` per feature; a constant feature is only centred."""
     scale = torch.where(deviation > SMALLEST_DEVIATION, deviation, torch.ones_like(deviation))
-    return (embedding - mean.to(embedding.dtype)) / scale.to(embedding.dtype)
+    return (embedding - mean.to(embedding)) / scale.to(embedding)
 
 
 def embedding_distance(

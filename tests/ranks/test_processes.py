@@ -1,0 +1,47 @@
+import os
+import time
+
+import pytest
+
+from ccts_dist.distributed import gather_objects, rank_facts
+from tests.ranks.processes import run_on_ranks
+
+
+def ranks_of_all() -> list[int]:
+    return gather_objects(rank_facts().rank)
+
+
+def raise_on_second_rank() -> None:
+    if rank_facts().rank == 1:
+        raise ValueError("the second rank's words")
+    gather_objects(0)
+
+
+def die_on_second_rank() -> None:
+    if rank_facts().rank == 1:
+        os._exit(7)
+    gather_objects(0)
+
+
+def sleep_on_second_rank() -> None:
+    if rank_facts().rank == 1:
+        time.sleep(600)
+
+
+def test_every_rank_answers():
+    assert run_on_ranks(ranks_of_all, 2) == [[0, 1]] * 2
+
+
+def test_exception_of_any_rank_fails_with_its_words():
+    with pytest.raises(AssertionError, match="the second rank's words"):
+        run_on_ranks(raise_on_second_rank, 2)
+
+
+def test_exit_code_of_any_rank_is_read():
+    with pytest.raises(AssertionError, match="rank 1: exit code 7"):
+        run_on_ranks(die_on_second_rank, 2)
+
+
+def test_rank_that_does_not_end_in_time_fails():
+    with pytest.raises(AssertionError, match="rank 1: exit code -9, did not end in time"):
+        run_on_ranks(sleep_on_second_rank, 2, timeout_s=20.0)
