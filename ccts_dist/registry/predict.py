@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, final
+from typing import final
 
 import numpy as np
 import soundfile
@@ -16,7 +16,7 @@ from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.model import LoadedModel, load_model
 from ccts_dist.records import SAMPLE_RATE_HZ
 
-Audio = str | Path | io.BytesIO | Float32[np.ndarray, " samples"]
+Audio = str | Path | io.BytesIO | Float32[np.ndarray, "_"]  # "_": recordings need not be equally long
 """A file, an opened file, or samples on -1..1 at 16 kHz."""
 
 _BATCH_S = 120.0
@@ -107,7 +107,7 @@ def read_audio(audio: Audio) -> Float[Tensor, " samples"]:
     return wave
 
 
-def _decode(file: str | Path | BinaryIO, name: str) -> Float[Tensor, " samples"]:
+def _decode(file: str | Path | io.BytesIO, name: str) -> Float[Tensor, " samples"]:
     try:
         samples, rate_hz = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
