@@ -88,6 +88,9 @@ class EmotionModel(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.embedding = WideLinear(size, config.embedding)
         self.prediction = WideLinear(config.embedding, len(config.targets))
+        # Labels lie on 0..1. Started at 0, the first hundreds of steps would go into finding the middle of the scale:
+        # while the means differ, CCC has next to no gradient for anything else.
+        nn.init.constant_(self.prediction.bias, 0.5)
 
     def forward(
         self,

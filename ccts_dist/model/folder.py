@@ -65,8 +65,8 @@ def save_model(
 ) -> str:
     """Write a model folder and return its weights' digest; one that is there already is replaced as a whole.
 
-    Everything is written and synced beside ``folder`` first, so that a writer that is killed leaves either no folder or
-    a whole one.
+    Everything is written and synced beside ``folder`` first, so that a writer that is killed leaves no folder or a
+    whole one. One writer per folder.
 
     Args:
         state: an ``EmotionModel``'s state dict.
@@ -81,36 +81,38 @@ def save_model(
             f"{folder}: a text branch and a tokenizer go together. Save the model with both or neither."
         )
     folder = Path(folder)
-    unfinished = folder.with_name(f".{folder.name}.unfinished-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    _refuse_unless_json(extra, folder)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    for left_behind in (unfinished, replaced):
+        shutil.rmtree(left_behind, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(weights, unfinished / WEIGHTS)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, unfinished / WEIGHTS)
     for name, encoder in (("speech_encoder", encoders.speech), ("text_encoder", encoders.text)):
         if encoder is not None:
             encoder.save_pretrained(unfinished / name)
     if tokenizer is not None:
         tokenizer.save(unfinished / "tokenizer")
+    digest = weights_digest(unfinished)
     description = {
         "format_version": FORMAT_VERSION,
         "model": run_to_tree(config),
         "targets": list(config.targets),
         "scale": list(scale),
         "normalise": encoders.normalise,
-        "sha256": weights_digest(unfinished),
+        "sha256": digest,
         "extra": dict(extra),
     }
-    try:
-        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / DESCRIPTION}: extra cannot be written as JSON: {error}. Change it."
-        ) from error
-    _sync_tree(unfinished)
+    _sync(*unfinished.rglob("*"), unfinished)
+    text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
     (unfinished / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-    _sync_tree(unfinished)
-    _replace(unfinished, folder)
-    return description["sha256"]
+    _sync(unfinished / DESCRIPTION, unfinished)
+    if folder.exists():
+        folder.rename(replaced)
+    unfinished.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return digest
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> LoadedModel:
@@ -204,28 +206,18 @@ def _read_encoder_config(folder: Path) -> PreTrainedConfig:
         raise CheckpointError(f"{folder}: no encoder configuration: {reason} Fetch or save the model again.") from error
 
 
-def _sync_tree(folder: Path) -> None:
-    """Push files and folders to the disk, so that a later rename cannot outlive what it names."""
-    for path in [*folder.rglob("*"), folder]:
+def _refuse_unless_json(extra: Mapping[str, Any], folder: Path) -> None:
+    try:
+        json.dumps(dict(extra), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: extra cannot be written as JSON: {error}. Change or leave it out.") from error
+
+
+def _sync(*paths: Path) -> None:
+    """Push files and folders to the disk, so that a rename cannot outlive what it names."""
+    for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _replace(new: Path, old: Path) -> None:
-    gone = new.with_name(f"{new.name}-gone")
-    if old.exists():
-        old.rename(gone)
-    new.rename(old)
-    shutil.rmtree(gone, ignore_errors=True)
-    _sync_parent(old)
-
-
-def _sync_parent(path: Path) -> None:
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

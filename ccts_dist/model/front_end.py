@@ -28,32 +28,45 @@ def normalise_utterances(
     return centred * (variance + 1e-7).rsqrt()  # 1e-7: transformers' Wav2Vec2FeatureExtractor
 
 
-class MaskedGroupNormConvLayer(GradientCheckpointingLayer):
-    """A convolution, group norm with one group per channel over real frames, and the activation.
+class MaskedGroupNorm(nn.Module):
+    """Group norm with one group per channel, over each row's real frames; takes over the parameters of a usual one."""
 
-    Takes over the modules of the layer it replaces. The lengths are an argument and not an attribute, so that
-    recomputing the layer in the backward pass sees those of its own forward pass.
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(
+        self, hidden: Float[Tensor, "batch features frames"], num_frames: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch features frames"]:
+        wide = widened(hidden)
+        real = real_positions(num_frames, hidden.shape[2]).to(wide.dtype)[:, :, None]
+        count = num_frames.clamp(min=1)[:, None, None]
+        # Products with the mask as matrix products, which need no masked copy of the largest tensor of the model.
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            centred = wide - torch.bmm(wide, real) / count
+            variance = torch.bmm(centred.square(), real) / count
+        scale = (variance + self.eps).rsqrt() * self.weight[:, None]
+        return (centred * scale + self.bias[:, None]).to(hidden.dtype)
+
+
+class MaskedGroupNormConvLayer(GradientCheckpointingLayer):
+    """A convolution, group norm over real frames, and the activation; takes over the modules of the layer it replaces.
+
+    The lengths are an argument and not an attribute, so that recomputing the layer in the backward pass sees those of
+    its own forward pass. Each part is called as a module: ZeRO-3 gathers parameters on such calls.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.conv = layer.conv
-        self.layer_norm = cast(nn.GroupNorm, layer.layer_norm)
+        self.layer_norm = MaskedGroupNorm(cast(nn.GroupNorm, layer.layer_norm))
         self.activation = layer.activation
 
     def forward(
         self, hidden: Float[Tensor, "batch channels samples"], num_frames: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch features frames"]:
-        hidden = cast(nn.Conv1d, self.conv)(hidden)
-        wide = widened(hidden)
-        real = real_positions(num_frames, hidden.shape[2]).to(wide.dtype)[:, :, None]
-        count = num_frames.clamp(min=1)[:, None, None]
-        # Products with the mask as matrix products, which need no masked copy of the largest tensor of the model.
-        centred = wide - torch.bmm(wide, real) / count
-        variance = torch.bmm(centred.square(), real) / count
-        scale = (variance + self.layer_norm.eps).rsqrt() * self.layer_norm.weight[:, None]
-        hidden = (centred * scale + self.layer_norm.bias[:, None]).to(hidden.dtype)
-        return cast(nn.Module, self.activation)(hidden)
+        hidden = cast(nn.Module, self.conv)(hidden)
+        return cast(nn.Module, self.activation)(self.layer_norm(hidden, num_frames))
 
 
 class FrontEnd(nn.Module):

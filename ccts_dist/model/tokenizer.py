@@ -63,7 +63,9 @@ class PieceTokenizer:
     def save(self, folder: Path) -> None:
         """Write what ``load_tokenizer`` reads."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PIECES).write_bytes(self._model)
+        unfinished = folder / f".{PIECES}.unfinished"
+        unfinished.write_bytes(self._model)
+        unfinished.replace(folder / PIECES)
 
 
 class PretrainedTokenizer:

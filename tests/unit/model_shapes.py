@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
 
-# 10/5, 8/4, 4/4: the first frame needs 105 samples, and another comes every 80.
+# The first frame needs 185 samples, and another comes every 160.
 SPEECH: dict[str, Any] = {
     "model_type": "hubert",
     "hidden_size": 32,
@@ -16,8 +16,8 @@ SPEECH: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
     "conv_dim": [16, 16, 24],
-    "conv_kernel": [10, 8, 4],
-    "conv_stride": [5, 4, 4],
+    "conv_kernel": [10, 8, 8],
+    "conv_stride": [5, 4, 8],
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
     "hidden_dropout": 0.0,

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from model_shapes import LAYER_NORM, SPEECH, utterances
 from torch import nn
 from transformers import HubertConfig, HubertModel
 
 from ccts_dist.model.front_end import FrontEnd, MaskedGroupNormConvLayer, normalise_utterances
+from tests.unit.model_shapes import LAYER_NORM, SPEECH, utterances
 
 
 def _hubert(**shape):
@@ -68,7 +68,7 @@ def test_layer_norm_front_end_is_left_as_it_is():
 def test_fewest_samples_for_so_many_frames(num_frames):
     model = _hubert()
     front_end = _front_end(model)
-    assert front_end.samples_for(1) == 105  # 4 -> (4 - 1) * 4 + 8 = 20 -> (20 - 1) * 5 + 10 = 105
+    assert front_end.samples_for(1) == 185  # 8 -> (8 - 1) * 4 + 8 = 36 -> (36 - 1) * 5 + 10 = 185
     samples = front_end.samples_for(num_frames)
     assert int(model._get_feat_extract_output_lengths(torch.tensor(samples))) == num_frames
     assert int(model._get_feat_extract_output_lengths(torch.tensor(samples - 1))) == num_frames - 1
