@@ -56,6 +56,10 @@ class TrainingError(CctsError):
     """Training that cannot go on: the loss is not finite step after step."""
 
 
+class StageError(CctsError):
+    """A command of a pipeline that failed."""
+
+
 def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """The exit code of a command: what ``main`` returns, or that of the ``CctsError`` it raises.
 

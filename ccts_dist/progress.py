@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then where there is none (a log file, a batch job)."""
+"""Progress of long work: a bar on a terminal, a plain line now and then where there is none (a log, a batch job)."""
 
 import sys
 import time

@@ -45,6 +45,9 @@ class TrainState:
     epoch_sums: dict[str, float] = field(default_factory=dict)
     """Running sums of the epoch that is under way, for its mean figures."""
 
+    kept_share: float | None = None
+    """Share of the utterances that were distilled, in the last whole epoch; None without a teacher."""
+
     finished: bool = False
 
 

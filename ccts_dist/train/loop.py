@@ -39,6 +39,9 @@ class Outcome:
     test: dict[str, float]
     """CCC of the best model on the test splits; empty without any."""
 
+    kept_share: float | None
+    """Share of the training utterances that were distilled; None without a teacher."""
+
     seconds: float
     """Of this start of the program, not of those before a resume."""
 
@@ -184,7 +187,8 @@ class Trainer:
             **{f"valid/ccc_{target}": value for target, value in scores.ccc.items()},
         }
         if self._session.objective.distill is not None:
-            figures["epoch/kept_share"] = sums.get("kept", 0.0) / max(1.0, sums.get("rows", 0.0))
+            state.kept_share = sums.get("kept", 0.0) / max(1.0, sums.get("rows", 0.0))
+            figures["epoch/kept_share"] = state.kept_share
         self._tracking.metrics(_finite(figures), state.step)
         better = state.best_loss is None or scores.loss < state.best_loss
         ccc = "  ".join(f"{target} {value:.3f}" for target, value in scores.ccc.items())
@@ -284,6 +288,7 @@ class Trainer:
             best_epoch=self.state.best_epoch + 1,
             valid=loaded.extra["valid_ccc"],
             test=test,
+            kept_share=self.state.kept_share,
             seconds=seconds,
         )
         if self._first:

@@ -1,0 +1,87 @@
+"""The demo: the whole pipeline on the spoken corpus, and the one table it ends with."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from ccts_dist.records import DIMENSIONS
+from ccts_dist.report.stages import Stage, launcher, run_stages
+from ccts_dist.report.table import format_table
+
+SYSTEMS = {
+    "text": "text only",
+    "speech": "speech only, no teacher",
+    "teacher": "teacher: speech + text",
+    "ts": "T/S: student, every utterance distilled",
+    "cts": "cT/S: student, distilled on condition",
+}
+"""Run files of ``launch/runs/demo`` and what they are, in the order of the table."""
+
+NUM_RANKS = 2
+
+
+def demo_stages(folder: Path, *, num_utterances: int, runs: Path) -> list[Stage]:
+    """The commands of the demo, each as a user would give it for a corpus of their own."""
+    python, shards = sys.executable, str(folder / "shards")
+
+    def train(name: str) -> Stage:
+        config = runs / f"{name}.toml"
+        # --resume auto also begins: a demo that was killed goes on where it was.
+        command = (*launcher(NUM_RANKS), "launch/train.py", "--config", str(config), "--resume", "auto")
+        return Stage(name=name, command=command, inputs=(config,))
+
+    build = ("shards/build.py", "demo", "--out", shards, "--corpus", str(folder / "corpus"))
+    cache = ("--teacher", "models:/demo-teacher@candidate", "--shards", shards, "--out", str(folder / "cache"))
+    return [
+        Stage(name="shards", command=(python, *build, "--utterances", str(num_utterances))),
+        Stage(name="check", command=(python, "shards/check.py", shards)),
+        train("text"),
+        train("teacher"),
+        Stage(name="cache", command=(*launcher(NUM_RANKS), "launch/cache_teacher.py", *cache)),
+        train("speech"),
+        train("ts"),
+        train("cts"),
+    ]
+
+
+def predict_stage(folder: Path) -> Stage:
+    """The best student, from the registry, on a few recordings of the corpus."""
+    heard = sorted((folder / "corpus" / "Audios").glob("*.wav"))[:3]
+    model = ("--model", "models:/demo-cts@candidate")
+    return Stage(name="predict", command=(sys.executable, "launch/predict.py", *model, *map(str, heard)))
+
+
+def run_demo(folder: Path, *, num_utterances: int, runs: Path) -> str:
+    """Run what is missing of the demo and give its table, in Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder.absolute()}/mlflow.db",
+        # The launcher leaves this unset, and every rank would take all cores.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // NUM_RANKS)),
+    }
+    stages = demo_stages(folder, num_utterances=num_utterances, runs=runs)
+    seconds = run_stages(stages, folder, environment=environment)
+    seconds |= run_stages([predict_stage(folder)], folder, environment=environment)
+    return demo_table(folder, seconds)
+
+
+def demo_table(folder: Path, seconds: dict[str, float]) -> str:
+    """CCC on the test split per system, seconds per stage, and what the condition left out."""
+    rows = []
+    for name, words in SYSTEMS.items():
+        summary = json.loads((folder / "runs" / name / "summary.json").read_text(encoding="utf-8"))
+        ccc = (f"{summary['test'][dimension]:.3f}" for dimension in DIMENSIONS)
+        left_out = "-" if summary["kept_share"] is None else f"{1 - summary['kept_share']:.1%}"
+        rows.append((words, *ccc, left_out, f"{seconds[name]:.0f}"))
+    header = ("system", "activation", "valence", "dominance", "left out", "seconds")
+    others = ", ".join(f"{name} {took:.0f} s" for name, took in seconds.items() if name not in SYSTEMS)
+    return "\n".join(
+        [
+            "CCC on the test split of the spoken demo corpus (one seed: it reports, it does not judge)",
+            "",
+            format_table(header, rows),
+            "",
+            f"other stages: {others}; together {sum(seconds.values()):.0f} s",
+        ]
+    )

@@ -1,0 +1,110 @@
+"""A pipeline of commands, run as a user would type them: what is done already is not done again."""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccts_dist.errors import StageError
+from ccts_dist.progress import say
+
+NOISE = re.compile(
+    r"\[(INFO|WARNING)\]"
+    r"|built successfully|No CUDA runtime is found|^\s*$"
+    r"|^(Distributed environment|Num processes|Process index|Local process index|Device|Mixed precision|ds_config):?"
+)
+"""What DeepSpeed and Accelerate say at every start; the log has it all, a person need not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One command of a pipeline."""
+
+    name: str
+    command: tuple[str, ...]
+    inputs: tuple[Path, ...] = ()
+    """Files that the command reads and a person edits: when one has changed, the stage is run again."""
+
+    def digest(self) -> str:
+        """Equal as long as command and inputs are."""
+        parts = [shlex.join(self.command).encode(), *(path.read_bytes() for path in self.inputs)]
+        return hashlib.sha256(b"\x00".join(parts)).hexdigest()
+
+
+def run_stages(stages: Sequence[Stage], folder: Path, *, environment: dict[str, str]) -> dict[str, float]:
+    """Run the stages that are not done, in order; the seconds that each took, when it was run.
+
+    Each stage leaves ``<folder>/stages/<name>.json`` when it has succeeded and ``<folder>/logs/<name>.log`` in any
+    case. Stages must be able to go on where they were killed: that is how they are started again.
+
+    Raises:
+        StageError: a command failed; names its log. What is done stays done.
+    """
+    (folder / "stages").mkdir(parents=True, exist_ok=True)
+    (folder / "logs").mkdir(exist_ok=True)
+    seconds = {}
+    for number, stage in enumerate(stages, start=1):
+        stamp = folder / "stages" / f"{stage.name}.json"
+        heading = f"[{number}/{len(stages)}] {stage.name}"
+        done = _read_stamp(stamp, stage)
+        if done is None:
+            say(f"{heading}: {shlex.join(stage.command)}")
+            done = _run(stage, folder / "logs" / f"{stage.name}.log", environment)
+            stamp.write_text(json.dumps({"digest": stage.digest(), "seconds": done}), encoding="utf-8")
+        else:
+            say(f"{heading}: done before, in {done:.0f} s")
+        seconds[stage.name] = done
+    return seconds
+
+
+def launcher(num_ranks: int) -> tuple[str, ...]:
+    """The DeepSpeed launcher for ranks on this machine, on a port that is free now."""
+    return ("deepspeed", "--num_gpus", str(num_ranks), "--master_port", "{free port}")
+
+
+def _read_stamp(stamp: Path, stage: Stage) -> float | None:
+    try:
+        tree = json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return float(tree["seconds"]) if tree["digest"] == stage.digest() else None
+
+
+def _run(stage: Stage, log: Path, environment: dict[str, str]) -> float:
+    began = time.monotonic()
+    # Replaced here and not in the stage: another port does not make it another command.
+    command = [part.replace("{free port}", str(_free_port())) for part in stage.command]
+    with (
+        log.open("w", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **environment},
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            if not NOISE.search(line):
+                sys.stderr.write("    " + line)
+                sys.stderr.flush()
+    if process.returncode != 0:
+        raise StageError(f"{stage.name}: ended with exit code {process.returncode}. Its whole output is in {log}.")
+    return time.monotonic() - began
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
