@@ -109,6 +109,7 @@ class TextBranch(nn.Module):
         self.pooling = build_pooling(config, encoder.config.hidden_size)
         self._frozen = config.trainable == "none"
         set_trainable(encoder, _text_layers(encoder), config.trainable, table="model.text")
+        encoder.config.use_cache = False  # nothing is generated, and it is at odds with recomputing layers
         if gradient_checkpointing and not self._frozen:
             _checkpoint_layers(encoder)
 

@@ -164,6 +164,16 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other():
     assert {name for name, p in model.named_parameters() if p.grad is not None} == _trained(model)
 
 
+def test_text_layers_are_recomputed_without_a_word_and_to_the_same_gradient(capfd):
+    plain, frugal = _both(), _both(gradient_checkpointing=True)
+    for model in (plain, frugal):
+        model(*_inputs([1000, 2500], [5, 9])).prediction.sum().backward()
+    for (name, expected), (_, p) in zip(plain.named_parameters(), frugal.named_parameters(), strict=True):
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, expected.grad, msg=name)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_every_trained_parameter_gets_a_gradient_with_spec_augment_too():
     model = _speech_model(shape={"apply_spec_augment": True, "mask_time_length": 2, "mask_time_prob": 0.3})
     model(*utterances([1000, 2500])).prediction.sum().backward()
