@@ -159,24 +159,24 @@ def _fill_package(
 
 def _save_mlflow_model(package: Path, out: Path, targets: list[str]) -> None:
     """An MLflow model from code around the package: no pickle, no path of this machine."""
-    import mlflow.pyfunc
     import yaml
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
 
     code = Path(__file__).with_name("pyfunc_model.py")
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "audio")]),
-        outputs=Schema([ColSpec(DataType.double, target) for target in targets]),
-    )
     with warnings.catch_warnings():
-        # An example would be a stored recording, and MLflow would run the model on it.
-        warnings.filterwarnings("ignore", message=".*An input example was not provided", category=UserWarning)
+        # MLflow warns of its own type hints when imported, and wants an example: a recording, which it would run.
+        warnings.simplefilter("ignore", UserWarning)
+        import mlflow.pyfunc
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, DataType, Schema
+
         mlflow.pyfunc.save_model(
             str(out),
             python_model=str(code),
             artifacts={PACKAGE: str(package)},
-            signature=signature,
+            signature=ModelSignature(
+                inputs=Schema([ColSpec(DataType.binary, "audio")]),
+                outputs=Schema([ColSpec(DataType.double, target) for target in targets]),
+            ),
             pip_requirements=[f"ccts-dist=={installed_version('ccts-dist')}"],
         )
     description = out / "MLmodel"
