@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import IO, Any
 
 import torch
@@ -33,8 +34,8 @@ class Outcome:
 
     steps: int
     best_epoch: int
-    valid: dict[str, float]
-    """CCC of the best model on the validation splits."""
+    valid: dict[str, float | None]
+    """CCC of the best model on the validation splits; None for a target without labels there."""
 
     test: dict[str, float]
     """CCC of the best model on the test splits; empty without any."""
@@ -245,7 +246,7 @@ class Trainer:
             "seed": self._run.seed,
             "step": self.state.step,
             "epoch": self.state.epoch,
-            "valid_ccc": dict(valid),
+            "valid_ccc": {target: value if isfinite(value) else None for target, value in valid.items()},
             "train_splits": list(self._run.data.train_splits),
             "shards": self._session.shard_set.digest,
             "corpus": manifest.corpus,
@@ -259,7 +260,7 @@ class Trainer:
                 self._run.model,
                 encoders=self._session.model.encoder_configs,
                 tokenizer=self._session.tokenizer,
-                scale=manifest.scale,
+                scale=(manifest.scale[0], manifest.scale[1]),
                 extra=extra,
             )
         barrier()
@@ -299,4 +300,4 @@ class Trainer:
 
 def _finite(figures: Mapping[str, float]) -> dict[str, float]:
     """Figures that a tracking server takes: without NaN and infinities, which some stores refuse."""
-    return {name: value for name, value in figures.items() if value == value and abs(value) != float("inf")}
+    return {name: value for name, value in figures.items() if isfinite(value)}

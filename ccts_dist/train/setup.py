@@ -14,7 +14,7 @@ from ccts_dist.errors import ConfigError, TeacherError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
-from ccts_dist.model.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from ccts_dist.model.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
 from ccts_dist.shards.read import ShardSet, open_shard_set, read_utterance_json
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
 from ccts_dist.train.ds_config import read_ds_config
@@ -184,7 +184,7 @@ def _train_tokenizer_once(run: RunConfig, shard_set: ShardSet, ranks: Ranks, out
     """Rank 0 trains the small text encoder's SentencePiece model on the training transcripts, unless it is there."""
     text = run.model.text
     folder = output / "tokenizer"
-    if text is None or text.encoder != "scratch" or not ranks.is_first or folder.exists():
+    if text is None or text.encoder != "scratch" or not ranks.is_first or (folder / PIECES).is_file():
         return
     transcripts: list[str] = []
     for shard in shard_set.shards_of(run.data.train_splits):

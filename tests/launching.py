@@ -1,0 +1,57 @@
+"""Commands as a user starts them: the real launcher, real processes, every exit code read."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment, with the project's programs first and one thread per rank."""
+    own = {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(BIN.parent / "torch_extensions")),
+        "HF_HUB_OFFLINE": "1",
+    }
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, **own, **(extra or {})}
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launcher(num_ranks: int) -> list[str]:
+    """The DeepSpeed launcher for so many ranks on this machine."""
+    return [str(BIN / "deepspeed"), "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
+
+
+def launch(
+    num_ranks: int, script: str, *args: str, timeout_s: float = 240.0, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a script under the launcher to its end, whatever that is."""
+    return subprocess.run(
+        [*launcher(num_ranks), script, *args],
+        cwd=ROOT,
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def launch_well(num_ranks: int, script: str, *args: str, timeout_s: float = 240.0) -> str:
+    """Run a script under the launcher; fail with all its words unless every rank exits with 0."""
+    done = launch(num_ranks, script, *args, timeout_s=timeout_s)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    return done.stdout + done.stderr

@@ -1,0 +1,40 @@
+"""launch/train.py that also keeps the first step's reduced gradient, in ``<output>/gradients.safetensors``."""
+
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from ccts_dist.config import read_run
+from ccts_dist.distributed import process_group, rank_facts
+from ccts_dist.train import run as training
+from ccts_dist.train.engine import Engine, Update
+
+
+class RecordingEngine(Engine):
+    """The real engine; before the weights move for the first time it writes down the gradient."""
+
+    output: Path
+    passes_seen = 0
+
+    def step(self) -> Update:
+        self.passes_seen += 1
+        if self.passes_seen == self.passes:
+            names = [name for name, parameter in self._engine.module.named_parameters() if parameter.requires_grad]
+            gradients = {name: self.full_gradient(name).clone() for name in names}
+            if self.ranks.is_first:
+                save_file(gradients, self.output / "gradients.safetensors")
+        return super().step()
+
+
+def main() -> None:
+    config = read_run(Path(sys.argv[sys.argv.index("--config") + 1]))
+    RecordingEngine.output = Path(config.output)
+    training.Engine = RecordingEngine
+    ranks = rank_facts()
+    with process_group(ranks):
+        training.train(config, ranks, resume="")
+
+
+if __name__ == "__main__":
+    main()

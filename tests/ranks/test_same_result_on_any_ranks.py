@@ -1,0 +1,93 @@
+"""One run file, one and two ranks under the real launcher: the same batches, losses and weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ccts_dist.shards.merge import merge_shards
+from ccts_dist.shards.read import open_shard_set
+from ccts_dist.shards.teacher_cache import open_teacher_cache
+from tests.launching import launch_well
+from tests.small_runs import build_two_kinds, make_cache, read_history, write_run
+from tests.small_teacher import save_small_teacher
+
+DISTIL = {"embedding_weight": 1.0, "prediction_weight": 0.5}
+SETTINGS = {
+    "without teacher": None,
+    "distilled": {**DISTIL, "gate": "none"},
+    "rank 0 gated out": {**DISTIL, "gate": "any-dimension", "threshold": 0.6},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Shards of two kinds of utterance and a teacher's cache of them."""
+    folder = tmp_path_factory.mktemp("ranks")
+    shard_set = build_two_kinds(folder)
+    make_cache(save_small_teacher(folder / "teacher"), shard_set, folder / "cache")
+    return folder
+
+
+def train(place: Path, name: str, num_ranks: int, distil: dict | None, **sections: dict) -> Path:
+    output = place / "runs" / name / str(num_ranks)
+    if distil is not None:
+        sections = {"distill": distil, "data": {"teacher": str(place / "cache")}, **sections}
+    config = write_run(place / f"{name}-{num_ranks}.toml", place / "shards", output, **sections)
+    launch_well(num_ranks, "launch/train.py", "--config", str(config))
+    return output
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(place, setting):
+    one, two = (train(place, setting.replace(" ", "-"), ranks, SETTINGS[setting]) for ranks in (1, 2))
+    steps_one, steps_two = read_history(one), read_history(two)
+    assert len(steps_one) == 50
+    assert [step["keys"] for step in steps_one] == [step["keys"] for step in steps_two]
+    losses = np.array([[step["train/loss"] for step in steps] for steps in (steps_one, steps_two)])
+    assert np.abs(losses[0] - losses[1]).max() <= 1e-5
+    weights_one, weights_two = (load_file(output / "last" / "model.safetensors") for output in (one, two))
+    assert weights_one.keys() == weights_two.keys()
+    assert max(np.abs(weights_one[name] - weights_two[name]).max() for name in weights_one) <= 1e-5
+    assert losses[0, 0] != losses[0, -1], "nothing was learnt, so nothing was compared"
+    if setting == "rank 0 gated out":
+        # Every long utterance is out, and rank 0's part of a batch is its long ones: see small_runs.
+        assert all(step["train/kept_share"] == pytest.approx(0.5, abs=0.35) for step in steps_two)
+        kept = sum(step["train/kept_share"] for step in steps_two[:4]) / 4
+        assert kept == pytest.approx(0.5)
+
+
+def test_training_on_merged_shards_is_bit_equal_to_the_side_car(place):
+    distil = SETTINGS["rank 0 gated out"]
+    side_car = train(place, "side-car", 2, distil, train={"max_steps": 9})
+    shard_set = open_shard_set(place / "shards")
+    merge_shards(shard_set, open_teacher_cache(place / "cache", shard_set), place / "merged")
+    output = place / "runs" / "merged"
+    config = write_run(
+        place / "merged.toml", place / "merged", output, distill=distil, data={"teacher": "merged"},
+        train={"max_steps": 9},
+    )  # fmt: skip
+    launch_well(2, "launch/train.py", "--config", str(config))
+    assert read_history(output) == read_history(side_car)
+    assert (output / "last/model.safetensors").read_bytes() == (side_car / "last/model.safetensors").read_bytes()
+
+
+def test_first_reduced_gradient_and_every_steps_keys_agree_with_adam(place):
+    gradients, keys = [], []
+    for num_ranks in (1, 2):
+        output = place / "runs" / f"adam-{num_ranks}"
+        config = write_run(
+            place / f"adam-{num_ranks}.toml", place / "shards", output, distill=SETTINGS["rank 0 gated out"],
+            data={"teacher": str(place / "cache")}, optim={"name": "adam", "learning_rate": 1e-3},
+            train={"max_steps": 12},
+        )  # fmt: skip
+        launch_well(num_ranks, "tests/ranks/record_gradients.py", "--config", str(config))
+        gradients.append(load_file(output / "gradients.safetensors"))
+        keys.append([step["keys"] for step in read_history(output)])
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == 12
+    one = np.concatenate([gradients[0][name].ravel() for name in sorted(gradients[0])]).astype(np.float64)
+    two = np.concatenate([gradients[1][name].ravel() for name in sorted(gradients[1])]).astype(np.float64)
+    assert np.linalg.norm(one) > 0
+    assert np.linalg.norm(one - two) / np.linalg.norm(one) <= 1e-6
