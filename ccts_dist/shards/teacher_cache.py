@@ -285,7 +285,8 @@ def write_cache_manifest(
     Raises:
         TeacherError: a shard is not finished, or its keys are not those of the source shard, in that order.
     """
-    sources = shard_set.shards_of(splits)
+    wanted = set(shard_set.shards_of(splits))
+    sources = [shard for shard in shard_set.manifest.shards if shard in wanted]  # whatever order the splits came in
     cached = []
     with IndexWriter(cache_root / INDEX_NAME) as index:
         for source in sources:
