@@ -1,6 +1,7 @@
 """This rank's padded micro-batches, step by step, from any position of the plan."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Generator
@@ -11,7 +12,7 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.loader.collate import EncodeText, TeacherSource
 from ccts_dist.loader.plan import Plan
-from ccts_dist.loader.worker import Failure, Parcel, PartReader, Positions, worker_context
+from ccts_dist.loader.worker import Failure, Parcel, PartReader, Positions, end_with_trainer, worker_context
 from ccts_dist.records import Batch, StepBatches
 from ccts_dist.shards.read import ShardSet
 
@@ -117,7 +118,8 @@ class Loader:
         self._turn += 1
         turn = self._turn
         self._positions.epoch, self._positions.start_step = epoch, start_step
-        self._results = self._start_results()
+        with _worker_deaths_named(start_step):
+            self._results = self._start_results()
         for step in range(start_step, self.steps_per_epoch):
             passes = []
             for _ in range(self.passes):
@@ -135,6 +137,7 @@ class Loader:
                 sampler=self._positions,
                 num_workers=self._num_workers,
                 collate_fn=_as_it_is,
+                worker_init_fn=end_with_trainer,
                 multiprocessing_context=worker_context(),
                 persistent_workers=True,
                 generator=Generator(),  # else every epoch draws from the global one, and resuming would differ
@@ -142,16 +145,8 @@ class Loader:
         return iter(self._workers)
 
     def _next_batch(self, step: int) -> Batch:
-        try:
+        with _worker_deaths_named(step) if self._num_workers else nullcontext():
             result = next(self._results)
-        except (RuntimeError, OSError, EOFError) as error:
-            # The last two: it died after it had announced a batch, and the connection to fetch it fails.
-            if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
-                raise
-            raise ShardError(
-                f"a loader worker died while reading for step {step} ({error!r}). If memory or /dev/shm "
-                f"ran out, lower data.workers or batch.micro_utterances."
-            ) from error
         if isinstance(result, Failure):
             raise result.error
         return result.unpack() if isinstance(result, Parcel) else result
@@ -173,6 +168,22 @@ class Loader:
         self._turn += 1
         self._results = iter(())
         self._workers = None
+
+
+@contextmanager
+def _worker_deaths_named(step: int) -> Iterator[None]:
+    """Turn what DataLoader raises when a worker is gone into a ShardError; leave what a worker has raised itself."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        # The last two: it died after it had announced a batch, and the connection to fetch it fails.
+        raised_in_worker = str(error).startswith("Caught ")
+        if raised_in_worker or (isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error)):
+            raise
+        raise ShardError(
+            f"a loader worker died while reading for step {step} ({error!r}). If memory or /dev/shm ran out, lower "
+            f"data.workers or batch.micro_utterances."
+        ) from error
 
 
 def _as_it_is(result: Any) -> Any:

@@ -1,7 +1,9 @@
 """What runs in a loader worker, and the server that workers are forked from."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -22,6 +24,8 @@ from ccts_dist.records import Batch, TeacherBatch
 from ccts_dist.shards.read import ShardSet
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+_WATCH_S = 1.0
 
 Position = tuple[int, int, int]
 """Epoch, step, pass."""
@@ -120,7 +124,7 @@ def worker_context() -> ForkServerContext:
     from nothing costs seconds and half a gigabyte.
 
     The server and its workers never see stop requests, which job managers send to every process of a job: the training
-    process answers them, and needs its workers until it has. They end when it lets them go or has gone.
+    process answers them, and needs its workers until it has.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -131,3 +135,22 @@ def worker_context() -> ForkServerContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def end_with_trainer(_worker: int) -> None:
+    """In a worker: end when the training process says so or has gone, however it went, and for nobody else.
+
+    torch's workers watch their parent process, which is the fork server here; and the server lives while any worker
+    does. Without this both would outlive a training process that was killed.
+    """
+    threading.Thread(target=_watch_trainer, name="trainer-watch", daemon=True).start()
+
+
+def _watch_trainer() -> None:
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None, "a worker has a parent"
+    while trainer.is_alive():
+        request = signal.sigtimedwait(STOP_SIGNALS, _WATCH_S)  # they are blocked, so they wait to be taken here
+        if request is not None and request.si_signo == signal.SIGTERM and request.si_pid == trainer.pid:
+            break
+    os._exit(1)

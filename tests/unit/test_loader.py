@@ -4,6 +4,8 @@ import io
 import multiprocessing
 import os
 import signal
+import subprocess
+import time
 import zlib
 from collections.abc import Iterator
 from multiprocessing import forkserver
@@ -19,8 +21,10 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, ShardError, TeacherError
 from ccts_dist.loader.collate import pad_tokens
 from ccts_dist.loader.loader import Loader
-from ccts_dist.records import DIMENSIONS, StepBatches, TeacherOutput, Utterance
+from ccts_dist.records import DIMENSIONS, Condition, StepBatches, TeacherOutput, Utterance
 from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.schema import TeacherFacts
+from ccts_dist.shards.teacher_cache import TeacherCache, open_teacher_cache, write_cache_manifest, write_cache_shard
 from ccts_dist.shards.write import build_shard_set
 
 NUM_TRAIN = 37
@@ -78,22 +82,35 @@ class Words:
         return [1, *(len(word) for word in text.split())]
 
 
-class Outputs:
-    """A teacher that says the utterance's number; stands for a cache, whose own tests read real ones."""
-
-    def read(self, shard: str, key: str) -> TeacherOutput:
-        number = float(key.removeprefix("u."))
-        del shard
-        return TeacherOutput(
-            embedding=np.full(4, number, dtype=np.float32), prediction=np.full(3, number / 60, dtype=np.float32)
-        )
-
-
-class NoTeacher:
-    """A cache that lacks every utterance."""
-
-    def read(self, shard: str, key: str) -> TeacherOutput:
-        raise TeacherError(f"{shard}: no output for {key!r}. Build the cache again.")
+@pytest.fixture(scope="module")
+def cache(root: Path, tmp_path_factory) -> TeacherCache:
+    """A teacher whose embedding is the utterance's number."""
+    folder, shard_set = tmp_path_factory.mktemp("cache"), open_shard_set(root)
+    for entry in shard_set.shards_of(("Train",)):
+        numbers = [(key, float(key.removeprefix("u."))) for key in shard_set.rows(entry.name).keys]
+        outputs = [
+            (
+                key,
+                TeacherOutput(
+                    embedding=np.full(4, number, dtype=np.float32), prediction=np.full(3, number / 60, dtype=np.float32)
+                ),
+            )
+            for key, number in numbers
+        ]
+        write_cache_shard(folder, entry.name, entry.sha256, outputs, teacher_digest="t" * 64)
+    facts = TeacherFacts(
+        name="numbers",
+        weight_digest="t" * 64,
+        targets=DIMENSIONS,
+        embedding_size=4,
+        embedding_mean=(0.0,) * 4,
+        embedding_deviation=(1.0,) * 4,
+        condition_sha256="",
+    )
+    three = (1.0, 1.0, 1.0)
+    fit = Condition(targets=DIMENSIONS, w=three, b=three, deviation=three, num_rows=(9, 9, 9), splits=("Train",))
+    write_cache_manifest(folder, shard_set, facts, splits=("Train",), condition=fit, sums={})
+    return open_teacher_cache(folder, shard_set)
 
 
 def make_loader(shard_set: ShardSet, *, ranks: Ranks | None = None, splits=("Train",), **settings) -> Loader:
@@ -134,14 +151,14 @@ def same_steps(ours: list[StepBatches], theirs: list[StepBatches]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def with_workers(root: Path) -> Iterator[Loader]:
-    loader = make_loader(open_shard_set(root), workers=2, encode_text=Words(), teacher=Outputs())
+def with_workers(root: Path, cache: TeacherCache) -> Iterator[Loader]:
+    loader = make_loader(open_shard_set(root), workers=2, encode_text=Words(), teacher=cache)
     yield loader
     loader.close()
 
 
-def test_batches_are_the_same_in_process_and_in_two_workers_over_epochs_and_starts(shard_set, with_workers):
-    inline = make_loader(shard_set, encode_text=Words(), teacher=Outputs())
+def test_batches_are_the_same_in_process_and_in_two_workers_over_epochs_and_starts(shard_set, cache, with_workers):
+    inline = make_loader(shard_set, encode_text=Words(), teacher=cache)
     for epoch, start in ((0, 0), (1, 3), (0, 4)):
         ours, theirs = list(inline.epoch(epoch, start)), list(with_workers.epoch(epoch, start))
         assert ours[0].step == start
@@ -162,9 +179,10 @@ def test_workers_and_their_server_do_not_end_on_a_stop_request_sent_to_all_proce
     steps = with_workers.epoch(0)
     next(steps)
     pids = [child.pid for child in multiprocessing.active_children()]
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        for pid in [*pids, forkserver._forkserver._forkserver_pid]:
-            os.kill(pid, number)
+    everyone = map(str, [*pids, forkserver._forkserver._forkserver_pid])
+    # From another process: only the training process's own SIGTERM ends them.
+    subprocess.run(["sh", "-c", "for s in TERM USR1 INT; do kill -$s $*; done", "sh", *everyone], check=True)
+    time.sleep(0.5)
     assert len(list(steps)) == with_workers.steps_per_epoch - 1
     assert [child.pid for child in multiprocessing.active_children()] == pids
 
@@ -175,8 +193,8 @@ def test_reading_with_workers_draws_nothing_from_the_global_generators(with_work
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_audio_labels_and_teacher_of_a_row_are_those_of_its_key(shard_set):
-    loader = make_loader(shard_set, encode_text=Words(), teacher=Outputs())
+def test_audio_labels_and_teacher_of_a_row_are_those_of_its_key(shard_set, cache):
+    loader = make_loader(shard_set, encode_text=Words(), teacher=cache)
     for step in loader.epoch(0):
         for batch in step.passes:
             for row, key in enumerate(batch.keys):
@@ -306,10 +324,12 @@ def test_audio_that_is_not_what_the_index_says_is_refused(root, tmp_path, payloa
         list(make_loader(shard_set).epoch(0))
 
 
-def test_error_of_a_worker_keeps_its_kind_and_words_and_closing_leaves_no_worker(shard_set):
+def test_error_of_a_worker_keeps_its_kind_and_words_and_closing_leaves_no_worker(shard_set, cache):
+    for entry in shard_set.shards_of(("Train",)):
+        (cache.root / entry.name).unlink()
     before = {child.pid for child in multiprocessing.active_children()}
-    loader = make_loader(shard_set, workers=1, teacher=NoTeacher())
-    with pytest.raises(TeacherError, match=r"^Train-.*: no output for 'u.[0-9]+'. Build the cache again.$"):
+    loader = make_loader(shard_set, workers=1, teacher=cache)
+    with pytest.raises(TeacherError, match=r"Train-00000\d.tar.*'u\.\d+'"):
         next(loader.epoch(0))
     loader.close()
     assert {child.pid for child in multiprocessing.active_children()} == before
