@@ -25,7 +25,9 @@ CONDITION = Condition(
 
 
 def write_noise(path: Path, num_samples: int = 1600, *, rate: int = 16_000, channels: int = 1, seed: int = 0) -> Path:
-    """A 16 bit wave file of quiet noise."""
+    """A 16 bit wave file of quiet noise; one that is there already is left as it is."""
+    if path.exists():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(-3000, 3000, (num_samples, channels), dtype=np.int16)
     soundfile.write(path, noise, rate)
@@ -37,7 +39,7 @@ def make_utterances(folder: Path, count: int = 12) -> list[Utterance]:
     utterances = []
     for number in range(count):
         key = f"MSP/ü {number}.wav"
-        labels = {"activation": number / 20, "valence": 0.5 + number / 40, "dominance": 1.0}
+        labels = {"activation": number % 20 / 20, "valence": 0.5 + number % 20 / 40, "dominance": 1.0}
         if number % 6 == 5:
             del labels["valence"]
         utterances.append(

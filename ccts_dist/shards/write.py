@@ -143,7 +143,8 @@ def _build(
     intake: Intake, settings: BuildSettings, facts: Manifest, max_rejected: float, progress: Callable[[int], object]
 ) -> BuildSummary:
     out, parts = settings.out, []
-    progress(len(intake.rejected))
+    if intake.rejected:
+        progress(len(intake.rejected))
     with IndexWriter(out / INDEX_NAME) as index:
         for split, utterances in intake.splits.items():
             for part in cut_split(split, utterances, settings, progress):

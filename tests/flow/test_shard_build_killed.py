@@ -1,0 +1,57 @@
+"""A builder that is killed outright, wherever it is, goes on and ends with the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from ccts_dist.shards.check import check_shard_set
+from tests.shard_examples import build_example, make_utterances
+
+ROOT = Path(__file__).parents[2]
+COUNT = 24
+
+SCRIPT = textwrap.dedent(
+    """
+    import sys, time
+    from pathlib import Path
+    from tests.shard_examples import build_example, make_utterances
+    corpus, out = Path(sys.argv[1]), Path(sys.argv[2])
+    def progress(count):
+        print("one", flush=True)
+        time.sleep(0.02)
+    build_example(make_utterances(corpus, 24), out, corpus, progress=progress)
+    """
+)
+
+
+def start(corpus: Path, out: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(corpus), str(out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+
+
+@pytest.mark.parametrize("after", [3, 11, 23])
+def test_a_killed_builder_goes_on_and_ends_byte_equal(tmp_path: Path, after: int):
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    utterances = make_utterances(corpus, COUNT)
+    build_example(utterances, tmp_path / "whole", corpus)
+    with start(corpus, out) as builder:
+        assert builder.stdout is not None
+        for _ in range(after):
+            assert builder.stdout.readline() == "one\n"
+        builder.send_signal(signal.SIGKILL)
+    assert builder.returncode == -signal.SIGKILL
+    assert not (out / "manifest.json").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    build_example(utterances, out, corpus)
+    assert after < 11 or kept
+    assert kept == {name: (out / name).stat().st_mtime_ns for name in kept}
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+    }
+    assert check_shard_set(out) == []
