@@ -118,10 +118,11 @@ def agree_or_raise(error: CctsError | None) -> None:
 
     A rank that raises alone leaves its peers waiting in their next collective. Call this where ranks meet anyway.
     """
-    errors = gather_objects(error)
-    first = next((theirs for theirs in errors if theirs is not None), None)
-    if first is None:
+    # One number first: objects are gathered only when there is something to tell.
+    if float(sum_over_ranks(torch.tensor([float(error is not None)], dtype=torch.float64))) == 0:
         return
+    errors = gather_objects(error)
+    first = next(theirs for theirs in errors if theirs is not None)
     if error is not None and errors.index(first) == rank_facts().rank:
         raise error  # keeps its traceback
     raise first from error
@@ -139,6 +140,15 @@ def together(action: Callable[[], Answer]) -> Answer:
         error = raised
     agree_or_raise(error)
     return cast(Answer, answer)
+
+
+def in_step(source: Iterator[Answer], count: int) -> Iterator[Answer]:
+    """The next ``count`` things of this rank's ``source``; what one rank's source raises is raised on all ranks.
+
+    Every rank must take equally many.
+    """
+    for _ in range(count):
+        yield together(lambda: next(source))
 
 
 def derive_seed(*parts: int | str) -> int:

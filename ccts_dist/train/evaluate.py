@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ccts_dist.distributed import sum_over_ranks
+from ccts_dist.distributed import in_step, sum_over_ranks
 from ccts_dist.loader.loader import Loader
 from ccts_dist.metrics import SplitSums
 from ccts_dist.records import Batch
@@ -45,7 +45,7 @@ def evaluate(
     """
     sums = SplitSums(targets)
     with torch.no_grad():
-        for step in loader.epoch(0):
+        for step in in_step(loader.epoch(0), loader.steps_per_epoch):
             for batch in step.passes:
                 moved = batch.to(device)
                 sums.add(forward(moved).prediction, moved.labels, moved.weight)

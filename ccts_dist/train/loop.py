@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import IO, Any
@@ -10,8 +10,8 @@ from typing import IO, Any
 import torch
 
 from ccts_dist.config import run_to_tree
-from ccts_dist.distributed import agree_or_raise, barrier
-from ccts_dist.errors import CctsError, TrainingError
+from ccts_dist.distributed import barrier, in_step
+from ccts_dist.errors import TrainingError
 from ccts_dist.model.folder import load_model, save_model
 from ccts_dist.progress import Progress, say
 from ccts_dist.records import StepBatches
@@ -106,7 +106,8 @@ class Trainer:
         with Progress(
             loader.steps_per_epoch, what, unit="step", visible=self._first, start=state.step_in_epoch
         ) as progress:
-            for batches in self._agreed_batches():
+            source = loader.epoch(state.epoch, state.step_in_epoch)
+            for batches in in_step(source, loader.steps_per_epoch - state.step_in_epoch):
                 result = train_step(self._engine, batches, self._session.objective, seed=self._run.seed)
                 self._count(result, batches)
                 self._report_step(result, batches)
@@ -119,19 +120,6 @@ class Trainer:
                     break
         steps = state.step_in_epoch - frames_began
         self._end_epoch(steps / max(1e-9, time.monotonic() - began))
-
-    def _agreed_batches(self) -> Iterator[StepBatches]:
-        """This rank's batches; an error in reading one, on any rank, is raised on all."""
-        source = self._session.loader.epoch(self.state.epoch, self.state.step_in_epoch)
-        for _ in range(self.state.step_in_epoch, self._session.loader.steps_per_epoch):
-            batches, error = None, None
-            try:
-                batches = next(source)
-            except CctsError as raised:
-                error = raised
-            agree_or_raise(error)
-            assert batches is not None
-            yield batches
 
     def _count(self, result: StepResult, batches: StepBatches) -> None:
         state = self.state
