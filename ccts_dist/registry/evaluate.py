@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ccts_dist.config import BatchConfig, DataConfig
-from ccts_dist.distributed import Ranks, best_device
+from ccts_dist.distributed import Ranks, best_device, together
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.model import load_model
@@ -44,20 +44,22 @@ def evaluate_split(
     """
     if micro_utterances < 1:
         raise ConfigError(f"{micro_utterances} utterances per forward pass: must be at least 1. Give more.")
-    loaded = load_model(model_folder)
-    targets = loaded.config.targets
+    loaded = together(lambda: load_model(model_folder))
+    targets, tokenizer = loaded.config.targets, loaded.tokenizer
     device = best_device(ranks)
     model = loaded.model.eval().to(device)
-    loader = Loader(
-        open_shard_set(shards),
-        (split,),
-        batch=BatchConfig(global_utterances=micro_utterances * ranks.num_ranks, micro_utterances=micro_utterances),
-        data=DataConfig(shards=str(shards), workers=workers),
-        targets=targets,
-        seed=0,
-        ranks=ranks,
-        encode_text=None if loaded.tokenizer is None else loaded.tokenizer.encode,
-        shuffle=False,
+    loader = together(
+        lambda: Loader(
+            open_shard_set(shards),
+            (split,),
+            batch=BatchConfig(global_utterances=micro_utterances * ranks.num_ranks, micro_utterances=micro_utterances),
+            data=DataConfig(shards=str(shards), workers=workers),
+            targets=targets,
+            seed=0,
+            ranks=ranks,
+            encode_text=None if tokenizer is None else tokenizer.encode,
+            shuffle=False,
+        )
     )
 
     def forward(batch: Batch) -> Any:
