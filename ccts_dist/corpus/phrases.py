@@ -26,23 +26,19 @@ NEGATIVE = _words(
     painful pathetic poor ridiculous rotten rude sad scary severe shameful shocking strange stressful stupid terrible
     tragic ugly unfair unpleasant upsetting useless vicious violent weak weird wicked worthless"""
 )
-NOUNS = _words(
-    """train meeting garden letter station window kitchen movie lecture journey building morning evening office paper
-    river market story table concert"""
-)
-TIMES = ("today", "again", "yesterday", "last week", "this morning", "on monday", "at noon", "in june")
+# Few carrier words, so that a small model without pretraining can learn something of the emotion words from sound.
+NOUNS = ("train", "meeting", "garden", "letter", "station", "movie", "lecture", "journey", "office", "river", "story")
+TIMES = ("today", "again", "yesterday", "last week", "at noon", "in june")
 ONE_WORD = (
-    "the {noun} was {first} {time}",
-    "that was the {first} {noun}",
-    "we saw the {first} {noun} {time}",
-    "they say the {noun} is {first}",
-    "i found the {noun} {first} {time}",
-    "it was this {first} {noun} {time}",
+    "the {noun} was {first}",
+    "it was {first} {time}",
+    "that {first} {noun}",
+    "how {first} it was",
 )
 TWO_WORDS = (
+    "{first} and {second} {time}",
     "the {first} {noun} was {second}",
-    "that {noun} was {first} and {second}",
-    "so {first} and {second} {time}",
+    "so {first} and {second}",
 )
 LEXICON_LIMIT = 4.0
 """Valence in the VADER lexicon runs from -4 to 4."""

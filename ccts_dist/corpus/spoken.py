@@ -37,7 +37,7 @@ from ccts_dist.distributed import derive_seed
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import SAMPLE_RATE_HZ
 
-SPLIT_SHARES = {"Train": 0.7, "Development": 0.15, "Test1": 0.15}
+SPLIT_SHARES = {"Train": 0.76, "Development": 0.12, "Test1": 0.12}
 """Share of the utterances per split."""
 
 MARKER = "spoken.json"
@@ -72,14 +72,14 @@ class SpokenConfig:
     num_words: int = 24
     """Emotion words, an even number up to 128: the more, the harder valence is to learn from sound."""
 
-    two_words: float = 0.3
+    two_words: float = 0.4
     """Share of phrases with two emotion words, 0..1."""
 
     wrong_transcripts: float = 0.1
     """Share of each split's transcripts that are another utterance's, 0..1."""
 
-    rate_wpm: int = 200
-    """Mean speech rate in words per minute, 120..300; 200 gives phrases of about 1.5 s."""
+    rate_wpm: int = 165
+    """Mean speech rate in words per minute, 120..300; 165 gives phrases of about 1.4 s."""
 
     num_raters: int = 5
     """Raters per utterance, 1..40."""

@@ -125,9 +125,9 @@ def test_speakers_differ_between_splits_and_each_split_has_both_genders():
 
 def test_same_share_of_transcripts_is_wrong_in_every_split():
     lines = plan_spoken_corpus(SpokenConfig(num_utterances=1000, wrong_transcripts=0.1))
-    assert Counter(line.split for line in lines) == {"Train": 700, "Development": 150, "Test1": 150}
+    assert Counter(line.split for line in lines) == {"Train": 760, "Development": 120, "Test1": 120}
     wrong = Counter(line.split for line in lines if line.transcript != line.text)
-    assert wrong == {"Train": 70, "Development": 15, "Test1": 15}
+    assert wrong == {"Train": 76, "Development": 12, "Test1": 12}
     texts = {line.text for line in lines}
     assert all(line.transcript in texts for line in lines)
 
