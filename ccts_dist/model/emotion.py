@@ -138,8 +138,8 @@ def build_model(config: ModelConfig, *, vocabulary_size: int | None = None) -> E
     speech = text = None
     normalise = False
     if config.speech is not None:
+        speech = load_speech_encoder(config.speech)  # first: an encoder that is not there has no such property
         normalise = does_normalise(config.speech)
-        speech = load_speech_encoder(config.speech)
     if config.text is not None:
         text = load_text_encoder(config.text, vocabulary_size)
     return EmotionModel(config, speech=speech, text=text, normalise=normalise).train()

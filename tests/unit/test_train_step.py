@@ -1,0 +1,179 @@
+"""One step by plain torch: any cut into passes gives the gradient of the loss of the whole batch."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ccts_dist.distributed import Ranks
+from ccts_dist.losses.ccc import concordance
+from ccts_dist.losses.total import DistillTerms
+from ccts_dist.records import DIMENSIONS, Batch, Condition, StepBatches, TeacherBatch
+from ccts_dist.train.engine import Update
+from ccts_dist.train.step import Objective, train_step
+
+CONDITION = Condition(
+    targets=DIMENSIONS, w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), deviation=(0.2, 0.2, 0.2), num_rows=(9, 9, 9),
+    splits=("Train",),
+)  # fmt: skip
+WEIGHTS = (0.5, 0.3, 0.2)
+
+
+class Output(NamedTuple):
+    embedding: Tensor
+    prediction: Tensor
+
+
+class PlainEngine:
+    """Gradients by torch alone; remembers the random number that each forward drew."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        torch.manual_seed(0)
+        self.embed, self.predict = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+        self.dropout = nn.Dropout(dropout)
+        self.ranks, self.device = Ranks(), torch.device("cpu")
+        self.draws: list[float] = []
+        self.num_steps = 0
+
+    def forward(self, batch: Batch) -> Output:
+        self.draws.append(float(torch.rand(())))
+        embedding = self.dropout(self.embed(batch.audio.double()))
+        return Output(embedding, self.predict(embedding))
+
+    def backward(self, surrogate: Tensor) -> None:
+        surrogate.backward()
+
+    def step(self) -> Update:
+        self.num_steps += 1
+        return Update(gradient_norm=0.0, skipped=False)
+
+    def gradient(self) -> Tensor:
+        parameters = [*self.embed.parameters(), *self.predict.parameters()]
+        return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+
+def whole_batch(size: int = 12) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.rand(size, 3, generator=generator)
+    labels[2, 1] = float("nan")
+    labels[5] = float("nan")  # unlabelled: distilled, not scored
+    weight = torch.ones(size)
+    weight[7] = 0
+    return Batch(
+        keys=tuple(f"k{i}" for i in range(size)),
+        audio=torch.randn(size, 4, generator=generator),
+        num_samples=torch.full((size,), 4),
+        labels=labels,
+        weight=weight,
+        teacher=TeacherBatch(
+            embedding=torch.randn(size, 5, generator=generator), prediction=torch.rand(size, 3, generator=generator)
+        ),
+    )
+
+
+def rows(batch: Batch, start: int, stop: int) -> Batch:
+    assert batch.teacher is not None
+    return Batch(
+        keys=batch.keys[start:stop],
+        audio=batch.audio[start:stop],
+        num_samples=batch.num_samples[start:stop],
+        labels=batch.labels[start:stop],
+        weight=batch.weight[start:stop],
+        teacher=TeacherBatch(
+            embedding=batch.teacher.embedding[start:stop], prediction=batch.teacher.prediction[start:stop]
+        ),
+    )
+
+
+def step_of(batch: Batch, cuts: list[int]) -> StepBatches:
+    return StepBatches(
+        epoch=0, step=0, passes=tuple(rows(batch, a, b) for a, b in zip([0, *cuts], [*cuts, 12], strict=True))
+    )
+
+
+def direct_loss(engine: PlainEngine, batch: Batch, distil: DistillTerms | None) -> Tensor:
+    """The objective by autograd over the whole batch, written down a second time."""
+    output = engine.forward(batch)
+    counts = batch.weight > 0
+    loss = (torch.tensor(WEIGHTS) * (1 - concordance(output.prediction[counts], batch.labels[counts]))).sum()
+    if distil is None:
+        return loss
+    assert batch.teacher is not None
+    residual = batch.teacher.prediction.double() - batch.labels.double()
+    kept = counts & ~(residual.abs() > distil.threshold * 0.2).any(1)
+    assert 0 < kept.sum() < counts.sum()
+    difference = output.embedding[kept] - batch.teacher.embedding[kept]
+    loss = loss + distil.embedding_weight * difference.square().mean(1).mean()
+    difference = output.prediction[kept] - batch.teacher.prediction[kept]
+    return loss + distil.prediction_weight * difference.square().mean(1).mean()
+
+
+@pytest.mark.parametrize("cuts", [[], [6], [1, 5], [3, 6, 9]])
+@pytest.mark.parametrize("distilled", [False, True])
+def test_any_cut_into_passes_gives_the_whole_batchs_gradient_and_loss(cuts, distilled):
+    distil = DistillTerms(condition=CONDITION, embedding_weight=3.0, prediction_weight=2.0) if distilled else None
+    batch = whole_batch()
+    engine = PlainEngine()
+    result = train_step(engine, step_of(batch, cuts), Objective(target_weights=WEIGHTS, distill=distil), seed=0)
+    reference = PlainEngine()
+    loss = direct_loss(reference, batch, distil)
+    loss.backward()
+    assert result.loss == pytest.approx(loss.item(), abs=1e-6)
+    assert torch.allclose(engine.gradient(), reference.gradient(), rtol=1e-6, atol=1e-9)
+    assert result.num_rows == 11
+    assert engine.num_steps == len(cuts) + 1
+
+
+def test_second_round_of_passes_repeats_the_random_state_of_the_first():
+    engine = PlainEngine(dropout=0.5)
+    train_step(engine, step_of(whole_batch(), [4, 8]), Objective(target_weights=WEIGHTS), seed=0)
+    assert engine.draws[:3] == engine.draws[3:]
+    assert len(set(engine.draws)) == 3
+
+
+def test_random_state_depends_on_seed_epoch_step_and_rank():
+    draws = []
+    for seed, epoch, step, rank in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)):
+        engine = PlainEngine()
+        engine.ranks = Ranks(rank=rank, num_ranks=2)
+        batches = StepBatches(epoch=epoch, step=step, passes=(whole_batch(),))
+        train_step(engine, batches, Objective(target_weights=WEIGHTS), seed=seed)
+        draws += engine.draws
+    assert len(set(draws)) == 5
+
+
+def test_key_checksum_is_of_the_rows_that_count_however_they_are_cut():
+    batch = whole_batch()
+    checksums = {
+        train_step(PlainEngine(), step_of(batch, cuts), Objective(target_weights=WEIGHTS), seed=0).key_checksum
+        for cuts in ([], [6], [3, 6, 9])
+    }
+    assert len(checksums) == 1
+    fewer = train_step(
+        PlainEngine(),
+        StepBatches(epoch=0, step=0, passes=(rows(batch, 0, 11),)),
+        Objective(target_weights=WEIGHTS),
+        seed=0,
+    )
+    assert fewer.key_checksum not in checksums
+
+
+def test_loss_that_is_not_finite_leaves_the_weights_alone():
+    engine = PlainEngine()
+    batch = whole_batch()
+    batch.audio[0] = float("inf")
+    result = train_step(engine, step_of(batch, []), Objective(target_weights=WEIGHTS), seed=0)
+    assert result.update is None
+    assert engine.num_steps == 0
+    assert result.loss != result.loss
+
+
+def test_row_of_weight_0_may_be_anything():
+    engine, reference = PlainEngine(), PlainEngine()
+    batch = whole_batch()
+    train_step(reference, step_of(batch, []), Objective(target_weights=WEIGHTS), seed=0)
+    batch.audio[7] = 1e30
+    result = train_step(engine, step_of(batch, []), Objective(target_weights=WEIGHTS), seed=0)
+    assert result.update is not None
+    assert torch.equal(engine.gradient(), reference.gradient())
