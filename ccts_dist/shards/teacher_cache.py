@@ -233,13 +233,14 @@ def check_cache_is_of(cache_root: Path, shard_set: ShardSet, teacher_digest: str
                 f"{cache_root}: holds outputs of teacher {part.teacher_digest[:12]}, and this teacher is "
                 f"{teacher_digest[:12]}. Name another folder, or delete this one."
             )
-    known = {shard.name: shard.sha256 for shard in shard_set.manifest.shards}
-    if records and not any(known.get(part.shard.name) == part.shard.source_sha256 for part in records):
-        part = records[0].shard
+    sources = {shard.name: shard.sha256 for shard in shard_set.manifest.shards}
+    cached = {part.shard.name: part.shard.source_sha256 for part in records}
+    if cached and not cached.items() & sources.items():
+        name = next((name for name in cached if name in sources), next(iter(cached)))
+        here = f"is {sources[name][:12]}" if name in sources else "does not exist"
         raise TeacherError(
-            f"{cache_root}: was made for other shards: its {part.name} is of {part.source_sha256[:12]}, and "
-            f"{shard_set.root} has {known.get(part.name, 'no such shard')[:12]}. Name another folder, or delete "
-            "this one."
+            f"{cache_root}: was made for other shards: its {name} comes from one that is {cached[name][:12]}, and in "
+            f"{shard_set.root} that shard {here}. Name another folder, or delete this one."
         )
 
 

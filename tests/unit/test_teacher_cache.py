@@ -179,6 +179,13 @@ def test_cache_of_another_shard_set_is_refused_with_both_digests(material: Mater
         open_teacher_cache(material.cache, other)
 
 
+def test_cache_of_shards_with_other_names_is_refused(material: Material, tmp_path: Path):
+    other = build_small_shards(tmp_path / "corpus", {"Test3": 3})
+    teacher = save_small_teacher(tmp_path / "teacher", train_splits=["Test3"])
+    with pytest.raises(TeacherError, match=r"its [\w-]+\.tar comes from .* that shard does not exist"):
+        run_pass(teacher, other, material.cache)
+
+
 def test_cache_of_another_teacher_is_refused_with_both_digests(material: Material, tmp_path: Path):
     other = save_small_teacher(tmp_path / "teacher", seed=1)
     digests = load_model(material.teacher).digest[:12], load_model(other).digest[:12]
