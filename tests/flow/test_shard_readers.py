@@ -136,3 +136,11 @@ def test_datasets_streams_merged_shards(utterances: list[Utterance], shard_set: 
         utterance = by_key[sample["__key__"]]
         check_utterance(utterance, sample["flac"], sample["json"])
         np.testing.assert_array_equal(sample["teacher.npy"][:5], example_output(utterance.key).embedding)
+
+
+def test_datasets_counts_every_utterance_without_being_told_the_features(utterances: list[Utterance], tmp_path: Path):
+    known = [u for u in utterances if u.speaker and len(u.labels) == 3]  # what is null at first is null for ever there
+    build_example(known, tmp_path / "shards", known[0].audio.parent)
+    files = {"train": paths_of(open_shard_set(tmp_path / "shards"))}
+    loaded = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert sorted(loaded["__key__"]) == sorted(escape_key(u.key) for u in known)
