@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ccts_dist.config import RunConfig, read_run
+from ccts_dist.config import read_run
 from ccts_dist.distributed import process_group, rank_facts
 from ccts_dist.errors import run_main
 from ccts_dist.train.run import check, train
@@ -46,17 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     ranks = rank_facts()
     with process_group(ranks, timeout_s=run.train.timeout_s):
         train(run, ranks, resume=args.resume)
-        if run.tracking.register and ranks.is_first:
-            register_best(run)
+    if run.tracking.register and ranks.is_first:
+        from ccts_dist.registry import register  # late: it takes seconds, and every rank would wait for it
+
+        version = register(Path(run.output), run.tracking.register, alias="candidate", tracking_uri=run.tracking.uri)
+        print(f"registered models:/{run.tracking.register}/{version}, alias candidate")
     return 0
-
-
-def register_best(run: RunConfig) -> None:
-    """Register the best model as a candidate."""
-    from ccts_dist.registry import register
-
-    version = register(Path(run.output), run.tracking.register, alias="candidate", tracking_uri=run.tracking.uri)
-    print(f"registered models:/{run.tracking.register}/{version}, alias candidate")
 
 
 if __name__ == "__main__":

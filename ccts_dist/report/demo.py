@@ -56,6 +56,8 @@ def run_demo(folder: Path, *, num_utterances: int, runs: Path) -> str:
     """Run what is missing of the demo and give its table, in Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
+        # So that the launcher is found without the environment being activated.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder.absolute()}/mlflow.db",
         # The launcher leaves this unset, and every rank would take all cores.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // NUM_RANKS)),

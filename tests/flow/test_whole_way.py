@@ -1,0 +1,71 @@
+"""The demo at a small size: every command in order under the real launcher, then the same again for nothing."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ccts_dist.errors import StageError
+from ccts_dist.report.demo import SYSTEMS, run_demo
+from ccts_dist.report.stages import Stage, run_stages
+
+UTTERANCES = 120
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """The demo's run files with one epoch each, in a folder of their own."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    for name in SYSTEMS:
+        text = (Path("launch/runs/demo") / f"{name}.toml").read_text()
+        text = text.replace('"demo/', f'"{tmp_path}/demo/')
+        epochs = next(line for line in text.splitlines() if line.startswith("epochs = "))
+        (folder / f"{name}.toml").write_text(text.replace(epochs, "epochs = 1"))
+    return folder
+
+
+def test_demo_ends_with_its_table_and_reuses_what_is_there(tmp_path: Path, runs: Path, capfd, monkeypatch):
+    folder = tmp_path / "demo"
+    table = run_demo(folder, num_utterances=UTTERANCES, runs=runs)
+    for words in SYSTEMS.values():
+        assert words in table
+    assert "activation" in table
+    said = capfd.readouterr().err
+    assert "registered models:/demo-cts/1, alias candidate" in said
+    assert "SPOKEN_01_" in said, "the registered student heard a recording"
+    for left in ("corpus/Labels/labels_consensus.csv", "shards/manifest.json", "cache/condition.json", "mlflow.db"):
+        assert (folder / left).is_file()
+    for name in SYSTEMS:
+        assert (folder / "runs" / name / "best" / "model.safetensors").is_file()
+    began = time.monotonic()
+    assert run_demo(folder, num_utterances=UTTERANCES, runs=runs) == table
+    assert time.monotonic() - began < 5, "nothing was to be done"
+    assert "done before" in capfd.readouterr().err
+
+
+def test_failing_stage_is_named_with_its_log_and_what_was_done_stays_done(tmp_path: Path, capfd):
+    marker = tmp_path / "marker"
+    good = Stage(name="good", command=("sh", "-c", f"echo once >> {marker}"))
+    bad = Stage(name="bad", command=("sh", "-c", "echo the reason; exit 3"))
+    for _ in range(2):
+        with pytest.raises(StageError, match=r"bad: ended with exit code 3\. .*bad\.log"):
+            run_stages([good, bad], tmp_path, environment={})
+    assert marker.read_text() == "once\n"
+    assert (tmp_path / "logs" / "bad.log").read_text() == "the reason\n"
+
+
+def test_stage_is_run_again_when_its_command_or_an_input_has_changed(tmp_path: Path, capfd):
+    told, marker = tmp_path / "input", tmp_path / "marker"
+
+    def run(command: str) -> int:
+        stage = Stage(name="stage", command=("sh", "-c", command), inputs=(told,))
+        run_stages([stage], tmp_path, environment={})
+        return len(marker.read_text().splitlines())
+
+    told.write_text("a")
+    assert run(f"echo x >> {marker}") == 1
+    assert run(f"echo x >> {marker}") == 1
+    told.write_text("b")
+    assert run(f"echo x >> {marker}") == 2
+    assert run(f"echo y >> {marker}") == 3
