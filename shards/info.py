@@ -8,10 +8,12 @@ from ccts_dist.errors import run_main
 from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.statistics import split_statistics
 
+EPILOG = """Reads the index alone, no audio. Exit codes: 0 done; 1 a damaged set; 2 no shard set there."""
+
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog="Reads the index alone, no audio.")
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG)
     parser.add_argument("shards", type=Path, metavar="OUT", help="folder of the shard set")
     return parser.parse_args(argv)
 

@@ -10,7 +10,8 @@ from ccts_dist.shards import open_shard_set, open_teacher_cache
 from ccts_dist.shards.merge import merge_shards
 
 EPILOG = """Train on the result with [data] shards = "MERGED" and teacher = "merged": bit-equal to training
-with the cache beside the shards. The cache must have been made for these very shards."""
+with the cache beside the shards. The cache must have been made for these very shards.
+Exit codes: 0 done; 1 damaged shards; 2 a mistake, or a cache of other shards."""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -150,6 +151,8 @@ def _convert(value: Any, hint: Any, path: tuple[str, ...], source: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
         raise refuse("a whole number" if hint is int else "a number")
     number = hint(value)
+    if not math.isfinite(number):
+        raise refuse("a finite number")
     if bounds is not None and not (
         (bounds.low is None or number >= bounds.low) and (bounds.high is None or number <= bounds.high)
     ):

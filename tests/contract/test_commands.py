@@ -1,0 +1,49 @@
+"""The commands as people and job scripts know them: options do not change without this file changing."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+OPTIONS = {
+    "launch/train.py": "--check --config --ranks --resume --set",
+    "launch/cache_teacher.py": "--batch-seconds --fit-splits --out --shards --splits --teacher --timeout-s",
+    "launch/evaluate.py": "--micro --model --out --shards --split --uri",
+    "launch/register.py": "--alias --checkpoint --name --uri",
+    "launch/predict.py": "--format --model --uri",
+    "launch/reproduce.py": "--table --utterances",
+    "shards/build.py": "",  # its sub-commands have the options
+    "shards/check.py": "--teacher",
+    "shards/info.py": "",
+    "shards/merge.py": "--out --shards --teacher",
+}
+SCRIPTS = sorted([*Path("launch").glob("*.py"), *Path("shards").glob("*.py")])
+
+
+def test_every_script_is_listed():
+    assert [str(path) for path in SCRIPTS] == sorted(OPTIONS)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=str)
+def test_script_is_a_table_of_contents(path):
+    assert len(path.read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=str)
+def test_help_teaches_and_options_are_the_known_ones(path, capsys):
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with pytest.raises(SystemExit) as ended:
+        script.parse_args(["--help"])
+    assert ended.value.code == 0
+    words = capsys.readouterr().out
+    shown = set(re.findall(r"(?<=[\s\[])--[a-z][a-z_-]*", words)) - {"--help", "--num_gpus", "--local_rank"}
+    own = set(OPTIONS[str(path)].split())
+    assert own <= shown
+    assert "exit code" in words.lower().replace("\n", " ")
+    usage = set(re.findall(r"--[a-z][a-z_-]*", words.split("\n\n")[0])) - {"--help"}
+    assert usage == own

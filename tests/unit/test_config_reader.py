@@ -1,0 +1,121 @@
+"""Run files are read strictly: what is not known, of another type or off its range is named, with the way out."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccts_dist.config import BatchConfig, num_trainable_layers, parse_run, read_run, run_to_toml
+from ccts_dist.errors import ConfigError
+
+RUN_FILES = sorted(Path("launch/runs").rglob("*.toml"))
+
+
+def tree(**sections: Any) -> dict[str, Any]:
+    return {"name": "r", "output": "o", "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}} | sections
+
+
+def test_there_are_shipped_run_files():
+    assert len(RUN_FILES) >= 5
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=str)
+def test_every_shipped_run_file_is_read_and_comes_back_from_its_resolved_form(path):
+    run = read_run(path)
+    assert parse_run(tomllib.loads(run_to_toml(run))) == run
+
+
+def test_defaults_are_those_of_the_paper():
+    run = parse_run(tree(data={"shards": "s", "teacher": "c"}, distill={}))
+    assert run.distill is not None
+    assert (run.distill.embedding_weight, run.distill.gate, run.distill.threshold) == (30.0, "any-dimension", 2.0)
+    assert (run.batch.global_utterances, run.train.epochs) == (32, 50)
+    assert (run.optim.name, run.optim.learning_rate, run.optim.encoder_factor) == ("adam", 5e-4, 0.25)
+    assert (run.optim.schedule, run.optim.plateau_factor, run.optim.plateau_patience) == ("plateau", 0.75, 2)
+    assert run.model.targets == ("activation", "valence", "dominance")
+    assert (run.model.embedding, run.model.speech.pooling, run.model.speech.gru_layers) == (128, "gru", 2)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"optim": {"learning_rat": 1}}, r"run: unknown key optim\.learning_rat = 1\. Did you mean 'learning_rate'\?"),
+        ({"zzz": 1}, r"unknown key zzz = 1\. Known keys: name, output, .*"),
+        ({"seed": "x"}, "seed = 'x': must be a whole number"),
+        ({"seed": True}, "seed = True: must be a whole number"),
+        ({"seed": 1.0}, r"seed = 1\.0: must be a whole number"),
+        ({"seed": -1}, "seed = -1: must be at least 0"),
+        ({"name": 3}, "name = 3: must be a string"),
+        ({"optim": {"learning_rate": "2e-5"}}, "optim.learning_rate = '2e-5': must be a number"),
+        ({"optim": {"learning_rate": 0}}, "optim.learning_rate = 0: must be at least"),
+        ({"optim": {"plateau_factor": 1.5}}, "optim.plateau_factor = 1.5: must be between 0 and 1"),
+        ({"optim": {"learning_rate": float("nan")}}, "optim.learning_rate = nan: must be a finite number"),
+        ({"optim": {"learning_rate": float("inf")}}, "optim.learning_rate = inf: must be a finite number"),
+        ({"train": {"precision": "fp23"}}, r"must be one of 'fp32', 'bf16' \(did you mean 'fp32'\?\)"),
+        ({"model": {"speech": {"encoder": "e"}, "gradient_checkpointing": 1}}, "= 1: must be true or false"),
+        ({"data": {"shards": "s", "train_splits": "Train"}}, "data.train_splits = 'Train': must be a list"),
+        ({"data": {"shards": "s", "train_splits": [1]}}, r"data.train_splits\[0\] = 1: must be a string"),
+        ({"data": 3}, "data = 3: must be a table"),
+        ({"data": {}}, "data.shards is missing"),
+        ({"model": {}}, r"neither \[model.speech\] nor \[model.text\]"),
+        ({"model": {"speech": {"encoder": "e"}, "targets": ["a", "a"]}}, "must name each target once"),
+        ({"model": {"speech": {"encoder": "e", "trainable": "top:0"}}}, "must be 'none', 'all' or 'top:N'"),
+        ({"model": {"speech": {"encoder": "scratch"}}}, "go together"),
+        ({"model": {"speech": {"encoder": "e", "scratch": {"model_type": "hubert"}}}}, "go together"),
+        ({"loss": {"target_weights": [1.0]}}, "has 1 numbers for 3 targets"),
+        ({"distill": {}}, "needs a teacher, and data.teacher is empty"),
+        ({"data": {"shards": "s", "valid_splits": ["Train"]}}, "'Train' is trained on and also validated or tested on"),
+        ({"data": {"shards": "s", "valid_splits": []}}, "data.valid_splits is empty"),
+    ],
+)
+def test_mistake_is_refused_with_key_value_and_rule(sections, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        parse_run(tree(**sections))
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_file_that_is_not_there_or_no_toml_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot read the run file"):
+        read_run(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(ConfigError, match=r"bad\.toml: not a TOML file"):
+        read_run(tmp_path / "bad.toml")
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
+    with pytest.raises(ConfigError, match=r"latin\.toml: not a TOML file"):
+        read_run(tmp_path / "latin.toml")
+
+
+def test_set_changes_one_key_and_bare_words_are_strings(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(run_to_toml(parse_run(tree())))
+    run = read_run(path, ["optim.learning_rate=1e-3", "train.precision=bf16", 'data.test_splits=["A", "B"]', "seed=7"])
+    assert (run.optim.learning_rate, run.train.precision, run.data.test_splits, run.seed) == (
+        1e-3,
+        "bf16",
+        ("A", "B"),
+        7,
+    )
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", "optim.name.x=3"])
+def test_set_of_another_form_is_refused(tmp_path, override):
+    path = tmp_path / "run.toml"
+    path.write_text(run_to_toml(parse_run(tree(optim={"name": "sgd"}))))
+    with pytest.raises(ConfigError, match="--set"):
+        read_run(path, [override])
+
+
+def test_passes_by_hand():
+    batch = BatchConfig(global_utterances=32, micro_utterances=4)
+    assert [batch.passes(ranks) for ranks in (1, 2, 3, 8, 32)] == [8, 4, 3, 1, 1]
+    with pytest.raises(ConfigError, match="global_utterances=32 leaves some of 33 ranks without"):
+        batch.passes(33)
+
+
+def test_trainable_layers_by_hand():
+    assert [num_trainable_layers(words) for words in ("all", "none", "top:6")] == [None, 0, 6]
+    for words in ("top", "top:", "top:0", "top:-1", "6"):
+        with pytest.raises(ValueError, match=words):
+            num_trainable_layers(words)

@@ -1,0 +1,35 @@
+"""Progress without a terminal: plain lines, seldom, and nothing on ranks that are silent."""
+
+from ccts_dist import progress
+from ccts_dist.progress import Progress, say
+
+
+def test_plain_lines_count_and_show_figures(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with Progress(3, "reading", unit="shards") as bar:
+        bar.advance(figures="loss 0.5")
+        bar.advance(2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("reading: 1/3 shards")
+    assert "loss 0.5" in lines[0]
+    assert lines[-1].startswith("reading: 3/3 shards")
+
+
+def test_lines_are_seldom(capsys):
+    with Progress(1000, "reading", unit="shards") as bar:
+        for _ in range(1000):
+            bar.advance()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_invisible_progress_and_lines_say_nothing(capsys):
+    with Progress(3, "reading", unit="shards", visible=False) as bar:
+        bar.advance(3)
+    say("a line", visible=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_work_that_goes_on_counts_from_where_it_stood(capsys):
+    with Progress(10, "reading", unit="shards", start=8) as bar:
+        bar.advance(2)
+    assert capsys.readouterr().err.startswith("reading: 10/10 shards")
