@@ -82,7 +82,8 @@ def _ccc(n: float, p: float, y: float, pp: float, yy: float, py: float, _absolut
         return math.nan
     var_p, var_y, covariance, shift = _moments(n, p, y, pp, yy, py)
     denominator = var_p + var_y + shift**2
-    return 2 * covariance / denominator if denominator > 0 else 0.0
+    # Not "> 0": a prediction that is no number makes the denominator NaN, and that must be seen.
+    return 0.0 if denominator == 0 else 2 * covariance / denominator
 
 
 def _pearson(n: float, p: float, y: float, pp: float, yy: float, py: float, _absolute: float) -> float:

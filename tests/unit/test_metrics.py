@@ -59,6 +59,11 @@ def test_constant_label_met_exactly_has_concordance_zero():
     assert one_target([0.5, 0.5], [0.5, 0.5]).ccc()["valence"] == 0
 
 
+@pytest.mark.parametrize("prediction", [NAN, math.inf])
+def test_prediction_that_is_no_number_leaves_no_concordance(prediction: float):
+    assert math.isnan(one_target([prediction, 0.5], [0.4, 0.6]).ccc()["valence"])
+
+
 def test_sums_of_other_ranks_may_be_added():
     first, second = one_target([1.0], [2.0]), one_target([2.0, 3.0], [2.0, 5.0])
     whole = SplitSums.from_tensor(("valence",), first.to_tensor() + second.to_tensor())
