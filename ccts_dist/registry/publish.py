@@ -86,6 +86,8 @@ def register(
 def find_checkpoint(folder: Path) -> Checkpoint:
     """The model in a run folder (``best/``) or a model folder, with the run file, figures and run id that lie there.
 
+    A model folder within a run folder goes with what lies in the run folder, unless it has a run file of its own.
+
     Raises:
         ConfigError: there is no model.
     """
@@ -95,12 +97,15 @@ def find_checkpoint(folder: Path) -> Checkpoint:
             f"{folder}: holds no model ({WEIGHTS_FILE} in the folder itself or in best/). "
             "Give a run folder whose training has saved its best model, or a model folder."
         )
-    around = (model, folder)
+    home, above = folder, folder.resolve().parent
+    if model == folder and not (folder / RUN_FILE).is_file() and (above / RUN_FILE).is_file():
+        home = above
+    around = (model, home)
     run_file = next((place / RUN_FILE for place in around if (place / RUN_FILE).is_file()), None)
     figures = [place / name for place in around for name in (METRICS_FILE, _SUMMARY_FILE)]
     metrics_file = next((path for path in figures if path.is_file()), None)
     metrics = None if metrics_file is None else json.loads(metrics_file.read_text(encoding="utf-8"))
-    return Checkpoint(model=model, run_file=run_file, metrics=metrics, tracked=read_run_file(folder))
+    return Checkpoint(model=model, run_file=run_file, metrics=metrics, tracked=read_run_file(home))
 
 
 def _run_tags(client: "MlflowClient", run_id: str) -> dict[str, str] | None:

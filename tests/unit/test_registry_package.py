@@ -175,6 +175,28 @@ def test_a_run_folder_gives_its_best_model_with_run_file_figures_and_run(tmp_pat
     assert (found.tracked.tracking_uri, found.tracked.run_id) == ("http://a:1", "r")
 
 
+def test_the_best_model_of_a_run_is_the_run_folders_by_either_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _model_folder(tmp_path / "best")
+    (tmp_path / "run.toml").write_text("")
+    (tmp_path / "summary.json").write_text('{"steps": 3}')
+    (tmp_path / "tracking.json").write_text('{"tracking_uri": "http://a:1", "experiment": "e", "run_id": "r"}')
+    by_run, by_model = find_checkpoint(tmp_path), find_checkpoint(tmp_path / "best")
+    assert by_model == by_run
+    monkeypatch.chdir(tmp_path / "best")
+    assert find_checkpoint(Path()).tracked == by_run.tracked
+
+
+def test_a_package_beside_a_run_file_keeps_its_own(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("")
+    (tmp_path / "summary.json").write_text('{"steps": 3}')
+    package = _model_folder(tmp_path / "package")
+    (package / "run.toml").write_text("")
+    found = find_checkpoint(package)
+    assert (found.run_file, found.metrics, found.tracked.run_id) == (package / "run.toml", None, "")
+
+
 def test_a_model_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     found = find_checkpoint(_model_folder(tmp_path / "model"))
     assert (found.model, found.run_file, found.metrics) == (tmp_path / "model", None, None)
