@@ -81,6 +81,9 @@ def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: st
     seen: dict[str, int] = {}
     utterances: list[Utterance | Rejected] = []
     for line, row in _rows(consensus):
+        if isinstance(row, csv.Error):
+            utterances.append(Rejected(key=f"line {line}", reason=_no_record(line, row), source=source))
+            continue
         file_name = (row["FileName"] or "").strip()
         key = os.path.splitext(file_name)[0]
         try:
@@ -116,30 +119,51 @@ def _listing(folder: Path) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of each row; bytes that are not UTF-8 come through as lone surrogates."""
+def _lines(path: Path) -> Iterator[tuple[int, str, list[str] | csv.Error]]:
+    """Number, text and cells of each line that is not blank; in place of the cells what keeps them from being read.
+
+    A record is one line in these files. Parsed as a whole, one stray quote would swallow the rows up to the next.
+    Bytes that are not UTF-8 come through as lone surrogates.
+    """
     text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    reader = csv.reader(io.StringIO(text, newline=""))
-    try:
-        for cells in reader:
+    for number, line in enumerate(io.StringIO(text, newline=""), start=1):
+        record = line.rstrip("\r\n")
+        try:
+            cells = _cells(record)
+        except csv.Error as error:
+            yield number, record, error
+        else:
             if any(cell.strip() for cell in cells):
-                yield reader.line_num, cells
-    except csv.Error as error:
-        raise CorpusError(f"{path}: line {reader.line_num}: {error}. Restore the file from the release.") from error
+                yield number, record, cells
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
+def _cells(record: str) -> list[str]:
+    if record.count('"') % 2:
+        raise csv.Error("a quote is not closed")
+    return next(csv.reader([record], strict=True), [])
+
+
+def _no_record(line: int, error: csv.Error) -> str:
+    return f"line {line}: not a CSV record: {error}"
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str] | csv.Error]]:
     lines = _lines(path)
-    _, header = next(lines, (0, []))
+    number, _, header = next(lines, (0, "", []))
+    if isinstance(header, csv.Error):
+        raise CorpusError(f"{path}: {_no_record(number, header)}. Restore the file from the release.")
     header = [cell.strip() for cell in header]
     missing = [column for column in _NEEDED_COLUMNS if column not in header]
     if missing:
         raise CorpusError(
             f"{path}: looked for the columns {', '.join(missing)} and found {', '.join(header) or 'an empty file'}."
         )
-    for line, cells in lines:
-        padded = cells + [""] * (len(header) - len(cells))
-        yield line, dict(zip(header, padded, strict=False))
+    for line, _, cells in lines:
+        if isinstance(cells, csv.Error):
+            yield line, cells
+        else:
+            padded = cells + [""] * (len(header) - len(cells))
+            yield line, dict(zip(header, padded, strict=False))
 
 
 def _check_key(key: str, file_name: str, seen: Mapping[str, int], source: str) -> None:
@@ -244,9 +268,12 @@ def _read_raters(path: Path) -> dict[str, _Raters]:
     if not path.is_file():
         return {}
     raters: dict[str, _Raters] = {}
-    for line, cells in _lines(path):
-        file_name, *parts = re.split(r"[,;]", ",".join(cells))
+    for line, text, cells in _lines(path):
+        row = text.replace('"', "") if isinstance(cells, csv.Error) else ",".join(cells)
+        file_name, *parts = re.split(r"[,;]", row)
         one = raters.setdefault(file_name.strip(), _Raters())
+        if isinstance(cells, csv.Error):
+            one.fault = one.fault or _no_record(line, cells)
         one.num_raters += 1
         for part in parts:
             rating = _RATING.fullmatch(part.strip())

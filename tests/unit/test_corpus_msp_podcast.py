@@ -229,6 +229,51 @@ def test_label_file_without_rows_is_refused(corpus_of):
         corpus_of()
 
 
-def test_label_file_that_is_no_csv_is_refused_with_its_line(corpus_of):
-    with pytest.raises(CorpusError, match=r"labels_consensus.csv: line \d+: field larger than field limit"):
-        corpus_of("a" * 200_000)
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ('a.wav,"H,4,4,4,1,Male,Train', "a quote is not closed"),
+        ('"a.wav,H,4,4,4,1,Male,Train', "a quote is not closed"),
+        ('a.wav,H,4,4,4,1",Male,Train', "a quote is not closed"),
+        ('"a" .wav,H,4,4,4,1,Male,Train', "',' expected after '\"'"),
+        ("a" * 200_000, "field larger than field limit (131072)"),
+    ],
+)
+def test_row_that_is_no_csv_is_rejected_and_those_below_it_are_read(corpus_of, row, fault):
+    first, second, third = corpus_of(row, GOOD, "b.wav,H,4,4,4,1,Male,Train").utterances
+    assert first == Rejected(key="line 2", reason=f"line 2: not a CSV record: {fault}", source=LABELS)
+    assert (type(second), second.key) == (Utterance, "a")
+    assert (type(third), third.key) == (Utterance, "b")
+
+
+def test_two_stray_quotes_swallow_nothing_between_them(corpus_of):
+    rows = corpus_of('"b.wav,H,4,4,4,1,Male,Train', GOOD, 'c.wav,H,4,4,4,1,Male,Train"').utterances
+    assert [(type(row), row.key) for row in rows] == [(Rejected, "line 2"), (Utterance, "a"), (Rejected, "line 4")]
+
+
+def test_quoted_cells_are_read_without_their_quotes(corpus_of):
+    assert only_utterance(corpus_of('"a.wav","H, loud","4","4","4","1","Male","Train"')).category == "H, loud"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        'a.wav,"W1; Sad; Sad; A:7; V:4; D:4;',
+        '"a.wav,W1; Sad; Sad; A:7; V:4; D:4;',
+        'a".wav,W1; Sad; Sad; A:7; V:4; D:4;',
+    ],
+)
+def test_ratings_that_are_no_csv_reject_their_utterance_alone(corpus_of, row):
+    detailed = f"FileName,EmoDetail\n{row}\nb.wav,W1; Sad; Sad; A:1; V:4; D:4;\nb.wav,W2; Sad; Sad; A:7; V:4; D:4;\n"
+    first, second = corpus_of(GOOD, "b.wav,H,4,4,4,1,Male,Train", detailed=detailed).utterances
+    reason = "line 2: not a CSV record: a quote is not closed"
+    assert first == Rejected(key="a", reason=reason, source="Labels/labels_detailed.csv")
+    assert isinstance(second, Utterance)
+    assert (second.num_raters, second.label_variance["activation"]) == (2, 0.25)
+
+
+def test_header_that_is_no_csv_is_refused(corpus_of, tmp_path):
+    corpus_of(GOOD)
+    (tmp_path / "Labels" / "labels_consensus.csv").write_text(f'"{HEADER}\n{GOOD}\n')
+    with pytest.raises(CorpusError, match=r"labels_consensus.csv: line 1: not a CSV record: a quote is not closed"):
+        read_msp_podcast(tmp_path)
