@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
-import soundfile
 import torch
-import torchaudio
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from torch import Tensor
 
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.model import LoadedModel, load_model
 from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.shards.audio import MAX_DURATION_S, decode_audio, decode_samples, to_wave
 
 Audio = str | Path | io.BytesIO | Float32[np.ndarray, "_"]  # "_": recordings need not be equally long
 """A file, an opened file, or samples on -1..1 at 16 kHz."""
@@ -69,10 +68,11 @@ class Student:
     def predict(self, audio: Sequence[Audio]) -> list[dict[str, float]]:
         """One answer per recording, in order: target -> rating on the corpus's scale.
 
-        An answer does not depend on the recordings beside it, but for rounding.
+        An answer does not depend on the recordings beside it, but for rounding. A recording is heard as training
+        would have heard it from a shard, at 16 kHz, mono and 16 bit.
 
         Raises:
-            CorpusError: a recording that cannot be read, is empty, or has samples that are no numbers.
+            CorpusError: a recording that a shard would not carry; see ``read_audio``.
         """
         waves = [read_audio(one) for one in audio]
         low, high = self.scale
@@ -89,31 +89,23 @@ class Student:
         return answers
 
 
-def read_audio(audio: Audio) -> Float[Tensor, " samples"]:
-    """Samples on -1..1 at 16 kHz, mixed to mono; arrays are taken as they are.
+def read_audio(audio: Audio) -> Float32[Tensor, " samples"]:
+    """Samples on -1..1 at 16 kHz, mono, exactly as a shard of that audio would give them to training.
+
+    Arrays too are clipped and brought to 16 bit: an array and the 16 bit file it was read from answer the same.
 
     Raises:
-        CorpusError: not readable as audio, empty, or not finite.
+        CorpusError: what a shard would not carry: unreadable, empty, cut, too short or too long, not finite, or of a
+            sample rate that cannot be resampled.
     """
     if isinstance(audio, np.ndarray):
-        name, wave = "array", torch.from_numpy(np.array(audio, dtype=np.float32))
+        name, decoded = "array", decode_samples(audio, max_duration_s=MAX_DURATION_S)
     else:
         name = str(audio) if isinstance(audio, str | Path) else "audio"
-        wave = _decode(audio, name)
-    if not len(wave):
-        raise CorpusError(f"{name}: holds no samples. Leave it out.")
-    if not bool(torch.isfinite(wave).all()):
-        raise CorpusError(f"{name}: holds samples that are no numbers. Leave it out.")
-    return wave
-
-
-def _decode(file: str | Path | io.BytesIO, name: str) -> Float[Tensor, " samples"]:
-    try:
-        samples, rate_hz = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise CorpusError(f"{name}: not readable as audio ({' '.join(str(error).split())}). Leave it out.") from error
-    wave = torch.from_numpy(samples).mean(dim=1)
-    return torchaudio.functional.resample(wave, rate_hz, SAMPLE_RATE_HZ) if rate_hz != SAMPLE_RATE_HZ else wave
+        decoded = decode_audio(Path(audio) if isinstance(audio, str) else audio, max_duration_s=MAX_DURATION_S)
+    if isinstance(decoded, str):
+        raise CorpusError(f"{name}: {decoded}. Leave it out.")
+    return torch.from_numpy(to_wave(decoded.whole))
 
 
 def _batches(num_samples: Sequence[int]) -> Iterator[list[int]]:

@@ -2,6 +2,7 @@
 
 import io
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,17 +10,31 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio
-from jaxtyping import Float64
+from jaxtyping import Float, Float32, Float64, Int16
 
 from ccts_dist.records import SAMPLE_RATE_HZ
 
 MIN_SAMPLES = 400
 """The first frame of HuBERT, wav2vec 2.0 and their kin spans 400 samples (25 ms); shorter audio gives no frame."""
 
+MAX_DURATION_S = 600.0
+"""Longer audio is not used, unless a builder is told another limit."""
+
 _MAX_KERNEL = 10_000_000
 """Numbers in the resampling filter (80 MB); it grows with the rates over their common divisor."""
 
 _FULL_SCALE = 32_768
+
+_NOT_FINITE = "holds samples that are not finite"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """Audio at 16 kHz, mono, as whole numbers of 16 bit."""
+
+    whole: Int16[np.ndarray, " samples"]
+    resampled: bool
+    mixed_down: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +50,23 @@ class Converted:
 def convert_audio(path: Path, *, max_duration_s: float) -> Converted | str:
     """The file's audio as a shard carries it, or in words why it cannot be used.
 
+    Args:
+        max_duration_s: longer audio is not used.
+    """
+    decoded = decode_audio(path, max_duration_s=max_duration_s)
+    if isinstance(decoded, str):
+        return decoded
+    return Converted(
+        flac=_encode_flac(decoded.whole),
+        num_samples=len(decoded.whole),
+        resampled=decoded.resampled,
+        mixed_down=decoded.mixed_down,
+    )
+
+
+def decode_audio(source: Path | io.BytesIO, *, max_duration_s: float) -> Decoded | str:
+    """The audio of a file or an opened file as a shard would carry it, or in words why it cannot be used.
+
     16 kHz mono 16 bit audio comes through bit by bit. Other rates are resampled (windowed sinc), several channels
     averaged, both in float64; what then lies beyond full scale is clipped.
 
@@ -42,12 +74,12 @@ def convert_audio(path: Path, *, max_duration_s: float) -> Converted | str:
         max_duration_s: longer audio is not used.
     """
     try:
-        with open(path, "rb") as opened, soundfile.SoundFile(opened) as file:
+        with _opened(source) as opened, soundfile.SoundFile(opened) as file:
             rate, num_frames = file.samplerate, file.frames
             if num_frames == 0:
                 return "holds no audio"
             if num_frames > max_duration_s * rate:
-                return f"lasts {num_frames / rate:.1f} s, more than {max_duration_s:g} s"
+                return _too_long(num_frames, rate, max_duration_s)
             samples = file.read(dtype="float64", always_2d=True)
     except FileNotFoundError:
         return "the audio file is missing"
@@ -60,7 +92,7 @@ def convert_audio(path: Path, *, max_duration_s: float) -> Converted | str:
     if len(samples) < num_frames:
         return f"is cut: {len(samples)} of {num_frames} samples"
     if not np.isfinite(samples).all():
-        return "holds samples that are not finite"
+        return _NOT_FINITE
     mono = samples.mean(axis=1)
     if rate != SAMPLE_RATE_HZ:
         divisor = math.gcd(rate, SAMPLE_RATE_HZ)
@@ -68,13 +100,26 @@ def convert_audio(path: Path, *, max_duration_s: float) -> Converted | str:
             return f"has a sample rate of {rate} Hz, which cannot be resampled to {SAMPLE_RATE_HZ} Hz"
         mono = _resample(mono, rate)
     if len(mono) < MIN_SAMPLES:
-        return f"lasts {len(mono)} samples at {SAMPLE_RATE_HZ} Hz, fewer than an encoder's first frame ({MIN_SAMPLES})"
-    return Converted(
-        flac=_encode_flac(mono),
-        num_samples=len(mono),
-        resampled=rate != SAMPLE_RATE_HZ,
-        mixed_down=samples.shape[1] > 1,
-    )
+        return _too_short(len(mono))
+    return Decoded(whole=_to_whole(mono), resampled=rate != SAMPLE_RATE_HZ, mixed_down=samples.shape[1] > 1)
+
+
+def decode_samples(samples: Float[np.ndarray, " samples"], *, max_duration_s: float) -> Decoded | str:
+    """Samples on -1..1 at 16 kHz as a shard would carry them, or in words why they cannot be used."""
+    if not len(samples):
+        return "holds no audio"
+    if len(samples) > max_duration_s * SAMPLE_RATE_HZ:
+        return _too_long(len(samples), SAMPLE_RATE_HZ, max_duration_s)
+    if not np.isfinite(samples).all():
+        return _NOT_FINITE
+    if len(samples) < MIN_SAMPLES:
+        return _too_short(len(samples))
+    return Decoded(whole=_to_whole(samples.astype(np.float64)), resampled=False, mixed_down=False)
+
+
+def to_wave(whole: Int16[np.ndarray, " samples"]) -> Float32[np.ndarray, " samples"]:
+    """Samples on -1..1, as the loader gives them to a model."""
+    return whole.astype(np.float32) / _FULL_SCALE
 
 
 def flac_facts(flac: bytes) -> tuple[int, int]:
@@ -86,13 +131,28 @@ def flac_facts(flac: bytes) -> tuple[int, int]:
     return packed >> 44, packed & ((1 << 36) - 1)
 
 
+def _opened(source: Path | io.BytesIO) -> AbstractContextManager[io.BufferedReader | io.BytesIO]:
+    return open(source, "rb") if isinstance(source, Path) else nullcontext(source)
+
+
+def _too_long(num_samples: int, rate: int, max_duration_s: float) -> str:
+    return f"lasts {num_samples / rate:.1f} s, more than {max_duration_s:g} s"
+
+
+def _too_short(num_samples: int) -> str:
+    return f"lasts {num_samples} samples at {SAMPLE_RATE_HZ} Hz, fewer than an encoder's first frame ({MIN_SAMPLES})"
+
+
 def _resample(mono: Float64[np.ndarray, " samples"], rate: int) -> Float64[np.ndarray, " resampled"]:
     wave = torch.from_numpy(np.ascontiguousarray(mono))
     return torchaudio.functional.resample(wave, rate, SAMPLE_RATE_HZ).numpy()
 
 
-def _encode_flac(mono: Float64[np.ndarray, " samples"]) -> bytes:
-    whole = np.clip(np.rint(mono * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+def _to_whole(mono: Float64[np.ndarray, " samples"]) -> Int16[np.ndarray, " samples"]:
+    return np.clip(np.rint(mono * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+
+
+def _encode_flac(whole: Int16[np.ndarray, " samples"]) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, whole, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     return file.getvalue()

@@ -253,7 +253,7 @@ def test_a_bad_file_is_named_and_left_out_and_the_good_ones_are_there(registry: 
     done = _python("", *args, uri=registry.uri, cache=tmp_path / "cache")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert f"{bad}: not readable as audio" in done.stderr
+    assert f"{bad}: cannot be decoded" in done.stderr
     header, *rows = done.stdout.splitlines()
     assert header == "file,activation,valence,dominance"
     assert [row.split(",")[0] for row in rows] == [files[0], files[2]]

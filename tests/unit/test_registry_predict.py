@@ -1,6 +1,7 @@
 """Predictions of audio files, and scores of a split, with a small real model."""
 
 import io
+import json
 import math
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import torch
 import ccts_dist
 from ccts_dist.config import ModelConfig
 from ccts_dist.distributed import Ranks
-from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.errors import ConfigError, CorpusError, run_main
+from ccts_dist.loader.fetch import read_audio as read_audio_of_shard
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.registry.evaluate import HEADER, evaluate_split, scores_to_rows, scores_to_tree
 from ccts_dist.registry.predict import Student, _batches, load_student, read_audio
+from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.write import build_shard_set
+from launch import predict as command
 from tests.unit import model_shapes
 
 
@@ -42,7 +46,7 @@ def _noise(num_samples: int, *, channels: int = 1, seed: int = 0) -> np.ndarray:
 
 
 def test_a_prediction_is_on_the_corpus_scale(student: Student, folder: Path) -> None:
-    wave = torch.from_numpy(_noise(16_000)[:, 0])
+    wave = torch.from_numpy(_noise(16_000)[:, 0]).mul(32_768).round().div(32_768)  # 16 bit, as in shards
     with torch.inference_mode():
         label = load_model(folder).model(wave[None], torch.tensor([16_000])).prediction[0].tolist()
     (answer,) = student.predict([wave.numpy()])
@@ -50,7 +54,7 @@ def test_a_prediction_is_on_the_corpus_scale(student: Student, folder: Path) -> 
 
 
 def test_answers_come_in_the_order_of_the_recordings_and_do_not_depend_on_their_neighbours(student: Student) -> None:
-    waves = [_noise(length, seed=length)[:, 0] for length in (8_000, 30_000, 500, 16_000, 100)]
+    waves = [_noise(length, seed=length)[:, 0] for length in (8_000, 30_000, 500, 16_000, 400)]
     together = student.predict(waves)
     for wave, answer in zip(waves, together, strict=True):
         assert answer == pytest.approx(student.predict([wave])[0], abs=1e-4)
@@ -74,19 +78,93 @@ def test_recordings_are_batched_by_duration_within_the_bound() -> None:
     assert list(_batches([])) == []
 
 
-def test_an_unreadable_an_empty_and_a_numberless_recording_are_refused_by_name(
-    student: Student, tmp_path: Path
-) -> None:
+def _write_kinds(folder: Path) -> dict[str, Path]:
+    """One recording per way in which audio may differ from what shards carry; the first too quiet for 24 bit."""
+    seconds = np.arange(30_000)[:, None] / 22_050
+    kinds: dict[str, tuple[np.ndarray, int, str]] = {
+        "fine": (_noise(5_000) * 1e-3, 16_000, "FLOAT"),
+        "loud": (_noise(5_000) * 20, 16_000, "FLOAT"),
+        "stereo": (_noise(5_000, channels=2), 16_000, "PCM_24"),
+        "resampled": (0.9 * np.sign(np.sin(2 * np.pi * 300 * seconds)), 22_050, "FLOAT"),
+        "resampled stereo": (_noise(9_000, channels=2), 44_100, "PCM_16"),
+    }
+    for name, (samples, rate, subtype) in kinds.items():
+        soundfile.write(folder / f"{name}.wav", samples, rate, subtype=subtype)
+    return {name: folder / f"{name}.wav" for name in kinds}
+
+
+def test_a_recording_is_heard_bit_by_bit_as_training_hears_it_from_a_shard(tmp_path: Path) -> None:
+    kinds = _write_kinds(tmp_path)
+    utterances = [
+        Utterance(key=name, audio=path, split="Train", labels={"valence": 0.5}, scale=(1.0, 7.0), transcript="")
+        for name, path in kinds.items()
+    ]
+    build_shard_set(utterances, tmp_path / "s", corpus="kinds", release="1", scale=(1.0, 7.0), targets=("valence",))
+    shard_set = open_shard_set(tmp_path / "s")
+    (shard,) = shard_set.shards_of(["Train"])
+    table = shard_set.rows(shard.name)
+    for row, name in enumerate(table.keys):
+        heard = np.zeros(int(table.num_samples[row]), dtype=np.float32)
+        read_audio_of_shard(shard_set.path(shard.name), table, row, heard)
+        np.testing.assert_array_equal(read_audio(kinds[name]).numpy(), heard, err_msg=name)
+
+
+def test_an_array_is_heard_as_the_16_bit_file_it_was_read_from(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", _noise(4_000), 16_000, subtype="PCM_16")
+    samples, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    np.testing.assert_array_equal(read_audio(tmp_path / "a.wav").numpy(), samples)
+    np.testing.assert_array_equal(read_audio(samples).numpy(), samples)
+    loud = np.array([1.5, -1.5, 0.3 / 32_768, 0.7 / 32_768] * 100, dtype=np.float32)
+    assert read_audio(loud)[:4].tolist() == [32_767 / 32_768, -1.0, 0.0, 1 / 32_768]
+
+
+def test_files_that_no_shard_would_carry_are_refused_by_name(student: Student, tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no audio")
-    with pytest.raises(CorpusError, match=r"text\.wav: not readable as audio"):
-        student.predict([tmp_path / "text.wav"])
-    with pytest.raises(CorpusError, match=r"absent\.wav: not readable as audio"):
-        student.predict([tmp_path / "absent.wav"])
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, dtype=np.float32), 16_000)
-    with pytest.raises(CorpusError, match=r"empty\.wav: holds no samples"):
-        student.predict([tmp_path / "empty.wav"])
-    with pytest.raises(CorpusError, match="array: holds samples that are no numbers"):
-        student.predict([np.full(1_000, math.nan, dtype=np.float32)])
+    soundfile.write(tmp_path / "short.wav", _noise(399), 16_000)
+    soundfile.write(tmp_path / "odd.wav", _noise(44_101), 44_101)
+    soundfile.write(tmp_path / "fast.wav", _noise(192_001), 192_001)
+    soundfile.write(tmp_path / "long.wav", np.zeros(601 * 100, dtype=np.int16), 100)
+    reasons = {
+        "text": r"cannot be decoded \(Format not recognised\)",
+        "absent": "the audio file is missing",
+        "empty": "holds no audio",
+        "short": "lasts 399 samples at 16000 Hz, fewer than an encoder's first frame",
+        "odd": "has a sample rate of 44101 Hz, which cannot be resampled",
+        "fast": "has a sample rate of 192001 Hz, which cannot be resampled",
+        "long": "lasts 601.0 s, more than 600 s",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(CorpusError, match=rf"{name}\.wav: {reason}.*Leave it out\.$"):
+            student.predict([tmp_path / f"{name}.wav"])
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [
+        (np.full(1_000, math.nan, dtype=np.float32), "holds samples that are not finite"),
+        (np.zeros(0, dtype=np.float32), "holds no audio"),
+        (np.zeros(399, dtype=np.float32), "lasts 399 samples"),
+        (np.zeros(600 * 16_000 + 1, dtype=np.float32), "lasts 600.0 s, more than 600 s"),
+    ],
+)
+def test_arrays_that_no_shard_would_carry_are_refused(student: Student, samples: np.ndarray, reason: str) -> None:
+    with pytest.raises(CorpusError, match=f"array: {reason}"):
+        student.predict([samples])
+
+
+def test_the_command_names_bad_files_and_answers_the_good_ones(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, rate in (("a", 16_000), ("odd", 44_101), ("b", 48_000), ("fast", 192_001)):
+        soundfile.write(tmp_path / f"{name}.wav", _noise(rate // 4), rate)
+    soundfile.write(tmp_path / "short.wav", _noise(50), 16_000)
+    files = [str(tmp_path / f"{name}.wav") for name in ("a", "odd", "b", "fast", "short")]
+    assert run_main(command.main, ["--model", str(folder), "--format", "json", *files]) == 1
+    said = capsys.readouterr()
+    assert [answer["file"] for answer in json.loads(said.out)] == [files[0], files[2]]
+    lines = said.err.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [["error", file] for file in (files[1], files[3], files[4])]
 
 
 def test_a_model_that_reads_transcripts_is_no_student(tmp_path: Path) -> None:
