@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test test-long check lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,8 +31,11 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 demo: setup  ## the whole pipeline on a spoken corpus: two ranks, ZeRO-2, no GPU
 	$(BIN)/python launch/reproduce.py --table demo
 
-test: setup check  ## all tests that need no GPU
-	$(BIN)/pytest tests/unit tests/contract tests/ranks tests/flow
+test: setup check  ## the tests that need no GPU, but for the longest
+	$(BIN)/pytest -m "not long" tests/unit tests/contract tests/ranks tests/flow
+
+test-long: setup  ## what takes minutes by itself
+	$(BIN)/pytest -m long tests
 
 check: setup  ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .

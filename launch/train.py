@@ -41,9 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
     run = read_run(args.config, args.set)
-    if args.check:
-        return check(run, num_ranks=args.ranks)
     ranks = rank_facts()
+    if args.check:
+        return check(run, num_ranks=args.ranks if args.ranks is not None else ranks.num_ranks)
     with process_group(ranks, timeout_s=run.train.timeout_s):
         train(run, ranks, resume=args.resume)
     if run.tracking.register and ranks.is_first:

@@ -82,7 +82,8 @@ def write_run(path: Path, shards: Path, output: Path, **sections: Mapping[str, A
         "name": path.stem,
         "output": str(output),
         "seed": 3,
-        "data": {"shards": str(shards), "workers": 0},
+        # Groups of one batch: were the epoch sorted by duration, each batch would be of one kind.
+        "data": {"shards": str(shards), "workers": 0, "duration_group": 1},
         "model": {"embedding": 8, "speech": SPEECH},
         "batch": {"global_utterances": 16, "micro_utterances": 16},
         "optim": {"name": "sgd", "learning_rate": 1e-2, "encoder_factor": 1.0, "schedule": "constant"},

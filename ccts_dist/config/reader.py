@@ -191,6 +191,21 @@ def _check_together(run: RunConfig, source: str) -> None:
             f"{source}: loss.target_weights has {len(weights)} numbers for {len(run.model.targets)} targets. "
             "Give one each."
         )
+    if run.data.teacher and run.distill is None:
+        raise ConfigError(
+            f"{source}: data.teacher = {run.data.teacher!r} is named, and there is no [distill] to use it. "
+            "Add the table [distill], or leave the teacher out."
+        )
+    if any(weight < 0 for weight in weights):
+        raise ConfigError(f"{source}: loss.target_weights = {list(weights)}: must be at least 0 each. Change them.")
+    for key, value in (("name", run.name), ("output", run.output), ("tracking.experiment", run.tracking.experiment)):
+        if not value.strip():
+            raise ConfigError(f"{source}: {key} is empty: must be a name. Give one.")
+    if set(run.tracking.register) & set("/:.@%\"'"):
+        raise ConfigError(
+            f"{source}: tracking.register = {run.tracking.register!r}: must hold none of / : . @ % and quotes, since "
+            "it becomes part of models:/NAME@ALIAS. Change it."
+        )
     if run.distill is not None and not run.data.teacher:
         raise ConfigError(
             f"{source}: [distill] needs a teacher, and data.teacher is empty. "

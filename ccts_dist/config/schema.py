@@ -56,7 +56,9 @@ class DataConfig:
     """Utterances that are shuffled together; bounds the plan's memory."""
 
     duration_group: Count = 32
-    """Batches within which utterances are sorted by duration, to save padding."""
+    """Batches within which utterances are sorted by duration, to save padding. Keep it well below the batches of an
+    epoch: when they are sorted as a whole, each batch has one duration, and a small label variance where the two are
+    related."""
 
     workers: CountOrZero = 1
     """Processes per rank that read and decode; 0 reads in the training process."""
@@ -236,7 +238,7 @@ class TrainConfig:
     keep_checkpoints: Count = 2
     """Newest checkpoints that are kept, beside the best model."""
 
-    timeout_s: Positive = 600.0
+    timeout_s: Annotated[float, Between(1, 1_000_000)] = 600.0
     """A rank that waits longer than this for its peers gives up."""
 
 

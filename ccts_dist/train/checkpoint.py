@@ -147,6 +147,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     """
     try:
         tree = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        version = tree["format_version"]
         manifest = CheckpointManifest(
             step=tree["step"],
             num_ranks=tree["num_ranks"],
@@ -154,12 +155,10 @@ def read_manifest(folder: Path) -> CheckpointManifest:
             run=tree["run"],
             files={name: (size, digest) for name, (size, digest) in tree["files"].items()},
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: incomplete: no readable manifest.json ({error!r}).") from error
-    if tree["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder}: format version {tree['format_version']}, this program reads {FORMAT_VERSION}."
-        )
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder}: format version {version}, this program reads {FORMAT_VERSION}.")
     for name, (size, digest) in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:

@@ -46,8 +46,9 @@ def read_ds_config(path: Path) -> dict[str, Any]:
                 f'{path}: {key} = {json.dumps(tree[key])}: must be "auto" or absent, since the run file\'s {owner} '
                 "decides it. Take it out."
             )
-    stage = tree.get("zero_optimization", {}).get("stage")
-    if stage not in (0, 1, 2, 3):
+    zero = tree.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise ConfigError(f"{path}: zero_optimization.stage = {json.dumps(stage)}: must be 0, 1, 2 or 3. Change it.")
     return tree
 

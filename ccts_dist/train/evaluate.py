@@ -21,7 +21,7 @@ class Scores:
     mae: dict[str, float]
     num_labels: dict[str, int]
     loss: float
-    """sum_j alpha_j (1 - CCC_j) over the whole split; targets without labels are left out."""
+    """sum_j alpha_j (1 - CCC_j) over the whole split; targets without labels are left out. NaN when predictions are."""
 
 
 def evaluate(
@@ -52,11 +52,12 @@ def evaluate(
             advance()
     whole = SplitSums.from_tensor(targets, sum_over_ranks(sums.to_tensor()))
     ccc = whole.ccc()
-    scored = [(alpha, ccc[target]) for alpha, target in zip(target_weights, targets, strict=True)]
+    num_labels = whole.num_labels()
+    scored = [(alpha, ccc[t]) for alpha, t in zip(target_weights, targets, strict=True) if num_labels[t] >= 2]
     return Scores(
         ccc=ccc,
         pearson=whole.pearson(),
         mae=whole.mae(),
-        num_labels=whole.num_labels(),
-        loss=sum(alpha * (1 - value) for alpha, value in scored if value == value),  # NaN: no labels
+        num_labels=num_labels,
+        loss=sum(alpha * (1 - value) for alpha, value in scored),
     )

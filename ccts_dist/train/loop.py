@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import IO, Any
 
 import torch
@@ -179,7 +179,8 @@ class Trainer:
             state.kept_share = sums.get("kept", 0.0) / max(1.0, sums.get("rows", 0.0))
             figures["epoch/kept_share"] = state.kept_share
         self._tracking.metrics(_finite(figures), state.step)
-        better = state.best_loss is None or scores.loss < state.best_loss
+        # The first one counts even if it is not a number: a run always leaves a best model, however bad.
+        better = state.best_epoch < 0 or scores.loss < (inf if state.best_loss is None else state.best_loss)
         ccc = "  ".join(f"{target} {value:.3f}" for target, value in scores.ccc.items())
         say(
             f"epoch {state.epoch + 1}: train loss {figures['epoch/train_loss']:.4f}, "
@@ -187,7 +188,7 @@ class Trainer:
             visible=self._first,
         )
         if better:
-            state.best_loss, state.best_epoch = scores.loss, state.epoch
+            state.best_loss, state.best_epoch = scores.loss if isfinite(scores.loss) else None, state.epoch
             self._save_model("best", scores.ccc)
         if not self._is_enough() or state.step_in_epoch == self._session.loader.steps_per_epoch:
             state.epoch += 1

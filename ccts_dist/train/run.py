@@ -1,7 +1,7 @@
 """A run from its file to its outcome, in order."""
 
 from ccts_dist.config import RunConfig, run_to_tree
-from ccts_dist.distributed import Ranks, together
+from ccts_dist.distributed import Ranks, rank_facts, together
 from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.progress import say
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
@@ -15,9 +15,11 @@ from ccts_dist.train.setup import Session, check_session, open_session
 
 def check(run: RunConfig, *, num_ranks: int) -> int:
     """Print what the run would do on ``num_ranks`` ranks; 0 when nothing is wrong, else raises what is."""
-    for name, value in check_session(run, num_ranks).items():
-        print(f"{name:24} {value}")
-    print("check passed")
+    derived = check_session(run, num_ranks)
+    if rank_facts().is_first:  # under the launcher every rank checks, and one speaks
+        for name, value in derived.items():
+            print(f"{name:24} {value}")
+        print("check passed")
     return 0
 
 

@@ -125,6 +125,11 @@ class RunFolder:
             path = Path(resume)
             if not path.is_dir():
                 raise ConfigError(f"--resume {resume}: no such folder. Give a checkpoint's folder, or auto.")
+            if path.absolute().parent != checkpoints_folder(self.path):
+                raise ConfigError(
+                    f"--resume {resume}: not a checkpoint of this run, whose best model and history would be missing. "
+                    f"Give one of {checkpoints_folder(self.path)}, or auto."
+                )
             manifest = read_manifest(path)
         self._check_same_run(path, manifest, run, plan_digest, say)
         return path

@@ -16,7 +16,10 @@ from ccts_dist.losses.total import DistillTerms
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
 from ccts_dist.shards.read import ShardSet, open_shard_set, read_utterance_json
+from ccts_dist.shards.schema import ShardEntry
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
+from ccts_dist.tracking.uri import resolve_tracking_uri
+from ccts_dist.train.checkpoint import checkpoints_folder
 from ccts_dist.train.ds_config import read_ds_config
 from ccts_dist.train.step import Objective
 
@@ -71,22 +74,50 @@ def open_session(run: RunConfig, ranks: Ranks) -> Session:
     Raises:
         CctsError: whatever is wrong with run file, shards, cache, encoders or ds_config; see design of each.
     """
-    shard_set = together(lambda: open_shard_set(run.data.shards))
-    together(lambda: _train_tokenizer_once(run, shard_set, ranks, Path(run.output)))
+    shard_set = together(lambda: _open_shards(run))
+    together(lambda: _train_tokenizer(run, shard_set, Path(run.output)) if ranks.is_first else None)
     return together(lambda: _build(run, shard_set, ranks, Path(run.output)))
 
 
 def check_session(run: RunConfig, num_ranks: int) -> dict[str, str]:
     """Open everything as ``num_ranks`` ranks would, without a process group and without touching the run folder."""
-    shard_set = open_shard_set(run.data.shards)
+    if num_ranks < 1:
+        raise ConfigError(f"--ranks {num_ranks}: must be at least 1. Say how many ranks the run shall have.")
+    if run.tracking.kind == "mlflow":
+        resolve_tracking_uri(run.tracking.uri)
+    shard_set = _open_shards(run)
     ranks = Ranks(num_ranks=num_ranks)
     with tempfile.TemporaryDirectory() as folder:
-        _train_tokenizer_once(run, shard_set, ranks, Path(folder))
+        _train_tokenizer(run, shard_set, Path(folder))
         return _build(run, shard_set, ranks, Path(folder)).derived()
 
 
-def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> Session:
+def _open_shards(run: RunConfig) -> ShardSet:
+    """The shard set, once its splits and labels can carry the run; also the checks that need nothing more."""
     read_ds_config(Path(run.train.deepspeed))
+    shard_set = open_shard_set(run.data.shards)
+    shard_set.shards_of(run.data.test_splits)
+    for splits in (run.data.train_splits, run.data.valid_splits):
+        shards = shard_set.shards_of(splits)
+        if not any(_has_two_labels(shard_set, shards, target) for target in run.model.targets):
+            raise ConfigError(
+                f"{shard_set.root}: {list(splits)} has no two utterances with a label of {list(run.model.targets)}, "
+                "and a loss needs two. Name labelled splits, or other model.targets."
+            )
+    return shard_set
+
+
+def _has_two_labels(shard_set: ShardSet, shards: Sequence[ShardEntry], target: str) -> bool:
+    found = 0
+    for shard in shards:
+        labels = shard_set.rows(shard.name).labels.get(target)
+        found += 0 if labels is None else int(np.isfinite(labels).sum())
+        if found >= 2:
+            return True
+    return False
+
+
+def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> Session:
     teacher = _open_teacher(run, shard_set)
     tokenizer = _open_tokenizer(run, output)
     seed_everything(derive_seed("model", run.seed))
@@ -180,11 +211,16 @@ def _distill_terms(run: RunConfig, teacher: TeacherCache | None) -> DistillTerms
     )
 
 
-def _train_tokenizer_once(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> None:
-    """Rank 0 trains the small text encoder's SentencePiece model on the training transcripts, unless it is there."""
+def _train_tokenizer(run: RunConfig, shard_set: ShardSet, output: Path) -> None:
+    """Train the small text encoder's SentencePiece model on the training transcripts; on rank 0.
+
+    One that is there is kept once the run has a checkpoint; before, it may be of a start that failed.
+    """
     text = run.model.text
     folder = output / "tokenizer"
-    if text is None or text.encoder != "scratch" or not ranks.is_first or (folder / PIECES).is_file():
+    if text is None or text.encoder != "scratch":
+        return
+    if (folder / PIECES).is_file() and any(checkpoints_folder(output).glob("step-*")):
         return
     transcripts: list[str] = []
     for shard in shard_set.shards_of(run.data.train_splits):

@@ -25,6 +25,7 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_demo_ends_with_its_table_and_reuses_what_is_there(tmp_path: Path, runs: Path, capfd, monkeypatch):
     folder = tmp_path / "demo"
     table = run_demo(folder, num_utterances=UTTERANCES, runs=runs)

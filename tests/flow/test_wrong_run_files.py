@@ -27,6 +27,9 @@ WRONG: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "out of range": ({"train": {"epochs": 0}}, "train.epochs", ["= 0", "at least 1"]),
     "missing shards": ({"data": {"shards": "nowhere"}}, "nowhere", ["no shard set", "shards/build.py"]),
     "unknown split": ({"data": {"valid_splits": ["Dev"]}}, "'Dev'", ["'Development'"]),
+    "unknown test split": ({"data": {"test_splits": ["Tset1"]}}, "'Tset1'", ["'Test1'"]),
+    "validation without labels": ({"model": {"targets": ["arousal"]}}, "arousal", ["no two utterances with a label"]),
+    "tracking in a plain folder": ({"tracking": {"kind": "mlflow", "uri": "./mlruns"}}, "./mlruns", ["sqlite:///"]),
     "cache of other shards": (
         {"data": {"teacher": "{place}/other-cache"}, "distill": {}},
         "other-cache",
@@ -73,6 +76,12 @@ def test_sound_run_file_passes_the_check_and_shows_what_follows_from_it(place, c
     out, _ = capfd.readouterr()
     assert "steps per epoch" in out
     assert "check passed" in out
+
+
+def test_check_for_no_ranks_is_refused(place, capfd):
+    config = write_run(place / "sound.toml", place / "shards", place / "run")
+    assert run_main(command.main, ["--config", str(config), "--check", "--ranks", "0"]) == 2
+    assert "--ranks 0: must be at least 1" in capfd.readouterr().err
 
 
 def test_more_ranks_than_utterances_in_a_batch_are_refused(place, capfd):

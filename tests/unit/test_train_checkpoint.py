@@ -69,6 +69,22 @@ def test_checkpoint_with_a_harmed_file_is_refused(tmp_path, harm):
         read_manifest(path)
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"format_version": 9}', "null", '{"files": []}', '{"files": {"a": 3}}'])
+def test_manifest_of_another_form_is_passed_over(tmp_path, text):
+    whole, altered = save(tmp_path, 1), save(tmp_path, 2)
+    (altered / "manifest.json").write_text(text)
+    found = find_checkpoint(tmp_path, lambda _: None)
+    assert found is not None
+    assert found[0] == whole
+
+
+def test_checkpoint_of_another_run_is_the_users_mistake(tmp_path):
+    other = save(tmp_path / "other", 1)
+    run = run_in(tmp_path / "run")
+    with RunFolder(run, ALONE, resume=True) as folder, pytest.raises(ConfigError, match="not a checkpoint of this run"):
+        folder.find_resume_point(str(other), run, "plan", print)
+
+
 def test_no_complete_checkpoint_is_an_error_and_none_at_all_is_a_beginning(tmp_path):
     assert find_checkpoint(tmp_path, print) is None
     (save(tmp_path, 1) / "manifest.json").unlink()

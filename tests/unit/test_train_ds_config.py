@@ -36,6 +36,7 @@ def test_literal_value_that_the_run_file_owns_is_refused(tmp_path, key):
     [
         ("{", "not JSON"),
         ("[]", "must hold a JSON object"),
+        ('{"zero_optimization": 2}', "stage = null: must be 0, 1, 2 or 3"),
         ("{}", "stage = null: must be 0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": 4}}', "stage = 4: must be 0, 1, 2 or 3"),
     ],
