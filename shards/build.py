@@ -7,7 +7,7 @@ from pathlib import Path
 from ccts_dist.corpus import SpokenConfig, make_spoken_corpus, read_msp_podcast
 from ccts_dist.errors import run_main
 from ccts_dist.progress import Progress
-from ccts_dist.shards.write import build_shard_set
+from ccts_dist.shards.write import build_shard_set, check_build
 
 EPILOG = """An interrupted build goes on where it stopped: run the same command again. What cannot be used is
 listed with its reason in OUT/rejected.jsonl. Exit codes: 0 done; 2 a mistake, or too much was rejected."""
@@ -37,6 +37,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Read the corpus, or make it; build the shards; say what came of it."""
     args = parse_args(argv)
+    limits = {"max_rejected": args.max_rejected, "max_duration_s": args.max_duration}
+    limits["shard_bytes"] = 1e6 * args.shard_mb
+    check_build(args.out, **limits)
     if args.kind == "demo":
         root = args.corpus or args.out.with_name(args.out.name + "-corpus")
         config = SpokenConfig(num_utterances=args.utterances, num_words=args.words, seed=args.seed)
@@ -44,8 +47,6 @@ def main(argv: list[str] | None = None) -> int:
     else:
         root, corpus = args.root, read_msp_podcast(args.root, release=args.release)
     facts = {"corpus": corpus.name, "release": corpus.release, "scale": corpus.scale, "targets": corpus.targets}
-    limits = {"max_rejected": args.max_rejected, "max_duration_s": args.max_duration}
-    limits["shard_bytes"] = int(1e6 * args.shard_mb)
     with Progress(len(corpus.utterances), f"build {args.out}", unit="utterances") as bar:
         built = build_shard_set(corpus.utterances, args.out, root=root, progress=bar.advance, **facts, **limits)
     print(built.in_words(args.out))

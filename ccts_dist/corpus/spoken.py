@@ -186,8 +186,11 @@ def make_spoken_corpus(
         unfinished = root.with_name(f".{root.name}.unfinished-spoken-corpus")
         shutil.rmtree(unfinished, ignore_errors=True)
         lines = plan_spoken_corpus(config)
-        for folder in ("Audios", "Transcripts", "Labels"):
-            (unfinished / folder).mkdir(parents=True)
+        try:
+            for folder in ("Audios", "Transcripts", "Labels"):
+                (unfinished / folder).mkdir(parents=True)
+        except OSError as error:
+            raise ConfigError(f"{root}: cannot be made ({error.strerror}). Choose another folder.") from error
         _speak_all(lines, unfinished / "Audios", progress, num_processes or _num_cores())
         _write_texts(lines, unfinished)
         (unfinished / MARKER).write_text(json.dumps(marker, indent=2) + "\n")

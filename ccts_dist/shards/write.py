@@ -16,13 +16,16 @@ from pathlib import Path
 
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import SAMPLE_RATE_HZ, Rejected, Utterance
+from ccts_dist.shards.audio import MAX_DURATION_S
 from ccts_dist.shards.cut import BUILDING, BuildSettings, cut_split
 from ccts_dist.shards.durable import file_sha256, write_whole
 from ccts_dist.shards.index import IndexWriter, rows_to_table
 from ccts_dist.shards.intake import Intake, fingerprint, rejected_line, sort_intake
 from ccts_dist.shards.readback import read_back
 from ccts_dist.shards.schema import (
+    AUDIO_MEMBER,
     INDEX_NAME,
+    JSON_MEMBER,
     MANIFEST_NAME,
     REJECTED_NAME,
     Manifest,
@@ -64,6 +67,16 @@ class BuildSummary:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Facts:
+    """What the manifest says of the corpus."""
+
+    corpus: str
+    release: str
+    scale: tuple[float, float]
+    input_digest: str
+
+
 def build_shard_set(
     utterances: Iterable[Utterance | Rejected],
     out: str | Path,
@@ -73,9 +86,9 @@ def build_shard_set(
     scale: tuple[float, float],
     targets: Sequence[str],
     root: str | Path | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | float = SHARD_BYTES,
     max_rejected: float = 0.01,
-    max_duration_s: float = 600.0,
+    max_duration_s: float = MAX_DURATION_S,
     num_threads: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> BuildSummary:
@@ -99,12 +112,12 @@ def build_shard_set(
         CorpusError: more than ``max_rejected`` were rejected, or nothing was given.
         ConfigError: a limit off its range, or the folder holds another shard set, or another builder is at work in it.
     """
-    _check_limits(shard_bytes, max_rejected, max_duration_s)
+    check_build(out, shard_bytes=shard_bytes, max_rejected=max_rejected, max_duration_s=max_duration_s)
     settings = BuildSettings(
         out=Path(out),
         root=None if root is None else Path(root).absolute(),
         targets=tuple(targets),
-        shard_bytes=shard_bytes,
+        shard_bytes=int(shard_bytes),
         max_duration_s=max_duration_s,
         num_threads=num_threads or len(os.sched_getaffinity(0)),
     )
@@ -112,35 +125,36 @@ def build_shard_set(
     if not intake.num_given:
         raise CorpusError(f"{corpus}: no utterance was given. Name a corpus that has some.")
     input_digest = _digest_input(intake, settings, f"{corpus}|{release}|{scale}")
+    facts = _Facts(corpus=corpus, release=release, scale=scale, input_digest=input_digest)
     finished = _finished_build(settings.out, input_digest)
     if finished is None:
         with _only_builder(settings.out):
-            facts = Manifest(
-                corpus=corpus,
-                release=release,
-                scale=tuple(float(end) for end in scale),
-                targets=settings.targets,
-                splits={},
-                shards=(),
-                index_sha256="",
-                input_digest=input_digest,
-            )
             finished = _build(intake, settings, facts, max_rejected, progress or (lambda _: None))
     shutil.rmtree(settings.out / BUILDING, ignore_errors=True)
     return finished
 
 
-def _check_limits(shard_bytes: int, max_rejected: float, max_duration_s: float) -> None:
-    if shard_bytes < 1:
-        raise ConfigError(f"shard_bytes={shard_bytes}: must be at least 1. Give --shard-mb a positive number.")
+def check_build(out: str | Path, *, shard_bytes: int | float, max_rejected: float, max_duration_s: float) -> None:
+    """Refuse a place or limits that ``build_shard_set`` could not work with, before a corpus is read or made.
+
+    Raises:
+        ConfigError: a limit off its range, or a file where a folder has to be.
+    """
+    if not 1 <= shard_bytes < math.inf:
+        raise ConfigError(
+            f"shard_bytes={shard_bytes}: must be at least 1 and finite. Give --shard-mb a positive number."
+        )
     if not 0 <= max_rejected <= 1:
         raise ConfigError(f"max_rejected={max_rejected}: must be between 0 and 1. Change --max-rejected.")
     if not 0 < max_duration_s < math.inf:
         raise ConfigError(f"max_duration_s={max_duration_s}: must be above 0 and finite. Change --max-duration.")
+    there = next(place for place in (Path(out), *Path(out).absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{out}: {there} is a file, not a folder. Name another folder with --out.")
 
 
 def _build(
-    intake: Intake, settings: BuildSettings, facts: Manifest, max_rejected: float, progress: Callable[[int], object]
+    intake: Intake, settings: BuildSettings, facts: _Facts, max_rejected: float, progress: Callable[[int], object]
 ) -> BuildSummary:
     out, parts = settings.out, []
     if intake.rejected:
@@ -150,7 +164,9 @@ def _build(
             for part in cut_split(split, utterances, settings, progress):
                 parts.append(part)
                 if part.shard is not None:
-                    rows = read_back(out / part.shard.name, targets=settings.targets, members=facts.members)
+                    rows = read_back(
+                        out / part.shard.name, targets=settings.targets, members=(AUDIO_MEMBER, JSON_MEMBER)
+                    )
                     index.add(rows_to_table(rows))
     rejected = [*intake.rejected, *(one for part in parts for one in part.rejected)]
     write_whole(out / REJECTED_NAME, "".join(rejected_line(one) + "\n" for one in rejected).encode())
@@ -165,8 +181,8 @@ def _build(
     manifest = Manifest(
         corpus=facts.corpus,
         release=facts.release,
-        scale=facts.scale,
-        targets=facts.targets,
+        scale=(float(facts.scale[0]), float(facts.scale[1])),
+        targets=settings.targets,
         splits=split_totals(shards),
         shards=shards,
         index_sha256=file_sha256(out / INDEX_NAME),
@@ -208,7 +224,10 @@ def _digest_input(intake: Intake, settings: BuildSettings, corpus: str) -> str:
 @contextmanager
 def _only_builder(out: Path) -> Iterator[None]:
     """Keep a second builder out of the folder for as long as the block runs."""
-    (out / BUILDING).mkdir(parents=True, exist_ok=True)
+    try:
+        (out / BUILDING).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be made ({error.strerror}). Name another folder with --out.") from error
     with open(out / BUILDING / "lock", "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

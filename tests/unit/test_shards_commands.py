@@ -82,16 +82,29 @@ def test_damage_gives_one_and_a_line_per_finding(msp: Path, tmp_path: Path, caps
         (["info", "none"], "error: none: no shard set here"),
         (["merge", "--shards", "none", "--teacher", "c", "--out", "m"], "error: none: no shard set here"),
         (["build", "msp-podcast", "none", "--out", "s"], "error: none: no such folder"),
+        (["build", "msp-podcast", "msp", "--out", "file/x"], "file/x: {place}/file is a file, not a folder"),
+        (["build", "msp-podcast", "msp", "--out", "file"], "file: file is a file, not a folder"),
+        (["build", "demo", "--out", "file/x/y"], "file/x/y: {place}/file is a file, not a folder"),
+        (["build", "demo", "--out", "s", "--corpus", "file/x"], "file/x: cannot be made (Not a directory)"),
+        (["build", "msp-podcast", "msp", "--out", "s", "--shard-mb", "nan"], "shard_bytes=nan: must be at least 1"),
+        (["build", "demo", "--out", "s", "--shard-mb", "inf"], "shard_bytes=inf: must be at least 1 and finite"),
+        (["build", "demo", "--out", "s", "--max-rejected", "nan"], "max_rejected=nan: must be between 0 and 1"),
         (["build", "demo", "--out", "s", "--utterances", "3"], "num_utterances=3 must be at least 12"),
     ],
 )
 def test_a_mistake_gives_two_and_one_line(
-    command: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: list[str],
+    words: str,
+    msp: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(msp.parent)
+    (tmp_path / "file").touch()
     assert run(*command) == 2
     captured = capsys.readouterr()
-    assert words in captured.err
+    assert words.format(place=tmp_path) in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
 
