@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -30,6 +30,30 @@ Branch = Literal["speech", "text"]
 
 # What transformers raises on a place that holds no usable model: absent, not a model, damaged, of another shape.
 _LOAD_ERRORS = (OSError, ValueError, TypeError, RuntimeError, StrictDataclassError, SafetensorError, pickle.PickleError)
+
+# What it raises while it builds a model of a shape that cannot be: each model type checks in its own way, if at all.
+_SHAPE_ERRORS = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    ArithmeticError,
+)
+
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "conv_dim",
+    "conv_kernel",
+    "conv_stride",
+)
+"""Settings that torch would partly take as 0, and then build a model that is none."""
 
 
 def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
@@ -74,14 +98,16 @@ def load_text_encoder(text: TextConfig, vocabulary_size: int | None) -> PreTrain
                 'model.text.encoder = "scratch" needs a trained tokenizer. Train one, or name an encoder.'
             )
         config = scratch_config("text", text.scratch, {"vocab_size": vocabulary_size})
-        encoder = encoder_from_config("text", config)
     else:
         config = _read_config("text", text.encoder)
-        if config.is_encoder_decoder:
-            raise ConfigError(
-                f"model.text.encoder = {text.encoder!r} is a {config.model_type} model with a decoder: must be an "
-                "encoder such as BERT. Name another."
-            )
+    if config.is_encoder_decoder:
+        raise ConfigError(
+            f"model.text.encoder = {text.encoder!r} is a {config.model_type} model with a decoder: must be an "
+            "encoder such as BERT. Name another."
+        )
+    if text.encoder == "scratch":
+        encoder = encoder_from_config("text", config)
+    else:
         encoder = without_pooler(_load_weights("text", text.encoder, config))
     _check_text_encoder(encoder, text, vocabulary_size)
     return encoder
@@ -97,7 +123,7 @@ def encoder_from_config(branch: Branch, config: PreTrainedConfig) -> PreTrainedM
     """An encoder of that shape with random weights, drawn from torch's global generator."""
     try:
         encoder = AutoModel.from_config(config)
-    except (ValueError, TypeError, RuntimeError, AssertionError, ImportError) as error:
+    except _SHAPE_ERRORS as error:
         raise ConfigError(f"model.{branch}: no {config.model_type} can have this shape: {_line(error)}") from error
     return without_pooler(encoder.float())
 
@@ -152,6 +178,9 @@ def scratch_config(branch: Branch, scratch: Mapping[str, Any], defaults: Mapping
         if key not in known:
             near = _nearest(key, known, fallback=f"See transformers' {cls.__name__}.")
             raise ConfigError(f"{table}: unknown key {key} = {value!r}. {near}")
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if key in _SIZES and (not numbers or any(isinstance(one, int | float) and not one >= 1 for one in numbers)):
+            raise ConfigError(f"{table}.{key} = {value!r}: must be 1 or more, and a list must not be empty. Raise it.")
     try:
         return cls(**{key: value for key, value in defaults.items() if key in known} | given)
     except (StrictDataclassError, ValueError, TypeError) as error:
@@ -218,7 +247,16 @@ def _check_speech_config(config: PreTrainedConfig, speech: SpeechConfig) -> None
 
 
 def _check_text_encoder(encoder: PreTrainedModel, text: TextConfig, vocabulary_size: int | None) -> None:
-    rows = cast(nn.Embedding, encoder.get_input_embeddings()).num_embeddings
+    try:
+        pieces = encoder.get_input_embeddings()
+    except NotImplementedError:
+        pieces = None
+    if not isinstance(pieces, nn.Embedding):
+        raise ConfigError(
+            f"model.text.encoder = {text.encoder!r} is a {encoder.config.model_type} model, which does not read text "
+            "alone: must be an encoder such as BERT. Name another."
+        )
+    rows = pieces.num_embeddings
     if vocabulary_size is not None and vocabulary_size > rows:
         raise ConfigError(
             f"model.text.encoder = {text.encoder!r} knows {rows} pieces, the tokenizer has {vocabulary_size}. "
@@ -257,4 +295,6 @@ def _nearest(word: str, known: tuple[str, ...] | list[str], *, fallback: str) ->
 
 def _line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"it knows no {text}."  # the message of a KeyError is the bare key
     return text if len(text) <= 240 else text[:237] + "..."

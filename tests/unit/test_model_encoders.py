@@ -213,6 +213,61 @@ def test_wrong_scratch_tables_are_refused_in_one_line(scratch, words):
     assert "\n" not in str(error.value)
 
 
+_IMPOSSIBLE = [
+    ({"hidden_act": "gelo"}, "can have this shape: it knows no 'gelo'"),
+    ({"num_attention_heads": 0}, r"scratch.num_attention_heads = 0: must be 1 or more"),
+    ({"hidden_size": 0}, r"scratch.hidden_size = 0: must be 1 or more"),
+    ({"num_hidden_layers": 0}, r"scratch.num_hidden_layers = 0: must be 1 or more"),
+    ({"num_hidden_layers": -1}, r"scratch.num_hidden_layers = -1: must be 1 or more"),
+    ({"intermediate_size": 0}, r"scratch.intermediate_size = 0: must be 1 or more"),
+]
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        *_IMPOSSIBLE,
+        ({"feat_extract_activation": "gelo"}, "no hubert can have this shape: it knows no 'gelo'"),
+        ({"num_conv_pos_embedding_groups": 0}, "no hubert can have this shape"),
+        ({"conv_dim": [], "conv_kernel": [], "conv_stride": []}, r"scratch.conv_\w+ = \[\]: .*must not be empty"),
+        ({"conv_stride": [5, 0, 8]}, r"scratch.conv_stride = \[5, 0, 8\]: must be 1 or more"),
+        ({"conv_kernel": [10, -8, 8]}, r"scratch.conv_kernel = \[10, -8, 8\]: must be 1 or more"),
+    ],
+)
+def test_speech_encoders_of_an_impossible_shape_are_refused_in_one_line(shape, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        load_speech_encoder(speech_config(shape=shape))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [*_IMPOSSIBLE, ({"max_position_embeddings": 0}, "max_position_embeddings = 0: must be 1")]
+)
+def test_text_encoders_of_an_impossible_shape_are_refused_in_one_line(shape, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        load_text_encoder(text_config(shape=shape), VOCABULARY)
+    assert "\n" not in str(error.value)
+
+
+def test_heads_that_divide_nothing_are_refused_whatever_transformers_calls_them():
+    scratch = {"model_type": "distilbert", "dim": 32, "n_heads": 0, "n_layers": 1, "hidden_dim": 16}
+    with pytest.raises(ConfigError, match=r"no distilbert can have this shape: .*modulo"):
+        load_text_encoder(TextConfig(encoder="scratch", scratch=scratch), VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("scratch", "words"),
+    [
+        ({"model_type": "vit", "num_hidden_layers": 1, "hidden_size": 24, "intermediate_size": 8}, "is a vit model"),
+        ({"model_type": "t5", "d_model": 16, "num_layers": 1, "d_ff": 8}, "is a t5 model with a decoder"),
+        ({"model_type": "clip"}, "is a clip model, which does not read text alone"),
+    ],
+)
+def test_models_that_are_no_text_encoders_are_refused_from_scratch(scratch, words):
+    with pytest.raises(ConfigError, match=words):
+        load_text_encoder(TextConfig(encoder="scratch", scratch=scratch), VOCABULARY)
+
+
 def test_a_bert_from_a_folder_computes_what_transformers_computes(tmp_path):
     torch.manual_seed(0)
     theirs = BertModel(BertConfig(**BERT)).eval()
