@@ -99,7 +99,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_every_step_once(
     for step in range(2, 50):
         began = time.monotonic()
         run.metrics({"loss": 1.0 / step}, step)
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 5, "reporting waited for the server"
     run.flush()
     with mlflow_server(tmp_path, port=port):
         run.close("FINISHED")

@@ -94,7 +94,7 @@ def test_flush_returns_at_once_while_the_server_is_away(caplog: pytest.LogCaptur
     began = time.monotonic()
     assert not outbox.flush(10.0)
     assert not outbox.flush(10.0)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 8, "it waited out its 10 s"
     outbox.close(0.0)
     assert len([record for record in caplog.records if "server is away" in record.message]) == 1
 
@@ -109,7 +109,7 @@ def test_putting_events_never_waits_for_a_slow_server() -> None:
     began = time.monotonic()
     for event in _metrics(1000):
         outbox.put(event)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 4, "it waited for the 5 s of the server"
     release.set()
     assert outbox.close(5.0) == []
 
@@ -141,7 +141,7 @@ def test_close_hands_back_in_order_what_a_dead_server_did_not_take() -> None:
         outbox.put(*events)
         began = time.monotonic()
         assert outbox.close(0.2) == events
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 10, "it went on trying"
 
 
 def test_close_tries_at_once_although_the_pause_is_long() -> None:
