@@ -44,4 +44,4 @@ def test_exit_code_of_any_rank_is_read():
 
 def test_rank_that_does_not_end_in_time_fails():
     with pytest.raises(AssertionError, match="rank 1: exit code -9, did not end in time"):
-        run_on_ranks(sleep_on_second_rank, 2, timeout_s=20.0)
+        run_on_ranks(sleep_on_second_rank, 2, timeout_s=5.0)
