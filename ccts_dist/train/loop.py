@@ -101,7 +101,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         state, loader = self.state, self._session.loader
         self._engine.train(True)
-        began, frames_began = time.monotonic(), state.step_in_epoch
+        began, steps_before = time.monotonic(), state.step_in_epoch
         what = f"epoch {state.epoch + 1}/{self._run.train.epochs}"
         with Progress(
             loader.steps_per_epoch, what, unit="step", visible=self._first, start=state.step_in_epoch
@@ -118,7 +118,7 @@ class Trainer:
                     self._checkpoint()
                 if self._is_enough():
                     break
-        steps = state.step_in_epoch - frames_began
+        steps = state.step_in_epoch - steps_before
         self._end_epoch(steps / max(1e-9, time.monotonic() - began))
 
     def _count(self, result: StepResult, batches: StepBatches) -> None:
