@@ -1,0 +1,229 @@
+"""The file of what a speech recogniser heard: one JSON line per utterance, beside the corpus and never part of it.
+
+It grows line by line and is synced to disk each time, so that a recogniser that was killed goes on after its last whole
+line. All of a file was heard by one model, asked for one language.
+"""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.records import Rejected, Utterance
+
+_FIRST_BYTES = b'{"confidence": '  # of every line: its keys are sorted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What a recogniser heard of one utterance."""
+
+    key: str
+    transcript: str
+    """Empty when it heard no word."""
+
+    confidence: float
+    """0..1, as the model's family measures it (recognise.py); 0 when it heard no word."""
+
+    model: str
+    """Name of the model, for people."""
+
+    digest: str
+    """Of the model's weights; two models of one digest are the same."""
+
+    language: str | None
+    """Language that the model was told to hear; None for its own way of finding out."""
+
+    duration_s: float
+
+
+def read_heard(path: str | Path) -> Mapping[str, Heard]:
+    """What was heard, by key, in the file's order. A last line that a kill has cut short is left out.
+
+    Raises:
+        CorpusError: no such file, or it is no file of what a recogniser heard.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorpusError(
+            f"{path}: cannot be read ({error.strerror}). Name a file that shards/transcribe.py wrote."
+        ) from error
+    heard, _ = _parse(data, path)
+    return heard
+
+
+def apply_heard(
+    utterances: Iterable[Utterance | Rejected], heard: Mapping[str, Heard], *, min_confidence: float
+) -> tuple[Utterance | Rejected, ...]:
+    """The same utterances in the same order, with the heard words where the corpus has none.
+
+    A transcript of the corpus's own stays as it is, whatever was heard. Rejected rows pass through.
+
+    Args:
+        heard: by key, as ``read_heard`` gives it.
+        min_confidence: 0..1; words heard with less are not used.
+
+    Raises:
+        ConfigError: ``min_confidence`` is not within 0..1.
+        CorpusError: not one of the keys is the corpus's, so the words belong to another corpus.
+    """
+    if not 0 <= min_confidence <= 1:
+        raise ConfigError(f"min_confidence={min_confidence}: must be between 0 and 1. Change --min-confidence.")
+    given = tuple(utterances)
+    if heard and given and not any(one.key in heard for one in given):
+        raise CorpusError(
+            f"None of the {len(heard)} keys that were heard is one of this corpus's {len(given)} "
+            f"(heard: {next(iter(heard))!r}, the corpus's: {given[0].key!r}). Name the file made from this corpus."
+        )
+    return tuple(_with_words(one, heard, min_confidence) for one in given)
+
+
+def _with_words(one: Utterance | Rejected, heard: Mapping[str, Heard], min_confidence: float) -> Utterance | Rejected:
+    if isinstance(one, Rejected) or has_transcript(one):
+        return one
+    words = heard.get(one.key)
+    if words is None or words.confidence < min_confidence:
+        return one
+    return replace(one, transcript=words.transcript)
+
+
+def has_transcript(utterance: Utterance) -> bool:
+    """Whether the corpus itself says what was spoken; white space says nothing."""
+    return bool(utterance.transcript.strip())
+
+
+class HeardFile:
+    """The file while a recogniser adds to it. Use as a context manager; one process at a time.
+
+    Args:
+        path: made when it is not there; what is there must have been heard by the same model in the same language.
+        digest: of the model that is about to hear.
+        language: that it was told to hear.
+
+    Raises:
+        ConfigError: another model's or language's file, another process at work in it, or a place that cannot be
+            written.
+        CorpusError: it is no file of what a recogniser heard.
+    """
+
+    def __init__(self, path: str | Path, *, digest: str, language: str | None) -> None:
+        self.path = Path(path)
+        self._file = _open_alone(self.path)
+        try:
+            self.heard, sound_bytes = _parse(self._file.read(), self.path)
+            self._check_model(digest, language)
+            self._file.truncate(sound_bytes)
+            self._file.seek(sound_bytes)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "HeardFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, batch: Sequence[Heard]) -> None:
+        """Append what was heard of one batch, and see it on the disk.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            self._file.write(b"".join(_line(one) for one in batch))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        self.heard.update((one.key, one) for one in batch)
+
+    def _check_model(self, digest: str, language: str | None) -> None:
+        for one in self.heard.values():
+            if one.digest != digest:
+                raise ConfigError(
+                    f"{self.path}: was heard by model {one.model} with weights {one.digest[:12]}, this one has "
+                    f"{digest[:12]}. Use that model again, or name another file with --out."
+                )
+            if one.language != language:
+                raise ConfigError(
+                    f"{self.path}: was heard with language {one.language!r}, now it is {language!r}. Give the same "
+                    "--language, or name another file with --out."
+                )
+
+
+def _open_alone(path: Path) -> Any:
+    """The file, opened to read and write without losing what is in it, and locked against a second process."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(
+            f"{path}: another process is adding to it. Wait for it, or name another file with --out."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return file
+
+
+def _parse(data: bytes, path: Path) -> tuple[dict[str, Heard], int]:
+    """What the whole lines say, by key, and how many bytes they take; a last line without its end is left out."""
+    *lines, tail = data.split(b"\n")
+    heard: dict[str, Heard] = {}
+    for number, line in enumerate(lines, start=1):
+        one = _read_line(line, f"{path}: line {number}")
+        if one.key in heard:
+            raise CorpusError(f"{path}: line {number}: key {one.key!r} comes twice. Delete one of the two lines.")
+        heard[one.key] = one
+    # A kill leaves the beginning of a line; a power cut zeros. Anything else was written by someone else.
+    if not (tail.startswith(_FIRST_BYTES) or _FIRST_BYTES.startswith(tail) or not tail.strip(b"\0")):
+        raise _foreign(f"{path}: line {len(lines) + 1}", "it is not the beginning of one")
+    return heard, len(data) - len(tail)
+
+
+def _line(one: Heard) -> bytes:
+    return (json.dumps(asdict(one), sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _read_line(line: bytes, where: str) -> Heard:
+    try:
+        tree = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _foreign(where, f"it is no JSON ({error})") from error
+    names = {f.name for f in fields(Heard)}
+    if not isinstance(tree, dict) or set(tree) != names:
+        raise _foreign(where, f"its keys must be {', '.join(sorted(names))}")
+    texts = [tree[name] for name in ("key", "transcript", "model", "digest")]
+    numbers = [tree[name] for name in ("confidence", "duration_s")]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(tree["language"], str | None):
+        raise _foreign(where, "a text is something else")
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers):
+        raise _foreign(where, "a number is something else")
+    if not 0 <= tree["confidence"] <= 1 or not 0 <= tree["duration_s"] < math.inf:
+        raise _foreign(where, f"confidence {tree['confidence']} or duration {tree['duration_s']} is off its range")
+    return Heard(**tree)
+
+
+def _foreign(where: str, what: str) -> CorpusError:
+    return CorpusError(
+        f"{where} is not one that shards/transcribe.py wrote: {what}. Name another file, or delete that line."
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{path}: cannot be written ({error.strerror}). Name another place with --out.")
