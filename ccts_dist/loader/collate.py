@@ -23,8 +23,8 @@ EncodeText = Callable[[str], Sequence[int]]
 class TeacherSource(Protocol):
     """Where cached teacher outputs come from."""
 
-    def read(self, shard: str, key: str, /) -> TeacherOutput:
-        """The teacher's output for one utterance."""
+    def read(self, shard: str, row: int, key: str, /) -> TeacherOutput:
+        """The teacher's output for one utterance, which is row ``row`` of its shard."""
         ...
 
 
@@ -87,7 +87,7 @@ def pad_tokens(encoded: Sequence[Sequence[int]]) -> tuple[Int64[Tensor, "batch t
 
 
 def _teacher_batch(rows: Sequence[Row], teacher: TeacherSource) -> TeacherBatch:
-    outputs = [teacher.read(row.shard, row.key) for row in rows]
+    outputs = [teacher.read(row.shard, row.row, row.key) for row in rows]
     return TeacherBatch(
         embedding=_stack([output.embedding for output in outputs]),
         prediction=_stack([output.prediction for output in outputs]),

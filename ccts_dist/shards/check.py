@@ -140,10 +140,11 @@ def _check_shard(shard_set: ShardSet, entry: ShardEntry) -> list[Finding]:
     if tuple(rows.members) != shard_set.manifest.members:
         what = f"has members {', '.join(rows.members)} in the index, and the manifest says otherwise"
         return [*outer, Finding(shard=entry.name, what=what)]
-    inner, payloads = check_members(path, rows.keys, rows.members)
+    keys = tuple(rows.keys)
+    inner, payloads = check_members(path, keys, rows.members)
     inner += _check_rows(rows, entry, payloads)
     if shard_set.manifest.teacher is not None:
-        inner += _check_outputs(entry.name, rows.keys, payloads, shard_set.manifest.teacher)
+        inner += _check_outputs(entry.name, keys, payloads, shard_set.manifest.teacher)
     return inner or outer  # a damaged member says more than the digest of the whole tar
 
 
@@ -175,6 +176,7 @@ def _facts(rows: ShardRows, row: int, entry: ShardEntry, utterance: Utterance) -
     yield "split", entry.split, utterance.split
     yield "speaker", rows.speakers[row], utterance.speaker
     yield "gender", rows.genders[row], utterance.gender
+    yield "category", rows.categories[row], utterance.category
     for target, label in rows.labels.items():
         yield f"label {target!r}", float(label[row]), utterance.labels.get(target)
 
@@ -194,7 +196,7 @@ def _check_cache(root: Path, shard_set: ShardSet, advance: Callable[[int], objec
     findings += _check_index_file(root, manifest.index_sha256)
     findings += _check_unlisted(root, {shard.name for shard in manifest.shards})
     findings += _check_condition(root, manifest.teacher)
-    rows = cache_row_groups(root, {shard.name: shard.num_utterances for shard in manifest.shards})
+    rows = cache_row_groups(root, manifest.shards)
     for shard in manifest.shards:
         findings += _check_cache_shard(root, shard, rows, manifest, shard_set)
         advance(1)
@@ -214,7 +216,7 @@ def _check_cache_shard(
         inner.append(Finding(shard=shard.name, what="of the cache: was made from another shard"))
     try:
         rows = groups.get(shard.name)
-        keys = tuple(rows.row_of)
+        keys = tuple(rows.keys)
         if source is not None and keys != shard_set.rows(shard.name).keys:
             inner.append(Finding(shard=shard.name, what="of the cache: its keys are not those of the shard"))
     except CctsError as error:

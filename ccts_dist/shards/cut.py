@@ -12,6 +12,7 @@ from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards.audio import Converted, convert_audio
 from ccts_dist.shards.documents import document_bytes, parse_document
 from ccts_dist.shards.durable import file_sha256, write_whole
+from ccts_dist.shards.index import IndexPlace
 from ccts_dist.shards.intake import fingerprint, source_of
 from ccts_dist.shards.schema import (
     AUDIO_MEMBER,
@@ -138,6 +139,7 @@ def _write_part(
             num_samples=tally.num_samples,
             size_bytes=path.stat().st_size,
             sha256=file_sha256(path),
+            index=IndexPlace(offset=0, size=0, sha256=""),  # known when all shards are there
         )
     else:
         path.unlink()

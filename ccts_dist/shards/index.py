@@ -1,17 +1,22 @@
-"""The index: every utterance's place, length, labels and speaker, in Parquet, one row group per shard."""
+"""The index: every utterance's place, length, labels and speaker, in an Arrow file with one record batch per shard.
 
+The manifest says where each batch lies and what its digest is, so that one shard's rows are read, and known to be
+sound, without anything of the others: opening costs the same for ten shards and for twenty thousand. (Parquet would
+describe every column of every shard in one footer, which all readers must parse whole.)
+"""
+
+import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64, UInt32
 
 from ccts_dist.errors import ShardError
@@ -19,8 +24,43 @@ from ccts_dist.shards.durable import whole_file
 
 _LABEL = "label."
 _PLACE = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
+_MAGIC = b"ARROW1\0\0"
+"""Begins every Arrow file; the schema follows."""
+
+_TEXTS = ("key", "speaker", "gender", "category")
 
 Rows = TypeVar("Rows")
+Text = TypeVar("Text", bound=str | None)
+
+
+class Texts(Sequence[Text]):
+    """Strings as Arrow keeps them: one made when it is asked for, instead of all in memory."""
+
+    def __init__(self, column: pa.Array | pa.ChunkedArray) -> None:
+        self._column = column
+
+    @overload
+    def __getitem__(self, at: int) -> Text: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Text]: ...
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return tuple(self)[at]
+        return self._column[at].as_py()
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __iter__(self) -> Iterator[Text]:
+        return iter(self._column.to_pylist())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,30 +77,54 @@ class ShardRows:
     """The index of one shard, a column each."""
 
     shard: str
-    keys: tuple[str, ...]
+    keys: Sequence[str]
     """As the corpus spells them, not escaped."""
 
     num_samples: Int64[np.ndarray, " rows"]
     labels: Mapping[str, Float64[np.ndarray, " rows"]]
     """0..1 by target, NaN where nobody rated."""
 
-    speakers: tuple[str | None, ...]
-    genders: tuple[str | None, ...]
+    speakers: Sequence[str | None]
+    genders: Sequence[str | None]
+    categories: Sequence[str | None]
+    """Categorical emotion as the corpus spells it."""
+
     members: Mapping[str, MemberPlaces]
     """By extension: "flac", "json", and "teacher.npy" in merged shards."""
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.num_samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexPlace:
+    """Where one shard's batch lies in the index file."""
+
+    offset: int
+    size: int
+    sha256: str
+    """Of all that stands before the first batch (the columns' names and types), and then of this batch."""
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """What a manifest says of one shard's rows."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_utterances(self) -> int: ...
+    @property
+    def index(self) -> IndexPlace: ...
 
 
 def rows_to_table(rows: ShardRows) -> pa.Table:
-    """The row group of a shard."""
+    """The batch of a shard."""
+    texts = (rows.keys, rows.speakers, rows.genders, rows.categories)
     columns: dict[str, Any] = {
-        "key": pa.array(rows.keys, pa.string()),
-        "speaker": pa.array(rows.speakers, pa.string()),
-        "gender": pa.array(rows.genders, pa.string()),
-        "num_samples": pa.array(rows.num_samples, pa.int64()),
+        name: pa.array(list(values), pa.string()) for name, values in zip(_TEXTS, texts, strict=True)
     }
+    columns["num_samples"] = pa.array(rows.num_samples, pa.int64())
     for target, label in rows.labels.items():
         columns[_LABEL + target] = pa.array(label, pa.float64(), from_pandas=True)  # NaN becomes null
     columns |= place_columns(rows.members)
@@ -76,24 +140,26 @@ def place_columns(members: Mapping[str, MemberPlaces]) -> dict[str, pa.Array]:
     }
 
 
-def table_to_rows(shard: str, table: pa.Table) -> ShardRows:
+def table_to_rows(shard: str, table: pa.RecordBatch) -> ShardRows:
     """The inverse of ``rows_to_table``; labels and members in the order of the columns."""
-    names = table.column_names
+    names = table.schema.names
     targets = [name.removeprefix(_LABEL) for name in names if name.startswith(_LABEL)]
     members = [name.removesuffix(".crc32") for name in names if name.endswith(".crc32")]
+    keys, speakers, genders, categories = (Texts(table[name]) for name in _TEXTS)
     return ShardRows(
         shard=shard,
-        keys=tuple(table["key"].to_pylist()),
+        keys=keys,
         num_samples=_numbers(table["num_samples"], np.int64),
         labels={target: _numbers(table[_LABEL + target], np.float64) for target in targets},
-        speakers=tuple(table["speaker"].to_pylist()),
-        genders=tuple(table["gender"].to_pylist()),
+        speakers=speakers,
+        genders=genders,
+        categories=categories,
         members={member: table_places(table, member) for member in members},
     )
 
 
-def table_places(table: pa.Table, member: str) -> MemberPlaces:
-    """Where one kind of member lies, from a row group that has its columns."""
+def table_places(table: pa.RecordBatch, member: str) -> MemberPlaces:
+    """Where one kind of member lies, from a batch that has its columns."""
     return MemberPlaces(
         offset=_numbers(table[f"{member}.offset"], np.int64),
         size=_numbers(table[f"{member}.size"], np.int64),
@@ -101,36 +167,71 @@ def table_places(table: pa.Table, member: str) -> MemberPlaces:
     )
 
 
-def place_column_names(member: str) -> list[str]:
-    """The columns that ``table_places`` reads."""
-    return [f"{member}.{name}" for name in _PLACE]
-
-
 class IndexWriter:
     """Writes an index file, one ``add`` per shard in the manifest's order; it appears when the block ends well."""
 
     def __init__(self, path: Path) -> None:
         self._whole = whole_file(path)
-        self._writer: pq.ParquetWriter | None = None
+        self._writer: pa.RecordBatchFileWriter | None = None
+        self.size_bytes = 0
+        """Of the finished file, as is ``sha256``; for the manifest, once the block has ended."""
+        self.sha256 = ""
 
     def __enter__(self) -> "IndexWriter":
-        self._file = self._whole.__enter__()
+        self._file = _Digested(self._whole.__enter__())
         return self
 
-    def add(self, table: pa.Table) -> None:
-        """Append one shard's rows as a row group of their own."""
+    def add(self, table: pa.Table) -> IndexPlace:
+        """Append one shard's rows as a batch of their own; where they lie is for the manifest."""
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._file, table.schema, compression="zstd", write_statistics=False)
-        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+            self._start(table.schema)
+        assert self._writer is not None
+        # Arrow writes what begins the file together with the first batch.
+        begun = self._file.size > 0
+        offset = self._file.size if begun else len(self._header)
+        self._file.part = hashlib.sha256(self._header if begun else b"")
+        (batch,) = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+        self._writer.write_batch(batch)
+        return IndexPlace(offset=offset, size=self._file.size - offset, sha256=self._file.part.hexdigest())
+
+    def _start(self, schema: pa.Schema) -> None:
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        self._writer = pa.ipc.new_file(pa.PythonFile(self._file, "w"), schema, options=options)
+        self._header = _MAGIC + schema.serialize().to_pybytes()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._writer is None and error is None:
-            self.add(pa.table({"key": pa.array([], pa.string())}))
+            self._start(pa.schema([("key", pa.string())]))
         if self._writer is not None:
             self._writer.close()
+        self.size_bytes, self.sha256 = self._file.size, self._file.whole.hexdigest()
         self._whole.__exit__(kind, error, trace)
+
+
+class _Digested:
+    """A file for Arrow to write, which knows the digest of all it was given and of the part since ``part`` was set."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.whole, self.part = hashlib.sha256(), hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: Any) -> int:  # bytes, or a buffer of Arrow's
+        self._file.write(data)
+        self.whole.update(data)
+        self.part.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 class RowGroups(Generic[Rows]):
@@ -142,32 +243,29 @@ class RowGroups(Generic[Rows]):
     def __init__(
         self,
         path: Path,
-        num_rows: Mapping[str, int],
-        decode: Callable[[str, pa.Table], Rows],
+        shards: Sequence[Indexed],
+        decode: Callable[[str, pa.RecordBatch], Rows],
         *,
-        columns: Sequence[str] | None = None,
         max_rows: int = 131_072,
     ) -> None:
         """
         Args:
-            num_rows: rows that each shard must have, in the order of the row groups.
-            decode: makes of a shard's name and row group what ``get`` returns; a function of a module.
-            columns: read these only; None for all.
+            shards: as the manifest lists them.
+            decode: makes of a shard's name and batch what ``get`` returns; a function of a module.
             max_rows: shards are forgotten, the longest unused first, while more rows than this are kept.
         """
-        self._path, self._num_rows, self._decode = path, dict(num_rows), decode
-        self._columns, self._max_rows = columns, max_rows
-        self._numbers = {shard: number for number, shard in enumerate(num_rows)}
+        self._path, self._shards, self._decode, self._max_rows = path, shards, decode, max_rows
+        self._numbers = {shard.name: number for number, shard in enumerate(shards)}
         self._forget()
 
     def _forget(self) -> None:
-        self._file: pq.ParquetFile | None = None
+        self._header = b""
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Rows] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[int, Rows]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_file", "_process", "_lock", "_kept")
+        own = ("_header", "_process", "_lock", "_kept")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -178,41 +276,49 @@ class RowGroups(Generic[Rows]):
         """One shard's rows.
 
         Raises:
-            ShardError: the index has no such shard, or cannot be read, or its rows are not as many as they must be.
+            ShardError: the index has no such shard, cannot be read, or is not the one that the manifest names.
         """
         if self._process != os.getpid():
-            self._forget()  # forked: the parent's file, and a lock that another thread may have held
+            self._forget()  # forked: a lock that another thread may have held
         with self._lock:
-            if shard in self._kept:
-                self._kept.move_to_end(shard)
-                return self._kept[shard]
-            rows = self._decode(shard, self._read(shard))
-            self._kept[shard] = rows
-            total = sum(self._num_rows[name] for name in self._kept)
-            while total > self._max_rows and len(self._kept) > 1:
-                total -= self._num_rows[self._kept.popitem(last=False)[0]]
-            return rows
+            if shard not in self._kept:
+                batch = self._read(shard)
+                self._kept[shard] = (batch.num_rows, self._decode(shard, batch))
+                total = sum(num_rows for num_rows, _ in self._kept.values())
+                while total > self._max_rows and len(self._kept) > 1:
+                    total -= self._kept.popitem(last=False)[1][0]
+            self._kept.move_to_end(shard)
+            return self._kept[shard][1]
 
-    def _read(self, shard: str) -> pa.Table:
+    def _read(self, shard: str) -> pa.RecordBatch:
         if shard not in self._numbers:
             raise ShardError(f"{shard}: not in {self._path}. Take a shard that its manifest lists.")
+        entry = self._shards[self._numbers[shard]]
         try:
-            if self._file is None:
-                self._file = pq.ParquetFile(self._path)
-            table = self._file.read_row_group(self._numbers[shard], columns=self._columns, use_threads=False)
-        except (pa.ArrowException, OSError, IndexError) as fault:
-            reason = str(fault).splitlines()[0]
+            with open(self._path, "rb") as file:
+                if not self._header:
+                    self._header = file.read(self._shards[0].index.offset)
+                file.seek(entry.index.offset)
+                data = file.read(entry.index.size)
+        except OSError as fault:
             raise ShardError(
-                f"{shard}: cannot read its rows in {self._path} ({reason}). Make the index again."
+                f"{shard}: cannot read its rows in {self._path} ({fault.strerror}). Make the index again."
             ) from fault
-        if table.num_rows != self._num_rows[shard]:
+        if hashlib.sha256(self._header + data).hexdigest() != entry.index.sha256:
             raise ShardError(
-                f"{shard}: {table.num_rows} rows in {self._path}, and the manifest says {self._num_rows[shard]}. "
+                f"{shard}: its rows in {self._path} are not those that the manifest names. The index is stale or "
+                "damaged: fetch or build the set again."
+            )
+        schema = pa.ipc.read_schema(pa.ipc.read_message(self._header[len(_MAGIC) :]))
+        batch = pa.ipc.read_record_batch(pa.ipc.read_message(data), schema)
+        if batch.num_rows != entry.num_utterances:
+            raise ShardError(
+                f"{shard}: {batch.num_rows} rows in {self._path}, and the manifest says {entry.num_utterances}. "
                 "The index is stale: build the set again."
             )
-        return table
+        return batch
 
 
-def _numbers(column: pa.ChunkedArray, kind: Any) -> np.ndarray:
-    values = column.to_numpy()  # nulls come as NaN
-    return np.array(values, dtype=kind)
+def _numbers(column: pa.Array, kind: Any) -> np.ndarray:
+    values = column.to_numpy(zero_copy_only=False)  # nulls come as NaN
+    return values if values.dtype == kind else np.array(values, dtype=kind)

@@ -63,8 +63,8 @@ def merge_shards(
         for entry in source.shards:
             path = root / entry.name
             write_tar(path, _merged_samples(shard_set, cache, entry))
-            index.add(rows_to_table(read_back(path, targets=source.targets, members=members)))
-            entries.append(replace(entry, size_bytes=path.stat().st_size, sha256=file_sha256(path)))
+            place = index.add(rows_to_table(read_back(path, targets=source.targets, members=members)))
+            entries.append(replace(entry, size_bytes=path.stat().st_size, sha256=file_sha256(path), index=place))
             if progress is not None:
                 progress(1)
     write_whole(root / CONDITION_NAME, (cache.root / CONDITION_NAME).read_bytes())
@@ -72,7 +72,8 @@ def merge_shards(
         source,
         members=members,
         shards=tuple(entries),
-        index_sha256=file_sha256(root / INDEX_NAME),
+        index_size_bytes=index.size_bytes,
+        index_sha256=index.sha256,
         source_digest=shard_set.digest,
         teacher=replace(cache.facts, cache_digest=cache.digest),
     )
@@ -89,7 +90,7 @@ def _merged_samples(
         payloads = {
             member: read_member(path, places, row, key=key, member=member) for member, places in rows.members.items()
         }
-        yield escape_key(key), {**payloads, TEACHER_MEMBER: cache.read_bytes(entry.name, key)}
+        yield escape_key(key), {**payloads, TEACHER_MEMBER: cache.read_bytes(entry.name, row, key)}
 
 
 def _finished_merge(root: Path, shard_set: ShardSet, cache: TeacherCache) -> str | None:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
-from ccts_dist.shards.durable import file_sha256
+from ccts_dist.errors import CctsError, ConfigError, MissingShardsError, ShardError
 from ccts_dist.shards.index import MemberPlaces, RowGroups, ShardRows, table_to_rows
 from ccts_dist.shards.schema import (
     INDEX_NAME,
@@ -30,8 +29,7 @@ class ShardSet:
         self.manifest = manifest
         self.digest = digest
         """SHA-256 of the manifest file, which names everything else by digest."""
-        num_rows = {shard.name: shard.num_utterances for shard in manifest.shards}
-        self._rows = RowGroups(root / INDEX_NAME, num_rows, table_to_rows)
+        self._rows = RowGroups(root / INDEX_NAME, manifest.shards, table_to_rows)
 
     @property
     def content_digest(self) -> str:
@@ -51,7 +49,7 @@ class ShardSet:
         return tuple(shard for split in dict.fromkeys(splits) for shard in self.manifest.shards if shard.split == split)
 
     def rows(self, shard: str) -> ShardRows:
-        """The index of one shard; reads that shard's row group only, and keeps the last ones read.
+        """The index of one shard; reads that shard's batch only, and keeps the last ones read.
 
         Raises:
             ShardError: no such shard, or the index is stale or unreadable.
@@ -64,22 +62,30 @@ class ShardSet:
 
 
 def open_shard_set(root: str | Path) -> ShardSet:
-    """The shard set in a folder, its index checked against the manifest; shards themselves are not opened.
+    """The shard set in a folder; neither shards nor the rows of the index are read.
 
     Raises:
         MissingShardsError: there is no shard set.
-        ShardError: another format version, a damaged manifest, or an index that is not the manifest's.
+        ShardError: another format version, a damaged manifest, or an index of another size than the manifest's.
         ConfigError: not a folder's name but a ``pipe:`` command or an address.
     """
     shard_set = read_shard_set(root)
-    index = shard_set.root / INDEX_NAME
-    found = file_sha256(index) if index.is_file() else "missing"
-    if found != shard_set.manifest.index_sha256:
-        raise ShardError(
-            f"{index}: is {found[:12]}, and the manifest names {shard_set.manifest.index_sha256[:12]}. "
-            "The index is stale or damaged: fetch or build the shard set again."
-        )
+    check_index_size(shard_set.root / INDEX_NAME, shard_set.manifest.index_size_bytes, error=ShardError)
     return shard_set
+
+
+def check_index_size(index: Path, size_bytes: int, *, error: type[CctsError]) -> None:
+    """Refuse an index that is missing or cut before anything relies on it; each batch is checked when it is read.
+
+    Raises:
+        CctsError: of type ``error``.
+    """
+    found = f"has {index.stat().st_size} bytes" if index.is_file() else "is missing"
+    if found != f"has {size_bytes} bytes":
+        raise error(
+            f"{index}: {found}, and the manifest says {size_bytes}. "
+            "The index is stale or damaged: fetch the set again, or make it again."
+        )
 
 
 def read_shard_set(root: str | Path) -> ShardSet:

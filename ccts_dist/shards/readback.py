@@ -54,6 +54,7 @@ def read_back(path: Path, *, targets: Sequence[str], members: Sequence[str]) -> 
         labels={target: _labels(utterances, target) for target in targets},
         speakers=tuple(utterance.speaker for utterance in utterances),
         genders=tuple(utterance.gender for utterance in utterances),
+        categories=tuple(utterance.category for utterance in utterances),
         members={
             name: MemberPlaces(
                 offset=np.array([member.offset for member in found[at :: len(members)]], np.int64),

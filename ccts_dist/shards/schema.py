@@ -14,12 +14,13 @@ from urllib.parse import unquote_to_bytes
 from ccts_dist.errors import CctsError, ConfigError, ShardError
 from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
 from ccts_dist.shards.documents import document_bytes, parse_document
+from ccts_dist.shards.index import IndexPlace
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of shard sets and teacher caches. Raised when a reader of the old version would misread the new."""
 
 MANIFEST_NAME = "manifest.json"
-INDEX_NAME = "index.parquet"
+INDEX_NAME = "index.arrow"
 REJECTED_NAME = "rejected.jsonl"
 CONDITION_NAME = "condition.json"
 AUDIO_MEMBER = "flac"
@@ -43,6 +44,8 @@ class ShardEntry:
 
     size_bytes: int
     sha256: str
+    index: IndexPlace
+    """Where its rows lie in the index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +101,14 @@ class Manifest:
     members: tuple[str, ...] = (AUDIO_MEMBER, JSON_MEMBER)
     """Extensions that every utterance has, in their order in the tar."""
 
+    categories: tuple[str, ...] = ()
+    """Categorical emotions that occur, sorted, as the corpus spells them."""
+
     splits: Mapping[str, SplitTotals]
     shards: tuple[ShardEntry, ...]
-    """In the order of the index's row groups."""
+    """In the order of the index's batches."""
 
+    index_size_bytes: int
     index_sha256: str
     counts: Mapping[str, int] = field(default_factory=dict)
     """Utterances that were rejected, resampled, mixed down."""

@@ -18,14 +18,16 @@ from ccts_dist.records import Condition, TeacherOutput
 from ccts_dist.shards.documents import document_bytes, parse_document
 from ccts_dist.shards.durable import file_sha256, write_whole
 from ccts_dist.shards.index import (
+    Indexed,
+    IndexPlace,
     IndexWriter,
     MemberPlaces,
     RowGroups,
-    place_column_names,
+    Texts,
     place_columns,
     table_places,
 )
-from ccts_dist.shards.read import ShardSet, read_member
+from ccts_dist.shards.read import ShardSet, check_index_size, read_member
 from ccts_dist.shards.schema import (
     CONDITION_NAME,
     INDEX_NAME,
@@ -63,7 +65,7 @@ class _CachePart:
 class CacheRows:
     """The index of one cache shard."""
 
-    row_of: Mapping[str, int]
+    keys: Sequence[str]
     places: MemberPlaces
 
 
@@ -71,7 +73,7 @@ class TeacherCache:
     """A teacher's outputs by shard and key, from a side-car or from merged shards. Can be pickled."""
 
     def __init__(
-        self, root: Path, digest: str, facts: TeacherFacts, condition: Condition, num_rows: Mapping[str, int]
+        self, root: Path, digest: str, facts: TeacherFacts, condition: Condition, shards: Sequence[Indexed]
     ) -> None:
         self.root = root
         self.digest = digest
@@ -82,15 +84,15 @@ class TeacherCache:
         self.embedding_size = facts.embedding_size
         self.embedding_mean: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_mean, np.float64)
         self.embedding_deviation: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_deviation, np.float64)
-        self._rows = cache_row_groups(root, num_rows)
+        self._rows = cache_row_groups(root, shards)
 
-    def read(self, shard: str, key: str) -> TeacherOutput:
-        """What the teacher said of one utterance.
+    def read(self, shard: str, row: int, key: str) -> TeacherOutput:
+        """What the teacher said of one utterance, which is row ``row`` of its shard; a cache keeps the shard's order.
 
         Raises:
             TeacherError: the cache has no such shard or key, or what it has is damaged; names shard and key.
         """
-        data = self.read_bytes(shard, key)
+        data = self.read_bytes(shard, row, key)
         try:
             return decode_output(data, self.embedding_size, len(self.targets))
         except ValueError as error:
@@ -98,7 +100,7 @@ class TeacherCache:
                 f"{shard}: {TEACHER_MEMBER} of {key!r} in {self.root} {error}. Run launch/cache_teacher.py again."
             ) from error
 
-    def read_bytes(self, shard: str, key: str) -> bytes:
+    def read_bytes(self, shard: str, row: int, key: str) -> bytes:
         """The ``teacher.npy`` member of one utterance.
 
         Raises:
@@ -106,8 +108,7 @@ class TeacherCache:
         """
         try:
             rows = self._rows.get(shard)
-            row = rows.row_of.get(key)
-            if row is not None:
+            if row < len(rows.keys) and rows.keys[row] == key:
                 return read_member(self.root / shard, rows.places, row, key=key, member=TEACHER_MEMBER)
         except ShardError as error:
             raise TeacherError(f"{error} Wanted: the teacher's output for {key!r}, from {self.root}.") from error
@@ -132,15 +133,9 @@ def open_teacher_cache(root: str | Path, shard_set: ShardSet) -> TeacherCache:
             f"{shard_set.content_digest[:12]}. Run launch/cache_teacher.py --shards {shard_set.root} again; "
             "it keeps what still fits."
         )
-    index = root / INDEX_NAME
-    found = file_sha256(index) if index.is_file() else "missing"
-    if found != manifest.index_sha256:
-        raise TeacherError(
-            f"{index}: is {found[:12]}, and the manifest names {manifest.index_sha256[:12]}. Cache the teacher again."
-        )
+    check_index_size(root / INDEX_NAME, manifest.index_size_bytes, error=TeacherError)
     condition = read_condition(root, manifest.teacher)
-    num_rows = {shard.name: shard.num_utterances for shard in manifest.shards}
-    return TeacherCache(root, digest, manifest.teacher, condition, num_rows)
+    return TeacherCache(root, digest, manifest.teacher, condition, manifest.shards)
 
 
 def open_merged_teacher(shard_set: ShardSet) -> TeacherCache:
@@ -156,14 +151,12 @@ def open_merged_teacher(shard_set: ShardSet) -> TeacherCache:
             "or name a teacher cache."
         )
     condition = read_condition(shard_set.root, facts)
-    num_rows = {shard.name: shard.num_utterances for shard in shard_set.manifest.shards}
-    return TeacherCache(shard_set.root, facts.cache_digest, facts, condition, num_rows)
+    return TeacherCache(shard_set.root, facts.cache_digest, facts, condition, shard_set.manifest.shards)
 
 
-def cache_row_groups(root: Path, num_rows: Mapping[str, int]) -> RowGroups[CacheRows]:
+def cache_row_groups(root: Path, shards: Sequence[Indexed]) -> RowGroups[CacheRows]:
     """Reads, of a cache's or a merged set's index, where the teacher's outputs lie."""
-    columns = ["key", *place_column_names(TEACHER_MEMBER)]
-    return RowGroups(root / INDEX_NAME, num_rows, _decode_rows, columns=columns)
+    return RowGroups(root / INDEX_NAME, shards, _decode_rows)
 
 
 def write_cache_shard(
@@ -203,6 +196,7 @@ def write_cache_shard(
         num_utterances=num_utterances,
         size_bytes=path.stat().st_size,
         sha256=file_sha256(path),
+        index=IndexPlace(offset=0, size=0, sha256=""),  # known when all shards are there
     )
     part = _CachePart(shard=entry, teacher_digest=teacher_digest)
     write_whole(_part_path(cache_root, shard), document_bytes(part))
@@ -297,8 +291,8 @@ def write_cache_manifest(
                     f"{cache_root / source.name}: not cached, or of another teacher or source shard. "
                     "Run launch/cache_teacher.py again."
                 )
-            index.add(_index_of(cache_root / source.name, shard_set.rows(source.name).keys))
-            cached.append(entry)
+            table = _index_of(cache_root / source.name, shard_set.rows(source.name).keys)
+            cached.append(replace(entry, index=index.add(table)))
     document = document_bytes(
         ConditionFile(condition=condition, sums={name: tuple(numbers) for name, numbers in sums.items()})
     )
@@ -306,7 +300,8 @@ def write_cache_manifest(
     manifest = CacheManifest(
         shard_set_digest=shard_set.content_digest,
         shards=tuple(cached),
-        index_sha256=file_sha256(cache_root / INDEX_NAME),
+        index_size_bytes=index.size_bytes,
+        index_sha256=index.sha256,
         teacher=replace(facts, condition_sha256=hashlib.sha256(document).hexdigest()),
     )
     data = document_bytes(manifest)
@@ -356,9 +351,8 @@ def _index_of(path: Path, keys: Sequence[str]) -> pa.Table:
         size=np.array([member.size for member in members], np.int64),
         crc32=np.array(checksums, np.uint32),
     )
-    return pa.table({"key": pa.array(keys, pa.string()), **place_columns({TEACHER_MEMBER: places})})
+    return pa.table({"key": pa.array(list(keys), pa.string()), **place_columns({TEACHER_MEMBER: places})})
 
 
-def _decode_rows(_shard: str, table: pa.Table) -> CacheRows:
-    keys = table["key"].to_pylist()
-    return CacheRows(row_of={key: row for row, key in enumerate(keys)}, places=table_places(table, TEACHER_MEMBER))
+def _decode_rows(_shard: str, table: pa.RecordBatch) -> CacheRows:
+    return CacheRows(keys=Texts(table["key"]), places=table_places(table, TEACHER_MEMBER))

@@ -11,6 +11,7 @@ import numpy as np
 from ccts_dist.errors import TeacherError
 from ccts_dist.records import Condition, TeacherOutput
 from ccts_dist.shards.documents import parse_document
+from ccts_dist.shards.index import IndexPlace
 from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, TeacherFacts, check_version
 
 
@@ -27,6 +28,8 @@ class CacheShard:
     num_utterances: int
     size_bytes: int
     sha256: str
+    index: IndexPlace
+    """Where its rows lie in the cache's index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +41,9 @@ class CacheManifest:
     """``content_digest`` of the shard set it was made for."""
 
     shards: tuple[CacheShard, ...]
-    """In the order of the index's row groups."""
+    """In the order of the index's batches."""
 
+    index_size_bytes: int
     index_sha256: str
     teacher: TeacherFacts
 

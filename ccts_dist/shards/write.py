@@ -11,14 +11,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import SAMPLE_RATE_HZ, Rejected, Utterance
 from ccts_dist.shards.audio import MAX_DURATION_S
 from ccts_dist.shards.cut import BUILDING, BuildSettings, cut_split
-from ccts_dist.shards.durable import file_sha256, write_whole
+from ccts_dist.shards.durable import write_whole
 from ccts_dist.shards.index import IndexWriter, rows_to_table
 from ccts_dist.shards.intake import Intake, fingerprint, rejected_line, sort_intake
 from ccts_dist.shards.readback import read_back
@@ -157,6 +157,8 @@ def _build(
     intake: Intake, settings: BuildSettings, facts: _Facts, max_rejected: float, progress: Callable[[int], object]
 ) -> BuildSummary:
     out, parts = settings.out, []
+    placed: list[ShardEntry] = []
+    categories: set[str] = set()
     if intake.rejected:
         progress(len(intake.rejected))
     with IndexWriter(out / INDEX_NAME) as index:
@@ -167,7 +169,8 @@ def _build(
                     rows = read_back(
                         out / part.shard.name, targets=settings.targets, members=(AUDIO_MEMBER, JSON_MEMBER)
                     )
-                    index.add(rows_to_table(rows))
+                    placed.append(replace(part.shard, index=index.add(rows_to_table(rows))))
+                    categories |= {category for category in rows.categories if category is not None}
     rejected = [*intake.rejected, *(one for part in parts for one in part.rejected)]
     write_whole(out / REJECTED_NAME, "".join(rejected_line(one) + "\n" for one in rejected).encode())
     share = len(rejected) / intake.num_given
@@ -177,7 +180,7 @@ def _build(
             f"{max_rejected:.1%} may be. Reasons: {out / REJECTED_NAME}. Mend the corpus, or allow more "
             "(--max-rejected); what is built is kept."
         )
-    shards = tuple(part.shard for part in parts if part.shard is not None)
+    shards = tuple(placed)
     manifest = Manifest(
         corpus=facts.corpus,
         release=facts.release,
@@ -185,7 +188,9 @@ def _build(
         targets=settings.targets,
         splits=split_totals(shards),
         shards=shards,
-        index_sha256=file_sha256(out / INDEX_NAME),
+        categories=tuple(sorted(categories)),
+        index_size_bytes=index.size_bytes,
+        index_sha256=index.sha256,
         counts={
             "rejected": len(rejected),
             "resampled": sum(part.resampled for part in parts),

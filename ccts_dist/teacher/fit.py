@@ -68,7 +68,7 @@ def read_shard_fit(
     """
     rows = shard_set.rows(shard)
     outputs = list(read_cached_outputs(cache_root, shard, embedding_size=embedding_size, num_targets=len(targets)))
-    if tuple(key for key, _ in outputs) != rows.keys:
+    if tuple(key for key, _ in outputs) != tuple(rows.keys):
         raise TeacherError(
             f"{cache_root / shard}: its keys are not the source shard's. Delete it, run launch/cache_teacher.py again."
         )

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.cut import cut
 from ccts_dist.loader.plan import Plan, Row, shuffled
-from ccts_dist.shards.index import ShardRows
+from ccts_dist.shards.index import IndexPlace, ShardRows
 from ccts_dist.shards.schema import ShardEntry
+
+NOWHERE = IndexPlace(offset=0, size=0, sha256="")
 
 
 class Counts:
@@ -31,7 +33,9 @@ class Counts:
     def shards_of(self, splits: Sequence[str]) -> tuple[ShardEntry, ...]:
         del splits
         return tuple(
-            ShardEntry(name=name, split="Train", num_utterances=count, num_samples=0, size_bytes=0, sha256="")
+            ShardEntry(
+                name=name, split="Train", num_utterances=count, num_samples=0, size_bytes=0, sha256="", index=NOWHERE
+            )
             for name, count in self._counts.items()
         )
 
@@ -50,6 +54,7 @@ class Counts:
             labels={},
             speakers=(None,) * count,
             genders=(None,) * count,
+            categories=(None,) * count,
             members={},
         )
 

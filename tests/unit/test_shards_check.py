@@ -67,7 +67,7 @@ def bless(root: Path) -> None:
             for shard in shard_set.manifest.shards
             for path in [shard_set.path(shard.name)]
         )
-        return {"shards": shards, "index_sha256": file_sha256(root / "index.parquet")}
+        return {"shards": shards, "index_sha256": file_sha256(root / "index.arrow")}
 
     rewrite_manifest(root, facts)
 
@@ -141,10 +141,10 @@ def test_a_stale_index_is_found(root: Path):
     first.labels["dominance"][1] = float("nan")
     first.num_samples[1] += 1
     everything[0] = dataclasses.replace(first, speakers=("other", *first.speakers[1:]))
-    with IndexWriter(root / "index.parquet") as index:
+    with IndexWriter(root / "index.arrow") as index:
         for rows in everything:
             index.add(rows_to_table(rows))
-    assert "index.parquet - is stale or damaged: its SHA-256 is not the manifest's" in lines(root)
+    assert "index.arrow - is stale or damaged: its SHA-256 is not the manifest's" in lines(root)
     bless(root)
     keys, samples = first.keys, int(first.num_samples[1])
     total = shard_set.manifest.shards[0].num_samples
@@ -159,21 +159,21 @@ def test_a_stale_index_is_found(root: Path):
 
 def test_an_index_of_fewer_rows_or_none_at_all_is_found(root: Path):
     shard_set = open_shard_set(root)
-    with IndexWriter(root / "index.parquet") as index:
+    with IndexWriter(root / "index.arrow") as index:
         for shard in shard_set.manifest.shards:
             index.add(rows_to_table(shard_set.rows(shard.name)).slice(1))
     bless(root)
     assert any("rows in" in line and line.startswith(SHARD) for line in lines(root))
-    (root / "index.parquet").unlink()
+    (root / "index.arrow").unlink()
     found = lines(root)
-    assert found[0] == "index.parquet - is missing"
+    assert found[0] == "index.arrow - is missing"
     assert all("cannot read its rows" in line for line in found[1:])
 
 
 def test_an_index_without_a_member_is_found(root: Path):
-    tables = pq.ParquetFile(root / "index.parquet")
+    tables = pq.ParquetFile(root / "index.arrow")
     groups = [tables.read_row_group(number) for number in range(tables.num_row_groups)]
-    with IndexWriter(root / "index.parquet") as index:
+    with IndexWriter(root / "index.arrow") as index:
         for group in groups:
             index.add(group.drop_columns(["json.offset", "json.size", "json.crc32"]))
     bless(root)
@@ -199,7 +199,7 @@ def test_foreign_members_are_reported_and_never_opened(root: Path, name: str, ki
     write_members(root / SHARD, [*members_of(root / SHARD), (foreign, b"")])
     bless(root)
     assert f"{SHARD} - {words}" in lines(root)
-    (root / "index.parquet").unlink()
+    (root / "index.arrow").unlink()
     assert f"{SHARD} - {words}" in lines(root)  # without an index too
 
 
@@ -233,7 +233,7 @@ def replace_json(root: Path, data: bytes) -> str:
     whole[offset : offset + size] = data.ljust(size)
     (root / SHARD).write_bytes(whole)
     places.crc32[0] = crc32_of(data.ljust(size))
-    with IndexWriter(root / "index.parquet") as index:
+    with IndexWriter(root / "index.arrow") as index:
         for rows in everything:
             index.add(rows_to_table(rows))
     bless(root)
@@ -262,7 +262,7 @@ def test_a_wrong_manifest_is_found(root: Path):
     (root / "rejected.jsonl").unlink()
     assert lines(root)[-1] == "rejected.jsonl - is missing"
     (root / "manifest.json").write_text("{}")
-    assert lines(root)[0].startswith("manifest.json - format version None, and this installation reads 1.")
+    assert lines(root)[0].startswith("manifest.json - format version None, and this installation reads 2.")
 
 
 def test_where_there_is_nothing_to_check_that_is_said(tmp_path: Path, root: Path):
@@ -291,11 +291,11 @@ def test_a_cache_of_other_shards_or_with_other_files_is_found(root: Path, cache:
     changed = dataclasses.replace(manifest, shard_set_digest="0" * 64, shards=shards)
     (cache / "manifest.json").write_bytes(document_bytes(changed))
     (cache / "condition.json").write_text("{}")
-    flip_bit(cache / "index.parquet", 30)
+    flip_bit(cache / "index.arrow", 30)
     digest = read_shard_set(root).digest
     found = lines(root, cache)
     assert f"manifest.json - of the cache: was made for shard set 000000000000, and this one is {digest[:12]}" in found
-    assert "index.parquet - is stale or damaged: its SHA-256 is not the manifest's" in found
+    assert "index.arrow - is stale or damaged: its SHA-256 is not the manifest's" in found
     assert any(line.startswith("condition.json - is not the one that the manifest names") for line in found)
     assert f"{SHARD} - of the cache: was made from another shard" in found
     (cache / "manifest.json").write_text("{}")
@@ -303,15 +303,15 @@ def test_a_cache_of_other_shards_or_with_other_files_is_found(root: Path, cache:
 
 
 def test_a_cache_whose_keys_or_numbers_are_not_the_shards_is_found(root: Path, cache: Path):
-    index = pq.ParquetFile(cache / "index.parquet")
+    index = pq.ParquetFile(cache / "index.arrow")
     groups = [index.read_row_group(number) for number in range(index.num_row_groups)]
     groups[0] = groups[0].take(list(range(groups[0].num_rows))[::-1])
-    with IndexWriter(cache / "index.parquet") as writer:
+    with IndexWriter(cache / "index.arrow") as writer:
         for group in groups:
             writer.add(group)
     manifest, _ = read_cache_manifest(cache)
     teacher = dataclasses.replace(manifest.teacher, targets=DIMENSIONS[:2])
-    changed = dataclasses.replace(manifest, index_sha256=file_sha256(cache / "index.parquet"), teacher=teacher)
+    changed = dataclasses.replace(manifest, index_sha256=file_sha256(cache / "index.arrow"), teacher=teacher)
     (cache / "manifest.json").write_bytes(document_bytes(changed))
     found = lines(root, cache)
     assert f"{SHARD} - of the cache: its keys are not those of the shard" in found

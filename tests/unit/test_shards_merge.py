@@ -47,7 +47,7 @@ def test_merged_shards_hold_the_same_rows_and_the_same_bytes(
     shard_set: ShardSet, cache: TeacherCache, merged: ShardSet
 ):
     for plain, mixed in zip(shard_set.manifest.shards, merged.manifest.shards, strict=True):
-        assert dataclasses.replace(mixed, size_bytes=plain.size_bytes, sha256=plain.sha256) == plain
+        assert dataclasses.replace(mixed, size_bytes=plain.size_bytes, sha256=plain.sha256, index=plain.index) == plain
         rows, theirs = shard_set.rows(plain.name), merged.rows(plain.name)
         assert theirs.keys == rows.keys
         np.testing.assert_array_equal(theirs.num_samples, rows.num_samples)
@@ -69,8 +69,8 @@ def test_the_merged_teacher_is_the_cache(shard_set: ShardSet, cache: TeacherCach
     np.testing.assert_array_equal(teacher.embedding_mean, cache.embedding_mean)
     np.testing.assert_array_equal(teacher.embedding_deviation, cache.embedding_deviation)
     for shard in shard_set.manifest.shards:
-        for key in shard_set.rows(shard.name).keys:
-            assert teacher.read_bytes(shard.name, key) == cache.read_bytes(shard.name, key)
+        for row, key in enumerate(shard_set.rows(shard.name).keys):
+            assert teacher.read_bytes(shard.name, row, key) == cache.read_bytes(shard.name, row, key)
 
 
 def test_a_merged_set_has_the_content_of_its_source_and_passes_the_checker(
@@ -100,7 +100,7 @@ def test_damage_in_a_merged_shard_is_found_and_named(merged: ShardSet):
         f"{SHARD} {key} teacher.npy is damaged (its CRC-32 differs)"
     ]
     with pytest.raises(TeacherError, match=rf"{SHARD}: teacher.npy of '{key}' is damaged"):
-        open_merged_teacher(merged).read(SHARD, key)
+        open_merged_teacher(merged).read(SHARD, 0, key)
     (merged.root / "condition.json").write_text(json.dumps({}))
     with pytest.raises(TeacherError, match=r"condition\.json: is not the one that the manifest names"):
         open_merged_teacher(merged)

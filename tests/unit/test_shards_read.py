@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
 from ccts_dist.shards import MemberPlaces, ShardRows, ShardSet, open_shard_set, read_member, read_utterance_json
-from ccts_dist.shards.index import IndexWriter, RowGroups, rows_to_table, table_to_rows
+from ccts_dist.shards.durable import file_sha256
+from ccts_dist.shards.index import IndexPlace, IndexWriter, RowGroups, rows_to_table, table_to_rows
 from ccts_dist.shards.schema import MANIFEST_NAME
 from tests.shard_examples import example_shard_set, flip_bit
 
@@ -36,19 +36,25 @@ def make_rows(shard: str, keys: tuple[str, ...], label: list[float]) -> ShardRow
         labels={"valence": np.array(label, np.float64)},
         speakers=tuple(None if number % 2 else "s" for number in range(len(keys))),
         genders=(None,) * len(keys),
+        categories=("Happy",) * len(keys),
         members={"flac": places, "teacher.npy": places},
     )
 
 
 @settings(deadline=None, max_examples=10)
 @given(st.lists(st.floats(0, 1) | st.just(float("nan")), min_size=1, max_size=5))
-def test_rows_come_back_from_their_row_group(tmp_path_factory: pytest.TempPathFactory, labels: list[float]):
-    path = tmp_path_factory.mktemp("index") / "index.parquet"
+def test_rows_come_back_from_their_batch(tmp_path_factory: pytest.TempPathFactory, labels: list[float]):
+    path = tmp_path_factory.mktemp("index") / "index.arrow"
     rows = make_rows("a.tar", tuple(f"ü.{number}" for number in range(len(labels))), labels)
     with IndexWriter(path) as index:
         index.add(rows_to_table(rows))
-    back = table_to_rows("a.tar", pq.read_table(path))
-    assert (back.keys, back.speakers, back.genders) == (rows.keys, rows.speakers, rows.genders)
+    back = table_to_rows("a.tar", pa.ipc.open_file(path).get_batch(0))
+    assert (back.keys, back.speakers, back.genders, back.categories) == (
+        rows.keys,
+        rows.speakers,
+        rows.genders,
+        rows.categories,
+    )
     np.testing.assert_array_equal(back.num_samples, rows.num_samples)
     np.testing.assert_array_equal(back.labels["valence"], rows.labels["valence"])
     for member in ("flac", "teacher.npy"):
@@ -56,28 +62,61 @@ def test_rows_come_back_from_their_row_group(tmp_path_factory: pytest.TempPathFa
             np.testing.assert_array_equal(getattr(back.members[member], name), getattr(rows.members[member], name))
 
 
-def write_index(path: Path, counts: dict[str, int]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """A shard as a manifest lists it."""
+
+    name: str
+    num_utterances: int
+    index: IndexPlace
+
+
+def write_index(path: Path, counts: dict[str, int]) -> list[Listed]:
+    listed = []
     with IndexWriter(path) as index:
         for shard, count in counts.items():
-            index.add(rows_to_table(make_rows(shard, tuple(f"{shard}{n}" for n in range(count)), [0.5] * count)))
+            rows = make_rows(shard, tuple(f"{shard}{n}" for n in range(count)), [0.5] * count)
+            listed.append(Listed(shard, count, index.add(rows_to_table(rows))))
+    assert (index.size_bytes, index.sha256) == (path.stat().st_size, file_sha256(path))
+    return listed
 
 
-def test_one_row_group_per_shard_however_large(tmp_path: Path):
+def test_one_batch_per_shard_however_large_for_every_arrow_reader(tmp_path: Path):
     write_index(tmp_path / "i", {"a": 1, "b": 70_000, "c": 2})
-    metadata = pq.ParquetFile(tmp_path / "i").metadata
-    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [1, 70_000, 2]
+    file = pa.ipc.open_file(tmp_path / "i")
+    assert [file.get_batch(number).num_rows for number in range(file.num_record_batches)] == [1, 70_000, 2]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.data())
+def test_any_changed_byte_is_seen_by_the_shards_it_touches(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], data: st.DataObject
+):
+    path = tmp_path_factory.mktemp("index") / "i"
+    listed = write_index(path, {f"{number}.tar": count for number, count in enumerate(counts)})
+    last = listed[-1].index
+    at = data.draw(st.integers(0, last.offset + last.size - 1))
+    flip_bit(path, at)
+    groups = RowGroups(path, listed, table_to_rows)
+    for shard in listed:
+        place = shard.index
+        if at < listed[0].index.offset or place.offset <= at < place.offset + place.size:
+            with pytest.raises(ShardError, match=rf"{shard.name}: its rows in .* The index is stale or damaged"):
+                groups.get(shard.name)
+        else:
+            assert len(groups.get(shard.name)) == shard.num_utterances
 
 
 def test_shards_are_forgotten_the_longest_unused_first(tmp_path: Path):
     counts = {"a": 3, "b": 3, "c": 3, "huge": 9}
-    write_index(tmp_path / "i", counts)
+    listed = write_index(tmp_path / "i", counts)
     decoded: list[str] = []
 
-    def decode(shard: str, table: pa.Table) -> int:
+    def decode(shard: str, table: pa.RecordBatch) -> int:
         decoded.append(shard)
         return table.num_rows
 
-    groups = RowGroups(tmp_path / "i", counts, decode, max_rows=6)
+    groups = RowGroups(tmp_path / "i", listed, decode, max_rows=6)
     for shard in ("a", "b", "a", "c", "a", "b"):  # c pushes b out, b pushes c out
         assert groups.get(shard) == 3
     assert decoded == ["a", "b", "c", "b"]
@@ -87,22 +126,19 @@ def test_shards_are_forgotten_the_longest_unused_first(tmp_path: Path):
 
 
 def test_an_index_that_is_not_the_manifests_is_seen_when_rows_are_read(tmp_path: Path):
-    write_index(tmp_path / "i", {"a": 3})
+    (listed,) = write_index(tmp_path / "i", {"a": 3})
     with pytest.raises(ShardError, match=r"a: 3 rows in .*/i, and the manifest says 4. The index is stale"):
-        RowGroups(tmp_path / "i", {"a": 4}, table_to_rows).get("a")
+        RowGroups(tmp_path / "i", [dataclasses.replace(listed, num_utterances=4)], table_to_rows).get("a")
     with pytest.raises(ShardError, match=r"b: not in .*/i. Take a shard"):
-        RowGroups(tmp_path / "i", {"a": 3}, table_to_rows).get("b")
-    with pytest.raises(ShardError, match=r"b: cannot read its rows"):
-        RowGroups(tmp_path / "i", {"a": 3, "b": 3}, table_to_rows).get("b")
-    (tmp_path / "i").write_bytes(b"PAR1 no PAR1")
-    with pytest.raises(ShardError, match=r"a: cannot read its rows"):
-        RowGroups(tmp_path / "i", {"a": 3}, table_to_rows).get("a")
+        RowGroups(tmp_path / "i", [listed], table_to_rows).get("b")
+    with pytest.raises(ShardError, match=r"a: cannot read its rows .*No such file"):
+        RowGroups(tmp_path / "j", [listed], table_to_rows).get("a")
 
 
 def test_an_index_of_no_shards_is_still_a_file_and_a_failed_one_is_none(tmp_path: Path):
     with IndexWriter(tmp_path / "i"):
         pass
-    assert pq.read_table(tmp_path / "i").num_rows == 0
+    assert pa.ipc.open_file(tmp_path / "i").num_record_batches == 0
     with pytest.raises(ShardError, match=r"stop"), IndexWriter(tmp_path / "j"):
         raise ShardError("stop")
     assert not (tmp_path / "j").exists()
@@ -164,14 +200,14 @@ def test_an_empty_folder_is_no_shard_set(tmp_path: Path):
     assert caught.value.exit_code == 2
 
 
-def test_a_stale_or_missing_index_is_refused_with_both_digests(tmp_path: Path):
+def test_a_cut_or_missing_index_is_refused_when_the_set_is_opened(tmp_path: Path):
     shard_set = example_shard_set(tmp_path, count=4)
-    wanted = shard_set.manifest.index_sha256
-    flip_bit(shard_set.root / "index.parquet", 40)
-    with pytest.raises(ShardError, match=rf"index.parquet: is [0-9a-f]{{12}}, and the manifest names {wanted[:12]}"):
+    size = shard_set.manifest.index_size_bytes
+    os.truncate(shard_set.root / "index.arrow", size - 1)
+    with pytest.raises(ShardError, match=rf"index.arrow: has {size - 1} bytes, and the manifest says {size}"):
         open_shard_set(shard_set.root)
-    (shard_set.root / "index.parquet").unlink()
-    with pytest.raises(ShardError, match=r"index.parquet: is missing, and"):
+    (shard_set.root / "index.arrow").unlink()
+    with pytest.raises(ShardError, match=r"index.arrow: is missing, and"):
         open_shard_set(shard_set.root)
 
 
@@ -179,7 +215,7 @@ def test_another_format_version_is_refused(tmp_path: Path):
     shard_set = example_shard_set(tmp_path, count=4)
     newer = dataclasses.replace(shard_set.manifest, format_version=9)
     (shard_set.root / MANIFEST_NAME).write_bytes(newer.to_bytes())
-    with pytest.raises(ShardError, match=r"format version 9, and this installation reads 1"):
+    with pytest.raises(ShardError, match=r"format version 9, and this installation reads 2"):
         open_shard_set(shard_set.root)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ccts_dist.errors import ConfigError, ShardError, TeacherError
 from ccts_dist.records import Utterance
 from ccts_dist.shards.documents import document_bytes, parse_document
+from ccts_dist.shards.index import IndexPlace
 from ccts_dist.shards.schema import (
     Manifest,
     ShardEntry,
@@ -24,7 +25,15 @@ from ccts_dist.shards.schema import (
     utterance_to_json,
 )
 
-ENTRY = ShardEntry(name="Train-000000.tar", split="Train", num_utterances=2, num_samples=900, size_bytes=1, sha256="a")
+ENTRY = ShardEntry(
+    name="Train-000000.tar",
+    split="Train",
+    num_utterances=2,
+    num_samples=900,
+    size_bytes=1,
+    sha256="a",
+    index=IndexPlace(offset=8, size=16, sha256="c"),
+)
 MANIFEST = Manifest(
     corpus="c",
     release="1",
@@ -32,6 +41,7 @@ MANIFEST = Manifest(
     targets=("valence",),
     splits={"Train": SplitTotals(num_utterances=2, hours=0.5)},
     shards=(ENTRY,),
+    index_size_bytes=3,
     index_sha256="b",
     counts={"rejected": 0},
 )
@@ -96,8 +106,8 @@ def test_a_manifest_comes_back_from_its_file():
 
 
 def test_another_format_version_is_refused_before_anything_else_is_read():
-    with pytest.raises(ShardError, match=r"m: format version 2, and this installation reads 1\. Install"):
-        parse_manifest(b'{"format_version": 2, "what": "ever"}', where="m")
+    with pytest.raises(ShardError, match=r"m: format version 3, and this installation reads 2\. Install"):
+        parse_manifest(b'{"format_version": 3, "what": "ever"}', where="m")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000])

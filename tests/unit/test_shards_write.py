@@ -59,7 +59,7 @@ def test_equal_input_gives_equal_bytes_wherever_the_corpus_and_however_many_thre
     build_example(make_utterances(corpus), tmp_path / "a", corpus, num_threads=1)
     build_example(make_utterances(tmp_path / "moved"), tmp_path / "b", tmp_path / "moved", num_threads=4)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    assert set(files_of(tmp_path / "a")) >= {"manifest.json", "index.parquet", "rejected.jsonl", "Train-000000.tar"}
+    assert set(files_of(tmp_path / "a")) >= {"manifest.json", "index.arrow", "rejected.jsonl", "Train-000000.tar"}
     assert [path.name for path in (tmp_path / "a").iterdir() if path.is_dir()] == []
 
 

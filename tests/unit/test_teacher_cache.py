@@ -75,7 +75,7 @@ def test_every_utterance_is_cached_as_the_teacher_says_it_alone(material: Materi
                 alone = loaded.model(
                     torch.from_numpy(audio)[None], torch.tensor([len(audio)]), tokens, torch.tensor([tokens.shape[1]])
                 )
-            cached = cache.read(shard.name, key)
+            cached = cache.read(shard.name, number, key)
             np.testing.assert_allclose(cached.embedding, alone.embedding[0], atol=1e-5)
             np.testing.assert_allclose(cached.prediction, alone.prediction[0], atol=1e-5)
             seen += 1
@@ -87,7 +87,7 @@ def outputs_and_labels(material: Material, splits: tuple[str, ...]) -> tuple[np.
     embedding, prediction, label = [], [], []
     for shard in material.shard_set.shards_of(splits):
         rows = material.shard_set.rows(shard.name)
-        outputs = [cache.read(shard.name, key) for key in rows.keys]
+        outputs = [cache.read(shard.name, row, key) for row, key in enumerate(rows.keys)]
         embedding += [output.embedding for output in outputs]
         prediction += [output.prediction for output in outputs]
         label.append(np.stack([rows.labels[name] for name in DIMENSIONS], 1))
@@ -130,7 +130,7 @@ def test_teacher_without_a_text_branch_is_cached(material: Material, tmp_path: P
     run_pass(teacher, material.shard_set, tmp_path / "cache")
     shard = material.shard_set.manifest.shards[0].name
     key = material.shard_set.rows(shard).keys[0]
-    assert open_teacher_cache(tmp_path / "cache", material.shard_set).read(shard, key).embedding.shape == (8,)
+    assert open_teacher_cache(tmp_path / "cache", material.shard_set).read(shard, 0, key).embedding.shape == (8,)
 
 
 def test_pass_over_a_finished_cache_keeps_everything(material: Material, tmp_path: Path):
@@ -301,7 +301,8 @@ def test_cached_shard_with_other_keys_than_its_source_is_not_fitted_on(material:
     shard = material.shard_set.shards_of(["Train"])[0]
     first, *rest = material.shard_set.rows(shard.name).keys
     cache = open_teacher_cache(material.cache, material.shard_set)
-    rows = [(key, cache.read(shard.name, key)) for key in (*rest, first)]
+    numbers = {key: row for row, key in enumerate((first, *rest))}
+    rows = [(key, cache.read(shard.name, numbers[key], key)) for key in (*rest, first)]
     write_cache_shard(tmp_path, shard.name, shard.sha256, rows, teacher_digest=cache.facts.weight_digest)
     with pytest.raises(TeacherError, match=f"{shard.name}: its keys are not the source shard's"):
         read_shard_fit(tmp_path, material.shard_set, shard.name, targets=DIMENSIONS, embedding_size=8)
