@@ -1,28 +1,24 @@
 """The checker: each kind of damage is found, and named by shard and key."""
 
 import dataclasses
-import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from ccts_dist.errors import ConfigError, MissingShardsError, TeacherError
 from ccts_dist.records import DIMENSIONS
-from ccts_dist.shards import ShardSet, open_shard_set
+from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.check import check_shard_set
 from ccts_dist.shards.documents import document_bytes
-from ccts_dist.shards.durable import file_sha256
 from ccts_dist.shards.findings import Finding
-from ccts_dist.shards.index import IndexWriter, rows_to_table
 from ccts_dist.shards.read import read_shard_set
 from ccts_dist.shards.schema import escape_key
 from ccts_dist.shards.tars import crc32_of
 from ccts_dist.shards.teacher_format import read_cache_manifest
+from tests.damage import bless, edit_manifest, index_tables, members_of, set_values, write_index, write_members
 from tests.shard_examples import example_cache, example_shard_set, flip_bit
 
 SHARD = "Train-000000.tar"
@@ -50,37 +46,6 @@ def cache(sound: Path, tmp_path: Path) -> Path:
 
 def lines(root: Path, teacher: Path | None = None) -> list[str]:
     return [str(finding) for finding in check_shard_set(root, teacher)]
-
-
-def rewrite_manifest(root: Path, change: Callable[[ShardSet], dict]) -> None:
-    shard_set = read_shard_set(root)
-    changed = dataclasses.replace(shard_set.manifest, **change(shard_set))
-    (root / "manifest.json").write_bytes(changed.to_bytes())
-
-
-def bless(root: Path) -> None:
-    """Make the manifest agree with the files, so that only what lies deeper is left to find."""
-
-    def facts(shard_set: ShardSet) -> dict:
-        shards = tuple(
-            dataclasses.replace(shard, size_bytes=path.stat().st_size, sha256=file_sha256(path))
-            for shard in shard_set.manifest.shards
-            for path in [shard_set.path(shard.name)]
-        )
-        return {"shards": shards, "index_sha256": file_sha256(root / "index.arrow")}
-
-    rewrite_manifest(root, facts)
-
-
-def members_of(path: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
-    with tarfile.open(path) as opened:
-        return [(member, opened.extractfile(member).read()) for member in opened]  # pyright: ignore
-
-
-def write_members(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
-    with tarfile.open(path, "w") as opened:
-        for member, data in members:
-            opened.addfile(member, io.BytesIO(data))
 
 
 def test_a_sound_set_and_cache_have_no_findings(root: Path, cache: Path):
@@ -135,33 +100,26 @@ def test_a_cut_tar_names_the_utterances_that_were_lost(root: Path):
 def test_a_stale_index_is_found(root: Path):
     """One label, one speaker, one length changed in the index, and the manifest made to agree."""
     shard_set = open_shard_set(root)
-    everything = [shard_set.rows(shard.name) for shard in shard_set.manifest.shards]
-    first = everything[0]
-    first.labels["valence"][0] = 0.75
-    first.labels["dominance"][1] = float("nan")
-    first.num_samples[1] += 1
-    everything[0] = dataclasses.replace(first, speakers=("other", *first.speakers[1:]))
-    with IndexWriter(root / "index.arrow") as index:
-        for rows in everything:
-            index.add(rows_to_table(rows))
+    keys, samples = shard_set.rows(SHARD).keys, int(shard_set.rows(SHARD).num_samples[1])
+    tables = index_tables(root)
+    table = set_values(tables[SHARD], "label.valence", {0: 0.75})
+    table = set_values(table, "label.dominance", {1: None})
+    table = set_values(table, "num_samples", {1: samples + 1})
+    write_index(root, tables | {SHARD: set_values(table, "speaker", {0: "other"})})
     assert "index.arrow - is stale or damaged: its SHA-256 is not the manifest's" in lines(root)
     bless(root)
-    keys, samples = first.keys, int(first.num_samples[1])
     total = shard_set.manifest.shards[0].num_samples
     assert lines(root) == [
         f"{SHARD} - has {total + 1} samples in the index, and the manifest says {total}",
         f"{SHARD} {keys[0]} the index is stale: speaker is 'other' there and 'speaker 0' in json",
         f"{SHARD} {keys[0]} the index is stale: label 'valence' is 0.75 there and 0.5 in json",
         f"{SHARD} {keys[1]} the index is stale: label 'dominance' is nan there and 1.0 in json",
-        f"{SHARD} {keys[1]} flac holds {samples - 1} samples at 16000 Hz, and must hold {samples} at 16000 Hz",
+        f"{SHARD} {keys[1]} flac holds {samples} samples at 16000 Hz, and must hold {samples + 1} at 16000 Hz",
     ]
 
 
 def test_an_index_of_fewer_rows_or_none_at_all_is_found(root: Path):
-    shard_set = open_shard_set(root)
-    with IndexWriter(root / "index.arrow") as index:
-        for shard in shard_set.manifest.shards:
-            index.add(rows_to_table(shard_set.rows(shard.name)).slice(1))
+    write_index(root, {shard: table.slice(1) for shard, table in index_tables(root).items()})
     bless(root)
     assert any("rows in" in line and line.startswith(SHARD) for line in lines(root))
     (root / "index.arrow").unlink()
@@ -171,11 +129,8 @@ def test_an_index_of_fewer_rows_or_none_at_all_is_found(root: Path):
 
 
 def test_an_index_without_a_member_is_found(root: Path):
-    tables = pq.ParquetFile(root / "index.arrow")
-    groups = [tables.read_row_group(number) for number in range(tables.num_row_groups)]
-    with IndexWriter(root / "index.arrow") as index:
-        for group in groups:
-            index.add(group.drop_columns(["json.offset", "json.size", "json.crc32"]))
+    columns = ["json.offset", "json.size", "json.crc32"]
+    write_index(root, {shard: table.drop_columns(columns) for shard, table in index_tables(root).items()})
     bless(root)
     assert lines(root)[0] == f"{SHARD} - has members flac in the index, and the manifest says otherwise"
 
@@ -225,19 +180,16 @@ def test_missing_doubled_and_unlisted_members_are_named_by_key(root: Path):
 
 def replace_json(root: Path, data: bytes) -> str:
     """Put other JSON of the same length into a shard, and make index and manifest agree; gives its key."""
-    shard_set = open_shard_set(root)
-    everything = [shard_set.rows(shard.name) for shard in shard_set.manifest.shards]
-    places = everything[0].members["json"]
+    rows = open_shard_set(root).rows(SHARD)
+    places = rows.members["json"]
     whole = bytearray((root / SHARD).read_bytes())
     offset, size = int(places.offset[0]), int(places.size[0])
     whole[offset : offset + size] = data.ljust(size)
     (root / SHARD).write_bytes(whole)
-    places.crc32[0] = crc32_of(data.ljust(size))
-    with IndexWriter(root / "index.arrow") as index:
-        for rows in everything:
-            index.add(rows_to_table(rows))
+    tables = index_tables(root)
+    write_index(root, tables | {SHARD: set_values(tables[SHARD], "json.crc32", {0: crc32_of(data.ljust(size))})})
     bless(root)
-    return everything[0].keys[0]
+    return rows.keys[0]
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b"{}", b'{"labels": 3, "label_variance": {}}'])
@@ -303,16 +255,10 @@ def test_a_cache_of_other_shards_or_with_other_files_is_found(root: Path, cache:
 
 
 def test_a_cache_whose_keys_or_numbers_are_not_the_shards_is_found(root: Path, cache: Path):
-    index = pq.ParquetFile(cache / "index.arrow")
-    groups = [index.read_row_group(number) for number in range(index.num_row_groups)]
-    groups[0] = groups[0].take(list(range(groups[0].num_rows))[::-1])
-    with IndexWriter(cache / "index.arrow") as writer:
-        for group in groups:
-            writer.add(group)
-    manifest, _ = read_cache_manifest(cache)
-    teacher = dataclasses.replace(manifest.teacher, targets=DIMENSIONS[:2])
-    changed = dataclasses.replace(manifest, index_sha256=file_sha256(cache / "index.arrow"), teacher=teacher)
-    (cache / "manifest.json").write_bytes(document_bytes(changed))
+    tables = index_tables(cache)
+    write_index(cache, tables | {SHARD: tables[SHARD].take(list(range(tables[SHARD].num_rows))[::-1])})
+    bless(cache)
+    edit_manifest(cache, lambda document: document["teacher"].update(targets=DIMENSIONS[:2]))
     found = lines(root, cache)
     assert f"{SHARD} - of the cache: its keys are not those of the shard" in found
     assert any(line.endswith("teacher.npy holds float32[8], must be float32[7]") for line in found)
