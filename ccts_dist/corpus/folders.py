@@ -1,0 +1,95 @@
+"""Finding files of a corpus as they lie on disk, where copies and releases spell names in their own way."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+AUDIO_SUFFIXES = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".w64", ".caf", ".sph"}
+)
+"""In lower case; what a corpus's audio files may end with, whatever its label file says."""
+
+
+class AudioFolder:
+    """The audio files of one folder, found by the name that a label file gives them.
+
+    Args:
+        folder: need not exist; junk of other systems (``._x.wav``) is passed over.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        entries = os.scandir(folder) if folder.is_dir() else ()
+        self._names = {e.name for e in entries if not e.name.startswith("._") and e.is_file()}
+        self._composed = _unique((_composed(name), name) for name in self._names if not name.isascii())
+        self._stems: dict[str, str] | None = None
+
+    @property
+    def stems(self) -> list[str]:
+        """Names of the audio files without their endings, sorted."""
+        return sorted(os.path.splitext(name)[0] for name in self._names if is_audio(name))
+
+    def find(self, name: str) -> Path | None:
+        """The file of that name; failing that, the only one whose name differs in Unicode normalisation alone.
+
+        Copies from a Mac differ so from the label file that came with them.
+        """
+        found = name if name in self._names else self._composed.get(_composed(name))
+        return None if found is None else self.folder / found
+
+    def find_any_ending(self, name: str) -> Path | None:
+        """As ``find``; failing that, the only audio file that differs in its ending: ``.WAV``, ``.flac``.
+
+        So a corpus whose audio was converted is read with its own label file.
+        """
+        found = self.find(name)
+        if found is not None:
+            return found
+        if self._stems is None:
+            self._stems = _unique((os.path.splitext(one)[0], one) for one in self._names if is_audio(one))
+        alike = self._stems.get(os.path.splitext(name)[0])
+        return None if alike is None else self.folder / alike
+
+
+def is_audio(name: str) -> bool:
+    """Whether a file's name ends as audio does."""
+    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+
+
+def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The pairs whose first part comes once."""
+    pairs = list(pairs)
+    counts = Counter(first for first, _ in pairs)
+    return {first: second for first, second in pairs if counts[first] == 1}
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def find_entry(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """The first of these files or folders that is there, in the order of the folders, then of the names.
+
+    Upper and lower case are the same here.
+    """
+    for folder in folders:
+        entries = {entry.name.casefold(): entry.name for entry in os.scandir(folder)} if folder.is_dir() else {}
+        for name in names:
+            found = name if (folder / name).exists() else entries.get(name.casefold())
+            if found is not None:
+                return folder / found
+    return None
+
+
+def listing(folder: Path) -> str:
+    """The first few names in a folder, for an error message."""
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
+
+
+def natural_order(name: str) -> tuple[int, str]:
+    """Sorts names that end in a number by that number."""
+    digits = name[len(name.rstrip("0123456789")) :]
+    return int(digits or 0), name
