@@ -1,0 +1,144 @@
+"""Where a shard set's or teacher cache's files lie: what all such places promise, and the folder on this machine."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from ccts_dist.errors import MissingShardsError, ShardError
+from ccts_dist.shards.transfer import StoredFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchStatistics:
+    """What a store has brought to this process since it was opened here."""
+
+    num_files: int = 0
+    size_bytes: int = 0
+    fetching_s: float = 0.0
+    """Seconds in which at least one transfer of this process ran."""
+
+    waiting_s: float = 0.0
+    """Seconds in which at least one reader of this process waited for a file, whoever fetched it."""
+
+
+@runtime_checkable
+class FileStore(Protocol):
+    """The files of a shard set or teacher cache. Can be pickled; safe with threads and processes."""
+
+    @property
+    def words(self) -> str:
+        """Where they lie, for people."""
+        ...
+
+    @property
+    def statistics(self) -> FetchStatistics: ...
+
+    def read_bytes(self, name: str, *, sha256: str = "") -> bytes:
+        """A small file, such as a manifest.
+
+        Raises:
+            MissingShardsError: there is no such file that may be read.
+            ShardError: it did not come.
+        """
+        ...
+
+    def opened(self, file: StoredFile, stop: threading.Event | None = None) -> contextlib.AbstractContextManager[int]:
+        """A descriptor to read a file by offset, which stays good whatever happens to the file meanwhile.
+
+        Args:
+            stop: gives waiting up when it is set.
+
+        Raises:
+            ShardError: there is no such file, or it cannot be had.
+        """
+        ...
+
+    def path(self, file: StoredFile) -> Path:
+        """A path of a file on this machine. One of a store may be evicted at any time: read through ``opened``.
+
+        Raises:
+            ShardError: as ``opened``.
+        """
+        ...
+
+    def discard(self, file: StoredFile, descriptor: int) -> bool:
+        """Forget a file that turned out to be damaged. True if opening it again gives a fresh one."""
+        ...
+
+    def prefetch(self, files: Sequence[StoredFile]) -> None:
+        """Say which files are needed soon, the soonest first; replaces what was said before, and returns at once."""
+        ...
+
+    def check_cache_holds(self, size_bytes: int) -> None:
+        """Refuse a cache that cannot hold so many bytes at a time.
+
+        Raises:
+            ConfigError: says how much it must hold.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what ``prefetch`` began. The store can be read afterwards."""
+        ...
+
+
+class LocalStore:
+    """A folder; its files are read where they lie."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def words(self) -> str:
+        """As ``FileStore``."""
+        return str(self._folder)
+
+    @property
+    def statistics(self) -> FetchStatistics:
+        """As ``FileStore``: nothing is fetched."""
+        return FetchStatistics()
+
+    def read_bytes(self, name: str, *, sha256: str = "") -> bytes:
+        """As ``FileStore``; the digest is the caller's to check."""
+        try:
+            return (self._folder / name).read_bytes()
+        except OSError as error:
+            raise MissingShardsError(
+                f"{self._folder / name}: cannot be read ({error.strerror}). Name the folder where the shard set or "
+                "teacher cache lies."
+            ) from error
+
+    @contextlib.contextmanager
+    def opened(self, file: StoredFile, stop: threading.Event | None = None) -> Iterator[int]:
+        """As ``FileStore``."""
+        try:
+            descriptor = os.open(self._folder / file.name, os.O_RDONLY)
+        except OSError as error:
+            raise ShardError(
+                f"{self._folder / file.name}: cannot be read ({error.strerror}). Run shards/check.py {self._folder}"
+            ) from error
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def path(self, file: StoredFile) -> Path:
+        """As ``FileStore``; the file may be missing."""
+        return self._folder / file.name
+
+    def discard(self, file: StoredFile, descriptor: int) -> bool:
+        """As ``FileStore``: nothing is ever removed here."""
+        return False
+
+    def prefetch(self, files: Sequence[StoredFile]) -> None:
+        """As ``FileStore``: they are here."""
+
+    def check_cache_holds(self, size_bytes: int) -> None:
+        """As ``FileStore``: no cache is used."""
+
+    def close(self) -> None:
+        """As ``FileStore``: nothing runs."""

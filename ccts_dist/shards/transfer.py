@@ -1,0 +1,371 @@
+"""One file of a store to a local path: whole, the very bytes that were asked for, tried again with patience.
+
+What the libraries behind fsspec raise may hold signed addresses and credentials, so none of their words are passed on:
+a fault is told by its status, by the store's code for it, or by the name of its type.
+"""
+
+import asyncio
+import hashlib
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from errno import EACCES, EDQUOT, ENOSPC, EROFS
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import quote
+
+import fsspec
+import fsspec.config
+from fsspec.asyn import AsyncFileSystem, get_loop
+from fsspec.callbacks import Callback
+
+from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
+from ccts_dist.progress import say
+
+_CHUNK_BYTES = 1 << 20
+_LOOK_S = 0.5
+_BUGS = (TypeError, AttributeError, LookupError, NameError, AssertionError, MemoryError, NotImplementedError)
+_NOT_NOW = (408, 425, 429)
+"""The only 4xx that pass by themselves: too slow, too early, too many."""
+_IPV6_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]")
+_CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{1,60}")
+
+
+@runtime_checkable
+class StoredFile(Protocol):
+    """What a manifest says of a file: enough to fetch it and to know it again."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a store is believed in."""
+
+    attempts: int = 8
+    """Tries per file; with the waits below, a store may be away for a minute."""
+
+    stall_s: float = 30.0
+    """A transfer that brings no byte for so long is given up and tried again."""
+
+    first_wait_s: float = 0.5
+    """Before the second try; doubled before each next one. Every wait is shortened by up to a half, at random."""
+
+    longest_wait_s: float = 30.0
+
+    def wait_s(self, attempt: int, luck: float) -> float:
+        """Seconds to wait after a try that failed; ``attempt`` counts from 1, ``luck`` is on 0..1."""
+        return min(self.longest_wait_s, self.first_wait_s * 2 ** (attempt - 1)) * (0.5 + 0.5 * luck)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """Why a try failed."""
+
+    words: str
+    final: bool = False
+    """Another try would end the same way."""
+
+    found: str = ""
+    """Of a file that came whole and is another: what came."""
+
+
+class Place:
+    """A folder or bucket somewhere else, by its address. Can be pickled; each process connects for itself.
+
+    Credentials belong in the environment or in fsspec's configuration. An address that carries some is refused.
+    """
+
+    def __init__(self, root: str, patience: Patience | None = None) -> None:
+        """
+        Raises:
+            ConfigError: no address that can be read: a command, credentials or a query in it, an unknown protocol.
+        """
+        self.words = check_address(root)
+        """The address, for people."""
+        self._protocol = root.partition("://")[0]
+        self._patience = patience or Patience()
+
+    def __str__(self) -> str:
+        return self.words
+
+    def download(self, file: StoredFile, target: Path, *, stop: threading.Event | None = None) -> bool:
+        """Bring a file to ``target``, whose folder exists; verified by size and SHA-256.
+
+        Args:
+            stop: when it is set, the transfer is given up.
+
+        Returns:
+            False if it was stopped.
+
+        Raises:
+            ShardError: the store does not give it, or gives another file; says what was met, or both digests.
+        """
+
+        def verify(announced: int | None) -> _Fault | None:
+            if (size := target.stat().st_size) != file.size_bytes:
+                found = str(size) if size == announced else ""  # else it was cut on its way
+                return _Fault(f"has {size} bytes, and the manifest says {file.size_bytes}", found=found)
+            return _digest_fault(target, file.sha256)
+
+        return self._patiently(file.name, target, file.size_bytes, verify, stop, missing=ShardError)
+
+    def read_bytes(self, name: str, target: Path, *, sha256: str = "") -> bytes:
+        """A small file. It passes through ``target``, which is removed.
+
+        Args:
+            sha256: its digest; empty when nobody knows it yet, as for a manifest.
+
+        Raises:
+            MissingShardsError: it is not there, or may not be read.
+            ShardError: the store did not give it, however often it was asked.
+        """
+
+        def verify(announced: int | None) -> _Fault | None:
+            size = target.stat().st_size
+            if announced not in (None, size):
+                return _Fault(f"came with {size} of {announced} bytes")
+            return _digest_fault(target, sha256) if sha256 else None
+
+        try:
+            self._patiently(name, target, None, verify, None, missing=MissingShardsError)
+            return target.read_bytes()
+        finally:
+            target.unlink(missing_ok=True)
+
+    def _patiently(
+        self,
+        name: str,
+        target: Path,
+        size: int | None,
+        verify: Callable[[int | None], _Fault | None],
+        stop: threading.Event | None,
+        *,
+        missing: type[ShardError],
+    ) -> bool:
+        patience, stop, others = self._patience, stop or threading.Event(), set[str]()
+        attempt = 0
+        while True:
+            attempt += 1
+            meter = _Meter(size)
+            fault = self._try(name, target, meter, stop)
+            if stop.is_set():
+                return False
+            fault = fault or verify(meter.announced)
+            if fault is None:
+                return True
+            if fault.final:
+                raise missing(f"{self.words}/{name}: {fault.words}")
+            if fault.found and fault.found in others:
+                raise ShardError(
+                    f"{self.words}/{name}: {fault.words}; it came so twice. The store holds another file under this "
+                    "name: upload the shard set again, or build it again."
+                )
+            others.add(fault.found)
+            if attempt >= patience.attempts:
+                raise ShardError(
+                    f"{self.words}/{name}: {fault.words}; given up after {attempt} tries. See whether the store is up, "
+                    "and run again."
+                )
+            if attempt >= 3:  # what a second try mends is nobody's concern
+                say(
+                    f"{self.words}/{name}: {fault.words}; try {attempt} of {patience.attempts}",
+                    visible=is_first_rank(),
+                )
+            stop.wait(patience.wait_s(attempt, random.SystemRandom().random()))
+
+    def _try(self, name: str, target: Path, meter: "_Meter", stop: threading.Event) -> _Fault | None:
+        filesystem, path = fsspec.core.url_to_fs(self._address(name), **self._options())
+        ended = threading.Event()
+        if isinstance(filesystem, AsyncFileSystem):
+            work = _signal_end(filesystem._get_file(path, str(target), callback=meter), ended)
+            loop = filesystem.loop
+        else:
+            work = _signal_end(asyncio.to_thread(_copy, filesystem, path, target, meter), ended)
+            loop = get_loop()
+        assert loop is not None, "fsspec runs one in a thread"
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            if not self._wait_for(future, meter, stop):
+                return _Fault(f"brought no byte for {self._patience.stall_s:g} s")
+        finally:
+            meter.stopped = True
+            future.cancel()
+            ended.wait(_LOOK_S * 4)  # until nobody writes to ``target`` any more
+        error = future.exception()
+        if isinstance(error, _WrongLengthError):
+            return _Fault(str(error), found=str(meter.announced))
+        return None if error is None else _fault_of(error, target)
+
+    def _wait_for(self, future: "Future[None]", meter: "_Meter", stop: threading.Event) -> bool:
+        while not future.done():
+            wait([future], timeout=min(_LOOK_S, self._patience.stall_s / 4))
+            if stop.is_set() or (not future.done() and time.monotonic() - meter.last_byte > self._patience.stall_s):
+                return False
+        return True
+
+    def _address(self, name: str) -> str:
+        # Names have % in them, which a web server would undo; object stores take an address as it stands.
+        return f"{self.words}/{quote(name) if self._protocol in ('http', 'https') else name}"
+
+    def _options(self) -> dict[str, Any]:
+        """How to open the file system, beside what fsspec's configuration says."""
+        own = fsspec.config.conf.get(self._protocol, {})
+        stall_s = self._patience.stall_s
+        if self._protocol in ("s3", "s3a"):
+            # One stream per file: several would be held in memory in parts of 50 MB. Tries are counted here alone.
+            times = {"connect_timeout": min(10.0, stall_s), "read_timeout": min(15.0, stall_s / 2)}
+            config = {**times, "retries": {"total_max_attempts": 1}, "max_pool_connections": 64}
+            return {"max_concurrency": 1, "config_kwargs": {**config, **own.get("config_kwargs", {})}}
+        if self._protocol in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            # aiohttp gives up after five minutes in all; and a compressed answer would have another length.
+            client = {
+                "timeout": ClientTimeout(total=None, sock_connect=min(10.0, stall_s), sock_read=stall_s),
+                "headers": {"Accept-Encoding": "identity"},
+                "trust_env": True,
+            }
+            return {"client_kwargs": {**client, **own.get("client_kwargs", {})}}
+        return {}
+
+
+def check_address(root: str) -> str:
+    """An address as it may be shown to people, without a slash at its end.
+
+    Raises:
+        ConfigError: it is a command, holds credentials or a query, or its protocol is unknown. Says nothing secret.
+    """
+    if root.startswith("pipe:"):
+        raise ConfigError("pipe: addresses run a shell and are refused. Name a folder or an address such as s3://.")
+    protocol, _, rest = _IPV6_HOST.sub("host", root).partition("://")
+    shown = f"{protocol}://..." if _CODE.fullmatch(protocol) else "the address"
+    host = rest.partition("/")[0]
+    before_port, _, port = host.rpartition(":")
+    # Secrets may have slashes: of "s3://KEY:a/b@place" the host is "KEY:a". Colons stand before ports, and in ARNs.
+    no_host = ":" in host and not (before_port and port.isdecimal()) and not host.startswith("arn:")
+    if "@" in host or no_host or ("@" in rest and ":" in host):
+        raise ConfigError(
+            f"{shown}: holds a user, a password or something that is no host. Keep credentials in the environment "
+            "(AWS_ACCESS_KEY_ID, ...) or in fsspec's configuration, and name the place alone."
+        )
+    if "?" in rest or "#" in rest or "::" in protocol + rest:
+        raise ConfigError(f"{shown}: holds one of ? # :: and may be a signed or chained address. Name the plain place.")
+    if not rest.strip("/"):
+        raise ConfigError(f"{shown}: names no place. Write it as protocol://place/folder.")
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            f"{shown}: cannot be read here ({' '.join(str(error).split())}). Known: s3, gs, http, https, file and "
+            "what else fsspec opens."
+        ) from None
+    return root.rstrip("/")
+
+
+class _WrongLengthError(OSError):
+    """The store announces a file of another length."""
+
+
+class _Meter(Callback):
+    """Counts what comes, and stops what should not come."""
+
+    def __init__(self, wanted: int | None) -> None:
+        super().__init__()
+        self.announced: int | None = None
+        self.last_byte = time.monotonic()
+        self.stopped = False
+        self._wanted, self._come = wanted, 0
+
+    def set_size(self, size: int | None) -> None:
+        self.announced = size
+        self.last_byte = time.monotonic()
+
+    def relative_update(self, inc: int = 1) -> None:
+        if self.stopped:
+            raise OSError("given up")
+        self._come += inc
+        if inc:
+            self.last_byte = time.monotonic()
+        found = max(self._come, self.announced or 0)
+        if self._wanted is not None and (found > self._wanted or self.announced not in (None, self._wanted)):
+            raise _WrongLengthError(f"has {found} bytes, and the manifest says {self._wanted}")
+
+
+def _digest_fault(target: Path, sha256: str) -> _Fault | None:
+    with open(target, "rb") as got:
+        found = hashlib.file_digest(got, "sha256").hexdigest()
+    if found == sha256:
+        return None
+    return _Fault(f"is {found[:12]}, and the manifest says {sha256[:12]}", found=found)
+
+
+async def _signal_end(work: Coroutine[Any, Any, None], ended: threading.Event) -> None:
+    try:
+        await work
+    finally:
+        ended.set()
+
+
+def _copy(filesystem: Any, path: str, target: Path, meter: _Meter) -> None:
+    """A transfer from a file system that knows no other way; runs in a thread."""
+    with filesystem.open(path, "rb") as source, open(target, "wb") as out:
+        meter.set_size(getattr(source, "size", None))
+        while chunk := source.read(_CHUNK_BYTES):
+            meter.relative_update(len(chunk))
+            out.write(chunk)
+
+
+def _fault_of(error: BaseException, target: Path) -> _Fault:
+    """What an error means for the next try, in words that hold no secret."""
+    if isinstance(error, _BUGS):
+        raise error
+    number = getattr(error, "errno", None)
+    if number in (ENOSPC, EDQUOT, EROFS) or (number == EACCES and getattr(error, "filename", None) == str(target)):
+        why = os.strerror(number or 0).lower()
+        return _Fault(
+            f"cannot be kept in the cache ({why} in {target.parent}). Make room, or name another folder in data.cache.",
+            final=True,
+        )
+    status, code = _status_of(error)
+    told = " ".join(word for word in (f"HTTP {status}" if status else "", code) if word) or type(error).__name__
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return _Fault(f"is not there ({told}). Name the place where the shard set or teacher cache lies.", final=True)
+    if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in type(error).__name__:
+        return _Fault(
+            f"may not be read ({told}). Give credentials for it in the environment or in fsspec's configuration.",
+            final=True,
+        )
+    if isinstance(error, TimeoutError):
+        return _Fault("timed out")
+    refused = status is not None and 400 <= status < 500 and status not in _NOT_NOW
+    return _Fault(f"did not come ({told})", final=refused or isinstance(error, ValueError))
+
+
+def _status_of(error: BaseException) -> tuple[int | None, str]:
+    """The HTTP status of an error and the store's own code for it, where the libraries tell them."""
+    for fault in (error, error.__cause__):
+        response = getattr(fault, "response", None)
+        if isinstance(response, dict):  # botocore
+            code = str(response.get("Error", {}).get("Code", ""))
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status, code if _CODE.fullmatch(code) else ""
+        for name in ("status", "status_code", "code"):  # aiohttp, Azure, Google
+            if isinstance(status := getattr(fault, name, None), int):
+                return status, ""
+    return None, ""
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all: launchers tell each its rank."""
+    return os.environ.get("RANK", "0") == "0"
