@@ -21,6 +21,7 @@ from ccts_dist.shards.findings import (
     payload_rows,
     without_name,
 )
+from ccts_dist.shards.finish import split_totals
 from ccts_dist.shards.index import RowGroups, ShardRows
 from ccts_dist.shards.read import ShardSet, read_shard_set
 from ccts_dist.shards.schema import (
@@ -45,7 +46,6 @@ from ccts_dist.shards.teacher_format import (
     read_cache_manifest,
     read_condition,
 )
-from ccts_dist.shards.write import split_totals
 
 
 def check_shard_set(

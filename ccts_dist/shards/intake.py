@@ -1,8 +1,6 @@
 """What a builder is given, sorted: utterances by split, and what is left out before any audio is opened."""
 
-import hashlib
 import json
-import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,7 +35,7 @@ def sort_intake(given: Iterable[Utterance | Rejected], *, targets: Sequence[str]
         if isinstance(one, Rejected):
             rejected.append(one)
             continue
-        reason = "the key comes twice" if one.key in seen else _fault(one, targets)
+        reason = "the key comes twice" if one.key in seen else _fault(one, targets, root)
         if reason:
             rejected.append(Rejected(key=one.key, reason=reason, source=source_of(one, root)))
             continue
@@ -58,31 +56,13 @@ def source_of(utterance: Utterance, root: Path | None) -> str:
     return audio.name
 
 
-def fingerprint(utterances: Sequence[Utterance], *, targets: Sequence[str], root: Path | None, with_time: bool) -> str:
-    """A digest of what shards are made of: records, and sizes of the audio files.
-
-    Args:
-        with_time: take the time of each file's last change too; it notices audio replaced by audio of one size, but
-            differs between copies of a corpus.
-    """
-    digest = hashlib.sha256()
-    for utterance in utterances:
-        digest.update(utterance_to_json(utterance, targets=targets, num_samples=0, source=source_of(utterance, root)))
-        try:
-            status = os.stat(utterance.audio)
-            digest.update(f"|{status.st_size}|{status.st_mtime_ns if with_time else ''}\n".encode())
-        except OSError:
-            digest.update(b"|missing\n")
-    return digest.hexdigest()
-
-
 def rejected_line(rejected: Rejected) -> str:
     """One line of ``rejected.jsonl``."""
     # A key that is no valid Unicode may be the very reason; ASCII escapes write it all the same.
     return json.dumps({"key": rejected.key, "reason": rejected.reason, "source": rejected.source}, sort_keys=True)
 
 
-def _fault(utterance: Utterance, targets: Sequence[str]) -> str:
+def _fault(utterance: Utterance, targets: Sequence[str], root: Path | None) -> str:
     if not utterance.key or any(unicodedata.category(character) == "Cc" for character in utterance.key):
         return "the key is empty or has a control character"
     for name, values in (("label", utterance.labels), ("variance of label", utterance.label_variance)):
@@ -91,7 +71,7 @@ def _fault(utterance: Utterance, targets: Sequence[str]) -> str:
             if not 0 <= value <= 1:
                 return f"{name} {target!r} is {value}, off the scale 0..1"
     try:
-        utterance_to_json(utterance, targets=targets, num_samples=0, source=utterance.audio.name)
+        utterance_to_json(utterance, targets=targets, num_samples=0, source=source_of(utterance, root))
     except UnicodeEncodeError:
         return "a text is not valid Unicode"
     return ""

@@ -12,8 +12,9 @@ import soundfile
 
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import Rejected, Utterance
-from ccts_dist.shards import cut, open_shard_set, read_utterance_json
+from ccts_dist.shards import open_shard_set, read_utterance_json
 from ccts_dist.shards.check import check_shard_set
+from ccts_dist.shards.output import BUILDING
 from ccts_dist.shards.write import build_shard_set
 from tests.shard_examples import build_example, make_utterances, write_noise
 
@@ -203,7 +204,7 @@ def test_a_finished_shard_is_not_kept_when_its_bytes_or_record_changed(
     data = bytearray(damaged.read_bytes())
     data[700] ^= 1
     damaged.write_bytes(data)
-    record = sorted((stopped / cut.BUILDING).glob("*.json"))[-1]
+    record = sorted((stopped / BUILDING).glob("*.json"))[-1]
     record.write_text("{")
     build_example(utterances, stopped, corpus)
     build_example(utterances, tmp_path / "whole", corpus)
@@ -254,8 +255,8 @@ def test_the_same_build_again_does_nothing_and_another_one_is_refused(
 
 
 def test_a_second_builder_in_the_same_folder_is_refused(corpus: Path, utterances: list[Utterance], tmp_path: Path):
-    (tmp_path / "s" / cut.BUILDING).mkdir(parents=True)
-    with open(tmp_path / "s" / cut.BUILDING / "lock", "wb") as lock:
+    (tmp_path / "s" / BUILDING).mkdir(parents=True)
+    with open(tmp_path / "s" / BUILDING / "lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another builder is at work here"):
             build_example(utterances, tmp_path / "s", corpus)
