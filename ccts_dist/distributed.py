@@ -30,6 +30,8 @@ class Ranks:
     rank: int = 0
     num_ranks: int = 1
     local_rank: int = 0
+    num_nodes: int = 1
+    """Hosts that have equally many ranks, in a row; 1 where they have not."""
 
     @property
     def is_first(self) -> bool:
@@ -39,11 +41,17 @@ class Ranks:
 
 def rank_facts() -> Ranks:
     """This process's ranks as the launcher's environment says; one rank when there was no launcher."""
-    return Ranks(
-        rank=int(os.environ.get("RANK", 0)),
-        num_ranks=int(os.environ.get("WORLD_SIZE", 1)),
-        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-    )
+
+    def number(*names: str, default: int) -> int:
+        return next((int(os.environ[name]) for name in names if name in os.environ), default)
+
+    rank, local_rank = number("RANK", default=0), number("LOCAL_RANK", default=0)
+    num_ranks = number("WORLD_SIZE", default=1)
+    # DeepSpeed's launcher, then torch's: how many hosts, and how many ranks on this one.
+    num_nodes = number("CROSS_SIZE", "GROUP_WORLD_SIZE", default=1)
+    on_this_node = number("LOCAL_SIZE", "LOCAL_WORLD_SIZE", default=num_ranks)
+    even = num_nodes * on_this_node == num_ranks and rank % on_this_node == local_rank
+    return Ranks(rank=rank, num_ranks=num_ranks, local_rank=local_rank, num_nodes=num_nodes if even else 1)
 
 
 def best_device(ranks: Ranks) -> torch.device:

@@ -38,6 +38,10 @@ class MissingShardsError(ShardError):
     exit_code = 2
 
 
+class FetchError(ShardError):
+    """A store that would not give what was asked of it: no damage, so it is never skipped."""
+
+
 class TeacherError(CctsError):
     """A teacher cache that is missing, incomplete or made for other shards."""
 

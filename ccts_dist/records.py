@@ -119,7 +119,12 @@ class Batch:
     """Transcript as token numbers, 0 after each row's last; None when the model has no text branch."""
 
     num_tokens: Int64[Tensor, " batch"] | None = None
+    categories: Int64[Tensor, " batch"] | None = None
+    """Number of the categorical emotion, -1 where it is unknown; None when none were asked for."""
+
     teacher: TeacherBatch | None = None
+    damaged: tuple[str, ...] = ()
+    """In words, what was wrong with the utterances that have weight 0 because they are damaged."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with every tensor on ``device``."""

@@ -38,7 +38,7 @@ class DataConfig:
     """Which utterances, in which order, read how."""
 
     shards: str
-    """Folder of the shard set."""
+    """Folder or address (s3://, gs://, https://) of the shard set."""
 
     train_splits: tuple[str, ...] = ("Train",)
     """Splits that are trained on."""
@@ -50,7 +50,7 @@ class DataConfig:
     """Splits that are scored once, with the best model, after training; may be empty."""
 
     teacher: str = ""
-    """Folder of the teacher cache, or "merged" when the shards carry the teacher's outputs; "" for no teacher."""
+    """Folder or address of the teacher cache, "merged" when the shards carry the teacher's outputs, "" for none."""
 
     window_utterances: Count = 65_536
     """Utterances that are shuffled together; bounds the plan's memory."""
@@ -60,8 +60,24 @@ class DataConfig:
     epoch: when they are sorted as a whole, each batch has one duration, and a small label variance where the two are
     related."""
 
+    streams: Count = 1
+    """Parts of the shards that give equal shares of every batch. When the nodes divide them, each node reads its own
+    and no others, so that it need not fetch the whole corpus; the order depends on it, not on the nodes."""
+
     workers: CountOrZero = 1
-    """Processes per rank that read and decode; 0 reads in the training process."""
+    """Threads per rank that read and decode; 0 reads in the training thread."""
+
+    damaged: Literal["stop", "skip"] = "stop"
+    """What to do about an utterance that is damaged: stop on all ranks, or go on with it at weight 0, counted."""
+
+    max_damaged: CountOrZero = 100
+    """With damaged = "skip": most damaged utterances of an epoch; one more stops the run."""
+
+    cache: str = ""
+    """Folder of this node for shards from a store; "" for the user's cache folder. Unused for local shards."""
+
+    cache_gb: Positive = 100.0
+    """Most gigabytes (10^9 bytes) in that folder; the longest unused shards make room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,17 +1,18 @@
 """Make one padded ``Batch`` of the utterances of a part."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
+from ccts_dist.errors import FetchError, ShardError, TeacherError
 from ccts_dist.loader.cut import Part
 from ccts_dist.loader.fetch import read_audio, read_transcript
-from ccts_dist.loader.plan import Row, Window
+from ccts_dist.loader.plan import Row
 from ccts_dist.records import Batch, TeacherBatch, TeacherOutput
 from ccts_dist.shards.read import ShardSet
 
@@ -23,57 +24,88 @@ EncodeText = Callable[[str], Sequence[int]]
 class TeacherSource(Protocol):
     """Where cached teacher outputs come from."""
 
+    @property
+    def embedding_size(self) -> int:
+        """Features of an embedding."""
+        ...
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What its predictions are of."""
+        ...
+
     def read(self, shard: str, row: int, key: str, /) -> TeacherOutput:
         """The teacher's output for one utterance, which is row ``row`` of its shard."""
         ...
 
 
-def read_batch(
-    part: Part,
-    window: Window,
-    shards: ShardSet,
-    *,
-    targets: Sequence[str],
-    encode_text: EncodeText | None,
-    teacher: TeacherSource | None,
-) -> Batch:
-    """Read the utterances of ``part`` into one padded batch.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What is read of an utterance, and from where."""
 
-    Args:
-        part: which utterances.
-        window: the plan's window that they come from.
-        shards: where their shards lie.
-        targets: names of the labels, in the order of the batch's columns.
-        encode_text: for models with a text branch; without it the transcripts are not read.
-        teacher: for students; without it the batch has no teacher outputs.
+    shards: ShardSet
+    targets: tuple[str, ...] = ()
+    """Names of the labels, in the order of a batch's columns."""
+
+    categories: tuple[str, ...] = ()
+    """Names of the categories, in the order of their numbers; without them none are read."""
+
+    encode_text: EncodeText | None = None
+    """For models with a text branch; without it no transcript is read."""
+
+    teacher: TeacherSource | None = None
+    """For students; without it a batch has no teacher outputs."""
+
+    skip_damaged: bool = False
+    """Give a damaged utterance weight 0, and say so in the batch, instead of raising."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was read of one utterance, beside its audio."""
+
+    tokens: Sequence[int]
+    teacher: TeacherOutput | None
+
+
+def read_batch(part: Part, reading: Reading) -> Batch:
+    """Read the utterances of ``part`` into one padded batch.
 
     Raises:
         ShardError: a member is damaged.
         TeacherError: an utterance has no sound teacher output.
+        FetchError: a shard cannot be fetched; also when damaged utterances are skipped.
     """
-    tables = {row.shard: window.table(row.shard) for row in part.rows}
-    labels = [[tables[row.shard].labels[target][row.row] for target in targets] for row in part.rows]
-    tokens = num_tokens = None
-    if encode_text is not None:
-        texts = (read_transcript(shards.path(row.shard), tables[row.shard], row.row) for row in part.rows)
-        tokens, num_tokens = pad_tokens([encode_text(text) for text in texts])
-
-    # Allocated where the training process can see it, so that a worker decodes straight into what it hands over.
-    audio = torch.empty(len(part.rows), max(row.num_samples for row in part.rows))
-    if get_worker_info() is not None:
-        audio.share_memory_()
-    for place, row in zip(audio.numpy(), part.rows, strict=True):
-        read_audio(shards.path(row.shard), tables[row.shard], row.row, place[: row.num_samples])
+    rows = part.rows
+    audio = torch.empty(len(rows), max(row.num_samples for row in rows))
+    read: list[_Read] = []
+    damaged: dict[int, str] = {}
+    for number, (row, place) in enumerate(zip(rows, audio.numpy(), strict=True)):
         place[row.num_samples :] = 0.0
+        try:
+            read.append(_read_row(row, place[: row.num_samples], reading))
+        except (ShardError, TeacherError) as error:
+            if not reading.skip_damaged or isinstance(error, FetchError):
+                raise
+            place[:] = 0.0
+            read.append(_nothing(reading))
+            damaged[number] = str(error)
+    weight = torch.full((len(rows),), float(part.counts))
+    weight[list(damaged)] = 0.0
+    tokens = num_tokens = None
+    if reading.encode_text is not None:
+        tokens, num_tokens = pad_tokens([one.tokens for one in read])
     return Batch(
-        keys=tuple(row.key for row in part.rows),
+        keys=tuple(row.key for row in rows),
         audio=audio,
-        num_samples=torch.tensor([row.num_samples for row in part.rows]),
-        labels=torch.tensor(np.array(labels), dtype=torch.float32),
-        weight=torch.full((len(part.rows),), float(part.counts)),
+        num_samples=torch.tensor([row.num_samples for row in rows]),
+        labels=_labels(rows, reading.targets),
+        weight=weight,
         tokens=tokens,
         num_tokens=num_tokens,
-        teacher=None if teacher is None else _teacher_batch(part.rows, teacher),
+        categories=_categories(rows, reading.categories) if reading.categories else None,
+        teacher=None if reading.teacher is None else _teacher_batch(read),
+        damaged=tuple(damaged.values()) if part.counts else (),
     )
 
 
@@ -86,8 +118,38 @@ def pad_tokens(encoded: Sequence[Sequence[int]]) -> tuple[Int64[Tensor, "batch t
     return padded, torch.tensor(num_tokens)
 
 
-def _teacher_batch(rows: Sequence[Row], teacher: TeacherSource) -> TeacherBatch:
-    outputs = [teacher.read(row.shard, row.row, row.key) for row in rows]
+def _read_row(row: Row, place: Float32[np.ndarray, " samples"], reading: Reading) -> _Read:
+    read_audio(reading.shards, row.table, row.row, place)
+    tokens: Sequence[int] = ()
+    if reading.encode_text is not None:
+        tokens = reading.encode_text(read_transcript(reading.shards, row.table, row.row))
+    teacher = None if reading.teacher is None else reading.teacher.read(row.shard, row.row, row.key)
+    return _Read(tokens, teacher)
+
+
+def _nothing(reading: Reading) -> _Read:
+    """In the place of a damaged utterance: the tokens of silence, and a teacher that says nothing."""
+    tokens = () if reading.encode_text is None else reading.encode_text("")
+    if reading.teacher is None:
+        return _Read(tokens, None)
+    embedding = np.zeros(reading.teacher.embedding_size, np.float32)
+    return _Read(
+        tokens, TeacherOutput(embedding=embedding, prediction=np.zeros(len(reading.teacher.targets), np.float32))
+    )
+
+
+def _labels(rows: Sequence[Row], targets: Sequence[str]) -> Float32[Tensor, "batch dim"]:
+    labels = [[row.table.labels[target][row.row] for target in targets] for row in rows]
+    return torch.tensor(np.array(labels), dtype=torch.float32)
+
+
+def _categories(rows: Sequence[Row], categories: Sequence[str]) -> Int64[Tensor, " batch"]:
+    numbers = {name: number for number, name in enumerate(categories)}
+    return torch.tensor([numbers.get(row.table.categories[row.row] or "", -1) for row in rows])
+
+
+def _teacher_batch(read: Sequence[_Read]) -> TeacherBatch:
+    outputs = [one.teacher for one in read if one.teacher is not None]
     return TeacherBatch(
         embedding=_stack([output.embedding for output in outputs]),
         prediction=_stack([output.prediction for output in outputs]),

@@ -1,42 +1,46 @@
 """This rank's padded micro-batches, step by step, from any position of the plan."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
-
-from torch import Generator
-from torch.utils.data import DataLoader
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
-from ccts_dist.errors import ConfigError, ShardError
-from ccts_dist.loader.collate import EncodeText, TeacherSource
+from ccts_dist.errors import ConfigError
+from ccts_dist.loader.collate import EncodeText, Reading, TeacherSource, read_batch
+from ccts_dist.loader.cut import Part, cut
 from ccts_dist.loader.plan import Plan
-from ccts_dist.loader.worker import Failure, Parcel, PartReader, Positions, end_with_trainer, worker_context
 from ccts_dist.records import Batch, StepBatches
 from ccts_dist.shards.read import ShardSet
+
+_BATCHES_AHEAD = 2
+"""Read or being read per thread, beyond the one that the trainer has."""
 
 
 class Loader:
     """Reads what the plan says for one rank.
 
-    Workers start with the first epoch that is read and live until ``close``. The batches are the same for any number
-    of workers.
+    Decoding lets go of the interpreter lock, so threads of the training process do what worker processes would, without
+    a copy of the index each, shared memory, or the seconds that a process takes to start. The batches are the same for
+    any number of threads.
 
     Args:
         shard_set: where the utterances lie.
         splits: which of its splits.
         batch: sizes of global and micro-batches.
-        data: window, duration groups and number of workers.
+        data: window, duration groups, streams, number of threads, and what to do about damage.
         targets: labels, in the order of a batch's columns.
         seed: of the order.
         ranks: whose part to read.
-        encode_text: transcript to token numbers, for models with a text branch. Must be picklable.
+        categories: names of the categories, in the order of their numbers in a batch; none are read without.
+        encode_text: transcript to token numbers, for models with a text branch. Called by several threads.
         teacher: cached teacher outputs, for students.
         shuffle: False for evaluation and the teacher pass.
 
     Raises:
-        ConfigError: an unknown split or target, splits without utterances, or fewer utterances than ranks in a batch.
+        ConfigError: an unknown split, target or category, splits without utterances, or fewer utterances than ranks or
+            streams in a batch.
     """
 
     def __init__(
@@ -49,16 +53,13 @@ class Loader:
         targets: Sequence[str],
         seed: int,
         ranks: Ranks,
+        categories: Sequence[str] = (),
         encode_text: EncodeText | None = None,
         teacher: TeacherSource | None = None,
         shuffle: bool = True,
     ) -> None:
-        known = shard_set.manifest.targets
-        for target in targets:
-            if target not in known:
-                raise ConfigError(
-                    f"target {target!r} is not a label of the shard set {shard_set.root}. It has: {', '.join(known)}."
-                )
+        _check_names("target", "a label", targets, shard_set.manifest.targets, shard_set)
+        _check_names("category", "a category", categories, shard_set.manifest.categories, shard_set)
         self.plan = Plan(
             shard_set,
             splits,
@@ -66,26 +67,31 @@ class Loader:
             seed=seed,
             window_utterances=data.window_utterances,
             duration_group=data.duration_group,
+            streams=data.streams if shuffle else 1,
             shuffle=shuffle,
         )
         self.passes = batch.passes(ranks.num_ranks, self.plan.largest_batch)
         """Forward passes of every step on every rank."""
 
-        self._reader = PartReader(
-            plan=self.plan,
+        self._reading = Reading(
             shards=shard_set,
-            ranks=ranks,
-            passes=self.passes,
-            micro=batch.micro_utterances,
             targets=tuple(targets),
+            categories=tuple(categories),
             encode_text=encode_text,
             teacher=teacher,
+            skip_damaged=data.damaged == "skip",
         )
-        self._positions = Positions(self.steps_per_epoch, self.passes)
-        self._num_workers = data.workers
-        self._workers: DataLoader[Batch | Parcel | Failure] | None = None
-        self._results: Iterator[Batch | Parcel | Failure] = iter(())
-        self._turn = 0
+        self._micro = batch.micro_utterances
+        self._num_threads = data.workers
+        self._pool: ThreadPoolExecutor | None = None
+        self._prefetched: tuple[int, int] | None = None
+        # A node that has streams of its own cuts what they give among its own ranks.
+        nodes = ranks.num_nodes if self.plan.num_streams % ranks.num_nodes == 0 else 1
+        self._peers, self._place = ranks.num_ranks // nodes, ranks.rank % (ranks.num_ranks // nodes)
+        per_node = self.plan.num_streams // nodes
+        first = per_node * (ranks.rank // self._peers)
+        self.streams = range(first, first + per_node)
+        """The streams that this rank reads from."""
 
     @property
     def num_utterances(self) -> int:
@@ -98,14 +104,15 @@ class Loader:
         return self.plan.steps_per_epoch
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[StepBatches]:
-        """The steps of ``epoch`` from ``start_step`` on. One epoch can be read at a time.
+        """The steps of ``epoch`` from ``start_step`` on.
 
         A damaged member raises here, at the step it belongs to; on this rank only, so the caller must make all agree.
 
         Raises:
             ConfigError: the epoch has no such step.
-            ShardError: a member is damaged, or a worker has died.
+            ShardError: a member is damaged, and damage stops the run.
             TeacherError: an utterance has no sound teacher output.
+            FetchError: a shard cannot be fetched.
         """
         if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch:
             raise ConfigError(
@@ -115,76 +122,71 @@ class Loader:
         return self._read(epoch, start_step)
 
     def _read(self, epoch: int, start_step: int) -> Iterator[StepBatches]:
-        self._turn += 1
-        turn = self._turn
-        self._positions.epoch, self._positions.start_step = epoch, start_step
-        with _worker_deaths_named(start_step):
-            self._results = self._start_results()
+        batches = self._batches(epoch, start_step)
         for step in range(start_step, self.steps_per_epoch):
-            passes = []
-            for _ in range(self.passes):
-                assert turn == self._turn, "one epoch can be read at a time"
-                passes.append(self._next_batch(step))
-            yield StepBatches(epoch=epoch, step=step, passes=tuple(passes))
+            yield StepBatches(epoch=epoch, step=step, passes=tuple(islice(batches, self.passes)))
 
-    def _start_results(self) -> Iterator[Batch | Parcel | Failure]:
-        if self._num_workers == 0:
-            return map(self._reader.__getitem__, self._positions)
-        if self._workers is None:
-            self._workers = DataLoader(
-                self._reader,
-                batch_size=None,
-                sampler=self._positions,
-                num_workers=self._num_workers,
-                collate_fn=_as_it_is,
-                worker_init_fn=end_with_trainer,
-                multiprocessing_context=worker_context(),
-                persistent_workers=True,
-                generator=Generator(),  # else every epoch draws from the global one, and resuming would differ
-            )
-        return iter(self._workers)
+    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        """The batches from ``start_step`` on in order, read ahead by threads if there are any."""
+        parts = self._own_parts(epoch, start_step)
+        if self._num_threads == 0:
+            yield from (read_batch(part, self._reading) for part in parts)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="loader")
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            while True:
+                for part in islice(parts, (1 + _BATCHES_AHEAD) * self._num_threads - len(waiting)):
+                    waiting.append(self._pool.submit(read_batch, part, self._reading))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
-    def _next_batch(self, step: int) -> Batch:
-        with _worker_deaths_named(step) if self._num_workers else nullcontext():
-            result = next(self._results)
-        if isinstance(result, Failure):
-            raise result.error
-        return result.unpack() if isinstance(result, Parcel) else result
+    def _own_parts(self, epoch: int, start_step: int) -> Iterator[Part]:
+        for step in range(start_step, self.steps_per_epoch):
+            self._fetch_ahead(epoch, step // self.plan.window_steps)
+            for parts in self._parts(epoch, step):
+                yield parts[self._place]
+
+    def _parts(self, epoch: int, step: int) -> list[list[Part]]:
+        """What this node reads of one step, by pass and rank of the node."""
+        return cut(self.plan.global_batch(epoch, step, self.streams), self._peers, self.passes, self._micro)
+
+    def _fetch_ahead(self, epoch: int, number: int) -> None:
+        """On entering a window, ask for its shards and for those of the next one."""
+        if self._prefetched == (epoch, number):
+            return
+        self._prefetched = (epoch, number)
+        following = (epoch, number + 1) if number + 1 < self.plan.windows_per_epoch else (epoch + 1, 0)
+        names = [self.plan.shards_of_window(*place, self.streams) for place in ((epoch, number), following)]
+        self._reading.shards.prefetch([name for window in names for name in window])
 
     def padding(self, epoch: int) -> float:
-        """Share of padding in the audio of all ranks, over the epoch's first window; reads no audio.
+        """Share of padding in the audio of all ranks of this node, over the epoch's first window; reads no audio.
 
         An epoch up to ``data.window_utterances`` is one window.
         """
         padded = real = 0
         for step in range(min(self.plan.window_steps, self.steps_per_epoch)):
-            for parts in self._reader.parts(epoch, step):
+            for parts in self._parts(epoch, step):
                 padded += sum(part.padded_samples for part in parts)
                 real += sum(part.real_samples for part in parts)
         return 1.0 - real / padded
 
     def close(self) -> None:
-        """Let the workers go. Reading again starts new ones."""
-        self._turn += 1
-        self._results = iter(())
-        self._workers = None
+        """Let the threads go. Reading again starts new ones."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
 
 
-@contextmanager
-def _worker_deaths_named(step: int) -> Iterator[None]:
-    """Turn what DataLoader raises when a worker is gone into a ShardError; leave what a worker has raised itself."""
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:
-        # The last two: it died after it had announced a batch, and the connection to fetch it fails.
-        raised_in_worker = str(error).startswith("Caught ")
-        if raised_in_worker or (isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error)):
-            raise
-        raise ShardError(
-            f"a loader worker died while reading for step {step} ({error!r}). If memory or /dev/shm ran out, lower "
-            f"data.workers or batch.micro_utterances."
-        ) from error
-
-
-def _as_it_is(result: Any) -> Any:
-    return result
+def _check_names(kind: str, what: str, names: Sequence[str], known: Sequence[str], shard_set: ShardSet) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"{kind} {name!r} is not {what} of the shard set {shard_set.root}. It has: {', '.join(known)}."
+            )

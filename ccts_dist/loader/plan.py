@@ -1,9 +1,9 @@
 """Which utterances form which global batch: a pure function of shard set, seed, epoch and settings.
 
-The order of an epoch never depends on the number of ranks or workers, nor on what was read before, so that a position
+The order of an epoch never depends on the number of ranks or threads, nor on what was read before, so that a position
 is (epoch, step) and resuming there is immediate:
 
-1. The shards are shuffled by (seed, epoch) and laid end to end.
+1. The shards of a stream are shuffled by (seed, epoch) and laid end to end.
 2. The sequence is taken in windows of whole steps. A shard that straddles two windows is shuffled by
    (seed, epoch, shard) first, so that each window knows its part of it and no shard's end is always cut off together.
 3. In a window the utterances are shuffled, sorted by duration within groups of ``duration_group`` batches, and cut into
@@ -11,49 +11,32 @@ is (epoch, step) and resuming there is immediate:
    variance of its labels.
 
 Batch k of N utterances in K steps spans ``floor(k * N / K)`` to ``floor((k + 1) * N / K)``, so that sizes differ by at
-most one.
+most one. Of several streams each gives its share of every batch (``streams.Shares``); the order of batches is common
+to all.
 
-Only the rows of the current window are in memory. Streams of shards, when there are several, each become a
-``Stream`` that contributes its portion of every window; cut points and the order of batches stay common to all.
+Only the rows of the current window are in memory.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from ccts_dist.distributed import derive_seed
 from ccts_dist.errors import ConfigError
+from ccts_dist.loader.streams import RowSource, Shares, shuffled, split_into_streams
 from ccts_dist.shards.index import ShardRows
-from ccts_dist.shards.schema import ShardEntry
 
 ORDER_VERSION = 1
 """Raised whenever equal settings would give another order; part of the digest."""
 
 _WINDOWS_KEPT = 2
-
-
-@runtime_checkable
-class RowSource(Protocol):
-    """What a plan asks of a shard set: counts of all shards, rows of one."""
-
-    @property
-    def digest(self) -> str:
-        """Changes with the content of the shard set."""
-        ...
-
-    def shards_of(self, splits: Sequence[str], /) -> tuple[ShardEntry, ...]:
-        """The shards of the named splits."""
-        ...
-
-    def rows(self, shard: str, /) -> ShardRows:
-        """What the index says of one shard."""
-        ...
+"""Per stream: steps near the border of two windows are asked for in turn by threads that read ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +45,19 @@ class Row:
 
     shard: str
     row: int
-    key: str
     num_samples: int
+    table: ShardRows = field(compare=False, repr=False)
+    """The shard's index."""
+
+    @property
+    def key(self) -> str:
+        """The utterance's key."""
+        return self.table.keys[self.row]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The rows of some consecutive steps, in their final order."""
+    """The rows that one stream gives to some consecutive steps, in their final order."""
 
     tables: tuple[ShardRows, ...]
     table_of: Int64[np.ndarray, " rows"]
@@ -78,65 +67,19 @@ class Window:
     batches: tuple[tuple[int, int], ...]
     """For each step, where its utterances begin and end in the two arrays."""
 
-    def table(self, shard: str) -> ShardRows:
-        """The index rows of ``shard``, which is one of the window's."""
-        return next(table for table in self.tables if table.shard == shard)
-
-    def batch(self, number: int) -> tuple[Row, ...]:
+    def batch(self, number: int) -> list[Row]:
         """The utterances of the window's step ``number``."""
         rows = []
         for place in range(*self.batches[number]):
             table, row = self.tables[self.table_of[place]], int(self.row_of[place])
-            rows.append(Row(table.shard, row, table.keys[row], int(table.num_samples[row])))
-        return tuple(rows)
-
-
-def shuffled(count: int, *seed: int | str) -> Int64[np.ndarray, " count"]:
-    """A permutation of ``range(count)`` that depends on the seed's parts; the same on every machine and version.
-
-    Built on the raw output of PCG64, which numpy keeps for ever; the streams of its ``Generator`` may change.
-    """
-    draws = np.random.PCG64(derive_seed(*seed)).random_raw(count)
-    return np.argsort(draws, kind="stable")
-
-
-class Stream:
-    """Shards laid end to end, in an order of each epoch's own."""
-
-    def __init__(self, entries: Sequence[ShardEntry], source: RowSource, *, seed: int, shuffle: bool) -> None:
-        used = [entry for entry in entries if entry.num_utterances > 0]
-        self._names = tuple(entry.name for entry in used)
-        self._counts = np.array([entry.num_utterances for entry in used], dtype=np.int64)
-        self._source = source
-        self._seed = seed
-        self._shuffle = shuffle
-
-    @property
-    def num_utterances(self) -> int:
-        """Utterances of all its shards."""
-        return int(self._counts.sum())
-
-    def portion(self, epoch: int, low: int, high: int) -> Iterator[tuple[ShardRows, Int64[np.ndarray, " rows"]]]:
-        """The shards, and of each the rows, at positions ``low`` to ``high`` of the epoch's sequence."""
-        count = len(self._names)
-        order = shuffled(count, self._seed, epoch, "shards") if self._shuffle else np.arange(count)
-        ends = np.cumsum(self._counts[order])
-        for place in range(int(np.searchsorted(ends, low, side="right")), count):
-            name, size = self._names[order[place]], int(self._counts[order[place]])
-            begin = int(ends[place]) - size
-            if begin >= high:
-                return
-            table = self._source.rows(name)
-            rows = np.arange(size)
-            if self._shuffle and (begin < low or begin + size > high):
-                rows = shuffled(size, self._seed, epoch, "shard", name)
-            yield table, rows[max(0, low - begin) : high - begin]
+            rows.append(Row(table.shard, row, int(table.num_samples[row]), table))
+        return rows
 
 
 class Plan:
     """Which utterances form each global batch of each epoch.
 
-    Knows nothing of ranks. Can be pickled; the copy reads the index for itself.
+    Knows nothing of ranks. Can be used by several threads, and pickled; the copy reads the index for itself.
 
     Args:
         shard_set: where the rows come from.
@@ -145,10 +88,11 @@ class Plan:
         seed: of all orders.
         window_utterances: about how many utterances are shuffled together; bounds the memory.
         duration_group: batches within which utterances are sorted by duration.
+        streams: parts of the shard set that give equal shares of every batch.
         shuffle: False for the same order in every epoch, sorted by duration within whole windows: for evaluation.
 
     Raises:
-        ConfigError: the splits hold no utterance.
+        ConfigError: the splits hold no utterance, or there are more streams than utterances in a batch.
     """
 
     def __init__(
@@ -160,22 +104,31 @@ class Plan:
         seed: int,
         window_utterances: int,
         duration_group: int,
+        streams: int = 1,
         shuffle: bool = True,
     ) -> None:
-        self._stream = Stream(shard_set.shards_of(splits), shard_set, seed=seed, shuffle=shuffle)
-        self.num_utterances = self._stream.num_utterances
+        entries = shard_set.shards_of(splits)
+        self.num_utterances = sum(entry.num_utterances for entry in entries)
         if self.num_utterances == 0:
             raise ConfigError(
                 f"splits {', '.join(map(repr, splits))} hold no utterance. Name splits that `shards/info.py` shows."
             )
         self.steps_per_epoch = -(-self.num_utterances // global_utterances)
+        if streams > self.num_utterances // self.steps_per_epoch:
+            raise ConfigError(
+                f"data.streams={streams}: a global batch of {self.num_utterances // self.steps_per_epoch} utterances "
+                "has no share for each. Use fewer streams, or larger batches."
+            )
+        self._shares = Shares(self.num_utterances, self.steps_per_epoch, streams)
+        self._streams = split_into_streams(entries, shard_set, self._shares, streams, seed=seed, shuffle=shuffle)
         self.window_steps = max(1, -(-window_utterances // global_utterances))
         if self.window_steps > duration_group:
             self.window_steps = -(-self.window_steps // duration_group) * duration_group
         self._seed = seed
         self._duration_group = duration_group
         self._shuffle = shuffle
-        self._windows: dict[tuple[int, int], Window] = {}
+        self._windows: dict[tuple[int, int, int], Window] = {}
+        self._lock = threading.Lock()
         facts = {
             "order": ORDER_VERSION,
             "shards": getattr(shard_set, "content_digest", None) or shard_set.digest,
@@ -184,13 +137,23 @@ class Plan:
             "global_utterances": global_utterances,
             "window_utterances": window_utterances,
             "duration_group": duration_group,
+            "streams": streams,
             "shuffle": shuffle,
         }
         self.digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         """Hex SHA-256; equal digests mean equal global batches at every (epoch, step)."""
 
     def __getstate__(self) -> Mapping[str, Any]:
-        return {**self.__dict__, "_windows": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"} | {"_windows": {}}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    @property
+    def num_streams(self) -> int:
+        """Parts of the shard set that give equal shares of every batch."""
+        return len(self._streams)
 
     @property
     def largest_batch(self) -> int:
@@ -202,37 +165,60 @@ class Plan:
         """Windows that an epoch is taken in."""
         return -(-self.steps_per_epoch // self.window_steps)
 
-    def global_batch(self, epoch: int, step: int) -> tuple[Row, ...]:
+    def global_batch(self, epoch: int, step: int, streams: range | None = None) -> tuple[Row, ...]:
         """The utterances of one step over all ranks, shortest first.
+
+        Args:
+            streams: what these streams give to it, and no more; None for all.
 
         Raises:
             ConfigError: the epoch has no such step.
         """
-        return self.window(epoch, step).batch(step % self.window_steps)
+        self._check(epoch, step)
+        rows = []
+        for stream in streams or range(self.num_streams):
+            window = self._window(epoch, step // self.window_steps, stream)
+            rows += window.batch(step % self.window_steps)
+        return tuple(sorted(rows, key=lambda row: row.num_samples))
 
-    def window(self, epoch: int, step: int) -> Window:
-        """The window that ``step`` lies in; the last two asked for are kept."""
+    def shards_of_window(self, epoch: int, number: int, streams: range | None = None) -> tuple[str, ...]:
+        """Names of the shards that a window takes utterances from, in the order of the epoch; reads nothing."""
+        names = []
+        for stream in streams or range(self.num_streams):
+            low, *_, high = self._cuts(number, stream).tolist()
+            names += self._streams[stream].shards(epoch, low, high)
+        return tuple(dict.fromkeys(names))
+
+    def _check(self, epoch: int, step: int) -> None:
         if not 0 <= step < self.steps_per_epoch or epoch < 0:
             raise ConfigError(
                 f"position (epoch {epoch}, step {step}) is not in the plan: epochs count from 0 and have steps 0 to "
                 f"{self.steps_per_epoch - 1}."
             )
-        # An unshuffled plan is the same in every epoch.
-        place = (epoch if self._shuffle else 0, step // self.window_steps)
-        window = self._windows.pop(place, None)
-        if window is None:
-            while len(self._windows) >= _WINDOWS_KEPT:
-                del self._windows[next(iter(self._windows))]
-            window = self._make_window(*place)
-        self._windows[place] = window  # newest last
-        return window
 
-    def _make_window(self, epoch: int, number: int) -> Window:
+    def _window(self, epoch: int, number: int, stream: int) -> Window:
+        """What ``stream`` gives to a window; the last ones asked for are kept."""
+        # An unshuffled plan is the same in every epoch.
+        place = (epoch if self._shuffle else 0, number, stream)
+        with self._lock:
+            window = self._windows.pop(place, None)
+            if window is None:
+                while len(self._windows) >= _WINDOWS_KEPT * self.num_streams:
+                    del self._windows[next(iter(self._windows))]
+                window = self._make_window(*place)
+            self._windows[place] = window  # newest last
+            return window
+
+    def _cuts(self, number: int, stream: int) -> Int64[np.ndarray, " batches_and_one"]:
+        """Where the window's batches begin and end in the stream's sequence."""
         first = number * self.window_steps
         steps = np.arange(first, min(first + self.window_steps, self.steps_per_epoch) + 1, dtype=np.int64)
-        cuts = steps * self.num_utterances // self.steps_per_epoch
+        return np.asarray(self._shares.before(stream, steps))
+
+    def _make_window(self, epoch: int, number: int, stream: int) -> Window:
+        cuts = self._cuts(number, stream)
         tables, picked = [], []
-        for table, rows in self._stream.portion(epoch, int(cuts[0]), int(cuts[-1])):
+        for table, rows in self._streams[stream].portion(epoch, int(cuts[0]), int(cuts[-1])):
             tables.append(table)
             picked.append(rows)
         table_of = np.repeat(np.arange(len(tables)), [len(rows) for rows in picked])
@@ -240,7 +226,8 @@ class Plan:
         num_samples = np.concatenate([table.num_samples[rows] for table, rows in zip(tables, picked, strict=True)])
         cuts -= cuts[0]
 
-        order = self._by_duration(num_samples, cuts, self._seed, epoch, "utterances", number)
+        own = ("stream", stream) if self.num_streams > 1 else ()
+        order = self._by_duration(num_samples, cuts, self._seed, *own, epoch, "utterances", number)
         batches = list(pairwise(cuts.tolist()))
         if self._shuffle:
             batches = [batches[k] for k in shuffled(len(batches), self._seed, epoch, "batches", number)]

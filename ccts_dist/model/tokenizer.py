@@ -20,7 +20,7 @@ PADDING, UNKNOWN, BEGIN, END = 0, 1, 2, 3
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Encodes transcripts. Can be pickled, for the loader's worker processes."""
+    """Encodes transcripts. Can be pickled, and used by several threads."""
 
     @property
     def vocabulary_size(self) -> int:

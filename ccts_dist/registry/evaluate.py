@@ -35,7 +35,7 @@ def evaluate_split(
         split: which of its splits.
         ranks: where this process stands.
         micro_utterances: utterances of one forward pass on one rank.
-        workers: processes per rank that read and decode.
+        workers: threads per rank that read and decode.
 
     Raises:
         ConfigError: no such model folder or split, or the shards lack one of the model's targets.

@@ -60,6 +60,17 @@ class ShardSet:
         """The shard's file."""
         return self.root / shard
 
+    def prefetch(self, shards: Sequence[str]) -> None:
+        """Fetch these ahead of need, in this order; nothing to do for a folder."""
+
+    def member(self, rows: ShardRows, row: int, member: str) -> bytes:
+        """The payload of one member of one utterance, checked against its CRC-32.
+
+        Raises:
+            ShardError: the shard is missing or damaged; names shard and key.
+        """
+        return read_member(self.path(rows.shard), rows.members[member], row, key=rows.keys[row], member=member)
+
 
 def open_shard_set(root: str | Path) -> ShardSet:
     """The shard set in a folder; neither shards nor the rows of the index are read.

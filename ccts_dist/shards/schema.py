@@ -233,6 +233,11 @@ def utterance_to_json(utterance: Utterance, *, targets: Sequence[str], num_sampl
     return json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
 
+def transcript_of(data: bytes) -> str:
+    """The words in a ``json`` member."""
+    return str(json.loads(data)["transcript"])
+
+
 def utterance_from_json(data: bytes) -> Utterance:
     """The utterance in a ``json`` member; its ``audio`` is the source relative to the corpus."""
     record = json.loads(data)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from ccts_dist.errors import TeacherError
-from ccts_dist.loader.collate import EncodeText, read_batch
+from ccts_dist.loader.collate import EncodeText, Reading, read_batch
 from ccts_dist.loader.cut import Part
-from ccts_dist.loader.plan import Window
+from ccts_dist.loader.plan import Row
 from ccts_dist.model import LoadedModel
 from ccts_dist.records import SAMPLE_RATE_HZ, Batch, TeacherOutput
 from ccts_dist.shards.index import ShardRows
@@ -68,14 +68,11 @@ def _batches(
     shard_set: ShardSet, rows: ShardRows, encode_text: EncodeText | None, batch_seconds: float
 ) -> Iterator[tuple[list[int], Batch]]:
     """One shard's utterances in batches of like duration, with the numbers of their rows; read one batch ahead."""
-    whole = Window(
-        tables=(rows,), table_of=np.zeros(len(rows), np.int64), row_of=np.arange(len(rows)), batches=((0, len(rows)),)
-    )
-    all_rows = whole.batch(0)
+    all_rows = [Row(rows.shard, number, int(rows.num_samples[number]), rows) for number in range(len(rows))]
+    reading = Reading(shards=shard_set, encode_text=encode_text)
 
     def read(numbers: list[int]) -> Batch:
-        part = Part(tuple(all_rows[number] for number in numbers))
-        return read_batch(part, whole, shard_set, targets=(), encode_text=encode_text, teacher=None)
+        return read_batch(Part(tuple(all_rows[number] for number in numbers)), reading)
 
     # One thread: decoding lets go of the interpreter lock, and the teacher is what takes the time.
     with ThreadPoolExecutor(1) as ahead:

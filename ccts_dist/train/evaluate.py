@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ccts_dist.distributed import in_step, sum_over_ranks
+from ccts_dist.distributed import gather_objects, in_step, sum_over_ranks
 from ccts_dist.loader.loader import Loader
 from ccts_dist.metrics import SplitSums
 from ccts_dist.records import Batch
@@ -20,6 +20,9 @@ class Scores:
     pearson: dict[str, float]
     mae: dict[str, float]
     num_labels: dict[str, int]
+    damaged: tuple[str, ...]
+    """In words, what was wrong with the utterances that were left out because they are damaged."""
+
     loss: float
     """sum_j alpha_j (1 - CCC_j) over the whole split; targets without labels are left out. NaN when predictions are."""
 
@@ -44,11 +47,13 @@ def evaluate(
         advance: called after each step, for a progress bar.
     """
     sums = SplitSums(targets)
+    damaged: list[str] = []
     with torch.no_grad():
         for step in in_step(loader.epoch(0), loader.steps_per_epoch):
             for batch in step.passes:
                 moved = batch.to(device)
                 sums.add(forward(moved).prediction, moved.labels, moved.weight)
+                damaged += batch.damaged
             advance()
     whole = SplitSums.from_tensor(targets, sum_over_ranks(sums.to_tensor()))
     ccc = whole.ccc()
@@ -59,5 +64,6 @@ def evaluate(
         pearson=whole.pearson(),
         mae=whole.mae(),
         num_labels=num_labels,
+        damaged=tuple(words for theirs in gather_objects(damaged) for words in theirs),
         loss=sum(alpha * (1 - value) for alpha, value in scored),
     )

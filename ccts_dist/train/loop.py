@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from typing import IO, Any
@@ -10,8 +10,8 @@ from typing import IO, Any
 import torch
 
 from ccts_dist.config import run_to_tree
-from ccts_dist.distributed import barrier, in_step
-from ccts_dist.errors import TrainingError
+from ccts_dist.distributed import barrier, gather_objects, in_step
+from ccts_dist.errors import ShardError, TrainingError
 from ccts_dist.model.folder import load_model, save_model
 from ccts_dist.progress import Progress, say
 from ccts_dist.records import StepBatches
@@ -111,6 +111,7 @@ class Trainer:
                 result = train_step(self._engine, batches, self._session.objective, seed=self._run.seed)
                 self._count(result, batches)
                 self._report_step(result, batches)
+                self._count_damaged(result, batches)
                 progress.advance(figures=f"loss {result.loss:.3f}")
                 every = self._run.train.checkpoint_steps
                 ends_epoch = state.step_in_epoch == loader.steps_per_epoch
@@ -141,6 +142,27 @@ class Trainer:
             for name, value in sums.items():
                 state.epoch_sums[name] = state.epoch_sums.get(name, 0.0) + value
 
+    def _count_damaged(self, result: StepResult, batches: StepBatches) -> None:
+        """Say which damaged utterances a step left out; every rank knows that there are some, and all stop together."""
+        if not result.num_damaged:
+            return
+        sums = self.state.epoch_sums
+        sums["damaged"] = sums.get("damaged", 0.0) + result.num_damaged
+        own = [words for batch in batches.passes for words in batch.damaged]
+        damaged = [words for theirs in gather_objects(own) for words in theirs]
+        self._allow_damaged(damaged, int(sums["damaged"]), f"epoch {self.state.epoch + 1}")
+
+    def _allow_damaged(self, damaged: Sequence[str], count: int, where: str) -> None:
+        """Raises: ShardError, on all ranks alike, when more than ``data.max_damaged`` were skipped."""
+        for words in damaged:
+            say(f"skipped: {words}", visible=self._first)
+        limit = self._run.data.max_damaged
+        if count > limit:
+            raise ShardError(
+                f"{where}: {count} damaged utterances, and data.max_damaged={limit}. Run shards/check.py on "
+                f"{self._run.data.shards}, and mend what it names. The last: {damaged[-1]}"
+            )
+
     def _report_step(self, result: StepResult, batches: StepBatches) -> None:
         if not self._first:
             return
@@ -157,6 +179,8 @@ class Trainer:
             figures["train/gradient_norm"] = result.update.gradient_norm
         figures |= {f"train/learning_rate_{name}": rate for name, rate in rates_by_group(self._optimizer).items()}
         figures["train/skipped_steps"] = float(self.state.num_skipped)
+        if self._run.data.damaged == "skip":
+            figures["train/damaged_utterances"] = float(result.num_damaged)
         self._tracking.metrics(_finite(figures), self.state.step)
         assert self._history is not None
         line = {"step": self.state.step, "epoch": batches.epoch, "keys": result.key_checksum, **figures}
@@ -204,7 +228,7 @@ class Trainer:
             return self._score(self._engine.forward, loader, progress)
 
     def _score(self, forward: Any, loader: Any, progress: Progress) -> Scores:
-        return evaluate(
+        scores = evaluate(
             forward,
             loader,
             self._run.model.targets,
@@ -212,6 +236,8 @@ class Trainer:
             self._engine.device,
             advance=progress.advance,
         )
+        self._allow_damaged(scores.damaged, len(scores.damaged), "evaluation")
+        return scores
 
     def _checkpoint(self) -> None:
         self.state.schedule = self._schedule.state()

@@ -29,7 +29,16 @@ from ccts_dist.train.checkpoint import (
 FROZEN_SECTIONS = ("seed", "model", "batch", "loss", "distill", "optim")
 """What may not change on resuming: the numbers would be those of neither run."""
 
-FREE_DATA_KEYS = ("workers", "shards", "teacher", "test_splits")
+FREE_DATA_KEYS = (
+    "workers",
+    "shards",
+    "teacher",
+    "test_splits",
+    "damaged",
+    "max_damaged",
+    "cache",
+    "cache_gb",
+)
 """Keys of [data] that may: shards and cache may have moved, and their digests are compared."""
 
 

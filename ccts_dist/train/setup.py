@@ -15,8 +15,8 @@ from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
-from ccts_dist.shards.read import ShardSet, open_shard_set, read_utterance_json
-from ccts_dist.shards.schema import ShardEntry
+from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.schema import JSON_MEMBER, ShardEntry, transcript_of
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoint import checkpoints_folder
@@ -225,8 +225,7 @@ def _train_tokenizer(run: RunConfig, shard_set: ShardSet, output: Path) -> None:
     transcripts: list[str] = []
     for shard in shard_set.shards_of(run.data.train_splits):
         rows = shard_set.rows(shard.name)
-        path = shard_set.path(shard.name)
-        transcripts += [read_utterance_json(path, rows, row)["transcript"] for row in range(len(rows.keys))]
+        transcripts += [transcript_of(shard_set.member(rows, row, JSON_MEMBER)) for row in range(len(rows))]
     if not any(transcripts):
         raise ConfigError(
             f"{shard_set.root}: no utterance of {list(run.data.train_splits)} has a transcript, and [model.text] needs "

@@ -64,6 +64,9 @@ class StepResult:
     prediction_loss: float
     num_rows: int
     num_kept: int
+    num_damaged: int
+    """Utterances that were left out because they are damaged."""
+
     key_checksum: int
     """Sum of the CRC-32 of the keys of the rows that count: equal for equal global batches, however they are cut."""
 
@@ -90,14 +93,14 @@ def train_step(engine: StepEngine, batches: StepBatches, objective: Objective, *
         with torch.set_grad_enabled(not two_rounds):
             output = _forward(engine, batch, place, number)
         sums = pack_sums(batch_sums(output.prediction, batch.labels, batch.weight, kept[number]))
-        sums = torch.cat([sums, _key_checksum(batch).to(sums.device)])
+        sums = torch.cat([sums, _counts(batch).to(sums.device)])
         packed = sums if packed is None else packed + sums
         outputs.append(None if two_rounds else output)
     assert packed is not None, "a step has at least one pass"
     reduced = sum_over_ranks(packed)
-    sums, checksum = unpack_sums(reduced[:-1]), int(reduced[-1])
+    sums, counts = unpack_sums(reduced[:-2]), reduced[-2:]
     if not math.isfinite(float(ccc_loss_from_sums(sums.concordance, objective.target_weights))):
-        return _result(sums, checksum, objective, None, None)
+        return _result(sums, counts, objective, None, None)
     parts: list[DistillParts] = []
     update = None
     for number, batch in enumerate(passes):
@@ -117,13 +120,14 @@ def train_step(engine: StepEngine, batches: StepBatches, objective: Objective, *
         parts.append(part)
         engine.backward(value)
         update = engine.step()
-    return _result(sums, checksum, objective, parts, update)
+    return _result(sums, counts, objective, parts, update)
 
 
-def _key_checksum(batch: Batch) -> Tensor:
+def _counts(batch: Batch) -> Tensor:
+    """Checksum of the keys that count, and number of damaged utterances."""
     # Exact in float64 below 2^53, that is for two million keys.
     keys = (zlib.crc32(key.encode()) for key, w in zip(batch.keys, batch.weight.tolist(), strict=True) if w > 0)
-    return torch.tensor([float(sum(keys))], dtype=torch.float64)
+    return torch.tensor([float(sum(keys)), float(len(batch.damaged))], dtype=torch.float64)
 
 
 def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
@@ -140,7 +144,7 @@ def _forward(engine: StepEngine, batch: Batch, place: Sequence[int], number: int
 
 def _result(
     sums: BatchSums,
-    checksum: int,
+    counts: Tensor,
     objective: Objective,
     parts: Sequence[DistillParts] | None,
     update: Update | None,
@@ -160,6 +164,7 @@ def _result(
         prediction_loss=float(whole.prediction),
         num_rows=int(sums.num_rows),
         num_kept=int(sums.num_kept),
-        key_checksum=checksum,
+        num_damaged=int(counts[1]),
+        key_checksum=int(counts[0]),
         update=update,
     )

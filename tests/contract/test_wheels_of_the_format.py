@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import soundfile
 from datasets.packaged_modules.webdataset.webdataset import base_plus_ext as datasets_base_plus_ext
+from miniaudio import ffi, lib
 from webdataset.tariterators import base_plus_ext
 
 from ccts_dist.shards.audio import flac_facts
@@ -56,7 +57,36 @@ def test_flac_is_a_function_of_its_samples_and_states_their_number():
     assert flac_facts(first) == (16_000, 5001)
 
 
-def test_parquet_is_a_function_of_its_rows(tmp_path: Path):
+@pytest.mark.parametrize("num_samples", [1, 400, 4_095, 4_096, 4_097, 40_001])
+def test_the_fast_decoder_gives_the_samples_of_libsndfile(num_samples: int):
+    draws = np.random.default_rng(num_samples)
+    samples = np.clip(draws.normal(0, 12_000, num_samples), -32_768, 32_767).astype(np.int16)
+    samples[: num_samples // 3] = 0
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16_000, format="FLAC", subtype="PCM_16")
+    payload, ours = file.getvalue(), np.empty(num_samples, np.float32)
+    flac = lib.ma_dr_flac_open_memory(payload, len(payload), ffi.NULL)
+    assert lib.ma_dr_flac_read_pcm_frames_f32(flac, num_samples, ffi.from_buffer("float[]", ours)) == num_samples
+    lib.ma_dr_flac_close(flac)
+    theirs, _ = soundfile.read(io.BytesIO(payload), dtype="float32")
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_fast_decoder_tells_damage_by_the_number_of_samples():
+    draws = np.random.default_rng(0)
+    file = io.BytesIO()
+    soundfile.write(file, draws.normal(0, 9_000, 30_000).astype(np.int16), 16_000, format="FLAC", subtype="PCM_16")
+    sound = file.getvalue()
+    out = np.empty(30_000, np.float32)
+    for _ in range(50):
+        damaged = bytearray(sound)
+        damaged[int(draws.integers(200, len(sound)))] ^= 1 << int(draws.integers(8))
+        flac = lib.ma_dr_flac_open_memory(bytes(damaged), len(damaged), ffi.NULL)
+        assert lib.ma_dr_flac_read_pcm_frames_f32(flac, 30_000, ffi.from_buffer("float[]", out)) < 30_000
+        lib.ma_dr_flac_close(flac)
+
+
+def test_an_arrow_file_is_a_function_of_its_rows(tmp_path: Path):
     for name in ("a", "b"):
         with IndexWriter(tmp_path / name) as index:
             for first in (0, 10):

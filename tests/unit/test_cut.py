@@ -2,6 +2,7 @@
 
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,10 +10,22 @@ from hypothesis import strategies as st
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.cut import cut
 from ccts_dist.loader.plan import Row
+from ccts_dist.shards.index import ShardRows
+
+NO_TABLE = ShardRows(
+    shard="Train-000000.tar",
+    keys=(),
+    num_samples=np.zeros(0, np.int64),
+    labels={},
+    speakers=(),
+    genders=(),
+    categories=(),
+    members={},
+)
 
 
 def rows_of(*lengths: int) -> list[Row]:
-    return [Row("Train-000000.tar", number, f"u{number}", length) for number, length in enumerate(lengths)]
+    return [Row("Train-000000.tar", number, length, NO_TABLE) for number, length in enumerate(lengths)]
 
 
 def lengths_of(passes: list) -> list[list[list[int]]]:

@@ -1,14 +1,10 @@
-"""Reading what the plan says: real shards, decoded, padded, in this process and in workers."""
+"""Reading what the plan says: real shards, decoded, padded, in this thread and in others."""
 
 import io
-import multiprocessing
-import os
-import signal
-import subprocess
+import threading
 import time
 import zlib
 from collections.abc import Iterator
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +14,7 @@ import torch
 
 from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
-from ccts_dist.errors import ConfigError, ShardError, TeacherError
+from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
 from ccts_dist.loader.collate import pad_tokens
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import DIMENSIONS, Condition, StepBatches, TeacherOutput, Utterance
@@ -34,6 +30,9 @@ def wave(number: int) -> np.ndarray:
     """A tone of 0.1 to 0.4 s."""
     samples = 1_600 + (number * 613) % 4_800
     return np.round(np.sin(np.arange(samples) * (number + 1) / 90) * 12_000).astype(np.int16)
+
+
+CATEGORIES = ("Happy", "Sad", None)
 
 
 def labels_of(number: int) -> dict[str, float]:
@@ -56,6 +55,7 @@ def root(tmp_path_factory) -> Path:
                 labels=labels_of(number),
                 scale=(1.0, 7.0),
                 transcript="word " * (number % 4),
+                category=CATEGORIES[number % 3],
             )
         )
     build_shard_set(
@@ -122,6 +122,8 @@ def make_loader(shard_set: ShardSet, *, ranks: Ranks | None = None, splits=("Tra
         workers=settings.pop("workers", 0),
         window_utterances=settings.pop("window_utterances", 24),
         duration_group=2,
+        streams=settings.pop("streams", 1),
+        damaged=settings.pop("damaged", "stop"),
     )
     return Loader(
         shard_set,
@@ -157,7 +159,7 @@ def with_workers(root: Path, cache: TeacherCache) -> Iterator[Loader]:
     loader.close()
 
 
-def test_batches_are_the_same_in_process_and_in_two_workers_over_epochs_and_starts(shard_set, cache, with_workers):
+def test_batches_are_the_same_in_this_thread_and_in_two_others_over_epochs_and_starts(shard_set, cache, with_workers):
     inline = make_loader(shard_set, encode_text=Words(), teacher=cache)
     for epoch, start in ((0, 0), (1, 3), (0, 4)):
         ours, theirs = list(inline.epoch(epoch, start)), list(with_workers.epoch(epoch, start))
@@ -165,29 +167,25 @@ def test_batches_are_the_same_in_process_and_in_two_workers_over_epochs_and_star
         assert same_steps(ours, theirs)
 
 
-def test_workers_stay_over_epochs_and_after_an_epoch_that_was_left_early(with_workers):
-    pids = []
+def test_threads_stay_over_epochs_and_after_an_epoch_that_was_left_early(with_workers):
+    names = []
     for _ in range(2):
         steps = with_workers.epoch(0)
         assert next(steps).step == 0
-        pids.append(sorted(child.pid for child in multiprocessing.active_children()))
-    assert len(pids[0]) >= 2
-    assert pids[0] == pids[1]
+        names.append(sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("loader")))
+    assert len(names[0]) == 2
+    assert names[0] == names[1]
 
 
-def test_workers_and_their_server_do_not_end_on_a_stop_request_sent_to_all_processes(with_workers):
-    steps = with_workers.epoch(0)
-    next(steps)
-    pids = [child.pid for child in multiprocessing.active_children()]
-    everyone = map(str, [*pids, forkserver._forkserver._forkserver_pid])
-    # From another process: only the training process's own SIGTERM ends them.
-    subprocess.run(["sh", "-c", "for s in TERM USR1 INT; do kill -$s $*; done", "sh", *everyone], check=True)
-    time.sleep(0.5)
-    assert len(list(steps)) == with_workers.steps_per_epoch - 1
-    assert [child.pid for child in multiprocessing.active_children()] == pids
+def test_two_epochs_can_be_read_side_by_side(shard_set, cache, with_workers):
+    inline = make_loader(shard_set, encode_text=Words(), teacher=cache)
+    one, other = with_workers.epoch(0), with_workers.epoch(1)
+    mixed = [step for pair in zip(one, other, strict=True) for step in pair]
+    assert same_steps(mixed[0::2], list(inline.epoch(0)))
+    assert same_steps(mixed[1::2], list(inline.epoch(1)))
 
 
-def test_reading_with_workers_draws_nothing_from_the_global_generators(with_workers):
+def test_reading_with_threads_draws_nothing_from_the_global_generators(with_workers):
     before = torch.get_rng_state()
     list(with_workers.epoch(0, 4))
     assert torch.equal(torch.get_rng_state(), before)
@@ -215,6 +213,19 @@ def test_columns_of_labels_are_the_targets_in_their_order(shard_set):
     assert batch.labels[0].tolist() == pytest.approx([(number + 2) / 60, number / 60])
 
 
+def test_categories_are_numbered_as_asked_and_unknown_ones_are_minus_one(shard_set):
+    loader = make_loader(shard_set, categories=("Sad", "Happy"))
+    for step in loader.epoch(0):
+        for batch in step.passes:
+            wanted = [{0: 1, 1: 0, 2: -1}[int(key.removeprefix("u.")) % 3] for key in batch.keys]
+            assert batch.categories.tolist() == wanted
+
+
+def test_unknown_category_is_refused_with_the_known_ones(shard_set):
+    with pytest.raises(ConfigError, match=r"category 'Bored' is not a category .*It has: Happy, Sad"):
+        make_loader(shard_set, categories=("Bored",))
+
+
 def test_without_text_branch_and_teacher_a_batch_has_neither(shard_set):
     batch = next(make_loader(shard_set).epoch(0)).passes[0]
     assert batch.tokens is None
@@ -233,6 +244,44 @@ def test_ranks_share_every_global_batch_in_equally_many_passes(shard_set, num_ra
         assert all(len(batch.keys) <= 3 for batch in batches)
         counted = [key for batch in batches for key, weight in zip(batch.keys, batch.weight, strict=True) if weight]
         assert sorted(counted) == sorted(row.key for row in loaders[0].plan.global_batch(2, steps[0].step))
+
+
+@pytest.mark.parametrize(("num_nodes", "per_node", "streams"), [(2, 1, 2), (2, 2, 4), (3, 1, 6), (4, 2, 4)])
+def test_a_node_reads_its_own_streams_and_all_nodes_together_the_global_batch(shard_set, num_nodes, per_node, streams):
+    num_ranks = num_nodes * per_node
+    loaders = [
+        make_loader(
+            shard_set,
+            ranks=Ranks(rank=rank, num_ranks=num_ranks, num_nodes=num_nodes),
+            streams=streams,
+            workers=rank % 2,
+        )
+        for rank in range(num_ranks)
+    ]
+    keys_of_node: list[set[str]] = [set() for _ in range(num_nodes)]
+    for steps in zip(*(loader.epoch(1) for loader in loaders), strict=True):
+        counted = []
+        for rank, step in enumerate(steps):
+            assert len(step.passes) == loaders[0].passes
+            for batch in step.passes:
+                assert len(batch.keys) <= 3
+                own = [key for key, weight in zip(batch.keys, batch.weight, strict=True) if weight]
+                counted += own
+                keys_of_node[rank // per_node] |= set(own)
+        assert sorted(counted) == sorted(row.key for row in loaders[0].plan.global_batch(1, steps[0].step))
+    again = [set() for _ in range(num_nodes)]
+    for rank, loader in enumerate(loaders):
+        for step in loader.epoch(5):
+            again[rank // per_node] |= {
+                key for batch in step.passes for key, weight in zip(batch.keys, batch.weight, strict=True) if weight
+            }
+    assert again == keys_of_node  # in every epoch the same ones
+    assert sum(map(len, keys_of_node)) == NUM_TRAIN
+
+
+def test_streams_that_the_nodes_do_not_divide_are_read_by_all(shard_set):
+    loader = make_loader(shard_set, ranks=Ranks(rank=1, num_ranks=2, num_nodes=2), streams=3)
+    assert loader.streams == range(3)
 
 
 def test_empty_part_is_one_row_of_weight_zero(shard_set):
@@ -298,6 +347,38 @@ def test_flipped_bit_is_one_line_at_the_step_it_belongs_to(root, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_skipping_gives_a_damaged_utterance_weight_zero_and_silence_and_says_so(root, tmp_path, cache):
+    shard_set, shard, key = damaged_copy(root, tmp_path, lambda payload, _: payload[:-1] + bytes([payload[-1] ^ 1]))
+    sound = make_loader(open_shard_set(root), encode_text=Words(), teacher=cache)
+    skipping = make_loader(shard_set, encode_text=Words(), teacher=cache, damaged="skip", workers=1)
+    words = []
+    for ours, theirs in zip(skipping.epoch(0), sound.epoch(0), strict=True):
+        for batch, whole in zip(ours.passes, theirs.passes, strict=True):
+            assert batch.keys == whole.keys
+            bad = [number for number, one in enumerate(batch.keys) if one == key]
+            good = [number for number, one in enumerate(batch.keys) if one != key]
+            assert batch.weight[good].tolist() == [1.0] * len(good)
+            assert torch.equal(batch.audio[good], whole.audio[good])
+            assert torch.equal(batch.teacher.embedding[good], whole.teacher.embedding[good])
+            assert batch.weight[bad].tolist() == [0.0] * len(bad)
+            assert not batch.audio[bad].any()
+            assert not batch.teacher.embedding[bad].any()
+            assert batch.num_tokens[bad].tolist() == [1] * len(bad)
+            words += batch.damaged
+    assert len(words) == 1
+    assert words[0].startswith(f"{shard}: flac of '{key}' is damaged")
+
+
+def test_a_store_that_cannot_be_reached_is_no_damage_to_skip(shard_set):
+    class Away(ShardSet):
+        def member(self, *_) -> bytes:
+            raise FetchError("the store is away")
+
+    away = Away(shard_set.root, shard_set.manifest, shard_set.digest)
+    with pytest.raises(FetchError, match="the store is away"):
+        next(make_loader(away, damaged="skip").epoch(0))
+
+
 def flac_of(samples: np.ndarray, rate: int) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format="FLAC", subtype="PCM_16")
@@ -316,7 +397,9 @@ def flac_of(samples: np.ndarray, rate: int) -> bytes:
 def test_audio_that_is_not_what_the_index_says_is_refused(root, tmp_path, payload, words):
     def replace(old: bytes, places) -> bytes:
         new = payload.ljust(len(old), b"\0")
-        places.crc32[0] = zlib.crc32(new)  # as if it had been built so
+        checksums = places.crc32.copy()
+        checksums[0] = zlib.crc32(new)  # as if it had been built so
+        object.__setattr__(places, "crc32", checksums)
         return new
 
     shard_set, shard, key = damaged_copy(root, tmp_path, replace)
@@ -324,36 +407,18 @@ def test_audio_that_is_not_what_the_index_says_is_refused(root, tmp_path, payloa
         list(make_loader(shard_set).epoch(0))
 
 
-def test_error_of_a_worker_keeps_its_kind_and_words_and_closing_leaves_no_worker(shard_set, cache):
+def test_error_of_a_thread_keeps_its_kind_and_words_and_closing_leaves_no_thread(shard_set, cache):
     for entry in shard_set.shards_of(("Train",)):
         (cache.root / entry.name).unlink()
-    before = {child.pid for child in multiprocessing.active_children()}
+    before = threading.active_count()
     loader = make_loader(shard_set, workers=1, teacher=cache)
     with pytest.raises(TeacherError, match=r"Train-00000\d.tar.*'u\.\d+'"):
         next(loader.epoch(0))
     loader.close()
-    assert {child.pid for child in multiprocessing.active_children()} == before
-
-
-def test_worker_that_is_killed_is_reported_as_such(shard_set):
-    before = {child.pid for child in multiprocessing.active_children()}
-    loader = make_loader(shard_set, workers=1, global_utterances=1)
-    steps = loader.epoch(0)
-    next(steps)
-    (pid,) = {child.pid for child in multiprocessing.active_children()} - before
-    os.kill(pid, signal.SIGKILL)
-    with pytest.raises(ShardError, match=r"a loader worker died while reading for step \d+.*lower data.workers"):
-        list(steps)
-    loader.close()
-
-
-def test_two_epochs_at_a_time_are_refused(shard_set):
-    loader = make_loader(shard_set)
-    first = loader.epoch(0)
-    next(first)
-    next(loader.epoch(1))
-    with pytest.raises(AssertionError, match="one epoch can be read at a time"):
-        next(first)
+    deadline = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
 
 
 def test_tokens_are_padded_with_zeros():

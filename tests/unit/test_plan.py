@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.cut import cut
-from ccts_dist.loader.plan import Plan, Row, shuffled
+from ccts_dist.loader.plan import Plan, Row
+from ccts_dist.loader.streams import shuffled
 from ccts_dist.shards.index import IndexPlace, ShardRows
 from ccts_dist.shards.schema import ShardEntry
 
@@ -76,14 +77,21 @@ choices = st.fixed_dictionaries(
         "window_utterances": st.integers(1, 200),
         "duration_group": st.integers(1, 9),
         "shuffle": st.booleans(),
+        "streams": st.integers(1, 4),
     }
 )
+
+
+def possible(counts: Sequence[int], choices: dict) -> dict:
+    """The choices with no more streams than the smallest batch has utterances."""
+    smallest = sum(counts) // -(-sum(counts) // choices["global_utterances"])
+    return choices | {"streams": min(choices["streams"], smallest)}
 
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(counts=layouts, choices=choices, epoch=st.integers(0, 5))
 def test_each_utterance_comes_exactly_once_per_epoch_in_batches_of_equal_size(counts, choices, epoch):
-    batches = epoch_of(make_plan(Counts(counts), **choices), epoch)
+    batches = epoch_of(make_plan(Counts(counts), **possible(counts, choices)), epoch)
     assert sorted((row.shard, row.row) for batch in batches for row in batch) == [
         (f"Train-{number:06d}.tar", row) for number, count in enumerate(counts) for row in range(count)
     ]
@@ -96,7 +104,7 @@ def test_each_utterance_comes_exactly_once_per_epoch_in_batches_of_equal_size(co
 @settings(deadline=None)  # a busy machine is no failure
 @given(counts=layouts, choices=choices, data=st.data())
 def test_first_k_steps_plus_the_rest_is_the_epoch_after_resuming_twice(counts, choices, data):
-    source = Counts(counts)
+    source, choices = Counts(counts), possible(counts, choices)
     whole = epoch_of(make_plan(source, **choices), 3)
     first = data.draw(st.integers(0, len(whole)))
     second = data.draw(st.integers(first, len(whole)))
@@ -108,13 +116,68 @@ def test_first_k_steps_plus_the_rest_is_the_epoch_after_resuming_twice(counts, c
 @settings(deadline=None)  # a busy machine is no failure
 @given(counts=layouts, choices=choices, micro=st.integers(1, 8))
 def test_every_number_of_ranks_cuts_the_same_batches_into_equally_many_passes(counts, choices, micro):
-    plan = make_plan(Counts(counts), **choices)
+    plan = make_plan(Counts(counts), **possible(counts, choices))
     batch = plan.global_batch(0, plan.steps_per_epoch - 1)
     for num_ranks in range(1, 17):
         passes = -(-plan.largest_batch // (micro * num_ranks))
         parts = [part for ranks in cut(batch, num_ranks, passes, micro) for part in ranks]
         assert len(parts) == passes * num_ranks
         assert sorted(row.key for part in parts if part.counts for row in part.rows) == sorted(r.key for r in batch)
+
+
+@given(
+    counts=st.lists(st.integers(1, 60), min_size=1, max_size=12),
+    global_utterances=st.integers(1, 40),
+    nodes=st.integers(1, 5),
+    per_node=st.integers(1, 3),
+)
+def test_streams_give_equal_shares_and_a_node_never_more_than_its_part(counts, global_utterances, nodes, per_node):
+    num_utterances, streams = sum(counts), nodes * per_node
+    plan_steps = -(-num_utterances // global_utterances)
+    assume(streams <= num_utterances // plan_steps)
+    plan = make_plan(Counts(counts), global_utterances=global_utterances, streams=streams)
+    of_stream: dict[tuple[str, int], int] = {}
+    for epoch in (0, 3):
+        for step in range(plan.steps_per_epoch):
+            batch = plan.global_batch(epoch, step)
+            shares = [plan.global_batch(epoch, step, range(s, s + 1)) for s in range(streams)]
+            assert sorted((r.shard, r.row) for share in shares for r in share) == sorted(
+                (r.shard, r.row) for r in batch
+            )
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+            for node in range(nodes):
+                own = plan.global_batch(epoch, step, range(node * per_node, (node + 1) * per_node))
+                assert len(own) <= -(-len(batch) // nodes)
+            for stream, share in enumerate(shares):
+                for row in share:
+                    assert of_stream.setdefault((row.shard, row.row), stream) == stream  # in every epoch the same
+
+
+def test_a_node_reads_the_shards_of_its_own_streams_and_at_most_one_more():
+    source = Counts([16] * 64)
+    plan = make_plan(source, streams=4, window_utterances=64)
+    read = set()
+    for epoch in range(3):
+        for step in range(plan.steps_per_epoch):
+            plan.global_batch(epoch, step, range(1, 2))
+    read = set(source.read)
+    assert 16 <= len(read) <= 17
+
+
+def test_shards_of_a_window_are_those_that_its_batches_come_from():
+    source = Counts([7, 30, 12, 5, 22, 40])
+    plan = make_plan(source, window_utterances=32, streams=2)
+    for number in range(plan.windows_per_epoch):
+        named = plan.shards_of_window(2, number)
+        assert not source.read
+        steps = range(number * plan.window_steps, min((number + 1) * plan.window_steps, plan.steps_per_epoch))
+        assert set(named) == {row.shard for step in steps for row in plan.global_batch(2, step)}
+        source.read.clear()
+
+
+def test_more_streams_than_a_batch_can_share_are_refused():
+    with pytest.raises(ConfigError, match=r"data.streams=9: a global batch of 8 utterances has no share for each"):
+        make_plan(Counts([80]), streams=9)
 
 
 def test_order_of_a_small_plan_stays_what_it_was():
@@ -212,6 +275,7 @@ def test_digest_changes_with_everything_that_changes_the_order():
             "seed": 2,
             "window_utterances": 65,
             "duration_group": 3,
+            "streams": 2,
             "shuffle": False,
         }.items()
     ]

@@ -105,7 +105,7 @@ def test_a_recording_is_heard_bit_by_bit_as_training_hears_it_from_a_shard(tmp_p
     table = shard_set.rows(shard.name)
     for row, name in enumerate(table.keys):
         heard = np.zeros(int(table.num_samples[row]), dtype=np.float32)
-        read_audio_of_shard(shard_set.path(shard.name), table, row, heard)
+        read_audio_of_shard(shard_set, table, row, heard)
         np.testing.assert_array_equal(read_audio(kinds[name]).numpy(), heard, err_msg=name)
 
 

@@ -69,8 +69,8 @@ def test_every_utterance_is_cached_as_the_teacher_says_it_alone(material: Materi
         rows = shard_set.rows(shard.name)
         for number, key in enumerate(rows.keys):
             audio = np.zeros(rows.num_samples[number], np.float32)
-            read_audio(shard_set.path(shard.name), rows, number, audio)
-            tokens = torch.tensor([loaded.tokenizer.encode(read_transcript(shard_set.path(shard.name), rows, number))])
+            read_audio(shard_set, rows, number, audio)
+            tokens = torch.tensor([loaded.tokenizer.encode(read_transcript(shard_set, rows, number))])
             with torch.inference_mode():
                 alone = loaded.model(
                     torch.from_numpy(audio)[None], torch.tensor([len(audio)]), tokens, torch.tensor([tokens.shape[1]])
