@@ -2,55 +2,43 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from ccts_dist.corpus import SpokenConfig, make_spoken_corpus, read_msp_podcast
 from ccts_dist.errors import run_main
 from ccts_dist.progress import Progress
-from ccts_dist.shards.write import build_shard_set, check_build
-
-EPILOG = """An interrupted build goes on where it stopped: run the same command again. What cannot be used is
-listed with its reason in OUT/rejected.jsonl. Exit codes: 0 done; 2 a mistake, or too much was rejected."""
+from ccts_dist.shards.build_command import build_parser, part_of, read_corpus, settings_of
+from ccts_dist.shards.write import build_all, build_part, check_build, join_parts, num_to_join, plan_build
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", required=True, type=Path, metavar="OUT", help="folder of the shard set")
-    shared.add_argument("--shard-mb", type=float, default=256, help="size that closes a shard (default: 256; demo: 4)")
-    shared.add_argument("--max-rejected", type=float, default=0.01, help="share that may be rejected (default: 0.01)")
-    shared.add_argument("--max-duration", type=float, default=600.0, help="reject longer audio, seconds (default: 600)")
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG)
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="CORPUS")
-    msp = kinds.add_parser("msp-podcast", parents=[shared], help="MSP-Podcast, any release", epilog=EPILOG)
-    msp.add_argument("root", type=Path, metavar="ROOT", help="folder with Audios/, Labels/ and perhaps Transcripts/")
-    msp.add_argument("--release", default="unknown", help='release for the manifest, such as "1.11"')
-    demo = kinds.add_parser("demo", parents=[shared], help="the spoken demo corpus, made on the spot", epilog=EPILOG)
-    demo.add_argument("--corpus", type=Path, metavar="DIR", help="where the corpus is made (default: OUT-corpus)")
-    demo.add_argument("--utterances", type=int, default=3000, help="how many to speak (default: 3000)")
-    demo.add_argument("--words", type=int, default=24, help="emotion words: more make it harder (default: 24)")
-    demo.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")
-    demo.set_defaults(shard_mb=4)  # so that even a small corpus is several shards
-    return parser.parse_args(argv)
+    """The command line; ``ccts_dist/shards/build_command.py`` has the options."""
+    return build_parser().parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the corpus, or make it; build the shards; say what came of it."""
+    """Read the corpus, or make it; build the shards, or join what parts have built; say what came of it."""
     args = parse_args(argv)
-    limits = {"max_rejected": args.max_rejected, "max_duration_s": args.max_duration}
-    limits["shard_bytes"] = 1e6 * args.shard_mb
-    check_build(args.out, **limits)
-    if args.kind == "demo":
-        root = args.corpus or args.out.with_name(args.out.name + "-corpus")
-        config = SpokenConfig(num_utterances=args.utterances, num_words=args.words, seed=args.seed)
-        corpus = make_spoken_corpus(root, config)
-    else:
-        root, corpus = args.root, read_msp_podcast(args.root, release=args.release)
-    facts = {"corpus": corpus.name, "release": corpus.release, "scale": corpus.scale, "targets": corpus.targets}
-    with Progress(len(corpus.utterances), f"build {args.out}", unit="utterances") as bar:
-        built = build_shard_set(corpus.utterances, args.out, root=root, progress=bar.advance, **facts, **limits)
+    built = join(args) if args.kind == "join" else build(args)
     print(built.in_words(args.out))
     return 0
+
+
+def build(args: argparse.Namespace):
+    """All of a corpus, or one part of it."""
+    part = part_of(args)
+    limits = {"max_rejected": args.max_rejected, "max_duration_s": args.max_duration}
+    check_build(args.out, shard_bytes=1e6 * args.shard_mb, num_processes=args.processes, **limits)
+    corpus, root = read_corpus(args)
+    planned = plan_build(corpus.utterances, args.out, settings_of(args, corpus, root))
+    with Progress(planned.num_utterances(part), f"build {args.out}", unit="utterances") as bar:
+        if part is not None:
+            return build_part(planned, part, num_processes=args.processes, progress=bar.advance)
+        return build_all(planned, max_rejected=args.max_rejected, num_processes=args.processes, progress=bar.advance)
+
+
+def join(args: argparse.Namespace):
+    """What the parts have built."""
+    with Progress(num_to_join(args.out), f"join {args.out}", unit="shards") as bar:
+        return join_parts(args.out, max_rejected=args.max_rejected, progress=bar.advance)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from ccts_dist.shards.finish import (
     write_plan,
 )
 from ccts_dist.shards.making import MadeShard, MakeSettings, keep_or_make
-from ccts_dist.shards.output import BUILDING, open_output
-from ccts_dist.shards.planned import SHARD_BYTES, BuildSettings, PlannedBuild, plan_build
+from ccts_dist.shards.output import BUILDING, Output, open_output
+from ccts_dist.shards.planned import SHARD_BYTES, BuildSettings, PlannedBuild, PlanRecord, plan_build
 from ccts_dist.shards.planning import Part, PlannedShard
 from ccts_dist.shards.pool import run_tasks
 
@@ -129,8 +129,7 @@ def check_build(
         raise ConfigError(
             f"shard_bytes={shard_bytes}: must be at least 1 and finite. Give --shard-mb a positive number."
         )
-    if not 0 <= max_rejected <= 1:
-        raise ConfigError(f"max_rejected={max_rejected}: must be between 0 and 1. Change --max-rejected.")
+    _check_share(max_rejected)
     if not 0 < max_duration_s < math.inf:
         raise ConfigError(f"max_duration_s={max_duration_s}: must be above 0 and finite. Change --max-duration.")
     if num_processes < 1:
@@ -221,20 +220,42 @@ def join_parts(
     Raises:
         MissingShardsError: nothing to join, or shards are missing; names them and their parts.
         CorpusError: more than ``max_rejected`` of all utterances were rejected.
-        ConfigError: a builder is still at work.
+        ConfigError: ``max_rejected`` off its range, or a builder is still at work.
+        ShardError: the place cannot be read or written.
     """
+    _check_share(max_rejected)
     began = time.monotonic()
     output = open_output(out)
     finished = finished_build(output)
     if finished is not None:
         return finished[1]
+    _plan_to_join(output)
+    with output.claim(None):
+        summary = finish_build(output, _plan_to_join(output), max_rejected=max_rejected, verify=True, progress=progress)
+    output.clear_work()
+    return replace(summary, elapsed_s=time.monotonic() - began)
+
+
+def num_to_join(out: str | Path) -> int:
+    """How many shards ``join_parts`` will look at.
+
+    Raises:
+        MissingShardsError: nothing to join.
+    """
+    output = open_output(out)
+    return 0 if finished_build(output) is not None else len(_plan_to_join(output).shards)
+
+
+def _plan_to_join(output: Output) -> PlanRecord:
     plan = read_plan(output)
     if plan is None:
         raise MissingShardsError(f"{output.where}: no parts to join here. Build them first, with --part I/N.")
-    with output.claim(None):
-        summary = finish_build(output, plan, max_rejected=max_rejected, verify=True, progress=progress)
-    output.clear_work()
-    return replace(summary, elapsed_s=time.monotonic() - began)
+    return plan
+
+
+def _check_share(max_rejected: float) -> None:
+    if not 0 <= max_rejected <= 1:
+        raise ConfigError(f"max_rejected={max_rejected}: must be between 0 and 1. Change --max-rejected.")
 
 
 def _build(

@@ -1,0 +1,174 @@
+"""The command line of ``shards/build.py``: its sub-commands, and the corpus that each of them reads."""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from ccts_dist.corpus import (
+    Corpus,
+    SpokenConfig,
+    make_spoken_corpus,
+    read_iemocap,
+    read_manifest,
+    read_msp_podcast,
+)
+from ccts_dist.errors import ConfigError
+from ccts_dist.shards.heard import apply_heard, read_heard
+from ccts_dist.shards.planned import BuildSettings
+from ccts_dist.shards.planning import Part, parse_part
+from ccts_dist.shards.remote import is_address
+
+DESCRIPTION = "Turn a corpus into a shard set: plain WebDataset tars, an index and a manifest."
+
+EPILOG = """An interrupted build goes on where it stopped: run the same command again. What cannot be used is listed
+with its reason in OUT/rejected.jsonl.
+
+OUT is a folder, or an address such as s3://bucket/folder; credentials belong in the environment, not in it.
+
+On many machines: run the same command in each job of an array with --part 1/N to --part N/N, at the same time if you
+like, and then "build.py join OUT" once. The result is the one that a single builder makes, byte for byte.
+
+Exit codes: 0 done; 1 failed (run it again); 2 a mistake, too much was rejected, or parts are missing at the join."""
+
+_SIZE = """largest size of a shard in MB (default: %(default)g), as estimated from the size of its audio files before
+any is opened: 16 kHz wave and FLAC files come out below it (speech in wave files at about half), telephone speech at up
+to four times, MP3, Ogg and Opus files near it"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    limits, out, shared = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    limits.add_argument(
+        "--max-rejected",
+        type=float,
+        default=0.01,
+        help="share of utterances that may be rejected (default: 0.01); with --part, join judges it",
+    )
+    out.add_argument("--out", required=True, metavar="OUT", help="where the shard set goes: a folder or an address")
+    out.add_argument("--shard-mb", type=float, default=256, help=_SIZE)
+    out.add_argument("--max-duration", type=float, default=600.0, help="reject longer audio, seconds (default: 600)")
+    out.add_argument("--processes", type=int, default=num_cores(), help="that make shards (default: one per core)")
+    shared.add_argument("--release", default="unknown", help='release for the manifest, such as "1.11"')
+    shared.add_argument("--part", metavar="I/N", help="make only this share of the shards; I is from 1 to N")
+    shared.add_argument(
+        "--transcripts",
+        type=Path,
+        metavar="HEARD.jsonl",
+        help="what shards/transcribe.py heard: taken for utterances that have no transcript",
+    )
+    shared.add_argument(
+        "--min-confidence", type=float, default=0.0, help="leave out what was heard with less, 0 to 1 (default: 0)"
+    )
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="CORPUS")
+    _add_corpora(kinds, [out, limits, shared])
+    _add_demo(kinds, [out, limits])
+    join = _add(kinds, "join", [limits], "finish a build whose parts have all been made")
+    join.add_argument("out", metavar="OUT", help="where the parts were built")
+    return parser
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
+    """The corpus that the user named, and its folder; the demo corpus is made if it is not there.
+
+    Raises:
+        CorpusError: the folder or file is not one of such a corpus, or the transcripts are of another one.
+        ConfigError: an option off its range.
+    """
+    if args.kind == "demo":
+        if args.corpus is None and is_address(args.out):
+            raise ConfigError(f"--out {args.out}: the demo corpus cannot be made there. Name a folder with --corpus.")
+        root = args.corpus or Path(args.out).with_name(Path(args.out).name + "-corpus")
+        return make_spoken_corpus(
+            root, SpokenConfig(num_utterances=args.utterances, num_words=args.words, seed=args.seed)
+        ), root
+    if args.kind == "manifest":
+        targets = None if args.targets is None else [target for target in args.targets.split(",") if target]
+        corpus = read_manifest(
+            args.file, name=args.name, release=args.release, targets=targets, scale=(args.scale[0], args.scale[1])
+        )
+        root = args.file.parent
+    else:
+        read = {"msp-podcast": read_msp_podcast, "iemocap": read_iemocap}[args.kind]
+        corpus, root = read(args.root, release=args.release), args.root
+    if args.transcripts is not None:
+        heard = apply_heard(corpus.utterances, read_heard(args.transcripts), min_confidence=args.min_confidence)
+        corpus = replace(corpus, utterances=heard)
+    return corpus, root
+
+
+def settings_of(args: argparse.Namespace, corpus: Corpus, root: Path) -> BuildSettings:
+    """What the options say of the shards."""
+    return BuildSettings(
+        corpus=corpus.name,
+        release=corpus.release,
+        scale=corpus.scale,
+        targets=corpus.targets,
+        root=root,
+        shard_bytes=int(1e6 * args.shard_mb),
+        max_duration_s=args.max_duration,
+    )
+
+
+def part_of(args: argparse.Namespace) -> Part | None:
+    """The part that the user named; None for the whole.
+
+    Raises:
+        ConfigError: it is no part.
+    """
+    named = getattr(args, "part", None)
+    return None if named is None else parse_part(named)
+
+
+def _add(
+    kinds: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    parents: list[argparse.ArgumentParser],
+    words: str,
+) -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    return kinds.add_parser(
+        name, parents=parents, help=words, description=words, epilog=EPILOG, formatter_class=formatter
+    )
+
+
+def _add_corpora(
+    kinds: "argparse._SubParsersAction[argparse.ArgumentParser]", parents: list[argparse.ArgumentParser]
+) -> None:
+    msp = _add(kinds, "msp-podcast", parents, "MSP-Podcast, any release")
+    msp.add_argument("root", type=Path, metavar="ROOT", help="folder with Audios/, Labels/ and perhaps Transcripts/")
+    iemocap = _add(kinds, "iemocap", parents, "IEMOCAP, a split per session")
+    iemocap.add_argument("root", type=Path, metavar="ROOT", help="folder with Session1/ to Session5/")
+    manifest = _add(kinds, "manifest", parents, "any other corpus, from a table of its utterances (CSV or JSON lines)")
+    manifest.add_argument(
+        "file", type=Path, metavar="FILE", help="columns key, audio, split; perhaps transcript, speaker; targets"
+    )
+    manifest.add_argument("--name", help="name of the corpus (default: the file's)")
+    manifest.add_argument("--targets", metavar="A,B", help="columns with ratings (default: all that are no others)")
+    manifest.add_argument(
+        "--scale",
+        type=float,
+        nargs=2,
+        default=(1.0, 7.0),
+        metavar=("LOW", "HIGH"),
+        help="lowest and highest rating (default: 1 7)",
+    )
+
+
+def _add_demo(
+    kinds: "argparse._SubParsersAction[argparse.ArgumentParser]", parents: list[argparse.ArgumentParser]
+) -> None:
+    demo = _add(kinds, "demo", parents, "the spoken demo corpus, made on the spot")
+    demo.add_argument("--corpus", type=Path, metavar="DIR", help="where the corpus is made (default: OUT-corpus)")
+    demo.add_argument("--utterances", type=int, default=3000, help="how many to speak (default: 3000)")
+    demo.add_argument("--words", type=int, default=24, help="emotion words: more make it harder (default: 24)")
+    demo.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")
+    demo.set_defaults(shard_mb=4)  # so that even a small corpus is several shards
