@@ -126,21 +126,21 @@ def _utterances(reading: _Reading) -> Iterator[Utterance | Rejected]:
         if isinstance(row, _NoRowError):
             yield Rejected(key=printable(row.key) or f"line {line}", reason=str(row), source=source)
             continue
-        key = ""
+        key = row.get("key")
+        key = "" if key is None else str(key)
         try:
-            key = _text(row, "key", line, source)
-            _check_key(key, line, seen, source)
+            _check_key(row, key, seen, line, source)
+            seen[key] = line
             yield _utterance(reading, row, key, line, source)
         except RowError as error:
             yield Rejected(key=printable(key) or f"line {line}", reason=error.reason, source=error.source)
 
 
-def _check_key(key: str, line: int, seen: dict[str, int], source: str) -> None:
-    if not key:
+def _check_key(row: Row, key: str, seen: Mapping[str, int], line: int, source: str) -> None:
+    if not _text(row, "key", line, source):
         raise RowError(f"line {line}: key is empty", source)
     if key in seen:
         raise RowError(f"line {line}: duplicate of line {seen[key]}, which comes first", source)
-    seen[key] = line
 
 
 def _utterance(reading: _Reading, row: Row, key: str, line: int, source: str) -> Utterance:

@@ -1,67 +1,36 @@
-"""MSP-Podcast as it lies on disk: ``Audios/*.wav``, ``Transcripts/*.txt``, ``Labels/labels_consensus.csv``.
+"""MSP-Podcast as it lies on disk: ``Audios/*.wav``, ``Transcripts/*.txt``, and label files in ``Labels`` or beside it.
 
-``Labels/labels_detailed.csv`` adds the single ratings, for their variance and number. Transcripts are absent in
-release 1.6; without that folder every transcript is empty.
+Reads every release: a consensus CSV, or the oldest text form (``msp_labels``); single ratings where there are any
+(``msp_raters``). Transcripts are absent in release 1.6; without that folder every transcript is empty.
 """
 
-import csv
-import io
-import math
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from ccts_dist.corpus.cells import RowError, has_bad_bytes, parse_label, printable, text_fault, variances_of
 from ccts_dist.corpus.corpus import Corpus
+from ccts_dist.corpus.folders import AudioFolder, find_entry, listing
+from ccts_dist.corpus.msp_labels import LabelRow, find_labels, is_withheld, read_label_rows
+from ccts_dist.corpus.msp_raters import read_raters
 from ccts_dist.errors import CorpusError
 from ccts_dist.records import DIMENSIONS, Rejected, Utterance
 
 SCALE = (1.0, 7.0)
 """Raters of MSP-Podcast choose a whole number from 1 to 7."""
 
-LABEL_COLUMNS = {"activation": "EmoAct", "valence": "EmoVal", "dominance": "EmoDom"}
-"""Column of ``labels_consensus.csv`` per target."""
-
-WITHHELD_SPLITS = frozenset({"Test3"})
-"""Splits whose labels the makers keep to themselves; their utterances are read without labels."""
-
-_CONSENSUS_NAMES = ("labels_consensus.csv", "labels_concensus.csv")  # the second in releases before 1.11
-_NEEDED_COLUMNS = ("FileName", *LABEL_COLUMNS.values(), "Split_Set")
-_RATING = re.compile(r"([AVD]):(.*)")
-_RATING_TARGET = {"A": "activation", "V": "valence", "D": "dominance"}
-_SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]+")  # it becomes the beginning of a shard's file name
-
-
-@dataclass(slots=True)
-class _Raters:
-    """The single ratings of one utterance."""
-
-    num_raters: int = 0
-    ratings: dict[str, list[float]] = field(default_factory=lambda: {target: [] for target in DIMENSIONS})
-    """Per target, on 0..1."""
-
-    fault: str = ""
-    """Why these ratings cannot be used; "" if they can."""
-
-
-class _RowError(Exception):
-    """Why one row is left out, and the file that was at fault."""
-
-    def __init__(self, reason: str, source: str) -> None:
-        super().__init__(reason)
-        self.reason, self.source = reason, source
+_SPLIT_NAME = re.compile(r"\w[\w .-]*")
 
 
 def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: str = "unknown") -> Corpus:
     """Every row of the corpus's label file as an ``Utterance``, or as a ``Rejected`` that says why not.
 
-    Opens no audio: a wave file that cannot be decoded is found when shards are built. Splits and categories stay as
-    the corpus spells them. A rating cell that is empty leaves that target out of ``labels``; a row with no rating
-    at all is rejected, except in the splits whose labels are withheld.
+    Opens no audio: a file that cannot be decoded is found when shards are built. Splits, speakers and categories stay
+    as the corpus spells them; an unknown speaker is None. A rating cell that is empty leaves that target out of
+    ``labels``; a row with no rating at all is rejected. In the split whose labels are withheld, Test3, whatever stands
+    there instead of a rating is taken for none. Audio that no row names is not part of the corpus.
 
     Args:
-        root: folder that holds ``Audios``, ``Labels`` and, if there are any, ``Transcripts``.
+        root: folder that holds ``Audios`` (or ``Audio``), ``Labels`` and, if there are any, ``Transcripts``.
         name: of the corpus, for the manifest.
         release: of the corpus, for the manifest; nothing on disk tells it.
 
@@ -71,236 +40,110 @@ def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: st
     root = Path(root)
     if not root.is_dir():
         raise CorpusError(f"{root}: no such folder. Give the folder that holds MSP-Podcast's Audios and Labels.")
-    audios = root / "Audios"
-    if not audios.is_dir():
-        raise CorpusError(f"{root}: looked for the folder Audios with the wave files and found {_listing(root)}.")
-    consensus = _consensus_file(root)
-    waves = frozenset(entry.name for entry in os.scandir(audios) if entry.is_file())
-    raters = _read_raters(consensus.with_name("labels_detailed.csv"))
-    source = consensus.relative_to(root).as_posix()
-    seen: dict[str, int] = {}
-    utterances: list[Utterance | Rejected] = []
-    for line, row in _rows(consensus):
-        if isinstance(row, csv.Error):
-            utterances.append(Rejected(key=f"line {line}", reason=_no_record(line, row), source=source))
-            continue
-        file_name = (row["FileName"] or "").strip()
-        key = os.path.splitext(file_name)[0]
-        try:
-            _check_key(key, file_name, seen, source)
-            seen[key] = line
-            utterances.append(_utterance(root, row, key, file_name, waves, raters.get(file_name), source))
-        except _RowError as error:
-            reason = f"line {line}: {error.reason}" if error.source == source else error.reason
-            utterances.append(Rejected(key=_printable(key) or f"line {line}", reason=reason, source=error.source))
+    audios = find_entry([root], ["Audios", "Audio"])
+    if audios is None:
+        raise CorpusError(f"{root}: looked for the folder Audios with the wave files and found {listing(root)}.")
+    labels = find_labels(root)
+    reader = _Reader(root, AudioFolder(audios))
+    utterances = tuple(reader.read(row) for row in read_label_rows(labels, root))
     if not utterances:
-        raise CorpusError(f"{consensus}: no row below the header. Give a folder with a complete label file.")
-    return Corpus(name=name, release=release, scale=SCALE, targets=DIMENSIONS, utterances=tuple(utterances))
+        raise CorpusError(f"{labels}: no row below the header. Give a folder with a complete label file.")
+    return Corpus(name=name, release=release, scale=SCALE, targets=DIMENSIONS, utterances=utterances)
 
 
-def to_label(rating: float) -> float:
-    """A rating on MSP-Podcast's scale, on 0..1."""
-    low, high = SCALE
-    return (rating - low) / (high - low)
+class _Reader:
+    """Rows to utterances: what a row needs to be judged."""
 
+    def __init__(self, root: Path, audio: AudioFolder) -> None:
+        self._audio = audio
+        self._root = root
+        self._transcripts = find_entry([root], ["Transcripts", "Transcript"]) or root / "Transcripts"
+        self._raters_source, self._raters = read_raters(root, SCALE)
+        self._seen: dict[str, LabelRow] = {}
 
-def _consensus_file(root: Path) -> Path:
-    for name in _CONSENSUS_NAMES:
-        path = root / "Labels" / name
-        if path.is_file():
-            return path
-    looked_for = " or ".join(f"Labels/{name}" for name in _CONSENSUS_NAMES)
-    raise CorpusError(f"{root}: looked for {looked_for} and found {_listing(root / 'Labels')} in Labels.")
-
-
-def _listing(folder: Path) -> str:
-    """The first few names in a folder, for an error message."""
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str, list[str] | csv.Error]]:
-    """Number, text and cells of each line that is not blank; in place of the cells what keeps them from being read.
-
-    A record is one line in these files. Parsed as a whole, one stray quote would swallow the rows up to the next.
-    Bytes that are not UTF-8 come through as lone surrogates.
-    """
-    text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    for number, line in enumerate(io.StringIO(text, newline=""), start=1):
-        record = line.rstrip("\r\n")
+    def read(self, row: LabelRow) -> Utterance | Rejected:
+        key = row.key
         try:
-            cells = _cells(record)
-        except csv.Error as error:
-            yield number, record, error
-        else:
-            if any(cell.strip() for cell in cells):
-                yield number, record, cells
+            self._check(row)
+            self._seen[key] = row
+            return self._utterance(row)
+        except RowError as error:
+            at = f"line {row.line}: "
+            in_row = error.source == row.source and not error.reason.startswith(at)
+            reason = at + error.reason if in_row else error.reason
+            return Rejected(key=printable(key) or f"line {row.line}", reason=reason, source=error.source)
 
+    def _check(self, row: LabelRow) -> None:
+        """Refuse a row that says of no file what it is, or of one that came before."""
+        if row.fault and not row.file_name:
+            raise RowError(row.fault, row.source)
+        if not row.key:
+            raise RowError("FileName is empty", row.source)
+        fault = text_fault(row.file_name)
+        if fault:
+            raise RowError(f"FileName {fault}", row.source)
+        if "/" in row.file_name or "\\" in row.file_name or row.key in (".", ".."):
+            raise RowError(f"FileName {row.file_name!r} is no plain file name; Audios has no sub-folders", row.source)
+        first = self._seen.get(row.key)
+        if first is not None:
+            raise RowError(f"duplicate of line {first.line}, which comes first", row.source)
+        if row.fault:
+            raise RowError(row.fault, row.source)
 
-def _cells(record: str) -> list[str]:
-    if record.count('"') % 2:
-        raise csv.Error("a quote is not closed")
-    return next(csv.reader([record], strict=True), [])
-
-
-def _no_record(line: int, error: csv.Error) -> str:
-    return f"line {line}: not a CSV record: {error}"
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str] | csv.Error]]:
-    lines = _lines(path)
-    number, _, header = next(lines, (0, "", []))
-    if isinstance(header, csv.Error):
-        raise CorpusError(f"{path}: {_no_record(number, header)}. Restore the file from the release.")
-    header = [cell.strip() for cell in header]
-    missing = [column for column in _NEEDED_COLUMNS if column not in header]
-    if missing:
-        raise CorpusError(
-            f"{path}: looked for the columns {', '.join(missing)} and found {', '.join(header) or 'an empty file'}."
+    def _utterance(self, row: LabelRow) -> Utterance:
+        if not _SPLIT_NAME.fullmatch(row.split):
+            raise RowError(f"Split_Set {printable(row.split)!r} is not a split's name", row.source)
+        audio = self._audio.find_any_ending(row.file_name)
+        if audio is None:
+            raise RowError("missing audio", f"{self._audio.folder.name}/{row.file_name}")
+        labels = _labels(row)
+        raters = self._raters.get(row.key) if labels else None
+        if raters is not None and raters.fault:
+            raise RowError(raters.fault, self._raters_source)
+        described = {"EmoClass": row.category, "SpkrID": row.speaker, "Gender": row.gender}
+        for column, cell in described.items():
+            if has_bad_bytes(cell):
+                raise RowError(f"{column} is not UTF-8", row.source)
+        return Utterance(
+            key=row.key,
+            audio=audio,
+            split=row.split,
+            labels=labels,
+            scale=SCALE,
+            transcript=self._transcript(row.key),
+            speaker=_known(row.speaker),
+            gender=_known(row.gender),
+            category=_known(row.category),
+            label_variance={} if raters is None else variances_of(raters.ratings, labels),
+            num_raters=None if raters is None else raters.num_raters,
         )
-    for line, _, cells in lines:
-        if isinstance(cells, csv.Error):
-            yield line, cells
-        else:
-            padded = cells + [""] * (len(header) - len(cells))
-            yield line, dict(zip(header, padded, strict=False))
+
+    def _transcript(self, key: str) -> str:
+        """The transcript on one line; empty where there is no file."""
+        path = self._transcripts / f"{key}.txt"
+        try:
+            return " ".join(path.read_bytes().decode("utf-8-sig").split())
+        except FileNotFoundError:
+            return ""
+        except UnicodeDecodeError as error:
+            source = path.relative_to(self._root).as_posix()
+            raise RowError(f"transcript is not UTF-8 (byte {error.start})", source) from error
 
 
-def _check_key(key: str, file_name: str, seen: Mapping[str, int], source: str) -> None:
-    if not key:
-        raise _RowError("FileName is empty", source)
-    if _has_bad_bytes(file_name):
-        raise _RowError("FileName is not UTF-8", source)
-    if any(ord(character) < 32 or ord(character) == 127 for character in file_name):
-        raise _RowError("FileName holds a control character", source)
-    if "/" in file_name or "\\" in file_name or key in (".", ".."):
-        raise _RowError(f"FileName {file_name!r} is no plain file name; Audios has no sub-folders", source)
-    if key in seen:
-        raise _RowError(f"duplicate of line {seen[key]}, which is kept", source)
-
-
-def _utterance(
-    root: Path,
-    row: Mapping[str, str],
-    key: str,
-    file_name: str,
-    waves: frozenset[str],
-    raters: _Raters | None,
-    source: str,
-) -> Utterance:
-    split = row["Split_Set"].strip()
-    if not _SPLIT_NAME.fullmatch(split):
-        raise _RowError(f"Split_Set {_printable(split)!r} is not a split's name", source)
-    if file_name not in waves:
-        raise _RowError("missing audio", f"Audios/{file_name}")
-    labels = _labels(row, split, source)
-    if raters is not None and raters.fault:
-        raise _RowError(raters.fault, "Labels/labels_detailed.csv")
-    described = {column: _described(row, column, source) for column in ("EmoClass", "SpkrID", "Gender")}
-    return Utterance(
-        key=key,
-        audio=root / "Audios" / file_name,
-        split=split,
-        labels=labels,
-        scale=SCALE,
-        transcript=_transcript(root, key),
-        speaker=described["SpkrID"],
-        gender=described["Gender"],
-        category=described["EmoClass"],
-        label_variance={} if raters is None else _variances(raters, labels),
-        num_raters=None if raters is None else raters.num_raters,
-    )
-
-
-def _labels(row: Mapping[str, str], split: str, source: str) -> dict[str, float]:
-    labels = {}
-    for target, column in LABEL_COLUMNS.items():
-        cell = row[column].strip()
+def _labels(row: LabelRow) -> dict[str, float]:
+    labels, withheld = {}, is_withheld(row.split)
+    for target, cell in row.ratings.items():
         if cell:
             try:
-                labels[target] = _label(cell)
+                labels[target] = parse_label(cell, SCALE)
             except ValueError as error:
-                raise _RowError(f"{column} {error}", source) from error
-    if not labels and split not in WITHHELD_SPLITS:
-        raise _RowError(f"no label: {', '.join(LABEL_COLUMNS.values())} are empty", source)
+                if not withheld:
+                    raise RowError(f"{row.names[target]} {error}", row.source) from error
+    if not labels and not withheld:
+        raise RowError(f"no label: {', '.join(row.names.values())} are empty", row.source)
     return labels
 
 
-def _label(cell: str) -> float:
-    """The label that a rating in text stands for; ValueError says what is wrong with it."""
-    try:
-        rating = float(cell)
-    except ValueError:
-        raise ValueError(f"{_printable(cell)!r} is not a number") from None
-    if math.isnan(rating):
-        raise ValueError("is NaN")
-    low, high = SCALE
-    if not low <= rating <= high:
-        raise ValueError(f"{cell} is off the scale {low:g}..{high:g}")
-    return to_label(rating)
-
-
-def _described(row: Mapping[str, str], column: str, source: str) -> str | None:
+def _known(cell: str) -> str | None:
     """A cell that describes the utterance; None where the corpus does not know."""
-    cell = row.get(column, "").strip()
-    if _has_bad_bytes(cell):
-        raise _RowError(f"{column} is not UTF-8", source)
-    return None if cell in ("", "Unknown") else cell
-
-
-def _transcript(root: Path, key: str) -> str:
-    """The transcript on one line; empty where there is no file."""
-    path = root / "Transcripts" / f"{key}.txt"
-    try:
-        return " ".join(path.read_bytes().decode("utf-8-sig").split())
-    except FileNotFoundError:
-        return ""
-    except UnicodeDecodeError as error:
-        raise _RowError(f"transcript is not UTF-8 (byte {error.start})", f"Transcripts/{key}.txt") from error
-
-
-def _read_raters(path: Path) -> dict[str, _Raters]:
-    """The ratings of ``labels_detailed.csv`` per file name; nothing without that file.
-
-    A row is ``x.wav`` and then ``WORKER1; Neutral; Neutral,Other; A:3; V:4; D:3;`` in one quoted cell or, because of
-    the commas of the second emotion, in several.
-    """
-    if not path.is_file():
-        return {}
-    raters: dict[str, _Raters] = {}
-    for line, text, cells in _lines(path):
-        row = text.replace('"', "") if isinstance(cells, csv.Error) else ",".join(cells)
-        file_name, *parts = re.split(r"[,;]", row)
-        one = raters.setdefault(file_name.strip(), _Raters())
-        if isinstance(cells, csv.Error):
-            one.fault = one.fault or _no_record(line, cells)
-        one.num_raters += 1
-        for part in parts:
-            rating = _RATING.fullmatch(part.strip())
-            if rating is None or rating[2].strip().lower() in ("", "nan"):
-                continue  # the emotions, the worker, or a rating that this worker did not give
-            try:
-                one.ratings[_RATING_TARGET[rating[1]]].append(_label(rating[2].strip()))
-            except ValueError as error:
-                one.fault = one.fault or f"line {line}: {rating[1]}: {error}"
-    return raters
-
-
-def _variances(raters: _Raters, labels: Mapping[str, float]) -> dict[str, float]:
-    return {target: _variance(values) for target, values in raters.ratings.items() if values and target in labels}
-
-
-def _variance(values: Sequence[float]) -> float:
-    """Population variance."""
-    mean = math.fsum(values) / len(values)
-    return math.fsum((value - mean) ** 2 for value in values) / len(values)
-
-
-def _has_bad_bytes(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _printable(text: str) -> str:
-    """The text with bad bytes and control characters written out, so that it can be printed and stored."""
-    shown = text.encode("utf-8", errors="backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+    return None if cell.casefold() in ("", "unknown") else cell

@@ -13,6 +13,7 @@ import torchaudio
 from jaxtyping import Float, Float32, Float64, Int16
 
 from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.shards.containers import missing_audio, mp3_samples, with_length
 
 MIN_SAMPLES = 400
 """The first frame of HuBERT, wav2vec 2.0 and their kin spans 400 samples (25 ms); shorter audio gives no frame."""
@@ -22,6 +23,12 @@ MAX_DURATION_S = 600.0
 
 _MAX_KERNEL = 10_000_000
 """Numbers in the resampling filter (80 MB); it grows with the rates over their common divisor."""
+
+_UNKNOWN_FRAMES = 1 << 62
+"""libsndfile says 2^63 - 1 for a FLAC that was written to a pipe and states no length."""
+
+_MP3_SHARE = 0.98
+"""An MP3's decoder may leave out its own delay, some thousand samples; a length guessed wrong is off by more."""
 
 _FULL_SCALE = 32_768
 
@@ -74,23 +81,33 @@ def decode_audio(source: Path | io.BytesIO, *, max_duration_s: float) -> Decoded
         max_duration_s: longer audio is not used.
     """
     try:
-        with _opened(source) as opened, soundfile.SoundFile(opened) as file:
-            rate, num_frames = file.samplerate, file.frames
-            if num_frames == 0:
-                return "holds no audio"
-            if num_frames > max_duration_s * rate:
-                return _too_long(num_frames, rate, max_duration_s)
-            samples = file.read(dtype="float64", always_2d=True)
+        with _opened(source) as opened:
+            missing, counted = missing_audio(opened), mp3_samples(opened)
+            if missing:
+                return missing
+            with _AnyLength(with_length(opened)) as file:
+                rate, num_frames = file.samplerate, file.frames
+                if max_duration_s * rate < num_frames < _UNKNOWN_FRAMES:
+                    return _too_long(num_frames, rate, max_duration_s)
+                samples = file.read(min(num_frames, int(max_duration_s * rate) + 1), dtype="float64", always_2d=True)
     except FileNotFoundError:
         return "the audio file is missing"
     except OSError as error:
         return f"cannot be opened ({error.strerror})"
     except soundfile.LibsndfileError as error:
-        return f"cannot be decoded ({error.error_string.strip().rstrip('.')})"
+        return f"cannot be decoded ({error.error_string.strip().removeprefix('Error : ').rstrip('.')})"
     except TypeError:
         return "cannot be decoded (headerless audio)"  # soundfile asks for rate and channels of a file named .raw
+    if num_frames >= _UNKNOWN_FRAMES:
+        num_frames = len(samples)
+    if num_frames == 0:
+        return "holds no audio"
+    if num_frames > max_duration_s * rate:
+        return f"lasts more than {max_duration_s:g} s"
     if len(samples) < num_frames:
         return f"is cut: {len(samples)} of {num_frames} samples"
+    if num_frames < _MP3_SHARE * counted:
+        return f"states no length, and {num_frames} of its {counted} samples are found; write it anew"
     if not np.isfinite(samples).all():
         return _NOT_FINITE
     mono = samples.mean(axis=1)
@@ -129,6 +146,13 @@ def flac_facts(flac: bytes) -> tuple[int, int]:
     # STREAMINFO from byte 18: 20 bits rate, 3 channels, 5 depth, 36 bits number of samples (RFC 9639, section 8.2).
     packed = int.from_bytes(flac[18:26], "big")
     return packed >> 44, packed & ((1 << 36) - 1)
+
+
+class _AnyLength(soundfile.SoundFile):
+    """Reads on without seeking, which libsndfile cannot do in a FLAC of unknown length."""
+
+    def seekable(self) -> bool:
+        return False
 
 
 def _opened(source: Path | io.BytesIO) -> AbstractContextManager[io.BufferedReader | io.BytesIO]:

@@ -146,7 +146,8 @@ LABELS = "Labels/labels_consensus.csv"
         ("a.wav,H,inf,4,4,1,Male,Train", "a", "line 2: EmoAct inf is off the scale 1..7", LABELS),
         ("a.wav,H,4,4,4,1,Male,", "a", "line 2: Split_Set '' is not a split's name", LABELS),
         ("a.wav,H,4,4,4,1,Male,../Train", "a", "line 2: Split_Set '../Train' is not a split's name", LABELS),
-        ("a.wav,H,4,4", "a", "line 2: Split_Set '' is not a split's name", LABELS),
+        ("a.wav,H,4,4", "a", "line 2: 4 cells, and the header has 8", LABELS),
+        ("a.wav,H,4,4,4,1,Male,Train,un,quoted", "a", "line 2: 10 cells, and the header has 8", LABELS),
         (",H,4,4,4,1,Male,Train", "line 2", "line 2: FileName is empty", LABELS),
         (
             "../a.wav,H,4,4,4,1,Male,Train",
@@ -167,7 +168,7 @@ def test_second_row_of_one_key_is_rejected_and_the_first_is_kept(corpus_of):
     first, second = corpus_of(GOOD, "a.wav,S,1,1,1,2,Male,Test1").utterances
     assert isinstance(first, Utterance)
     assert first.split == "Train"
-    assert second == Rejected(key="a", reason="line 3: duplicate of line 2, which is kept", source=LABELS)
+    assert second == Rejected(key="a", reason="line 3: duplicate of line 2, which comes first", source=LABELS)
 
 
 def test_transcript_that_is_not_utf8_rejects_its_utterance(corpus_of, tmp_path):
@@ -203,7 +204,7 @@ def test_folder_without_audios_is_refused_with_what_is_there(tmp_path):
 
 def test_folder_without_a_label_file_is_refused_with_both_spellings(tmp_path):
     (tmp_path / "Audios").mkdir()
-    expected = r"looked for Labels/labels_consensus.csv or Labels/labels_concensus.csv and found nothing in Labels"
+    expected = r"looked for Labels/labels_consensus.csv or Labels/labels_concensus.csv or Labels/labels.txt and found nothing in Labels"
     with pytest.raises(CorpusError, match=expected):
         read_msp_podcast(tmp_path)
 
