@@ -22,25 +22,28 @@ SCRIPT = textwrap.dedent(
     from tests.shard_examples import build_example, make_utterances
     corpus, out = Path(sys.argv[1]), Path(sys.argv[2])
     def progress(count):
-        print("one", flush=True)
+        print("one\\n" * count, end="", flush=True)
         time.sleep(0.02)
-    build_example(make_utterances(corpus, 24), out, corpus, progress=progress)
+    if __name__ == "__main__":
+        utterances = make_utterances(corpus, 24)
+        build_example(utterances, out, corpus, progress=progress, num_processes=int(sys.argv[3]))
     """
 )
 
 
-def start(corpus: Path, out: Path) -> subprocess.Popen[str]:
+def start(corpus: Path, out: Path, num_processes: int, script: Path) -> subprocess.Popen[str]:
+    script.write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(corpus), str(out)]
+    command = [sys.executable, str(script), str(corpus), str(out), str(num_processes)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
 
 
-@pytest.mark.parametrize("after", [3, 11, 23])
-def test_a_killed_builder_goes_on_and_ends_byte_equal(tmp_path: Path, after: int):
+@pytest.mark.parametrize(("after", "num_processes"), [(3, 1), (11, 1), (23, 1), (1, 2), (11, 2)])
+def test_a_killed_builder_goes_on_and_ends_byte_equal(tmp_path: Path, after: int, num_processes: int):
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     utterances = make_utterances(corpus, COUNT)
     build_example(utterances, tmp_path / "whole", corpus)
-    with start(corpus, out) as builder:
+    with start(corpus, out, num_processes, tmp_path / "script.py") as builder:
         assert builder.stdout is not None
         for _ in range(after):
             assert builder.stdout.readline() == "one\n"
