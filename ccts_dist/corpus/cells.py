@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ccts_dist.errors import CorpusError
+
 _RECORD_LINES = 50
 """A quoted cell may hold line breaks; a record of more lines than this is a stray quote."""
 
@@ -84,10 +86,16 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each line, without its end; a byte order mark is passed over.
 
     Bytes that are not UTF-8 come through as lone surrogates.
+
+    Raises:
+        CorpusError: the file cannot be read.
     """
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for number, line in enumerate(file, start=1):
-            yield number, line.rstrip("\r\n")
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.rstrip("\r\n")
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror}). Mend its rights or its disk.") from error
 
 
 def csv_lines(path: Path) -> Iterator[tuple[int, str, list[str] | csv.Error]]:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ccts_dist.errors import CorpusError
+
 AUDIO_SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".w64", ".caf", ".sph"}
 )
@@ -17,11 +19,17 @@ class AudioFolder:
 
     Args:
         folder: need not exist; junk of other systems (``._x.wav``) is passed over.
+
+    Raises:
+        CorpusError: the folder is there and cannot be listed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        entries = os.scandir(folder) if folder.is_dir() else ()
+        try:
+            entries = os.scandir(folder) if folder.is_dir() else ()
+        except OSError as error:
+            raise CorpusError(f"{folder}: cannot be listed ({error.strerror}). Mend its rights.") from error
         self._names = {e.name for e in entries if not e.name.startswith("._") and e.is_file()}
         self._composed = _unique((_composed(name), name) for name in self._names if not name.isascii())
         self._stems: dict[str, str] | None = None

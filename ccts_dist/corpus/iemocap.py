@@ -222,7 +222,11 @@ def _read_transcripts(dialog: Path) -> dict[str, str]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each line. The release was written over years, by people with different systems."""
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+    try:
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror}). Mend its rights or its disk.") from error
+    for number, line in enumerate(data.splitlines(), start=1):
         try:
             text = line.decode()
         except UnicodeDecodeError:

@@ -302,9 +302,10 @@ def _wordy_column(path: Path, targets: Sequence[str]) -> str:
 
 def _is_number(cell: object) -> bool:
     try:
-        return not isinstance(cell, bool) and math.isfinite(float(str(cell)))
+        float(str(cell))
     except ValueError:
         return False
+    return not isinstance(cell, bool)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Row | _NoRowError]]:

@@ -41,7 +41,7 @@ def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: st
     if not root.is_dir():
         raise CorpusError(f"{root}: no such folder. Give the folder that holds MSP-Podcast's Audios and Labels.")
     audios = find_entry([root], ["Audios", "Audio"])
-    if audios is None:
+    if audios is None or not audios.is_dir():
         raise CorpusError(f"{root}: looked for the folder Audios with the wave files and found {listing(root)}.")
     labels = find_labels(root)
     reader = _Reader(root, AudioFolder(audios))
@@ -126,8 +126,11 @@ class _Reader:
         except FileNotFoundError:
             return ""
         except UnicodeDecodeError as error:
-            source = path.relative_to(self._root).as_posix()
-            raise RowError(f"transcript is not UTF-8 (byte {error.start})", source) from error
+            reason = f"transcript is not UTF-8 (byte {error.start})"
+            raise RowError(reason, path.relative_to(self._root).as_posix()) from error
+        except OSError as error:
+            reason = f"transcript cannot be read ({error.strerror})"
+            raise RowError(reason, path.relative_to(self._root).as_posix()) from error
 
 
 def _labels(row: LabelRow) -> dict[str, float]:

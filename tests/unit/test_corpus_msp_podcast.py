@@ -204,7 +204,8 @@ def test_folder_without_audios_is_refused_with_what_is_there(tmp_path):
 
 def test_folder_without_a_label_file_is_refused_with_both_spellings(tmp_path):
     (tmp_path / "Audios").mkdir()
-    expected = r"looked for Labels/labels_consensus.csv or Labels/labels_concensus.csv or Labels/labels.txt and found nothing in Labels"
+    names = "Labels/labels_consensus.csv or Labels/labels_concensus.csv or Labels/labels.txt"
+    expected = f"looked for {names} and found nothing in Labels"
     with pytest.raises(CorpusError, match=expected):
         read_msp_podcast(tmp_path)
 
