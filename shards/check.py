@@ -2,15 +2,19 @@
 
 import argparse
 import sys
-from pathlib import Path
+from contextlib import ExitStack
 
 from ccts_dist.errors import run_main
 from ccts_dist.progress import Progress
 from ccts_dist.shards.check import check_shard_set
 
-EPILOG = """Reads every byte; unpacks nothing, follows no link.
-A finding that is of no single utterance has "-" for its key.
-Exit codes: 0 sound; 1 damaged; 2 there is nothing to check."""
+EPILOG = """Unpacks nothing, follows no link. A finding that is of no single utterance has "-" for its key.
+By default every byte is read: cuts, blocks of zeros, flipped bits, members that are missing, doubled, out of order or
+foreign, tars that are compressed or empty, indexes and manifests that are stale, damaged or another set's.
+--fast reads manifests, indexes and small files, and looks at the size of the tars: it finds whatever is wrong with
+those, and tars that are missing, cut or of another build, but no damage that leaves a tar's size alone.
+What an interrupted build has left is told on stderr, and is no damage.
+Exit codes: 0 sound; 1 damaged, or a store does not answer; 2 there is nothing to check."""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -18,23 +22,35 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("shards", type=Path, metavar="OUT", help="folder of the shard set")
-    parser.add_argument("--teacher", type=Path, metavar="CACHE", help="folder of a teacher cache made for it")
+    parser.add_argument("shards", metavar="OUT", help="folder or address of the shard set")
+    parser.add_argument("--teacher", metavar="CACHE", help="folder or address of a teacher cache made for it")
+    parser.add_argument("--fast", action="store_true", help="do not read the tars, only their size")
+    parser.add_argument("--threads", type=int, metavar="N", help="that read; as many as there are cores if not given")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Check, print the findings, and say how it stands."""
     args = parse_args(argv)
-    folders = [folder for folder in (args.shards, args.teacher) if folder is not None]
-    total = sum(len(list(folder.glob("*.tar"))) for folder in folders)
-    with Progress(total, f"check {args.shards}", unit="shards") as progress:
-        findings = check_shard_set(args.shards, args.teacher, progress=progress.advance)
+    with ExitStack() as shown:
+        bars: list[tuple[Progress, list[int]]] = []
+
+        def advance(count: int, total: int) -> None:
+            if not bars:
+                bars.append((shown.enter_context(Progress(total >> 20, f"check {args.shards}", unit="MiB")), [0]))
+            bar, done = bars[0]
+            done[0] += count
+            bar.advance((done[0] >> 20) - (done[0] - count >> 20))
+
+        findings = check_shard_set(
+            args.shards, args.teacher, fast=args.fast, num_threads=args.threads, progress=advance
+        )
+    damage = [finding for finding in findings if not finding.leftover]
     for finding in findings:
-        print(finding)
-    if not findings:
-        print(f"sound: {', '.join(str(folder) for folder in folders)}", file=sys.stderr)
-    return 1 if findings else 0
+        print(f"note: {finding}" if finding.leftover else finding, file=sys.stderr if finding.leftover else sys.stdout)
+    if not damage:
+        print(f"sound: {', '.join(filter(None, (args.shards, args.teacher)))}", file=sys.stderr)
+    return 1 if damage else 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ccts_dist.shards.documents import sealed_bytes
 from ccts_dist.shards.durable import file_sha256
 from ccts_dist.shards.index import IndexWriter
 
@@ -22,11 +23,11 @@ MAGIC_BYTES = 8
 
 
 def edit_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest, of a set or of a cache, as the plain document that it is."""
+    """Change a manifest, of a set or of a cache, as the plain document that it is, and seal it anew."""
     path = root / "manifest.json"
     document = json.loads(path.read_bytes())
     change(document)
-    path.write_text(json.dumps(document, sort_keys=True, ensure_ascii=False, indent=1) + "\n")
+    path.write_bytes(sealed_bytes(document))
 
 
 def bless(root: Path) -> None:

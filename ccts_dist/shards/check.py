@@ -1,241 +1,381 @@
 """Finding damage: a shard set, and a teacher cache made for it, against what their manifests and indexes say.
 
-Every byte is read. Nothing is unpacked and no link followed: tars are walked header by header, members read by offset.
+Nothing is unpacked and no link followed: tars are walked header by header, members read by offset.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import numpy as np
+import pyarrow as pa
+from jaxtyping import Int64
 
-from ccts_dist.errors import CctsError, MissingShardsError, ShardError, TeacherError
-from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
-from ccts_dist.shards.audio import flac_facts
-from ccts_dist.shards.durable import file_sha256
-from ccts_dist.shards.findings import (
-    Finding,
-    check_file,
-    check_foreign,
-    check_members,
-    payload_rows,
-    without_name,
+from ccts_dist.errors import MissingShardsError, ShardError, TeacherError
+from ccts_dist.shards.check_documents import (
+    cache_manifest_findings,
+    condition_findings,
+    manifest_findings,
+    rejected_findings,
 )
-from ccts_dist.shards.finish import split_totals
-from ccts_dist.shards.index import RowGroups, ShardRows
-from ccts_dist.shards.read import ShardSet, read_shard_set
+from ccts_dist.shards.check_files import NamedFile, beside, open_stored, read_manifest, whole_fault
+from ccts_dist.shards.check_index import (
+    IndexFile,
+    known_categories,
+    place_columns_of,
+    place_findings,
+    shard_columns,
+    value_findings,
+)
+from ccts_dist.shards.check_members import audio_faults, json_faults, teacher_faults
+from ccts_dist.shards.findings import Finding, TarRows, check_tar, check_without_rows, without_name
+from ccts_dist.shards.index import ShardRows, Texts, table_places, table_to_rows
+from ccts_dist.shards.remote import open_store
 from ccts_dist.shards.schema import (
     AUDIO_MEMBER,
-    CONDITION_NAME,
     INDEX_NAME,
     JSON_MEMBER,
     MANIFEST_NAME,
-    REJECTED_NAME,
     TEACHER_MEMBER,
     Manifest,
     ShardEntry,
     TeacherFacts,
-    local_folder,
-    utterance_from_json,
+    parse_manifest,
 )
-from ccts_dist.shards.teacher_cache import CacheRows, cache_row_groups
-from ccts_dist.shards.teacher_format import (
-    CacheManifest,
-    CacheShard,
-    decode_output,
-    read_cache_manifest,
-    read_condition,
-)
+from ccts_dist.shards.store import FileStore, LocalStore
+from ccts_dist.shards.teacher_format import CacheManifest, CacheShard, parse_cache_manifest
+
+_MOST_DOUBLES = 100
+"""Keys that are named one by one when they come twice in a set."""
+
+AnyManifest = TypeVar("AnyManifest", Manifest, CacheManifest)
+AnyEntry = TypeVar("AnyEntry", ShardEntry, CacheShard)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Opened:
+    """A shard set, or a teacher cache, as far as it could be opened."""
+
+    store: FileStore
+    digest: str
+    """SHA-256 of the manifest."""
+
+    index: IndexFile | None = None
+    index_differs: bool = False
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Checked:
+    """What came of one shard."""
+
+    findings: list[Finding] = field(default_factory=list)
+    differs: bool = False
+    """As a whole it is not what the manifest names."""
+
+    key_hashes: Int64[np.ndarray, " rows"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    categories: set[str] | None = None
+    """None when the index could not be read."""
 
 
 def check_shard_set(
-    root: str | Path, teacher: str | Path | None = None, *, progress: Callable[[int], object] | None = None
+    root: str | Path,
+    teacher: str | Path | None = None,
+    *,
+    fast: bool = False,
+    num_threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> list[Finding]:
     """Everything that is wrong with a shard set, and with a teacher cache made for it; empty when both are sound.
 
     Args:
-        teacher: folder of the teacher cache; None checks the shards alone.
-        progress: called with the number of shards dealt with since the last call, of both.
+        root: folder or address of the shard set. Shards of a store are fetched, into the cache of fetched files.
+        teacher: of the teacher cache; None checks the shards alone.
+        fast: look at manifests, indexes and small files, and at no more than the size of the tars.
+        num_threads: that read; None for as many as this process may use cores.
+        progress: called with the number of bytes of tars dealt with since the last call, and with that of all.
 
     Raises:
         MissingShardsError: there is no shard set to check.
         TeacherError: there is no teacher cache to check.
+        ConfigError: neither a folder's name nor an address that can be read.
+        FetchError: a store does not answer.
     """
-    root, advance = local_folder(root, what="shard set"), progress or (lambda _: None)
+    store, cache = open_store(root), None if teacher is None else open_store(teacher)
+    data, cache_data = _set_manifest(store), None if cache is None else _cache_manifest(cache)
+    if isinstance(data, Finding):
+        return [data]
+    manifest, digest = data
+    tars = list(manifest.shards)
+    total = sum(max(0, shard.size_bytes) for shard in tars)
+    if isinstance(cache_data, tuple):
+        total += sum(max(0, shard.size_bytes) for shard in cache_data[0].shards)
+    check = _Check(
+        fast=fast,
+        num_threads=num_threads or len(os.sched_getaffinity(0)),
+        advance=lambda count: progress(count, total) if progress is not None else None,
+    )
+    with ExitStack() as opened:
+        source = _Opened(store=store, digest=digest)
+        findings = check.shard_set(opened, source, manifest)
+        if isinstance(cache_data, Finding):
+            findings.append(cache_data)
+        elif cache is not None and cache_data is not None:
+            own = _Opened(store=cache, digest=cache_data[1])
+            findings += check.teacher_cache(opened, own, cache_data[0], source, manifest)
+        return findings
+
+
+class _Check:
+    """Settings of a check, and its way through a set and a cache."""
+
+    def __init__(self, *, fast: bool, num_threads: int, advance: Callable[[int], object]) -> None:
+        self._fast, self._num_threads, self._advance = fast, num_threads, advance
+
+    def shard_set(self, opened: ExitStack, own: _Opened, manifest: Manifest) -> list[Finding]:
+        """All of a shard set."""
+        own.findings += [*manifest_findings(manifest), *rejected_findings(own.store, manifest)]
+        if manifest.teacher is not None:
+            own.findings += condition_findings(own.store, manifest.teacher, tuple(manifest.splits))
+        _open_index(opened, own, manifest, shard_columns(manifest.targets, manifest.members))
+        checked = self._run(own.store, manifest.shards, partial(self._shard, own, manifest))
+        own.findings += [
+            *_categories(manifest, checked),
+            *_doubles(own.index, manifest.shards, checked),
+            *beside(own.store, {shard.name for shard in manifest.shards}),
+        ]
+        return [*_another(own, checked), *own.findings, *(one for shard in checked for one in shard.findings)]
+
+    def teacher_cache(
+        self, opened: ExitStack, own: _Opened, manifest: CacheManifest, source: _Opened, of: Manifest
+    ) -> list[Finding]:
+        """All of a cache of the shard set ``source``, whose manifest is ``of``."""
+        own.findings += cache_manifest_findings(manifest, of, of.source_digest or source.digest)
+        cached = {shard.name for shard in manifest.shards}
+        splits = dict.fromkeys(shard.split for shard in of.shards if shard.name in cached)
+        own.findings += condition_findings(own.store, manifest.teacher, tuple(splits))
+        _open_index(opened, own, manifest, {"key": pa.string(), **place_columns_of((TEACHER_MEMBER,))})
+        sources = {shard.name: shard for shard in of.shards}
+
+        def one(entry: CacheShard) -> _Checked:
+            shard = sources.get(entry.name)
+            foreign = shard is None or (shard.sha256 != entry.source_sha256 and not of.source_digest)
+            keys = None if shard is None else _keys(source.index, shard.name)
+            return self._cache_shard(own, manifest.teacher, entry, keys, foreign=foreign)
+
+        checked = self._run(own.store, manifest.shards, one)
+        own.findings += beside(own.store, cached)
+        return [*_another(own, checked), *own.findings, *(one for shard in checked for one in shard.findings)]
+
+    def _run(
+        self, store: FileStore, shards: Sequence[AnyEntry], check: Callable[[AnyEntry], _Checked]
+    ) -> list[_Checked]:
+        """Check all shards, several at a time; in the manifest's order."""
+        done = []
+        if not self._fast:
+            store.prefetch(shards)
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            try:
+                for shard, checked in zip(shards, pool.map(check, shards), strict=True):
+                    done.append(checked)
+                    self._advance(max(0, shard.size_bytes))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            finally:
+                store.close()
+        return done
+
+    def _shard(self, own: _Opened, manifest: Manifest, entry: ShardEntry) -> _Checked:
+        checked = _Checked()
+        batch = _batch(own.index, entry.name, checked)
+        if batch is None:
+            self._tar(own.store, entry, checked, manifest.members)
+            return checked
+        rows = table_to_rows(entry.name, batch)
+        places = {member: rows.members[member] for member in manifest.members}
+        tar_rows = TarRows(shard=entry.name, keys=tuple(rows.keys), places=places)
+        checked.findings += [*place_findings(tar_rows, entry.size_bytes), *value_findings(rows, entry.num_samples)]
+        self._tar(own.store, entry, checked, tar_rows, partial(_utterance_findings, rows, entry, manifest))
+        checked.key_hashes = np.fromiter(map(hash, tar_rows.keys), np.int64, len(rows))
+        checked.categories = known_categories(batch)
+        return checked
+
+    def _cache_shard(
+        self, own: _Opened, facts: TeacherFacts, entry: CacheShard, keys: Sequence[str] | None, *, foreign: bool
+    ) -> _Checked:
+        checked = _Checked()
+        if foreign:
+            checked.findings.append(Finding(shard=entry.name, what="of the cache: was made from another shard"))
+        batch = _batch(own.index, entry.name, checked)
+        if batch is None:
+            self._tar(own.store, entry, checked, (TEACHER_MEMBER,))
+            return checked
+        places = {TEACHER_MEMBER: table_places(batch, TEACHER_MEMBER)}
+        rows = TarRows(shard=entry.name, keys=tuple(Texts[str](batch["key"])), places=places)
+        if keys is not None and rows.keys != keys:
+            what = "of the cache: its keys are not those of the shard"
+            checked.findings.append(Finding(shard=entry.name, what=what))
+        checked.findings += place_findings(rows, entry.size_bytes)
+        self._tar(own.store, entry, checked, rows, partial(_output_findings, rows, facts))
+        return checked
+
+    def _tar(
+        self,
+        store: FileStore,
+        entry: ShardEntry | CacheShard,
+        checked: _Checked,
+        rows: TarRows | Sequence[str],
+        inspect: Callable[[int, str, bytes], Iterator[Finding]] | None = None,
+    ) -> None:
+        """A tar as a whole and from within; ``rows`` are its members' extensions where there are no index rows."""
+        if self._fast and not isinstance(store, LocalStore):
+            return  # it would have to be fetched
+        with ExitStack() as opened:
+            file = open_stored(opened, store, entry)
+            if isinstance(file, Finding):
+                checked.findings.append(file)
+                checked.differs = True
+                return
+            try:
+                outer, inner = whole_fault(file, entry, size_only=self._fast), []
+                if not self._fast:
+                    inner = [*_look_within(file, entry.name, rows, inspect)]
+            except OSError as error:
+                outer, inner = f"cannot be read ({error.strerror})", []
+            checked.differs = bool(outer)
+            # A member that is damaged says more than the digest of all.
+            checked.findings += inner or ([Finding(shard=entry.name, what=outer)] if outer else [])
+
+
+def _set_manifest(store: FileStore) -> tuple[Manifest, str] | Finding:
     try:
-        shard_set = read_shard_set(root)
-    except MissingShardsError:
-        raise
+        data = read_manifest(store)
+    except MissingShardsError as error:
+        raise MissingShardsError(
+            f"{store.words}: no shard set here (no readable {MANIFEST_NAME}). Build one with shards/build.py, "
+            "or run the same build again if it was interrupted."
+        ) from error
+    if isinstance(data, Finding):
+        return data
+    try:
+        return parse_manifest(data, where=MANIFEST_NAME), hashlib.sha256(data).hexdigest()
     except ShardError as error:
-        return [Finding(shard=MANIFEST_NAME, what=without_name(error, str(root / MANIFEST_NAME)))]
-    manifest = shard_set.manifest
-    findings = [
-        *_check_index_file(root, manifest.index_sha256),
-        *_check_manifest(root, manifest),
-        *_check_unlisted(root, {shard.name for shard in manifest.shards}),
-    ]
-    if manifest.teacher is not None:
-        findings += _check_condition(root, manifest.teacher)
-    for entry in manifest.shards:
-        findings += _check_shard(shard_set, entry)
-        advance(1)
-    if teacher is not None:
-        findings += _check_cache(local_folder(teacher, what="teacher cache"), shard_set, advance)
-    return findings
+        return Finding(shard=MANIFEST_NAME, what=without_name(error, MANIFEST_NAME))
 
 
-def _check_index_file(root: Path, wanted: str) -> Iterator[Finding]:
-    path = root / INDEX_NAME
-    if not path.is_file():
-        yield Finding(shard=INDEX_NAME, what="is missing")
-    elif file_sha256(path) != wanted:
-        yield Finding(shard=INDEX_NAME, what="is stale or damaged: its SHA-256 is not the manifest's")
-
-
-def _check_manifest(root: Path, manifest: Manifest) -> Iterator[Finding]:
-    """The manifest's totals against its own list of shards, and against ``rejected.jsonl``."""
-    totals = split_totals(manifest.shards)
-    if set(totals) != set(manifest.splits):
-        what = f"lists splits {sorted(manifest.splits)}, and its shards are of {sorted(totals)}"
-        yield Finding(shard=MANIFEST_NAME, what=what)
-    for split in sorted(set(totals) & set(manifest.splits)):
-        stated, counted = manifest.splits[split], totals[split]
-        if stated.num_utterances != counted.num_utterances or not math.isclose(stated.hours, counted.hours):
-            what = (
-                f"says that split {split!r} has {stated.num_utterances} utterances and {stated.hours:.4f} hours, "
-                f"and its shards add up to {counted.num_utterances} and {counted.hours:.4f}"
-            )
-            yield Finding(shard=MANIFEST_NAME, what=what)
-    path, stated = root / REJECTED_NAME, manifest.counts.get("rejected")
-    if manifest.teacher is None and stated is not None:
-        if not path.is_file():
-            yield Finding(shard=REJECTED_NAME, what="is missing")
-        elif (counted := len(path.read_bytes().splitlines())) != stated:
-            yield Finding(shard=REJECTED_NAME, what=f"has {counted} lines, and the manifest counts {stated}")
-
-
-def _check_unlisted(root: Path, listed: set[str]) -> Iterator[Finding]:
-    for path in sorted(root.glob("*.tar")):
-        if path.name not in listed:
-            yield Finding(shard=path.name, what="is not in the manifest")
-
-
-def _check_condition(root: Path, facts: TeacherFacts) -> Iterator[Finding]:
+def _cache_manifest(store: FileStore) -> tuple[CacheManifest, str] | Finding:
     try:
-        read_condition(root, facts)
+        data = read_manifest(store)
+    except MissingShardsError as error:
+        raise TeacherError(
+            f"{store.words}: no teacher cache here (no readable {MANIFEST_NAME}). Make one with "
+            "launch/cache_teacher.py, or run it again if it was interrupted."
+        ) from error
+    if isinstance(data, Finding):
+        return data
+    try:
+        return parse_cache_manifest(data, where=MANIFEST_NAME), hashlib.sha256(data).hexdigest()
     except TeacherError as error:
-        yield Finding(shard=CONDITION_NAME, what=without_name(error, str(root / CONDITION_NAME)))
+        return Finding(shard=MANIFEST_NAME, what=f"of the cache: {without_name(error, MANIFEST_NAME)}")
 
 
-def _check_shard(shard_set: ShardSet, entry: ShardEntry) -> list[Finding]:
-    path = shard_set.path(entry.name)
-    outer = check_file(path, entry.size_bytes, entry.sha256)
-    if not path.is_file():
-        return outer
+def _open_index(
+    opened: ExitStack, own: _Opened, manifest: Manifest | CacheManifest, columns: dict[str, pa.DataType]
+) -> None:
+    """The index as a whole, and its rows as far as they can be had."""
+    entry = NamedFile(name=INDEX_NAME, size_bytes=manifest.index_size_bytes, sha256=manifest.index_sha256)
+    file = open_stored(opened, own.store, entry)
+    own.index_differs = True
+    if isinstance(file, Finding):
+        own.findings.append(file)
+        return
     try:
-        rows = shard_set.rows(entry.name)
+        fault = whole_fault(file, entry)
+        own.index_differs = bool(fault)
+        if fault:
+            own.findings.append(Finding(shard=INDEX_NAME, what=f"is stale or damaged: {fault}"))
+        index = IndexFile(file, manifest.shards, columns)
+        own.findings += index.findings()
+        own.index = index
+    except OSError as error:
+        own.findings.append(Finding(shard=INDEX_NAME, what=f"cannot be read ({error.strerror})"))
+
+
+def _batch(index: IndexFile | None, shard: str, checked: _Checked) -> pa.RecordBatch | None:
+    try:
+        return None if index is None else index.batch(shard)
     except ShardError as error:
-        stale = Finding(shard=entry.name, what=without_name(error, entry.name))
-        return [*outer, stale, *check_foreign(path, shard_set.manifest.members)]
-    if tuple(rows.members) != shard_set.manifest.members:
-        what = f"has members {', '.join(rows.members)} in the index, and the manifest says otherwise"
-        return [*outer, Finding(shard=entry.name, what=what)]
-    keys = tuple(rows.keys)
-    inner, payloads = check_members(path, keys, rows.members)
-    inner += _check_rows(rows, entry, payloads)
-    if shard_set.manifest.teacher is not None:
-        inner += _check_outputs(entry.name, keys, payloads, shard_set.manifest.teacher)
-    return inner or outer  # a damaged member says more than the digest of the whole tar
+        if str(error):
+            checked.findings.append(Finding(shard=shard, what=str(error)))
+        return None
 
 
-def _check_rows(rows: ShardRows, entry: ShardEntry, payloads: Mapping[tuple[int, str], bytes]) -> Iterator[Finding]:
-    """The index rows against the JSON and the FLAC headers they were made of."""
-    if int(rows.num_samples.sum()) != entry.num_samples:
-        what = f"has {int(rows.num_samples.sum())} samples in the index, and the manifest says {entry.num_samples}"
-        yield Finding(shard=rows.shard, what=what)
-    for row, data in payload_rows(payloads, JSON_MEMBER):
-        try:
-            utterance = utterance_from_json(data)
-        except (ValueError, KeyError, TypeError, IndexError):
-            yield Finding(shard=rows.shard, key=rows.keys[row], what="json is not an utterance's")
-            continue
-        for name, stated, found in _facts(rows, row, entry, utterance):
-            if stated != found and not (stated != stated and found is None):
-                what = f"the index is stale: {name} is {stated!r} there and {found!r} in json"
-                yield Finding(shard=rows.shard, key=rows.keys[row], what=what)
-    for row, data in payload_rows(payloads, AUDIO_MEMBER):
-        wanted = (SAMPLE_RATE_HZ, int(rows.num_samples[row]))
-        if (found := flac_facts(data)) != wanted:
-            what = f"flac holds {found[1]} samples at {found[0]} Hz, and must hold {wanted[1]} at {wanted[0]} Hz"
-            yield Finding(shard=rows.shard, key=rows.keys[row], what=what)
+def _keys(index: IndexFile | None, shard: str) -> tuple[str, ...] | None:
+    batch = _batch(index, shard, _Checked())
+    return None if batch is None else tuple(Texts[str](batch["key"]))
 
 
-def _facts(rows: ShardRows, row: int, entry: ShardEntry, utterance: Utterance) -> Iterator[tuple[str, object, object]]:
-    """Name, value in index or manifest, and value in the JSON, of all that stands in both."""
-    yield "key", rows.keys[row], utterance.key
-    yield "split", entry.split, utterance.split
-    yield "speaker", rows.speakers[row], utterance.speaker
-    yield "gender", rows.genders[row], utterance.gender
-    yield "category", rows.categories[row], utterance.category
-    for target, label in rows.labels.items():
-        yield f"label {target!r}", float(label[row]), utterance.labels.get(target)
-
-
-def _check_cache(root: Path, shard_set: ShardSet, advance: Callable[[int], object]) -> list[Finding]:
-    if not (root / MANIFEST_NAME).is_file():
-        read_cache_manifest(root)  # raises: there is nothing to check
-    try:
-        manifest, _ = read_cache_manifest(root)
-    except TeacherError as error:
-        return [Finding(shard=MANIFEST_NAME, what=f"of the cache: {without_name(error, str(root / MANIFEST_NAME))}")]
-    findings = []
-    if manifest.shard_set_digest != shard_set.content_digest:
-        made_for, is_now = manifest.shard_set_digest[:12], shard_set.content_digest[:12]
-        what = f"of the cache: was made for shard set {made_for}, and this one is {is_now}"
-        findings.append(Finding(shard=MANIFEST_NAME, what=what))
-    findings += _check_index_file(root, manifest.index_sha256)
-    findings += _check_unlisted(root, {shard.name for shard in manifest.shards})
-    findings += _check_condition(root, manifest.teacher)
-    rows = cache_row_groups(root, manifest.shards)
-    for shard in manifest.shards:
-        findings += _check_cache_shard(root, shard, rows, manifest, shard_set)
-        advance(1)
-    return findings
-
-
-def _check_cache_shard(
-    root: Path, shard: CacheShard, groups: RowGroups[CacheRows], manifest: CacheManifest, shard_set: ShardSet
-) -> list[Finding]:
-    path = root / shard.name
-    outer = check_file(path, shard.size_bytes, shard.sha256)
-    if not path.is_file():
-        return outer
-    inner = []
-    source = next((entry for entry in shard_set.manifest.shards if entry.name == shard.name), None)
-    if source is None or (source.sha256 != shard.source_sha256 and not shard_set.manifest.source_digest):
-        inner.append(Finding(shard=shard.name, what="of the cache: was made from another shard"))
-    try:
-        rows = groups.get(shard.name)
-        keys = tuple(rows.keys)
-        if source is not None and keys != shard_set.rows(shard.name).keys:
-            inner.append(Finding(shard=shard.name, what="of the cache: its keys are not those of the shard"))
-    except CctsError as error:
-        stale = Finding(shard=shard.name, what=without_name(error, shard.name))
-        return [*outer, *inner, stale, *check_foreign(path, (TEACHER_MEMBER,))]
-    found, payloads = check_members(path, keys, {TEACHER_MEMBER: rows.places})
-    inner += found
-    inner += _check_outputs(shard.name, keys, payloads, manifest.teacher)
-    return inner or outer
-
-
-def _check_outputs(
-    shard: str, keys: tuple[str, ...], payloads: Mapping[tuple[int, str], bytes], facts: TeacherFacts
+def _look_within(
+    file: BinaryIO,
+    shard: str,
+    rows: TarRows | Sequence[str],
+    inspect: Callable[[int, str, bytes], Iterator[Finding]] | None,
 ) -> Iterator[Finding]:
-    for row, data in payload_rows(payloads, TEACHER_MEMBER):
-        try:
-            output = decode_output(data, facts.embedding_size, len(facts.targets))
-        except ValueError as error:
-            yield Finding(shard=shard, key=keys[row], what=f"{TEACHER_MEMBER} {error}")
+    if isinstance(rows, TarRows):
+        assert inspect is not None, "rows come with what looks at their payloads"
+        return check_tar(file, rows, inspect)
+    return check_without_rows(file, shard, rows)
+
+
+def _utterance_findings(
+    rows: ShardRows, entry: ShardEntry, manifest: Manifest, row: int, member: str, data: bytes
+) -> Iterator[Finding]:
+    if member == JSON_MEMBER:
+        faults = json_faults(data, rows, row, entry, manifest)
+    elif member == AUDIO_MEMBER:
+        faults = audio_faults(data, int(rows.num_samples[row]))
+    else:
+        faults = () if manifest.teacher is None else teacher_faults(data, manifest.teacher)
+    return (Finding(shard=entry.name, key=rows.keys[row], what=what) for what in faults)
+
+
+def _output_findings(rows: TarRows, facts: TeacherFacts, row: int, _member: str, data: bytes) -> Iterator[Finding]:
+    return (Finding(shard=rows.shard, key=rows.keys[row], what=what) for what in teacher_faults(data, facts))
+
+
+def _another(own: _Opened, checked: Sequence[_Checked]) -> Iterator[Finding]:
+    if checked and own.index_differs and all(shard.differs for shard in checked):
+        what = "is of another build: neither the index nor any shard is the one that it names"
+        yield Finding(shard=MANIFEST_NAME, what=what)
+
+
+def _categories(manifest: Manifest, checked: Sequence[_Checked]) -> Iterator[Finding]:
+    known = [shard.categories for shard in checked if shard.categories is not None]
+    found = set().union(*known)
+    if len(known) == len(checked) and found != set(manifest.categories):
+        here, there = sorted(found - set(manifest.categories)), sorted(set(manifest.categories) - found)
+        what = f"lists categories {list(manifest.categories)}: {here} are missing there, and {there} do not occur"
+        yield Finding(shard=MANIFEST_NAME, what=what)
+
+
+def _doubles(index: IndexFile | None, shards: Sequence[ShardEntry], checked: Sequence[_Checked]) -> Iterator[Finding]:
+    """Keys that stand in more than one shard; they are compared as hashes, eight bytes each."""
+    hashes = np.concatenate([np.zeros(0, np.int64), *(np.unique(shard.key_hashes) for shard in checked)])
+    values, counts = np.unique(hashes, return_counts=True)
+    doubled = values[counts > 1]
+    first: dict[str, str] = {}
+    num_named = 0
+    for shard, one in zip(shards, checked, strict=True):
+        if not np.isin(one.key_hashes, doubled).any():
             continue
-        if not (np.isfinite(output.embedding).all() and np.isfinite(output.prediction).all()):
-            yield Finding(shard=shard, key=keys[row], what=f"{TEACHER_MEMBER} holds numbers that are not finite")
+        for key in dict.fromkeys(_keys(index, shard.name) or ()):
+            if first.setdefault(key, shard.name) != shard.name and num_named < _MOST_DOUBLES:
+                num_named += 1
+                yield Finding(shard=shard.name, key=key, what=f"comes twice in the set: in {first[key]} too")

@@ -1,7 +1,9 @@
-"""JSON documents as frozen dataclasses: written one way only, read strictly."""
+"""JSON documents as frozen dataclasses: written one way only, read strictly, sealed where nothing else has a digest."""
 
 import dataclasses
+import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -10,6 +12,10 @@ from typing import Any, TypeVar
 from ccts_dist.errors import CctsError
 
 Record = TypeVar("Record")
+
+_NO_SEAL = "0" * 64
+_SEAL = re.compile(rb'\n "seal": "([0-9a-f]{64})"')
+"""At the margin of a document as it is written here; deeper keys stand further in, and strings have no line breaks."""
 
 
 def document_bytes(record: Any) -> bytes:
@@ -20,12 +26,44 @@ def document_bytes(record: Any) -> bytes:
     Raises:
         ValueError: a number in it is not finite.
     """
-    text = json.dumps(_plain(record), sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1)
-    return (text + "\n").encode()
+    return _tree_bytes(_plain(record))
 
 
-def parse_document(cls: type[Record], data: bytes, *, where: str, error: type[CctsError]) -> Record:
+def sealed_bytes(record: Any) -> bytes:
+    """``document_bytes`` with a key ``seal`` more: SHA-256 of these very bytes with 64 zeros for the seal.
+
+    For documents that name others by digest and whose own digest nobody keeps.
+
+    Args:
+        record: a dataclass, or its document as a dict; a seal in it is made anew.
+    """
+    unsealed = _tree_bytes(_plain(record) | {"seal": _NO_SEAL})
+    return _SEAL.sub(b'\n "seal": "' + _digest(unsealed) + b'"', unsealed, count=1)
+
+
+def check_seal(data: bytes, *, where: str, error: type[CctsError]) -> None:
+    """Refuse a sealed document of which any byte has changed since it was written.
+
+    Raises:
+        CctsError: of type ``error``.
+    """
+    found = _SEAL.search(data)
+    if found is None:
+        words = "has no seal"
+    elif _digest(data[: found.start(1)] + _NO_SEAL.encode() + data[found.end(1) :]) != found[1]:
+        words = "was changed after it was written (its seal is not that of its bytes)"
+    else:
+        return
+    raise error(f"{where}: {words}. Bring it back from a copy, or make it again.")
+
+
+def parse_document(
+    cls: type[Record], data: bytes, *, where: str, error: type[CctsError], sealed: bool = False
+) -> Record:
     """The record in a JSON document; ``where`` names the document in errors.
+
+    Args:
+        sealed: the document has a seal, which is ``check_seal``'s to look at.
 
     Raises:
         CctsError: of type ``error``, when it is no JSON, or a key is unknown, missing or of another type.
@@ -34,6 +72,8 @@ def parse_document(cls: type[Record], data: bytes, *, where: str, error: type[Cc
         tree = json.loads(data)
     except (ValueError, RecursionError) as fault:
         raise error(f"{where}: not a JSON document ({fault}). Make it again, or bring it back from a copy.") from fault
+    if sealed and isinstance(tree, dict):
+        tree.pop("seal", None)
     try:
         return _build(cls, tree, "")
     except _MisfitError as fault:
@@ -42,6 +82,15 @@ def parse_document(cls: type[Record], data: bytes, *, where: str, error: type[Cc
 
 class _MisfitError(Exception):
     """A document that is not of its dataclass's form."""
+
+
+def _tree_bytes(tree: Any) -> bytes:
+    text = json.dumps(tree, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1)
+    return (text + "\n").encode()
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
 
 
 def _plain(value: Any) -> Any:

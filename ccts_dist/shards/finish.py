@@ -110,7 +110,8 @@ def finish_build(
     """
     made = _gather(output, plan, verify=verify, progress=progress or (lambda _: None))
     rejected = [*plan.rejected, *(rejected_line(one) for shard in made for one in shard.rejected)]
-    output.write(REJECTED_NAME, "".join(line + "\n" for line in rejected).encode())
+    rejected_lines = "".join(line + "\n" for line in rejected).encode()
+    output.write(REJECTED_NAME, rejected_lines)
     _check_rejected(plan, rejected, max_rejected, f"{output.where}/{REJECTED_NAME}")
     shards, size_bytes, sha256 = _write_index(output, [shard for shard in made if shard.num_utterances])
     manifest = Manifest(
@@ -128,6 +129,7 @@ def finish_build(
             "resampled": sum(shard.resampled for shard in made),
             "mixed_down": sum(shard.mixed_down for shard in made),
         },
+        rejected_sha256=hashlib.sha256(rejected_lines).hexdigest(),
         input_digest=plan.input_digest,
     )
     now = read_plan(output)

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from ccts_dist.errors import CctsError, ConfigError, ShardError
 from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
-from ccts_dist.shards.documents import document_bytes, parse_document
+from ccts_dist.shards.documents import check_seal, parse_document, sealed_bytes
 from ccts_dist.shards.index import IndexPlace
 
 FORMAT_VERSION = 2
@@ -113,6 +113,9 @@ class Manifest:
     counts: Mapping[str, int] = field(default_factory=dict)
     """Utterances that were rejected, resampled, mixed down."""
 
+    rejected_sha256: str = ""
+    """SHA-256 of ``rejected.jsonl``, which in merged sets stays with the source."""
+
     input_digest: str = ""
     """Digest of what the builder was given: utterances, sizes of their files, settings."""
 
@@ -128,24 +131,26 @@ class Manifest:
         return tuple(dict.fromkeys(shard.split for shard in self.shards))
 
     def to_bytes(self) -> bytes:
-        """The manifest file."""
-        return document_bytes(self)
+        """The manifest file, sealed: a reader notices when any byte of it has changed."""
+        return sealed_bytes(self)
 
 
 def parse_manifest(data: bytes, *, where: str) -> Manifest:
     """The manifest in a file's bytes.
 
     Raises:
-        ShardError: another format version, no JSON, or not of the manifest's form; ``where`` names the file.
+        ShardError: another format version, no JSON, not of the manifest's form, or changed since it was written;
+            ``where`` names the file.
     """
     check_version(data, where=where, error=ShardError)
-    manifest = parse_document(Manifest, data, where=where, error=ShardError)
+    manifest = parse_document(Manifest, data, where=where, error=ShardError, sealed=True)
     names = [shard.name for shard in manifest.shards]
     for name in names:
         if name != Path(name).name or not name.endswith(".tar") or name.startswith("."):
             raise ShardError(f"{where}: shard name {name!r} is not a plain file name. Do not use this shard set.")
     if len(set(names)) != len(names):
         raise ShardError(f"{where}: a shard is listed twice. Build the shard set again.")
+    check_seal(data, where=where, error=ShardError)
     return manifest
 
 

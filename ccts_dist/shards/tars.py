@@ -73,12 +73,14 @@ class BrokenTarError(ShardError):
         name: of its file.
         offset: of the header, or of what stands in its place, where the walk had to stop.
         what: what is wrong there.
+        no_tar: it is empty, or a file of another kind.
     """
 
-    def __init__(self, name: str, offset: int, what: str) -> None:
+    def __init__(self, name: str, offset: int, what: str, *, no_tar: bool = False) -> None:
         super().__init__(f"{name}: {what}. Fetch or build the shard again.")
         self.offset = offset
         self.what = what
+        self.no_tar = no_tar
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
@@ -107,7 +109,16 @@ def walk_tar(path: Path) -> Iterator[TarMember]:
             ``BrokenTarError``, which says where.
     """
     with open(path, "rb") as file:
-        yield from _Walk(file, path.name).members()
+        yield from walk_open_tar(file, path.name)
+
+
+def walk_open_tar(file: BinaryIO, name: str) -> Iterator[TarMember]:
+    """``walk_tar`` of a file that is open; ``name`` is for people. The file may be read elsewhere between members.
+
+    Raises:
+        ShardError: as ``walk_tar``.
+    """
+    return _Walk(file, name).members()
 
 
 def crc32_of(data: bytes) -> int:
@@ -156,8 +167,8 @@ class _Walk:
             raise self._broken("an extended header stands before the end mark, and no member after it")
         self._check_end()
 
-    def _broken(self, what: str) -> BrokenTarError:
-        return BrokenTarError(self._name, self._offset, what)
+    def _broken(self, what: str, *, no_tar: bool = False) -> BrokenTarError:
+        return BrokenTarError(self._name, self._offset, what, no_tar=no_tar)
 
     def _block(self) -> bytes:
         if self._offset > self._size:  # the padding of the last member is gone
@@ -166,7 +177,7 @@ class _Walk:
         block = self._file.read(_BLOCK)
         if len(block) < _BLOCK:
             if not self._size:
-                raise self._broken("is empty (0 bytes)")
+                raise self._broken("is empty (0 bytes)", no_tar=True)
             raise self._refuse_other_file(block) or self._broken(
                 f"ends at byte {self._size} without an end mark: it was cut"
             )
@@ -188,7 +199,7 @@ class _Walk:
     def _refuse_other_file(self, block: bytes) -> BrokenTarError | None:
         kinds = (kind for magic, kind in _OTHER_FILES.items() if not self._offset and block.startswith(magic))
         kind = next(kinds, None)
-        return self._broken(f"is {kind}, not a plain tar") if kind else None
+        return self._broken(f"is {kind}, not a plain tar", no_tar=True) if kind else None
 
     @staticmethod
     def _kind(kind: bytes, records: Mapping[str, str]) -> str:
@@ -234,7 +245,7 @@ class _Walk:
         if rest < _BLOCK or rest % _BLOCK:
             raise self._broken("the end mark is cut")
         if not self._offset:
-            raise self._broken(f"holds nothing but zeros ({self._size} bytes)")
+            raise self._broken(f"holds nothing but zeros ({self._size} bytes)", no_tar=True)
 
 
 def short(name: str, limit: int = 120) -> str:

@@ -15,7 +15,7 @@ from jaxtyping import Float64
 
 from ccts_dist.errors import ShardError, TeacherError
 from ccts_dist.records import Condition, TeacherOutput
-from ccts_dist.shards.documents import document_bytes, parse_document
+from ccts_dist.shards.documents import document_bytes, parse_document, sealed_bytes
 from ccts_dist.shards.durable import file_sha256, write_whole
 from ccts_dist.shards.index import (
     Indexed,
@@ -304,7 +304,7 @@ def write_cache_manifest(
         index_sha256=index.sha256,
         teacher=replace(facts, condition_sha256=hashlib.sha256(document).hexdigest()),
     )
-    data = document_bytes(manifest)
+    data = sealed_bytes(manifest)
     write_whole(cache_root / MANIFEST_NAME, data)
     return hashlib.sha256(data).hexdigest()
 

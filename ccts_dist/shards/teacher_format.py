@@ -10,7 +10,7 @@ import numpy as np
 
 from ccts_dist.errors import TeacherError
 from ccts_dist.records import Condition, TeacherOutput
-from ccts_dist.shards.documents import parse_document
+from ccts_dist.shards.documents import check_seal, parse_document
 from ccts_dist.shards.index import IndexPlace
 from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, TeacherFacts, check_version
 
@@ -71,12 +71,22 @@ def read_cache_manifest(root: Path) -> tuple[CacheManifest, str]:
             f"{root}: no teacher cache here (no readable {MANIFEST_NAME}). Make one with launch/cache_teacher.py, "
             "or run it again if it was interrupted."
         ) from error
-    check_version(data, where=str(where), error=TeacherError)
-    manifest = parse_document(CacheManifest, data, where=str(where), error=TeacherError)
+    return parse_cache_manifest(data, where=str(where)), hashlib.sha256(data).hexdigest()
+
+
+def parse_cache_manifest(data: bytes, *, where: str) -> CacheManifest:
+    """The cache's manifest in a file's bytes; ``where`` names the file.
+
+    Raises:
+        TeacherError: damaged, changed since it was written, or of another format version.
+    """
+    check_version(data, where=where, error=TeacherError)
+    manifest = parse_document(CacheManifest, data, where=where, error=TeacherError, sealed=True)
     for shard in manifest.shards:
-        if shard.name != Path(shard.name).name:
+        if shard.name != Path(shard.name).name or not shard.name.endswith(".tar") or shard.name.startswith("."):
             raise TeacherError(f"{where}: shard name {shard.name!r} is not a plain file name. Do not use this cache.")
-    return manifest, hashlib.sha256(data).hexdigest()
+    check_seal(data, where=where, error=TeacherError)
+    return manifest
 
 
 def read_condition(root: Path, facts: TeacherFacts) -> Condition:

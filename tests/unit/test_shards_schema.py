@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError, ShardError, TeacherError
 from ccts_dist.records import Utterance
-from ccts_dist.shards.documents import document_bytes, parse_document
+from ccts_dist.shards.documents import document_bytes, parse_document, sealed_bytes
 from ccts_dist.shards.index import IndexPlace
 from ccts_dist.shards.schema import (
     Manifest,
@@ -151,6 +151,27 @@ def test_a_shard_that_is_listed_twice_is_refused():
 def test_equal_records_give_equal_bytes_and_none_is_absent():
     assert document_bytes(SplitTotals(num_utterances=1, hours=0.5)) == b'{\n "hours": 0.5,\n "num_utterances": 1\n}\n'
     assert b"teacher" not in MANIFEST.to_bytes()
+
+
+def test_any_byte_of_a_manifest_that_has_changed_is_noticed():
+    data = MANIFEST.to_bytes()
+    for at in range(len(data)):
+        changed = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        with pytest.raises(ShardError, match="m: "):
+            parse_manifest(changed, where="m")
+
+
+def test_a_manifest_that_was_edited_or_has_no_seal_is_refused():
+    edited = MANIFEST.to_bytes().replace(b'"corpus": "', b'"corpus": "x')
+    with pytest.raises(ShardError, match="m: was changed after it was written"):
+        parse_manifest(edited, where="m")
+    with pytest.raises(ShardError, match="m: has no seal"):
+        parse_manifest(document_bytes(MANIFEST), where="m")
+
+
+def test_a_document_can_be_sealed_again():
+    document = json.loads(MANIFEST.to_bytes())
+    assert sealed_bytes(document) == sealed_bytes(MANIFEST)
 
 
 def test_commands_and_addresses_are_refused_where_a_folder_must_stand():

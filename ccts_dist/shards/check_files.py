@@ -1,0 +1,109 @@
+"""The files of a shard set or cache as wholes: there, of the right size and digest, and nothing beside them."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+
+from ccts_dist.errors import FetchError, MissingShardsError, ShardError
+from ccts_dist.shards.findings import Finding
+from ccts_dist.shards.output import BUILDING
+from ccts_dist.shards.schema import MANIFEST_NAME
+from ccts_dist.shards.store import FileStore, LocalStore
+from ccts_dist.shards.transfer import StoredFile
+
+_MAX_MANIFEST_BYTES = 1 << 29
+"""The manifest of twenty thousand shards has ten million bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedFile:
+    """A file as a manifest names it."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+def read_manifest(store: FileStore) -> bytes | Finding:
+    """The bytes of a manifest.
+
+    Raises:
+        MissingShardsError: there is none.
+    """
+    if isinstance(store, LocalStore):
+        path = _local_path(store, MANIFEST_NAME)
+        if path.exists() and not path.is_file():
+            return Finding(shard=MANIFEST_NAME, what="is no regular file")
+        if path.is_file() and path.stat().st_size > _MAX_MANIFEST_BYTES:
+            return Finding(shard=MANIFEST_NAME, what=f"has {path.stat().st_size} bytes, more than any manifest")
+    return store.read_bytes(MANIFEST_NAME)
+
+
+def read_small(store: FileStore, name: str) -> bytes | Finding:
+    """The bytes of a small file that must be there."""
+    if isinstance(store, LocalStore) and (fault := _local_fault(_local_path(store, name))):
+        return Finding(shard=name, what=fault)
+    try:
+        return store.read_bytes(name)
+    except MissingShardsError:
+        return Finding(shard=name, what="is missing")
+
+
+def open_stored(opened: ExitStack, store: FileStore, file: StoredFile) -> BufferedReader | Finding:
+    """A file to read by offset for as long as ``opened`` lives.
+
+    Raises:
+        FetchError: a store does not answer.
+    """
+    if isinstance(store, LocalStore) and (fault := _local_fault(_local_path(store, file.name))):
+        return Finding(shard=file.name, what=fault)
+    try:
+        descriptor = opened.enter_context(store.opened(file))
+    except FetchError:
+        raise
+    except ShardError as error:
+        return Finding(shard=file.name, what=str(error))
+    return opened.enter_context(os.fdopen(descriptor, "rb", closefd=False))
+
+
+def whole_fault(file: BufferedReader, named: StoredFile, *, size_only: bool = False) -> str:
+    """In words how a file differs from the one that the manifest names; empty if it does not."""
+    size = os.fstat(file.fileno()).st_size
+    if size != named.size_bytes:
+        return f"has {size} bytes, and the manifest says {named.size_bytes}"
+    if not size_only and hashlib.file_digest(file, "sha256").hexdigest() != named.sha256:
+        return "differs from the manifest's SHA-256"
+    return ""
+
+
+def beside(store: FileStore, listed: set[str]) -> Iterator[Finding]:
+    """Tars that no manifest names, and what interrupted builds have left, in a folder on this machine."""
+    if not isinstance(store, LocalStore):
+        return
+    for path in sorted(_local_path(store, MANIFEST_NAME).parent.iterdir()):
+        if path.suffix == ".tar" and not path.name.startswith(".") and path.name not in listed:
+            yield Finding(shard=path.name, what="is not in the manifest")
+        elif path.name == BUILDING:
+            yield Finding(shard=path.name, what="is left of a build that was interrupted: delete it", leftover=True)
+        elif path.name.startswith(".") and path.name.endswith(".partial"):
+            yield Finding(shard=path.name, what="is left of a write that was interrupted: delete it", leftover=True)
+        elif path.name == "index.parquet":
+            yield Finding(shard=path.name, what="is an index of format version 1: delete it", leftover=True)
+
+
+def _local_path(store: LocalStore, name: str) -> Path:
+    return store.path(NamedFile(name=name, size_bytes=0, sha256=""))
+
+
+def _local_fault(path: Path) -> str:
+    """Why a path is not to be opened: a pipe would be waited for, and a device may have no end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+    return "" if stat.S_ISREG(mode) else "is no regular file"
