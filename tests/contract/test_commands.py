@@ -14,9 +14,10 @@ OPTIONS = {
     "launch/predict.py": "--format --model --uri",
     "launch/reproduce.py": "--table --utterances",
     "shards/build.py": "",  # its sub-commands have the options
-    "shards/check.py": "--teacher",
+    "shards/check.py": "--fast --teacher --threads",
     "shards/info.py": "",
     "shards/merge.py": "--out --shards --teacher",
+    "shards/transcribe.py": "--all --batch-seconds --device --language --model --out",
 }
 SCRIPTS = sorted([*Path("launch").glob("*.py"), *Path("shards").glob("*.py")])
 
