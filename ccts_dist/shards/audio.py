@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ _MAX_KERNEL = 10_000_000
 
 _UNKNOWN_FRAMES = 1 << 62
 """libsndfile says 2^63 - 1 for a FLAC that was written to a pipe and states no length."""
+
+_BLOCK_FRAMES = 65_536
 
 _MP3_SHARE = 0.98
 """An MP3's decoder may leave out its own delay, some thousand samples; a length guessed wrong is off by more."""
@@ -82,32 +85,16 @@ def decode_audio(source: Path | io.BytesIO, *, max_duration_s: float) -> Decoded
     """
     try:
         with _opened(source) as opened:
-            missing, counted = missing_audio(opened), mp3_samples(opened)
-            if missing:
-                return missing
-            with _AnyLength(with_length(opened)) as file:
-                rate, num_frames = file.samplerate, file.frames
-                if max_duration_s * rate < num_frames < _UNKNOWN_FRAMES:
-                    return _too_long(num_frames, rate, max_duration_s)
-                samples = file.read(min(num_frames, int(max_duration_s * rate) + 1), dtype="float64", always_2d=True)
+            read = _read(opened, max_duration_s)
     except FileNotFoundError:
         return "the audio file is missing"
     except OSError as error:
         return f"cannot be opened ({error.strerror})"
     except soundfile.LibsndfileError as error:
         return f"cannot be decoded ({error.error_string.strip().removeprefix('Error : ').rstrip('.')})"
-    except TypeError:
-        return "cannot be decoded (headerless audio)"  # soundfile asks for rate and channels of a file named .raw
-    if num_frames >= _UNKNOWN_FRAMES:
-        num_frames = len(samples)
-    if num_frames == 0:
-        return "holds no audio"
-    if num_frames > max_duration_s * rate:
-        return f"lasts more than {max_duration_s:g} s"
-    if len(samples) < num_frames:
-        return f"is cut: {len(samples)} of {num_frames} samples"
-    if num_frames < _MP3_SHARE * counted:
-        return f"states no length, and {num_frames} of its {counted} samples are found; write it anew"
+    if isinstance(read, str):
+        return read
+    samples, rate = read
     if not np.isfinite(samples).all():
         return _NOT_FINITE
     mono = samples.mean(axis=1)
@@ -119,6 +106,41 @@ def decode_audio(source: Path | io.BytesIO, *, max_duration_s: float) -> Decoded
     if len(mono) < MIN_SAMPLES:
         return _too_short(len(mono))
     return Decoded(whole=_to_whole(mono), resampled=rate != SAMPLE_RATE_HZ, mixed_down=samples.shape[1] > 1)
+
+
+def _read(
+    opened: io.BufferedReader | io.BytesIO, max_duration_s: float
+) -> tuple[Float64[np.ndarray, "samples channels"], int] | str:
+    """All samples of an opened file and their rate, or in words why they are not all there."""
+    missing, counted = missing_audio(opened), mp3_samples(opened)
+    if missing:
+        return missing
+    with _AnyLength(_for_libsndfile(with_length(opened)), closefd=False) as file:
+        rate, num_frames = file.samplerate, file.frames
+        if max_duration_s * rate < num_frames < _UNKNOWN_FRAMES:
+            return _too_long(num_frames, rate, max_duration_s)
+        if num_frames < _UNKNOWN_FRAMES:
+            samples = file.read(num_frames, dtype="float64", always_2d=True)
+        else:
+            samples = _read_to_end(file, limit=int(max_duration_s * rate))
+            num_frames = len(samples)
+    if num_frames == 0:
+        return "holds no audio"
+    if num_frames > max_duration_s * rate:
+        return f"lasts more than {max_duration_s:g} s"
+    if len(samples) < num_frames:
+        return f"is cut: {len(samples)} of {num_frames} samples"
+    if num_frames < _MP3_SHARE * counted:
+        return f"states no length, and {num_frames} of its {counted} samples are found; write it anew"
+    return samples, rate
+
+
+def _read_to_end(file: soundfile.SoundFile, limit: int) -> Float64[np.ndarray, "samples channels"]:
+    """The samples of a file that does not say how many there are; a block more than the limit at most."""
+    blocks = [file.read(_BLOCK_FRAMES, dtype="float64", always_2d=True)]
+    while len(blocks[-1]) and sum(map(len, blocks)) <= limit:
+        blocks.append(file.read(_BLOCK_FRAMES, dtype="float64", always_2d=True))
+    return np.concatenate(blocks)
 
 
 def decode_samples(samples: Float[np.ndarray, " samples"], *, max_duration_s: float) -> Decoded | str:
@@ -146,6 +168,21 @@ def flac_facts(flac: bytes) -> tuple[int, int]:
     # STREAMINFO from byte 18: 20 bits rate, 3 channels, 5 depth, 36 bits number of samples (RFC 9639, section 8.2).
     packed = int.from_bytes(flac[18:26], "big")
     return packed >> 44, packed & ((1 << 36) - 1)
+
+
+class _Memory(io.BytesIO):
+    """Does not raise where a damaged header sends libsndfile: a callback's exception would be printed and lost."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return super().seek(max(0, offset) if whence == os.SEEK_SET else offset, whence)
+
+
+def _for_libsndfile(opened: io.BufferedReader | io.BytesIO) -> int | _Memory:
+    """The descriptor of a file, which libsndfile reads without the interpreter's lock; or a copy in memory."""
+    if isinstance(opened, io.BytesIO):
+        return _Memory(opened.getbuffer())
+    os.lseek(opened.fileno(), 0, os.SEEK_SET)
+    return opened.fileno()
 
 
 class _AnyLength(soundfile.SoundFile):

@@ -8,7 +8,8 @@ import io
 import os
 import re
 import struct
-from typing import BinaryIO
+
+Opened = io.BufferedReader | io.BytesIO
 
 _SLACK_BYTES = 44
 """Some writers of WAV count their own header (44 bytes) into the audio's size; that much may be missing, 1.4 ms."""
@@ -30,7 +31,7 @@ _RATES = (44_100, 48_000, 32_000)
 """Layer III of MPEG 1 and of MPEG 2 and 2.5 (ISO 11172-3, 13818-3)."""
 
 
-def missing_audio(file: BinaryIO) -> str:
+def missing_audio(file: Opened) -> str:
     """In words, that the file's structure says audio is missing from its end; "" if it does not say so.
 
     Knows RIFF (WAV, RF64), AIFF, AU, W64, CAF, NIST SPHERE, Ogg and MP3; FLAC is left to its decoder. A header that
@@ -52,7 +53,7 @@ def missing_audio(file: BinaryIO) -> str:
     return f"is cut: {there} of {stated} bytes of audio" if there + slack < stated else ""
 
 
-def mp3_samples(file: BinaryIO) -> int:
+def mp3_samples(file: Opened) -> int:
     """Samples per channel of an MP3 that does not state their number; 0 for any other file.
 
     libsndfile then guesses from the first frame, and reads no further than its guess.
@@ -63,24 +64,35 @@ def mp3_samples(file: BinaryIO) -> int:
     return samples
 
 
-def with_length(file: BinaryIO) -> BinaryIO:
+def with_length(file: Opened) -> Opened:
     """The file, or a copy in memory whose header states a length: that of a WAV which was never finished.
 
-    A recorder that writes to a pipe may leave both sizes in the header at 0. libsndfile would find no audio there.
+    A recorder that writes to a pipe may leave the size of the audio at 0. libsndfile would find none there.
     """
-    head, size = _read_at(file, 0, 12), file.seek(0, os.SEEK_END)
-    if head[:4] == b"RIFF" and len(head) == 12 and size <= _WHOLE_LIMIT:
-        place = _chunk(file, size, b"data", "<")
-        riff_size = struct.unpack("<I", head[4:8])[0]
-        if place is not None and place[1] == 0 and riff_size + 8 <= place[0] < size:
-            whole = bytearray(_read_at(file, 0, size))
-            whole[place[0] - 4 : place[0]] = b"\xff" * 4
-            return io.BytesIO(whole)
+    head, size = _read_at(file, 0, 4), file.seek(0, os.SEEK_END)
+    place = _chunk(file, size, b"data", "<") if head == b"RIFF" and size <= _WHOLE_LIMIT else None
+    if place is not None and place[1] == 0 and place[0] < size and not _only_chunks(file, place[0], size):
+        whole = bytearray(_read_at(file, 0, size))
+        whole[place[0] - 4 : place[0]] = b"\xff" * 4
+        return io.BytesIO(whole)
     file.seek(0)
     return file
 
 
-def _stated_place(file: BinaryIO, head: bytes, size: int) -> tuple[int, int] | None:
+def _only_chunks(file: Opened, at: int, size: int) -> bool:
+    """Whether chunks, and no audio, fill the rest of a RIFF file."""
+    for _ in range(_CHUNK_LIMIT):
+        head = _read_at(file, at, 8)
+        if len(head) < 8:
+            return at >= size
+        if not head[:4].decode("latin-1").isprintable():
+            return False
+        length = struct.unpack("<I", head[4:])[0]
+        at += 8 + length + length % 2
+    return False
+
+
+def _stated_place(file: Opened, head: bytes, size: int) -> tuple[int, int] | None:
     """Where the audio begins, and how many bytes the header says it has; None where that is not said."""
     kind, place = head[:4], None
     if kind in (b"RIFF", b"RIFX", b"RF64"):
@@ -105,7 +117,7 @@ def _stated_place(file: BinaryIO, head: bytes, size: int) -> tuple[int, int] | N
     return place
 
 
-def _chunk(file: BinaryIO, size: int, name: bytes, order: str) -> tuple[int, int] | None:
+def _chunk(file: Opened, size: int, name: bytes, order: str) -> tuple[int, int] | None:
     """Where the body of a chunk begins, and its stated size."""
     at = 12
     for _ in range(_CHUNK_LIMIT):
@@ -118,7 +130,7 @@ def _chunk(file: BinaryIO, size: int, name: bytes, order: str) -> tuple[int, int
     return None
 
 
-def _caf_data(file: BinaryIO, size: int) -> tuple[int, int] | None:
+def _caf_data(file: Opened, size: int) -> tuple[int, int] | None:
     at = 8
     for _ in range(_CHUNK_LIMIT):
         if at + 12 > size:
@@ -132,7 +144,7 @@ def _caf_data(file: BinaryIO, size: int) -> tuple[int, int] | None:
     return None
 
 
-def _w64_data(file: BinaryIO, size: int) -> tuple[int, int] | None:
+def _w64_data(file: Opened, size: int) -> tuple[int, int] | None:
     at = 40
     for _ in range(_CHUNK_LIMIT):
         if at + 24 > size:
@@ -144,7 +156,7 @@ def _w64_data(file: BinaryIO, size: int) -> tuple[int, int] | None:
     return None
 
 
-def _sphere_data(file: BinaryIO) -> tuple[int, int] | None:
+def _sphere_data(file: Opened) -> tuple[int, int] | None:
     lines = _read_at(file, 0, 1024).split(b"\n")
     start = int(lines[1]) if len(lines) > 1 and lines[1].strip().isdigit() else 0
     header = _read_at(file, 0, min(start, _HEADER_LIMIT)).decode("latin-1")
@@ -154,7 +166,7 @@ def _sphere_data(file: BinaryIO) -> tuple[int, int] | None:
     return start, facts["sample_count"] * facts["sample_n_bytes"] * facts.get("channel_count", 1)
 
 
-def _cut_ogg(file: BinaryIO, size: int) -> str:
+def _cut_ogg(file: Opened, size: int) -> str:
     tail = _read_at(file, max(0, size - 2 * _PAGE_BYTES), 2 * _PAGE_BYTES)
     at = tail.rfind(b"OggS\x00")
     page = tail[at:]
@@ -169,7 +181,7 @@ def _is_mp3(head: bytes) -> bool:
     return head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2)
 
 
-def _walk_mp3(file: BinaryIO, size: int) -> tuple[int, str]:
+def _walk_mp3(file: Opened, size: int) -> tuple[int, str]:
     """Samples of an MP3 that does not state their number, and in words that its last frame was cut.
 
     An MP3 that does is held against its number when it is decoded. Where the walk loses the frames, nothing is said.
@@ -210,6 +222,6 @@ def _mp3_frame(header: bytes) -> tuple[int, int] | None:
     return samples // 8 * bits // rate_hz + (header[2] >> 1 & 1), samples
 
 
-def _read_at(file: BinaryIO, at: int, size: int) -> bytes:
+def _read_at(file: Opened, at: int, size: int) -> bytes:
     file.seek(at)
     return file.read(size)
