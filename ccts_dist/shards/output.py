@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 from ccts_dist.errors import ConfigError
 from ccts_dist.shards.durable import file_sha256, write_whole
 from ccts_dist.shards.planning import Part
+from ccts_dist.shards.remote import is_address
 
 BUILDING = ".building"
 """Folder of the builder's records, within the shard set's; gone when the set is finished."""
@@ -157,11 +158,17 @@ class FolderOutput:
 
 
 def open_output(out: str | Path) -> Output:
-    """The place where a build is written.
+    """The place where a build is written: a folder, or what fsspec opens by an address.
 
     Raises:
-        ConfigError: nothing can be written there.
+        ConfigError: nothing can be written there, or an address that holds credentials.
     """
+    if is_address(out):
+        from ccts_dist.shards.output_remote import AddressOutput  # needs this module's names
+
+        if not str(out).startswith("file://"):
+            return AddressOutput(str(out))
+        out = str(out).removeprefix("file://")
     there = next(place for place in (Path(out), *Path(out).absolute().parents) if place.exists())
     if not there.is_dir():
         raise ConfigError(f"{out}: {there} is a file, not a folder. Name another folder with --out.")

@@ -80,6 +80,19 @@ class _Fault:
     """Of a file that came whole and is another: what came."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFault:
+    """What an error of a store means."""
+
+    words: str
+    """That may be said of it; hold no secret."""
+
+    missing: bool
+    forbidden: bool
+    final: bool
+    """For another reason, another try would end the same way."""
+
+
 class Place:
     """A folder or bucket somewhere else, by its address. Can be pickled; each process connects for itself.
 
@@ -143,6 +156,10 @@ class Place:
         finally:
             target.unlink(missing_ok=True)
 
+    def connect(self, name: str) -> tuple[Any, str]:
+        """The file system, and what a file is called on it. What it raises may hold secrets: see ``told_of``."""
+        return fsspec.core.url_to_fs(self._address(name), **self._options())
+
     def _patiently(
         self,
         name: str,
@@ -185,7 +202,7 @@ class Place:
             stop.wait(patience.wait_s(attempt, random.SystemRandom().random()))
 
     def _try(self, name: str, target: Path, meter: "_Meter", stop: threading.Event) -> _Fault | None:
-        filesystem, path = fsspec.core.url_to_fs(self._address(name), **self._options())
+        filesystem, path = self.connect(name)
         ended = threading.Event()
         if isinstance(filesystem, AsyncFileSystem):
             work = _signal_end(filesystem._get_file(path, str(target), callback=meter), ended)
@@ -328,8 +345,7 @@ def _copy(filesystem: Any, path: str, target: Path, meter: _Meter) -> None:
 
 def _fault_of(error: BaseException, target: Path) -> _Fault:
     """What an error means for the next try, in words that hold no secret."""
-    if isinstance(error, _BUGS):
-        raise error
+    told = told_of(error)
     number = getattr(error, "errno", None)
     if number in (ENOSPC, EDQUOT, EROFS) or (number == EACCES and getattr(error, "filename", None) == str(target)):
         why = os.strerror(number or 0).lower()
@@ -337,32 +353,47 @@ def _fault_of(error: BaseException, target: Path) -> _Fault:
             f"cannot be kept in the cache ({why} in {target.parent}). Make room, or name another folder in data.cache.",
             final=True,
         )
-    status, code = _status_of(error)
-    told = " ".join(word for word in (f"HTTP {status}" if status else "", code) if word) or type(error).__name__
-    if isinstance(error, FileNotFoundError) or status == 404:
-        return _Fault(f"is not there ({told}). Name the place where the shard set or teacher cache lies.", final=True)
-    if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in type(error).__name__:
+    if told.missing:
         return _Fault(
-            f"may not be read ({told}). Give credentials for it in the environment or in fsspec's configuration.",
+            f"is not there ({told.words}). Name the place where the shard set or teacher cache lies.", final=True
+        )
+    if told.forbidden:
+        return _Fault(
+            f"may not be read ({told.words}). Give credentials for it in the environment or in fsspec's configuration.",
             final=True,
         )
     if isinstance(error, TimeoutError):
         return _Fault("timed out")
-    refused = status is not None and 400 <= status < 500 and status not in _NOT_NOW
-    return _Fault(f"did not come ({told})", final=refused or isinstance(error, ValueError))
+    return _Fault(f"did not come ({told.words})", final=told.final)
+
+
+def told_of(error: BaseException) -> StoreFault:
+    """What a store's error means, and what may be said of it: its status, its code or its kind."""
+    if isinstance(error, _BUGS):
+        raise error
+    status, code = _status_of(error)
+    words = " ".join(word for word in (f"HTTP {status}" if status else "", code) if word) or type(error).__name__
+    forbidden = isinstance(error, PermissionError) or status in (401, 403) or "Credential" in type(error).__name__
+    # aiohttp says 400 of an answer that it could not read, too; S3's own has a code.
+    refused = status is not None and (400 < status < 500 or (status == 400 and code)) and status not in _NOT_NOW
+    return StoreFault(
+        words=words,
+        missing=isinstance(error, FileNotFoundError) or status == 404,
+        forbidden=forbidden,
+        final=bool(refused) or isinstance(error, ValueError),
+    )
 
 
 def _status_of(error: BaseException) -> tuple[int | None, str]:
     """The HTTP status of an error and the store's own code for it, where the libraries tell them."""
     for fault in (error, error.__cause__):
-        response = getattr(fault, "response", None)
-        if isinstance(response, dict):  # botocore
+        if isinstance(response := getattr(fault, "response", None), dict):  # botocore, perhaps below s3fs
             code = str(response.get("Error", {}).get("Code", ""))
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return status, code if _CODE.fullmatch(code) else ""
-        for name in ("status", "status_code", "code"):  # aiohttp, Azure, Google
-            if isinstance(status := getattr(fault, name, None), int):
-                return status, ""
+    for name in ("status", "status_code", "code"):  # aiohttp, Azure, Google; not of causes, which number otherwise
+        if isinstance(status := getattr(error, name, None), int):
+            return status, ""
     return None, ""
 
 
