@@ -40,6 +40,7 @@ WHOLE = "all"
 
 _JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 _DELIMITERS = ",;\t"
+_MOST_RATERS = 1_000_000
 
 Row = Mapping[str, Any]
 """Column to cell: text in CSV; text, number or null in JSON."""
@@ -174,7 +175,10 @@ def _audio(reading: _Reading, cell: str, line: int) -> Path:
         audio = reading.path.parent / text
         folder = reading.folders.get(audio.parent)
         if folder is None:
-            folder = reading.folders[audio.parent] = AudioFolder(audio.parent)
+            try:
+                folder = reading.folders[audio.parent] = AudioFolder(audio.parent)
+            except CorpusError as error:
+                raise RowError(f"line {line}: audio: {error}", source) from error
         found = folder.find(audio.name)
         if found is not None:
             return found
@@ -215,7 +219,7 @@ def _num_raters(row: Row, line: int, source: str) -> int | None:
         number = parse_number(cell)
     except ValueError as error:
         raise RowError(f"line {line}: num_raters {error}", source) from error
-    if not (number >= 0 and number.is_integer()):
+    if not (0 <= number <= _MOST_RATERS and number.is_integer()):
         raise RowError(f"line {line}: num_raters {cell} is not a whole number from 0", source)
     return int(number)
 

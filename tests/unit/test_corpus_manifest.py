@@ -130,12 +130,19 @@ def test_unnamed_column_of_row_numbers_is_no_target(csv_of: Write):
         ("x.variance,x", "-1,4", "line 2: x.variance -1 is off 0..36"),
         ("x.variance,x", "some,4", "line 2: x.variance 'some' is not a number"),
         ("num_raters", "2.5", "line 2: num_raters 2.5 is not a whole number from 0"),
+        ("num_raters", "1e300", "line 2: num_raters 1e300 is not a whole number from 0"),
         ("num_raters", "few", "line 2: num_raters 'few' is not a number"),
         ("speaker", "a\x07", "line 2: speaker holds a control character"),
     ],
 )
 def test_bad_cell_rejects_its_row(csv_of: Write, header: str, row: str, words: str):
     assert reason(read_manifest(csv_of(f"key,audio,{header}", f"k,a.wav,{row}"))) == words
+
+
+def test_audio_in_a_folder_that_cannot_be_listed_rejects_its_row(csv_of: Write):
+    words = reason(read_manifest(csv_of("key,audio", f"k,{'x' * 300}/a.wav")))
+    assert words.startswith("line 2: audio: ")
+    assert "cannot be listed (File name too long)" in words
 
 
 def test_text_among_numbers_rejects_its_row(csv_of: Write):
