@@ -4,6 +4,7 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -149,23 +150,26 @@ def place_findings(rows: TarRows, size_bytes: int) -> Iterator[Finding]:
     Args:
         size_bytes: of the shard, as the manifest has it.
     """
-    end, met = 0, set()
+    met: set[str] = set()
     for row, key in enumerate(rows.keys):
         if not key or any(unicodedata.category(letter) == "Cc" for letter in key):
             yield Finding(shard=rows.shard, key=key, what=f"row {row} has an empty key, or a control character in it")
         if key in met:
             yield Finding(shard=rows.shard, key=key, what="comes twice in the index")
         met.add(key)
+    wrong: list[Finding] = []
+    end = 0
+    for row, key in enumerate(rows.keys):
         for member, where in rows.places.items():
             offset, size = int(where.offset[row]), int(where.size[row])
-            if size < 0 or offset % _BLOCK or not end + _BLOCK <= offset <= offset + size <= size_bytes:
-                what = (
-                    f"{member} is said to lie at byte {offset} to {offset + size} of {size_bytes}, after one that ends "
-                    f"at byte {end}: the index is stale or damaged"
-                )
-                yield Finding(shard=rows.shard, key=key, what=what)
-            else:
+            if size >= 0 and offset % _BLOCK == 0 and end + _BLOCK <= offset <= offset + size <= size_bytes:
                 end = offset + size
+                continue
+            place = f"byte {offset} to {offset + size} of {size_bytes}, after one that ends at byte {end}"
+            wrong.append(Finding(shard=rows.shard, key=key, what=f"{member} is said to lie at {place}"))
+    if wrong:
+        others = f", and {len(wrong) - 1} other members as badly" if len(wrong) > 1 else ""
+        yield replace(wrong[0], what=f"{wrong[0].what}{others}: the index is stale or damaged")
 
 
 def value_findings(rows: ShardRows, num_samples: int) -> Iterator[Finding]:

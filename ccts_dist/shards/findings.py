@@ -165,6 +165,9 @@ def _broken_in_words(broken: BrokenTarError | None, rows: TarRows) -> Iterator[F
     """Where a walk had to stop, and whose header stands there if the index knows."""
     if broken is None:
         return
+    if broken.no_tar:
+        yield Finding(shard=rows.shard, what=broken.what)
+        return
     # A member's header begins where the one before it ends, padded to whole blocks.
     end = 0
     for row, key in enumerate(rows.keys):

@@ -1,34 +1,39 @@
-"""The checker: each kind of damage is found, and named by shard and key."""
+"""The checker: what it is given, what it says, and damage in teacher caches and merged sets.
 
-import dataclasses
-import json
+Damage in shard sets: ``test_shards_damage.py``.
+"""
+
+import os
 import shutil
-import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ccts_dist.errors import ConfigError, MissingShardsError, TeacherError
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.check import check_shard_set
-from ccts_dist.shards.documents import document_bytes
 from ccts_dist.shards.findings import Finding
+from ccts_dist.shards.merge import merge_shards
 from ccts_dist.shards.read import read_shard_set
-from ccts_dist.shards.schema import escape_key
-from ccts_dist.shards.tars import crc32_of
-from ccts_dist.shards.teacher_format import read_cache_manifest
-from tests.damage import bless, edit_manifest, index_tables, members_of, set_values, write_index, write_members
-from tests.shard_examples import example_cache, example_shard_set, flip_bit
+from tests import damage
+from tests.shard_examples import build_example, example_cache, example_shard_set, make_utterances
 
 SHARD = "Train-000000.tar"
+KEYS = [f"MSP/ü {number}.wav" for number in (0, 1, 2, 4, 5, 6)]
+"""Of that shard."""
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``shards`` and ``cache``, to be copied."""
+    """A folder with ``shards``, ``cache`` and ``merged``, to be copied."""
     folder = tmp_path_factory.mktemp("sound")
-    example_cache(folder / "cache", example_shard_set(folder))
+    build_example(make_utterances(folder), folder / "shards", folder, shard_bytes=40_000)
+    shard_set = open_shard_set(folder / "shards")
+    assert tuple(shard_set.rows(SHARD).keys) == tuple(KEYS)
+    merge_shards(shard_set, example_cache(folder / "cache", shard_set), folder / "merged")
     return folder
 
 
@@ -44,177 +49,52 @@ def cache(sound: Path, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def lines(root: Path, teacher: Path | None = None) -> list[str]:
-    return [str(finding) for finding in check_shard_set(root, teacher)]
+@pytest.fixture
+def merged(sound: Path, tmp_path: Path) -> Path:
+    shutil.copytree(sound / "merged", tmp_path / "merged")
+    return tmp_path / "merged"
 
 
-def test_a_sound_set_and_cache_have_no_findings(root: Path, cache: Path):
-    seen: list[int] = []
-    assert check_shard_set(root, cache, progress=seen.append) == []
-    assert sum(seen) == len(list(root.glob("*.tar"))) + len(list(cache.glob("*.tar")))
+def lines(root: Path, teacher: Path | None = None, *, fast: bool = False) -> list[str]:
+    return [str(finding) for finding in check_shard_set(root, teacher, fast=fast)]
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_progress_counts_the_bytes_of_all_tars(root: Path, cache: Path, num_threads: int):
+    seen: list[tuple[int, int]] = []
+    found = check_shard_set(root, cache, num_threads=num_threads, progress=lambda *count: seen.append(count))
+    assert found == []
+    size = sum(path.stat().st_size for folder in (root, cache) for path in folder.glob("*.tar"))
+    assert sum(count for count, _ in seen) == size
+    assert {total for _, total in seen} == {size}
+    assert len(seen) == 6
+
+
+def test_findings_stand_in_the_order_of_the_manifest_whatever_the_threads(root: Path):
+    for shard in ("Development-000000.tar", SHARD, "Train-000001.tar"):
+        damage.flip_in_member(root, shard, 0, "json")
+    one = [str(finding) for finding in check_shard_set(root, num_threads=1)]
+    assert [line.split()[0] for line in one] == [shard.name for shard in open_shard_set(root).manifest.shards]
+    assert [str(finding) for finding in check_shard_set(root, num_threads=4)] == one
 
 
 def test_a_finding_is_one_line_of_shard_key_and_what():
-    assert str(Finding(shard="a.tar", key="k", what="flac is missing")) == "a.tar k flac is missing"
+    assert str(Finding(shard="a.tar", key="k ü", what="flac is missing")) == "a.tar k ü flac is missing"
     assert str(Finding(shard="a.tar", what="is missing")) == "a.tar - is missing"
+    assert str(Finding(shard="a\n.tar", key="\x1b[2J", what="\ud800")) == r"a\n.tar \x1b[2J \ud800"
 
 
-@pytest.mark.parametrize("member", ["flac", "json"])
-def test_one_flipped_bit_is_named_by_shard_and_key_and_by_nothing_else(root: Path, member: str):
-    rows = open_shard_set(root).rows(SHARD)
-    flip_bit(root / SHARD, int(rows.members[member].offset[2]) + 3)
-    assert lines(root) == [f"{SHARD} {rows.keys[2]} {member} is damaged (its CRC-32 differs)"]
-
-
-def test_a_flipped_bit_in_a_header_or_in_padding_is_found(root: Path):
-    rows = open_shard_set(root).rows(SHARD)
-    flip_bit(root / SHARD, int(rows.members["json"].offset[0] + rows.members["json"].size[0]))  # nobody's byte
-    assert lines(root) == [f"{SHARD} - differs from the manifest's SHA-256"]
-    flip_bit(root / SHARD, int(rows.members["flac"].offset[1]) - 500)
-    (finding,) = lines(root)
-    assert finding.startswith(f"{SHARD} - no member header at byte {int(rows.members['flac'].offset[1]) - 512}")
-
-
-def test_a_missing_shard_an_extra_one_and_a_wrong_size_are_found(root: Path):
-    shutil.copy(root / SHARD, root / "extra.tar")
-    (root / "Train-000001.tar").unlink()
-    with open(root / SHARD, "ab") as file:
-        file.write(bytes(512))
-    size = (root / SHARD).stat().st_size
-    assert lines(root) == [
-        "extra.tar - is not in the manifest",
-        f"{SHARD} - has {size} bytes, and the manifest says {size - 512}",
-        "Train-000001.tar - is missing",
-    ]
-
-
-def test_a_cut_tar_names_the_utterances_that_were_lost(root: Path):
-    rows = open_shard_set(root).rows(SHARD)
-    data = (root / SHARD).read_bytes()
-    (root / SHARD).write_bytes(data[: int(rows.members["flac"].offset[1]) + 100])
-    found = lines(root)
-    assert found[0].startswith(f"{SHARD} - cut inside member '{escape_key(rows.keys[1])}.flac'")
-    assert found[1:] == [f"{SHARD} {key} {member} is cut" for key in rows.keys[1:] for member in ("flac", "json")]
-
-
-def test_a_stale_index_is_found(root: Path):
-    """One label, one speaker, one length changed in the index, and the manifest made to agree."""
-    shard_set = open_shard_set(root)
-    keys, samples = shard_set.rows(SHARD).keys, int(shard_set.rows(SHARD).num_samples[1])
-    tables = index_tables(root)
-    table = set_values(tables[SHARD], "label.valence", {0: 0.75})
-    table = set_values(table, "label.dominance", {1: None})
-    table = set_values(table, "num_samples", {1: samples + 1})
-    write_index(root, tables | {SHARD: set_values(table, "speaker", {0: "other"})})
-    assert "index.arrow - is stale or damaged: its SHA-256 is not the manifest's" in lines(root)
-    bless(root)
-    total = shard_set.manifest.shards[0].num_samples
-    assert lines(root) == [
-        f"{SHARD} - has {total + 1} samples in the index, and the manifest says {total}",
-        f"{SHARD} {keys[0]} the index is stale: speaker is 'other' there and 'speaker 0' in json",
-        f"{SHARD} {keys[0]} the index is stale: label 'valence' is 0.75 there and 0.5 in json",
-        f"{SHARD} {keys[1]} the index is stale: label 'dominance' is nan there and 1.0 in json",
-        f"{SHARD} {keys[1]} flac holds {samples} samples at 16000 Hz, and must hold {samples + 1} at 16000 Hz",
-    ]
-
-
-def test_an_index_of_fewer_rows_or_none_at_all_is_found(root: Path):
-    write_index(root, {shard: table.slice(1) for shard, table in index_tables(root).items()})
-    bless(root)
-    assert any("rows in" in line and line.startswith(SHARD) for line in lines(root))
-    (root / "index.arrow").unlink()
-    found = lines(root)
-    assert found[0] == "index.arrow - is missing"
-    assert all("cannot read its rows" in line for line in found[1:])
-
-
-def test_an_index_without_a_member_is_found(root: Path):
-    columns = ["json.offset", "json.size", "json.crc32"]
-    write_index(root, {shard: table.drop_columns(columns) for shard, table in index_tables(root).items()})
-    bless(root)
-    assert lines(root)[0] == f"{SHARD} - has members flac in the index, and the manifest says otherwise"
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "words"),
-    [
-        ("../out.flac", tarfile.REGTYPE, "member '../out.flac' leads out of its folder: never opened"),
-        ("/etc/out.flac", tarfile.REGTYPE, "member '/etc/out.flac' leads out of its folder: never opened"),
-        ("a.flac", tarfile.SYMTYPE, "member 'a.flac' is a symbolic link: never opened"),
-        ("a.flac", tarfile.LNKTYPE, "member 'a.flac' is a hard link: never opened"),
-        ("a.pickle", tarfile.REGTYPE, "member 'a.pickle' is foreign: never opened"),
-        ("a.pyd", tarfile.REGTYPE, "member 'a.pyd' is foreign: never opened"),
-        ("a b.flac", tarfile.REGTYPE, "member 'a b.flac' has no escaped key: never opened"),
-        ("a/b.flac", tarfile.REGTYPE, "member 'a/b.flac' has no escaped key: never opened"),
-    ],
-)
-def test_foreign_members_are_reported_and_never_opened(root: Path, name: str, kind: bytes, words: str):
-    foreign = tarfile.TarInfo(name)
-    foreign.type, foreign.linkname = kind, "/etc/passwd"
-    write_members(root / SHARD, [*members_of(root / SHARD), (foreign, b"")])
-    bless(root)
-    assert f"{SHARD} - {words}" in lines(root)
-    (root / "index.arrow").unlink()
-    assert f"{SHARD} - {words}" in lines(root)  # without an index too
-
-
-def test_missing_doubled_and_unlisted_members_are_named_by_key(root: Path):
-    keys = open_shard_set(root).rows(SHARD).keys
-    members = members_of(root / SHARD)
-    new = tarfile.TarInfo("new.json")
-    write_members(root / SHARD, [*members[:-1], members[0], (new, b"")])
-    bless(root)
-    assert lines(root) == [
-        f"{SHARD} {keys[0]} flac comes twice",
-        f"{SHARD} new json is not in the index",
-        f"{SHARD} {keys[-1]} json is missing",
-    ]
-    write_members(root / SHARD, members[1:])
-    bless(root)
-    assert lines(root) == [
-        f"{SHARD} {keys[0]} flac is missing",
-        f"{SHARD} {keys[0]} json is not where the index says, nor are {2 * len(keys) - 2} other members: "
-        "the index is stale",
-    ]
-
-
-def replace_json(root: Path, data: bytes) -> str:
-    """Put other JSON of the same length into a shard, and make index and manifest agree; gives its key."""
-    rows = open_shard_set(root).rows(SHARD)
-    places = rows.members["json"]
-    whole = bytearray((root / SHARD).read_bytes())
-    offset, size = int(places.offset[0]), int(places.size[0])
-    whole[offset : offset + size] = data.ljust(size)
-    (root / SHARD).write_bytes(whole)
-    tables = index_tables(root)
-    write_index(root, tables | {SHARD: set_values(tables[SHARD], "json.crc32", {0: crc32_of(data.ljust(size))})})
-    bless(root)
-    return rows.keys[0]
-
-
-@pytest.mark.parametrize("data", [b"{", b"[]", b"{}", b'{"labels": 3, "label_variance": {}}'])
-def test_json_that_is_no_utterance_is_found(root: Path, data: bytes):
-    key = replace_json(root, data)
-    assert lines(root) == [f"{SHARD} {key} json is not an utterance's"]
-
-
-def test_a_wrong_manifest_is_found(root: Path):
-    manifest = json.loads((root / "manifest.json").read_bytes())
-    manifest["splits"]["Train"]["num_utterances"] += 1
-    manifest["splits"]["Ghost"] = {"num_utterances": 0, "hours": 0.0}
-    manifest["counts"]["rejected"] = 4
-    (root / "manifest.json").write_text(json.dumps(manifest))
-    assert lines(root) == [
-        "manifest.json - lists splits ['Development', 'Ghost', 'Train'], and its shards are of "
-        "['Development', 'Train']",
-        "manifest.json - says that split 'Train' has 10 utterances and 0.0003 hours, and its shards add up to 9 "
-        "and 0.0003",
-        "rejected.jsonl - has 0 lines, and the manifest counts 4",
-    ]
-    (root / "rejected.jsonl").unlink()
-    assert lines(root)[-1] == "rejected.jsonl - is missing"
-    (root / "manifest.json").write_text("{}")
-    assert lines(root)[0].startswith("manifest.json - format version None, and this installation reads 2.")
+def test_the_fast_check_opens_no_tar(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    damage.flip_in_member(root, SHARD, 2, "flac")
+    assert lines(root, cache, fast=True) == []
+    os.truncate(root / SHARD, 30_000)
+    damage.lose(cache, "Train-000001.tar")
+    damage.flip(root / "index.arrow", 1000)
+    found = lines(root, cache, fast=True)
+    assert f"{SHARD} - has 30000 bytes, and the manifest says 30720" in found
+    assert "Train-000001.tar - is missing" in found
+    assert "index.arrow - is stale or damaged: differs from the manifest's SHA-256" in found
+    assert not any("cut" in line for line in found)
 
 
 def test_where_there_is_nothing_to_check_that_is_said(tmp_path: Path, root: Path):
@@ -222,43 +102,171 @@ def test_where_there_is_nothing_to_check_that_is_said(tmp_path: Path, root: Path
         check_shard_set(tmp_path / "none")
     with pytest.raises(TeacherError, match="no teacher cache here"):
         check_shard_set(root, tmp_path / "none")
-    with pytest.raises(ConfigError, match="pipe: URLs run a shell"):
+    with pytest.raises(ConfigError, match="run a shell and are refused"):
         check_shard_set("pipe:cat")
 
 
-def test_damage_in_a_cache_is_named_by_shard_and_key(root: Path, cache: Path):
-    path = cache / SHARD
-    with tarfile.open(path) as opened:
-        member = opened.getmembers()[1]
-    key = open_shard_set(root).rows(SHARD).keys[1]
-    flip_bit(path, member.offset_data + member.size - 1)
-    assert lines(root, cache) == [f"{SHARD} {key} teacher.npy is damaged (its CRC-32 differs)"]
-    path.unlink()
-    assert lines(root, cache) == [f"{SHARD} - is missing"]
+def test_a_set_that_is_read_through_an_address_is_checked_alike(
+    sound: Path, root: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fetched"))
+    assert check_shard_set(f"file://{root}", f"file://{cache}") == []
+    assert check_shard_set(f"file://{root}", fast=True) == []
+    damage.flip(root / "manifest.json", 40)
+    (finding,) = check_shard_set(f"file://{root}", f"file://{cache}")
+    assert finding.shard == "manifest.json"
 
 
-def test_a_cache_of_other_shards_or_with_other_files_is_found(root: Path, cache: Path):
-    manifest, _ = read_cache_manifest(cache)
-    shards = (dataclasses.replace(manifest.shards[0], source_sha256="0" * 64), *manifest.shards[1:])
-    changed = dataclasses.replace(manifest, shard_set_digest="0" * 64, shards=shards)
-    (cache / "manifest.json").write_bytes(document_bytes(changed))
-    (cache / "condition.json").write_text("{}")
-    flip_bit(cache / "index.arrow", 30)
-    digest = read_shard_set(root).digest
-    found = lines(root, cache)
-    assert f"manifest.json - of the cache: was made for shard set 000000000000, and this one is {digest[:12]}" in found
-    assert "index.arrow - is stale or damaged: its SHA-256 is not the manifest's" in found
-    assert any(line.startswith("condition.json - is not the one that the manifest names") for line in found)
+def test_damage_that_a_store_still_has_is_named_by_shard(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fetched"))
+    damage.flip_in_member(root, SHARD, 2, "flac")
+    damage.lose(root, "Train-000001.tar")
+    found = check_shard_set(f"file://{root}")
+    assert [finding.shard for finding in found] == [SHARD, "Train-000001.tar"]
+
+
+@pytest.mark.parametrize("blessed", [False, True])
+def test_a_flipped_bit_in_a_teachers_output_is_named_by_key(root: Path, cache: Path, blessed: bool):
+    damage.flip_in_member(cache, SHARD, 1, "teacher.npy")
+    if blessed:
+        damage.bless(cache)
+    assert lines(root, cache) == [f"{SHARD} {KEYS[1]} teacher.npy is damaged (its CRC-32 differs)"]
+
+
+def swap_members(folder: Path) -> None:
+    damage.reorder(folder, SHARD, [1, 0, 2, 3, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda cache: damage.cut_inside(cache, SHARD, 4, "teacher.npy"), f"{SHARD} {KEYS[4]} teacher.npy is cut"),
+        (
+            lambda cache: damage.cut_between(cache, SHARD, 4, "teacher.npy", end_mark=True),
+            f"{SHARD} {KEYS[4]} teacher.npy is missing",
+        ),
+        (lambda cache: damage.zero_header(cache, SHARD, 3, "teacher.npy"), f"{SHARD} {KEYS[3]} bytes follow a block"),
+        (lambda cache: damage.reorder(cache, SHARD, [0, 1, 2, 2, 3, 4, 5]), f"{SHARD} {KEYS[2]} teacher.npy comes tw"),
+        (swap_members, f"{SHARD} {KEYS[1]} stands where the index has {KEYS[0]!r}: the utterances are in another"),
+        (lambda cache: damage.add_member(cache, SHARD, "a.flac"), f"{SHARD} - member 'a.flac' is foreign: never opene"),
+        (lambda cache: damage.compress(cache, SHARD, "xz"), f"{SHARD} - is xz, not a plain tar"),
+        (lambda cache: damage.empty(cache, SHARD), f"{SHARD} - is empty (0 bytes)"),
+        (lambda cache: damage.change_index(cache, SHARD, "key", {0: "x"}), "of the cache: its keys are not those of"),
+        (lambda cache: damage.change_index(cache, SHARD, "teacher.npy.size", {1: -1}), "teacher.npy is said to lie"),
+    ],
+)
+def test_damage_in_a_cache_that_was_blessed_is_named(root: Path, cache: Path, harm: Callable, words: str):
+    harm(cache)
+    assert lines(root, cache) != []
+    damage.bless(cache)
+    assert any(words in line for line in lines(root, cache))
+
+
+@pytest.mark.parametrize("name", [SHARD, "index.arrow", "condition.json"])
+def test_a_file_that_a_cache_lacks_is_named(root: Path, cache: Path, name: str):
+    damage.lose(cache, name)
+    assert lines(root, cache) == [f"{name} - is missing"]
+
+
+def test_a_cache_of_other_shards_is_named_with_both_digests(root: Path, cache: Path, tmp_path: Path):
+    other = example_shard_set(tmp_path / "other", count=8)
+    found = lines(other.root, cache)
+    digests = f"{read_shard_set(root).digest[:12]}, and this one is {other.digest[:12]}"
+    assert f"manifest.json - of the cache: was made for shard set {digests}" in found
     assert f"{SHARD} - of the cache: was made from another shard" in found
-    (cache / "manifest.json").write_text("{}")
-    assert lines(root, cache)[0].startswith("manifest.json - of the cache: format version None")
 
 
-def test_a_cache_whose_keys_or_numbers_are_not_the_shards_is_found(root: Path, cache: Path):
-    tables = index_tables(cache)
-    write_index(cache, tables | {SHARD: tables[SHARD].take(list(range(tables[SHARD].num_rows))[::-1])})
-    bless(cache)
-    edit_manifest(cache, lambda document: document["teacher"].update(targets=DIMENSIONS[:2]))
-    found = lines(root, cache)
-    assert f"{SHARD} - of the cache: its keys are not those of the shard" in found
-    assert any(line.endswith("teacher.npy holds float32[8], must be float32[7]") for line in found)
+def test_the_cache_of_a_corpus_that_has_grown_lacks_what_is_new(root: Path, cache: Path):
+    def forget(document: dict) -> None:
+        document["shards"].pop(1)
+
+    damage.edit_manifest(cache, forget)
+    assert "manifest.json - of the cache: lacks Train-000001.tar" in lines(root, cache)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"targets": DIMENSIONS[:2]}, "teacher.npy holds float32[8], must be float32[7]"),
+        ({"targets": []}, "names no target of the teacher, or one twice"),
+        ({"embedding_size": 6}, "has 5 numbers for embedding_mean, and embedding_size is 6"),
+        (
+            {"embedding_deviation": [1.0, 1.0, 1.0, 1.0, -1.0]},
+            "has a number for embedding_deviation that cannot be one",
+        ),
+        (
+            {"condition_sha256": "0" * 64},
+            "condition.json - is not the one that the manifest names: its SHA-256 differs",
+        ),
+    ],
+)
+def test_a_cache_that_was_blessed_with_wrong_facts_is_named(root: Path, cache: Path, change: dict, words: str):
+    damage.edit_manifest(cache, lambda document: document["teacher"].update(change))
+    assert any(words in line for line in lines(root, cache))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"targets": ["valence"]}, "is of targets valence, and the teacher predicts activation, valence, dominance"),
+        ({"w": [1.0]}, "has [1.0] for w: one finite number per target must be there"),
+        ({"splits": ["Test"]}, "was fitted on Test, and the splits here are Train, Development"),
+        ({"splits": []}, "was fitted on none"),
+        ({"b": "x"}, "condition.b must be a list"),
+    ],
+)
+def test_a_condition_that_was_blessed_and_cannot_be_is_named(root: Path, cache: Path, change: dict, words: str):
+    damage.edit_condition(cache, lambda document: document["condition"].update(change))
+    assert lines(root, cache)[0].startswith("condition.json - is not the one that the manifest names")
+    damage.bless_condition(cache)
+    assert any(line.startswith("condition.json - ") and words in line for line in lines(root, cache))
+
+
+def test_a_flipped_bit_anywhere_in_a_condition_or_a_manifest_of_a_cache_is_found(root: Path, cache: Path):
+    for name in ("condition.json", "manifest.json"):
+        whole = (cache / name).read_bytes()
+        for at in range(0, len(whole), len(whole) // 30):
+            damage.flip(cache / name, at, bit=at % 7)
+            assert [finding.shard for finding in check_shard_set(root, cache)] == [name]
+        (cache / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (8,), }",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (8888888888888,), }",
+        b"\x93NUMPY\x01\x00v\x00(((((((((((((((((((((((((((((",
+        b"",
+    ],
+)
+def test_a_teachers_output_that_was_blessed_and_is_no_plain_array_is_named(root: Path, cache: Path, payload: bytes):
+    damage.replace_payload(cache, SHARD, 0, "teacher.npy", payload)
+    damage.bless_crc(cache, SHARD)
+    assert lines(root, cache) == [f"{SHARD} {KEYS[0]} teacher.npy is no float32[8] as NumPy writes it"]
+
+
+def test_a_teachers_output_that_was_blessed_and_is_not_finite_is_named(root: Path, cache: Path):
+    found = damage.member_of(cache, SHARD, 0, "teacher.npy")
+    damage.overwrite(cache / SHARD, found.offset + found.size - 4, np.float32("nan").tobytes())
+    damage.bless_crc(cache, SHARD)
+    assert lines(root, cache) == [f"{SHARD} {KEYS[0]} teacher.npy holds numbers that are not finite"]
+
+
+@pytest.mark.parametrize("member", ["flac", "json", "teacher.npy"])
+def test_a_flipped_bit_in_a_merged_set_is_named_by_key(merged: Path, member: str):
+    damage.flip_in_member(merged, SHARD, 2, member)
+    assert lines(merged) == [f"{SHARD} {KEYS[2]} {member} is damaged (its CRC-32 differs)"]
+
+
+def test_a_merged_set_without_its_condition_is_named(merged: Path):
+    damage.lose(merged, "condition.json")
+    assert lines(merged) == ["condition.json - is missing"]
+
+
+def test_a_member_of_a_merged_set_that_is_missing_or_out_of_order_is_named(merged: Path):
+    damage.reorder(merged, SHARD, [0, 2, 1, *range(3, 17)])
+    found = lines(merged)
+    words = "its members stand as flac, teacher.npy, json, and must stand as flac, json, teacher.npy"
+    assert f"{SHARD} {KEYS[0]} {words}" in found
+    assert f"{SHARD} {KEYS[5]} teacher.npy is missing" in found
