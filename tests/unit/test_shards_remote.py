@@ -268,7 +268,8 @@ class NoCredentialsError(Exception):
         (_AnswerError(403), r"may not be read \(HTTP 403\)"),
         (PermissionError(SECRET), "may not be read"),
         (_StoreAnswerError(403, "SignatureDoesNotMatch"), r"may not be read \(HTTP 403 SignatureDoesNotMatch\)"),
-        (_StoreAnswerError(400, f"no code {SECRET}"), r"did not come \(HTTP 400\)"),
+        (_StoreAnswerError(400, "InvalidRequest"), r"did not come \(HTTP 400 InvalidRequest\)"),
+        (_StoreAnswerError(405, f"no code {SECRET}"), r"did not come \(HTTP 405\)"),
         (NoCredentialsError(SECRET), r"may not be read \(NoCredentialsError\)"),
         (_AnswerError(410), r"did not come \(HTTP 410\)"),
         (ValueError(SECRET), r"did not come \(ValueError\)"),
@@ -287,7 +288,10 @@ def test_fault_that_will_not_pass_is_told_at_once_and_without_secrets(
     assert len(flaky.opened) == 1
 
 
-@pytest.mark.parametrize("error", [_AnswerError(503), _AnswerError(429), _StoreAnswerError(500, "InternalError")])
+@pytest.mark.parametrize(
+    "error",
+    [_AnswerError(503), _AnswerError(429), _AnswerError(400), _StoreAnswerError(500, "InternalError")],
+)
 def test_answers_that_may_pass_are_tried_again(tmp_path: Path, flaky: type[Flaky], error: Exception) -> None:
     file = put("a.tar", content(1))
     flaky.troubles.append(raises(error))
