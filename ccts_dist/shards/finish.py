@@ -20,6 +20,7 @@ from ccts_dist.shards.intake import rejected_line
 from ccts_dist.shards.making import MadeShard, holds_shard, read_record, read_rows
 from ccts_dist.shards.output import BUILDING, Output
 from ccts_dist.shards.planned import PlanEntry, PlanRecord
+from ccts_dist.shards.recheck import note_sources
 from ccts_dist.shards.schema import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -135,6 +136,7 @@ def finish_build(
     now = read_plan(output)
     if now is None or now.input_digest != plan.input_digest:
         raise ShardError(f"{output.where}: another builder has been at work here meanwhile. Build it again, alone.")
+    note_sources(output, {shard.name: shard.source_digest for shard in made})
     data = manifest.to_bytes()
     output.write(MANIFEST_NAME, data)
     return _summary(manifest, data, rejected)

@@ -30,6 +30,8 @@ from ccts_dist.shards.output import BUILDING, Output, open_output
 from ccts_dist.shards.planned import SHARD_BYTES, BuildSettings, PlannedBuild, PlanRecord, plan_build
 from ccts_dist.shards.planning import Part, PlannedShard
 from ccts_dist.shards.pool import run_tasks
+from ccts_dist.shards.recheck import check_sources
+from ccts_dist.shards.schema import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,15 +148,18 @@ def build_all(
     progress: Callable[[int], object] | None = None,
 ) -> BuildSummary:
     """Make all shards of a planned build and finish it; arguments and errors as ``build_shard_set``."""
-    began = time.monotonic()
-    finished = _same_build(build)
-    if finished is None:
+    began, progress = time.monotonic(), progress or (lambda _: None)
+    found = _same_build(build)
+    if found is None:
         with build.output.claim(None):
-            finished = _same_build(build)
-            if finished is None:
-                finished = _build(build, max_rejected, num_processes, num_threads, progress or (lambda _: None))
+            found = _same_build(build)
+            summary = found[1] if found else _build(build, max_rejected, num_processes, num_threads, progress)
+    else:
+        manifest, summary = found
+        settings = _make_settings(build, len(build.shards), num_processes, num_threads)
+        check_sources(build, manifest, settings=settings, num_processes=num_processes, progress=progress)
     build.output.clear_work()
-    return replace(finished, elapsed_s=time.monotonic() - began)
+    return replace(summary, elapsed_s=time.monotonic() - began)
 
 
 def build_part(
@@ -286,33 +291,37 @@ def _make(
     num_threads: int | None,
     progress: Callable[[int], object],
 ) -> list[tuple[MadeShard, bool]]:
+    settings = _make_settings(build, len(shards), num_processes, num_threads)
+    largest_first = sorted(shards, key=lambda shard: -shard.estimated_bytes) if num_processes > 1 else shards
+    work = partial(keep_or_make, settings=settings, output=build.output)
+    return run_tasks(work, largest_first, num_processes=num_processes, progress=progress)
+
+
+def _make_settings(build: PlannedBuild, num_shards: int, num_processes: int, num_threads: int | None) -> MakeSettings:
     if num_threads is None:
         # With fewer shards than processes, the cores that would be idle decode for the others.
-        num_threads = max(1, num_processes // max(1, len(shards)))
-    settings = MakeSettings(
+        num_threads = max(1, num_processes // max(1, num_shards))
+    return MakeSettings(
         root=build.settings.root,
         targets=build.settings.targets,
         max_duration_s=build.settings.max_duration_s,
         num_threads=num_threads,
     )
-    largest_first = sorted(shards, key=lambda shard: -shard.estimated_bytes) if num_processes > 1 else shards
-    work = partial(keep_or_make, settings=settings, output=build.output)
-    return run_tasks(work, largest_first, num_processes=num_processes, progress=progress)
 
 
 def _made_seconds(made: Sequence[tuple[MadeShard, bool]]) -> float:
     return sum(shard.num_samples for shard, new in made if new) / SAMPLE_RATE_HZ
 
 
-def _same_build(build: PlannedBuild) -> BuildSummary | None:
-    """The summary of the same build if it was finished before; None when there is no shard set yet."""
+def _same_build(build: PlannedBuild) -> tuple[Manifest, BuildSummary] | None:
+    """The same build if it was finished before; None when there is no shard set yet."""
     found = finished_build(build.output)
     if found is None:
         return None
-    manifest, summary = found
+    manifest, _ = found
     if manifest.input_digest != build.record.input_digest:
         raise ConfigError(
             f"{build.output.where}: holds a shard set of other input or settings (it is {manifest.input_digest[:12]}, "
             f"this build is {build.record.input_digest[:12]}). Name another folder, or delete that one."
         )
-    return summary
+    return found

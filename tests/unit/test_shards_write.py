@@ -32,7 +32,8 @@ def utterances(corpus: Path) -> list[Utterance]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """The files of a set; what begins with a dot is none of it."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 class StoppedError(Exception):
@@ -297,3 +298,51 @@ def test_the_scale_and_the_corpus_stand_in_the_manifest(corpus: Path, utterances
         (1.0, 7.0),
         ("valence",),
     )
+
+
+def test_a_shard_that_was_planned_of_too_much_is_no_larger_than_asked(
+    corpus: Path, utterances: list[Utterance], tmp_path: Path
+):
+    build_example(utterances, tmp_path / "s", corpus)
+    sizes = [shard.size_bytes for shard in open_shard_set(tmp_path / "s").manifest.shards]
+    assert max(sizes) <= 12_000 + 10_240  # tar's own padding
+    assert len(sizes) < 12
+
+
+def finished(folder: Path) -> tuple[list[Utterance], Path]:
+    utterances = make_utterances(folder / "corpus")
+    build_example(utterances, folder / "s", folder / "corpus")
+    return utterances, folder / "s"
+
+
+def test_audio_that_was_replaced_by_audio_of_its_size_is_noticed_after_the_build(tmp_path: Path):
+    utterances, out = finished(tmp_path)
+    before = files_of(out)
+    samples, rate = soundfile.read(utterances[1].audio)
+    soundfile.write(utterances[1].audio, samples / 2, rate)
+    words = r"the audio of 1 shards has changed since they were built \(Train-000000\.tar\)\. Delete the shard set"
+    with pytest.raises(ConfigError, match=words):
+        build_example(utterances, out, tmp_path / "corpus")
+    assert files_of(out) == before
+
+
+def test_audio_that_was_touched_is_looked_at_once_and_found_the_same(tmp_path: Path):
+    utterances, out = finished(tmp_path)
+    before = files_of(out)
+    os.utime(utterances[1].audio, (1, 1))
+    seen: list[int] = []
+    assert build_example(utterances, out, tmp_path / "corpus", progress=seen.append).was_there
+    assert sum(seen) == 2  # the shard of that utterance
+    assert build_example(utterances, out, tmp_path / "corpus", progress=seen.append).was_there
+    assert sum(seen) == 2
+    assert files_of(out) == before
+
+
+def test_a_set_without_notes_of_its_sources_is_believed(tmp_path: Path):
+    utterances, out = finished(tmp_path)
+    for content in (None, "{", "[]"):
+        (out / ".sources.json").unlink(missing_ok=True)
+        if content is not None:
+            (out / ".sources.json").write_text(content)
+        os.utime(utterances[1].audio, (1, 1))
+        assert build_example(utterances, out, tmp_path / "corpus").was_there
