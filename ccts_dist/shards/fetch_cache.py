@@ -113,7 +113,9 @@ class FetchCache:
         except FileNotFoundError:
             return None
         if os.fstat(descriptor).st_size != file.size_bytes:  # cut by other hands
-            self.discard(file, descriptor)
+            with self.locked():
+                if self.is_current(file, descriptor):
+                    self.path(file).unlink()
             os.close(descriptor)
             return None
         self._touch(name, descriptor)
@@ -123,15 +125,12 @@ class FetchCache:
         """Where a file lies if it is here."""
         return self.folder / cached_name(file)
 
-    def discard(self, file: StoredFile, descriptor: int) -> None:
-        """Remove a file that turned out to be damaged, but not the one that another reader has fetched since.
-
-        Args:
-            descriptor: of the file that is damaged.
-        """
-        with self.locked(), contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(self.path(file))):
-                self.path(file).unlink()
+    def is_current(self, file: StoredFile, descriptor: int) -> bool:
+        """Whether a descriptor is of the file that is in the cache now, and not of one that was there before."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.path(file)))
+        except FileNotFoundError:
+            return False
 
     def reserve(self, file: StoredFile, *, keep: Collection[str] = (), gently: bool = False) -> Reservation | Refusal:
         """Make room for a file that the caller is about to fetch, evicting what was not used for longest.

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccts_dist.errors import CctsError, ConfigError, ShardError
+from ccts_dist.errors import CctsError, ConfigError, FetchError, ShardError
 from ccts_dist.progress import SECONDS_BETWEEN_LINES, say
-from ccts_dist.shards.fetch_cache import FetchCache, Refusal, cached_name
+from ccts_dist.shards.address import is_address
+from ccts_dist.shards.fetch_cache import FetchCache, Refusal, Reservation, cached_name
 from ccts_dist.shards.store import FetchStatistics, FileStore, LocalStore
 from ccts_dist.shards.transfer import Patience, Place, StoredFile, is_first_rank
 
@@ -55,11 +56,6 @@ def open_store(
     return RemoteStore(place, FetchCache(folder, limit))
 
 
-def is_address(root: str | Path) -> bool:
-    """Whether something that a user named is an address or a command rather than a folder."""
-    return "://" in str(root) or str(root).startswith("pipe:")
-
-
 def default_cache() -> Path:
     """Where fetched files are kept unless the user says otherwise: in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ccts-dist" / "shards"
@@ -75,6 +71,8 @@ class RemoteStore:
     def _start_anew(self) -> None:
         self._process = os.getpid()
         self._needed: frozenset[str] = frozenset()
+        self._renewed: set[str] = set()
+        self._faults: dict[str, str] = {}
         self._counts = _Counts()
         self._ahead = _Ahead(weakref.WeakMethod(self._fetch_ahead), self._threads)
         weakref.finalize(self, self._ahead.close)  # at the latest when the interpreter ends
@@ -96,10 +94,10 @@ class RemoteStore:
         """As ``FileStore``."""
         return self._counts.read()
 
-    def read_bytes(self, name: str, *, sha256: str = "") -> bytes:
+    def read_bytes(self, name: str, intact: Callable[[bytes], bool] = lambda _: True) -> bytes:
         """As ``FileStore``; it is not kept in the cache."""
         with tempfile.TemporaryDirectory(prefix="ccts-") as folder:
-            return self._place.read_bytes(name, Path(folder) / "file", sha256=sha256)
+            return self._place.read_bytes(name, Path(folder) / "file", intact)
 
     @contextlib.contextmanager
     def opened(self, file: StoredFile, stop: threading.Event | None = None) -> Iterator[int]:
@@ -121,8 +119,14 @@ class RemoteStore:
 
     def discard(self, file: StoredFile, descriptor: int) -> bool:
         """As ``FileStore``."""
-        self._cache.discard(file, descriptor)
-        return True
+        with self._cache.locked():
+            if not self._cache.is_current(file, descriptor):
+                return True
+            if cached_name(file) in self._renewed:
+                return False
+            self._renewed.add(cached_name(file))
+            self._cache.path(file).unlink()
+            return True
 
     def prefetch(self, files: Sequence[StoredFile]) -> None:
         """As ``FileStore``. None of these is evicted to fetch another of them ahead; readers' needs come first."""
@@ -152,12 +156,12 @@ class RemoteStore:
         began = last_line = time.monotonic()
         look_s = _FIRST_LOOK_S
         while not stop.is_set():
+            if (fault := self._faults.get(file.name)) is not None:
+                raise ShardError(fault)  # asking again for each of its utterances would end the same way
             reserved = self._cache.reserve(file, keep=self._needed)
             if not isinstance(reserved, Refusal):
-                with reserved, self._counts.transfer():
-                    if self._place.download(file, reserved.path, stop=stop):
-                        self._counts.add(file.size_bytes)
-                        return reserved.publish()
+                if (descriptor := self._bring(file, reserved, stop)) is not None:
+                    return descriptor
                 break
             if (descriptor := self._cache.open(file)) is not None:
                 return descriptor
@@ -167,7 +171,7 @@ class RemoteStore:
             if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()
                 say(f"{self.words}/{file.name}: {reserved.value}; {last_line - began:.0f} s", visible=is_first_rank())
-        raise ShardError(f"{self.words}/{file.name}: not fetched, because reading was stopped. Run again.")
+        raise FetchError(f"{self.words}/{file.name}: not fetched, because reading was stopped. Run again.")
 
     def _fetch_ahead(self, file: StoredFile, stop: threading.Event) -> bool:
         """Fetch one file unless somebody has or does; False when there is no room for more."""
@@ -177,11 +181,23 @@ class RemoteStore:
         reserved = self._cache.reserve(file, keep=self._needed, gently=True)
         if isinstance(reserved, Refusal):
             return reserved is not Refusal.FULL
-        with reserved, self._counts.transfer():
-            if self._place.download(file, reserved.path, stop=stop):
-                self._counts.add(file.size_bytes)
-                os.close(reserved.publish())
+        if (descriptor := self._bring(file, reserved, stop)) is not None:
+            os.close(descriptor)
         return True
+
+    def _bring(self, file: StoredFile, reserved: Reservation, stop: threading.Event) -> int | None:
+        """A descriptor of a file after fetching it; None if that was stopped."""
+        with reserved, self._counts.transfer():
+            try:
+                if not self._place.download(file, reserved.path, stop=stop):
+                    return None
+            except FetchError:
+                raise
+            except ShardError as error:
+                self._faults[file.name] = str(error)
+                raise
+            self._counts.add(file.size_bytes)
+            return reserved.publish()
 
 
 class _Ahead:

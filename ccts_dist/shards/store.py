@@ -3,7 +3,7 @@
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -37,12 +37,16 @@ class FileStore(Protocol):
     @property
     def statistics(self) -> FetchStatistics: ...
 
-    def read_bytes(self, name: str, *, sha256: str = "") -> bytes:
+    def read_bytes(self, name: str, intact: Callable[[bytes], bool] = lambda _: True) -> bytes:
         """A small file, such as a manifest.
+
+        Args:
+            intact: whether bytes are as they were written; what was damaged on its way is asked for again. What lies
+                there damaged is returned as it is, for the caller to say what is wrong with it.
 
         Raises:
             MissingShardsError: there is no such file that may be read.
-            ShardError: it did not come.
+            FetchError: it did not come.
         """
         ...
 
@@ -53,7 +57,8 @@ class FileStore(Protocol):
             stop: gives waiting up when it is set.
 
         Raises:
-            ShardError: there is no such file, or it cannot be had.
+            ShardError: there is no such file, or another one under its name.
+            FetchError: it cannot be had just now.
         """
         ...
 
@@ -66,7 +71,13 @@ class FileStore(Protocol):
         ...
 
     def discard(self, file: StoredFile, descriptor: int) -> bool:
-        """Forget a file that turned out to be damaged. True if opening it again gives a fresh one."""
+        """Forget a file that turned out to be damaged. True if opening it again gives a fresh one.
+
+        A file is fetched anew once per process: what is damaged again is damaged where it comes from.
+
+        Args:
+            descriptor: what was read from.
+        """
         ...
 
     def prefetch(self, files: Sequence[StoredFile]) -> None:
@@ -102,8 +113,8 @@ class LocalStore:
         """As ``FileStore``: nothing is fetched."""
         return FetchStatistics()
 
-    def read_bytes(self, name: str, *, sha256: str = "") -> bytes:
-        """As ``FileStore``; the digest is the caller's to check."""
+    def read_bytes(self, name: str, intact: Callable[[bytes], bool] = lambda _: True) -> bytes:
+        """As ``FileStore``."""
         try:
             return (self._folder / name).read_bytes()
         except OSError as error:

@@ -24,15 +24,15 @@ import fsspec.config
 from fsspec.asyn import AsyncFileSystem, get_loop
 from fsspec.callbacks import Callback
 
-from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
+from ccts_dist.errors import FetchError, MissingShardsError, ShardError
 from ccts_dist.progress import say
+from ccts_dist.shards.address import check_address
 
 _CHUNK_BYTES = 1 << 20
 _LOOK_S = 0.5
 _BUGS = (TypeError, AttributeError, LookupError, NameError, AssertionError, MemoryError, NotImplementedError)
 _NOT_NOW = (408, 425, 429)
 """The only 4xx that pass by themselves: too slow, too early, too many."""
-_IPV6_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]")
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{1,60}")
 
 
@@ -76,6 +76,7 @@ class _Fault:
     final: bool = False
     """Another try would end the same way."""
 
+    missing: bool = False
     found: str = ""
     """Of a file that came whole and is another: what came."""
 
@@ -122,7 +123,8 @@ class Place:
             False if it was stopped.
 
         Raises:
-            ShardError: the store does not give it, or gives another file; says what was met, or both digests.
+            ShardError: the store has no such file, or another one under this name; says what, or both digests.
+            FetchError: the store does not give it.
         """
 
         def verify(announced: int | None) -> _Fault | None:
@@ -131,27 +133,33 @@ class Place:
                 return _Fault(f"has {size} bytes, and the manifest says {file.size_bytes}", found=found)
             return _digest_fault(target, file.sha256)
 
-        return self._patiently(file.name, target, file.size_bytes, verify, stop, missing=ShardError)
+        return self._patiently(file.name, target, file.size_bytes, verify, stop or threading.Event())
 
-    def read_bytes(self, name: str, target: Path, *, sha256: str = "") -> bytes:
+    def read_bytes(self, name: str, target: Path, intact: Callable[[bytes], bool] = lambda _: True) -> bytes:
         """A small file. It passes through ``target``, which is removed.
 
         Args:
-            sha256: its digest; empty when nobody knows it yet, as for a manifest.
+            intact: whether its bytes are good. Others are asked for again, and returned when they come twice: then the
+                store holds them so, and the caller knows best what is wrong with them.
 
         Raises:
             MissingShardsError: it is not there, or may not be read.
-            ShardError: the store did not give it, however often it was asked.
+            FetchError: the store did not give it, however often it was asked.
         """
+        come = set[bytes]()
 
         def verify(announced: int | None) -> _Fault | None:
             size = target.stat().st_size
             if announced not in (None, size):
                 return _Fault(f"came with {size} of {announced} bytes")
-            return _digest_fault(target, sha256) if sha256 else None
+            data = target.read_bytes()
+            if intact(data) or data in come:
+                return None
+            come.add(data)
+            return _Fault("came damaged")
 
         try:
-            self._patiently(name, target, None, verify, None, missing=MissingShardsError)
+            self._patiently(name, target, None, verify, threading.Event(), refused=MissingShardsError)
             return target.read_bytes()
         finally:
             target.unlink(missing_ok=True)
@@ -166,11 +174,11 @@ class Place:
         target: Path,
         size: int | None,
         verify: Callable[[int | None], _Fault | None],
-        stop: threading.Event | None,
+        stop: threading.Event,
         *,
-        missing: type[ShardError],
+        refused: type[ShardError] | None = None,
     ) -> bool:
-        patience, stop, others = self._patience, stop or threading.Event(), set[str]()
+        patience, others = self._patience, set[str]()
         attempt = 0
         while True:
             attempt += 1
@@ -181,24 +189,19 @@ class Place:
             fault = fault or verify(meter.announced)
             if fault is None:
                 return True
+            told = f"{self.words}/{name}: {fault.words}"
             if fault.final:
-                raise missing(f"{self.words}/{name}: {fault.words}")
+                raise (refused or (ShardError if fault.missing else FetchError))(told)
             if fault.found and fault.found in others:
                 raise ShardError(
-                    f"{self.words}/{name}: {fault.words}; it came so twice. The store holds another file under this "
-                    "name: upload the shard set again, or build it again."
+                    f"{told}; it came so twice. The store holds another file under this name: upload the shard set "
+                    "again, or build it again."
                 )
             others.add(fault.found)
             if attempt >= patience.attempts:
-                raise ShardError(
-                    f"{self.words}/{name}: {fault.words}; given up after {attempt} tries. See whether the store is up, "
-                    "and run again."
-                )
+                raise FetchError(f"{told}; given up after {attempt} tries. See whether the store is up, and run again.")
             if attempt >= 3:  # what a second try mends is nobody's concern
-                say(
-                    f"{self.words}/{name}: {fault.words}; try {attempt} of {patience.attempts}",
-                    visible=is_first_rank(),
-                )
+                say(f"{told}; try {attempt} of {patience.attempts}", visible=is_first_rank())
             stop.wait(patience.wait_s(attempt, random.SystemRandom().random()))
 
     def _try(self, name: str, target: Path, meter: "_Meter", stop: threading.Event) -> _Fault | None:
@@ -255,39 +258,6 @@ class Place:
             }
             return {"client_kwargs": {**client, **own.get("client_kwargs", {})}}
         return {}
-
-
-def check_address(root: str) -> str:
-    """An address as it may be shown to people, without a slash at its end.
-
-    Raises:
-        ConfigError: it is a command, holds credentials or a query, or its protocol is unknown. Says nothing secret.
-    """
-    if root.startswith("pipe:"):
-        raise ConfigError("pipe: addresses run a shell and are refused. Name a folder or an address such as s3://.")
-    protocol, _, rest = _IPV6_HOST.sub("host", root).partition("://")
-    shown = f"{protocol}://..." if _CODE.fullmatch(protocol) else "the address"
-    host = rest.partition("/")[0]
-    before_port, _, port = host.rpartition(":")
-    # Secrets may have slashes: of "s3://KEY:a/b@place" the host is "KEY:a". Colons stand before ports, and in ARNs.
-    no_host = ":" in host and not (before_port and port.isdecimal()) and not host.startswith("arn:")
-    if "@" in host or no_host or ("@" in rest and ":" in host):
-        raise ConfigError(
-            f"{shown}: holds a user, a password or something that is no host. Keep credentials in the environment "
-            "(AWS_ACCESS_KEY_ID, ...) or in fsspec's configuration, and name the place alone."
-        )
-    if "?" in rest or "#" in rest or "::" in protocol + rest:
-        raise ConfigError(f"{shown}: holds one of ? # :: and may be a signed or chained address. Name the plain place.")
-    if not rest.strip("/"):
-        raise ConfigError(f"{shown}: names no place. Write it as protocol://place/folder.")
-    try:
-        fsspec.get_filesystem_class(protocol)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(
-            f"{shown}: cannot be read here ({' '.join(str(error).split())}). Known: s3, gs, http, https, file and "
-            "what else fsspec opens."
-        ) from None
-    return root.rstrip("/")
 
 
 class _WrongLengthError(OSError):
@@ -355,7 +325,9 @@ def _fault_of(error: BaseException, target: Path) -> _Fault:
         )
     if told.missing:
         return _Fault(
-            f"is not there ({told.words}). Name the place where the shard set or teacher cache lies.", final=True
+            f"is not there ({told.words}). Name the place where the shard set or teacher cache lies.",
+            final=True,
+            missing=True,
         )
     if told.forbidden:
         return _Fault(

@@ -128,8 +128,8 @@ def test_block_that_ends_late_leaves_another_fetch_of_the_file_alone(tmp_path: P
     with reserved(cache, listed(1)) as first:
         first.path.write_bytes(bytes(10))
         descriptor = first.publish()
-        cache.discard(listed(1), descriptor)
         os.close(descriptor)
+        bring(cache, listed(2))  # for which the first one goes
         second = reserved(cache, listed(1))
     with second:
         assert cache.reserve(listed(1)) is Refusal.FETCHING

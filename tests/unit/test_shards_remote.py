@@ -17,11 +17,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
+from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, ShardError
+from ccts_dist.shards.address import check_address, is_address
 from ccts_dist.shards.fetch_cache import FetchCache, Reservation, cached_name
-from ccts_dist.shards.remote import RemoteStore, default_cache, is_address, open_store
+from ccts_dist.shards.remote import RemoteStore, default_cache, open_store
 from ccts_dist.shards.store import FileStore, LocalStore
-from ccts_dist.shards.transfer import Patience, Place, check_address
+from ccts_dist.shards.transfer import Patience, Place
 
 SECRET = "wJalrXUtnFEMI"
 HASTY = Patience(attempts=4, stall_s=0.4, first_wait_s=0.01, longest_wait_s=0.02)
@@ -234,7 +235,7 @@ def test_passing_troubles_are_sat_out(tmp_path: Path, flaky: type[Flaky]) -> Non
 def test_lasting_trouble_ends_after_the_tries_that_patience_allows(tmp_path: Path, flaky: type[Flaky]) -> None:
     file = put("a.tar", content(1))
     flaky.troubles += [raises(OSError(errno.EREMOTEIO, SECRET))] * 9
-    with pytest.raises(ShardError, match=r"flaky://place/set/a.tar: did not come \(OSError\); given up after 4 tries"):
+    with pytest.raises(FetchError, match=r"flaky://place/set/a.tar: did not come \(OSError\); given up after 4 tries"):
         read(flaky_store(tmp_path), file)
     assert len(flaky.opened) == 4
     assert not list(tmp_path.glob("*.partial"))
@@ -334,10 +335,16 @@ def test_manifest_is_read_without_being_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_small_file_of_another_digest_is_refused(tmp_path: Path) -> None:
-    put("condition.json", b"{}")
-    with pytest.raises(ShardError, match="and the manifest says 000000000000"):
-        flaky_store(tmp_path).read_bytes("condition.json", sha256="0" * 64)
+def test_small_file_that_was_damaged_on_its_way_is_asked_for_again(tmp_path: Path, flaky: type[Flaky]) -> None:
+    put("manifest.json", b"{{")
+    flaky.troubles += [lambda: None, lambda: put("manifest.json", b"{}")]
+    assert flaky_store(tmp_path).read_bytes("manifest.json", lambda data: data == b"{}") == b"{}"
+
+
+def test_small_file_that_comes_damaged_twice_is_the_callers_to_explain(tmp_path: Path, flaky: type[Flaky]) -> None:
+    put("manifest.json", b"{{")
+    assert flaky_store(tmp_path).read_bytes("manifest.json", lambda data: data == b"{}") == b"{{"
+    assert len(flaky.opened) == 2
 
 
 def test_missing_manifest_is_the_users_mistake(tmp_path: Path) -> None:
@@ -380,7 +387,7 @@ def test_reader_that_is_stopped_says_so(tmp_path: Path) -> None:
     stop = threading.Event()
     stop.set()
     with (
-        pytest.raises(ShardError, match=r"a.tar: not fetched, because reading was stopped"),
+        pytest.raises(FetchError, match=r"a.tar: not fetched, because reading was stopped"),
         flaky_store(tmp_path).opened(file, stop),
     ):
         pass
@@ -396,6 +403,36 @@ def test_damaged_file_is_fetched_anew_once_for_all_its_readers(tmp_path: Path, f
         assert store.discard(file, second)  # of the damaged one too, which is gone
         assert read(store, file) == content(1)
     assert len(flaky.opened) == 2
+
+
+def test_file_that_is_damaged_again_is_not_fetched_again(tmp_path: Path, flaky: type[Flaky]) -> None:
+    file = put("a.tar", content(1))
+    store = flaky_store(tmp_path)
+    for expected in (True, False, False):
+        with store.opened(file) as descriptor:
+            assert store.discard(file, descriptor) == expected
+    assert len(flaky.opened) == 2
+
+
+def test_shard_that_the_store_holds_wrong_is_asked_for_once_whoever_reads_it(
+    tmp_path: Path, flaky: type[Flaky]
+) -> None:
+    put("a.tar", content(2))
+    store, file = flaky_store(tmp_path), listed("a.tar", content(1))
+    for _ in range(3):
+        with pytest.raises(ShardError, match="it came so twice") as damage:
+            read(store, file)
+        assert not isinstance(damage.value, FetchError)
+    assert len(flaky.opened) == 2
+
+
+def test_store_that_was_away_is_asked_again(tmp_path: Path, flaky: type[Flaky]) -> None:
+    file = put("a.tar", content(1))
+    store = flaky_store(tmp_path)
+    flaky.troubles += [raises(TimeoutError())] * 4
+    with pytest.raises(FetchError, match="timed out; given up"):
+        read(store, file)
+    assert read(store, file) == content(1)
 
 
 def test_cut_file_is_fetched_anew(tmp_path: Path) -> None:
