@@ -1,41 +1,52 @@
-"""Say what a shard set holds: hours, counts, speakers and labels of each split."""
+"""Say what a shard set holds: hours, counts, speakers, categories and label histograms of each split."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from ccts_dist.errors import run_main
-from ccts_dist.shards import open_shard_set
-from ccts_dist.shards.statistics import split_statistics
+from ccts_dist.shards import ShardSet, open_shard_set
+from ccts_dist.shards.picture import check_picture, draw_set
+from ccts_dist.shards.statistics import set_statistics, split_statistics
 
-EPILOG = """Reads the index alone, no audio. Exit codes: 0 done; 1 a damaged set; 2 no shard set there."""
+EPILOG = """Reads the index alone, no audio. A histogram has ten bars, from label 0 to label 1.
+Exit codes: 0 done; 1 a damaged set; 2 a mistake, or no shard set there."""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG)
-    parser.add_argument("shards", type=Path, metavar="OUT", help="folder of the shard set")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", metavar="OUT", help="the shard set: a folder or an address")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it too, as .png, .svg or .pdf")
+    parser.add_argument("--json", action="store_true", help="the same figures for programs")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print one block per split."""
-    shard_set = open_shard_set(parse_args(argv).shards)
-    manifest = shard_set.manifest
-    low, high = manifest.scale
-    print(f"{manifest.corpus} {manifest.release}, rated {low:g} to {high:g}, digest {shard_set.digest[:12]}")
+def head(shard_set: ShardSet) -> list[str]:
+    """What is said of the whole set."""
+    manifest, (low, high) = shard_set.manifest, shard_set.manifest.scale
+    lines = [f"{manifest.corpus} {manifest.release}, rated {low:g} to {high:g}, digest {shard_set.digest[:12]}"]
     if manifest.teacher is not None:
-        print(f"carries the outputs of teacher {manifest.teacher.name} ({manifest.teacher.weight_digest[:12]})")
-    print(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items())))
-    for split in manifest.split_names:
-        figures = split_statistics(shard_set, split)
-        print(
-            f"{split}: {figures.num_utterances} utterances, {figures.hours:.2f} h in {figures.num_shards} shards, "
-            f"{figures.num_speakers} speakers, {figures.shortest_s:.2f} to {figures.longest_s:.2f} s"
-        )
-        for target, label in figures.labels.items():
-            moments = f"mean {label.mean:.3f}, deviation {label.deviation:.3f}" if label.num_labelled else "no labels"
-            print(f"  {target:<12} {moments} on 0..1, {label.num_labelled} labelled")
+        lines.append(f"carries the outputs of teacher {manifest.teacher.name} ({manifest.teacher.weight_digest[:12]})")
+    return [*lines, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items()))]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a block per split, or JSON; draw the picture."""
+    args = parse_args(argv)
+    if args.picture is not None:
+        check_picture(args.picture)
+    shard_set = open_shard_set(args.shards)
+    splits = [split_statistics(shard_set, split) for split in shard_set.manifest.split_names]
+    if args.json:
+        print(json.dumps(set_statistics(shard_set, splits), ensure_ascii=False, indent=1))
+    else:
+        print("\n".join([*head(shard_set), *(split.in_words() for split in splits)]))
+    if args.picture is not None:
+        draw_set(args.picture, f"{shard_set.manifest.corpus} {shard_set.manifest.release}", splits)
     return 0
 
 

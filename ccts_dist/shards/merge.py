@@ -47,7 +47,7 @@ def merge_shards(
     Raises:
         TeacherError: the cache lacks a shard or an utterance, or is damaged.
         ShardError: the shard set is damaged, or is itself a merged one.
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or cannot be made.
     """
     root = local_folder(out, what="merged shard set")
     source = shard_set.manifest
@@ -56,7 +56,10 @@ def merge_shards(
     finished = _finished_merge(root, shard_set, cache)
     if finished is not None:
         return finished
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{root}: cannot be made ({error.strerror}). Name another folder with --out.") from error
     members = (*source.members, TEACHER_MEMBER)
     entries = []
     with IndexWriter(root / INDEX_NAME) as index:

@@ -15,7 +15,7 @@ OPTIONS = {
     "launch/reproduce.py": "--table --utterances",
     "shards/build.py": "",  # its sub-commands have the options
     "shards/check.py": "--fast --teacher --threads",
-    "shards/info.py": "",
+    "shards/info.py": "--json --picture",
     "shards/merge.py": "--out --shards --teacher",
     "shards/transcribe.py": "--all --batch-seconds --device --language --model --out",
 }

@@ -2,13 +2,14 @@
 
 import csv
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ccts_dist.errors import run_main
-from ccts_dist.shards import open_shard_set
+from ccts_dist.shards import open_shard_set, read_utterance_json
 from tests.shard_examples import example_cache, example_shard_set, flip_bit, write_noise
 
 SCRIPTS = Path(__file__).parents[2] / "shards"
@@ -63,7 +64,56 @@ def test_a_corpus_is_built_checked_and_shown(msp: Path, tmp_path: Path, capsys: 
     said = capsys.readouterr().out
     assert "msp-podcast 1.11, rated 1 to 7" in said
     assert "Train: 2 utterances, 0.00 h in 1 shards, 2 speakers, 0.25 to 0.25 s" in said
-    assert "  activation   mean 0.083, deviation 0.083 on 0..1, 2 labelled" in said
+    assert "  activation   |██        | mean 0.083, deviation 0.083 on 0..1, 2 labelled" in said
+    assert "  categories: N 2" in said
+
+
+def test_info_is_printed_for_programs_and_drawn(msp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run("build", "msp-podcast", msp, "--out", tmp_path / "s", "--release", "1.11", "--processes", 1)
+    capsys.readouterr()
+    assert run("info", tmp_path / "s", "--json", "--picture", tmp_path / "set.png") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["corpus"], figures["release"], figures["scale"]) == ("msp-podcast", "1.11", [1.0, 7.0])
+    (train, *_) = figures["splits"]
+    assert (train["split"], train["num_utterances"], train["durations"]) == ("Train", 2, {"0": 2})
+    assert train["labels"]["activation"]["histogram"] == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert (tmp_path / "set.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plain_manifest_is_built_in_parts_and_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = []
+    for number in range(6):
+        write_noise(tmp_path / f"{number}.wav", 4000, seed=number)
+        rows.append(f"key {number},{number}.wav,Train,{number}\n")
+    (tmp_path / "corpus.csv").write_text("key,audio,split,joy\n" + "".join(rows))
+    options = ["manifest", tmp_path / "corpus.csv", "--targets", "joy", "--scale", "0", "10", "--shard-mb", "0.01"]
+    options += ["--processes", "1", "--name", "mine", "--out"]
+    assert run("build", *options, tmp_path / "s", "--part", "2/2") == 0
+    assert "part 2/2 is done: 3 shards, 3 utterances, 0 rejected" in capsys.readouterr().out
+    assert run("build", "join", tmp_path / "s") == 2
+    assert "--part 1/2; then join" in capsys.readouterr().err
+    assert run("build", *options, tmp_path / "s", "--part", "1/2") == 0
+    assert run("build", "join", tmp_path / "s") == 0
+    assert run("build", *options, tmp_path / "t") == 0
+    assert (tmp_path / "s" / "manifest.json").read_bytes() == (tmp_path / "t" / "manifest.json").read_bytes()
+    assert open_shard_set(tmp_path / "s").manifest.targets == ("joy",)
+
+
+def test_what_was_heard_fills_in_transcripts(tmp_path: Path):
+    write_noise(tmp_path / "a.wav", 4000)
+    (tmp_path / "corpus.csv").write_text("key,audio,split,joy\na,a.wav,Train,3\nb,a.wav,Train,3\n")
+    heard = {"digest": "0", "duration_s": 0.25, "language": None, "model": "m"}
+    lines = [
+        json.dumps(heard | {"key": key, "transcript": key * 3, "confidence": confidence}, sort_keys=True) + "\n"
+        for key, confidence in (("a", 0.9), ("b", 0.2))
+    ]
+    (tmp_path / "heard.jsonl").write_text("".join(lines))
+    options = ["--transcripts", tmp_path / "heard.jsonl", "--min-confidence", "0.5", "--processes", "1"]
+    assert run("build", "manifest", tmp_path / "corpus.csv", "--out", tmp_path / "s", *options) == 0
+    shard_set = open_shard_set(tmp_path / "s")
+    rows = shard_set.rows("Train-000000.tar")
+    records = [read_utterance_json(shard_set.path(rows.shard), rows, row) for row in (0, 1)]
+    assert [record["transcript"] for record in records] == ["aaa", ""]
 
 
 def test_damage_gives_one_and_a_line_per_finding(msp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -90,6 +140,14 @@ def test_damage_gives_one_and_a_line_per_finding(msp: Path, tmp_path: Path, caps
         (["build", "demo", "--out", "s", "--shard-mb", "inf"], "shard_bytes=inf: must be at least 1 and finite"),
         (["build", "demo", "--out", "s", "--max-rejected", "nan"], "max_rejected=nan: must be between 0 and 1"),
         (["build", "demo", "--out", "s", "--utterances", "3"], "num_utterances=3 must be at least 12"),
+        (["build", "demo", "--out", "s3://bucket/s"], "the demo corpus cannot be made there. Name a folder with"),
+        (["build", "msp-podcast", "msp", "--out", "s", "--processes", "0"], "num_processes=0: must be at least 1"),
+        (["build", "msp-podcast", "msp", "--out", "s", "--part", "0/4"], "--part 0/4: must be I/N with I from 1 to N"),
+        (["build", "iemocap", "none", "--out", "s"], "error: none: no such folder"),
+        (["build", "manifest", "none.csv", "--out", "s"], "error: none.csv: "),
+        (["build", "join", "none"], "none: no parts to join here"),
+        (["info", "none", "--picture", "x.txt"], "x.txt: pictures are .png, .svg, .pdf files"),
+        (["info", "none", "--picture", "none/x.png"], "none/x.png: there is no folder none"),
     ],
 )
 def test_a_mistake_gives_two_and_one_line(

@@ -125,6 +125,11 @@ def test_a_merge_into_a_folder_that_holds_something_else_is_refused(
         merge_shards(merged, cache, tmp_path / "twice")
     with pytest.raises(ConfigError, match="pipe: URLs run a shell"):
         merge_shards(shard_set, cache, "pipe:cat")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/x: cannot be made \(Not a directory\)"):
+        merge_shards(shard_set, cache, tmp_path / "file" / "x")
+    with pytest.raises(ConfigError, match=r"file: cannot be made \(File exists\)"):
+        merge_shards(shard_set, cache, tmp_path / "file")
 
 
 def test_a_merge_of_damaged_shards_stops_and_leaves_no_shard_set(cache: TeacherCache, tmp_path: Path):

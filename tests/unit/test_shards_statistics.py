@@ -29,5 +29,8 @@ def test_counts_durations_and_label_moments_by_hand(tmp_path: Path):
     assert valence.deviation == pytest.approx(math.sqrt((0.09 + 0.01 + 0.16) / 3))
     assert figures.labels["activation"].num_labelled == 0
     assert math.isnan(figures.labels["activation"].mean)
+    assert valence.histogram == (0, 0, 1, 0, 1, 0, 0, 0, 0, 1)
+    assert (figures.num_unlabelled, figures.num_without_speaker) == (1, 0)
+    assert (figures.durations, figures.categories) == ({0: 4}, {"Happy": 4})
     with pytest.raises(ConfigError, match="no split 'Test1'"):
         split_statistics(open_shard_set(tmp_path / "s"), "Test1")
