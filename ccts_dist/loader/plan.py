@@ -31,6 +31,7 @@ from jaxtyping import Int64
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.streams import RowSource, Shares, shuffled, split_into_streams
 from ccts_dist.shards.index import ShardRows
+from ccts_dist.shards.table import numbers_of
 
 ORDER_VERSION = 1
 """Raised whenever equal settings would give another order; part of the digest."""
@@ -108,7 +109,7 @@ class Plan:
         shuffle: bool = True,
     ) -> None:
         entries = shard_set.shards_of(splits)
-        self.num_utterances = sum(entry.num_utterances for entry in entries)
+        self.num_utterances = int(numbers_of(entries, "num_utterances").sum())
         if self.num_utterances == 0:
             raise ConfigError(
                 f"splits {', '.join(map(repr, splits))} hold no utterance. Name splits that `shards/info.py` shows."

@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from ccts_dist.distributed import derive_seed
 from ccts_dist.shards.index import ShardRows
 from ccts_dist.shards.schema import ShardEntry
+from ccts_dist.shards.table import numbers_of, texts_of
 
 
 @runtime_checkable
@@ -72,18 +73,26 @@ class Stream:
     """Stretches of shards laid end to end, in an order of each epoch's own.
 
     Args:
-        stretches: of each shard its name and the rows ``low`` to ``high`` that are the stream's; not empty.
+        names: of the shards.
+        lows: of each shard, the first row that is the stream's.
+        counts: of each shard, how many rows are; at least one.
         source: of the rows.
         seed: of the order; streams of one plan need different ones.
         shuffle: False to keep shards and rows as they are given.
     """
 
     def __init__(
-        self, stretches: Sequence[tuple[str, int, int]], source: RowSource, *, seed: Sequence[int | str], shuffle: bool
+        self,
+        names: Sequence[str],
+        lows: Int64[np.ndarray, " shards"],
+        counts: Int64[np.ndarray, " shards"],
+        source: RowSource,
+        *,
+        seed: Sequence[int | str],
+        shuffle: bool,
     ) -> None:
-        self._names = tuple(name for name, _, _ in stretches)
-        self._lows = np.array([low for _, low, _ in stretches], dtype=np.int64)
-        self._counts = np.array([high - low for _, low, high in stretches], dtype=np.int64)
+        self._names = np.array([name.encode() for name in names])  # a fraction of what as many strings would take
+        self._lows, self._counts = lows, counts
         self._source, self._seed, self._shuffle = source, tuple(seed), shuffle
 
     @property
@@ -93,12 +102,12 @@ class Stream:
 
     def shards(self, epoch: int, low: int, high: int) -> tuple[str, ...]:
         """Names of the shards at positions ``low`` to ``high`` of the epoch's sequence; reads nothing."""
-        return tuple(self._names[number] for number, _ in self._places(epoch, low, high))
+        return tuple(self._names[number].decode() for number, _ in self._places(epoch, low, high))
 
     def portion(self, epoch: int, low: int, high: int) -> Iterator[tuple[ShardRows, Int64[np.ndarray, " rows"]]]:
         """The shards, and of each the rows, at positions ``low`` to ``high`` of the epoch's sequence."""
         for number, begin in self._places(epoch, low, high):
-            name, size = self._names[number], int(self._counts[number])
+            name, size = self._names[number].decode(), int(self._counts[number])
             table = self._source.rows(name)
             rows = np.arange(size)
             if self._shuffle and (begin < low or begin + size > high):
@@ -121,20 +130,21 @@ def split_into_streams(
     entries: Sequence[ShardEntry], source: RowSource, shares: Shares, num_streams: int, *, seed: int, shuffle: bool
 ) -> tuple[Stream, ...]:
     """The streams of some shards, of the sizes that ``shares`` gives them."""
-    used = [(entry.name, entry.num_utterances) for entry in entries if entry.num_utterances > 0]
-    if num_streams == 1:
-        return (Stream([(name, 0, count) for name, count in used], source, seed=(seed,), shuffle=shuffle),)
-    # The corpus's order may have its sessions or speakers in a row: mixed, so that every stream is a fair sample.
-    mixed = iter([used[number] for number in shuffled(len(used), "streams")])
-    streams, (name, count), taken = [], next(mixed), 0
+    names, counts = texts_of(entries, "name"), numbers_of(entries, "num_utterances")
+    order = np.flatnonzero(counts)
+    if num_streams > 1:
+        # The corpus's order may have its sessions or speakers in a row: mixed, so that every stream is a fair sample.
+        order = order[shuffled(len(order), "streams")]
+    names, counts = [names[number] for number in order], counts[order]
+    ends = np.cumsum(counts)
+    streams, low = [], 0
     for number in range(num_streams):
-        stretches, wanted = [], shares.of_stream(number)
-        while wanted:
-            if taken == count:
-                (name, count), taken = next(mixed), 0
-            high = min(count, taken + wanted)
-            stretches.append((name, taken, high))
-            wanted -= high - taken
-            taken = high
-        streams.append(Stream(stretches, source, seed=(seed, "stream", number), shuffle=shuffle))
+        high = low + shares.of_stream(number)
+        own = slice(int(np.searchsorted(ends, low, side="right")), int(np.searchsorted(ends, high)) + 1)
+        begins = ends[own] - counts[own]
+        first_rows = np.maximum(low - begins, 0)
+        taken = np.minimum(high - begins, counts[own]) - first_rows
+        place = ("stream", number) if num_streams > 1 else ()
+        streams.append(Stream(names[own], first_rows, taken, source, seed=(seed, *place), shuffle=shuffle))
+        low = high
     return tuple(streams)

@@ -6,10 +6,11 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from ccts_dist.errors import CctsError
+from ccts_dist.shards.table import table_of
 
 Record = TypeVar("Record")
 
@@ -58,12 +59,19 @@ def check_seal(data: bytes, *, where: str, error: type[CctsError]) -> None:
 
 
 def parse_document(
-    cls: type[Record], data: bytes, *, where: str, error: type[CctsError], sealed: bool = False
+    cls: type[Record],
+    data: bytes,
+    *,
+    where: str,
+    error: type[CctsError],
+    sealed: bool = False,
+    version: int | None = None,
 ) -> Record:
     """The record in a JSON document; ``where`` names the document in errors.
 
     Args:
         sealed: the document has a seal, which is ``check_seal``'s to look at.
+        version: what its ``format_version`` must be; another one is refused before anything else is looked at.
 
     Raises:
         CctsError: of type ``error``, when it is no JSON, or a key is unknown, missing or of another type.
@@ -72,6 +80,12 @@ def parse_document(
         tree = json.loads(data)
     except (ValueError, RecursionError) as fault:
         raise error(f"{where}: not a JSON document ({fault}). Make it again, or bring it back from a copy.") from fault
+    found = tree.get("format_version") if isinstance(tree, dict) else None
+    if version is not None and found != version:
+        raise error(
+            f"{where}: format version {found!r}, and this installation reads {version}. "
+            "Install the version that wrote it, or make it again."
+        )
     if sealed and isinstance(tree, dict):
         tree.pop("seal", None)
     try:
@@ -99,7 +113,7 @@ def _plain(value: Any) -> Any:
         return {name: _plain(inner) for name, inner in pairs if inner is not None}
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(inner) for inner in value]
     return value
 
@@ -128,6 +142,14 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return _convert(value, hint, path)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, path + ".")
+    if origin is Sequence:
+        if not isinstance(value, list):
+            raise _MisfitError(f"{path} must be a list")
+        table = table_of(args[0], value)
+        # Not of the form: made one by one, which says what is wrong.
+        return (
+            tuple(_build(args[0], inner, f"{path}[{i}].") for i, inner in enumerate(value)) if table is None else table
+        )
     if origin is tuple:
         if not isinstance(value, list) or (args[-1] is not Ellipsis and len(value) != len(args)):
             raise _MisfitError(f"{path} must be a list")

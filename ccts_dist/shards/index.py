@@ -21,6 +21,7 @@ from jaxtyping import Float64, Int64, UInt32
 
 from ccts_dist.errors import ShardError
 from ccts_dist.shards.durable import whole_file
+from ccts_dist.shards.table import RecordTable
 
 _LABEL = "label."
 _PLACE = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
@@ -255,7 +256,7 @@ class RowGroups(Generic[Rows]):
             max_rows: shards are forgotten, the longest unused first, while more rows than this are kept.
         """
         self._path, self._shards, self._decode, self._max_rows = path, shards, decode, max_rows
-        self._numbers = {shard.name: number for number, shard in enumerate(shards)}
+        self._numbers = {} if isinstance(shards, RecordTable) else {one.name: at for at, one in enumerate(shards)}
         self._forget()
 
     def _forget(self) -> None:
@@ -291,9 +292,11 @@ class RowGroups(Generic[Rows]):
             return self._kept[shard][1]
 
     def _read(self, shard: str) -> pa.RecordBatch:
-        if shard not in self._numbers:
+        shards = self._shards
+        number = shards.find("name", shard) if isinstance(shards, RecordTable) else self._numbers.get(shard)
+        if number is None:
             raise ShardError(f"{shard}: not in {self._path}. Take a shard that its manifest lists.")
-        entry = self._shards[self._numbers[shard]]
+        entry = shards[number]
         try:
             with open(self._path, "rb") as file:
                 if not self._header:
@@ -320,5 +323,10 @@ class RowGroups(Generic[Rows]):
 
 
 def _numbers(column: pa.Array, kind: Any) -> np.ndarray:
-    values = column.to_numpy(zero_copy_only=False)  # nulls come as NaN
-    return values if values.dtype == kind else np.array(values, dtype=kind)
+    """The column without a copy; nulls, which only floats have, as NaN. (Arrow's own way imports pandas.)"""
+    places = slice(column.offset, column.offset + len(column))
+    known, data = column.buffers()
+    values = np.frombuffer(data or b"", dtype=kind)[places]
+    if column.null_count == 0:
+        return values
+    return np.where(np.unpackbits(np.frombuffer(known, np.uint8), bitorder="little")[places], values, np.nan)

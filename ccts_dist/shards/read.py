@@ -36,7 +36,7 @@ class ShardSet:
         """Equal for a plain set and the sets merged from it: what the order of training depends on."""
         return self.manifest.source_digest or self.digest
 
-    def shards_of(self, splits: Sequence[str]) -> tuple[ShardEntry, ...]:
+    def shards_of(self, splits: Sequence[str]) -> Sequence[ShardEntry]:
         """The shards of some splits: in the order the splits are named, then the manifest's.
 
         Raises:
@@ -46,7 +46,8 @@ class ShardSet:
             if split not in self.manifest.splits:
                 known = ", ".join(repr(name) for name in self.manifest.split_names)
                 raise ConfigError(f"{self.root}: no split {split!r} in these shards. Known splits: {known}.")
-        return tuple(shard for split in dict.fromkeys(splits) for shard in self.manifest.shards if shard.split == split)
+        of_splits = [self.manifest.shards_of(split) for split in dict.fromkeys(splits)]
+        return of_splits[0] if len(of_splits) == 1 else [shard for shards in of_splits for shard in shards]
 
     def rows(self, shard: str) -> ShardRows:
         """The index of one shard; reads that shard's batch only, and keeps the last ones read.

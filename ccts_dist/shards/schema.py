@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from ccts_dist.errors import CctsError, ConfigError, ShardError
+from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
 from ccts_dist.shards.documents import check_seal, parse_document, sealed_bytes
 from ccts_dist.shards.index import IndexPlace
+from ccts_dist.shards.table import RecordTable, texts_of
 
 FORMAT_VERSION = 2
 """Of shard sets and teacher caches. Raised when a reader of the old version would misread the new."""
@@ -105,7 +106,7 @@ class Manifest:
     """Categorical emotions that occur, sorted, as the corpus spells them."""
 
     splits: Mapping[str, SplitTotals]
-    shards: tuple[ShardEntry, ...]
+    shards: Sequence[ShardEntry]
     """In the order of the index's batches."""
 
     index_size_bytes: int
@@ -128,7 +129,13 @@ class Manifest:
     @property
     def split_names(self) -> tuple[str, ...]:
         """The splits in the order of their shards, which is the corpus's."""
-        return tuple(dict.fromkeys(shard.split for shard in self.shards))
+        return tuple(dict.fromkeys(texts_of(self.shards, "split")))
+
+    def shards_of(self, split: str) -> Sequence[ShardEntry]:
+        """The shards of one split, in the manifest's order."""
+        if isinstance(self.shards, RecordTable):
+            return self.shards.take(self.shards.rows_where("split", split))
+        return [shard for shard in self.shards if shard.split == split]
 
     def to_bytes(self) -> bytes:
         """The manifest file, sealed: a reader notices when any byte of it has changed."""
@@ -142,34 +149,15 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
         ShardError: another format version, no JSON, not of the manifest's form, or changed since it was written;
             ``where`` names the file.
     """
-    check_version(data, where=where, error=ShardError)
-    manifest = parse_document(Manifest, data, where=where, error=ShardError, sealed=True)
-    names = [shard.name for shard in manifest.shards]
+    manifest = parse_document(Manifest, data, where=where, error=ShardError, sealed=True, version=FORMAT_VERSION)
+    names = texts_of(manifest.shards, "name")
     for name in names:
-        if name != Path(name).name or not name.endswith(".tar") or name.startswith("."):
+        if "/" in name or not name.endswith(".tar") or name.startswith("."):
             raise ShardError(f"{where}: shard name {name!r} is not a plain file name. Do not use this shard set.")
     if len(set(names)) != len(names):
         raise ShardError(f"{where}: a shard is listed twice. Build the shard set again.")
     check_seal(data, where=where, error=ShardError)
     return manifest
-
-
-def check_version(data: bytes, *, where: str, error: type[CctsError]) -> None:
-    """Refuse a document whose ``format_version`` is not ours, before anything else in it is looked at.
-
-    Raises:
-        CctsError: of type ``error``.
-    """
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as fault:
-        raise error(f"{where}: not a JSON document ({fault}). Make it again, or bring it back from a copy.") from fault
-    version = document.get("format_version") if isinstance(document, dict) else None
-    if version != FORMAT_VERSION:
-        raise error(
-            f"{where}: format version {version!r}, and this installation reads {FORMAT_VERSION}. "
-            "Install the version that wrote it, or make it again."
-        )
 
 
 def escape_key(key: str) -> str:

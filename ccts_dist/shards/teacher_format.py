@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from ccts_dist.errors import TeacherError
 from ccts_dist.records import Condition, TeacherOutput
 from ccts_dist.shards.documents import check_seal, parse_document
 from ccts_dist.shards.index import IndexPlace
-from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, TeacherFacts, check_version
+from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, TeacherFacts
+from ccts_dist.shards.table import texts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class CacheManifest:
     shard_set_digest: str
     """``content_digest`` of the shard set it was made for."""
 
-    shards: tuple[CacheShard, ...]
+    shards: Sequence[CacheShard]
     """In the order of the index's batches."""
 
     index_size_bytes: int
@@ -80,11 +81,10 @@ def parse_cache_manifest(data: bytes, *, where: str) -> CacheManifest:
     Raises:
         TeacherError: damaged, changed since it was written, or of another format version.
     """
-    check_version(data, where=where, error=TeacherError)
-    manifest = parse_document(CacheManifest, data, where=where, error=TeacherError, sealed=True)
-    for shard in manifest.shards:
-        if shard.name != Path(shard.name).name or not shard.name.endswith(".tar") or shard.name.startswith("."):
-            raise TeacherError(f"{where}: shard name {shard.name!r} is not a plain file name. Do not use this cache.")
+    manifest = parse_document(CacheManifest, data, where=where, error=TeacherError, sealed=True, version=FORMAT_VERSION)
+    for name in texts_of(manifest.shards, "name"):
+        if "/" in name or not name.endswith(".tar") or name.startswith("."):
+            raise TeacherError(f"{where}: shard name {name!r} is not a plain file name. Do not use this cache.")
     check_seal(data, where=where, error=TeacherError)
     return manifest
 

@@ -125,7 +125,7 @@ class _Work:
     shard_set: ShardSet
     out: Path
     splits: tuple[str, ...]
-    shards: tuple[ShardEntry, ...]
+    shards: Sequence[ShardEntry]
     fit_splits: tuple[str, ...]
     ranks: Ranks
     device: torch.device
