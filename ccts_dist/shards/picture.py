@@ -40,9 +40,9 @@ def draw_set(path: Path, title: str, splits: Sequence[SplitStatistics]) -> None:
     hours.invert_yaxis()
     hours.set_xlabel("hours")
     for split in splits:
-        seconds = list(split.durations)
-        share = [100 * split.durations[second] / split.num_utterances for second in seconds]
-        durations.step([second + 0.5 for second in seconds], share, where="mid", label=split.split)
+        longest = max(split.durations, default=0)
+        share = [100 * split.durations.get(second, 0) / split.num_utterances for second in range(longest + 1)]
+        durations.stairs(share, range(longest + 2), label=split.split)
     durations.set_xlabel("seconds")
     durations.set_ylabel("% of utterances")
     edges = [number / NUM_BINS for number in range(NUM_BINS + 1)]
@@ -54,7 +54,7 @@ def draw_set(path: Path, title: str, splits: Sequence[SplitStatistics]) -> None:
         axes.set_xlabel(f"{target}, 0..1")
         axes.set_ylabel("% of labels")
     if len(splits) > 1:
-        durations.legend(fontsize="small")
+        durations.legend(fontsize="small", loc="best")
     try:
         figure.savefig(path)
     except OSError as error:
