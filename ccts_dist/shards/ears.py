@@ -327,4 +327,5 @@ def _first_frame(model: Any, most: int) -> int:
 
 def _short(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    return (text if len(text) <= 240 else text[:237] + "...").rstrip(".") + "."
+    text = text if len(text) <= 240 else text[:237] + "..."
+    return text if text.endswith(".") else text + "."
