@@ -40,6 +40,9 @@ class Utterance:
     """The corpus's own rating scale (lowest, highest); ``rating = low + label * (high - low)``."""
 
     transcript: str = ""
+    transcript_confidence: float | None = None
+    """0..1, when a speech recogniser heard the transcript; None when it is the corpus's own."""
+
     speaker: str | None = None
     gender: str | None = None
     category: str | None = None

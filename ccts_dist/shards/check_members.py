@@ -18,6 +18,7 @@ _FIELDS = {
     "key": _TEXT,
     "split": _TEXT,
     "transcript": _TEXT,
+    "transcript_confidence": f"{_NUMBER} or null",
     "source": _TEXT,
     "speaker": f"{_TEXT} or null",
     "gender": f"{_TEXT} or null",

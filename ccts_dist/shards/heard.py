@@ -92,7 +92,7 @@ def _with_words(one: Utterance | Rejected, heard: Mapping[str, Heard], min_confi
     words = heard.get(one.key)
     if words is None or words.confidence < min_confidence:
         return one
-    return replace(one, transcript=words.transcript)
+    return replace(one, transcript=words.transcript, transcript_confidence=words.confidence)
 
 
 def has_transcript(utterance: Utterance) -> bool:

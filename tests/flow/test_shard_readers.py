@@ -30,6 +30,7 @@ FEATURES = {
         "key": TEXT,
         "split": TEXT,
         "transcript": TEXT,
+        "transcript_confidence": NUMBER,
         "labels": BY_TARGET,
         "label_variance": BY_TARGET,
         "num_raters": datasets.Value("int64"),

@@ -543,6 +543,7 @@ def test_rejected_utterances_that_were_changed_are_named(root: Path):
 
 
 RECORD = {"labels": {}, "label_variance": {}, "num_raters": None, "scale": [1, 7], "duration_s": 0.1, "num_samples": 1}
+RECORD["transcript_confidence"] = None
 RECORD |= dict.fromkeys(("key", "split", "transcript", "source", "speaker", "gender", "category"), "")
 
 

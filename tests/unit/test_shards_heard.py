@@ -172,9 +172,9 @@ def test_words_are_filled_in_only_where_the_corpus_has_none():
     given = [utterance("a"), utterance("b", "people wrote this"), utterance("c", " \n"), left_out, utterance("e")]
     filled = apply_heard(given, {key: heard(key, f"heard {key}") for key in "abcd"}, min_confidence=0.0)
     assert filled == (
-        replace(given[0], transcript="heard a"),
+        replace(given[0], transcript="heard a", transcript_confidence=0.5),
         given[1],
-        replace(given[2], transcript="heard c"),
+        replace(given[2], transcript="heard c", transcript_confidence=0.5),
         left_out,
         given[4],
     )

@@ -89,7 +89,7 @@ def test_the_json_member_has_sorted_keys_every_target_and_one_type_per_key():
             '{"category": null, "duration_s": 0.5, "gender": null, "key": "ä.b", '
             '"label_variance": {"dominance": null, "valence": 0.25}, "labels": {"dominance": null, "valence": 1.0}, '
             '"num_raters": 3, "num_samples": 8000, "scale": [1.0, 7.0], "source": "s", "speaker": "7", '
-            '"split": "Train", "transcript": "naïve “words”"}'
+            '"split": "Train", "transcript": "naïve “words”", "transcript_confidence": null}'
         ).encode()
     )
 
