@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", required=True, help="a model folder, models:/NAME@ALIAS or models:/NAME/VERSION")
-    parser.add_argument("--shards", type=Path, required=True, metavar="OUT", help="folder of the shard set")
+    parser.add_argument("--shards", required=True, metavar="OUT", help="folder or address of the shard set")
     parser.add_argument("--split", action="append", required=True, help="which split; may be repeated")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="metrics.json is written there")
     parser.add_argument("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")

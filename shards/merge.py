@@ -19,8 +19,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shards", required=True, type=Path, metavar="OUT", help="folder of the shard set")
-    parser.add_argument("--teacher", required=True, type=Path, metavar="CACHE", help="folder of the teacher cache")
+    parser.add_argument("--shards", required=True, metavar="OUT", help="folder or address of the shard set")
+    parser.add_argument("--teacher", required=True, metavar="CACHE", help="folder or address of the teacher cache")
     parser.add_argument("--out", required=True, type=Path, metavar="MERGED", help="folder of the merged shard set")
     return parser.parse_args(argv)
 

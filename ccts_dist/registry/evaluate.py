@@ -18,7 +18,7 @@ from ccts_dist.train.evaluate import Scores, evaluate
 
 def evaluate_split(
     model_folder: Path,
-    shards: Path,
+    shards: str | Path,
     split: str,
     *,
     ranks: Ranks,
@@ -31,7 +31,7 @@ def evaluate_split(
 
     Args:
         model_folder: made by ``model.save_model``; may have a text branch.
-        shards: folder of the shard set.
+        shards: folder or address of the shard set.
         split: which of its splits.
         ranks: where this process stands.
         micro_utterances: utterances of one forward pass on one rank.
