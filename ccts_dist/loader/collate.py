@@ -38,6 +38,14 @@ class TeacherSource(Protocol):
         """The teacher's output for one utterance, which is row ``row`` of its shard."""
         ...
 
+    def prefetch(self, shards: Sequence[str], /) -> None:
+        """Fetch what it has for these shards ahead of need; nothing to do where it is here."""
+        ...
+
+    def bytes_to_fetch(self, shards: Sequence[str], /) -> int:
+        """What it has for these shards, in bytes; 0 where it is here."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:

@@ -161,9 +161,28 @@ class Loader:
         if self._prefetched == (epoch, number):
             return
         self._prefetched = (epoch, number)
+        names = self._shards_from(epoch, number)
+        self._reading.shards.prefetch(names)
+        if self._reading.teacher is not None:
+            self._reading.teacher.prefetch(names)
+
+    def bytes_at_once(self) -> int:
+        """Most bytes that this rank's node needs of a store's shards at a time: those of a window and of the next one.
+
+        Over the first epoch, teacher cache included; 0 when all of it is here. Reads nothing.
+        """
+        shards, teacher, most = self._reading.shards, self._reading.teacher, 0
+        for number in range(self.plan.windows_per_epoch):
+            names = self._shards_from(0, number)
+            of_teacher = 0 if teacher is None else teacher.bytes_to_fetch(names)
+            most = max(most, shards.bytes_to_fetch(names) + of_teacher)
+        return most
+
+    def _shards_from(self, epoch: int, number: int) -> list[str]:
+        """Names of a window's shards and of the next one's, in the order they are needed."""
         following = (epoch, number + 1) if number + 1 < self.plan.windows_per_epoch else (epoch + 1, 0)
-        names = [self.plan.shards_of_window(*place, self.streams) for place in ((epoch, number), following)]
-        self._reading.shards.prefetch([name for window in names for name in window])
+        windows = [self.plan.shards_of_window(*place, self.streams) for place in ((epoch, number), following)]
+        return list(dict.fromkeys(name for window in windows for name in window))
 
     def padding(self, epoch: int) -> float:
         """Share of padding in the audio of all ranks of this node, over the epoch's first window; reads no audio.

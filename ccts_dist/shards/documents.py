@@ -48,14 +48,16 @@ def check_seal(data: bytes, *, where: str, error: type[CctsError]) -> None:
     Raises:
         CctsError: of type ``error``.
     """
+    if not is_sealed(data):
+        found = _SEAL.search(data)
+        words = "was changed after it was written (its seal is not that of its bytes)" if found else "has no seal"
+        raise error(f"{where}: {words}. Bring it back from a copy, or make it again.")
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether a document has the seal of its bytes."""
     found = _SEAL.search(data)
-    if found is None:
-        words = "has no seal"
-    elif _digest(data[: found.start(1)] + _NO_SEAL.encode() + data[found.end(1) :]) != found[1]:
-        words = "was changed after it was written (its seal is not that of its bytes)"
-    else:
-        return
-    raise error(f"{where}: {words}. Bring it back from a copy, or make it again.")
+    return found is not None and found[1] == _digest(data[: found.start(1)] + _NO_SEAL.encode() + data[found.end(1) :])
 
 
 def parse_document(

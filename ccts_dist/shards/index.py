@@ -19,9 +19,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64, Int64, UInt32
 
-from ccts_dist.errors import ShardError
+from ccts_dist.errors import FetchError, ShardError
 from ccts_dist.shards.durable import whole_file
+from ccts_dist.shards.store import Stored, read_at, reason_of, stored_at
 from ccts_dist.shards.table import RecordTable
+from ccts_dist.shards.transfer import StoredFile
 
 _LABEL = "label."
 _PLACE = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
@@ -243,7 +245,7 @@ class RowGroups(Generic[Rows]):
 
     def __init__(
         self,
-        path: Path,
+        index: Path | Stored,
         shards: Sequence[Indexed],
         decode: Callable[[str, pa.RecordBatch], Rows],
         *,
@@ -255,7 +257,9 @@ class RowGroups(Generic[Rows]):
             decode: makes of a shard's name and batch what ``get`` returns; a function of a module.
             max_rows: shards are forgotten, the longest unused first, while more rows than this are kept.
         """
-        self._path, self._shards, self._decode, self._max_rows = path, shards, decode, max_rows
+        self._index = index if isinstance(index, Stored) else stored_at(index)
+        self._shards, self._decode, self._max_rows = shards, decode, max_rows
+        self._stored: dict[str, Stored] = {}
         self._numbers = {} if isinstance(shards, RecordTable) else {one.name: at for at, one in enumerate(shards)}
         self._forget()
 
@@ -291,35 +295,64 @@ class RowGroups(Generic[Rows]):
             self._kept.move_to_end(shard)
             return self._kept[shard][1]
 
-    def _read(self, shard: str) -> pa.RecordBatch:
+    def listed(self, shard: str) -> Indexed:
+        """What the manifest says of a shard.
+
+        Raises:
+            ShardError: it names no such shard.
+        """
         shards = self._shards
         number = shards.find("name", shard) if isinstance(shards, RecordTable) else self._numbers.get(shard)
         if number is None:
-            raise ShardError(f"{shard}: not in {self._path}. Take a shard that its manifest lists.")
-        entry = shards[number]
-        try:
-            with open(self._path, "rb") as file:
-                if not self._header:
-                    self._header = file.read(self._shards[0].index.offset)
-                file.seek(entry.index.offset)
-                data = file.read(entry.index.size)
-        except OSError as fault:
-            raise ShardError(
-                f"{shard}: cannot read its rows in {self._path} ({fault.strerror}). Make the index again."
-            ) from fault
-        if hashlib.sha256(self._header + data).hexdigest() != entry.index.sha256:
-            raise ShardError(
-                f"{shard}: its rows in {self._path} are not those that the manifest names. The index is stale or "
-                "damaged: fetch or build the set again."
-            )
-        schema = pa.ipc.read_schema(pa.ipc.read_message(self._header[len(_MAGIC) :]))
+            raise ShardError(f"{shard}: not in {self._index}. Take a shard that its manifest lists.")
+        return shards[number]
+
+    def stored(self, shard: str) -> Stored:
+        """A shard's file, which lies beside the index.
+
+        Raises:
+            ShardError: as ``listed``.
+        """
+        stored = self._stored.get(shard)
+        if stored is None:
+            entry = self.listed(shard)
+            assert isinstance(entry, StoredFile), "an entry of a manifest"
+            stored = self._stored[shard] = Stored(self._index.store, entry)
+        return stored
+
+    def _read(self, shard: str) -> pa.RecordBatch:
+        entry = self.listed(shard)
+        header, data = self._header_and_batch(shard, entry.index)
+        schema = pa.ipc.read_schema(pa.ipc.read_message(header[len(_MAGIC) :]))
         batch = pa.ipc.read_record_batch(pa.ipc.read_message(data), schema)
         if batch.num_rows != entry.num_utterances:
             raise ShardError(
-                f"{shard}: {batch.num_rows} rows in {self._path}, and the manifest says {entry.num_utterances}. "
+                f"{shard}: {batch.num_rows} rows in {self._index}, and the manifest says {entry.num_utterances}. "
                 "The index is stale: build the set again."
             )
         return batch
+
+    def _header_and_batch(self, shard: str, place: IndexPlace) -> tuple[bytes, bytes]:
+        try:
+            while True:
+                with self._index.opened() as descriptor:
+                    header = self._header or read_at(descriptor, self._shards[0].index.offset, 0)
+                    data = read_at(descriptor, place.size, place.offset)
+                    if hashlib.sha256(header + data).hexdigest() == place.sha256:
+                        self._header = header
+                        return header, data
+                    if not self._index.discard(descriptor):
+                        break
+        except FetchError:
+            raise
+        except (ShardError, OSError) as fault:
+            raise ShardError(
+                f"{shard}: cannot read its rows in {self._index} ({reason_of(fault)}). Make the index again."
+            ) from fault
+        raise ShardError(
+            f"{shard}: its rows in {self._index} are not those that the manifest names. The index is stale or "
+            "damaged: fetch or build the set again."
+        )
 
 
 def _numbers(column: pa.Array, kind: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.shards.durable import file_sha256, write_whole
 from ccts_dist.shards.index import IndexWriter, rows_to_table
-from ccts_dist.shards.read import ShardSet, read_member
+from ccts_dist.shards.read import ShardSet
 from ccts_dist.shards.readback import read_back
 from ccts_dist.shards.schema import (
     CONDITION_NAME,
@@ -70,7 +70,7 @@ def merge_shards(
             entries.append(replace(entry, size_bytes=path.stat().st_size, sha256=file_sha256(path), index=place))
             if progress is not None:
                 progress(1)
-    write_whole(root / CONDITION_NAME, (cache.root / CONDITION_NAME).read_bytes())
+    write_whole(root / CONDITION_NAME, cache.store.read_bytes(CONDITION_NAME))
     manifest = replace(
         source,
         members=members,
@@ -88,17 +88,16 @@ def merge_shards(
 def _merged_samples(
     shard_set: ShardSet, cache: TeacherCache, entry: ShardEntry
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    rows, path = shard_set.rows(entry.name), shard_set.path(entry.name)
+    rows = shard_set.rows(entry.name)
     for row, key in enumerate(rows.keys):
-        payloads = {
-            member: read_member(path, places, row, key=key, member=member) for member, places in rows.members.items()
-        }
+        payloads = {member: shard_set.member(rows, row, member) for member in rows.members}
         yield escape_key(key), {**payloads, TEACHER_MEMBER: cache.read_bytes(entry.name, row, key)}
 
 
 def _finished_merge(root: Path, shard_set: ShardSet, cache: TeacherCache) -> str | None:
     """The digest of the same merge if it was finished before; None when the folder holds no shard set."""
-    if root.exists() and (os.path.samefile(root, shard_set.root) or os.path.samefile(root, cache.root)):
+    sources = [source for source in (shard_set.root, cache.root) if isinstance(source, Path)]
+    if root.exists() and any(os.path.samefile(root, source) for source in sources):
         raise ConfigError(f"{root}: holds what is to be merged. Name another folder for the merged shards.")
     path = root / MANIFEST_NAME
     if not path.exists():

@@ -2,34 +2,38 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccts_dist.errors import CctsError, ConfigError, MissingShardsError, ShardError
+from ccts_dist.errors import CctsError, ConfigError, FetchError, MissingShardsError, ShardError
+from ccts_dist.shards.documents import is_sealed
 from ccts_dist.shards.index import MemberPlaces, RowGroups, ShardRows, table_to_rows
+from ccts_dist.shards.remote import open_store
 from ccts_dist.shards.schema import (
     INDEX_NAME,
     JSON_MEMBER,
     MANIFEST_NAME,
     Manifest,
     ShardEntry,
-    local_folder,
     parse_manifest,
 )
+from ccts_dist.shards.store import FileStore, LocalStore, NamedFile, Stored, read_at, reason_of, stored_at
 from ccts_dist.shards.tars import crc32_of
 
 
 class ShardSet:
     """An opened shard set. Holds the manifest and the rows of a few shards; can be pickled and used by threads."""
 
-    def __init__(self, root: Path, manifest: Manifest, digest: str) -> None:
-        self.root = root
+    def __init__(self, store: FileStore, manifest: Manifest, digest: str) -> None:
+        self.store = store
+        self.root = store.root
+        """The folder, or the address."""
         self.manifest = manifest
         self.digest = digest
         """SHA-256 of the manifest file, which names everything else by digest."""
-        self._rows = RowGroups(root / INDEX_NAME, manifest.shards, table_to_rows)
+        index = NamedFile(INDEX_NAME, manifest.index_size_bytes, manifest.index_sha256)
+        self._rows = RowGroups(Stored(store, index), manifest.shards, table_to_rows)
 
     @property
     def content_digest(self) -> str:
@@ -58,40 +62,64 @@ class ShardSet:
         return self._rows.get(shard)
 
     def path(self, shard: str) -> Path:
-        """The shard's file."""
-        return self.root / shard
+        """The shard's file on this machine; one of a store is fetched, and may go again at any time.
+
+        Raises:
+            ShardError: no such shard, or a store has another one or none under its name.
+            FetchError: it cannot be fetched.
+        """
+        return self.store.path(self._rows.stored(shard).file)
 
     def prefetch(self, shards: Sequence[str]) -> None:
         """Fetch these ahead of need, in this order; nothing to do for a folder."""
+        if not isinstance(self.store, LocalStore):
+            self.store.prefetch([self._rows.stored(shard).file for shard in shards])
+
+    def bytes_to_fetch(self, shards: Iterable[str]) -> int:
+        """What some shards take together in the cache of fetched files; 0 when they are in a folder."""
+        if isinstance(self.store, LocalStore):
+            return 0
+        return sum(self._rows.stored(shard).file.size_bytes for shard in shards)
 
     def member(self, rows: ShardRows, row: int, member: str) -> bytes:
         """The payload of one member of one utterance, checked against its CRC-32.
 
         Raises:
             ShardError: the shard is missing or damaged; names shard and key.
+            FetchError: it cannot be fetched.
         """
-        return read_member(self.path(rows.shard), rows.members[member], row, key=rows.keys[row], member=member)
+        places = rows.members[member]
+        return read_member(self._rows.stored(rows.shard), places, row, key=rows.keys[row], member=member)
 
 
-def open_shard_set(root: str | Path) -> ShardSet:
-    """The shard set in a folder; neither shards nor the rows of the index are read.
+def open_shard_set(root: str | Path, *, cache: Path | None = None, cache_bytes: int | None = None) -> ShardSet:
+    """The shard set in a folder or under an address; neither shards nor the rows of the index are read.
+
+    Args:
+        cache: folder for what is fetched from an address, and the bytes it may hold; see ``remote.open_store``.
 
     Raises:
         MissingShardsError: there is no shard set.
         ShardError: another format version, a damaged manifest, or an index of another size than the manifest's.
-        ConfigError: not a folder's name but a ``pipe:`` command or an address.
+        ConfigError: a ``pipe:`` command, or an address that is refused.
+        FetchError: a store does not answer.
     """
-    shard_set = read_shard_set(root)
-    check_index_size(shard_set.root / INDEX_NAME, shard_set.manifest.index_size_bytes, error=ShardError)
+    shard_set = read_shard_set(open_store(root, cache=cache, cache_bytes=cache_bytes))
+    check_index_size(shard_set.store, shard_set.manifest.index_size_bytes, error=ShardError)
     return shard_set
 
 
-def check_index_size(index: Path, size_bytes: int, *, error: type[CctsError]) -> None:
+def check_index_size(store: FileStore, size_bytes: int, *, error: type[CctsError]) -> None:
     """Refuse an index that is missing or cut before anything relies on it; each batch is checked when it is read.
+
+    One that is fetched is checked when it comes.
 
     Raises:
         CctsError: of type ``error``.
     """
+    if not isinstance(store, LocalStore):
+        return
+    index = store.root / INDEX_NAME
     found = f"has {index.stat().st_size} bytes" if index.is_file() else "is missing"
     if found != f"has {size_bytes} bytes":
         raise error(
@@ -100,49 +128,57 @@ def check_index_size(index: Path, size_bytes: int, *, error: type[CctsError]) ->
         )
 
 
-def read_shard_set(root: str | Path) -> ShardSet:
-    """The shard set in a folder as its manifest tells it, unchecked: for finding damage. Others ``open_shard_set``.
+def read_shard_set(root: str | Path | FileStore) -> ShardSet:
+    """The shard set as its manifest tells it, unchecked: for finding damage. Others ``open_shard_set``.
 
     Raises:
         MissingShardsError: there is no shard set.
         ShardError: another format version, or a damaged manifest.
-        ConfigError: not a folder's name but a ``pipe:`` command or an address.
+        ConfigError: a ``pipe:`` command, or an address that is refused.
+        FetchError: a store does not answer.
     """
-    root = local_folder(root, what="shard set")
-    where = root / MANIFEST_NAME
+    store = open_store(root) if isinstance(root, str | Path) else root
     try:
-        data = where.read_bytes()
-    except OSError as error:
+        data = store.read_bytes(MANIFEST_NAME, is_sealed)
+    except MissingShardsError as error:
+        reason = "" if isinstance(store, LocalStore) else f": {error}"
         raise MissingShardsError(
-            f"{root}: no shard set here (no readable {MANIFEST_NAME}). Build one with shards/build.py, "
+            f"{store.words}: no shard set here (no readable {MANIFEST_NAME}{reason}). Build one with shards/build.py, "
             "or run the same build again if it was interrupted."
         ) from error
-    return ShardSet(root, parse_manifest(data, where=str(where)), hashlib.sha256(data).hexdigest())
+    manifest = parse_manifest(data, where=f"{store.words}/{MANIFEST_NAME}")
+    return ShardSet(store, manifest, hashlib.sha256(data).hexdigest())
 
 
-def read_member(path: Path, places: MemberPlaces, row: int, *, key: str, member: str) -> bytes:
+def read_member(file: Path | Stored, places: MemberPlaces, row: int, *, key: str, member: str) -> bytes:
     """The payload of one member, read by offset and checked against its CRC-32.
+
+    A fetched shard that turns out to be damaged is fetched once more.
 
     Raises:
         ShardError: the shard is missing or cut, or the bytes are not those the index was made of; names shard and key.
+        FetchError: it cannot be fetched.
     """
+    if isinstance(file, Path):
+        file = stored_at(file)
     offset, size = int(places.offset[row]), int(places.size[row])
+    shard, folder = file.file.name, file.store.words
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            data = os.pread(descriptor, size, offset)
-            while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
-                data += more  # one call gives 2 GiB at most, and a network file system may give less
-        finally:
-            os.close(descriptor)
-    except OSError as error:
+        while True:
+            with file.opened() as descriptor:
+                data = read_at(descriptor, size, offset)
+                if len(data) == size and crc32_of(data) == int(places.crc32[row]):
+                    return data
+                if not file.discard(descriptor):
+                    break
+    except FetchError:
+        raise
+    except (ShardError, OSError) as error:
         raise ShardError(
-            f"{path.name}: cannot read {member} of {key!r} ({error.strerror}). Run shards/check.py {path.parent}"
+            f"{shard}: cannot read {member} of {key!r} ({reason_of(error)}). Run shards/check.py {folder}"
         ) from error
-    if len(data) != size or crc32_of(data) != int(places.crc32[row]):
-        damage = "cut" if len(data) != size else "damaged (its CRC-32 differs)"
-        raise ShardError(f"{path.name}: {member} of {key!r} is {damage}. Run shards/check.py {path.parent}")
-    return data
+    damage = "cut" if len(data) != size else "damaged (its CRC-32 differs)"
+    raise ShardError(f"{shard}: {member} of {key!r} is {damage}. Run shards/check.py {folder}")
 
 
 def read_utterance_json(path: Path, rows: ShardRows, row: int) -> dict[str, Any]:

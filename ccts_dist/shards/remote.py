@@ -56,6 +56,19 @@ def open_store(
     return RemoteStore(place, FetchCache(folder, limit))
 
 
+def check_cache_holds(cache_bytes: int, needed_bytes: int) -> None:
+    """Refuse a cache that cannot hold what is needed at a time.
+
+    Raises:
+        ConfigError: says how much it must hold.
+    """
+    if needed_bytes > cache_bytes:
+        raise ConfigError(
+            f"data.cache_gb = {cache_bytes / 1e9:g}: the shards of a window and of the next one, fetched ahead, "
+            f"take {needed_bytes / 1e9:.3g} GB. Raise data.cache_gb, or lower data.window_utterances."
+        )
+
+
 def default_cache() -> Path:
     """Where fetched files are kept unless the user says otherwise: in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ccts-dist" / "shards"
@@ -86,6 +99,11 @@ class RemoteStore:
 
     @property
     def words(self) -> str:
+        """As ``FileStore``."""
+        return self._place.words
+
+    @property
+    def root(self) -> str:
         """As ``FileStore``."""
         return self._place.words
 
@@ -133,14 +151,6 @@ class RemoteStore:
         self._know_process()
         self._needed = frozenset(map(cached_name, files))
         self._ahead.want(files)
-
-    def check_cache_holds(self, size_bytes: int) -> None:
-        """As ``FileStore``."""
-        if self._cache.limit_bytes < size_bytes:
-            raise ConfigError(
-                f"data.cache_gb={self._cache.limit_bytes / 1e9:g}: a window and the one fetched ahead of it take "
-                f"{size_bytes / 1e9:.3g} GB of {self.words}. Raise data.cache_gb, or lower data.window_utterances."
-            )
 
     def close(self) -> None:
         """As ``FileStore``."""

@@ -35,6 +35,11 @@ class FileStore(Protocol):
         ...
 
     @property
+    def root(self) -> Path | str:
+        """The folder, or the address."""
+        ...
+
+    @property
     def statistics(self) -> FetchStatistics: ...
 
     def read_bytes(self, name: str, intact: Callable[[bytes], bool] = lambda _: True) -> bytes:
@@ -84,17 +89,56 @@ class FileStore(Protocol):
         """Say which files are needed soon, the soonest first; replaces what was said before, and returns at once."""
         ...
 
-    def check_cache_holds(self, size_bytes: int) -> None:
-        """Refuse a cache that cannot hold so many bytes at a time.
-
-        Raises:
-            ConfigError: says how much it must hold.
-        """
-        ...
-
     def close(self) -> None:
         """End what ``prefetch`` began. The store can be read afterwards."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One file of a store. Can be pickled."""
+
+    store: FileStore
+    file: StoredFile
+
+    def __str__(self) -> str:
+        return f"{self.store.words}/{self.file.name}"
+
+    def opened(self) -> contextlib.AbstractContextManager[int]:
+        """As ``FileStore.opened``."""
+        return self.store.opened(self.file)
+
+    def discard(self, descriptor: int) -> bool:
+        """As ``FileStore.discard``."""
+        return self.store.discard(self.file, descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedFile:
+    """A file as something other than a shard's entry tells of it."""
+
+    name: str
+    size_bytes: int = 0
+    sha256: str = ""
+
+
+def stored_at(path: Path) -> Stored:
+    """A file of a folder on this machine."""
+    return Stored(LocalStore(path.parent), NamedFile(path.name))
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """The bytes at an offset; fewer when the file ends before."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more  # one call gives 2 GiB at most, and a network file system may give less
+    return data
+
+
+def reason_of(error: ShardError | OSError) -> str:
+    """Why a file could not be opened or read, in the system's words where it said so."""
+    fault = error if isinstance(error, OSError) else error.__cause__
+    return str(fault.strerror) if isinstance(fault, OSError) else str(error)
 
 
 class LocalStore:
@@ -107,6 +151,11 @@ class LocalStore:
     def words(self) -> str:
         """As ``FileStore``."""
         return str(self._folder)
+
+    @property
+    def root(self) -> Path:
+        """As ``FileStore``."""
+        return self._folder
 
     @property
     def statistics(self) -> FetchStatistics:
@@ -147,9 +196,6 @@ class LocalStore:
 
     def prefetch(self, files: Sequence[StoredFile]) -> None:
         """As ``FileStore``: they are here."""
-
-    def check_cache_holds(self, size_bytes: int) -> None:
-        """As ``FileStore``: no cache is used."""
 
     def close(self) -> None:
         """As ``FileStore``: nothing runs."""

@@ -6,6 +6,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
-from ccts_dist.errors import ShardError, TeacherError
+from ccts_dist.errors import FetchError, ShardError, TeacherError
 from ccts_dist.records import Condition, TeacherOutput
 from ccts_dist.shards.documents import document_bytes, parse_document, sealed_bytes
 from ccts_dist.shards.durable import file_sha256, write_whole
@@ -28,6 +29,7 @@ from ccts_dist.shards.index import (
     table_places,
 )
 from ccts_dist.shards.read import ShardSet, check_index_size, read_member
+from ccts_dist.shards.remote import open_store
 from ccts_dist.shards.schema import (
     CONDITION_NAME,
     INDEX_NAME,
@@ -36,9 +38,9 @@ from ccts_dist.shards.schema import (
     ShardEntry,
     TeacherFacts,
     escape_key,
-    local_folder,
     unescape_key,
 )
+from ccts_dist.shards.store import FileStore, LocalStore, NamedFile, Stored
 from ccts_dist.shards.tars import crc32_of, walk_tar, write_tar
 from ccts_dist.shards.teacher_format import (
     CacheManifest,
@@ -49,6 +51,7 @@ from ccts_dist.shards.teacher_format import (
     read_cache_manifest,
     read_condition,
 )
+from ccts_dist.shards.transfer import StoredFile
 
 _PARTS = ".parts"
 
@@ -73,9 +76,25 @@ class TeacherCache:
     """A teacher's outputs by shard and key, from a side-car or from merged shards. Can be pickled."""
 
     def __init__(
-        self, root: Path, digest: str, facts: TeacherFacts, condition: Condition, shards: Sequence[Indexed]
+        self,
+        store: FileStore,
+        digest: str,
+        facts: TeacherFacts,
+        condition: Condition,
+        shards: Sequence[Indexed],
+        index: StoredFile,
+        *,
+        merged: bool = False,
     ) -> None:
-        self.root = root
+        """
+        Args:
+            index: of ``shards``.
+            merged: the shard set's own shards carry the outputs, and whoever reads it fetches them.
+        """
+        self.store = store
+        self._fetches = not merged and not isinstance(store, LocalStore)
+        self.root = store.root
+        """The folder, or the address."""
         self.digest = digest
         """SHA-256 of the cache's manifest; equal for a cache and the merged shards made with it."""
         self.facts = facts
@@ -84,13 +103,14 @@ class TeacherCache:
         self.embedding_size = facts.embedding_size
         self.embedding_mean: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_mean, np.float64)
         self.embedding_deviation: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_deviation, np.float64)
-        self._rows = cache_row_groups(root, shards)
+        self._rows = RowGroups(Stored(store, index), shards, _decode_rows)
 
     def read(self, shard: str, row: int, key: str) -> TeacherOutput:
         """What the teacher said of one utterance, which is row ``row`` of its shard; a cache keeps the shard's order.
 
         Raises:
             TeacherError: the cache has no such shard or key, or what it has is damaged; names shard and key.
+            FetchError: it cannot be fetched.
         """
         data = self.read_bytes(shard, row, key)
         try:
@@ -109,7 +129,9 @@ class TeacherCache:
         try:
             rows = self._rows.get(shard)
             if row < len(rows.keys) and rows.keys[row] == key:
-                return read_member(self.root / shard, rows.places, row, key=key, member=TEACHER_MEMBER)
+                return read_member(self._rows.stored(shard), rows.places, row, key=key, member=TEACHER_MEMBER)
+        except FetchError:
+            raise
         except ShardError as error:
             raise TeacherError(f"{error} Wanted: the teacher's output for {key!r}, from {self.root}.") from error
         raise TeacherError(
@@ -117,25 +139,45 @@ class TeacherCache:
             "Run launch/cache_teacher.py on these shards again."
         )
 
+    def prefetch(self, shards: Sequence[str]) -> None:
+        """Fetch what it has of these ahead of need, in this order; nothing to do for a folder."""
+        files = []
+        for shard in shards if self._fetches else ():
+            with suppress(ShardError):  # one that it lacks is told of when its outputs are read
+                files.append(self._rows.stored(shard).file)
+        if self._fetches:
+            self.store.prefetch(files)
 
-def open_teacher_cache(root: str | Path, shard_set: ShardSet) -> TeacherCache:
-    """The teacher cache in a folder, checked to be of this shard set; its tars are not opened.
+    def bytes_to_fetch(self, shards: Iterable[str]) -> int:
+        """What its files for some shards take in the cache of fetched files, beside the shard set's; 0 in a folder."""
+        return sum(self._rows.stored(shard).file.size_bytes for shard in shards) if self._fetches else 0
+
+
+def open_teacher_cache(
+    root: str | Path, shard_set: ShardSet, *, cache: Path | None = None, cache_bytes: int | None = None
+) -> TeacherCache:
+    """The teacher cache in a folder or under an address, checked to be of this shard set; its tars are not opened.
+
+    Args:
+        cache: folder for what is fetched from an address, and the bytes it may hold; see ``remote.open_store``.
 
     Raises:
         TeacherError: no cache there, made for other shards, of another format version, or damaged.
-        ConfigError: not a folder's name but a ``pipe:`` command or an address.
+        ConfigError: a ``pipe:`` command, or an address that is refused.
+        FetchError: a store does not answer.
     """
-    root = local_folder(root, what="teacher cache")
-    manifest, digest = read_cache_manifest(root)
+    store = open_store(root, cache=cache, cache_bytes=cache_bytes)
+    manifest, digest = read_cache_manifest(store)
     if manifest.shard_set_digest != shard_set.content_digest:
         raise TeacherError(
-            f"{root}: the cache was made for shard set {manifest.shard_set_digest[:12]}, and {shard_set.root} is "
-            f"{shard_set.content_digest[:12]}. Run launch/cache_teacher.py --shards {shard_set.root} again; "
+            f"{store.words}: the cache was made for shard set {manifest.shard_set_digest[:12]}, and {shard_set.root} "
+            f"is {shard_set.content_digest[:12]}. Run launch/cache_teacher.py --shards {shard_set.root} again; "
             "it keeps what still fits."
         )
-    check_index_size(root / INDEX_NAME, manifest.index_size_bytes, error=TeacherError)
-    condition = read_condition(root, manifest.teacher)
-    return TeacherCache(root, digest, manifest.teacher, condition, manifest.shards)
+    check_index_size(store, manifest.index_size_bytes, error=TeacherError)
+    condition = read_condition(store, manifest.teacher)
+    index = NamedFile(INDEX_NAME, manifest.index_size_bytes, manifest.index_sha256)
+    return TeacherCache(store, digest, manifest.teacher, condition, manifest.shards, index)
 
 
 def open_merged_teacher(shard_set: ShardSet) -> TeacherCache:
@@ -150,13 +192,10 @@ def open_merged_teacher(shard_set: ShardSet) -> TeacherCache:
             f"{shard_set.root}: these shards carry no teacher outputs. Make merged ones with shards/merge.py, "
             "or name a teacher cache."
         )
-    condition = read_condition(shard_set.root, facts)
-    return TeacherCache(shard_set.root, facts.cache_digest, facts, condition, shard_set.manifest.shards)
-
-
-def cache_row_groups(root: Path, shards: Sequence[Indexed]) -> RowGroups[CacheRows]:
-    """Reads, of a cache's or a merged set's index, where the teacher's outputs lie."""
-    return RowGroups(root / INDEX_NAME, shards, _decode_rows)
+    store, manifest = shard_set.store, shard_set.manifest
+    condition = read_condition(store, facts)
+    index = NamedFile(INDEX_NAME, manifest.index_size_bytes, manifest.index_sha256)
+    return TeacherCache(store, facts.cache_digest, facts, condition, manifest.shards, index, merged=True)
 
 
 def write_cache_shard(

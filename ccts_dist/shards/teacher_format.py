@@ -4,15 +4,15 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from ccts_dist.errors import TeacherError
+from ccts_dist.errors import MissingShardsError, TeacherError
 from ccts_dist.records import Condition, TeacherOutput
-from ccts_dist.shards.documents import check_seal, parse_document
+from ccts_dist.shards.documents import check_seal, is_sealed, parse_document
 from ccts_dist.shards.index import IndexPlace
 from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, TeacherFacts
+from ccts_dist.shards.store import FileStore, LocalStore
 from ccts_dist.shards.table import texts_of
 
 
@@ -58,21 +58,22 @@ class ConditionFile:
     """By name, one number per target."""
 
 
-def read_cache_manifest(root: Path) -> tuple[CacheManifest, str]:
+def read_cache_manifest(store: FileStore) -> tuple[CacheManifest, str]:
     """A cache's manifest and the SHA-256 of its file.
 
     Raises:
         TeacherError: missing, damaged, or of another format version.
+        FetchError: a store does not answer.
     """
-    where = root / MANIFEST_NAME
     try:
-        data = where.read_bytes()
-    except OSError as error:
+        data = store.read_bytes(MANIFEST_NAME, is_sealed)
+    except MissingShardsError as error:
+        reason = "" if isinstance(store, LocalStore) else f": {error}"
         raise TeacherError(
-            f"{root}: no teacher cache here (no readable {MANIFEST_NAME}). Make one with launch/cache_teacher.py, "
-            "or run it again if it was interrupted."
+            f"{store.words}: no teacher cache here (no readable {MANIFEST_NAME}{reason}). Make one with "
+            "launch/cache_teacher.py, or run it again if it was interrupted."
         ) from error
-    return parse_cache_manifest(data, where=str(where)), hashlib.sha256(data).hexdigest()
+    return parse_cache_manifest(data, where=f"{store.words}/{MANIFEST_NAME}"), hashlib.sha256(data).hexdigest()
 
 
 def parse_cache_manifest(data: bytes, *, where: str) -> CacheManifest:
@@ -89,18 +90,25 @@ def parse_cache_manifest(data: bytes, *, where: str) -> CacheManifest:
     return manifest
 
 
-def read_condition(root: Path, facts: TeacherFacts) -> Condition:
+def read_condition(store: FileStore, facts: TeacherFacts) -> Condition:
     """The condition beside a manifest, checked against the digest in it.
 
     Raises:
         TeacherError: missing, or not the manifest's.
+        FetchError: a store does not answer.
     """
-    where = root / CONDITION_NAME
-    data = where.read_bytes() if where.is_file() else b""
-    if hashlib.sha256(data).hexdigest() != facts.condition_sha256:
-        damage = "is missing" if not data else "is not the one that the manifest names"
-        raise TeacherError(f"{where}: {damage}. Run launch/cache_teacher.py again.")
-    return parse_document(ConditionFile, data, where=str(where), error=TeacherError).condition
+
+    def is_named(data: bytes) -> bool:
+        return hashlib.sha256(data).hexdigest() == facts.condition_sha256
+
+    where = f"{store.words}/{CONDITION_NAME}"
+    try:
+        data = store.read_bytes(CONDITION_NAME, is_named)
+    except MissingShardsError as error:
+        raise TeacherError(f"{where}: is missing. Run launch/cache_teacher.py again.") from error
+    if not is_named(data):
+        raise TeacherError(f"{where}: is not the one that the manifest names. Run launch/cache_teacher.py again.")
+    return parse_document(ConditionFile, data, where=where, error=TeacherError).condition
 
 
 def encode_output(output: TeacherOutput) -> bytes:

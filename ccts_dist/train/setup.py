@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ccts_dist.losses.total import DistillTerms
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
 from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.remote import check_cache_holds
 from ccts_dist.shards.schema import JSON_MEMBER, ShardEntry, transcript_of
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
 from ccts_dist.tracking.uri import resolve_tracking_uri
@@ -95,7 +97,7 @@ def check_session(run: RunConfig, num_ranks: int) -> dict[str, str]:
 def _open_shards(run: RunConfig) -> ShardSet:
     """The shard set, once its splits and labels can carry the run; also the checks that need nothing more."""
     read_ds_config(Path(run.train.deepspeed))
-    shard_set = open_shard_set(run.data.shards)
+    shard_set = open_shard_set(run.data.shards, **_cache_of(run))
     shard_set.shards_of(run.data.test_splits)
     for splits in (run.data.train_splits, run.data.valid_splits):
         shards = shard_set.shards_of(splits)
@@ -117,10 +119,18 @@ def _has_two_labels(shard_set: ShardSet, shards: Sequence[ShardEntry], target: s
     return False
 
 
+def _cache_of(run: RunConfig) -> dict[str, Any]:
+    """Where shards of a store are kept on this node."""
+    data = run.data
+    return {"cache": Path(data.cache) if data.cache else None, "cache_bytes": int(data.cache_gb * 1e9)}
+
+
 def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> Session:
     teacher = _open_teacher(run, shard_set)
     tokenizer = _open_tokenizer(run, output)
     seed_everything(derive_seed("model", run.seed))
+    loader = open_loader(run, shard_set, run.data.train_splits, tokenizer, teacher, ranks, training=True)
+    check_cache_holds(int(run.data.cache_gb * 1e9), loader.bytes_at_once())
     model = build_model(run.model, vocabulary_size=tokenizer.vocabulary_size if tokenizer else None)
     return Session(
         run=run,
@@ -129,7 +139,7 @@ def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> S
         teacher=teacher,
         tokenizer=tokenizer,
         model=model,
-        loader=open_loader(run, shard_set, run.data.train_splits, tokenizer, teacher, ranks, training=True),
+        loader=loader,
         valid_loader=open_loader(run, shard_set, run.data.valid_splits, tokenizer, None, ranks, training=False),
         objective=Objective(target_weights=target_weights(run), distill=_distill_terms(run, teacher)),
     )
@@ -171,7 +181,7 @@ def _open_teacher(run: RunConfig, shard_set: ShardSet) -> TeacherCache | None:
     if run.data.teacher == "merged":
         teacher = open_merged_teacher(shard_set)
     else:
-        teacher = open_teacher_cache(run.data.teacher, shard_set)
+        teacher = open_teacher_cache(run.data.teacher, shard_set, **_cache_of(run))
     if tuple(teacher.targets) != run.model.targets:
         raise TeacherError(
             f"data.teacher = {run.data.teacher!r} predicts {list(teacher.targets)}, model.targets is "

@@ -374,7 +374,7 @@ def test_a_store_that_cannot_be_reached_is_no_damage_to_skip(shard_set):
         def member(self, *_) -> bytes:
             raise FetchError("the store is away")
 
-    away = Away(shard_set.root, shard_set.manifest, shard_set.digest)
+    away = Away(shard_set.store, shard_set.manifest, shard_set.digest)
     with pytest.raises(FetchError, match="the store is away"):
         next(make_loader(away, damaged="skip").epoch(0))
 

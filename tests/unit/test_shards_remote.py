@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, ShardError
 from ccts_dist.shards.address import check_address, is_address
 from ccts_dist.shards.fetch_cache import FetchCache, Reservation, cached_name
-from ccts_dist.shards.remote import RemoteStore, default_cache, open_store
+from ccts_dist.shards.remote import RemoteStore, check_cache_holds, default_cache, open_store
 from ccts_dist.shards.store import FileStore, LocalStore
 from ccts_dist.shards.transfer import Patience, Place
 
@@ -180,11 +180,10 @@ def test_folder_without_the_file_is_told_by_its_name(tmp_path: Path) -> None:
         read(store, listed("a.tar", b"abc"))
 
 
-def test_folder_has_nothing_to_fetch_forget_or_hold(tmp_path: Path) -> None:
+def test_folder_has_nothing_to_fetch_or_forget(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"abc")
     store, file = open_store(tmp_path), listed("a.tar", b"abc")
     store.prefetch([file])
-    store.check_cache_holds(10**15)
     with store.opened(file) as descriptor:
         assert not store.discard(file, descriptor)
     store.close()
@@ -461,11 +460,10 @@ def test_statistics_count_what_this_process_fetched(tmp_path: Path) -> None:
     assert 0 < counted.fetching_s <= counted.waiting_s
 
 
-def test_cache_that_cannot_hold_a_window_is_refused(tmp_path: Path) -> None:
-    store = flaky_store(tmp_path, limit=2_000_000_000)
-    store.check_cache_holds(2_000_000_000)
-    with pytest.raises(ConfigError, match=r"data.cache_gb=2: .* take 2.5 GB of flaky://place/set. Raise data.cache_gb"):
-        store.check_cache_holds(2_500_000_000)
+def test_cache_that_cannot_hold_a_window_is_refused() -> None:
+    check_cache_holds(2_000_000_000, 2_000_000_000)
+    with pytest.raises(ConfigError, match=r"data.cache_gb = 2: .* take 2.5 GB. Raise data.cache_gb, or lower"):
+        check_cache_holds(2_000_000_000, 2_500_000_000)
 
 
 # Ahead of need

@@ -118,7 +118,7 @@ def test_a_cache_that_says_another_size_is_refused_when_read(shard_set: ShardSet
 
 def test_a_cache_of_another_shard_set_is_refused_with_both_digests(cache: TeacherCache, tmp_path: Path):
     other = example_shard_set(tmp_path, count=8)
-    made_for = read_cache_manifest(cache.root)[0].shard_set_digest
+    made_for = read_cache_manifest(cache.store)[0].shard_set_digest
     with pytest.raises(TeacherError, match=f"for shard set {made_for[:12]}, and .* is {other.digest[:12]}"):
         open_teacher_cache(cache.root, other)
 
@@ -126,7 +126,7 @@ def test_a_cache_of_another_shard_set_is_refused_with_both_digests(cache: Teache
 def test_a_folder_without_a_cache_a_damaged_and_a_newer_one_are_refused(shard_set: ShardSet, tmp_path: Path):
     with pytest.raises(TeacherError, match="no teacher cache here"):
         open_teacher_cache(tmp_path / "none", shard_set)
-    with pytest.raises(ConfigError, match="pipe: URLs run a shell"):
+    with pytest.raises(ConfigError, match="pipe: addresses run a shell"):
         open_teacher_cache("pipe:cat", shard_set)
     cache = example_cache(tmp_path / "cache", shard_set)
     data = (cache.root / "manifest.json").read_bytes()
