@@ -6,6 +6,7 @@ import sys
 from ccts_dist.errors import run_main
 from ccts_dist.progress import Progress
 from ccts_dist.shards.build_command import build_parser, part_of, read_corpus, settings_of
+from ccts_dist.shards.pool import warm_up
 from ccts_dist.shards.write import build_all, build_part, check_build, join_parts, num_to_join, plan_build
 
 
@@ -27,6 +28,7 @@ def build(args: argparse.Namespace):
     part = part_of(args)
     limits = {"max_rejected": args.max_rejected, "max_duration_s": args.max_duration}
     check_build(args.out, shard_bytes=1e6 * args.shard_mb, num_processes=args.processes, **limits)
+    warm_up(args.processes)
     corpus, root = read_corpus(args)
     planned = plan_build(corpus.utterances, args.out, settings_of(args, corpus, root))
     with Progress(planned.num_utterances(part), f"build {args.out}", unit="utterances") as bar:

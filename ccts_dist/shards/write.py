@@ -29,7 +29,7 @@ from ccts_dist.shards.making import MadeShard, MakeSettings, keep_or_make
 from ccts_dist.shards.output import BUILDING, Output, open_output
 from ccts_dist.shards.planned import SHARD_BYTES, BuildSettings, PlannedBuild, PlanRecord, plan_build
 from ccts_dist.shards.planning import Part, PlannedShard
-from ccts_dist.shards.pool import run_tasks
+from ccts_dist.shards.pool import run_tasks, warm_up
 from ccts_dist.shards.recheck import check_sources
 from ccts_dist.shards.schema import Manifest
 
@@ -113,6 +113,7 @@ def build_shard_set(
         shard_bytes=int(shard_bytes),
         max_duration_s=max_duration_s,
     )
+    warm_up(num_processes)
     build = plan_build(utterances, out, settings)
     return build_all(
         build, max_rejected=max_rejected, num_processes=num_processes, num_threads=num_threads, progress=progress

@@ -107,7 +107,7 @@ def test_workers_end_when_their_builder_is_killed(table: Path, tmp_path: Path):
         from ccts_dist.shards.pool import run_tasks
         from tests.flow.test_shard_build_parts import sleep_long
         if __name__ == "__main__":
-            run_tasks(sleep_long, [1, 2, 3], num_processes=2, progress=lambda _: print("at work", flush=True))
+            run_tasks(sleep_long, [1, 2, 3, 4], num_processes=3, progress=lambda _: print("at work", flush=True))
         """
     )
     (tmp_path / "script.py").write_text(script)
