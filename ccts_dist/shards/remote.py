@@ -83,6 +83,7 @@ class RemoteStore:
 
     def _start_anew(self) -> None:
         self._process = os.getpid()
+        self._closing = threading.Event()
         self._needed: frozenset[str] = frozenset()
         self._renewed: set[str] = set()
         self._faults: dict[str, str] = {}
@@ -118,13 +119,13 @@ class RemoteStore:
             return self._place.read_bytes(name, Path(folder) / "file", intact)
 
     @contextlib.contextmanager
-    def opened(self, file: StoredFile, stop: threading.Event | None = None) -> Iterator[int]:
+    def opened(self, file: StoredFile) -> Iterator[int]:
         """As ``FileStore``; fetches the file if it is not here, or waits for whoever fetches it."""
         self._know_process()
         descriptor = self._cache.open(file)
         if descriptor is None:
             with self._counts.reader_waits():
-                descriptor = self._wait_for(file, stop or threading.Event())
+                descriptor = self._wait_for(file, self._closing)
         try:
             yield descriptor
         finally:
@@ -154,6 +155,8 @@ class RemoteStore:
 
     def close(self) -> None:
         """As ``FileStore``."""
+        self._closing.set()
+        self._closing = threading.Event()
         self._ahead.close()
         self._ahead = _Ahead(weakref.WeakMethod(self._fetch_ahead), self._threads)
         weakref.finalize(self, self._ahead.close)

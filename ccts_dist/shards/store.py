@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +54,8 @@ class FileStore(Protocol):
         """
         ...
 
-    def opened(self, file: StoredFile, stop: threading.Event | None = None) -> contextlib.AbstractContextManager[int]:
+    def opened(self, file: StoredFile) -> contextlib.AbstractContextManager[int]:
         """A descriptor to read a file by offset, which stays good whatever happens to the file meanwhile.
-
-        Args:
-            stop: gives waiting up when it is set.
 
         Raises:
             ShardError: there is no such file, or another one under its name.
@@ -90,7 +86,7 @@ class FileStore(Protocol):
         ...
 
     def close(self) -> None:
-        """End what ``prefetch`` began. The store can be read afterwards."""
+        """End what ``prefetch`` began, and waiting for files: who waits gets a ``FetchError``. It can be read again."""
         ...
 
 
@@ -173,7 +169,7 @@ class LocalStore:
             ) from error
 
     @contextlib.contextmanager
-    def opened(self, file: StoredFile, stop: threading.Event | None = None) -> Iterator[int]:
+    def opened(self, file: StoredFile) -> Iterator[int]:
         """As ``FileStore``."""
         try:
             descriptor = os.open(self._folder / file.name, os.O_RDONLY)

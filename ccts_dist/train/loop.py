@@ -82,8 +82,7 @@ class Trainer:
         finally:
             if self._history is not None:
                 self._history.close()
-            self._session.loader.close()
-            self._session.valid_loader.close()
+            self._session.close()
         if not self.state.finished:
             self._save_model("last", {})
             self.state.finished = True

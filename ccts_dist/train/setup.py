@@ -50,6 +50,14 @@ class Session:
         """The test splits, in evaluation order."""
         return self._evaluation_loader(self.run.data.test_splits)
 
+    def close(self) -> None:
+        """Let threads go that read or fetch, also those that wait for a store."""
+        self.loader.close()
+        self.valid_loader.close()
+        self.shard_set.store.close()
+        if self.teacher is not None:
+            self.teacher.store.close()
+
     def _evaluation_loader(self, splits: Sequence[str]) -> Loader:
         return open_loader(self.run, self.shard_set, splits, self.tokenizer, None, self.ranks, training=False)
 

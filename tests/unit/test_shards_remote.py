@@ -381,15 +381,32 @@ def test_reader_waits_for_whoever_fetches(tmp_path: Path, flaky: type[Flaky]) ->
     assert store.statistics.num_files == 0
 
 
-def test_reader_that_is_stopped_says_so(tmp_path: Path) -> None:
+def test_closing_releases_readers_that_wait(tmp_path: Path, flaky: type[Flaky]) -> None:
     file = put("a.tar", content(1))
-    stop = threading.Event()
-    stop.set()
-    with (
-        pytest.raises(FetchError, match=r"a.tar: not fetched, because reading was stopped"),
-        flaky_store(tmp_path).opened(file, stop),
-    ):
-        pass
+    store = flaky_store(tmp_path)
+    begun, go_on = threading.Event(), threading.Event()
+    told: list[str] = []
+
+    def hold() -> None:
+        begun.set()
+        go_on.wait(10)
+
+    def wait() -> None:
+        with pytest.raises(FetchError, match=r"a.tar: not fetched, because reading was stopped") as stopped:
+            read(store, file)
+        told.append(str(stopped.value))
+
+    flaky.troubles.append(hold)
+    readers = [threading.Thread(target=wait) for _ in range(2)]  # one fetches, the other waits for it
+    for reader in readers:
+        reader.start()
+    assert begun.wait(10)
+    store.close()
+    for reader in readers:
+        reader.join(10)
+    go_on.set()
+    assert len(told) == 2
+    assert read(store, file) == content(1)
 
 
 def test_damaged_file_is_fetched_anew_once_for_all_its_readers(tmp_path: Path, flaky: type[Flaky]) -> None:
