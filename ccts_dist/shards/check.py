@@ -24,7 +24,7 @@ from ccts_dist.shards.check_documents import (
     manifest_findings,
     rejected_findings,
 )
-from ccts_dist.shards.check_files import NamedFile, beside, open_stored, read_manifest, whole_fault
+from ccts_dist.shards.check_files import beside, open_stored, read_manifest, whole_fault
 from ccts_dist.shards.check_index import (
     IndexFile,
     known_categories,
@@ -48,7 +48,7 @@ from ccts_dist.shards.schema import (
     TeacherFacts,
     parse_manifest,
 )
-from ccts_dist.shards.store import FileStore, LocalStore
+from ccts_dist.shards.store import FileStore, LocalStore, NamedFile
 from ccts_dist.shards.teacher_format import CacheManifest, CacheShard, parse_cache_manifest
 
 _MOST_DOUBLES = 100
@@ -290,7 +290,7 @@ def _open_index(
     opened: ExitStack, own: _Opened, manifest: Manifest | CacheManifest, columns: dict[str, pa.DataType]
 ) -> None:
     """The index as a whole, and its rows as far as they can be had."""
-    entry = NamedFile(name=INDEX_NAME, size_bytes=manifest.index_size_bytes, sha256=manifest.index_sha256)
+    entry = NamedFile(INDEX_NAME, manifest.index_size_bytes, manifest.index_sha256)
     file = open_stored(opened, own.store, entry)
     own.index_differs = True
     if isinstance(file, Finding):

@@ -54,7 +54,7 @@ def rejected_findings(store: FileStore, manifest: Manifest) -> Iterator[Finding]
     stated = manifest.counts.get("rejected")
     if manifest.teacher is not None or stated is None:
         return
-    data = read_small(store, REJECTED_NAME)
+    data = read_small(store, REJECTED_NAME, manifest.rejected_sha256)
     if isinstance(data, Finding):
         yield data
     elif (counted := len(data.splitlines())) != stated:
@@ -69,7 +69,7 @@ def condition_findings(store: FileStore, facts: TeacherFacts, splits: Sequence[s
     Args:
         splits: those that it may have been fitted on.
     """
-    data = read_small(store, CONDITION_NAME)
+    data = read_small(store, CONDITION_NAME, facts.condition_sha256)
     if isinstance(data, Finding):
         yield data
         return

@@ -5,11 +5,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
 from ccts_dist.errors import FetchError, MissingShardsError, ShardError
+from ccts_dist.shards.documents import is_sealed
 from ccts_dist.shards.findings import Finding
 from ccts_dist.shards.output import BUILDING
 from ccts_dist.shards.schema import MANIFEST_NAME
@@ -20,36 +20,32 @@ _MAX_MANIFEST_BYTES = 1 << 29
 """The manifest of twenty thousand shards has ten million bytes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedFile:
-    """A file as a manifest names it."""
-
-    name: str
-    size_bytes: int
-    sha256: str
-
-
 def read_manifest(store: FileStore) -> bytes | Finding:
     """The bytes of a manifest.
 
     Raises:
         MissingShardsError: there is none.
+        FetchError: a store does not answer.
     """
     if isinstance(store, LocalStore):
-        path = _local_path(store, MANIFEST_NAME)
+        path = store.root / MANIFEST_NAME
         if path.exists() and not path.is_file():
             return Finding(shard=MANIFEST_NAME, what="is no regular file")
         if path.is_file() and path.stat().st_size > _MAX_MANIFEST_BYTES:
             return Finding(shard=MANIFEST_NAME, what=f"has {path.stat().st_size} bytes, more than any manifest")
-    return store.read_bytes(MANIFEST_NAME)
+    return store.read_bytes(MANIFEST_NAME, is_sealed)
 
 
-def read_small(store: FileStore, name: str) -> bytes | Finding:
-    """The bytes of a small file that must be there."""
-    if isinstance(store, LocalStore) and (fault := _local_fault(_local_path(store, name))):
+def read_small(store: FileStore, name: str, sha256: str) -> bytes | Finding:
+    """The bytes of a small file that must be there; its digest is the caller's to check.
+
+    Raises:
+        FetchError: a store does not answer.
+    """
+    if isinstance(store, LocalStore) and (fault := _local_fault(store.root / name)):
         return Finding(shard=name, what=fault)
     try:
-        return store.read_bytes(name)
+        return store.read_bytes(name, lambda data: not sha256 or hashlib.sha256(data).hexdigest() == sha256)
     except MissingShardsError:
         return Finding(shard=name, what="is missing")
 
@@ -60,7 +56,7 @@ def open_stored(opened: ExitStack, store: FileStore, file: StoredFile) -> Buffer
     Raises:
         FetchError: a store does not answer.
     """
-    if isinstance(store, LocalStore) and (fault := _local_fault(_local_path(store, file.name))):
+    if isinstance(store, LocalStore) and (fault := _local_fault(store.root / file.name)):
         return Finding(shard=file.name, what=fault)
     try:
         descriptor = opened.enter_context(store.opened(file))
@@ -85,7 +81,7 @@ def beside(store: FileStore, listed: set[str]) -> Iterator[Finding]:
     """Tars that no manifest names, and what interrupted builds have left, in a folder on this machine."""
     if not isinstance(store, LocalStore):
         return
-    for path in sorted(_local_path(store, MANIFEST_NAME).parent.iterdir()):
+    for path in sorted(store.root.iterdir()):
         if path.suffix == ".tar" and not path.name.startswith(".") and path.name not in listed:
             yield Finding(shard=path.name, what="is not in the manifest")
         elif path.name == BUILDING:
@@ -94,10 +90,6 @@ def beside(store: FileStore, listed: set[str]) -> Iterator[Finding]:
             yield Finding(shard=path.name, what="is left of a write that was interrupted: delete it", leftover=True)
         elif path.name == "index.parquet":
             yield Finding(shard=path.name, what="is an index of format version 1: delete it", leftover=True)
-
-
-def _local_path(store: LocalStore, name: str) -> Path:
-    return store.path(NamedFile(name=name, size_bytes=0, sha256=""))
 
 
 def _local_fault(path: Path) -> str:
