@@ -294,6 +294,7 @@ class _Counts:
                 size_bytes=self._size_bytes,
                 fetching_s=seconds["transfer"],
                 waiting_s=seconds["wait"],
+                num_waiting=self._running["wait"],
             )
 
     @contextlib.contextmanager

@@ -23,6 +23,9 @@ class FetchStatistics:
     waiting_s: float = 0.0
     """Seconds in which at least one reader of this process waited for a file, whoever fetched it."""
 
+    num_waiting: int = 0
+    """Readers that wait just now."""
+
 
 @runtime_checkable
 class FileStore(Protocol):
