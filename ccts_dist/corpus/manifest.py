@@ -145,7 +145,7 @@ def _check_key(row: Row, key: str, seen: Mapping[str, int], line: int, source: s
 
 
 def _utterance(reading: _Reading, row: Row, key: str, line: int, source: str) -> Utterance:
-    texts = {column: _text(row, column, line, source) for column in ("speaker", "gender", "category")}
+    speaker, gender, category = (_text(row, name, line, source) for name in ("speaker", "gender", "category"))
     split = _text(row, "split", line, source).strip() if reading.has_splits else WHOLE
     if not split:
         raise RowError(f"line {line}: split is empty", source)
@@ -161,7 +161,9 @@ def _utterance(reading: _Reading, row: Row, key: str, line: int, source: str) ->
         labels=labels,
         scale=reading.scale,
         transcript=_text(row, "transcript", line, source, any_character=True),
-        **{column: text.strip() or None for column, text in texts.items()},
+        speaker=speaker.strip() or None,
+        gender=gender.strip() or None,
+        category=category.strip() or None,
         label_variance=_variances(reading, row, labels, line),
         num_raters=_num_raters(row, line, source),
     )
