@@ -1,7 +1,7 @@
 """From a run file to everything a training needs, before DeepSpeed is there; also what ``--check`` does."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, derive_seed, seed_everything, together
-from ccts_dist.errors import ConfigError, TeacherError
+from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
@@ -240,16 +240,25 @@ def _train_tokenizer(run: RunConfig, shard_set: ShardSet, output: Path) -> None:
         return
     if (folder / PIECES).is_file() and any(checkpoints_folder(output).glob("step-*")):
         return
-    transcripts: list[str] = []
-    for shard in shard_set.shards_of(run.data.train_splits):
-        rows = shard_set.rows(shard.name)
-        transcripts += [transcript_of(shard_set.member(rows, row, JSON_MEMBER)) for row in range(len(rows))]
+    transcripts = list(_transcripts(run, shard_set))
     if not any(transcripts):
         raise ConfigError(
             f"{shard_set.root}: no utterance of {list(run.data.train_splits)} has a transcript, and [model.text] needs "
             "them. Build the shards with transcripts, or leave [model.text] out."
         )
     train_tokenizer(transcripts, text, folder)
+
+
+def _transcripts(run: RunConfig, shard_set: ShardSet) -> Iterator[str]:
+    """Of the training splits; those that are damaged are left out if the run skips them, and counted by its loader."""
+    for shard in shard_set.shards_of(run.data.train_splits):
+        rows = shard_set.rows(shard.name)
+        for row in range(len(rows)):
+            try:
+                yield transcript_of(shard_set.member(rows, row, JSON_MEMBER))
+            except ShardError as error:
+                if run.data.damaged != "skip" or isinstance(error, FetchError):
+                    raise
 
 
 def _open_tokenizer(run: RunConfig, output: Path) -> Tokenizer | None:
