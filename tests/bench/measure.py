@@ -1,9 +1,9 @@
 """One measurement of one system, in a process of its own. Started by ``loader.py``.
 
     measure.py SYSTEM FOLDER prepare CORPUS     write the corpus in the system's format
-    measure.py SYSTEM FOLDER verify WORKERS     is each utterance there once, sample by sample as in the corpus?
+    measure.py SYSTEM FOLDER check WORKERS      one epoch: peak memory; another one: is each utterance there once,
+                                                sample by sample as in the corpus?
     measure.py SYSTEM FOLDER time WORKERS       one epoch: seconds, CPU seconds, padding
-    measure.py SYSTEM FOLDER memory WORKERS     one epoch: peak memory
 
 The last line on stdout is the result as JSON.
 """
@@ -27,21 +27,20 @@ _SAMPLE_S = 0.02
 
 
 def main() -> None:
-    """Do one of the four."""
+    """Do one of the three."""
     name, folder, action, argument = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
     torch.set_num_threads(1)
     system = cast(System, importlib.import_module(f"peers.{name}"))
     result: dict[str, Any] = {}
     if action == "prepare":
         system.prepare(Corpus(Path(argument)), folder)
-    elif action == "verify":
-        result = _verify(system, folder, int(argument))
     elif action == "time":
         result = _time(system, folder, int(argument))
     else:
         with _peak_memory() as result:
             for batch in system.batches(folder, int(argument)):
                 _receive(batch)
+        result |= _verify(system, folder, int(argument))
     print(json.dumps(result), flush=True)
 
 
@@ -55,21 +54,20 @@ def _receive(batch: Padded) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def _time(system: System, folder: Path, workers: int) -> dict[str, Any]:
-    utterances = padded = real = first_utterances = 0
+    utterances = padded = real = 0
     first = 0.0
     cpu = _cpu_s()
     start = time.perf_counter()
     for batch in system.batches(folder, workers):
         audio, num_samples, _ = _receive(batch)
         if not utterances:
-            first, first_utterances = time.perf_counter() - start, len(audio)
+            first = time.perf_counter() - start
         utterances += len(audio)
         padded += audio.numel()
         real += int(num_samples.sum())
     wall = time.perf_counter() - start
     return {
         "utterances": utterances,
-        "first_utterances": first_utterances,
         "first_s": first,
         "wall_s": wall,
         "cpu_s": _cpu_s() - cpu,
