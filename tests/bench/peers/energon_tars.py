@@ -30,6 +30,14 @@ GROUP_S = 0.5
 
 
 @edataclass
+class Encoded(Sample):
+    """One utterance as the shuffle buffer holds it."""
+
+    flac: bytes
+    labels: list[float]
+
+
+@edataclass
 class Utterance(Sample):
     """One utterance, decoded."""
 
@@ -38,15 +46,18 @@ class Utterance(Sample):
 
 
 @stateless
-def _cook(sample: CrudeSample) -> Utterance:
-    return Utterance(
-        **basic_sample_keys(sample), audio=decode(sample["flac"]), labels=json.loads(sample["json"])["labels"]
-    )
+def _cook(sample: CrudeSample) -> Encoded:
+    return Encoded(**basic_sample_keys(sample), flac=sample["flac"], labels=json.loads(sample["json"])["labels"])
 
 
 class _Encoder(DefaultTaskEncoder):
     decoder = None
     cookers = [Cooker(_cook)]  # noqa: RUF012 - as its documentation has it
+
+    @stateless
+    def encode_sample(self, sample: Encoded) -> Utterance:
+        """Decode."""
+        return Utterance.derive_from(sample, audio=decode(sample.flac), labels=sample.labels)
 
     def batch_group_criterion(self, sample: Utterance) -> tuple[Hashable, int]:
         """Utterances of about one duration."""
