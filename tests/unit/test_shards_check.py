@@ -1,6 +1,6 @@
 """The checker: what it is given, what it says, and damage in teacher caches and merged sets.
 
-Damage in shard sets: ``test_shards_damage.py``.
+Damage in shard sets: ``test_shards_damage.py`` and ``test_shards_damage_index.py``.
 """
 
 import os
@@ -16,25 +16,16 @@ from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.check import check_shard_set
 from ccts_dist.shards.findings import Finding
-from ccts_dist.shards.merge import merge_shards
 from ccts_dist.shards.read import read_shard_set
 from tests import damage
-from tests.shard_examples import build_example, example_cache, example_shard_set, make_utterances
-
-SHARD = "Train-000000.tar"
-KEYS = [f"MSP/ü {number}.wav" for number in (0, 1, 2, 4, 5, 6)]
-"""Of that shard."""
+from tests.shard_examples import example_shard_set
+from tests.sound_sets import KEYS, SHARD, build_sound, findings
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``shards``, ``cache`` and ``merged``, to be copied."""
-    folder = tmp_path_factory.mktemp("sound")
-    build_example(make_utterances(folder), folder / "shards", folder, shard_bytes=40_000)
-    shard_set = open_shard_set(folder / "shards")
-    assert tuple(shard_set.rows(SHARD).keys) == tuple(KEYS)
-    merge_shards(shard_set, example_cache(folder / "cache", shard_set), folder / "merged")
-    return folder
+    return build_sound(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture
@@ -53,10 +44,6 @@ def cache(sound: Path, tmp_path: Path) -> Path:
 def merged(sound: Path, tmp_path: Path) -> Path:
     shutil.copytree(sound / "merged", tmp_path / "merged")
     return tmp_path / "merged"
-
-
-def lines(root: Path, teacher: Path | None = None, *, fast: bool = False) -> list[str]:
-    return [str(finding) for finding in check_shard_set(root, teacher, fast=fast)]
 
 
 @pytest.mark.parametrize("num_threads", [1, 4])
@@ -86,11 +73,11 @@ def test_a_finding_is_one_line_of_shard_key_and_what():
 
 def test_the_fast_check_opens_no_tar(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     damage.flip_in_member(root, SHARD, 2, "flac")
-    assert lines(root, cache, fast=True) == []
+    assert findings(root, cache, fast=True) == []
     os.truncate(root / SHARD, 30_000)
     damage.lose(cache, "Train-000001.tar")
     damage.flip(root / "index.arrow", 1000)
-    found = lines(root, cache, fast=True)
+    found = findings(root, cache, fast=True)
     assert f"{SHARD} - has 30000 bytes, and the manifest says 30720" in found
     assert "Train-000001.tar - is missing" in found
     assert "index.arrow - is stale or damaged: differs from the manifest's SHA-256" in found
@@ -130,7 +117,7 @@ def test_a_flipped_bit_in_a_teachers_output_is_named_by_key(root: Path, cache: P
     damage.flip_in_member(cache, SHARD, 1, "teacher.npy")
     if blessed:
         damage.bless(cache)
-    assert lines(root, cache) == [f"{SHARD} {KEYS[1]} teacher.npy is damaged (its CRC-32 differs)"]
+    assert findings(root, cache) == [f"{SHARD} {KEYS[1]} teacher.npy is damaged (its CRC-32 differs)"]
 
 
 def swap_members(folder: Path) -> None:
@@ -157,20 +144,20 @@ def swap_members(folder: Path) -> None:
 )
 def test_damage_in_a_cache_that_was_blessed_is_named(root: Path, cache: Path, harm: Callable, words: str):
     harm(cache)
-    assert lines(root, cache) != []
+    assert findings(root, cache) != []
     damage.bless(cache)
-    assert any(words in line for line in lines(root, cache))
+    assert any(words in line for line in findings(root, cache))
 
 
 @pytest.mark.parametrize("name", [SHARD, "index.arrow", "condition.json"])
 def test_a_file_that_a_cache_lacks_is_named(root: Path, cache: Path, name: str):
     damage.lose(cache, name)
-    assert lines(root, cache) == [f"{name} - is missing"]
+    assert findings(root, cache) == [f"{name} - is missing"]
 
 
 def test_a_cache_of_other_shards_is_named_with_both_digests(root: Path, cache: Path, tmp_path: Path):
     other = example_shard_set(tmp_path / "other", count=8)
-    found = lines(other.root, cache)
+    found = findings(other.root, cache)
     digests = f"{read_shard_set(root).digest[:12]}, and this one is {other.digest[:12]}"
     assert f"manifest.json - of the cache: was made for shard set {digests}" in found
     assert f"{SHARD} - of the cache: was made from another shard" in found
@@ -181,7 +168,7 @@ def test_the_cache_of_a_corpus_that_has_grown_lacks_what_is_new(root: Path, cach
         document["shards"].pop(1)
 
     damage.edit_manifest(cache, forget)
-    assert "manifest.json - of the cache: lacks Train-000001.tar" in lines(root, cache)
+    assert "manifest.json - of the cache: lacks Train-000001.tar" in findings(root, cache)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +189,7 @@ def test_the_cache_of_a_corpus_that_has_grown_lacks_what_is_new(root: Path, cach
 )
 def test_a_cache_that_was_blessed_with_wrong_facts_is_named(root: Path, cache: Path, change: dict, words: str):
     damage.edit_manifest(cache, lambda document: document["teacher"].update(change))
-    assert any(words in line for line in lines(root, cache))
+    assert any(words in line for line in findings(root, cache))
 
 
 @pytest.mark.parametrize(
@@ -217,15 +204,15 @@ def test_a_cache_that_was_blessed_with_wrong_facts_is_named(root: Path, cache: P
 )
 def test_a_condition_that_was_blessed_and_cannot_be_is_named(root: Path, cache: Path, change: dict, words: str):
     damage.edit_condition(cache, lambda document: document["condition"].update(change))
-    assert lines(root, cache)[0].startswith("condition.json - is not the one that the manifest names")
+    assert findings(root, cache)[0].startswith("condition.json - is not the one that the manifest names")
     damage.bless_condition(cache)
-    assert any(line.startswith("condition.json - ") and words in line for line in lines(root, cache))
+    assert any(line.startswith("condition.json - ") and words in line for line in findings(root, cache))
 
 
 def test_a_flipped_bit_anywhere_in_a_condition_or_a_manifest_of_a_cache_is_found(root: Path, cache: Path):
     for name in ("condition.json", "manifest.json"):
         whole = (cache / name).read_bytes()
-        for at in range(0, len(whole), len(whole) // 30):
+        for at in range(0, len(whole), len(whole) // 12):
             damage.flip(cache / name, at, bit=at % 7)
             assert [finding.shard for finding in check_shard_set(root, cache)] == [name]
         (cache / name).write_bytes(whole)
@@ -243,30 +230,30 @@ def test_a_flipped_bit_anywhere_in_a_condition_or_a_manifest_of_a_cache_is_found
 def test_a_teachers_output_that_was_blessed_and_is_no_plain_array_is_named(root: Path, cache: Path, payload: bytes):
     damage.replace_payload(cache, SHARD, 0, "teacher.npy", payload)
     damage.bless_crc(cache, SHARD)
-    assert lines(root, cache) == [f"{SHARD} {KEYS[0]} teacher.npy is no float32[8] as NumPy writes it"]
+    assert findings(root, cache) == [f"{SHARD} {KEYS[0]} teacher.npy is no float32[8] as NumPy writes it"]
 
 
 def test_a_teachers_output_that_was_blessed_and_is_not_finite_is_named(root: Path, cache: Path):
     found = damage.member_of(cache, SHARD, 0, "teacher.npy")
     damage.overwrite(cache / SHARD, found.offset + found.size - 4, np.float32("nan").tobytes())
     damage.bless_crc(cache, SHARD)
-    assert lines(root, cache) == [f"{SHARD} {KEYS[0]} teacher.npy holds numbers that are not finite"]
+    assert findings(root, cache) == [f"{SHARD} {KEYS[0]} teacher.npy holds numbers that are not finite"]
 
 
 @pytest.mark.parametrize("member", ["flac", "json", "teacher.npy"])
 def test_a_flipped_bit_in_a_merged_set_is_named_by_key(merged: Path, member: str):
     damage.flip_in_member(merged, SHARD, 2, member)
-    assert lines(merged) == [f"{SHARD} {KEYS[2]} {member} is damaged (its CRC-32 differs)"]
+    assert findings(merged) == [f"{SHARD} {KEYS[2]} {member} is damaged (its CRC-32 differs)"]
 
 
 def test_a_merged_set_without_its_condition_is_named(merged: Path):
     damage.lose(merged, "condition.json")
-    assert lines(merged) == ["condition.json - is missing"]
+    assert findings(merged) == ["condition.json - is missing"]
 
 
 def test_a_member_of_a_merged_set_that_is_missing_or_out_of_order_is_named(merged: Path):
     damage.reorder(merged, SHARD, [0, 2, 1, *range(3, 17)])
-    found = lines(merged)
+    found = findings(merged)
     words = "its members stand as flac, teacher.npy, json, and must stand as flac, json, teacher.npy"
     assert f"{SHARD} {KEYS[0]} {words}" in found
     assert f"{SHARD} {KEYS[5]} teacher.npy is missing" in found

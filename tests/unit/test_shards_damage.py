@@ -1,79 +1,40 @@
-"""Every kind of damage, planted in a set that is otherwise sound, and named by the checker.
+"""Damage of every kind in tars and beside them, planted in a set that is otherwise sound, and named by the checker.
 
 Each kind twice where that makes sense: as it happens, and "blessed", when the manifest was made to agree with it.
+Indexes, manifests and contents: ``test_shards_damage_index.py``.
 """
 
-import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ccts_dist.records import Rejected
-from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.check import check_shard_set
-from ccts_dist.shards.merge import merge_shards
 from tests import damage
-from tests.shard_examples import build_example, example_cache, make_utterances
-
-SHARD = "Train-000000.tar"
-KEYS = [f"MSP/ü {number}.wav" for number in (0, 1, 2, 4, 5, 6)]
-"""Of that shard."""
+from tests.sound_sets import KEYS, SHARD, build_sound, findings
 
 WHOLE = f"{SHARD} - differs from the manifest's SHA-256"
-LEFT_OUT = Rejected(key="gone", reason="the audio file is missing", source="gone.wav")
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``shards``, ``cache`` and ``merged``, to be copied."""
-    folder = tmp_path_factory.mktemp("sound")
-    build(folder / "shards", folder)
-    shard_set = open_shard_set(folder / "shards")
-    assert tuple(shard_set.rows(SHARD).keys) == tuple(KEYS)
-    merge_shards(shard_set, example_cache(folder / "cache", shard_set), folder / "merged")
-    return folder
-
-
-def build(out: Path, folder: Path) -> None:
-    utterances = [LEFT_OUT, *make_utterances(folder)]
-    build_example(utterances, out, folder, shard_bytes=40_000, max_rejected=0.5)
-
-
-def build_other(out: Path, folder: Path) -> None:
-    """The same corpus with other audio."""
-    for number, utterance in enumerate(make_utterances(folder)):
-        damage.flip(utterance.audio, 3000 + number, bit=6)
-    build(out, folder)
-
-
-def copied(sound: Path, tmp_path: Path, name: str) -> Path:
-    shutil.copytree(sound / name, tmp_path / name)
-    return tmp_path / name
+    return build_sound(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture
 def root(sound: Path, tmp_path: Path) -> Path:
-    return copied(sound, tmp_path, "shards")
-
-
-@pytest.fixture
-def cache(sound: Path, tmp_path: Path) -> Path:
-    return copied(sound, tmp_path, "cache")
-
-
-def lines(root: Path, teacher: Path | None = None, *, fast: bool = False) -> list[str]:
-    return [str(finding) for finding in check_shard_set(root, teacher, fast=fast)]
+    shutil.copytree(sound / "shards", tmp_path / "shards")
+    return tmp_path / "shards"
 
 
 def test_the_examples_are_sound_in_every_way(sound: Path):
-    assert lines(sound / "shards", sound / "cache") == []
-    assert lines(sound / "shards", sound / "cache", fast=True) == []
-    assert lines(sound / "merged") == []
-    assert lines(sound / "merged", sound / "cache") == []
+    assert findings(sound / "shards", sound / "cache") == []
+    assert findings(sound / "shards", sound / "cache", fast=True) == []
+    assert findings(sound / "merged") == []
+    assert findings(sound / "merged", sound / "cache") == []
 
 
 @pytest.mark.parametrize("member", ["flac", "json"])
@@ -82,7 +43,7 @@ def test_a_flipped_bit_in_a_payload_is_named_by_key(root: Path, member: str, ble
     damage.flip_in_member(root, SHARD, 2, member)
     if blessed:
         damage.bless(root)
-    assert lines(root) == [f"{SHARD} {KEYS[2]} {member} is damaged (its CRC-32 differs)"]
+    assert findings(root) == [f"{SHARD} {KEYS[2]} {member} is damaged (its CRC-32 differs)"]
 
 
 @pytest.mark.parametrize("blessed", [False, True])
@@ -91,21 +52,21 @@ def test_a_flipped_bit_in_a_header_is_named_by_byte_and_key(root: Path, blessed:
     damage.flip_in_header(root, SHARD, 2, "json")
     if blessed:
         damage.bless(root)
-    assert lines(root) == [f"{SHARD} {KEYS[2]} no member header at byte {at}: the tar is damaged (at its json)"]
+    assert findings(root) == [f"{SHARD} {KEYS[2]} no member header at byte {at}: the tar is damaged (at its json)"]
 
 
 def test_a_flipped_bit_in_padding_is_found_by_the_digest_of_all(root: Path):
     found = damage.member_of(root, SHARD, 2, "json")
     damage.flip(root / SHARD, found.offset + found.size)
-    assert lines(root) == [WHOLE]
+    assert findings(root) == [WHOLE]
     damage.bless(root)
-    assert lines(root) == []  # nobody's byte
+    assert findings(root) == []  # nobody's byte
 
 
 def test_a_flipped_bit_after_the_end_mark_is_found(root: Path):
     damage.flip(root / SHARD, (root / SHARD).stat().st_size - 1)
     damage.bless(root)
-    (finding,) = lines(root)
+    (finding,) = findings(root)
     assert finding.startswith(f"{SHARD} - bytes follow a block of zeros")
 
 
@@ -114,7 +75,7 @@ def test_a_block_of_zeros_in_audio_is_named_by_byte_and_key(root: Path, blessed:
     at = damage.zero_in_member(root, SHARD, 3, "flac")
     if blessed:
         damage.bless(root)
-    (finding,) = lines(root)
+    (finding,) = findings(root)
     assert finding.startswith(f"{SHARD} {KEYS[3]} flac is damaged (its CRC-32 differs; zeros at byte ")
     assert at - 8 < int(finding.removesuffix(")").rsplit(" ", 1)[1]) <= at
 
@@ -125,7 +86,7 @@ def test_a_block_of_zeros_in_a_headers_place_is_named_by_byte_and_key(root: Path
     at = damage.zero_header(root, SHARD, 3, "flac")
     if blessed:
         damage.bless(root)
-    (finding,) = lines(root)
+    (finding,) = findings(root)
     assert finding.startswith(f"{SHARD} {KEYS[3]} bytes follow a block of zeros at byte {at} (")
 
 
@@ -134,7 +95,7 @@ def test_a_cut_inside_a_member_names_all_that_is_lost(root: Path, blessed: bool)
     damage.cut_inside(root, SHARD, 4, "flac")
     if blessed:
         damage.bless(root)
-    found = lines(root)
+    found = findings(root)
     assert f"{SHARD} {KEYS[4]} flac is cut" in found
     assert found[-4:] == [f"{SHARD} {key} {member} is cut" for key in KEYS[4:] for member in ("flac", "json")]
     assert any(line.startswith(f"{SHARD} {KEYS[4]} cut inside member ") for line in found)
@@ -147,7 +108,7 @@ def test_a_cut_on_a_member_boundary_names_all_that_is_lost(root: Path, blessed: 
     size = (root / SHARD).stat().st_size
     if blessed:
         damage.bless(root)
-    found = lines(root)
+    found = findings(root)
     assert f"{SHARD} {KEYS[4]} ends at byte {size} without an end mark: it was cut (at its flac)" in found
     assert found[-4:] == [f"{SHARD} {key} {member} is cut" for key in KEYS[4:] for member in ("flac", "json")]
 
@@ -158,7 +119,7 @@ def test_a_cut_with_a_new_end_mark_names_all_that_is_lost(root: Path, blessed: b
     if blessed:
         damage.bless(root)
     missing = [f"{SHARD} {key} {member} is missing" for key in KEYS[4:] for member in ("flac", "json")][1:]
-    assert [line for line in lines(root) if line.endswith("is missing")] == missing
+    assert [line for line in findings(root) if line.endswith("is missing")] == missing
 
 
 @pytest.mark.parametrize("blessed", [False, True])
@@ -166,7 +127,7 @@ def test_a_missing_member_is_named(root: Path, blessed: bool):
     damage.reorder(root, SHARD, range(11))
     if blessed:
         damage.bless(root)
-    assert lines(root) == [f"{SHARD} {KEYS[5]} json is missing"]
+    assert findings(root) == [f"{SHARD} {KEYS[5]} json is missing"]
 
 
 @pytest.mark.parametrize("blessed", [False, True])
@@ -174,7 +135,7 @@ def test_a_member_that_comes_twice_is_named(root: Path, blessed: bool):
     damage.reorder(root, SHARD, [*range(12), 3])
     if blessed:
         damage.bless(root)
-    assert lines(root) == [f"{SHARD} {KEYS[1]} json comes twice"]
+    assert findings(root) == [f"{SHARD} {KEYS[1]} json comes twice"]
 
 
 @pytest.mark.parametrize("blessed", [False, True])
@@ -182,7 +143,7 @@ def test_members_of_an_utterance_in_another_order_are_named(root: Path, blessed:
     damage.reorder(root, SHARD, [0, 1, 3, 2, *range(4, 12)])
     if blessed:
         damage.bless(root)
-    assert lines(root) == [
+    assert findings(root) == [
         f"{SHARD} {KEYS[1]} its members stand as json, flac, and must stand as flac, json",
         f"{SHARD} {KEYS[1]} flac is not where the index says, nor are 1 other members: it is stale",
     ]
@@ -193,7 +154,7 @@ def test_members_that_do_not_stand_together_are_named(root: Path, blessed: bool)
     damage.reorder(root, SHARD, [0, 2, 3, 1, *range(4, 12)])
     if blessed:
         damage.bless(root)
-    assert f"{SHARD} {KEYS[0]} its members do not stand one after the other" in lines(root)
+    assert f"{SHARD} {KEYS[0]} its members do not stand one after the other" in findings(root)
 
 
 @pytest.mark.parametrize("blessed", [False, True])
@@ -202,7 +163,7 @@ def test_utterances_in_another_order_are_named(root: Path, blessed: bool):
     if blessed:
         damage.bless(root)
     words = f"stands where the index has {KEYS[2]!r}: the utterances are in another order"
-    assert f"{SHARD} {KEYS[3]} {words}" in lines(root)
+    assert f"{SHARD} {KEYS[3]} {words}" in findings(root)
 
 
 @pytest.mark.parametrize(
@@ -235,19 +196,19 @@ def test_a_foreign_member_is_named_and_never_opened(
     damage.add_member(root, SHARD, name, kind)
     if blessed:
         damage.bless(root)
-    (finding,) = lines(root)
+    (finding,) = findings(root)
     if words is None:
         assert finding == f"{SHARD} - flac is not in the index"
     else:
         assert finding.removesuffix(": never opened") == f"{SHARD} - member {finding.split(chr(39))[1]!r} {words}"
     damage.lose(root, "index.arrow")
-    assert words is None or finding in lines(root)  # without an index too
+    assert words is None or finding in findings(root)  # without an index too
 
 
 def test_very_many_foreign_members_are_counted(root: Path):
     foreign = [(tarfile.TarInfo(f"{number}.txt"), b"") for number in range(130)]
     damage.write_members(root / SHARD, [*damage.members_of(root / SHARD), *foreign])
-    found = lines(root)
+    found = findings(root)
     assert len(found) == 101
     assert found[-1] == f"{SHARD} - 30 more foreign members: never opened"
 
@@ -258,7 +219,7 @@ def test_a_compressed_tar_is_named_as_what_it_is(root: Path, kind: str, blessed:
     damage.compress(root, SHARD, kind)
     if blessed:
         damage.bless(root)
-    assert f"{SHARD} - is {kind}, not a plain tar" in lines(root)
+    assert f"{SHARD} - is {kind}, not a plain tar" in findings(root)
 
 
 @pytest.mark.parametrize("blessed", [False, True])
@@ -266,7 +227,7 @@ def test_an_empty_file_is_named(root: Path, blessed: bool):
     damage.empty(root, SHARD)
     if blessed:
         damage.bless(root)
-    assert f"{SHARD} - is empty (0 bytes)" in lines(root)
+    assert f"{SHARD} - is empty (0 bytes)" in findings(root)
 
 
 @pytest.mark.parametrize("blessed", [False, True])
@@ -275,7 +236,7 @@ def test_a_file_of_only_zeros_is_named(root: Path, blessed: bool):
     damage.only_zeros(root, SHARD)
     if blessed:
         damage.bless(root)
-    assert lines(root) == [f"{SHARD} - holds nothing but zeros ({size} bytes)"]
+    assert findings(root) == [f"{SHARD} - holds nothing but zeros ({size} bytes)"]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +255,7 @@ def test_an_absurd_size_field_is_named_and_not_believed(root: Path, field: bytes
     damage.set_size_field(root, SHARD, 2, "flac", field)
     if blessed:
         damage.bless(root)
-    (finding,) = lines(root)
+    (finding,) = findings(root)
     assert finding.startswith(f"{SHARD} {KEYS[2]} ")
     assert words in finding
 
@@ -302,14 +263,14 @@ def test_an_absurd_size_field_is_named_and_not_believed(root: Path, field: bytes
 @pytest.mark.parametrize("size", ["-1", "999999999999999999", "1" * 30, "many"])
 def test_an_absurd_size_in_an_extended_header_is_named_and_not_believed(root: Path, size: str):
     damage.add_extended_header(root, SHARD, 4, {"size": size, "path": "a.flac"})
-    assert any("a.flac" in line and (size[:9] in line or "size" in line) for line in lines(root))
+    assert any("a.flac" in line and (size[:9] in line or "size" in line) for line in findings(root))
 
 
 @pytest.mark.parametrize("name", [SHARD, "index.arrow", "rejected.jsonl"])
 def test_a_missing_file_is_named(root: Path, name: str):
     damage.lose(root, name)
-    assert lines(root) == [f"{name} - is missing"]
-    assert lines(root, fast=True) == [f"{name} - is missing"]
+    assert findings(root) == [f"{name} - is missing"]
+    assert findings(root, fast=True) == [f"{name} - is missing"]
 
 
 @pytest.mark.parametrize("name", [SHARD, "index.arrow", "rejected.jsonl", "manifest.json"])
@@ -317,12 +278,12 @@ def test_what_is_no_regular_file_is_named_and_not_opened(root: Path, name: str):
     """A pipe would be waited for, for ever."""
     damage.lose(root, name)
     os.mkfifo(root / name)
-    assert f"{name} - is no regular file" in lines(root)
+    assert f"{name} - is no regular file" in findings(root)
 
 
 def test_a_tar_that_no_manifest_names_is_named(root: Path):
     damage.copy_shard(root, SHARD, "Train-000099.tar")
-    assert lines(root) == ["Train-000099.tar - is not in the manifest"]
+    assert findings(root) == ["Train-000099.tar - is not in the manifest"]
 
 
 def test_what_an_interrupted_build_left_is_told_and_is_no_damage(root: Path):
@@ -332,267 +293,9 @@ def test_what_an_interrupted_build_left_is_told_and_is_no_damage(root: Path):
     assert all(finding.leftover and "interrupted: delete it" in finding.what for finding in found)
 
 
-@pytest.mark.parametrize("blessed", [False, True])
-def test_rows_of_another_build_are_named(root: Path, sound: Path, tmp_path: Path, blessed: bool):
-    """Same keys and names, other audio: what a set that was built again and half copied looks like."""
-    build_other(tmp_path / "again", tmp_path / "other")
-    damage.take_from(root, tmp_path / "again", "index.arrow")
-    if blessed:
-        damage.bless(root)
-    found = lines(root)
-    assert any(line.startswith(f"{SHARD} {KEYS[0]} ") for line in found) == blessed
-    assert ("index.arrow - is stale or damaged: differs from the manifest's SHA-256" in found) != blessed
-    if not blessed:
-        assert sum("its rows in index.arrow are not those that the manifest names" in line for line in found) == 3
-
-
-def test_an_index_that_was_blessed_with_other_values_is_named_by_key_and_column(root: Path):
-    damage.change_index(root, SHARD, "label.valence", {0: 0.75})
-    damage.change_index(root, SHARD, "speaker", {1: None})
-    damage.change_index(root, SHARD, "category", {2: "Sad"})
-    damage.change_index(root, SHARD, "num_samples", {3: 17})
-    damage.change_index(root, SHARD, "flac.crc32", {4: 17})
-    damage.bless(root)
-    total = open_shard_set(root).manifest.shards[0].num_samples
-    samples = 1600 + 40 * 4
-    assert lines(root) == [
-        "manifest.json - lists categories ['Happy']: ['Sad'] are missing there, and [] do not occur",
-        f"{SHARD} - has {total - samples + 17} samples in the index, and the manifest says {total}",
-        f"{SHARD} {KEYS[0]} the index is stale: label 'valence' is 0.75 there and 0.5 in json",
-        f"{SHARD} {KEYS[1]} the index is stale: speaker is None there and 'speaker 1' in json",
-        f"{SHARD} {KEYS[2]} the index is stale: category is 'Sad' there and 'Happy' in json",
-        f"{SHARD} {KEYS[3]} flac holds {samples} samples at 16000 Hz, and must hold 17 at 16000 Hz",
-        f"{SHARD} {KEYS[3]} the index is stale: num_samples is 17 there and {samples} in json",
-        f"{SHARD} {KEYS[4]} flac is damaged (its CRC-32 differs)",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "words"),
-    [
-        ("flac.offset", -512, "flac is said to lie at byte -512 to"),
-        ("flac.offset", 1 << 60, "flac is said to lie at byte 1152921504606846976 to"),
-        ("flac.offset", 513, "flac is said to lie at byte 513 to"),
-        ("flac.size", -1, "flac is said to lie at byte"),
-        ("flac.size", (1 << 63) - 1, "flac is said to lie at byte"),
-        ("json.offset", 0, "json is said to lie at byte 0 to"),
-        ("key", "", "has an empty key, or a control character in it"),
-        ("key", "a\nb", "has an empty key, or a control character in it"),
-        ("key", KEYS[0], "comes twice in the index"),
-        ("label.valence", 1.5, "the index has 1.5 for label 'valence', which is not on 0..1"),
-        ("num_samples", -4, "the index says that it has -4 samples"),
-    ],
-)
-def test_absurd_rows_are_named_without_reading_any_tar(root: Path, column: str, value: object, words: str):
-    damage.change_index(root, SHARD, column, {1: value})
-    damage.bless(root)
-    assert any(words in line and line.startswith(SHARD) for line in lines(root, fast=True))
-    assert any(words in line for line in lines(root))
-
-
-@pytest.mark.parametrize("column", ["key", "num_samples", "flac.offset", "json.size", "flac.crc32"])
-def test_rows_without_a_value_are_named(root: Path, column: str):
-    damage.change_index(root, SHARD, column, {1: None})
-    damage.bless(root)
-    assert f"{SHARD} - its rows in index.arrow have no {column} everywhere" in lines(root)
-
-
-def test_a_key_in_two_shards_is_named(root: Path):
-    damage.change_index(root, "Train-000001.tar", "key", {2: KEYS[3]})
-    damage.bless(root)
-    assert f"Train-000001.tar {KEYS[3]} comes twice in the set: in {SHARD} too" in lines(root, fast=True)
-
-
-def test_a_flipped_bit_anywhere_in_the_index_is_found(root: Path):
-    whole = (root / "index.arrow").read_bytes()
-    for at in range(0, len(whole), len(whole) // 40):
-        damage.flip(root / "index.arrow", at, bit=at % 8)
-        assert "index.arrow - is stale or damaged: differs from the manifest's SHA-256" in lines(root, fast=True)
-        (root / "index.arrow").write_bytes(whole)
-
-
-def test_a_flipped_bit_in_a_batch_is_named_by_shard(root: Path):
-    place = open_shard_set(root).manifest.shards[1].index
-    damage.flip(root / "index.arrow", place.offset + place.size // 2)
-    assert lines(root, fast=True) == [
-        "index.arrow - is stale or damaged: differs from the manifest's SHA-256",
-        "Train-000001.tar - its rows in index.arrow are not those that the manifest names: it is stale or damaged",
-    ]
-
-
-def shift(index: dict) -> None:
-    index["offset"] += 8
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda shards: shards[1].update(index=shards[0]["index"]), "Train-000001.tar - its rows are said to lie at"),
-        (lambda shards: shards[1]["index"].update(size=1 << 62), "Train-000001.tar - its rows are said to lie at"),
-        (lambda shards: shards[1]["index"].update(offset=-1), "Train-000001.tar - its rows are said to lie at byte -1"),
-        (lambda shards: shift(shards[1]["index"]), "do not follow those before them, which end at byte"),
-        (lambda shards: shards.reverse(), "overlap those before them"),
-        (lambda shards: shards.pop(), "its footer names 3 batches of rows, and the manifest 2 shards"),
-        (lambda shards: shards[0]["index"].update(offset=0), f"{SHARD} - its rows are said to lie at byte 0"),
-        (lambda shards: shards[0]["index"].update(offset=200), "index.arrow - is no Arrow file"),
-    ],
-)
-def test_batches_that_lie_elsewhere_than_the_manifest_says_are_named(root: Path, change: Callable, words: str):
-    damage.edit_manifest(root, lambda document: change(document["shards"]))
-    assert any(words in line for line in lines(root, fast=True))
-
-
-@pytest.mark.parametrize("data", [b"", b"x" * 40, b"PAR1" + bytes(100)])
-@pytest.mark.parametrize("blessed", [False, True])
-def test_an_index_that_is_no_arrow_file_is_named(root: Path, data: bytes, blessed: bool):
-    (root / "index.arrow").write_bytes(data)
-    if blessed:
-        damage.edit_manifest(root, lambda document: document.update(index_size_bytes=len(data)))
-    assert any(line.startswith("index.arrow - is ") for line in lines(root))
-
-
-def test_an_index_of_fewer_rows_is_named(root: Path):
-    tables = damage.index_tables(root)
-    damage.write_index(root, {shard: table.slice(1) for shard, table in tables.items()})
-    damage.bless(root)
-    assert f"{SHARD} - has 5 rows in index.arrow, and the manifest says 6" in lines(root)
-
-
-def test_an_index_of_other_columns_is_named(root: Path):
-    tables = damage.index_tables(root)
-    damage.write_index(root, {shard: table.drop_columns(["json.size"]) for shard, table in tables.items()})
-    damage.bless(root)
-    assert lines(root) == ["index.arrow - column 'json.size' is absent, and must be int64"]
-    damage.write_index(root, {shard: table.append_column("label.x", table["key"]) for shard, table in tables.items()})
-    damage.bless(root)
-    assert lines(root) == ["index.arrow - column 'label.x' is string, and must be absent"]
-
-
-def test_a_flipped_bit_anywhere_in_a_manifest_is_found(root: Path):
-    whole = (root / "manifest.json").read_bytes()
-    for at in range(0, len(whole), len(whole) // 100):
-        damage.flip(root / "manifest.json", at, bit=at % 7)
-        (finding,) = lines(root)
-        assert finding.startswith("manifest.json - ")
-        (root / "manifest.json").write_bytes(whole)
-
-
-def test_the_manifest_of_another_build_is_named(root: Path, tmp_path: Path):
-    build_other(tmp_path / "again", tmp_path / "other")
-    damage.take_from(root, tmp_path / "again", "manifest.json")
-    found = lines(root)
-    assert found[0] == "manifest.json - is of another build: neither the index nor any shard is the one that it names"
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"sample_rate_hz": 8000}, "states 8000 Hz, and all shards have 16000"),
-        ({"scale": [7.0, 1.0]}, "states the scale [7.0, 1.0], which must be a lower and an upper end"),
-        ({"scale": [1.0]}, "states the scale [1.0], which must be"),
-        ({"targets": ["valence"]}, "column 'label.activation' is double, and must be absent"),
-        ({"targets": ["valence"] * 2}, "names a target twice: valence, valence"),
-        ({"members": ["json", "flac"]}, "states the members json, flac, which must be flac, json"),
-        ({"categories": ["Happy", "Angry"]}, "lists categories out of order or twice: Happy, Angry"),
-        ({"categories": []}, "lists categories []: ['Happy'] are missing there, and [] do not occur"),
-        ({"counts": {"rejected": 5}}, "rejected.jsonl - has 1 lines, and the manifest counts 5"),
-        ({"counts": {"rejected": 1, "resampled": -1}}, "counts -1 utterances as 'resampled'"),
-        ({"rejected_sha256": "0" * 64}, "rejected.jsonl - is damaged, or another one"),
-        ({"input_digest": "X" * 64}, "for input_digest, which is no SHA-256"),
-        ({"source_digest": "0" * 64}, "names a source and no teacher"),
-        ({"splits": {}}, "lists splits [], and its shards are of ['Development', 'Train']"),
-        ({"index_size_bytes": -1}, "index.arrow - is stale or damaged: has"),
-        ({"format_version": 1}, "format version 1, and this installation reads 2"),
-        ({"extra": 1}, "unknown key 'extra'"),
-    ],
-)
-def test_a_manifest_that_was_blessed_with_wrong_facts_is_named(root: Path, change: dict, words: str):
-    damage.edit_manifest(root, lambda document: document.update(change))
-    assert any(words in line for line in lines(root))
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"num_utterances": 5}, "has 6 rows in index.arrow, and the manifest says 5"),
-        ({"num_utterances": -6}, f"has -6 for num_utterances of {SHARD}"),
-        ({"num_samples": 5}, "samples in the index, and the manifest says 5"),
-        ({"size_bytes": 1 << 70}, f"{SHARD} - has 30720 bytes, and the manifest says {1 << 70}"),
-        ({"sha256": "00"}, f"has '00' for sha256 of {SHARD}, which is no SHA-256"),
-        ({"split": "Development"}, "has a shard 'Train-000000.tar' of split 'Development': no name of a shard"),
-        ({"name": "Train-000005.tar"}, "lists Train-000001.tar after number 5 of its split: out of order"),
-        ({"name": "../Train-000000.tar"}, "shard name '../Train-000000.tar' is not a plain file name"),
-    ],
-)
-def test_a_manifest_that_was_blessed_with_wrong_facts_of_a_shard_is_named(root: Path, change: dict, words: str):
-    damage.edit_manifest(root, lambda document: document["shards"][0].update(change))
-    assert any(words in line for line in lines(root))
-
-
-def test_totals_of_a_split_that_do_not_add_up_are_named(root: Path):
-    damage.edit_manifest(root, lambda document: document["splits"]["Train"].update(hours=7.0))
-    (finding,) = lines(root)
-    assert finding.startswith("manifest.json - says that split 'Train' has 9 utterances and 7.0000 hours, and its")
-
-
-def test_rejected_utterances_that_were_changed_are_named(root: Path):
-    damage.flip(root / "rejected.jsonl", 10)
-    assert lines(root) == ["rejected.jsonl - is damaged, or another one: its SHA-256 is not the manifest's"]
-    (root / "rejected.jsonl").write_bytes(b"")
-    assert lines(root) == ["rejected.jsonl - has 0 lines, and the manifest counts 1"]
-
-
-RECORD = {"labels": {}, "label_variance": {}, "num_raters": None, "scale": [1, 7], "duration_s": 0.1, "num_samples": 1}
-RECORD["transcript_confidence"] = None
-RECORD |= dict.fromkeys(("key", "split", "transcript", "source", "speaker", "gender", "category"), "")
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"{", "json is not an utterance's: "),
-        (b"\xff", "json is not an utterance's: "),
-        (b"[" * 150, "json is not an utterance's: "),
-        (b"[]", "json is not an utterance's: it is no object"),
-        (b"{}", "json is not an utterance's: key is missing"),
-        (RECORD | {"labels": 3}, "json is not an utterance's: labels is 3, and must be an object of numbers"),
-        (RECORD | {"labels": {"v": "x"}}, "json is not an utterance's: labels is {'v': 'x'}, and must be"),
-        (RECORD | {"labels": {"v": float("nan")}}, "json is not an utterance's: labels is {'v': nan}, and must be"),
-        (RECORD | {"scale": [1]}, "json is not an utterance's: scale is [1], and must be two numbers"),
-        (RECORD | {"speaker": 5}, "json is not an utterance's: speaker is 5, and must be a string or null"),
-        (RECORD | {"num_raters": 1.5}, "json is not an utterance's: num_raters is 1.5, and must be a whole number or"),
-        (RECORD | {"num_samples": 10**30}, "json is not an utterance's: num_samples is 1000"),
-        (RECORD | {"scale": [1, 5]}, "json has the scale [1, 5], and the manifest [1.0, 7.0]"),
-        (RECORD, "json has labels of none, and the manifest's targets are activation, dominance, valence"),
-        (RECORD, "json has 0.1 s for 1 samples"),
-        (RECORD, "the index is stale: key is 'MSP/ü 1.wav' there and '' in json"),
-    ],
-)
-def test_json_that_was_blessed_and_is_not_this_utterances_is_named(root: Path, data: bytes | dict, words: str):
-    payload = data if isinstance(data, bytes) else json.dumps(data).encode()
-    damage.replace_payload(root, SHARD, 1, "json", payload)
-    damage.bless_crc(root, SHARD)
-    assert any(line.startswith(f"{SHARD} {KEYS[1]} {words}") for line in lines(root))
-
-
-@pytest.mark.parametrize(
-    ("at", "byte", "words"),
-    [
-        (0, b"x", "flac is no FLAC file"),
-        (18, b"\x05", "flac holds 1640 samples at 24192 Hz, and must hold 1640 at 16000 Hz"),
-        (20, b"\x02", "flac holds 2 channels of 16 bit, and must hold 1 of 16 bit"),
-        (25, b"\x00", "flac holds 1536 samples at 16000 Hz, and must hold 1640 at 16000 Hz"),
-    ],
-)
-def test_audio_that_was_blessed_and_is_another_is_named(root: Path, at: int, byte: bytes, words: str):
-    damage.overwrite(root / SHARD, damage.member_of(root, SHARD, 1, "flac").offset + at, byte)
-    damage.bless_crc(root, SHARD)
-    assert lines(root) == [f"{SHARD} {KEYS[1]} {words}"]
-
-
 def test_a_finding_is_one_line_whatever_the_names_in_a_tar_are(root: Path):
     damage.add_member(root, SHARD, "a\n\x1b[31m" + "b" * 5000 + ".txt")
-    (finding,) = lines(root)
+    (finding,) = findings(root)
     assert finding.isprintable()
     assert len(finding) < 400
 
@@ -602,5 +305,5 @@ def test_a_file_that_may_not_be_read_is_named(root: Path, monkeypatch: pytest.Mo
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("ccts_dist.shards.store.os.open", refuse)
-    found = lines(root)
+    found = findings(root)
     assert len([line for line in found if "Permission denied" in line]) == 4
