@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from ccts_dist.errors import MissingShardsError, ShardError, TeacherError
+from ccts_dist.errors import ConfigError, MissingShardsError, ShardError, TeacherError
 from ccts_dist.shards.check_documents import (
     cache_manifest_findings,
     condition_findings,
@@ -104,9 +104,11 @@ def check_shard_set(
     Raises:
         MissingShardsError: there is no shard set to check.
         TeacherError: there is no teacher cache to check.
-        ConfigError: neither a folder's name nor an address that can be read.
+        ConfigError: neither a folder's name nor an address that can be read, or fewer threads than one.
         FetchError: a store does not answer.
     """
+    if num_threads is not None and num_threads < 1:
+        raise ConfigError(f"{num_threads} threads cannot check anything. Give --threads 1 or more, or leave it out.")
     store, cache = open_store(root), None if teacher is None else open_store(teacher)
     data, cache_data = _set_manifest(store), None if cache is None else _cache_manifest(cache)
     if isinstance(data, Finding):

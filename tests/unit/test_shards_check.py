@@ -3,6 +3,7 @@
 Damage in shard sets: ``test_shards_damage.py`` and ``test_shards_damage_index.py``.
 """
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccts_dist.errors import ConfigError, MissingShardsError, TeacherError
+from ccts_dist.errors import ConfigError, MissingShardsError, TeacherError, run_main
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.check import check_shard_set
@@ -91,6 +92,47 @@ def test_where_there_is_nothing_to_check_that_is_said(tmp_path: Path, root: Path
         check_shard_set(root, tmp_path / "none")
     with pytest.raises(ConfigError, match="run a shell and are refused"):
         check_shard_set("pipe:cat")
+
+
+def command(*arguments: str | Path) -> int:
+    spec = importlib.util.spec_from_file_location(
+        "shards_check_command", Path(__file__).parents[2] / "shards" / "check.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return run_main(script.main, [str(argument) for argument in arguments])
+
+
+def test_the_command_says_sound_and_notes_leftovers_apart(root: Path, cache: Path, capsys: pytest.CaptureFixture[str]):
+    damage.leave_over(root)
+    assert command(root, "--teacher", cache, "--threads", "2") == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "note: .building - is left of a build that was interrupted: delete it\n" in said.err
+    assert f"sound: {root}, {cache}\n" in said.err
+
+
+def test_the_command_prints_a_line_per_finding_and_gives_one(root: Path, capsys: pytest.CaptureFixture[str]):
+    damage.flip_in_member(root, SHARD, 2, "flac")
+    damage.lose(root, "rejected.jsonl")
+    assert command(root) == 1
+    lines = ["rejected.jsonl - is missing", f"{SHARD} {KEYS[2]} flac is damaged (its CRC-32 differs)"]
+    assert capsys.readouterr().out.splitlines() == lines
+    assert command(root, "--fast") == 1
+    assert capsys.readouterr().out.splitlines() == lines[:1]
+
+
+@pytest.mark.parametrize("arguments", [["none"], ["shards", "--teacher", "none"], ["shards", "--threads", "0"]])
+def test_the_command_gives_two_and_one_line_where_there_is_nothing_to_check(
+    root: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert command(*(root if argument == "shards" else argument for argument in arguments)) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
 
 
 def test_a_set_that_is_read_through_an_address_is_checked_alike(
