@@ -38,17 +38,13 @@ to four times, MP3, Ogg and Opus files near it"""
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
-    limits, out, shared = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    limits, shared = (argparse.ArgumentParser(add_help=False) for _ in range(2))
     limits.add_argument(
         "--max-rejected",
         type=float,
         default=0.01,
         help="share of utterances that may be rejected (default: 0.01); with --part, join judges it",
     )
-    out.add_argument("--out", required=True, metavar="OUT", help="where the shard set goes: a folder or an address")
-    out.add_argument("--shard-mb", type=float, default=256, help=_SIZE)
-    out.add_argument("--max-duration", type=float, default=600.0, help="reject longer audio, seconds (default: 600)")
-    out.add_argument("--processes", type=int, default=num_cores(), help="that make shards (default: one per core)")
     shared.add_argument("--release", default="unknown", help='release for the manifest, such as "1.11"')
     shared.add_argument("--part", metavar="I/N", help="make only this share of the shards; I is from 1 to N")
     shared.add_argument(
@@ -64,11 +60,21 @@ def build_parser() -> argparse.ArgumentParser:
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="CORPUS")
-    _add_corpora(kinds, [out, limits, shared])
-    _add_demo(kinds, [out, limits])
+    _add_corpora(kinds, [_output_options(shard_mb=256), limits, shared])
+    _add_demo(kinds, [_output_options(shard_mb=4), limits])  # so that even a small corpus is several shards
     join = _add(kinds, "join", [limits], "finish a build whose parts have all been made")
     join.add_argument("out", metavar="OUT", help="where the parts were built")
     return parser
+
+
+def _output_options(*, shard_mb: float) -> argparse.ArgumentParser:
+    # A parser of its own for each default: sub-commands share the options of a common parent, defaults and all.
+    out = argparse.ArgumentParser(add_help=False)
+    out.add_argument("--out", required=True, metavar="OUT", help="where the shard set goes: a folder or an address")
+    out.add_argument("--shard-mb", type=float, default=shard_mb, help=_SIZE)
+    out.add_argument("--max-duration", type=float, default=600.0, help="reject longer audio, seconds (default: 600)")
+    out.add_argument("--processes", type=int, default=num_cores(), help="that make shards (default: one per core)")
+    return out
 
 
 def num_cores() -> int:
@@ -171,4 +177,3 @@ def _add_demo(
     demo.add_argument("--utterances", type=int, default=3000, help="how many to speak (default: 3000)")
     demo.add_argument("--words", type=int, default=24, help="emotion words: more make it harder (default: 24)")
     demo.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")
-    demo.set_defaults(shard_mb=4)  # so that even a small corpus is several shards

@@ -10,6 +10,7 @@ import pytest
 
 from ccts_dist.errors import run_main
 from ccts_dist.shards import open_shard_set, read_utterance_json
+from ccts_dist.shards.build_command import build_parser
 from tests.shard_examples import example_cache, example_shard_set, flip_bit, write_noise
 
 SCRIPTS = Path(__file__).parents[2] / "shards"
@@ -188,3 +189,10 @@ def test_shards_and_cache_are_merged(tmp_path: Path, capsys: pytest.CaptureFixtu
     options[1] = other.root
     assert run("merge", *options) == 2
     assert "the cache was made for shard set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "megabytes"), [(("manifest", "FILE"), 256), (("iemocap", "ROOT"), 256), (("demo",), 4)]
+)
+def test_only_the_demo_has_small_shards_by_default(words: tuple[str, ...], megabytes: float):
+    assert build_parser().parse_args([*words, "--out", "OUT"]).shard_mb == megabytes
