@@ -95,6 +95,7 @@ class FetchCache:
             ConfigError: the folder cannot be made or written.
         """
         self.folder, self.limit_bytes, self._touch_s = folder, limit_bytes, touch_s
+        self._folder_words = str(folder)  # of which paths are made faster
         self._touched: dict[str, float] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ class FetchCache:
         """A descriptor of a file that is in the cache, for the caller to close; None if it is not."""
         name = cached_name(file)
         try:
-            descriptor = os.open(self.folder / name, os.O_RDONLY)
+            descriptor = os.open(f"{self._folder_words}/{name}", os.O_RDONLY)
         except FileNotFoundError:
             return None
         if os.fstat(descriptor).st_size != file.size_bytes:  # cut by other hands

@@ -19,7 +19,7 @@ from ccts_dist.errors import CctsError, ConfigError, FetchError, ShardError
 from ccts_dist.progress import SECONDS_BETWEEN_LINES, say
 from ccts_dist.shards.address import is_address
 from ccts_dist.shards.fetch_cache import FetchCache, Refusal, Reservation, cached_name
-from ccts_dist.shards.store import FetchStatistics, FileStore, LocalStore
+from ccts_dist.shards.store import FetchStatistics, FileStore, LocalStore, Opened
 from ccts_dist.shards.transfer import Patience, Place, StoredFile, is_first_rank
 
 DEFAULT_CACHE_BYTES = 100 * 10**9
@@ -118,18 +118,14 @@ class RemoteStore:
         with tempfile.TemporaryDirectory(prefix="ccts-") as folder:
             return self._place.read_bytes(name, Path(folder) / "file", intact)
 
-    @contextlib.contextmanager
-    def opened(self, file: StoredFile) -> Iterator[int]:
+    def opened(self, file: StoredFile) -> Opened:
         """As ``FileStore``; fetches the file if it is not here, or waits for whoever fetches it."""
         self._know_process()
         descriptor = self._cache.open(file)
         if descriptor is None:
             with self._counts.reader_waits():
                 descriptor = self._wait_for(file, self._closing)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        return Opened(descriptor)
 
     def path(self, file: StoredFile) -> Path:
         """As ``FileStore``."""

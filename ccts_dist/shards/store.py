@@ -140,7 +140,7 @@ def reason_of(error: ShardError | OSError) -> str:
     return str(fault.strerror) if isinstance(fault, OSError) else str(error)
 
 
-class _Opened:
+class Opened:
     """A descriptor that is closed when the block ends."""
 
     __slots__ = ("_descriptor",)
@@ -186,11 +186,11 @@ class LocalStore:
                 "teacher cache lies."
             ) from error
 
-    def opened(self, file: StoredFile) -> "_Opened":
+    def opened(self, file: StoredFile) -> Opened:
         """As ``FileStore``."""
-        path = f"{self._words}/{file.name}"  # this and _Opened: a twentieth of what decoding takes, in pathlib's place
+        path = f"{self._words}/{file.name}"  # this and Opened: a twentieth of what decoding takes, in pathlib's place
         try:
-            return _Opened(os.open(path, os.O_RDONLY))
+            return Opened(os.open(path, os.O_RDONLY))
         except OSError as error:
             raise ShardError(
                 f"{path}: cannot be read ({error.strerror}). Run shards/check.py {self._folder}"
