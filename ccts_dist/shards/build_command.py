@@ -60,8 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
         description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="CORPUS")
-    _add_corpora(kinds, [_output_options(shard_mb=256), limits, shared])
-    _add_demo(kinds, [_output_options(shard_mb=4), limits])  # so that even a small corpus is several shards
+    _add_corpora(kinds, [_output_options(shard_mb=256.0), limits, shared])
+    _add_demo(kinds, [_output_options(shard_mb=4.0), limits])  # so that even a small corpus is several shards
     join = _add(kinds, "join", [limits], "finish a build whose parts have all been made")
     join.add_argument("out", metavar="OUT", help="where the parts were built")
     return parser

@@ -82,7 +82,7 @@ def _fits(value: Any, wanted: str) -> bool:
         return isinstance(value, dict) and all(one is None or _is_number(one) for one in value.values())
     if wanted == _SCALE:
         return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
-    if wanted == _NUMBER:
+    if wanted.startswith(_NUMBER):
         return _is_number(value)
     if wanted.startswith(_COUNT):
         return isinstance(value, int) and _is_number(value)

@@ -116,6 +116,7 @@ def test_what_was_heard_fills_in_transcripts(tmp_path: Path):
     records = [read_utterance_json(shard_set.path(rows.shard), rows, row) for row in (0, 1)]
     assert [record["transcript"] for record in records] == ["aaa", ""]
     assert [record["transcript_confidence"] for record in records] == [0.9, None]
+    assert run("check", tmp_path / "s") == 0
 
 
 def test_damage_gives_one_and_a_line_per_finding(msp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
