@@ -5,13 +5,13 @@ import sys
 
 from ccts_dist.errors import run_main
 from ccts_dist.progress import Progress
-from ccts_dist.shards.build_command import build_parser, part_of, read_corpus, settings_of
-from ccts_dist.shards.pool import warm_up
-from ccts_dist.shards.write import build_all, build_part, check_build, join_parts, num_to_join, plan_build
+from ccts_dist.shards.build.command import build_parser, part_of, read_corpus, settings_of
+from ccts_dist.shards.build.pool import warm_up
+from ccts_dist.shards.build.write import build_all, build_part, check_build, join_parts, num_to_join, plan_build
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; ``ccts_dist/shards/build_command.py`` has the options."""
+    """The command line; ``ccts_dist/shards/build/command.py`` has the options."""
     return build_parser().parse_args(argv)
 
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from ccts_dist.errors import run_main
 from ccts_dist.progress import Progress
-from ccts_dist.shards.check import check_shard_set
+from ccts_dist.shards.check.check import check_shard_set
 
 EPILOG = """Unpacks nothing, follows no link. A finding that is of no single utterance has "-" for its key.
 By default every byte is read: cuts, blocks of zeros, flipped bits, members that are missing, doubled, out of order or

@@ -10,8 +10,8 @@ from ccts_dist.corpus.iemocap import read_iemocap
 from ccts_dist.corpus.manifest import read_manifest
 from ccts_dist.errors import run_main
 from ccts_dist.progress import Progress
-from ccts_dist.shards.recognise import BATCH_SECONDS, load_recogniser
-from ccts_dist.shards.transcribe import check_place, heard_place, transcribe, wanted_utterances
+from ccts_dist.recognition.recognise import BATCH_SECONDS, load_recogniser
+from ccts_dist.recognition.transcribe import check_place, heard_place, transcribe, wanted_utterances
 
 EPILOG = """MODEL is a folder or a name of the hub: a CTC model (wav2vec 2.0, HuBERT, WavLM ...), Whisper or Moonshine.
 Writes a JSON line per utterance: key, transcript, confidence 0..1, duration, the model's name and digest. Build with

@@ -232,6 +232,13 @@ def reorder(root: Path, shard: str, order: Sequence[int]) -> None:
     write_members(root / shard, [members[number] for number in order])
 
 
+def swap_members(root: Path, shard: str, one: int, other: int) -> None:
+    """Two members in each other's place."""
+    order = list(range(len(members_of(root / shard))))
+    order[one], order[other] = other, one
+    reorder(root, shard, order)
+
+
 def add_member(root: Path, shard: str, name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b"") -> None:
     """One more member, behind the others."""
     member = tarfile.TarInfo(name)

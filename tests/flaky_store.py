@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
-from ccts_dist.shards.fetch_cache import FetchCache
-from ccts_dist.shards.remote import RemoteStore
-from ccts_dist.shards.store import FileStore
-from ccts_dist.shards.transfer import Patience, Place
+from ccts_dist.shards.stores.fetch_cache import FetchCache
+from ccts_dist.shards.stores.remote import RemoteStore
+from ccts_dist.shards.stores.store import FileStore
+from ccts_dist.shards.stores.transfer import Patience, Place
 
 SECRET = "wJalrXUtnFEMI"
 HASTY = Patience(attempts=4, stall_s=0.4, first_wait_s=0.01, longest_wait_s=0.02)

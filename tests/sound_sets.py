@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ccts_dist.records import Rejected
 from ccts_dist.shards import open_shard_set
-from ccts_dist.shards.check import check_shard_set
+from ccts_dist.shards.check.check import check_shard_set
 from ccts_dist.shards.merge import merge_shards
 from tests import damage
 from tests.shard_examples import build_example, example_cache, make_utterances

@@ -21,9 +21,9 @@ from jaxtyping import Float64, Int64, UInt32
 
 from ccts_dist.errors import FetchError, ShardError
 from ccts_dist.shards.durable import whole_file
-from ccts_dist.shards.store import Stored, read_at, reason_of, stored_at
+from ccts_dist.shards.stores.store import Stored, read_at, reason_of, stored_at
+from ccts_dist.shards.stores.transfer import StoredFile
 from ccts_dist.shards.table import RecordTable
-from ccts_dist.shards.transfer import StoredFile
 
 _LABEL = "label."
 _PLACE = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}

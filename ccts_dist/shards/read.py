@@ -9,7 +9,6 @@ from typing import Any
 from ccts_dist.errors import CctsError, ConfigError, FetchError, MissingShardsError, ShardError
 from ccts_dist.shards.documents import is_sealed
 from ccts_dist.shards.index import MemberPlaces, RowGroups, ShardRows, table_to_rows
-from ccts_dist.shards.remote import open_store
 from ccts_dist.shards.schema import (
     INDEX_NAME,
     JSON_MEMBER,
@@ -18,7 +17,8 @@ from ccts_dist.shards.schema import (
     ShardEntry,
     parse_manifest,
 )
-from ccts_dist.shards.store import FileStore, LocalStore, NamedFile, Stored, read_at, reason_of, stored_at
+from ccts_dist.shards.stores.remote import open_store
+from ccts_dist.shards.stores.store import FileStore, LocalStore, NamedFile, Stored, read_at, reason_of, stored_at
 from ccts_dist.shards.tars import crc32_of
 
 

@@ -29,7 +29,6 @@ from ccts_dist.shards.index import (
     table_places,
 )
 from ccts_dist.shards.read import ShardSet, check_index_size, read_member
-from ccts_dist.shards.remote import open_store
 from ccts_dist.shards.schema import (
     CONDITION_NAME,
     INDEX_NAME,
@@ -40,7 +39,9 @@ from ccts_dist.shards.schema import (
     escape_key,
     unescape_key,
 )
-from ccts_dist.shards.store import FileStore, LocalStore, NamedFile, Stored
+from ccts_dist.shards.stores.remote import open_store
+from ccts_dist.shards.stores.store import FileStore, LocalStore, NamedFile, Stored
+from ccts_dist.shards.stores.transfer import StoredFile
 from ccts_dist.shards.tars import crc32_of, walk_tar, write_tar
 from ccts_dist.shards.teacher_format import (
     CacheManifest,
@@ -51,7 +52,6 @@ from ccts_dist.shards.teacher_format import (
     read_cache_manifest,
     read_condition,
 )
-from ccts_dist.shards.transfer import StoredFile
 
 _PARTS = ".parts"
 

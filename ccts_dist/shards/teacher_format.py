@@ -12,7 +12,7 @@ from ccts_dist.records import Condition, TeacherOutput
 from ccts_dist.shards.documents import check_seal, is_sealed, parse_document
 from ccts_dist.shards.index import IndexPlace
 from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, TeacherFacts
-from ccts_dist.shards.store import FileStore, LocalStore
+from ccts_dist.shards.stores.store import FileStore, LocalStore
 from ccts_dist.shards.table import texts_of
 
 

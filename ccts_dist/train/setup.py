@@ -17,8 +17,8 @@ from ccts_dist.losses.total import DistillTerms
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
 from ccts_dist.shards.read import ShardSet, open_shard_set
-from ccts_dist.shards.remote import check_cache_holds
 from ccts_dist.shards.schema import JSON_MEMBER, ShardEntry, transcript_of
+from ccts_dist.shards.stores.remote import check_cache_holds
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoint import checkpoints_folder

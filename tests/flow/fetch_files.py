@@ -12,8 +12,8 @@ from typing import Any
 import fsspec.config
 
 from ccts_dist.errors import run_main
-from ccts_dist.shards.remote import open_store
-from ccts_dist.shards.transfer import Patience
+from ccts_dist.shards.stores.remote import open_store
+from ccts_dist.shards.stores.transfer import Patience
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from ccts_dist.corpus import Corpus, read_iemocap, read_manifest, read_msp_podcast
+from ccts_dist.shards.build.write import build_shard_set
 from ccts_dist.shards.schema import unescape_key
-from ccts_dist.shards.write import build_shard_set
 from tests.corpus_examples import MAX_DURATION_S, NUM_SAMPLES, Example, iemocap, manifest
 from tests.msp_examples import msp_podcast_1_6, msp_podcast_1_11, msp_podcast_2_0, msp_podcast_text
 

@@ -156,7 +156,7 @@ def test_cache_never_exceeds_its_limit(tmp_path: Path, server: S3Server) -> None
     process = start(f"s3://{place}", files, server.environment(), *readers, **options)
     while process.poll() is None:
         most = max(most, sum(sizes(cache).values()))
-        time.sleep(0.001)
+        time.sleep(0.004)
     end_well(process)
     assert server.gets(place).total() > len(files)
     assert 2_000_000 < most <= limit

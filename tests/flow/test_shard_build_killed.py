@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ccts_dist.shards.check import check_shard_set
-from ccts_dist.shards.output import BUILDING
+from ccts_dist.shards.build.output import BUILDING
+from ccts_dist.shards.check.check import check_shard_set
 from tests.shard_examples import build_example, make_utterances
 
 ROOT = Path(__file__).parents[2]

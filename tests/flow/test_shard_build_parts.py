@@ -12,7 +12,7 @@ import pytest
 
 from ccts_dist.errors import ShardError
 from ccts_dist.records import Utterance
-from ccts_dist.shards.pool import run_tasks
+from ccts_dist.shards.build.pool import run_tasks
 from tests.shard_examples import build_example, make_utterances
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def test_workers_end_when_their_builder_is_killed(table: Path, tmp_path: Path):
     script = textwrap.dedent(
         """
         import sys, time
-        from ccts_dist.shards.pool import run_tasks
+        from ccts_dist.shards.build.pool import run_tasks
         from tests.flow.test_shard_build_parts import sleep_long
         if __name__ == "__main__":
             run_tasks(sleep_long, [1, 2, 3, 4], num_processes=3, progress=lambda _: print("at work", flush=True))

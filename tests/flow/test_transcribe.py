@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccts_dist.corpus import read_msp_podcast
+from ccts_dist.corpus.heard import apply_heard, read_heard
 from ccts_dist.errors import run_main
+from ccts_dist.recognition.recognise import Recogniser, load_recogniser
+from ccts_dist.recognition.transcribe import transcribe, wanted_utterances
 from ccts_dist.records import Utterance
-from ccts_dist.shards.heard import apply_heard, read_heard
-from ccts_dist.shards.recognise import Recogniser, load_recogniser
-from ccts_dist.shards.transcribe import transcribe, wanted_utterances
 from tests.small_recognisers import chirps, save_ctc, save_whisper, write_podcast
 
 ROOT = Path(__file__).parents[2]

@@ -18,10 +18,10 @@ from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
 from ccts_dist.loader.collate import pad_tokens
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import DIMENSIONS, Condition, StepBatches, TeacherOutput, Utterance
+from ccts_dist.shards.build.write import build_shard_set
 from ccts_dist.shards.read import ShardSet, open_shard_set
 from ccts_dist.shards.schema import TeacherFacts
 from ccts_dist.shards.teacher_cache import TeacherCache, open_teacher_cache, write_cache_manifest, write_cache_shard
-from ccts_dist.shards.write import build_shard_set
 
 NUM_TRAIN = 37
 

@@ -20,7 +20,7 @@ from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.registry.evaluate import HEADER, evaluate_split, scores_to_rows, scores_to_tree
 from ccts_dist.registry.predict import Student, _batches, load_student, read_audio
 from ccts_dist.shards import open_shard_set
-from ccts_dist.shards.write import build_shard_set
+from ccts_dist.shards.build.write import build_shard_set
 from launch import predict as command
 from tests.unit import model_shapes
 

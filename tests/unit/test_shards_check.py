@@ -15,8 +15,8 @@ import pytest
 from ccts_dist.errors import ConfigError, MissingShardsError, TeacherError, run_main
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards import open_shard_set
-from ccts_dist.shards.check import check_shard_set
-from ccts_dist.shards.findings import Finding
+from ccts_dist.shards.check.check import check_shard_set
+from ccts_dist.shards.check.findings import Finding
 from ccts_dist.shards.read import read_shard_set
 from tests import damage
 from tests.shard_examples import example_shard_set

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ccts_dist.errors import CctsError
 from ccts_dist.shards import open_shard_set
-from ccts_dist.shards.check import check_shard_set
+from ccts_dist.shards.check.check import check_shard_set
 from tests import damage
 from tests.shard_examples import build_example, example_cache, make_utterances
 

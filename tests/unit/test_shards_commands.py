@@ -10,7 +10,7 @@ import pytest
 
 from ccts_dist.errors import run_main
 from ccts_dist.shards import open_shard_set, read_utterance_json
-from ccts_dist.shards.build_command import build_parser
+from ccts_dist.shards.build.command import build_parser
 from tests.shard_examples import example_cache, example_shard_set, flip_bit, write_noise
 
 SCRIPTS = Path(__file__).parents[2] / "shards"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ccts_dist.shards.check import check_shard_set
+from ccts_dist.shards.check.check import check_shard_set
 from tests import damage
 from tests.sound_sets import KEYS, SHARD, build_sound, findings
 
@@ -304,6 +304,6 @@ def test_a_file_that_may_not_be_read_is_named(root: Path, monkeypatch: pytest.Mo
     def refuse(path: Path, *_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("ccts_dist.shards.store.os.open", refuse)
+    monkeypatch.setattr("ccts_dist.shards.stores.store.os.open", refuse)
     found = findings(root)
     assert len([line for line in found if "Permission denied" in line]) == 4

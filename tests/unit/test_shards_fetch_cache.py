@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.shards.fetch_cache import FetchCache, Refusal, Reservation, cached_name
+from ccts_dist.shards.stores.fetch_cache import FetchCache, Refusal, Reservation, cached_name
 
 
 @dataclass(frozen=True)

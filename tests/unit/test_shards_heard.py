@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ccts_dist.corpus.heard import Heard, HeardFile, apply_heard, read_heard
 from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.recognition.transcribe import check_place, heard_place, wanted_utterances
 from ccts_dist.records import Rejected, Utterance
-from ccts_dist.shards.heard import Heard, HeardFile, apply_heard, read_heard
-from ccts_dist.shards.transcribe import check_place, heard_place, wanted_utterances
 
 DIGEST, OTHER = "1" * 64, "2" * 64
 

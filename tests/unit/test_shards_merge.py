@@ -16,7 +16,7 @@ from ccts_dist.shards import (
     open_teacher_cache,
     read_member,
 )
-from ccts_dist.shards.check import check_shard_set
+from ccts_dist.shards.check.check import check_shard_set
 from ccts_dist.shards.merge import merge_shards
 from tests.shard_examples import example_cache, example_shard_set, flip_bit
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.errors import ConfigError, ShardError
-from ccts_dist.shards.output import BUILDING, FolderOutput, Output, open_output
-from ccts_dist.shards.output_remote import AddressOutput
-from ccts_dist.shards.transfer import Patience
+from ccts_dist.shards.build.output import BUILDING, FolderOutput, Output, open_output
+from ccts_dist.shards.build.output_remote import AddressOutput
+from ccts_dist.shards.stores.transfer import Patience
 
 SECRET = "recognisable-secret"
 

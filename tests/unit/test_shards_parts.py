@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError, CorpusError, MissingShardsError
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.check import check_shard_set
-from ccts_dist.shards.output import BUILDING, FolderOutput
-from ccts_dist.shards.planned import BuildSettings, PlannedBuild
-from ccts_dist.shards.planning import Part
-from ccts_dist.shards.write import build_part, join_parts, num_to_join, plan_build
+from ccts_dist.shards.build.output import BUILDING, FolderOutput
+from ccts_dist.shards.build.planned import BuildSettings, PlannedBuild
+from ccts_dist.shards.build.planning import Part
+from ccts_dist.shards.build.write import build_part, join_parts, num_to_join, plan_build
+from ccts_dist.shards.check.check import check_shard_set
 from tests.shard_examples import build_example, flip_bit, make_utterances
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.making import MakeSettings, write_shard
-from ccts_dist.shards.planning import Part, PlannedShard, SourceFile, look_at, parse_part, plan_shards
+from ccts_dist.shards.build.making import MakeSettings, write_shard
+from ccts_dist.shards.build.planning import Part, PlannedShard, SourceFile, look_at, parse_part, plan_shards
 
 TAR_END = 10_240
 

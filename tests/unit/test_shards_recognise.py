@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.shards.ears import ctc_symbols, written_tokens
-from ccts_dist.shards.recognise import Recogniser, Words, cut_windows, load_recogniser
+from ccts_dist.recognition.ears import ctc_symbols, written_tokens
+from ccts_dist.recognition.recognise import Recogniser, Words, cut_windows, load_recogniser
 from tests.small_recognisers import SYMBOLS, chirps, save_ctc, save_moonshine, save_whisper
 
 MODELS: dict[str, Callable[[Path], Path]] = {

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, ShardError
-from ccts_dist.shards.fetch_cache import FetchCache, Reservation, cached_name
-from ccts_dist.shards.remote import RemoteStore, check_cache_holds, default_cache, open_store
-from ccts_dist.shards.store import LocalStore
-from ccts_dist.shards.transfer import Place
+from ccts_dist.shards.stores.fetch_cache import FetchCache, Reservation, cached_name
+from ccts_dist.shards.stores.remote import RemoteStore, check_cache_holds, default_cache, open_store
+from ccts_dist.shards.stores.store import LocalStore
+from ccts_dist.shards.stores.transfer import Place
 from tests.flaky_store import (
     Flaky,
     content,

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, ShardError
-from ccts_dist.shards.address import check_address, is_address
-from ccts_dist.shards.remote import open_store
-from ccts_dist.shards.transfer import Patience
+from ccts_dist.shards.stores.address import check_address, is_address
+from ccts_dist.shards.stores.remote import open_store
+from ccts_dist.shards.stores.transfer import Patience
 from tests.flaky_store import (
     SECRET,
     Flaky,

@@ -17,7 +17,7 @@ from pathlib import Path
 from ccts_dist.errors import ConfigError, MissingShardsError
 from ccts_dist.records import SAMPLE_RATE_HZ, Rejected, Utterance
 from ccts_dist.shards.audio import MAX_DURATION_S
-from ccts_dist.shards.finish import (
+from ccts_dist.shards.build.finish import (
     BuildSummary,
     finish_build,
     finished_build,
@@ -25,12 +25,12 @@ from ccts_dist.shards.finish import (
     speed_in_words,
     write_plan,
 )
-from ccts_dist.shards.making import MadeShard, MakeSettings, keep_or_make
-from ccts_dist.shards.output import BUILDING, Output, open_output
-from ccts_dist.shards.planned import SHARD_BYTES, BuildSettings, PlannedBuild, PlanRecord, plan_build
-from ccts_dist.shards.planning import Part, PlannedShard
-from ccts_dist.shards.pool import run_tasks, warm_up
-from ccts_dist.shards.recheck import check_sources
+from ccts_dist.shards.build.making import MadeShard, MakeSettings, keep_or_make
+from ccts_dist.shards.build.output import BUILDING, Output, open_output
+from ccts_dist.shards.build.planned import SHARD_BYTES, BuildSettings, PlannedBuild, PlanRecord, plan_build
+from ccts_dist.shards.build.planning import Part, PlannedShard
+from ccts_dist.shards.build.pool import run_tasks, warm_up
+from ccts_dist.shards.build.recheck import check_sources
 from ccts_dist.shards.schema import Manifest
 
 

@@ -13,11 +13,11 @@ from ccts_dist.corpus import (
     read_manifest,
     read_msp_podcast,
 )
+from ccts_dist.corpus.heard import apply_heard, read_heard
 from ccts_dist.errors import ConfigError
-from ccts_dist.shards.heard import apply_heard, read_heard
-from ccts_dist.shards.planned import BuildSettings
-from ccts_dist.shards.planning import Part, parse_part
-from ccts_dist.shards.remote import is_address
+from ccts_dist.shards.build.planned import BuildSettings
+from ccts_dist.shards.build.planning import Part, parse_part
+from ccts_dist.shards.stores.remote import is_address
 
 DESCRIPTION = "Turn a corpus into a shard set: plain WebDataset tars, an index and a manifest."
 

@@ -26,7 +26,7 @@ from fsspec.callbacks import Callback
 
 from ccts_dist.errors import FetchError, MissingShardsError, ShardError
 from ccts_dist.progress import say
-from ccts_dist.shards.address import check_address
+from ccts_dist.shards.stores.address import check_address
 
 _CHUNK_BYTES = 1 << 20
 _LOOK_S = 0.5

@@ -9,12 +9,12 @@ from io import BufferedReader
 from pathlib import Path
 
 from ccts_dist.errors import FetchError, MissingShardsError, ShardError
+from ccts_dist.shards.build.output import BUILDING
+from ccts_dist.shards.check.findings import Finding
 from ccts_dist.shards.documents import is_sealed
-from ccts_dist.shards.findings import Finding
-from ccts_dist.shards.output import BUILDING
 from ccts_dist.shards.schema import MANIFEST_NAME
-from ccts_dist.shards.store import FileStore, LocalStore
-from ccts_dist.shards.transfer import StoredFile
+from ccts_dist.shards.stores.store import FileStore, LocalStore
+from ccts_dist.shards.stores.transfer import StoredFile
 
 _MAX_MANIFEST_BYTES = 1 << 29
 """The manifest of twenty thousand shards has ten million bytes."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.shards.build.planning import Part
 from ccts_dist.shards.durable import file_sha256, write_whole
-from ccts_dist.shards.planning import Part
-from ccts_dist.shards.remote import is_address
+from ccts_dist.shards.stores.remote import is_address
 
 BUILDING = ".building"
 """Folder of the builder's records, within the shard set's; gone when the set is finished."""
@@ -164,7 +164,7 @@ def open_output(out: str | Path) -> Output:
         ConfigError: nothing can be written there, or an address that holds credentials.
     """
     if is_address(out):
-        from ccts_dist.shards.output_remote import AddressOutput  # needs this module's names
+        from ccts_dist.shards.build.output_remote import AddressOutput  # needs this module's names
 
         if not str(out).startswith("file://"):
             return AddressOutput(str(out))

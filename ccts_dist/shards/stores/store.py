@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ccts_dist.errors import MissingShardsError, ShardError
-from ccts_dist.shards.transfer import StoredFile
+from ccts_dist.shards.stores.transfer import StoredFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,14 +18,15 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from ccts_dist.errors import ConfigError, MissingShardsError, ShardError, TeacherError
-from ccts_dist.shards.check_documents import (
+from ccts_dist.shards.check.documents import (
     cache_manifest_findings,
     condition_findings,
     manifest_findings,
     rejected_findings,
 )
-from ccts_dist.shards.check_files import beside, open_stored, read_manifest, whole_fault
-from ccts_dist.shards.check_index import (
+from ccts_dist.shards.check.files import beside, open_stored, read_manifest, whole_fault
+from ccts_dist.shards.check.findings import Finding, TarRows, check_tar, check_without_rows, without_name
+from ccts_dist.shards.check.index import (
     IndexFile,
     known_categories,
     place_columns_of,
@@ -33,10 +34,8 @@ from ccts_dist.shards.check_index import (
     shard_columns,
     value_findings,
 )
-from ccts_dist.shards.check_members import audio_faults, json_faults, teacher_faults
-from ccts_dist.shards.findings import Finding, TarRows, check_tar, check_without_rows, without_name
+from ccts_dist.shards.check.members import audio_faults, json_faults, teacher_faults
 from ccts_dist.shards.index import ShardRows, Texts, table_places, table_to_rows
-from ccts_dist.shards.remote import open_store
 from ccts_dist.shards.schema import (
     AUDIO_MEMBER,
     INDEX_NAME,
@@ -48,7 +47,8 @@ from ccts_dist.shards.schema import (
     TeacherFacts,
     parse_manifest,
 )
-from ccts_dist.shards.store import FileStore, LocalStore, NamedFile
+from ccts_dist.shards.stores.remote import open_store
+from ccts_dist.shards.stores.store import FileStore, LocalStore, NamedFile
 from ccts_dist.shards.teacher_format import CacheManifest, CacheShard, parse_cache_manifest
 
 _MOST_DOUBLES = 100

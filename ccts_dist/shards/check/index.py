@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ccts_dist.errors import ShardError
-from ccts_dist.shards.findings import Finding, TarRows
+from ccts_dist.shards.check.findings import Finding, TarRows
 from ccts_dist.shards.index import Indexed, ShardRows
 from ccts_dist.shards.schema import INDEX_NAME
 from ccts_dist.shards.tars import short

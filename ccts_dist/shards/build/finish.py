@@ -13,14 +13,14 @@ import pyarrow as pa
 
 from ccts_dist.errors import CorpusError, MissingShardsError, ShardError
 from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.shards.build.intake import rejected_line
+from ccts_dist.shards.build.making import MadeShard, holds_shard, read_record, read_rows
+from ccts_dist.shards.build.output import BUILDING, Output
+from ccts_dist.shards.build.planned import PlanEntry, PlanRecord
+from ccts_dist.shards.build.recheck import note_sources
 from ccts_dist.shards.documents import document_bytes, parse_document
 from ccts_dist.shards.durable import file_sha256
 from ccts_dist.shards.index import IndexPlace, IndexWriter
-from ccts_dist.shards.intake import rejected_line
-from ccts_dist.shards.making import MadeShard, holds_shard, read_record, read_rows
-from ccts_dist.shards.output import BUILDING, Output
-from ccts_dist.shards.planned import PlanEntry, PlanRecord
-from ccts_dist.shards.recheck import note_sources
 from ccts_dist.shards.schema import (
     INDEX_NAME,
     MANIFEST_NAME,

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.shards.transfer import StoredFile
+from ccts_dist.shards.stores.transfer import StoredFile
 
 _LOCK_NAME = ".lock"
 _WHOLE = re.compile(r"[0-9a-f]{32}-.+")

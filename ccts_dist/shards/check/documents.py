@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 from ccts_dist.errors import TeacherError
 from ccts_dist.records import SAMPLE_RATE_HZ, Condition
-from ccts_dist.shards.check_files import read_small
+from ccts_dist.shards.build.finish import split_totals
+from ccts_dist.shards.check.files import read_small
+from ccts_dist.shards.check.findings import Finding, without_name
 from ccts_dist.shards.documents import parse_document
-from ccts_dist.shards.findings import Finding, without_name
-from ccts_dist.shards.finish import split_totals
 from ccts_dist.shards.schema import (
     AUDIO_MEMBER,
     CONDITION_NAME,
@@ -23,7 +23,7 @@ from ccts_dist.shards.schema import (
     TeacherFacts,
     escape_key,
 )
-from ccts_dist.shards.store import FileStore
+from ccts_dist.shards.stores.store import FileStore
 from ccts_dist.shards.tars import short
 from ccts_dist.shards.teacher_format import CacheManifest, CacheShard, ConditionFile
 

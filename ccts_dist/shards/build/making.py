@@ -15,12 +15,12 @@ import pyarrow as pa
 from ccts_dist.errors import ShardError
 from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards.audio import Converted, convert_audio
+from ccts_dist.shards.build.intake import source_of
+from ccts_dist.shards.build.output import BUILDING, Output
+from ccts_dist.shards.build.planning import PlannedShard
 from ccts_dist.shards.documents import document_bytes, parse_document
 from ccts_dist.shards.durable import file_sha256
 from ccts_dist.shards.index import rows_to_table
-from ccts_dist.shards.intake import source_of
-from ccts_dist.shards.output import BUILDING, Output
-from ccts_dist.shards.planning import PlannedShard
 from ccts_dist.shards.readback import read_back
 from ccts_dist.shards.schema import AUDIO_MEMBER, JSON_MEMBER, escape_key, utterance_to_json
 from ccts_dist.shards.tars import write_tar

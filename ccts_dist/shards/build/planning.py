@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import Utterance
-from ccts_dist.shards.intake import source_of
+from ccts_dist.shards.build.intake import source_of
 from ccts_dist.shards.schema import AUDIO_MEMBER, escape_key, shard_name, utterance_to_json
 
 GROWTH = {".flac": 1.1, ".mp3": 5.0, ".ogg": 6.0, ".oga": 6.0, ".opus": 10.0}

@@ -17,8 +17,8 @@ from jaxtyping import Float32
 
 from ccts_dist.distributed import Ranks, best_device
 from ccts_dist.errors import ConfigError
+from ccts_dist.recognition.ears import Ear, Piece, load_ear
 from ccts_dist.records import SAMPLE_RATE_HZ
-from ccts_dist.shards.ears import Ear, Piece, load_ear
 
 BATCH_SECONDS = 120.0
 """Padded audio per forward pass; a convolution of wav2vec 2.0 makes 0.8 GB of it in float32."""

@@ -13,12 +13,12 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from ccts_dist.corpus.heard import Heard, HeardFile, has_transcript
 from ccts_dist.errors import ConfigError
 from ccts_dist.progress import say
+from ccts_dist.recognition.recognise import Recogniser
 from ccts_dist.records import SAMPLE_RATE_HZ, Rejected, Utterance
 from ccts_dist.shards.audio import Decoded, decode_audio, to_wave
-from ccts_dist.shards.heard import Heard, HeardFile, has_transcript
-from ccts_dist.shards.recognise import Recogniser
 
 _GROUP_UTTERANCES = 128
 """Decoded together, so that batches are of like length; few enough to lose little in memory and in a kill."""

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
 from ccts_dist.progress import say
-from ccts_dist.shards.output import BUILDING
-from ccts_dist.shards.planning import Part
+from ccts_dist.shards.build.output import BUILDING
+from ccts_dist.shards.build.planning import Part
 from ccts_dist.shards.schema import MANIFEST_NAME
-from ccts_dist.shards.transfer import Patience, Place, told_of
+from ccts_dist.shards.stores.transfer import Patience, Place, told_of
 
 Answer = TypeVar("Answer")
 

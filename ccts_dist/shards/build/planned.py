@@ -8,9 +8,9 @@ from pathlib import Path
 from ccts_dist.errors import CorpusError
 from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards.audio import MAX_DURATION_S
-from ccts_dist.shards.intake import Intake, rejected_line, sort_intake
-from ccts_dist.shards.output import Output, open_output
-from ccts_dist.shards.planning import Part, PlannedShard, plan_shards
+from ccts_dist.shards.build.intake import Intake, rejected_line, sort_intake
+from ccts_dist.shards.build.output import Output, open_output
+from ccts_dist.shards.build.planning import Part, PlannedShard, plan_shards
 from ccts_dist.shards.schema import FORMAT_VERSION
 
 SHARD_BYTES = 256_000_000

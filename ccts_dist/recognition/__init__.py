@@ -1,0 +1,1 @@
+"""Words for corpora that have none, by a speech recogniser."""

@@ -1,0 +1,1 @@
+"""Finding damage in shard sets and teacher caches."""
