@@ -99,37 +99,53 @@ class Entrant:
 def main() -> None:
     """Measure and print."""
     options = _options()
-    say = lambda words: print(words, file=sys.stderr, flush=True)  # noqa: E731
     work = options.work / str(options.utterances)
     make_corpus(work / "corpus", options.utterances)
     peers = {"all": list(PEERS), "none": []}.get(options.peers, options.peers.split(","))
-    entrants, absent = [], {}
+    entrants: list[Entrant] = []
+    absent: dict[str, str] = {}
     for system in (FLOOR, OURS, OTHER_FLOOR, *(PEERS[name] for name in peers)):
-        say(f"preparing {system.title}")
+        _say(f"preparing {system.title}")
         try:
             entrants.append(_enter(system, options.envs, work))
         except (NotInstalledError, FailedError) as error:
             absent[system.title] = str(error)
+    facts = {"cores": len(os.sched_getaffinity(0)), "utterances": options.utterances, "load": []}
     for turn in range(options.repeats):
-        # Every other turn backwards, and each begins elsewhere: a slow minute of the machine meets all alike.
-        order = entrants[turn % len(entrants) :] + entrants[: turn % len(entrants)]
-        for entrant in order if turn % 2 == 0 else order[::-1]:
+        _take_turn(turn, entrants, absent)
+        facts["turns"] = turn + 1
+        facts["load"].append(round(os.getloadavg()[0], 1))
+        if options.json:
+            _save(options.json, entrants, absent, facts)
+    print(_table(entrants, absent, facts))
+
+
+def _take_turn(turn: int, entrants: list[Entrant], absent: dict[str, str]) -> None:
+    """Measure each system once; one that fails leaves the table, with the reason."""
+    # Every other turn backwards, and each begins elsewhere: a slow minute of the machine meets all alike.
+    order = entrants[turn % len(entrants) :] + entrants[: turn % len(entrants)]
+    for entrant in order if turn % 2 == 0 else order[::-1]:
+        try:
             for workers in entrant.turns:
                 result = entrant.run("time", str(workers))
                 entrant.turns[workers].append(result)
-                say(f"turn {turn + 1}: {entrant.system.title}, {workers} workers: {result}")
-    facts = {
-        "cores": len(os.sched_getaffinity(0)),
-        "utterances": options.utterances,
-        "repeats": options.repeats,
-        "load": os.getloadavg(),
+                _say(f"turn {turn + 1}: {entrant.system.title}, {workers} workers: {result}")
+        except FailedError as error:
+            if entrant.system is FLOOR:
+                raise
+            absent[entrant.system.title] = str(error)
+            entrants.remove(entrant)
+
+
+def _save(path: Path, entrants: list[Entrant], absent: dict[str, str], facts: dict[str, Any]) -> None:
+    figures = {
+        one.system.module: {"turns": one.turns, "peak_mb": one.peak_mb, "faults": one.faults} for one in entrants
     }
-    print(_table(entrants, absent, facts))
-    if options.json:
-        figures = {
-            one.system.module: {"turns": one.turns, "peak_mb": one.peak_mb, "faults": one.faults} for one in entrants
-        }
-        options.json.write_text(json.dumps({"facts": facts, "absent": absent, "systems": figures}, indent=1))
+    path.write_text(json.dumps({"facts": facts, "absent": absent, "systems": figures}, indent=1))
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 def _options() -> argparse.Namespace:
@@ -170,8 +186,8 @@ def _enter(system: System, envs: Path, work: Path) -> Entrant:
 
 def _table(entrants: list[Entrant], absent: dict[str, str], facts: dict[str, Any]) -> str:
     lines = [
-        f"{facts['utterances']} utterances, median of {facts['repeats']} turns (range), {facts['cores']} cores, "
-        f"load at the end {facts['load'][0]:.1f}, OMP_NUM_THREADS=1.",
+        f"{facts['utterances']} utterances, median of {facts['turns']} turns (range), {facts['cores']} cores, load "
+        f"{min(facts['load'])} to {max(facts['load'])}.",
         "",
         "| system | workers | utterances/s | of the floor | CPU ms per utterance | first batch, s | peak memory, MB "
         "| padding |",
