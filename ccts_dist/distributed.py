@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -31,7 +31,7 @@ class Ranks:
     num_ranks: int = 1
     local_rank: int = 0
     num_nodes: int = 1
-    """Hosts that have equally many ranks, in a row; 1 where they have not."""
+    """Hosts that have equally many ranks, in a row; 1 where they have not. See ``agree_on_nodes``."""
 
     @property
     def is_first(self) -> bool:
@@ -52,6 +52,14 @@ def rank_facts() -> Ranks:
     on_this_node = number("LOCAL_SIZE", "LOCAL_WORLD_SIZE", default=num_ranks)
     even = num_nodes * on_this_node == num_ranks and rank % on_this_node == local_rank
     return Ranks(rank=rank, num_ranks=num_ranks, local_rank=local_rank, num_nodes=num_nodes if even else 1)
+
+
+def agree_on_nodes(ranks: Ranks) -> Ranks:
+    """The same facts, as if all were one host where the hosts have not equally many ranks.
+
+    Each rank sees its own host only, and some of uneven ones look even from within. Every rank must call it.
+    """
+    return ranks if len(set(gather_objects(ranks.num_nodes))) == 1 else replace(ranks, num_nodes=1)
 
 
 def best_device(ranks: Ranks) -> torch.device:

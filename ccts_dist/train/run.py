@@ -1,7 +1,7 @@
 """A run from its file to its outcome, in order."""
 
 from ccts_dist.config import RunConfig, run_to_tree
-from ccts_dist.distributed import Ranks, rank_facts, together
+from ccts_dist.distributed import Ranks, agree_on_nodes, rank_facts, together
 from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.progress import say
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
@@ -34,6 +34,7 @@ def train(run: RunConfig, ranks: Ranks, *, resume: str) -> Outcome:
     Raises:
         CctsError: on all ranks alike.
     """
+    ranks = agree_on_nodes(ranks)
     with RunFolder(run, ranks, resume=bool(resume)) as folder:
         return _train_in(folder, run, ranks, resume)
 

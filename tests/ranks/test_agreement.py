@@ -2,7 +2,11 @@
 
 from collections.abc import Iterator
 
+import pytest
+
 from ccts_dist.distributed import (
+    Ranks,
+    agree_on_nodes,
     agree_or_raise,
     broadcast_object,
     derive_seed,
@@ -55,6 +59,9 @@ def try_everything() -> dict[str, object]:
     told["sum"] = sum_over_ranks(torch.tensor([1.0, float(rank)], dtype=torch.float64)).tolist()
     told["gathered"] = gather_objects(f"from {rank}")
     told["broadcast"] = broadcast_object(f"from {rank}")
+    even = Ranks(rank=rank, num_ranks=2, num_nodes=2)
+    told["even hosts"] = agree_on_nodes(even).num_nodes
+    told["uneven hosts"] = agree_on_nodes(even if rank else Ranks(rank=rank, num_ranks=2)).num_nodes
     return told
 
 
@@ -68,6 +75,33 @@ def test_errors_of_one_rank_are_raised_on_all_with_the_same_words():
         assert told["sum"] == [2.0, 1.0]
         assert told["gathered"] == ["from 0", "from 1"]
         assert told["broadcast"] == "from 0"
+        assert (told["even hosts"], told["uneven hosts"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("told", "num_nodes"),
+    [
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "CROSS_SIZE": "2", "LOCAL_SIZE": "2"}, 2),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 2),
+        ({"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "CROSS_SIZE": "2", "LOCAL_SIZE": "1"}, 1),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 1),
+        ({}, 1),
+    ],
+)
+def test_hosts_are_counted_as_the_launcher_tells_where_they_have_equally_many_ranks(monkeypatch, told, num_nodes):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "CROSS_SIZE",
+        "LOCAL_SIZE",
+        "GROUP_WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert rank_facts().num_nodes == num_nodes
 
 
 def test_seed_depends_on_every_part_in_order_and_never_changes():

@@ -147,6 +147,7 @@ def test_damage_gives_one_and_a_line_per_finding(msp: Path, tmp_path: Path, caps
         (["build", "msp-podcast", "msp", "--out", "s", "--processes", "0"], "num_processes=0: must be at least 1"),
         (["build", "msp-podcast", "msp", "--out", "s", "--part", "0/4"], "--part 0/4: must be I/N with I from 1 to N"),
         (["build", "iemocap", "none", "--out", "s"], "error: none: no such folder"),
+        (["build", "iemocap", "none", "--out", "s", "--min-confidence", "0.5"], "--min-confidence: says what to leave"),
         (["build", "manifest", "none.csv", "--out", "s"], "error: none.csv: "),
         (["build", "join", "none"], "none: no parts to join here"),
         (["info", "none", "--picture", "x.txt"], "x.txt: pictures are .png, .svg, .pdf files"),

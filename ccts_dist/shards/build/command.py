@@ -96,6 +96,8 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
         return make_spoken_corpus(
             root, SpokenConfig(num_utterances=args.utterances, num_words=args.words, seed=args.seed)
         ), root
+    if getattr(args, "min_confidence", 0.0) and args.transcripts is None:
+        raise ConfigError("--min-confidence: says what to leave out of --transcripts, and none are given. Name them.")
     if args.kind == "manifest":
         targets = None if args.targets is None else [target for target in args.targets.split(",") if target]
         corpus = read_manifest(
