@@ -7,6 +7,8 @@ an empty cache while some requests fail. Each epoch in a fresh process; the loss
     python -m tests.bench.remote
 
     overlap = 1 - (seconds in which a reader waited for a shard) / (seconds in which a transfer ran)
+
+"After it" is the waiting that came after the first batch: before it, the shards of the first window must be here.
 """
 
 import argparse
