@@ -32,6 +32,9 @@ _MAGIC = b"ARROW1\0\0"
 
 _TEXTS = ("key", "speaker", "gender", "category")
 
+_MOST_STORED = 1_024
+"""Entries that are kept made: many times the shards of a window, a small part of the largest corpus."""
+
 Rows = TypeVar("Rows")
 Text = TypeVar("Text", bound=str | None)
 
@@ -317,6 +320,8 @@ class RowGroups(Generic[Rows]):
         if stored is None:
             entry = self.listed(shard)
             assert isinstance(entry, StoredFile), "an entry of a manifest"
+            if len(self._stored) >= _MOST_STORED:
+                self._stored = {}
             stored = self._stored[shard] = Stored(self._index.store, entry)
         return stored
 
