@@ -328,8 +328,11 @@ class RowGroups(Generic[Rows]):
     def _read(self, shard: str) -> pa.RecordBatch:
         entry = self.listed(shard)
         header, data = self._header_and_batch(shard, entry.index)
-        schema = pa.ipc.read_schema(pa.ipc.read_message(header[len(_MAGIC) :]))
-        batch = pa.ipc.read_record_batch(pa.ipc.read_message(data), schema)
+        # As a stream of one batch, which alone can be told to start no threads: those of Arrow, met by the end of a
+        # process at the wrong moment, make it abort.
+        stream = pa.py_buffer(header[len(_MAGIC) :] + data)
+        with pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)) as reader:
+            batch = reader.read_next_batch()
         if batch.num_rows != entry.num_utterances:
             raise ShardError(
                 f"{shard}: {batch.num_rows} rows in {self._index}, and the manifest says {entry.num_utterances}. "

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -241,3 +242,17 @@ def test_damage_to_a_member_is_named_by_shard_and_key(tmp_path: Path):
 
 def test_a_plain_set_is_its_own_content(shard_set: ShardSet):
     assert shard_set.content_digest == shard_set.digest
+
+
+def test_reading_the_index_starts_no_thread_that_could_outlive_the_interpreter(shard_set: ShardSet):
+    """A thread of Arrow's own pool, met by the end of a training process, made it abort after all was done."""
+    program = f"""
+import os
+from ccts_dist.shards.read import open_shard_set
+shards = open_shard_set({str(shard_set.root)!r})
+before = len(os.listdir("/proc/self/task"))
+for shard in shards.manifest.shards:
+    shards.rows(shard.name)
+raise SystemExit(len(os.listdir("/proc/self/task")) - before)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
