@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +44,15 @@ class Ended:
     returncode: int
     stdout: str
     stderr: str
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As in the processes that the tests start: on more threads, sums come in another order and round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
