@@ -15,6 +15,7 @@ Prints a Markdown table. Nothing here passes or fails on a time.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -100,6 +101,12 @@ def main() -> None:
     """Measure and print."""
     options = _options()
     work = options.work / str(options.utterances)
+    work.mkdir(parents=True, exist_ok=True)
+    lock = open(work / "lock", "wb")  # noqa: SIM115 - held until the end
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"{work}: another run is using it, and would spoil the times. Wait for it.")
     make_corpus(work / "corpus", options.utterances)
     peers = {"all": list(PEERS), "none": []}.get(options.peers, options.peers.split(","))
     entrants: list[Entrant] = []
