@@ -142,6 +142,8 @@ def test_damage_gives_one_and_a_line_per_finding(msp: Path, tmp_path: Path, caps
         (["build", "msp-podcast", "msp", "--out", "s", "--shard-mb", "nan"], "shard_bytes=nan: must be at least 1"),
         (["build", "demo", "--out", "s", "--shard-mb", "inf"], "shard_bytes=inf: must be at least 1 and finite"),
         (["build", "demo", "--out", "s", "--max-rejected", "nan"], "max_rejected=nan: must be between 0 and 1"),
+        (["build", "msp-podcast", "msp", "--out", ""], "--out: is empty"),
+        (["check", "s", "--threads", "-2"], "-2 threads cannot check anything"),
         (["build", "demo", "--out", "s", "--utterances", "3"], "num_utterances=3 must be at least 12"),
         (["build", "demo", "--out", "s3://bucket/s"], "the demo corpus cannot be made there. Name a folder with"),
         (["build", "msp-podcast", "msp", "--out", "s", "--processes", "0"], "num_processes=0: must be at least 1"),

@@ -135,6 +135,8 @@ def check_build(
     _check_share(max_rejected)
     if not 0 < max_duration_s < math.inf:
         raise ConfigError(f"max_duration_s={max_duration_s}: must be above 0 and finite. Change --max-duration.")
+    if not str(out):
+        raise ConfigError("--out: is empty, which may be a shell variable that was never set. Name a folder.")
     if num_processes < 1:
         raise ConfigError(f"num_processes={num_processes}: must be at least 1. Change --processes.")
     open_output(out)
