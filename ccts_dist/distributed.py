@@ -3,14 +3,16 @@
 Works without a process group too: then there is one rank. Knows neither Accelerate nor DeepSpeed.
 """
 
+import atexit
 import hashlib
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import torch
@@ -79,6 +81,19 @@ def process_group(ranks: Ranks, *, timeout_s: float = 600.0) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with ``code`` after its exit handlers, without taking the interpreter apart.
+
+    For commands that were in a process group. Threads of gloo may still hold tensors of the last collective; one that
+    lets go of them while the interpreter is taken apart makes the process abort, whatever its exit code was to be
+    (pytorch issue 190489).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _grouped() -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ccts_dist.distributed import best_device, process_group, rank_facts, together
+from ccts_dist.distributed import best_device, leave, process_group, rank_facts, together
 from ccts_dist.errors import run_main
 from ccts_dist.registry import pull_model_on_ranks
 from ccts_dist.shards.read import open_shard_set
@@ -56,4 +56,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+    leave(run_main(main))

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ccts_dist.distributed import process_group, rank_facts
+from ccts_dist.distributed import leave, process_group, rank_facts
 from ccts_dist.errors import run_main
 from ccts_dist.model import weights_digest
 from ccts_dist.registry.evaluate import HEADER, evaluate_split, scores_to_rows, scores_to_tree
@@ -55,4 +55,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+    leave(run_main(main))

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ccts_dist.config import read_run
-from ccts_dist.distributed import process_group, rank_facts
+from ccts_dist.distributed import leave, process_group, rank_facts
 from ccts_dist.errors import run_main
 from ccts_dist.train.run import check, train
 
@@ -55,4 +55,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+    leave(run_main(main))

@@ -80,7 +80,7 @@ def _receive(receivers: list[Connection], deadline: float) -> list[tuple[bool, A
 def _run_rank(
     sender: Connection, rank: int, num_ranks: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
-    from ccts_dist.distributed import barrier, process_group, rank_facts
+    from ccts_dist.distributed import barrier, leave, process_group, rank_facts
 
     os.environ.update(
         RANK=str(rank),
@@ -100,6 +100,7 @@ def _run_rank(
         _send(sender, (False, traceback.format_exc()))
         raise
     _send(sender, (True, answer))
+    leave(0)
 
 
 def _send(sender: Connection, verdict: tuple[bool, Any]) -> None:
