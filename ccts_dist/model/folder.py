@@ -75,6 +75,7 @@ def save_model(
 
     Raises:
         CheckpointError: ``extra`` is not JSON, or a text branch comes without its tokenizer.
+        OSError: the folder cannot be written (or ``SafetensorError``, for the weights); what was there before stays.
     """
     if (tokenizer is None) != (config.text is None):
         raise CheckpointError(
@@ -86,27 +87,31 @@ def save_model(
     replaced = folder.with_name(f".{folder.name}.replaced")
     for left_behind in (unfinished, replaced):
         shutil.rmtree(left_behind, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, unfinished / WEIGHTS)
-    for name, encoder in (("speech_encoder", encoders.speech), ("text_encoder", encoders.text)):
-        if encoder is not None:
-            encoder.save_pretrained(unfinished / name)
-    if tokenizer is not None:
-        tokenizer.save(unfinished / "tokenizer")
-    digest = weights_digest(unfinished)
-    description = {
-        "format_version": FORMAT_VERSION,
-        "model": run_to_tree(config),
-        "targets": list(config.targets),
-        "scale": list(scale),
-        "normalise": encoders.normalise,
-        "sha256": digest,
-        "extra": dict(extra),
-    }
-    _sync(*unfinished.rglob("*"), unfinished)
-    text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
-    (unfinished / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-    _sync(unfinished / DESCRIPTION, unfinished)
+    try:
+        unfinished.mkdir(parents=True)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, unfinished / WEIGHTS)
+        for name, encoder in (("speech_encoder", encoders.speech), ("text_encoder", encoders.text)):
+            if encoder is not None:
+                encoder.save_pretrained(unfinished / name)
+        if tokenizer is not None:
+            tokenizer.save(unfinished / "tokenizer")
+        digest = weights_digest(unfinished)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "model": run_to_tree(config),
+            "targets": list(config.targets),
+            "scale": list(scale),
+            "normalise": encoders.normalise,
+            "sha256": digest,
+            "extra": dict(extra),
+        }
+        _sync(*unfinished.rglob("*"), unfinished)
+        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
+        (unfinished / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        _sync(unfinished / DESCRIPTION, unfinished)
+    except (OSError, SafetensorError):
+        shutil.rmtree(unfinished, ignore_errors=True)  # makes room, where room was what it wanted
+        raise
     if folder.exists():
         folder.rename(replaced)
     unfinished.rename(folder)

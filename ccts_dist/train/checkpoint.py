@@ -1,11 +1,13 @@
 """Checkpoints: folders that count only when their own manifest is there and true.
 
     <output>/checkpoints/step-00000123/
-        zero/          DeepSpeed's files, one rank's part each (pickles: a run folder is trusted)
-        state.json     position, schedule, best model so far
-        manifest.json  written last: size and SHA-256 of every file, step, ranks, plan digest, run file
+        weights.safetensors     every parameter and buffer, whole, in float32
+        exp_avg.safetensors     and what else the optimizer keeps for each trained parameter: exp_avg_sq, step
+        state.json              position, schedule, best model so far
+        manifest.json           written last: size and SHA-256 of every file, step, ranks, plan digest, run file
 
-Written beside its place, synced to disk, then renamed. Whoever is killed in between leaves a folder whose name says so.
+Nothing in it depends on the ranks or on the ZeRO stage that wrote it, and nothing is unpickled. Written beside its
+place, synced to disk, then renamed. Whoever is killed in between leaves a folder whose name says so.
 """
 
 import hashlib
@@ -17,11 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ccts_dist.distributed import Ranks, barrier
+from ccts_dist.distributed import Ranks, together
 from ccts_dist.errors import CheckpointError
+from ccts_dist.train.tensor_file import storage_errors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PARTIAL = ".partial"
+_REPLACED = ".replaced"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +61,8 @@ class CheckpointManifest:
 
     step: int
     num_ranks: int
+    """That wrote it; any number can go on from it."""
+
     plan_digest: str
     run: Mapping[str, Any]
     """The resolved run file as plain values."""
@@ -77,40 +83,55 @@ def write_checkpoint(
     run: Mapping[str, Any],
     plan_digest: str,
     ranks: Ranks,
-    save_engine: Callable[[Path], None],
+    save_engine: Callable[[Path], Mapping[str, tuple[int, str]]],
     keep: int,
 ) -> Path:
     """Write a complete checkpoint, then remove all but the newest ``keep``. Every rank must call it.
 
     Until the rename the previous checkpoints are untouched, so a kill at any moment loses only the steps since.
+
+    Args:
+        save_engine: writes into the folder it is given; every rank calls it, and a failure is raised on all alike.
+            Gives, on rank 0, size and SHA-256 of the files that it has synced to disk.
+
+    Raises:
+        CheckpointError: on all ranks alike: rank 0 could not write. Nothing of it is left, if that can be helped.
     """
     final = checkpoints_folder(output) / f"step-{state.step:08d}"
     partial = final.with_name(final.name + _PARTIAL)
-    if ranks.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    barrier()
-    save_engine(partial)
-    barrier()
-    if ranks.is_first:
-        _write_synced(partial / "state.json", json.dumps(asdict(state), indent=1))
-        files = {str(path.relative_to(partial)): _sync_and_digest(path) for path in _files(partial)}
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "step": state.step,
-            "num_ranks": ranks.num_ranks,
-            "plan_digest": plan_digest,
-            "run": run,
-            "files": files,
-        }
-        _write_synced(partial / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
-        for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-            sync_folder(folder)
-        shutil.rmtree(final, ignore_errors=True)  # the same step again, after a resume from before it
-        partial.rename(final)
-        sync_folder(final.parent)
-        _prune(output, keep)
-    barrier()
+
+    def begin() -> None:
+        with storage_errors(partial):
+            _remove(partial)
+            partial.mkdir(parents=True)
+
+    def finish(written: Mapping[str, tuple[int, str]]) -> None:
+        with storage_errors(partial):
+            _write_synced(partial / "state.json", json.dumps(asdict(state), indent=1))
+            others = (path for path in _files(partial) if str(path.relative_to(partial)) not in written)
+            files = {str(path.relative_to(partial)): _sync_and_digest(path) for path in others}
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                "step": state.step,
+                "num_ranks": ranks.num_ranks,
+                "plan_digest": plan_digest,
+                "run": run,
+                "files": {**files, **written},
+            }
+            _write_synced(partial / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
+            for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+                sync_folder(folder)
+            _put_in_place(partial, final)
+            _prune(output, keep)
+
+    try:
+        together(lambda: begin() if ranks.is_first else None)
+        written = save_engine(partial)
+        together(lambda: finish(written) if ranks.is_first else None)
+    except CheckpointError:
+        if ranks.is_first:
+            shutil.rmtree(partial, ignore_errors=True)  # makes room, where room was what it wanted
+        raise
     return final
 
 
@@ -121,8 +142,8 @@ def find_checkpoint(output: Path, warn: Callable[[str], None]) -> tuple[Path, Ch
         CheckpointError: there are checkpoints, and none is complete.
     """
     folder = checkpoints_folder(output)
-    candidates = sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
-    passed_over = 0
+    candidates = sorted((path for path in folder.glob("step-*") if path.is_dir()), key=_age, reverse=True)
+    passed_over: list[CheckpointError] = []
     for path in candidates:
         if path.name.endswith(_PARTIAL):
             warn(f"{path}: passed over: it was still being written when training stopped.")
@@ -130,11 +151,12 @@ def find_checkpoint(output: Path, warn: Callable[[str], None]) -> tuple[Path, Ch
         try:
             return path, read_manifest(path)
         except CheckpointError as error:
-            passed_over += 1
+            passed_over.append(error)
             warn(f"passed over: {error}")
     if passed_over:
         raise CheckpointError(
-            f"{folder}: none of {passed_over} checkpoints is complete. Start again in another folder."
+            f"{folder}: none of {len(passed_over)} checkpoints can be used; the newest: {passed_over[0]} Start again "
+            "in another folder."
         )
     return None
 
@@ -158,7 +180,10 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: incomplete: no readable manifest.json ({error!r}).") from error
     if version != FORMAT_VERSION:
-        raise CheckpointError(f"{folder}: format version {version}, this program reads {FORMAT_VERSION}.")
+        raise CheckpointError(
+            f"{folder}: checkpoint format {version}, this program reads {FORMAT_VERSION}. Finish the run with the "
+            "version of the program that began it."
+        )
     for name, (size, digest) in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
@@ -204,11 +229,34 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _put_in_place(partial: Path, final: Path) -> None:
+    """Rename, without a moment in which neither is there when the step has been checkpointed before."""
+    replaced = final.with_name(final.name + _REPLACED)
+    if final.exists():
+        _remove(replaced)
+        final.rename(replaced)
+    partial.rename(final)
+    sync_folder(final.parent)
+    _remove(replaced)
+
+
+def _age(path: Path) -> tuple[str, bool]:
+    """Sorts checkpoints by their step; of one step, that which was replaced is the older."""
+    return path.name.removesuffix(_REPLACED), not path.name.endswith(_REPLACED)
+
+
 def _prune(output: Path, keep: int) -> None:
-    complete = sorted(p for p in checkpoints_folder(output).glob("step-*") if not p.name.endswith(_PARTIAL))
+    found = checkpoints_folder(output).glob("step-*")
+    complete = sorted((path for path in found if not path.name.endswith(_PARTIAL)), key=_age)
     for path in complete[:-keep]:
-        # Renamed first: a half-removed folder must not look like an altered checkpoint.
-        doomed = path.with_name(path.name + _PARTIAL)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint if it is there. Renamed first: half-removed, it must not look like an altered one."""
+    doomed = path if path.name.endswith(_PARTIAL) else path.with_name(path.name + _PARTIAL)
+    if path != doomed and path.exists():
         shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)
+    if doomed.exists():
         shutil.rmtree(doomed)

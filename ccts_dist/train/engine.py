@@ -1,8 +1,13 @@
-"""The one module that knows Accelerate and DeepSpeed: a model under ZeRO, and the few things done to it."""
+"""The one module that knows Accelerate and DeepSpeed: a model under ZeRO, and the few things done to it.
+
+How DeepSpeed lays out weights and optimizer state is ``train.zero_state``'s part.
+"""
 
 import logging
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ccts_dist.config import RunConfig
-from ccts_dist.distributed import Ranks
+from ccts_dist.distributed import Ranks, agree_or_raise, together
 from ccts_dist.errors import CheckpointError
 from ccts_dist.records import Batch
 from ccts_dist.train.ds_config import read_ds_config, resolve_ds_config
+from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile, storage_errors
+from ccts_dist.train.zero_state import WEIGHTS, ZeroState, undo_first_step
+
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,28 +33,48 @@ class Update:
     """Of the global gradient, before clipping."""
 
     skipped: bool
-    """DeepSpeed left the weights alone (an overflow in bf16)."""
+    """The gradient was not finite, and the weights were left alone."""
 
 
 class Engine:
     """A model and its optimizer under DeepSpeed, prepared by Accelerate.
 
-    Build the model, weights and all, before this: with an Accelerator alive, transformers would load weights under
-    ZeRO-3's hands.
+    Build the model, weights and all, before this.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, run: RunConfig, *, passes: int, ranks: Ranks
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        run: RunConfig,
+        *,
+        passes: int,
+        ranks: Ranks,
+        resume_from: Path | None = None,
     ) -> None:
+        """Every rank must make it.
+
+        Args:
+            passes: forward passes per optimizer step on each rank.
+            resume_from: a folder that ``save`` wrote, on any number of ranks and under any ZeRO stage.
+
+        Raises:
+            CheckpointError: on all ranks alike: what is there is not of this model.
+        """
         # Imported late: they take seconds and start loggers, and --check does without.
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         # Accelerate reads these; a launcher has set them, plain `python launch/train.py` has not.
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_PORT", "0")
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        stored = together(lambda: _open_stored(resume_from)) if resume_from is not None else {}
+        if stored:
+            # What is frozen, and what ZeRO-3 will spread, is easiest to load while the model is still whole.
+            together(lambda: _load_whole(model, stored[WEIGHTS]))
         tree = resolve_ds_config(read_ds_config(Path(run.train.deepspeed)), run, passes=passes)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         self._accelerator = Accelerator(
@@ -57,10 +86,19 @@ class Engine:
         )
         # Our loader stays out of prepare(): Accelerate would read it on rank 0 alone and broadcast.
         self._engine: Any
-        self._engine, self._optimizer = self._accelerator.prepare(model, optimizer)
+        self._engine, _ = self._accelerator.prepare(model, optimizer)
+        # Transformers would build every further model under ZeRO-3's hands: that of the test at the end, say.
+        unset_hf_deepspeed_config()
+        undo_first_step(self._engine.optimizer, optimizer)
         self.ranks = ranks
         self.passes = passes
         self.device: torch.device = self._accelerator.device
+        # Under stage 0 in float32 DeepSpeed looks at no norm: see ``_norm_of_plain_gradients``.
+        self._is_plain = self._engine.optimizer is optimizer
+        self._rounds_to = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
+        self._state = ZeroState(self._engine, optimizer, ranks, self.device)
+        if stored:
+            together(lambda: self._state.restore({kind: tensors.get for kind, tensors in stored.items()}))
 
     def forward(self, batch: Batch) -> Any:
         """The model's output for a micro-batch that is on ``device``."""
@@ -78,14 +116,33 @@ class Engine:
         self._engine.backward(surrogate * (self.ranks.num_ranks * self.passes))
 
     def step(self) -> Update:
-        """Count a pass; after the last of a step, reduce the gradient and move the weights."""
+        """Count a pass; after the last of a step, reduce the gradient and move the weights.
+
+        A gradient that is not finite on any rank moves no weights, under every stage and in both precisions.
+        """
         skipped_before = self._engine.skipped_steps
+        norm = self._norm_of_plain_gradients() if self._is_plain else None
         self._engine.step()
+        if norm is not None:
+            return Update(gradient_norm=norm, skipped=not isfinite(norm))
         norm = self._engine.get_global_grad_norm()
         return Update(
             gradient_norm=float("nan") if norm is None else float(norm),
             skipped=self._engine.skipped_steps > skipped_before,
         )
+
+    def _norm_of_plain_gradients(self) -> float | None:
+        """Of the reduced gradient, before clipping; None before the last pass. Drops a gradient that is not finite."""
+        if not self._engine.is_gradient_accumulation_boundary():
+            return None
+        trained = [parameter for parameter in self._engine.module.parameters() if parameter.grad is not None]
+        norm = float(
+            torch.nn.utils.get_total_norm(parameter.grad for parameter in trained if parameter.grad is not None)
+        )
+        if not isfinite(norm):
+            for parameter in trained:
+                parameter.grad = None  # an optimizer passes over what has none
+        return norm
 
     def full_gradient(self, name: str) -> Tensor:
         """The global gradient of one parameter after the last backward and before ``step``; on every rank."""
@@ -96,20 +153,75 @@ class Engine:
         return gradient
 
     def full_state(self) -> dict[str, Tensor]:
-        """The whole model's weights in float32 on the CPU; every rank must call it, and rank 0's answer is complete."""
-        state: Any = self._accelerator.get_state_dict(self._engine)
-        return {name: value.detach().float().cpu().contiguous() for name, value in (state or {}).items()}
+        """The whole model's weights as it computes with them, in float32 on the CPU: on rank 0, and nothing on others.
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimizer state, each rank its part; every rank must call it, barriers are the caller's."""
-        self._engine.save_checkpoint(str(folder), tag="zero", save_latest=False)
+        Every rank must call it.
+        """
+        entries = self._state.kinds()[WEIGHTS]
+        state: dict[str, Tensor] = {}
+        for name, tensor in self._state.gather(WEIGHTS, entries):
+            if tensor is not None:
+                # A copy: safetensors refuses names that share memory, as tied weights would.
+                rounded = tensor.to(self._rounds_to).float() if tensor.is_floating_point() else tensor
+                state[name] = rounded.clone()
+        return state
 
-    def load(self, folder: Path) -> None:
-        """Take up what ``save`` wrote on as many ranks.
+    def save(self, folder: Path) -> dict[str, tuple[int, str]]:
+        """Write weights and optimizer state, whole, by the parameters' names; every rank must call it.
+
+        One safetensors file per kind of tensor: weights, and with Adam exp_avg, exp_avg_sq and step. Rank 0 writes, and
+        holds one tensor at a time. What is written depends neither on the ranks nor on the ZeRO stage.
+
+        Returns:
+            On rank 0 size and SHA-256 of every file, by name; elsewhere nothing.
 
         Raises:
-            CheckpointError: DeepSpeed finds nothing to load there.
+            CheckpointError: on all ranks alike: rank 0 could not write.
         """
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag="zero")
-        if loaded is None:
-            raise CheckpointError(f"{folder}: DeepSpeed finds no checkpoint of {self.ranks.num_ranks} ranks there.")
+        written: dict[str, tuple[int, str]] = {}
+        for kind, entries in self._state.kinds().items():
+            path = folder / f"{kind}{_SUFFIX}"
+            tensors = self._state.gather(kind, entries)
+            if not self.ranks.is_first:
+                for _ in tensors:
+                    pass
+                agree_or_raise(None)
+                continue
+            error = None
+            try:
+                with storage_errors(path):
+                    written[path.name] = _write_all(path, entries, tensors)
+            except CheckpointError as raised:
+                error = raised
+                for _ in tensors:  # the others are waiting in their gathers
+                    pass
+            agree_or_raise(error)
+        return written
+
+
+def _write_all(
+    path: Path, entries: Mapping[str, Entry], tensors: Iterator[tuple[str, Tensor | None]]
+) -> tuple[int, str]:
+    file = TensorFile(path, entries)
+    try:
+        for name, tensor in tensors:
+            assert tensor is not None, "rank 0 has them whole"
+            file.write(name, tensor)
+        return file.finish()
+    finally:
+        file.close()
+
+
+def _open_stored(folder: Path) -> dict[str, StoredTensors]:
+    """The files of ``save`` by kind."""
+    stored = {path.name.removesuffix(_SUFFIX): StoredTensors(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))}
+    if WEIGHTS not in stored:
+        raise CheckpointError(f"{folder}: there is no {WEIGHTS}{_SUFFIX}.")
+    return stored
+
+
+def _load_whole(model: nn.Module, stored: StoredTensors) -> None:
+    """Every parameter and buffer of a model that is not yet spread."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(stored.get(name, tuple(tensor.shape)))

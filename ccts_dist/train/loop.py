@@ -10,7 +10,7 @@ from typing import IO, Any
 import torch
 
 from ccts_dist.config import run_to_tree
-from ccts_dist.distributed import barrier, gather_objects, in_step
+from ccts_dist.distributed import barrier, gather_objects, in_step, together
 from ccts_dist.errors import ShardError, TrainingError
 from ccts_dist.model.folder import load_model, save_model
 from ccts_dist.progress import Progress, say
@@ -23,6 +23,7 @@ from ccts_dist.train.optim import Schedule, rates_by_group
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session
 from ccts_dist.train.step import StepResult, train_step
+from ccts_dist.train.tensor_file import storage_errors
 
 MOST_SKIPPED_IN_A_ROW = 20
 """Steps without a finite loss, one after the other, after which training stops: the model has diverged."""
@@ -267,17 +268,19 @@ class Trainer:
             "teacher_cache": teacher.digest if teacher else "",
         }
 
-        if self._first:
-            save_model(
-                self._folder.path / name,
-                state,
-                self._run.model,
-                encoders=self._session.model.encoder_configs,
-                tokenizer=self._session.tokenizer,
-                scale=(manifest.scale[0], manifest.scale[1]),
-                extra=extra,
-            )
-        barrier()
+        def save() -> None:
+            with storage_errors(self._folder.path / name):
+                save_model(
+                    self._folder.path / name,
+                    state,
+                    self._run.model,
+                    encoders=self._session.model.encoder_configs,
+                    tokenizer=self._session.tokenizer,
+                    scale=(manifest.scale[0], manifest.scale[1]),
+                    extra=extra,
+                )
+
+        together(lambda: save() if self._first else None)
 
     def _finish(self, seconds: float) -> Outcome:
         """Score the best model, from its folder as a user would load it."""

@@ -48,10 +48,9 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str) -> O
     for name, value in session.derived().items():
         say(f"{name:24} {value}", visible=ranks.is_first)
     point = folder.find_resume_point(resume, run, session.loader.plan.digest, say) if resume else None
-    engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks)
+    engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks, resume_from=point)
     state = TrainState()
     if point is not None:
-        engine.load(point)
         state = read_state(point)
         schedule.restore(state.schedule)
         say(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)

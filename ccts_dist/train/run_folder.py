@@ -29,6 +29,9 @@ from ccts_dist.train.checkpoint import (
 FROZEN_SECTIONS = ("seed", "model", "batch", "loss", "distill", "optim")
 """What may not change on resuming: the numbers would be those of neither run."""
 
+FROZEN_KEYS = ("train.precision",)
+"""Nor these, in sections that may. How the work is spread, train.deepspeed and the ranks, may change."""
+
 FREE_DATA_KEYS = (
     "workers",
     "shards",
@@ -118,7 +121,7 @@ class RunFolder:
             say: hears what was passed over and what has changed; on rank 0.
 
         Raises:
-            CheckpointError: none is complete, it is of other data, or of another number of ranks.
+            CheckpointError: none is complete, or it is of other data.
             ConfigError: a frozen setting has changed.
         """
         found = together(lambda: self._find(resume, run, plan_digest, say) if self._ranks.is_first else None)
@@ -154,6 +157,7 @@ class RunFolder:
         for key, (then, now) in changed_keys(manifest.run, run_to_tree(run)).items():
             section, _, rest = key.partition(".")
             frozen = section in FROZEN_SECTIONS or (section == "data" and rest not in FREE_DATA_KEYS)
+            frozen = frozen or key in FROZEN_KEYS
             if frozen:
                 raise ConfigError(
                     f"{key} = {now!r}: was {then!r} when {path.name} was written, and must not change within a run. "
@@ -166,10 +170,7 @@ class RunFolder:
                 "Resume with the shard set the run began with."
             )
         if manifest.num_ranks != self._ranks.num_ranks:
-            raise CheckpointError(
-                f"{path}: was written by {manifest.num_ranks} ranks, here are {self._ranks.num_ranks}. "
-                f"Resume on {manifest.num_ranks} ranks."
-            )
+            say(f"changed since {path.name}: number of ranks: {manifest.num_ranks} -> {self._ranks.num_ranks}")
 
     def write_run_file(self, run: RunConfig) -> None:
         """Keep the resolved run file with what it made; on rank 0."""

@@ -43,7 +43,7 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any, timeo
     try:
         answers = _receive([receiver for receiver, _ in pipes], time.monotonic() + timeout_s)
         for rank in ranks:
-            rank.join(10.0)
+            rank.join(60.0)  # a rank with all of DeepSpeed in it takes its time to go
     finally:
         alive = [rank.is_alive() for rank in ranks]
         for rank in ranks:

@@ -1,6 +1,8 @@
 """Checkpoints count only when they are whole, and a run's folder only for the run that it is of."""
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ccts_dist.train.checkpoint import TrainState, find_checkpoint, read_manifes
 from ccts_dist.train.run_folder import RunFolder, changed_keys
 
 ALONE = Ranks()
+WEIGHTS = "weights.safetensors"
 
 
 def run_in(output: Path, **sections: object) -> RunConfig:
@@ -26,9 +29,14 @@ def save(output: Path, step: int, *, keep: int = 2, content: bytes = b"weights",
         run=run_to_tree(run or run_in(output)),
         plan_digest="plan",
         ranks=ALONE,
-        save_engine=lambda folder: (folder / "zero.pt").write_bytes(content),
+        save_engine=lambda folder: write_weights(folder, content),
         keep=keep,
     )
+
+
+def write_weights(folder: Path, content: bytes) -> dict[str, tuple[int, str]]:
+    (folder / WEIGHTS).write_bytes(content)
+    return {WEIGHTS: (len(content), hashlib.sha256(content).hexdigest())}
 
 
 def test_state_comes_back_as_it_was_saved(tmp_path):
@@ -45,7 +53,7 @@ def test_only_the_newest_are_kept(tmp_path):
 
 def test_half_written_and_altered_checkpoints_are_passed_over_and_named(tmp_path):
     whole, altered = save(tmp_path, 1), save(tmp_path, 2)
-    (altered / "zero.pt").write_bytes(b"WEIGHTS")
+    (altered / WEIGHTS).write_bytes(b"WEIGHTS")
     (tmp_path / "checkpoints" / "step-00000003.partial").mkdir()
     heard: list[str] = []
     found = find_checkpoint(tmp_path, heard.append)
@@ -53,14 +61,14 @@ def test_half_written_and_altered_checkpoints_are_passed_over_and_named(tmp_path
     assert found[0] == whole
     assert "step-00000003.partial" in heard[0]
     assert "altered" in heard[1]
-    assert "zero.pt" in heard[1]
+    assert WEIGHTS in heard[1]
 
 
 @pytest.mark.parametrize("harm", ["cut", "missing", "no manifest"])
 def test_checkpoint_with_a_harmed_file_is_refused(tmp_path, harm):
     path = save(tmp_path, 1)
     if harm == "cut":
-        (path / "zero.pt").write_bytes(b"wei")
+        (path / WEIGHTS).write_bytes(b"wei")
     elif harm == "missing":
         (path / "state.json").unlink()
     else:
@@ -88,24 +96,73 @@ def test_checkpoint_of_another_run_is_the_users_mistake(tmp_path):
 def test_no_complete_checkpoint_is_an_error_and_none_at_all_is_a_beginning(tmp_path):
     assert find_checkpoint(tmp_path, print) is None
     (save(tmp_path, 1) / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match="none of 1 checkpoints is complete"):
+    with pytest.raises(
+        CheckpointError, match=r"none of 1 checkpoints can be used; the newest: .*no readable manifest.json"
+    ):
         find_checkpoint(tmp_path, lambda _: None)
 
 
 def test_saving_that_fails_leaves_the_previous_checkpoint_whole(tmp_path):
     before = save(tmp_path, 1)
 
-    def disk_full(folder: Path) -> None:
-        (folder / "zero.pt").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+    def disk_full(folder: Path) -> dict[str, tuple[int, str]]:
+        (folder / WEIGHTS).write_bytes(b"half")
+        raise CheckpointError("No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match="No space left"):
         write_checkpoint(
             tmp_path, TrainState(step=2), run={}, plan_digest="plan", ranks=ALONE, save_engine=disk_full, keep=1
         )
+    heard: list[str] = []
+    found = find_checkpoint(tmp_path, heard.append)
+    assert found is not None
+    assert found[0] == before
+    assert heard == [], "what was half written takes no room"
+
+
+def test_storage_that_fails_before_and_after_the_weights_is_told_with_its_place(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "checkpoints" / "step-00000002.partial").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"step-00000002.partial: cannot be written .* --resume auto"):
+        save(tmp_path, 2)
+    with pytest.raises(CheckpointError, match=r"step-00000003.partial: cannot be written \(Is a directory\)"):
+        write_checkpoint(
+            tmp_path, TrainState(step=3), run={}, plan_digest="plan", ranks=ALONE,
+            save_engine=lambda folder: (folder / "state.json").mkdir() or {}, keep=1,
+        )  # fmt: skip
+    assert find_checkpoint(tmp_path, lambda _: None) is not None
+
+
+def test_checkpoint_of_an_earlier_format_is_refused_with_what_to_do(tmp_path):
+    path = save(tmp_path, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}))
+    with pytest.raises(CheckpointError, match=r"checkpoint format 1, this program reads 2\. Finish the run with"):
+        find_checkpoint(tmp_path, lambda _: None)
+
+
+def test_step_that_is_checkpointed_again_is_there_at_every_moment(tmp_path, monkeypatch):
+    before = save(tmp_path, 5, content=b"first")
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "step-00000005.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 5, content=b"second")
+    monkeypatch.undo()
+    found = find_checkpoint(tmp_path, lambda _: None)
+    assert found is not None
+    assert (found[0] / WEIGHTS).read_bytes() == b"first"
+    save(tmp_path, 5, content=b"third")
     found = find_checkpoint(tmp_path, lambda _: None)
     assert found is not None
     assert found[0] == before
+    assert (before / WEIGHTS).read_bytes() == b"third"
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
 
 
 def test_folder_with_checkpoints_is_refused_without_resume(tmp_path):
@@ -136,6 +193,7 @@ def test_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
         ("batch", {"global_utterances": 16}, "batch.global_utterances"),
         ("optim", {"learning_rate": 1e-2}, "optim.learning_rate"),
         ("data", {"shards": "s", "train_splits": ["Other"]}, "data.train_splits"),
+        ("train", {"precision": "bf16"}, "train.precision"),
     ],
 )
 def test_resuming_with_another_numerical_setting_is_refused(tmp_path, section, value, key):
@@ -156,15 +214,23 @@ def test_resuming_names_every_harmless_change(tmp_path):
     assert [line.split(": ")[1] for line in heard] == ["data.shards", "data.workers", "train.epochs"]
 
 
-def test_resuming_on_another_plan_or_number_of_ranks_is_refused(tmp_path):
+def test_resuming_on_another_plan_is_refused(tmp_path):
     save(tmp_path, 1)
     run = run_in(tmp_path)
+    with (
+        RunFolder(run, ALONE, resume=True) as folder,
+        pytest.raises(CheckpointError, match="was trained on plan"),
+    ):
+        folder.find_resume_point("auto", run, "another plan", print)
+
+
+def test_resuming_on_another_number_of_ranks_is_said(tmp_path):
+    path = save(tmp_path, 1)
+    run, heard = run_in(tmp_path), []
     with RunFolder(run, ALONE, resume=True) as folder:
-        with pytest.raises(CheckpointError, match="was trained on plan"):
-            folder.find_resume_point("auto", run, "another plan", print)
         folder._ranks = dataclasses.replace(ALONE, num_ranks=3)
-        with pytest.raises(CheckpointError, match="written by 1 ranks, here are 3"):
-            folder._find("auto", run, "plan", print)
+        assert folder._find("auto", run, "plan", heard.append) == path
+    assert heard == ["changed since step-00000001: number of ranks: 1 -> 3"]
 
 
 def test_resuming_from_a_folder_that_is_not_there_is_the_users_mistake(tmp_path):

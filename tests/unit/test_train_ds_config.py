@@ -1,13 +1,14 @@
 """Each number has one owner: what the run file decides cannot stand in a ds_config."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from ccts_dist.config import parse_run
 from ccts_dist.errors import ConfigError
-from ccts_dist.train.ds_config import OWNED_BY_RUN_FILE, read_ds_config, resolve_ds_config
+from ccts_dist.train.ds_config import OFFLOAD_KEYS, OWNED_BY_RUN_FILE, ZERO_KEYS, read_ds_config, resolve_ds_config
 
 SHIPPED = sorted(Path("ds_configs").glob("*.json"))
 
@@ -17,8 +18,78 @@ def test_there_are_shipped_files():
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_every_shipped_file_is_accepted(path):
-    assert read_ds_config(path)["zero_optimization"]["stage"] in (0, 1, 2, 3)
+def test_every_shipped_file_is_accepted_and_named_after_its_stage(path):
+    assert read_ds_config(path)["zero_optimization"]["stage"] == int(path.stem.removeprefix("zero")[0])
+
+
+def test_there_is_a_file_for_every_stage_and_for_offload():
+    assert [path.stem for path in SHIPPED] == ["zero0", "zero1", "zero2", "zero3", "zero3_offload"]
+
+
+# Keys of DeepSpeed's own documentation, each of which decides something that the run file decides too, or that only the
+# code around it can decide.
+OVERRIDING = {
+    "optimizer_legacy_fusion": True,
+    "communication_data_type": "bf16",
+    "prescale_gradients": True,
+    "gradient_predivide_factor": 2.0,
+    "sparse_gradients": True,
+    "data_types": {"grad_accum_dtype": "bf16"},
+    "amp": {"enabled": True},
+    "torch_autocast": {"enabled": True},
+    "zero_force_ds_cpu_optimizer": True,
+    "elasticity": {"enabled": True},
+    "autotuning": {"enabled": True},
+    "data_efficiency": {"enabled": True},
+    "curriculum_learning": {"enabled": True},
+    "progressive_layer_drop": {"enabled": True},
+    "compression_training": {},
+    "steps_per_print": 1,
+    "tensor_parallel": {"autotp_size": 2},
+}
+
+
+@pytest.mark.parametrize("key", OVERRIDING)
+def test_key_that_could_change_what_is_computed_is_refused(tmp_path, key):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, key: OVERRIDING[key]}))
+    with pytest.raises(ConfigError, match=f"ds.json: {key} = .*not one of the keys that say how the work is laid out"):
+        read_ds_config(path)
+
+
+@pytest.mark.parametrize(
+    ("zero", "words"),
+    [
+        ({"zero_quantized_weights": True}, "zero_optimization.zero_quantized_weights = true: not one of the keys"),
+        ({"zero_hpz_partition_size": 2}, "zero_hpz_partition_size = 2: not one of the keys"),
+        ({"compute_grad_norm": False}, "compute_grad_norm = false: not one of the keys"),
+        ({"reduce_bucket_sise": 1}, "Did you mean 'reduce_bucket_size'?"),
+        ({"reduce_bucket_size": "auto"}, 'reduce_bucket_size = "auto": nothing fills it in'),
+        ({"offload_optimizer": "cpu"}, 'offload_optimizer = "cpu": must be an object'),
+        ({"offload_optimizer": {"device": "nvme"}}, 'offload_optimizer.device = "nvme": must be none or cpu'),
+        ({"offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "offload_optimizer.ratio = 0.5: not one of the keys"),
+        ({"offload_param": {"device": "cpu"}}, "offload_param with zero_optimization.stage = 2: needs stage 3"),
+        ({"stage": 0, "offload_optimizer": {"device": "cpu"}}, "stage = 0: needs stage 1"),
+    ],
+)
+def test_zero_optimization_may_only_say_how_the_work_is_laid_out(tmp_path, zero, words):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2, **zero}}))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        read_ds_config(path)
+
+
+def test_every_key_that_may_be_said_is_one_that_deepspeed_reads():
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
+
+    known = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
+    assert set(ZERO_KEYS) <= known
+    for kind in (DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig):
+        assert set(OFFLOAD_KEYS) <= set(kind.model_fields)
 
 
 @pytest.mark.parametrize("key", sorted(OWNED_BY_RUN_FILE))
@@ -69,4 +140,5 @@ def test_run_files_numbers_are_filled_in():
     assert resolved["train_micro_batch_size_per_gpu"] == 8
     assert resolved["gradient_accumulation_steps"] == 4
     assert resolved["gradient_clipping"] == 0.5
-    assert resolved["bf16"] == {"enabled": True}
+    assert resolved["bf16"] == {"enabled": True, "check_grad_overflow": True}
+    assert resolved["zero_force_ds_cpu_optimizer"] is False
