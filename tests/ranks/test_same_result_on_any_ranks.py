@@ -73,6 +73,21 @@ def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(plac
         assert sum(kept[:4]) / 4 == pytest.approx(0.5, abs=0.1), "the short ones are kept, the long ones are not"
 
 
+@pytest.mark.long
+def test_losses_by_micro_batch_agree_where_the_micro_batches_are_the_same(place):
+    """Four passes of one rank and two of two ranks are the same four parts of a batch."""
+    scope = {"loss": {"scope": "micro-batch"}, "batch": {"micro_utterances": 4}, "train": {"max_steps": 12}}
+    one, two = (train(place, "micro-batch", ranks, SETTINGS["rank 0 gated out"], **scope) for ranks in (1, 2))
+    compared = compare_runs(read_recorded(one), read_recorded(two), tolerance=1e-5)
+    assert compared.num_steps == (12, 12)
+    assert compared.same_utterances
+    assert compared.agrees, verdict(compared)
+    exact = train(place, "exact", 1, SETTINGS["rank 0 gated out"], train={"max_steps": 12})
+    other = compare_runs(read_recorded(one), read_recorded(exact), key="train/loss_ccc", tolerance=1e-3)
+    assert other.same_utterances
+    assert other.judged.parts_at == 1, "another loss from the first step on, of the same utterances and weights"
+
+
 def test_rank_0_has_batches_of_long_utterances_alone(place):
     """What makes the run above one in which a rank has nothing to distil."""
     loader = Loader(
