@@ -43,10 +43,7 @@ class Ranks:
 
 def rank_facts() -> Ranks:
     """This process's ranks as the launcher's environment says; one rank when there was no launcher."""
-
-    def number(*names: str, default: int) -> int:
-        return next((int(os.environ[name]) for name in names if name in os.environ), default)
-
+    number = _from_environment
     rank, local_rank = number("RANK", default=0), number("LOCAL_RANK", default=0)
     num_ranks = number("WORLD_SIZE", default=1)
     # DeepSpeed's launcher, then torch's: how many hosts, and how many ranks on this one.
@@ -54,6 +51,11 @@ def rank_facts() -> Ranks:
     on_this_node = number("LOCAL_SIZE", "LOCAL_WORLD_SIZE", default=num_ranks)
     even = num_nodes * on_this_node == num_ranks and rank % on_this_node == local_rank
     return Ranks(rank=rank, num_ranks=num_ranks, local_rank=local_rank, num_nodes=num_nodes if even else 1)
+
+
+def _from_environment(*names: str, default: int) -> int:
+    """The number in the first of these variables that is set."""
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
 
 def agree_on_nodes(ranks: Ranks) -> Ranks:
@@ -69,12 +71,28 @@ def best_device(ranks: Ranks) -> torch.device:
     return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def share_cores(ranks: Ranks) -> None:
+    """Let torch compute with this rank's share of the cores that the ranks of this host may use.
+
+    Launchers say nothing about it, and every rank would start a thread per core, all of which wait for each other.
+    ``OMP_NUM_THREADS``, where it is set, has the last word: set it where each rank is bound to cores of its own.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_of_this_host(ranks)))
+
+
+def ranks_of_this_host(ranks: Ranks) -> int:
+    """How many ranks the launcher says this host has; all of them when it says nothing."""
+    return _from_environment("LOCAL_SIZE", "LOCAL_WORLD_SIZE", default=ranks.num_ranks)
+
+
 @contextmanager
 def process_group(ranks: Ranks, *, timeout_s: float = 600.0) -> Iterator[None]:
-    """A process group over all ranks for the duration of the block; nothing at all for one rank."""
+    """A process group over all ranks, which share the cores, for the duration of the block; nothing for one rank."""
     if ranks.num_ranks == 1:
         yield
         return
+    share_cores(ranks)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.num_ranks, timeout=timedelta(seconds=timeout_s))
     try:

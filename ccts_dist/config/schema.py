@@ -184,10 +184,15 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """The CCC loss: sum over targets of weight * (1 - CCC) of the global batch."""
+    """The CCC loss: sum over targets of weight * (1 - CCC)."""
 
     target_weights: tuple[float, ...] = ()
     """One weight per target; empty for 1 / number of targets each."""
+
+    scope: Literal["global", "micro-batch"] = "global"
+    """Whose CCC. "global": of the global batch, exactly, however many ranks and passes it is spread over; with several
+    passes this takes a first round of forward passes without gradient. "micro-batch": of each rank's each pass, the
+    mean over those that have two labels; saves that round, and is another loss with every other cut of the batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,7 +151,13 @@ def total_loss(
     sums: BatchSums, target_weights: Sequence[float], parts: DistillParts, distill: DistillTerms | None
 ) -> Float64[Tensor, ""]:
     """The step's objective, from the global sums and the parts added over all passes and ranks."""
-    loss = ccc_loss_from_sums(sums.concordance, target_weights)
-    if distill is not None:
-        loss = loss + distill.embedding_weight * parts.embedding + distill.prediction_weight * parts.prediction
-    return loss
+    return with_distillation(ccc_loss_from_sums(sums.concordance, target_weights), parts, distill)
+
+
+def with_distillation(
+    ccc_loss: Float64[Tensor, ""], parts: DistillParts, distill: DistillTerms | None
+) -> Float64[Tensor, ""]:
+    """A step's objective, from its CCC loss and the parts added over all passes and ranks."""
+    if distill is None:
+        return ccc_loss
+    return ccc_loss + distill.embedding_weight * parts.embedding + distill.prediction_weight * parts.prediction

@@ -149,7 +149,9 @@ def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> S
         model=model,
         loader=loader,
         valid_loader=open_loader(run, shard_set, run.data.valid_splits, tokenizer, None, ranks, training=False),
-        objective=Objective(target_weights=target_weights(run), distill=_distill_terms(run, teacher)),
+        objective=Objective(
+            target_weights=target_weights(run), distill=_distill_terms(run, teacher), scope=run.loss.scope
+        ),
     )
 
 

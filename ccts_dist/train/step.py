@@ -1,25 +1,35 @@
-"""One optimizer step: the exact loss of the global batch, whatever ranks and passes it is spread over."""
+"""One optimizer step: the exact loss of the global batch, whatever ranks and passes it is spread over; or, where the
+run file asks for it, a CCC for each micro-batch."""
 
 import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ccts_dist.distributed import Ranks, derive_seed, seed_everything, sum_over_ranks
 from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance_from_sums
+from ccts_dist.losses.micro_batch import (
+    MicroCounts,
+    mean_concordance,
+    micro_ccc_loss,
+    micro_concordance,
+    micro_counts,
+    micro_surrogate,
+    pack_counts,
+    unpack_counts,
+)
 from ccts_dist.losses.total import (
-    BatchSums,
     DistillParts,
     DistillTerms,
     batch_sums,
     pack_sums,
     surrogate,
-    total_loss,
     unpack_sums,
+    with_distillation,
 )
 from ccts_dist.records import Batch, StepBatches
 from ccts_dist.train.engine import Update
@@ -51,6 +61,8 @@ class Objective:
 
     target_weights: tuple[float, ...]
     distill: DistillTerms | None = None
+    scope: Literal["global", "micro-batch"] = "global"
+    """Whose CCC: see ``losses.total`` and ``losses.micro_batch``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +72,8 @@ class StepResult:
     loss: float
     ccc_loss: float
     ccc: tuple[float, ...]
+    """Of the global batch; with scope "micro-batch" the mean over the micro-batches."""
+
     embedding_loss: float
     prediction_loss: float
     num_rows: int
@@ -74,39 +88,71 @@ class StepResult:
     """None when the loss was not finite and the step was left out."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """This rank's part of a step."""
+
+    engine: StepEngine
+    passes: tuple[Batch, ...]
+    kept: tuple[Tensor | None, ...]
+    """Rows of each pass that are distilled."""
+
+    objective: Objective
+    place: tuple[int, ...]
+    """Seed, epoch, step, rank."""
+
+    def forward(self, number: int) -> Any:
+        """One pass, with its own random state."""
+        seed_everything(derive_seed("forward", *self.place, number))
+        return self.engine.forward(self.passes[number])
+
+
 def train_step(engine: StepEngine, batches: StepBatches, objective: Objective, *, seed: int) -> StepResult:
     """Move the weights by the gradient of the loss of the global batch of which ``batches`` are this rank's part.
 
-    With several passes, a first round without gradient collects the predictions whose sums the loss needs. Each
-    forward draws its random state from (seed, epoch, step, rank, pass), so that the second round repeats the first,
-    and so that resuming needs no generator's state.
+    With several passes and the exact loss, a first round without gradient collects the predictions whose sums the loss
+    needs. Each forward draws its random state from (seed, epoch, step, rank, pass), so that the second round repeats
+    the first, and so that resuming needs no generator's state.
 
-    A loss that is not finite is seen by all ranks alike, since all see the same sums: then none backpropagates.
+    A loss that is not finite is seen by all ranks alike, since all see the same sums: then none backpropagates. With
+    scope "micro-batch" that holds for the first pass; a later one's makes the reduced gradient not finite.
     """
-    passes = [batch.to(engine.device) for batch in batches.passes]
-    kept = [_kept(batch, objective.distill) for batch in passes]
-    place = (seed, batches.epoch, batches.step, engine.ranks.rank)
-    two_rounds = len(passes) > 1
+    passes = tuple(batch.to(engine.device) for batch in batches.passes)
+    assert passes, "a step has at least one pass"
+    part = _Part(
+        engine=engine,
+        passes=passes,
+        kept=tuple(_kept(batch, objective.distill) for batch in passes),
+        objective=objective,
+        place=(seed, batches.epoch, batches.step, engine.ranks.rank),
+    )
+    return _micro_batch_step(part) if objective.scope == "micro-batch" else _global_step(part)
+
+
+def _global_step(part: _Part) -> StepResult:
+    """By the CCC of the global batch: all predictions' sums first, then a backward for each pass."""
+    objective, engine = part.objective, part.engine
+    two_rounds = len(part.passes) > 1
     outputs: list[Any] = []
-    packed = None
-    for number, batch in enumerate(passes):
+    collected: list[Tensor] = []
+    for number, batch in enumerate(part.passes):
         with torch.set_grad_enabled(not two_rounds):
-            output = _forward(engine, batch, place, number)
-        sums = pack_sums(batch_sums(output.prediction, batch.labels, batch.weight, kept[number]))
-        sums = torch.cat([sums, _counts(batch).to(sums.device)])
-        packed = sums if packed is None else packed + sums
+            output = part.forward(number)
+        sums = pack_sums(batch_sums(output.prediction, batch.labels, batch.weight, part.kept[number]))
+        collected.append(torch.cat([sums, _counts(batch).to(sums.device)]))
         outputs.append(None if two_rounds else output)
-    assert packed is not None, "a step has at least one pass"
-    reduced = sum_over_ranks(packed)
+    reduced = sum_over_ranks(torch.stack(collected).sum(0))
     sums, counts = unpack_sums(reduced[:-2]), reduced[-2:]
-    if not math.isfinite(float(ccc_loss_from_sums(sums.concordance, objective.target_weights))):
-        return _result(sums, counts, objective, None, None)
+    ccc_loss = ccc_loss_from_sums(sums.concordance, objective.target_weights)
+    ccc = concordance_from_sums(sums.concordance)
+    if not math.isfinite(float(ccc_loss)):
+        return _result(objective, ccc_loss, ccc, sums.num_rows, sums.num_kept, counts, None, None)
     parts: list[DistillParts] = []
     update = None
-    for number, batch in enumerate(passes):
-        output = outputs[number] if outputs[number] is not None else _forward(engine, batch, place, number)
+    for number, batch in enumerate(part.passes):
+        output = outputs[number] if outputs[number] is not None else part.forward(number)
         outputs[number] = None
-        value, part = surrogate(
+        value, share = surrogate(
             output.prediction,
             output.embedding,
             batch.labels,
@@ -114,13 +160,74 @@ def train_step(engine: StepEngine, batches: StepBatches, objective: Objective, *
             sums,
             objective.target_weights,
             teacher=batch.teacher,
-            kept=kept[number],
+            kept=part.kept[number],
             distill=objective.distill,
         )
-        parts.append(part)
+        parts.append(share)
         engine.backward(value)
         update = engine.step()
-    return _result(sums, counts, objective, parts, update)
+    shares = _pack_parts(parts)
+    if objective.distill is not None:
+        shares = sum_over_ranks(shares)
+    return _result(objective, ccc_loss, ccc, sums.num_rows, sums.num_kept, counts, shares, update)
+
+
+def _micro_batch_step(part: _Part) -> StepResult:
+    """By the mean of the micro-batches' CCCs: one forward and one backward for each pass."""
+    objective, engine = part.objective, part.engine
+    first = part.forward(0)
+    concordances = _own_concordance(first, part.passes[0])
+    counted = [
+        torch.cat([pack_counts(micro_counts(batch.labels, batch.weight, kept)), _counts(batch).to(concordances.device)])
+        for batch, kept in zip(part.passes, part.kept, strict=True)
+    ]
+    num_targets = len(concordances)
+    reduced = sum_over_ranks(torch.cat([concordances, torch.stack(counted).sum(0)]))
+    summed, divisors, counts = reduced[:num_targets], unpack_counts(reduced[num_targets:-2]), reduced[-2:]
+    if not torch.isfinite(summed).all():
+        return _micro_result(objective, summed, divisors, counts, None, None)
+    later = torch.zeros_like(concordances)
+    parts: list[DistillParts] = []
+    update = None
+    for number, batch in enumerate(part.passes):
+        output = first if number == 0 else part.forward(number)
+        if number > 0:
+            later = later + _own_concordance(output, batch)
+        value, share = micro_surrogate(
+            output.prediction,
+            output.embedding,
+            batch.labels,
+            batch.weight,
+            divisors,
+            objective.target_weights,
+            teacher=batch.teacher,
+            kept=part.kept[number],
+            distill=objective.distill,
+        )
+        parts.append(share)
+        engine.backward(value)
+        update = engine.step()
+    shares = torch.cat([later, _pack_parts(parts)])
+    if objective.distill is not None or len(part.passes) > 1:
+        shares = sum_over_ranks(shares)
+    return _micro_result(objective, summed + shares[:-2], divisors, counts, shares[-2:], update)
+
+
+def _own_concordance(output: Any, batch: Batch) -> Tensor:
+    return micro_concordance(output.prediction, batch.labels, batch.weight)
+
+
+def _micro_result(
+    objective: Objective,
+    summed: Tensor,
+    divisors: MicroCounts,
+    counts: Tensor,
+    shares: Tensor | None,
+    update: Update | None,
+) -> StepResult:
+    ccc_loss = micro_ccc_loss(summed, divisors.num_scored, objective.target_weights)
+    ccc = mean_concordance(summed, divisors.num_scored)
+    return _result(objective, ccc_loss, ccc, divisors.num_rows, divisors.num_kept, counts, shares, update)
 
 
 def _counts(batch: Batch) -> Tensor:
@@ -137,33 +244,33 @@ def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
     return distill.kept(batch.teacher, batch.labels, batch.weight)
 
 
-def _forward(engine: StepEngine, batch: Batch, place: Sequence[int], number: int) -> Any:
-    seed_everything(derive_seed("forward", *place, number))
-    return engine.forward(batch)
+def _pack_parts(parts: Sequence[DistillParts]) -> Tensor:
+    """The passes' shares of the two distillation terms, added up."""
+    return torch.stack([torch.stack([part.embedding, part.prediction]) for part in parts]).sum(0)
 
 
 def _result(
-    sums: BatchSums,
-    counts: Tensor,
     objective: Objective,
-    parts: Sequence[DistillParts] | None,
+    ccc_loss: Tensor,
+    ccc: Tensor,
+    num_rows: Tensor,
+    num_kept: Tensor,
+    counts: Tensor,
+    shares: Tensor | None,
     update: Update | None,
 ) -> StepResult:
-    nan = torch.tensor(float("nan"), dtype=torch.float64)
-    whole = DistillParts(embedding=nan, prediction=nan)
-    if parts is not None:
-        local = torch.stack([torch.stack([part.embedding, part.prediction]) for part in parts]).sum(0)
-        if objective.distill is not None:
-            local = sum_over_ranks(local)
-        whole = DistillParts(embedding=local[0], prediction=local[1])
+    """The figures; ``shares`` are the distillation terms over all ranks, None for a step that was left out."""
+    if shares is None:
+        shares = torch.full((2,), math.nan, dtype=torch.float64)
+    whole = DistillParts(embedding=shares[0], prediction=shares[1])
     return StepResult(
-        loss=float(total_loss(sums, objective.target_weights, whole, objective.distill)),
-        ccc_loss=float(ccc_loss_from_sums(sums.concordance, objective.target_weights)),
-        ccc=tuple(concordance_from_sums(sums.concordance).tolist()),
+        loss=float(with_distillation(ccc_loss, whole, objective.distill)),
+        ccc_loss=float(ccc_loss),
+        ccc=tuple(ccc.tolist()),
         embedding_loss=float(whole.embedding),
         prediction_loss=float(whole.prediction),
-        num_rows=int(sums.num_rows),
-        num_kept=int(sums.num_kept),
+        num_rows=int(num_rows),
+        num_kept=int(num_kept),
         num_damaged=int(counts[1]),
         key_checksum=int(counts[0]),
         update=update,

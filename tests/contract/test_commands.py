@@ -9,6 +9,7 @@ import pytest
 OPTIONS = {
     "launch/train.py": "--check --config --ranks --resume --set",
     "launch/cache_teacher.py": "--batch-seconds --fit-splits --out --shards --splits --teacher --timeout-s",
+    "launch/compare.py": "--key --picture --tolerance --uri",
     "launch/evaluate.py": "--micro --model --out --shards --split --uri",
     "launch/register.py": "--alias --checkpoint --name --uri",
     "launch/predict.py": "--format --model --uri",

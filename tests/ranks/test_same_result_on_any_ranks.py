@@ -10,6 +10,9 @@ from ccts_dist.config import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import DIMENSIONS
+from ccts_dist.report.comparison import compare_runs
+from ccts_dist.report.comparison_text import verdict
+from ccts_dist.report.recorded import read_recorded
 from ccts_dist.shards.merge import merge_shards
 from ccts_dist.shards.read import open_shard_set
 from ccts_dist.shards.teacher_cache import open_teacher_cache
@@ -53,19 +56,36 @@ def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(plac
         train(place, setting.replace(" ", "-"), ranks, SETTINGS[setting], batch={"micro_utterances": micro[ranks]})
         for ranks in (1, 2)
     )
-    steps_one, steps_two = read_history(one), read_history(two)
-    assert len(steps_one) == 50
-    assert [step["keys"] for step in steps_one] == [step["keys"] for step in steps_two]
-    losses = np.array([[step["train/loss"] for step in steps] for steps in (steps_one, steps_two)])
-    assert np.abs(losses[0] - losses[1]).max() <= 1e-5
+    compared = compare_runs(read_recorded(one), read_recorded(two), tolerance=1e-5)
+    assert compared.num_steps == (50, 50)
+    assert compared.same_steps
+    assert compared.same_utterances
+    assert compared.agrees, verdict(compared)
     weights_one, weights_two = (load_file(output / "last" / "model.safetensors") for output in (one, two))
     assert weights_one.keys() == weights_two.keys()
     assert max(np.abs(weights_one[name] - weights_two[name]).max() for name in weights_one) <= 1e-5
-    assert losses[0, 0] != losses[0, -1], "nothing was learnt, so nothing was compared"
+    steps = read_history(two)
+    assert steps[0]["train/loss"] != steps[-1]["train/loss"], "nothing was learnt, so nothing was compared"
+    assert all(np.isfinite(step["train/loss"]) for step in steps), "two runs without a loss agree as well"
     if setting == "rank 0 gated out":
-        kept = [step["train/kept_share"] for step in steps_two]
+        kept = [step["train/kept_share"] for step in steps]
         assert min(kept) > 0
         assert sum(kept[:4]) / 4 == pytest.approx(0.5, abs=0.1), "the short ones are kept, the long ones are not"
+
+
+@pytest.mark.long
+def test_losses_by_micro_batch_agree_where_the_micro_batches_are_the_same(place):
+    """Four passes of one rank and two of two ranks are the same four parts of a batch."""
+    scope = {"loss": {"scope": "micro-batch"}, "batch": {"micro_utterances": 4}, "train": {"max_steps": 12}}
+    one, two = (train(place, "micro-batch", ranks, SETTINGS["rank 0 gated out"], **scope) for ranks in (1, 2))
+    compared = compare_runs(read_recorded(one), read_recorded(two), tolerance=1e-5)
+    assert compared.num_steps == (12, 12)
+    assert compared.same_utterances
+    assert compared.agrees, verdict(compared)
+    exact = train(place, "exact", 1, SETTINGS["rank 0 gated out"], train={"max_steps": 12})
+    other = compare_runs(read_recorded(one), read_recorded(exact), key="train/loss_ccc", tolerance=1e-3)
+    assert other.same_utterances
+    assert other.judged.parts_at == 1, "another loss from the first step on, of the same utterances and weights"
 
 
 def test_rank_0_has_batches_of_long_utterances_alone(place):

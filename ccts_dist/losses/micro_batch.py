@@ -1,0 +1,118 @@
+"""The cheaper objective: a CCC for each micro-batch, averaged.
+
+A micro-batch is one forward pass on one rank. Of all micro-batches m of a step, over ranks and passes, let M_j be those
+that have at least two labels of dimension j. The objective is
+
+    sum_j alpha_j / |M_j| * sum_{m in M_j} (1 - CCC_j(m)) + the distillation terms
+
+A dimension for which M_j is empty contributes 0 and no gradient. The distillation terms are those of ``total``: means
+over the kept rows of the global batch, whatever the cut.
+
+Each micro-batch needs its own statistics alone, and how many micro-batches and rows share a mean is known from labels
+and cache: so no prediction is needed twice, and a step of several passes is spared the round without gradient. What is
+lost: CCC(m) knows nothing of what lies between the micro-batches and is noisy on few rows, so that this is another loss
+with every other number of ranks or passes. With one micro-batch in all it is the exact one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from ccts_dist.losses.ccc import concordance_from_sums, concordance_sums, counted
+from ccts_dist.losses.total import DistillParts, DistillTerms, batch_sums, surrogate
+from ccts_dist.records import TeacherBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroCounts:
+    """What the means of a step divide by; needs no prediction, and adds up over passes and ranks."""
+
+    num_scored: Float64[Tensor, " dim"]
+    """|M_j|: micro-batches that have at least two labels of the dimension."""
+
+    num_kept: Float64[Tensor, ""]
+    """Rows that are distilled."""
+
+    num_rows: Float64[Tensor, ""]
+    """Rows that count."""
+
+
+def micro_counts(
+    label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"], kept: Bool[Tensor, " batch"] | None
+) -> MicroCounts:
+    """The counts of one micro-batch; ``kept`` is None without a teacher."""
+    rows = (weight > 0).double().sum()
+    return MicroCounts(
+        num_scored=(counted(label, weight).sum(0) >= 2).double(),
+        num_kept=torch.zeros_like(rows) if kept is None else (kept & (weight > 0)).double().sum(),
+        num_rows=rows,
+    )
+
+
+def pack_counts(counts: MicroCounts) -> Float64[Tensor, " packed"]:
+    """One flat tensor; packed counts may be added."""
+    return torch.cat([counts.num_scored, counts.num_kept[None], counts.num_rows[None]])
+
+
+def unpack_counts(packed: Float64[Tensor, " packed"]) -> MicroCounts:
+    """The inverse of ``pack_counts``."""
+    return MicroCounts(num_scored=packed[:-2], num_kept=packed[-2], num_rows=packed[-1])
+
+
+def micro_concordance(
+    prediction: Float[Tensor, "batch dim"], label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"]
+) -> Float64[Tensor, " dim"]:
+    """CCC of each dimension within this micro-batch, without gradient; 0 with fewer than two labels, so that it adds up
+    over micro-batches to ``num_scored`` times their mean."""
+    return concordance_from_sums(concordance_sums(prediction, label, weight))
+
+
+def micro_surrogate(
+    prediction: Float[Tensor, "batch dim"],
+    embedding: Float[Tensor, "batch hidden"],
+    label: Float[Tensor, "batch dim"],
+    weight: Float[Tensor, " batch"],
+    counts: MicroCounts,
+    target_weights: Sequence[float],
+    *,
+    teacher: TeacherBatch | None = None,
+    kept: Bool[Tensor, " batch"] | None = None,
+    distill: DistillTerms | None = None,
+) -> tuple[Float[Tensor, ""], DistillParts]:
+    """A scalar to backpropagate for one micro-batch; the gradients of all of a step add up to the objective's.
+
+    It is ``total.surrogate`` with the micro-batch's own sums, and with alpha_j / |M_j| in place of alpha_j.
+
+    Args:
+        prediction: the student's, of this micro-batch.
+        embedding: the student's, of this micro-batch.
+        label: NaN where nobody rated.
+        weight: 1 for rows that count, 0 for others.
+        counts: of the whole step, added over passes and ranks.
+        target_weights: alpha of each dimension.
+        teacher: the teacher's outputs for the same rows; with ``kept`` and ``distill`` or not at all.
+        kept: ``distill.kept`` of these rows.
+        distill: the distillation terms' settings; None for the CCC alone.
+    """
+    own = replace(batch_sums(prediction, label, weight, kept), num_kept=counts.num_kept)
+    shares = [
+        alpha / max(1.0, scored) for alpha, scored in zip(target_weights, counts.num_scored.tolist(), strict=True)
+    ]
+    return surrogate(prediction, embedding, label, weight, own, shares, teacher=teacher, kept=kept, distill=distill)
+
+
+def mean_concordance(summed: Float64[Tensor, " dim"], num_scored: Float64[Tensor, " dim"]) -> Float64[Tensor, " dim"]:
+    """Mean CCC over the micro-batches that have one, from ``micro_concordance`` added up; 0 where none has."""
+    return torch.where(num_scored > 0, summed / num_scored.clamp(min=1), torch.zeros_like(summed))
+
+
+def micro_ccc_loss(
+    summed: Float64[Tensor, " dim"], num_scored: Float64[Tensor, " dim"], target_weights: Sequence[float]
+) -> Float64[Tensor, ""]:
+    """The CCC part of the objective, from ``micro_concordance`` added up over passes and ranks."""
+    alpha = torch.tensor(tuple(target_weights), dtype=torch.float64, device=summed.device)
+    loss = alpha * (1 - mean_concordance(summed, num_scored))
+    return torch.where(num_scored > 0, loss, torch.zeros_like(loss)).sum()

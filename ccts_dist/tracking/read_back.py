@@ -1,0 +1,51 @@
+"""What a tracking server holds of a run, read back."""
+
+from dataclasses import dataclass
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.tracking.mlflow_client import open_client
+from ccts_dist.tracking.uri import resolve_tracking_uri, without_password
+
+SCHEME = "runs:/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadBackRun:
+    """A run at a server: its settings as text, and every metric by name and step."""
+
+    params: dict[str, str]
+    metrics: dict[str, dict[int, float]]
+
+
+def read_back(address: str, *, tracking_uri: str = "") -> ReadBackRun:
+    """The run ``runs:/ID``.
+
+    Args:
+        address: ``runs:/`` and the run's id at the server.
+        tracking_uri: the server; "" for the default.
+
+    Raises:
+        ConfigError: no id, no such run there, or the server does not answer.
+    """
+    run_id = address.removeprefix(SCHEME)
+    if not run_id or "/" in run_id:
+        raise ConfigError(f"{address}: must be {SCHEME}ID with the id of one run. Copy it from the run's page.")
+    uri = resolve_tracking_uri(tracking_uri)
+    client = open_client(uri)
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        data = client.get_run(run_id).data
+        metrics = {
+            name: {point.step: point.value for point in client.get_metric_history(run_id, name)}
+            for name in sorted(data.metrics)
+        }
+    except (MlflowException, SQLAlchemyError, requests.RequestException, OSError) as error:
+        words = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{address}: cannot be read at {without_password(uri)} ({words}). Give the id of a run there, or another "
+            "--uri."
+        ) from error
+    return ReadBackRun(params=dict(data.params), metrics=metrics)

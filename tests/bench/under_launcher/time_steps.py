@@ -1,0 +1,149 @@
+"""Ways to take the same steps, turn by turn, in one process per rank; started by ``step.py``.
+
+Arguments: RUN.toml TURNS STEPS OUT.json. The batches are read beforehand and are the same for every way; every way that
+uses the engine uses the same one. Rank 0 writes the seconds of every turn of every way.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccts_dist.config import read_run
+from ccts_dist.distributed import barrier, derive_seed, process_group, rank_facts, seed_everything, sum_over_ranks
+from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance
+from ccts_dist.losses.distill import embedding_distance, standardise
+from ccts_dist.losses.total import batch_sums, pack_sums, surrogate, unpack_sums
+from ccts_dist.model.emotion import build_model, parameter_groups
+from ccts_dist.records import Batch, StepBatches
+from ccts_dist.train.engine import Engine
+from ccts_dist.train.optim import build_optimizer
+from ccts_dist.train.setup import Session, open_session
+from ccts_dist.train.step import Objective, train_step
+
+Step = Callable[[StepBatches], None]
+REPEATS = 100
+"""Of the loss alone."""
+
+
+def main() -> None:
+    """Time every way."""
+    run_file, turns, steps, out = Path(sys.argv[-4]), int(sys.argv[-3]), int(sys.argv[-2]), Path(sys.argv[-1])
+    run, ranks = read_run(run_file), rank_facts()
+    with process_group(ranks):
+        session = open_session(run, ranks)
+        batches = list(islice(session.loader.epoch(0), steps))
+        groups = parameter_groups(session.model)
+        optimizer = build_optimizer(groups["encoder"], groups["rest"], run.optim)
+        engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks)
+        engine.train(True)
+        ways = _ways(session, engine)
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(turns + 1):
+            for name in list(ways)[:: 1 if turn % 2 == 0 else -1]:
+                barrier()
+                began = time.perf_counter()
+                for batch in batches:
+                    ways[name](batch)
+                if turn > 0:  # the first one warms up
+                    seconds[name].append(time.perf_counter() - began)
+        told = {"seconds": seconds, "steps": len(batches), "passes": session.loader.passes}
+        told["loss"] = _time_losses(batches[0].passes[0], session.objective)
+        if ranks.is_first:
+            out.write_text(json.dumps(told))
+        barrier()
+
+
+def _ways(session: Session, engine: Engine) -> dict[str, Step]:
+    objective = session.objective
+    by_scope = {scope: replace(objective, scope=scope) for scope in ("global", "micro-batch")}
+
+    def ours(scope: str) -> Step:
+        return lambda batches: _check(train_step(engine, batches, by_scope[scope], seed=0).loss)
+
+    def with_engine(batches: StepBatches) -> None:
+        for batch in batches.passes:
+            engine.backward(_plain_loss(engine.forward(batch), batch, objective))
+            engine.step()
+
+    ways = {"global CCC": ours("global"), "CCC per micro-batch": ours("micro-batch"), "engine, plain loss": with_engine}
+    if session.ranks.num_ranks == 1:
+        ways["bare torch"] = _bare_torch(session)
+    return ways
+
+
+def _bare_torch(session: Session) -> Step:
+    """Forward, backward and optimizer as one would write them without any library but torch."""
+    run, objective = session.run, session.objective
+    seed_everything(derive_seed("model", run.seed))
+    model = build_model(run.model).train()
+    groups = parameter_groups(model)
+    optimizer = build_optimizer(groups["encoder"], groups["rest"], run.optim)
+
+    def step(batches: StepBatches) -> None:
+        optimizer.zero_grad()
+        for batch in batches.passes:
+            _plain_loss(model(batch.audio, batch.num_samples), batch, objective).backward()
+        if run.optim.clip_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), run.optim.clip_norm)
+        optimizer.step()
+
+    return step
+
+
+def _plain_loss(output: Any, batch: Batch, objective: Objective) -> Tensor:
+    """The objective over the rows of this micro-batch by autograd, as one rank alone would have it."""
+    alpha = torch.tensor(objective.target_weights)
+    loss = (alpha * (1 - concordance(output.prediction, batch.labels))).sum()
+    distill = objective.distill
+    if distill is not None and batch.teacher is not None:
+        kept = distill.kept(batch.teacher, batch.labels, batch.weight)
+        student, teacher = output.embedding[kept], batch.teacher.embedding[kept]
+        if distill.embedding_mean is not None and distill.embedding_deviation is not None:
+            student = standardise(student, distill.embedding_mean, distill.embedding_deviation)
+            teacher = standardise(teacher, distill.embedding_mean, distill.embedding_deviation)
+        loss = loss + distill.embedding_weight * embedding_distance(student, teacher, distance=distill.distance).mean()
+    return loss
+
+
+def _check(loss: float) -> None:
+    assert loss == loss, "the loss is not a number, and what was timed no training"
+
+
+def _time_losses(batch: Batch, objective: Objective) -> dict[str, float]:
+    """Seconds of the two CCC losses alone, forward and backward to the prediction, the ranks in step; medians."""
+    alpha = objective.target_weights
+    prediction = torch.rand_like(batch.labels).requires_grad_()
+
+    def exact() -> None:
+        sums = sum_over_ranks(pack_sums(batch_sums(prediction, batch.labels, batch.weight, None)))
+        float(ccc_loss_from_sums(unpack_sums(sums).concordance, alpha))
+        value, _ = surrogate(prediction, prediction, batch.labels, batch.weight, unpack_sums(sums), alpha)
+        value.backward()
+
+    def plain() -> None:
+        (torch.tensor(alpha) * (1 - concordance(prediction, batch.labels))).sum().backward()
+
+    return {"exact": _median_s(exact), "plain": _median_s(plain)}
+
+
+def _median_s(action: Callable[[], None]) -> float:
+    seconds: Sequence[float] = []
+    for _ in range(REPEATS):
+        barrier()
+        began = time.perf_counter()
+        action()
+        seconds = [*seconds, time.perf_counter() - began]
+    return median(seconds)
+
+
+if __name__ == "__main__":
+    main()

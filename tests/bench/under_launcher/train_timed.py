@@ -1,0 +1,116 @@
+"""launch/train.py that also notes when each step ended and where its time went; started by ``scaling.py``.
+
+Writes ``<output>/times-<rank>.json``: seconds of each step that is neither among the first of the run nor follows a
+validation, and the seconds of all these steps that went into each part.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from ccts_dist.config import read_run
+from ccts_dist.distributed import process_group, rank_facts
+from ccts_dist.records import Batch
+from ccts_dist.train import loop
+from ccts_dist.train import run as training
+from ccts_dist.train.engine import Engine, Update
+from ccts_dist.train.step import StepResult, train_step
+
+COLLECTIVES = ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "all_gather", "broadcast")
+
+
+class Clock:
+    """Seconds by step and by part of a step."""
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up = warm_up
+        self.steps: list[float] = []
+        self.cpu: list[float] = []
+        self.parts: dict[str, float] = {}
+        self._began: tuple[float, float] | None = None
+        self._seen = 0
+
+    def step_ended(self) -> None:
+        """Count the step since the last one ended."""
+        now = (time.perf_counter(), time.process_time())
+        self._seen += 1
+        if self._began is not None and self._seen > self.warm_up:
+            self.steps.append(now[0] - self._began[0])
+            self.cpu.append(now[1] - self._began[1])
+        if self._seen == self.warm_up:
+            self.parts.clear()
+        self._began = now
+
+    def interrupted(self) -> None:
+        """What lies between the last step and the next is no step."""
+        self._began = None
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, its time counted if it is called within a step that is."""
+
+        def call(*args: Any, **options: Any) -> Any:
+            counts, began = self._began is not None, time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                if counts:
+                    self.parts[part] = self.parts.get(part, 0.0) + time.perf_counter() - began
+
+        return call
+
+
+def main() -> None:
+    """Train the run file's run, timed."""
+    config = read_run(Path(sys.argv[sys.argv.index("--config") + 1]))
+    clock = Clock(warm_up=int(sys.argv[sys.argv.index("--warm-up") + 1]))
+
+    class TimedEngine(Engine):
+        """The real engine."""
+
+        def forward(self, batch: Batch) -> Any:
+            return clock.timed("forward" if self._engine.training else "validation", super().forward)(batch)
+
+        def backward(self, surrogate: torch.Tensor) -> None:
+            clock.timed("backward, gradients reduced", super().backward)(surrogate)
+
+        def step(self) -> Update:
+            return clock.timed("optimizer, weights gathered", super().step)()
+
+        def train(self, training: bool) -> None:
+            clock.interrupted()
+            super().train(training)
+
+    def timed_step(*args: Any, **options: Any) -> StepResult:
+        result = clock.timed("whole step", train_step)(*args, **options)
+        clock.step_ended()
+        return result
+
+    def timed_loading(source: Iterator[Any], count: int) -> Iterator[Any]:
+        batches = in_step(source, count)
+        for _ in range(count):
+            yield clock.timed("loading, agreed on", next)(batches)
+
+    in_step = loop.in_step
+    training.Engine, loop.train_step, loop.in_step = TimedEngine, timed_step, timed_loading
+    for name in COLLECTIVES:
+        setattr(torch.distributed, name, clock.timed("collectives, with waiting", getattr(torch.distributed, name)))
+    ranks = rank_facts()
+    with process_group(ranks):
+        training.train(config, ranks, resume="")
+    told: Mapping[str, Any] = {
+        "steps": clock.steps,
+        "cpu": clock.cpu,
+        "parts": clock.parts,
+        "threads": torch.get_num_threads(),
+    }
+    (Path(config.output) / f"times-{ranks.rank}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The CCC of each micro-batch, averaged: a number worked by hand, and its gradient against autograd."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from ccts_dist.losses.ccc import concordance
+from ccts_dist.losses.distill import embedding_distance, prediction_distance
+from ccts_dist.losses.micro_batch import (
+    MicroCounts,
+    mean_concordance,
+    micro_ccc_loss,
+    micro_concordance,
+    micro_counts,
+    micro_surrogate,
+    pack_counts,
+    unpack_counts,
+)
+from ccts_dist.losses.total import DistillParts, DistillTerms, with_distillation
+from ccts_dist.records import Condition, TeacherBatch
+
+NAN = math.nan
+ALPHA = (0.5, 0.2, 0.3)
+CONDITION = Condition(
+    targets=("activation", "valence", "dominance"), w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), deviation=(0.3, 0.3, 0.3),
+    num_rows=(9, 9, 9), splits=("Train",),
+)  # fmt: skip
+DISTILL = DistillTerms(condition=CONDITION, embedding_weight=3.0, prediction_weight=0.7, threshold=1.0)
+ROWS = 12
+
+
+def test_mean_over_the_micro_batches_that_have_two_labels_by_hand():
+    # CCC of the first dimension: 1, then 2 * 0.125 / (0.25 + 0.0625 + 0.25^2) = 2/3, then none: its mean is 5/6.
+    # Of the second: -1, then none (one label), then none.
+    micro_batches = [
+        ([[0.0, 0.0], [1.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]),
+        ([[0.0, 0.3], [1.0, 0.4]], [[0.0, NAN], [0.5, 0.9]]),
+        ([[0.7, 0.2]], [[0.1, 0.9]]),
+    ]
+    summed, packed = torch.zeros(2, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    for prediction, label in micro_batches:
+        p, y, weight = torch.tensor(prediction), torch.tensor(label), torch.ones(len(label))
+        summed += micro_concordance(p, y, weight)
+        packed += pack_counts(micro_counts(y, weight, None))
+    counts = unpack_counts(packed)
+    assert counts.num_scored.tolist() == [2, 1]
+    assert (counts.num_rows.item(), counts.num_kept.item()) == (5, 0)
+    assert mean_concordance(summed, counts.num_scored).tolist() == pytest.approx([5 / 6, -1], abs=1e-6)
+    # 0.75 * (1 - 5/6) + 0.25 * (1 + 1)
+    assert micro_ccc_loss(summed, counts.num_scored, (0.75, 0.25)).item() == pytest.approx(0.625, abs=1e-6)
+
+
+def test_dimension_that_no_micro_batch_scores_contributes_nothing():
+    summed, scored = (torch.tensor(values, dtype=torch.float64) for values in ([0.5, 0.0], [1.0, 0.0]))
+    assert micro_ccc_loss(summed, scored, (0.5, 0.5)).item() == 0.25
+    assert mean_concordance(summed, scored).tolist() == [0.5, 0]
+
+
+class Data:
+    """A step of 12 rows, whose row 4 has no label at all and row 7 weight 0, and a two-layer student."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+
+        def rand(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+        self.x, self.label, self.weight = rand(ROWS, 5), rand(ROWS, 3), torch.ones(ROWS)
+        self.label[4] = NAN
+        self.label[2, 1] = NAN
+        self.weight[7] = 0
+        self.teacher = TeacherBatch(embedding=rand(ROWS, 4), prediction=rand(ROWS, 3))
+        self.weights = [rand(5, 4).requires_grad_(), rand(4, 3).requires_grad_()]
+
+    def student(self, rows: slice) -> tuple[Tensor, Tensor]:
+        embedding = self.x[rows] @ self.weights[0]
+        return embedding, embedding @ self.weights[1]
+
+    def kept(self, distill: DistillTerms | None) -> Tensor | None:
+        return None if distill is None else distill.kept(self.teacher, self.label, self.weight)
+
+    def gradients(self) -> list[Tensor]:
+        found = [parameter.grad for parameter in self.weights]
+        return [gradient for gradient in found if gradient is not None]
+
+
+def by_surrogates(cuts: Sequence[slice], distill: DistillTerms | None) -> tuple[float, list[Tensor]]:
+    """Loss and gradients, one micro-batch after the other."""
+    data = Data()
+    kept = data.kept(distill)
+    own = [None if kept is None else kept[rows] for rows in cuts]
+    packed = [micro_counts(data.label[rows], data.weight[rows], k) for rows, k in zip(cuts, own, strict=True)]
+    counts = unpack_counts(torch.stack([pack_counts(one) for one in packed]).sum(0))
+    summed, shares = torch.zeros(3, dtype=torch.float64), []
+    for rows, k in zip(cuts, own, strict=True):
+        embedding, prediction = data.student(rows)
+        label, weight = data.label[rows], data.weight[rows]
+        teacher = TeacherBatch(embedding=data.teacher.embedding[rows], prediction=data.teacher.prediction[rows])
+        summed += micro_concordance(prediction, label, weight)
+        value, share = micro_surrogate(
+            prediction, embedding, label, weight, counts, ALPHA, teacher=teacher, kept=k, distill=distill
+        )
+        value.backward()
+        shares.append(share)
+    whole = DistillParts(
+        embedding=torch.stack([share.embedding for share in shares]).sum(),
+        prediction=torch.stack([share.prediction for share in shares]).sum(),
+    )
+    loss = with_distillation(micro_ccc_loss(summed, counts.num_scored, ALPHA), whole, distill)
+    return loss.item(), data.gradients()
+
+
+def by_autograd(cuts: Sequence[slice], distill: DistillTerms | None) -> tuple[float, list[Tensor]]:
+    """The definition, written down a second time."""
+    data = Data()
+    loss = torch.zeros((), dtype=torch.float64)
+    for dimension in range(3):
+        values = []
+        for rows in cuts:
+            counts = data.weight[rows] > 0
+            label = data.label[rows][counts]
+            if (~label[:, dimension].isnan()).sum() >= 2:
+                values.append(1 - concordance(data.student(rows)[1][counts], label)[dimension])
+        if values:
+            loss = loss + ALPHA[dimension] * torch.stack(values).mean()
+    kept = data.kept(distill)
+    if distill is not None and kept is not None:
+        assert 0 < kept.sum() < ROWS
+        embedding, prediction = data.student(slice(None))
+        distances = embedding_distance(embedding, data.teacher.embedding, distance=distill.distance)
+        loss = loss + distill.embedding_weight * distances[kept].mean()
+        loss = loss + distill.prediction_weight * prediction_distance(prediction, data.teacher.prediction)[kept].mean()
+    loss.backward()
+    return loss.item(), data.gradients()
+
+
+CUTS = {
+    "one": [slice(0, 12)],
+    "halves": [slice(0, 6), slice(6, 12)],
+    "uneven, one without two labels": [slice(0, 4), slice(4, 6), slice(6, 12)],
+    "one without a row that counts": [slice(0, 7), slice(7, 8), slice(8, 12)],
+}
+
+
+@pytest.mark.parametrize("distill", [None, DISTILL], ids=["ccc", "distilled"])
+@pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
+def test_surrogates_have_loss_and_gradient_of_the_definition(cuts, distill):
+    loss, gradients = by_surrogates(cuts, distill)
+    expected_loss, expected = by_autograd(cuts, distill)
+    assert loss == pytest.approx(expected_loss, abs=1e-10)
+    for got, want in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-10, rtol=0)
+
+
+def test_it_is_another_loss_with_another_cut():
+    assert abs(by_surrogates(CUTS["one"], None)[0] - by_surrogates(CUTS["halves"], None)[0]) > 1e-3
+
+
+def test_counts_survive_packing():
+    counts = MicroCounts(
+        num_scored=torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64),
+        num_kept=torch.tensor(4.0, dtype=torch.float64),
+        num_rows=torch.tensor(5.0, dtype=torch.float64),
+    )
+    again = unpack_counts(pack_counts(counts))
+    assert again.num_scored.tolist() == [3, 1, 0]
+    assert (again.num_kept.item(), again.num_rows.item()) == (4, 5)
