@@ -14,6 +14,7 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.errors import CheckpointError
 from ccts_dist.records import Batch
 from ccts_dist.train.ds_config import read_ds_config, resolve_ds_config
+from ccts_dist.train.finite import FiniteGradients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class Update:
     """Of the global gradient, before clipping."""
 
     skipped: bool
-    """DeepSpeed left the weights alone (an overflow in bf16)."""
+    """The gradient was not finite, and weights and optimizer were left alone."""
 
 
 class Engine:
@@ -58,6 +59,8 @@ class Engine:
         # Our loader stays out of prepare(): Accelerate would read it on rank 0 alone and broadcast.
         self._engine: Any
         self._engine, self._optimizer = self._accelerator.prepare(model, optimizer)
+        stage = tree["zero_optimization"]["stage"]
+        self._finite = FiniteGradients(optimizer) if stage == 0 and run.train.precision == "fp32" else None
         self.ranks = ranks
         self.passes = passes
         self.device: torch.device = self._accelerator.device
@@ -79,13 +82,16 @@ class Engine:
 
     def step(self) -> Update:
         """Count a pass; after the last of a step, reduce the gradient and move the weights."""
-        skipped_before = self._engine.skipped_steps
+        skipped_before = self._num_skipped()
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         return Update(
             gradient_norm=float("nan") if norm is None else float(norm),
-            skipped=self._engine.skipped_steps > skipped_before,
+            skipped=self._num_skipped() > skipped_before,
         )
+
+    def _num_skipped(self) -> int:
+        return self._engine.skipped_steps + (self._finite.num_refused if self._finite else 0)
 
     def full_gradient(self, name: str) -> Tensor:
         """The global gradient of one parameter after the last backward and before ``step``; on every rank."""
