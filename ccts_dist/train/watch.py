@@ -47,8 +47,8 @@ LEAVE_S = 60.0
 _RANKS_PER_BEAT_S = 32
 """Beats of all ranks together per second: shared storage has other things to do."""
 
-_COLLECTIVES = (os.path.join("torch", "distributed"), os.path.join("deepspeed", "comm"))
-"""Source folders; a main thread that is in one of them waits for peers."""
+_COLLECTIVES = os.path.join("torch", "distributed")
+"""Source folder; a main thread that is in it waits for peers. DeepSpeed's wrappers end there too."""
 
 
 class Watch:
@@ -303,7 +303,7 @@ def where(frame: FrameType | None) -> tuple[bool, str]:
     while frame is not None:
         code = frame.f_code
         path = code.co_filename
-        waiting = waiting or any(folder in path for folder in _COLLECTIVES)
+        waiting = waiting or _COLLECTIVES in path
         innermost = innermost or f"{Path(path).name}:{frame.f_lineno} {code.co_name}"
         if not line and "ccts_dist" in Path(path).parts:
             line = f"{Path(path).name}:{frame.f_lineno} {code.co_name}"

@@ -6,6 +6,7 @@
 """
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -62,7 +63,9 @@ class PoisonedEngine(Engine):
         if self.num_passes % self.passes == 0:
             self.num_steps += 1
             same = "unchanged" if self.digest() == before else "changed"
-            print(f"rank {self.ranks.rank} step {self.num_steps} skipped {update.skipped} state {same}", flush=True)
+            # In one piece: both ranks write to the same pipe.
+            line = f"rank {self.ranks.rank} step {self.num_steps} skipped {update.skipped} state {same}\n"
+            os.write(1, line.encode())
         return update
 
     def digest(self) -> str:

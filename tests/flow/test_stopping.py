@@ -59,7 +59,7 @@ def expect_stop(running: Running, request: str) -> int:
 def test_every_request_to_stop_leaves_a_checkpoint_from_which_the_run_ends_as_if_undisturbed(tmp_path):
     build_two_kinds(tmp_path, num_train=640)
     config, undisturbed = config_for(tmp_path, "undisturbed")
-    launch_well(2, "launch/train.py", "--config", str(config))
+    launch_well(2, "launch/train.py", "--config", str(config), timeout_s=600.0)
     config, output = config_for(tmp_path, "stopped")
 
     with Running(config, output, tmp_path / "1.log") as running:

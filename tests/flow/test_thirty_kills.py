@@ -85,14 +85,14 @@ def test_thirty_kills_change_nothing(tmp_path, capsys):
     told = [f"CCTS_KILL_SEED={seed}"]
     build_two_kinds(tmp_path, num_train=320)
     config, undisturbed = config_for(tmp_path, "undisturbed")
-    launch_well(2, "launch/train.py", "--config", str(config))
+    launch_well(2, "launch/train.py", "--config", str(config), timeout_s=600.0)
 
     config, killed = config_for(tmp_path, "killed")
     try:
         for number in range(KILLS):
             with Running(config, killed, tmp_path / f"{number}.log", "--resume", "auto") as running:
                 told.append(f"kill {number + 1}: {killer.kill(running, number)}")
-        launch_well(2, "launch/train.py", "--config", str(config), "--resume", "auto")
+        launch_well(2, "launch/train.py", "--config", str(config), "--resume", "auto", timeout_s=600.0)
     finally:
         with capsys.disabled():
             print("\n" + "\n".join(told))
