@@ -19,10 +19,14 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float64
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from ccts_dist.errors import CctsError
 
 Answer = TypeVar("Answer")
+
+
+_NCCL_LATER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +98,8 @@ def process_group(ranks: Ranks, *, timeout_s: float = 600.0) -> Iterator[None]:
         return
     share_cores(ranks)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.num_ranks, timeout=timedelta(seconds=timeout_s))
+    timeout = timedelta(seconds=_group_timeout_s(timeout_s))
+    dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.num_ranks, timeout=timeout)
     try:
         yield
     finally:
@@ -112,6 +117,27 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def limit_waiting(timeout_s: float) -> None:
+    """Give all process groups this time-out, also those that a library has made.
+
+    A group that is made without one does not take the first group's: it waits for torch's default, up to half an hour.
+    """
+    if _grouped():
+        for group in list(distributed_c10d._world.pg_map):
+            distributed_c10d._set_pg_timeout(timedelta(seconds=_group_timeout_s(timeout_s)), group)
+
+
+def _group_timeout_s(timeout_s: float) -> float:
+    # NCCL's own watchdog aborts the process without a word of who is missing; ours is to come first.
+    return timeout_s + (_NCCL_LATER_S if torch.cuda.is_available() else 0.0)
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether a collective failed because a rank has gone or did not come in time, rather than by a mistake."""
+    # Gloo raises plain RuntimeErrors, each with the place in its source.
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def _grouped() -> bool:
@@ -162,14 +188,18 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def agree_or_raise(error: CctsError | None) -> None:
+def agree_or_raise(error: CctsError | None, *, wish: bool = False) -> bool:
     """Raise on every rank if any rank brings an error; the lowest failing rank's error is the one raised everywhere.
 
     A rank that raises alone leaves its peers waiting in their next collective. Call this where ranks meet anyway.
+
+    Returns:
+        Whether any rank has the ``wish``, the same on every rank.
     """
-    # One number first: objects are gathered only when there is something to tell.
-    if float(sum_over_ranks(torch.tensor([float(error is not None)], dtype=torch.float64))) == 0:
-        return
+    # Two numbers first: objects are gathered only when there is something to tell.
+    failed, wished = sum_over_ranks(torch.tensor([error is not None, wish], dtype=torch.float64)).tolist()
+    if failed == 0:
+        return wished > 0
     errors = gather_objects(error)
     first = next(theirs for theirs in errors if theirs is not None)
     if error is not None and errors.index(first) == rank_facts().rank:
@@ -182,22 +212,33 @@ def together(action: Callable[[], Answer]) -> Answer:
 
     Every rank must call it; ``action`` itself must not wait for other ranks.
     """
+    return together_with_wish(action, wish=False)[0]
+
+
+def together_with_wish(action: Callable[[], Answer], *, wish: bool) -> tuple[Answer, bool]:
+    """As ``together``; says also whether any rank has a ``wish``, at no further cost."""
     answer, error = None, None
     try:
         answer = action()
     except CctsError as raised:
         error = raised
-    agree_or_raise(error)
-    return cast(Answer, answer)
+    wished = agree_or_raise(error, wish=wish)
+    return cast(Answer, answer), wished
 
 
-def in_step(source: Iterator[Answer], count: int) -> Iterator[Answer]:
+def in_step(source: Iterator[Answer], count: int, *, check: Callable[[], object] = lambda: None) -> Iterator[Answer]:
     """The next ``count`` things of this rank's ``source``; what one rank's source raises is raised on all ranks.
 
-    Every rank must take equally many.
+    Every rank must take equally many. ``check`` is called before each is given; what it raises counts as the source's.
     """
+
+    def take() -> Answer:
+        answer = next(source)
+        check()
+        return answer
+
     for _ in range(count):
-        yield together(lambda: next(source))
+        yield together(take)
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -8,6 +8,10 @@ traceback.
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+
+STOPPED = 75
+"""Exit code of a run that stopped on request with a complete checkpoint: run it again to go on (EX_TEMPFAIL)."""
 
 
 class CctsError(Exception):
@@ -60,6 +64,20 @@ class TrainingError(CctsError):
     """Training that cannot go on: the loss is not finite step after step."""
 
 
+class OutputError(CctsError):
+    """A run folder that cannot be written any more: full, read-only, or gone."""
+
+
+class PeerLostError(CctsError):
+    """Another rank has gone, or does not come. The one error that is not agreed on: there is nobody to agree with."""
+
+
+class StopRequested(CctsError):  # noqa: N818 - no fault, but it ends all ranks by the same way
+    """Somebody asked for an end; every rank stops at the same step and leaves with ``STOPPED``."""
+
+    exit_code = STOPPED
+
+
 class StageError(CctsError):
     """A command of a pipeline that failed."""
 
@@ -73,5 +91,7 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
         return main(argv)
     except CctsError as error:
         if os.environ.get("RANK", "0") == "0":
-            print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+            kind = [] if isinstance(error, StopRequested) else ["error:"]
+            with suppress(OSError):  # whoever read it has gone; the exit code still tells
+                print(*kind, " ".join(str(error).split()), file=sys.stderr, flush=True)
         return error.exit_code

@@ -1,7 +1,11 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then where there is none (a log, a batch job)."""
+"""Progress of long work: a bar on a terminal, a plain line now and then where there is none (a log, a batch job).
+
+A terminal that was closed, or a log whose reader has gone, silences it and is no reason for the work to stop.
+"""
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from tqdm import tqdm
@@ -41,7 +45,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()
         elif self._visible and self._done > self._start:
             self._line()
 
@@ -52,7 +57,8 @@ class Progress:
         if self._bar is not None:
             if figures:
                 self._bar.set_postfix_str(figures, refresh=False)
-            self._bar.update(count)
+            with suppress(OSError):
+                self._bar.update(count)
         elif self._visible and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._line()
 
@@ -62,15 +68,17 @@ class Progress:
         rate = (self._done - self._start) / elapsed
         left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 and self._done < self._total else ""
         beside = f", {self._figures}" if self._figures else ""
-        print(
-            f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s{left}{beside}",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError):
+            print(
+                f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s{left}{beside}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def say(line: str, *, visible: bool = True) -> None:
     """A plain line for people on stderr, above any bar."""
     if visible:
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        with suppress(OSError):
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()

@@ -17,7 +17,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "  deepspeed --num_gpus 2 launch/train.py --config launch/runs/demo/teacher.toml\n"
         "  deepspeed launch/train.py --config RUN.toml --set optim.learning_rate=1e-4 --resume auto\n"
         "  python launch/train.py --config RUN.toml --check --ranks 64\n"
-        "exit codes: 0 done, 1 failed, 2 a mistake in what was asked for (one line on stderr says which)",
+        "to stop: SIGTERM or SIGUSR1 to a rank (a launcher passes none on), Ctrl-C, or a file STOP in the run folder\n"
+        "exit codes: 0 done; 1 failed; 2 a mistake in what was asked for (one line on stderr says which);\n"
+        "  75 stopped on request, with a complete checkpoint: run again with --resume auto to go on",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="RUN.toml", help="the run file")

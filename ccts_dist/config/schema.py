@@ -254,13 +254,24 @@ class TrainConfig:
     """DeepSpeed's JSON file; what this run file owns is "auto" or absent there."""
 
     checkpoint_steps: CountOrZero = 0
-    """Steps between checkpoints; 0 writes one at the end of each epoch only."""
+    """Steps between checkpoints; 0 writes none within an epoch, only at its end."""
+
+    checkpoint_minutes: NotNegative = 0.0
+    """Minutes without a checkpoint after which one is written, by rank 0's clock; 0 for no such limit."""
 
     keep_checkpoints: Count = 2
     """Newest checkpoints that are kept, beside the best model."""
 
+    most_skipped_in_a_row: Count = 20
+    """Steps left out one after the other, for a loss or a gradient that is not finite, after which training stops: the
+    model has diverged."""
+
     timeout_s: Annotated[float, Between(1, 1_000_000)] = 600.0
-    """A rank that waits longer than this for its peers gives up."""
+    """A rank that waits longer than this for its peers gives up, and all end; no step may take longer either."""
+
+    grace_s: Annotated[float, Between(1, 1_000_000)] = 120.0
+    """Longest time from a request to stop to a complete checkpoint, in seconds; keep it below what the cluster gives
+    between its signal and the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,10 +167,15 @@ class MlflowRun:
         if not unsent:
             return
         path = self._output / UNSENT_FILE
-        self._output.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            for event in unsent:
-                file.write(json.dumps({"run_id": self._run_id, **_fields(event)}, ensure_ascii=False) + "\n")
+        lines = [json.dumps({"run_id": self._run_id, **_fields(event)}, ensure_ascii=False) + "\n" for event in unsent]
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        except OSError as error:  # what the run itself ends with is the better news
+            log.warning(
+                "tracking: %d events are lost: neither the server nor %s takes them: %s", len(unsent), path, error
+            )
+            return
         log.warning("tracking: %d events did not reach the server; they are in %s", len(unsent), path)
 
     @property

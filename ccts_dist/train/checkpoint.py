@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ccts_dist.distributed import Ranks, together
-from ccts_dist.errors import CheckpointError
-from ccts_dist.train.tensor_file import storage_errors
+from ccts_dist.errors import CheckpointError, OutputError
+from ccts_dist.train.storage import writing
 
 FORMAT_VERSION = 2
 _PARTIAL = ".partial"
@@ -95,18 +95,18 @@ def write_checkpoint(
             Gives, on rank 0, size and SHA-256 of the files that it has synced to disk.
 
     Raises:
-        CheckpointError: on all ranks alike: rank 0 could not write. Nothing of it is left, if that can be helped.
+        OutputError: on all ranks alike: rank 0 could not write. Nothing of it is left, if that can be helped.
     """
     final = checkpoints_folder(output) / f"step-{state.step:08d}"
     partial = final.with_name(final.name + _PARTIAL)
 
     def begin() -> None:
-        with storage_errors(partial):
+        with writing(partial):
             _remove(partial)
             partial.mkdir(parents=True)
 
     def finish(written: Mapping[str, tuple[int, str]]) -> None:
-        with storage_errors(partial):
+        with writing(partial):
             _write_synced(partial / "state.json", json.dumps(asdict(state), indent=1))
             others = (path for path in _files(partial) if str(path.relative_to(partial)) not in written)
             files = {str(path.relative_to(partial)): _sync_and_digest(path) for path in others}
@@ -128,7 +128,7 @@ def write_checkpoint(
         together(lambda: begin() if ranks.is_first else None)
         written = save_engine(partial)
         together(lambda: finish(written) if ranks.is_first else None)
-    except CheckpointError:
+    except OutputError:
         if ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)  # makes room, where room was what it wanted
         raise

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, agree_or_raise, together
-from ccts_dist.errors import CheckpointError
+from ccts_dist.errors import CheckpointError, OutputError
 from ccts_dist.records import Batch
 from ccts_dist.train.ds_config import read_ds_config, resolve_ds_config
-from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile, storage_errors
+from ccts_dist.train.storage import writing
+from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile
 from ccts_dist.train.zero_state import WEIGHTS, ZeroState, undo_first_step
 
 _SUFFIX = ".safetensors"
@@ -176,7 +177,7 @@ class Engine:
             On rank 0 size and SHA-256 of every file, by name; elsewhere nothing.
 
         Raises:
-            CheckpointError: on all ranks alike: rank 0 could not write.
+            OutputError: on all ranks alike: rank 0 could not write.
         """
         written: dict[str, tuple[int, str]] = {}
         for kind, entries in self._state.kinds().items():
@@ -189,9 +190,9 @@ class Engine:
                 continue
             error = None
             try:
-                with storage_errors(path):
+                with writing(path):
                     written[path.name] = _write_all(path, entries, tensors)
-            except CheckpointError as raised:
+            except OutputError as raised:
                 error = raised
                 for _ in tensors:  # the others are waiting in their gathers
                     pass

@@ -35,6 +35,7 @@ def evaluate(
     device: torch.device,
     *,
     advance: Callable[[], object] = lambda: None,
+    check: Callable[[], object] = lambda: None,
 ) -> Scores:
     """Predict a loader's utterances and score them over all ranks. Every rank must call it; the answer is the same.
 
@@ -45,11 +46,12 @@ def evaluate(
         target_weights: alpha of each target, for the loss.
         device: where the model is.
         advance: called after each step, for a progress bar.
+        check: called before each step; what it raises on one rank is raised on all.
     """
     sums = SplitSums(targets)
     damaged: list[str] = []
     with torch.no_grad():
-        for step in in_step(loader.epoch(0), loader.steps_per_epoch):
+        for step in in_step(loader.epoch(0), loader.steps_per_epoch, check=check):
             for batch in step.passes:
                 moved = batch.to(device)
                 sums.add(forward(moved).prediction, moved.labels, moved.weight)

@@ -2,16 +2,16 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from ccts_dist.config import run_to_tree
-from ccts_dist.distributed import barrier, gather_objects, in_step, together
-from ccts_dist.errors import ShardError, TrainingError
+from ccts_dist.distributed import barrier, gather_objects, together, together_with_wish
+from ccts_dist.errors import ShardError, StopRequested, TrainingError
 from ccts_dist.model.folder import load_model, save_model
 from ccts_dist.progress import Progress, say
 from ccts_dist.records import StepBatches
@@ -19,14 +19,16 @@ from ccts_dist.tracking.protocol import Tracking
 from ccts_dist.train.checkpoint import TrainState, write_checkpoint
 from ccts_dist.train.engine import Engine
 from ccts_dist.train.evaluate import Scores, evaluate
+from ccts_dist.train.history import History
 from ccts_dist.train.optim import Schedule, rates_by_group
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session
 from ccts_dist.train.step import StepResult, train_step
-from ccts_dist.train.tensor_file import storage_errors
+from ccts_dist.train.storage import writing
+from ccts_dist.train.watch import Watch
 
-MOST_SKIPPED_IN_A_ROW = 20
-"""Steps without a finite loss, one after the other, after which training stops: the model has diverged."""
+_MOST_KEYS = 256
+"""Of a batch in an error message: more are a screen that nobody reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,23 +62,43 @@ class Trainer:
         folder: RunFolder,
         tracking: Tracking,
         state: TrainState,
+        watch: Watch,
     ) -> None:
         self._session, self._run = session, session.run
         self._engine, self._optimizer, self._schedule = engine, optimizer, schedule
         self._folder, self._tracking = folder, tracking
         self.state = state
+        self._watch = watch
         self._first = session.ranks.is_first
-        self._history: IO[str] | None = None
+        self._history: History | None = None
+        self._saved_place = self._place()
+        self._saved_at = time.monotonic()
 
     def train(self) -> Outcome:
         """Train from where ``state`` stands to the end, then score the best model on the test splits.
 
         Raises:
+            StopRequested: somebody asked for it, and a complete checkpoint of ``state`` is there.
             CctsError: on all ranks alike; what was checkpointed before stays.
         """
         began = time.monotonic()
+        try:
+            self._train_all()
+            barrier()
+            return self._finish(time.monotonic() - began)
+        except StopRequested:
+            self._watch.met()
+            if self._place() != self._saved_place:
+                self._checkpoint()
+            self._watch.saved()
+            raise
+
+    def _train_all(self) -> None:
         self._history = self._folder.open_history(self.state.step)
         try:
+            # Stopped after the last step of an epoch that max_steps cuts short, before its validation.
+            if self._is_enough() and self.state.step_in_epoch and not self.state.finished:
+                self._train_epoch()
             while self._has_more():
                 self.state.finished = False  # it was, if the run ended here under a lower limit
                 self._train_epoch()
@@ -84,12 +106,15 @@ class Trainer:
             if self._history is not None:
                 self._history.close()
             self._session.close()
+        together(self._check)
         if not self.state.finished:
             self._save_model("last", {})
             self.state.finished = True
             self._checkpoint()
-        barrier()
-        return self._finish(time.monotonic() - began)
+
+    def _place(self) -> tuple[int, int, int, bool]:
+        """What distinguishes two states that are both worth a checkpoint."""
+        return self.state.step, self.state.epoch, self.state.step_in_epoch, self.state.finished
 
     def _has_more(self) -> bool:
         return self.state.epoch < self._run.train.epochs and not self._is_enough()
@@ -97,6 +122,12 @@ class Trainer:
     def _is_enough(self) -> bool:
         limit = self._run.train.max_steps
         return bool(limit) and self.state.step >= limit
+
+    def _check(self) -> None:
+        """Raise what only this rank knows of yet; all get to know where ranks meet."""
+        if self._history is not None:
+            self._history.check()
+        self._watch.check()
 
     def _train_epoch(self) -> None:
         state, loader = self.state, self._session.loader
@@ -107,20 +138,36 @@ class Trainer:
             loader.steps_per_epoch, what, unit="step", visible=self._first, start=state.step_in_epoch
         ) as progress:
             source = loader.epoch(state.epoch, state.step_in_epoch)
-            for batches in in_step(source, loader.steps_per_epoch - state.step_in_epoch):
+            while state.step_in_epoch < loader.steps_per_epoch and not self._is_enough():
+                place = f"{what}, step {state.step_in_epoch + 1}"
+                batches, save = together_with_wish(lambda: self._read(source, place), wish=self._is_time())  # noqa: B023
+                if save:
+                    self._checkpoint()
+                self._watch.at(place, brief=True)
                 result = train_step(self._engine, batches, self._session.objective, seed=self._run.seed)
                 self._count(result, batches)
                 self._report_step(result, batches)
                 self._count_damaged(result, batches)
-                progress.advance(figures=f"loss {result.loss:.3f}")
+                left_out = f", {state.num_skipped} skipped" if state.num_skipped else ""
+                progress.advance(figures=f"loss {result.loss:.3f}{left_out}")
                 every = self._run.train.checkpoint_steps
                 ends_epoch = state.step_in_epoch == loader.steps_per_epoch
                 if every and state.step % every == 0 and not ends_epoch and not self._is_enough():
                     self._checkpoint()
-                if self._is_enough():
-                    break
         steps = state.step_in_epoch - steps_before
         self._end_epoch(steps / max(1e-9, time.monotonic() - began))
+
+    def _read(self, source: Iterator[StepBatches], place: str) -> StepBatches:
+        self._watch.at(f"{place}: reading", brief=True)
+        batches = next(source)
+        self._check()
+        self._watch.at(f"{place}: waiting for the others", brief=True)
+        return batches
+
+    def _is_time(self) -> bool:
+        """Whether this rank's clock asks for a checkpoint; rank 0's alone is asked."""
+        minutes = self._run.train.checkpoint_minutes
+        return self._first and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _count(self, result: StepResult, batches: StepBatches) -> None:
         state = self.state
@@ -130,17 +177,24 @@ class Trainer:
         left_out = result.update is None or result.update.skipped
         state.num_skipped += left_out
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if left_out else 0
-        if state.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            keys = ", ".join(key for batch in batches.passes for key in batch.keys)
-            raise TrainingError(
-                f"step {state.step}: {state.skipped_in_a_row} steps in a row without a finite loss; the model has "
-                f"diverged. Lower optim.learning_rate, or set optim.clip_norm. Last batch on this rank: {keys[:400]}"
-            )
+        if state.skipped_in_a_row >= self._run.train.most_skipped_in_a_row:
+            self._give_up(batches)
         if not left_out:
             sums = {"steps": 1.0, "loss": result.loss, "kept": result.num_kept, "rows": result.num_rows}
             sums |= {"padding": sum(batch.padding for batch in batches.passes) / len(batches.passes)}
             for name, value in sums.items():
                 state.epoch_sums[name] = state.epoch_sums.get(name, 0.0) + value
+
+    def _give_up(self, batches: StepBatches) -> None:
+        """Raises: TrainingError, on all ranks alike, with the keys of the global batch."""
+        own = [(key, w) for batch in batches.passes for key, w in zip(batch.keys, batch.weight.tolist(), strict=True)]
+        keys = sorted(key for theirs in gather_objects([key for key, w in own if w > 0]) for key in theirs)
+        shown = ", ".join(keys[:_MOST_KEYS]) + (f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else "")
+        raise TrainingError(
+            f"step {self.state.step}: {self.state.skipped_in_a_row} steps in a row without a finite loss and gradient "
+            f"(train.most_skipped_in_a_row); weights and optimizer are as before them. Look at the last batch, lower "
+            f"optim.learning_rate, or set optim.clip_norm. The last batch: {shown}"
+        )
 
     def _count_damaged(self, result: StepResult, batches: StepBatches) -> None:
         """Say which damaged utterances a step left out; every rank knows that there are some, and all stop together."""
@@ -183,8 +237,7 @@ class Trainer:
             figures["train/damaged_utterances"] = float(result.num_damaged)
         self._tracking.metrics(_finite(figures), self.state.step)
         assert self._history is not None
-        line = {"step": self.state.step, "epoch": batches.epoch, "keys": result.key_checksum, **figures}
-        self._history.write(json.dumps(line) + "\n")
+        self._history.write({"step": self.state.step, "epoch": batches.epoch, "keys": result.key_checksum, **figures})
 
     def _end_epoch(self, steps_per_s: float) -> None:
         state = self.state
@@ -195,10 +248,11 @@ class Trainer:
         figures = {
             "epoch/train_loss": sums.get("loss", 0.0) / steps,
             "epoch/padding": sums.get("padding", 0.0) / steps,
-            "epoch/utterances_per_s": steps_per_s * self._session.loader.plan.largest_batch,
             "valid/loss": scores.loss,
             **{f"valid/ccc_{target}": value for target, value in scores.ccc.items()},
         }
+        if steps_per_s > 0:  # not when a stopped run only validates
+            figures["epoch/utterances_per_s"] = steps_per_s * self._session.loader.plan.largest_batch
         if self._session.objective.distill is not None:
             state.kept_share = sums.get("kept", 0.0) / max(1.0, sums.get("rows", 0.0))
             figures["epoch/kept_share"] = state.kept_share
@@ -225,9 +279,13 @@ class Trainer:
         self._engine.train(False)
         loader = self._session.valid_loader
         with Progress(loader.steps_per_epoch, "validating", unit="step", visible=self._first) as progress:
-            return self._score(self._engine.forward, loader, progress)
+            return self._score(self._engine.forward, loader, progress, "validating")
 
-    def _score(self, forward: Any, loader: Any, progress: Progress) -> Scores:
+    def _check_at(self, what: str) -> None:
+        self._check()
+        self._watch.at(what, brief=True)
+
+    def _score(self, forward: Any, loader: Any, progress: Progress, what: str) -> Scores:
         scores = evaluate(
             forward,
             loader,
@@ -235,11 +293,14 @@ class Trainer:
             self._session.objective.target_weights,
             self._engine.device,
             advance=progress.advance,
+            check=lambda: self._check_at(what),
         )
         self._allow_damaged(scores.damaged, len(scores.damaged), "evaluation")
         return scores
 
     def _checkpoint(self) -> None:
+        self._watch.at("saving a checkpoint")
+        together(lambda: self._folder.check_there() if self._first else None)
         self.state.schedule = self._schedule.state()
         self._tracking.flush()
         write_checkpoint(
@@ -251,8 +312,10 @@ class Trainer:
             save_engine=self._engine.save,
             keep=self._run.train.keep_checkpoints,
         )
+        self._saved_place, self._saved_at = self._place(), time.monotonic()
 
     def _save_model(self, name: str, valid: Mapping[str, float]) -> None:
+        self._watch.at(f"saving the {name} model")
         state = self._engine.full_state()
         manifest = self._session.shard_set.manifest
         teacher = self._session.teacher
@@ -269,7 +332,8 @@ class Trainer:
         }
 
         def save() -> None:
-            with storage_errors(self._folder.path / name):
+            self._folder.check_there()
+            with writing(self._folder.path / name):
                 save_model(
                     self._folder.path / name,
                     state,
@@ -284,6 +348,7 @@ class Trainer:
 
     def _finish(self, seconds: float) -> Outcome:
         """Score the best model, from its folder as a user would load it."""
+        self._watch.at("loading the best model")
         best = self._folder.path / "best"
         loaded = load_model(best)
         test: dict[str, float] = {}
@@ -295,12 +360,14 @@ class Trainer:
                     lambda batch: model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens),
                     loader,
                     progress,
+                    "testing",
                 )
             loader.close()
             test = scores.ccc
             self._tracking.metrics(
                 _finite({f"test/ccc_{target}": value for target, value in test.items()}), self.state.step
             )
+        self._watch.at("writing the summary")
         outcome = Outcome(
             steps=self.state.step,
             best_epoch=self.state.best_epoch + 1,
@@ -309,9 +376,7 @@ class Trainer:
             kept_share=self.state.kept_share,
             seconds=seconds,
         )
-        if self._first:
-            summary = self._folder.path / "summary.json"
-            summary.write_text(json.dumps(asdict(outcome), indent=1), encoding="utf-8")
+        self._folder.write_file("summary.json", json.dumps(asdict(outcome), indent=1))
         return outcome
 
 

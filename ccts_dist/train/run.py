@@ -1,7 +1,8 @@
 """A run from its file to its outcome, in order."""
 
-from ccts_dist.config import RunConfig, run_to_tree
-from ccts_dist.distributed import Ranks, agree_on_nodes, rank_facts, together
+from ccts_dist.config import RunConfig, run_to_toml, run_to_tree
+from ccts_dist.distributed import Ranks, agree_on_nodes, barrier, limit_waiting, rank_facts, together
+from ccts_dist.errors import StopRequested
 from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.progress import say
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
@@ -11,6 +12,8 @@ from ccts_dist.train.loop import Outcome, Trainer
 from ccts_dist.train.optim import build_optimizer, build_schedule
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session, check_session, open_session
+from ccts_dist.train.stopping import STOP_FILE
+from ccts_dist.train.watch import Watch, stopped_words
 
 
 def check(run: RunConfig, *, num_ranks: int) -> int:
@@ -32,15 +35,39 @@ def train(run: RunConfig, ranks: Ranks, *, resume: str) -> Outcome:
         resume: "" for a new run, "auto", or a checkpoint's folder.
 
     Raises:
+        StopRequested: on all ranks alike, once what was trained is in a complete checkpoint.
         CctsError: on all ranks alike.
+
+    A rank that loses its peers does not return: see ``Watch``.
     """
+    with Watch(ranks, timeout_s=run.train.timeout_s, grace_s=run.train.grace_s) as watch:
+        try:
+            return _train_watched(run, ranks, resume, watch)
+        except RuntimeError as error:
+            lost = watch.explain(error)
+            if lost is None:
+                raise
+            raise lost from error
+
+
+def _train_watched(run: RunConfig, ranks: Ranks, resume: str, watch: Watch) -> Outcome:
     ranks = agree_on_nodes(ranks)
     with RunFolder(run, ranks, resume=bool(resume)) as folder:
-        return _train_in(folder, run, ranks, resume)
+        watch.follow(folder.path)
+        try:
+            return _train_in(folder, run, ranks, resume, watch)
+        except StopRequested as request:
+            watch.saved()
+            if ranks.is_first:
+                (folder.path / STOP_FILE).unlink(missing_ok=True)
+            barrier()  # the first rank that leaves has its peers ended by the launcher
+            raise StopRequested(stopped_words(str(request), folder.path)) from request
 
 
-def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str) -> Outcome:
+def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watch: Watch) -> Outcome:
+    watch.at("setting up")
     session = open_session(run, ranks)
+    together(watch.check)
     # The weights are in the model before the engine is made: see Engine.
     groups = parameter_groups(session.model)
     optimizer = build_optimizer(groups["encoder"], groups["rest"], run.optim)
@@ -49,20 +76,26 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str) -> O
         say(f"{name:24} {value}", visible=ranks.is_first)
     point = folder.find_resume_point(resume, run, session.loader.plan.digest, say) if resume else None
     engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks, resume_from=point)
+    limit_waiting(run.train.timeout_s)
+    together(watch.check)
     state = TrainState()
     if point is not None:
         state = read_state(point)
         schedule.restore(state.schedule)
         say(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
-    folder.write_run_file(run)
+    folder.write_file("run.toml", run_to_toml(run))
     tracking = together(lambda: _open_tracking(session, folder, resume=bool(resume)))
     status = "FAILED"
     try:
-        outcome = Trainer(session, engine, optimizer, schedule, folder, tracking, state).train()
+        outcome = Trainer(session, engine, optimizer, schedule, folder, tracking, state, watch).train()
         tracking.artifact(folder.path / "run.toml")
         tracking.artifact(folder.path / "summary.json")
         status = "FINISHED"
+    except StopRequested:
+        status = "KILLED"
+        raise
     finally:
+        watch.at("telling the tracking server")
         tracking.close(status)
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
     say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}", visible=ranks.is_first)

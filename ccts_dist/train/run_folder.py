@@ -2,6 +2,8 @@
 
 run.toml          the resolved run file
 history.jsonl     one line per optimizer step, of the run as it counts: replayed steps stand once
+STOP              made by whoever wants the run to stop; removed when it has
+.ranks/           signs of life, see ``beats``
 tokenizer/        SentencePiece model of a text branch trained from scratch
 checkpoints/      see ``checkpoint``
 best/  last/      model folders: lowest validation loss, and the end of training
@@ -9,15 +11,14 @@ summary.json      written when training has ended: scores and seconds
 """
 
 import fcntl
-import json
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ccts_dist.config import RunConfig, run_to_toml, run_to_tree
+from ccts_dist.config import RunConfig, run_to_tree
 from ccts_dist.distributed import Ranks, broadcast_object, together
-from ccts_dist.errors import CheckpointError, ConfigError
+from ccts_dist.errors import CheckpointError, ConfigError, OutputError
 from ccts_dist.train.checkpoint import (
     CheckpointManifest,
     checkpoints_folder,
@@ -25,6 +26,8 @@ from ccts_dist.train.checkpoint import (
     read_manifest,
     sync_folder,
 )
+from ccts_dist.train.history import History
+from ccts_dist.train.storage import writing
 
 FROZEN_SECTIONS = ("seed", "model", "batch", "loss", "distill", "optim")
 """What may not change on resuming: the numbers would be those of neither run."""
@@ -59,8 +62,8 @@ class RunFolder:
         self._lock: IO[str] | None = None
         token = uuid.uuid4().hex
         together(lambda: self._claim(run, token, resume) if ranks.is_first else None)
-        token = broadcast_object(token)
-        together(lambda: self._check_shared(token))
+        self._token = broadcast_object(token)
+        together(lambda: self._check_shared(self._token))
 
     def close(self) -> None:
         """Let the folder go."""
@@ -108,6 +111,19 @@ class RunFolder:
                 f"output = '{self.path}': rank {self._ranks.rank} does not see there what rank 0 wrote. Name a folder "
                 "on storage that all ranks share."
             )
+
+    def check_there(self) -> None:
+        """Raise unless the folder is still the one that was claimed. For one rank, within ``together``.
+
+        Without this a folder that was removed would be made anew by the next checkpoint, without what lay beside it.
+
+        Raises:
+            OutputError: it has vanished, or another job has taken it.
+        """
+        with writing(self.path):
+            found = (self.path / ".token").read_text()
+        if found != self._token:
+            raise OutputError(f"{self.path}: another job has taken this run folder. Stop one of the two.")
 
     def find_resume_point(
         self, resume: str, run: RunConfig, plan_digest: str, say: Callable[[str], None]
@@ -172,28 +188,26 @@ class RunFolder:
         if manifest.num_ranks != self._ranks.num_ranks:
             say(f"changed since {path.name}: number of ranks: {manifest.num_ranks} -> {self._ranks.num_ranks}")
 
-    def write_run_file(self, run: RunConfig) -> None:
-        """Keep the resolved run file with what it made; on rank 0."""
-        if self._ranks.is_first:
-            (self.path / "run.toml").write_text(run_to_toml(run), encoding="utf-8")
+    def write_file(self, name: str, text: str) -> None:
+        """Keep a small file with what the run made; rank 0 writes, every rank must call it.
 
-    def open_history(self, steps_done: int) -> IO[str] | None:
-        """The history file on rank 0, cut back to the steps that the checkpoint has; None on other ranks."""
-        if not self._ranks.is_first:
-            return None
+        Raises:
+            OutputError: on all ranks alike.
+        """
+        together(lambda: self._write_file(name, text) if self._ranks.is_first else None)
+
+    def _write_file(self, name: str, text: str) -> None:
+        with writing(self.path / name):
+            (self.path / name).write_text(text, encoding="utf-8")
+
+    def open_history(self, steps_done: int) -> History | None:
+        """The history on rank 0, cut back to the steps that the checkpoint has; None on other ranks.
+
+        Raises:
+            OutputError: on all ranks alike.
+        """
         path = self.path / "history.jsonl"
-        kept: list[str] = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    if json.loads(line)["step"] <= steps_done:
-                        kept.append(line + "\n")
-                except ValueError:
-                    break  # the line that was being written when the run was killed
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
-        return path.open("a", encoding="utf-8", buffering=1)
+        return together(lambda: History(path, steps_done) if self._ranks.is_first else None)
 
 
 def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -7,8 +7,7 @@ rank 0. The format itself is a JSON header and the tensors' bytes in a row, so i
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -128,20 +127,3 @@ class StoredTensors:
                 "Was it saved by another model?"
             )
         return tensor
-
-
-@contextmanager
-def storage_errors(place: Path) -> Iterator[None]:
-    """Within it, storage that fails is an error that all ranks can agree on.
-
-    Raises:
-        CheckpointError: in place of ``OSError``, and of what safetensors makes of one.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CheckpointError(
-            f"{place}: cannot be written ({reason}). What was saved before is whole: make room or mend the storage, "
-            "then go on with --resume auto."
-        ) from error

@@ -12,9 +12,12 @@ from ccts_dist.distributed import (
     derive_seed,
     gather_objects,
     in_step,
+    is_lost_connection,
+    limit_waiting,
     rank_facts,
     sum_over_ranks,
     together,
+    together_with_wish,
 )
 from ccts_dist.errors import CctsError, ShardError, TeacherError
 from tests.ranks.processes import run_on_ranks
@@ -56,6 +59,18 @@ def try_everything() -> dict[str, object]:
             seen.append(number)  # noqa: PERF402
     except CctsError as error:
         told["in step"] = (seen, str(error))
+    checked = []
+
+    def check() -> None:
+        checked.append(rank)
+        if len(checked) == 3 and rank == 1:
+            raise ShardError("asked on the second rank")
+
+    try:
+        list(in_step(iter(range(5)), 5, check=check))
+    except CctsError as error:
+        told["checked"] = (len(checked), str(error))
+    told["wishes"] = [together_with_wish(lambda: rank, wish=wish) for wish in (False, rank == 1)]
     told["sum"] = sum_over_ranks(torch.tensor([1.0, float(rank)], dtype=torch.float64)).tolist()
     told["gathered"] = gather_objects(f"from {rank}")
     told["broadcast"] = broadcast_object(f"from {rank}")
@@ -71,11 +86,42 @@ def test_errors_of_one_rank_are_raised_on_all_with_the_same_words():
         assert told["both"] == ("ShardError", "rank 0 fell")
         assert told["together"] == ("TeacherError", "no cache")
         assert told["answer"] == rank + 10
+        assert told["checked"] == (3, "asked on the second rank")
+        assert told["wishes"] == [(rank, False), (rank, True)]
         assert told["in step"] == ([0, 1], "damaged")
         assert told["sum"] == [2.0, 1.0]
         assert told["gathered"] == ["from 0", "from 1"]
         assert told["broadcast"] == "from 0"
         assert (told["even hosts"], told["uneven hosts"]) == (2, 1)
+
+
+def wait_in_a_library_group() -> float:
+    """Seconds that a rank waits for a peer that does not come, in a group made without a time-out of its own."""
+    import time
+
+    import torch
+    import torch.distributed as dist
+
+    group = dist.new_group([0, 1])
+    limit_waiting(2.0)
+    began = time.monotonic()
+    if rank_facts().rank == 0:
+        with pytest.raises(RuntimeError) as raised:
+            dist.all_reduce(torch.ones(1), group=group)
+        assert is_lost_connection(raised.value)
+    else:
+        time.sleep(3.0)
+    waited_s = time.monotonic() - began
+    limit_waiting(60.0)
+    return waited_s
+
+
+def test_time_out_holds_in_groups_that_a_library_made():
+    assert run_on_ranks(wait_in_a_library_group, 2)[0] < 20
+
+
+def test_mistake_in_a_program_is_no_lost_connection():
+    assert not is_lost_connection(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 @pytest.mark.parametrize(

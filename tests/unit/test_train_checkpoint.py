@@ -9,7 +9,7 @@ import pytest
 
 from ccts_dist.config import RunConfig, parse_run, run_to_tree
 from ccts_dist.distributed import Ranks
-from ccts_dist.errors import CheckpointError, ConfigError
+from ccts_dist.errors import CheckpointError, ConfigError, OutputError
 from ccts_dist.train.checkpoint import TrainState, find_checkpoint, read_manifest, read_state, write_checkpoint
 from ccts_dist.train.run_folder import RunFolder, changed_keys
 
@@ -107,9 +107,9 @@ def test_saving_that_fails_leaves_the_previous_checkpoint_whole(tmp_path):
 
     def disk_full(folder: Path) -> dict[str, tuple[int, str]]:
         (folder / WEIGHTS).write_bytes(b"half")
-        raise CheckpointError("No space left on device")
+        raise OutputError("No space left on device")
 
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         write_checkpoint(
             tmp_path, TrainState(step=2), run={}, plan_digest="plan", ranks=ALONE, save_engine=disk_full, keep=1
         )
@@ -123,9 +123,9 @@ def test_saving_that_fails_leaves_the_previous_checkpoint_whole(tmp_path):
 def test_storage_that_fails_before_and_after_the_weights_is_told_with_its_place(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "checkpoints" / "step-00000002.partial").write_text("in the way")
-    with pytest.raises(CheckpointError, match=r"step-00000002.partial: cannot be written .* --resume auto"):
+    with pytest.raises(OutputError, match=r"step-00000002.partial: cannot be written .* --resume auto"):
         save(tmp_path, 2)
-    with pytest.raises(CheckpointError, match=r"step-00000003.partial: cannot be written \(Is a directory\)"):
+    with pytest.raises(OutputError, match=r"step-00000003.partial: cannot be written or read back: Is a directory"):
         write_checkpoint(
             tmp_path, TrainState(step=3), run={}, plan_digest="plan", ranks=ALONE,
             save_engine=lambda folder: (folder / "state.json").mkdir() or {}, keep=1,
@@ -244,7 +244,7 @@ def test_history_is_cut_back_to_the_checkpoint(tmp_path):
     with RunFolder(run_in(tmp_path), ALONE, resume=True) as folder:
         history = folder.open_history(2)
         assert history is not None
-        history.write('{"step": 3}\n')
+        history.write({"step": 3})
         history.close()
     assert (tmp_path / "history.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 

@@ -8,8 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ccts_dist.errors import CheckpointError
-from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile, storage_errors
+from ccts_dist.errors import CheckpointError, OutputError
+from ccts_dist.train.storage import writing
+from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile
 
 TENSORS = {
     "weight": torch.arange(12, dtype=torch.float32).reshape(3, 4).T,  # not in a row in memory
@@ -90,7 +91,7 @@ def test_disk_that_is_full_is_told_with_the_place(tmp_path):
     """/dev/full can be opened, and fails when it is written to, as a full disk does."""
     (tmp_path / "full").symlink_to("/dev/full")
     with (
-        pytest.raises(CheckpointError, match=r"somewhere: cannot be written \(No space left on device\)"),
-        storage_errors(tmp_path / "somewhere"),
+        pytest.raises(OutputError, match=r"somewhere: cannot be written or read back: No space left on device"),
+        writing(tmp_path / "somewhere"),
     ):
         write(tmp_path / "full")
