@@ -1,0 +1,129 @@
+"""What a checkpoint and a step do when they fail on one rank alone, under every ds_config."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ccts_dist.config import parse_run
+from ccts_dist.distributed import barrier, rank_facts
+from ccts_dist.errors import CheckpointError
+from ccts_dist.train.checkpoint import TrainState, find_checkpoint, write_checkpoint
+from ccts_dist.train.engine import Engine
+from tests.launching import ROOT
+from tests.ranks.processes import run_on_ranks
+
+SHIPPED = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
+CASES = [(stage, precision) for stage in SHIPPED for precision in ("fp32", "bf16")]
+
+
+def write_in_the_way(output: Path) -> tuple[str, list[str]]:
+    """On one rank: a checkpoint, then one whose folder rank 0 cannot make."""
+    ranks = rank_facts()
+
+    def save(step: int) -> None:
+        write_checkpoint(
+            output, TrainState(step=step), run={}, plan_digest="", ranks=ranks, save_engine=lambda _: {}, keep=2
+        )
+
+    save(1)
+    if ranks.is_first:
+        (output / "checkpoints" / "step-00000002.partial").write_text("in the way")
+    barrier()
+    with pytest.raises(CheckpointError) as caught:
+        save(2)
+    (output / "checkpoints" / "step-00000002.partial").unlink(missing_ok=True)
+    found = find_checkpoint(output, lambda _: None)
+    assert found is not None
+    return str(caught.value), [found[0].name]
+
+
+def test_checkpoint_that_rank_0_cannot_write_is_an_error_on_all(tmp_path):
+    told = run_on_ranks(write_in_the_way, 2, tmp_path)
+    assert told[0] == told[1]
+    assert "step-00000002.partial: cannot be written" in told[0][0]
+    assert told[0][1] == ["step-00000001"]
+
+
+def build_engine(stage: str, precision: str) -> Engine:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate allows one Accelerator per process
+    run = parse_run(
+        {
+            "name": "r",
+            "output": "o",
+            "data": {"shards": "s"},
+            "model": {"speech": {"encoder": "e"}},
+            "batch": {"global_utterances": 2, "micro_utterances": 1},
+            "train": {"deepspeed": str(ROOT / "ds_configs" / f"{stage}.json"), "precision": precision},
+        }
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    optimizer = torch.optim.AdamW([{"params": model.parameters(), "lr": 1e-2, "name": "rest"}], weight_decay=0.1)
+    return Engine(model, optimizer, run, passes=1, ranks=rank_facts())
+
+
+def take_step(engine: Engine, factor: float) -> bool:
+    """One step on a loss times ``factor``; whether it was skipped."""
+    dtype = next(engine._engine.module.parameters()).dtype
+    engine.backward(engine._engine(torch.ones(4, 5, dtype=dtype)).float().pow(2).mean() * factor)
+    return engine.step().skipped
+
+
+def fail_on_one_rank(folder: Path) -> dict[tuple[str, str], dict[str, object]]:
+    """On one rank, for every case: a gradient that is not finite, and a disk that is full."""
+    ranks, told = rank_facts(), {}
+    for case in CASES:
+        engine = build_engine(*case)
+        facts: dict[str, object] = {"first step skipped": take_step(engine, 1.0)}
+        before = engine.full_state()
+        facts["skipped"] = take_step(engine, float("nan") if ranks.rank else 1.0)
+        after = engine.full_state()
+        facts["moved"] = [name for name in before if not torch.equal(before[name], after[name])]
+        facts["next step skipped"] = take_step(engine, 1.0)
+        later = engine.full_state()
+        facts["moved later"] = [name for name in before if not torch.equal(before[name], later[name])]
+        whole, full = folder / "-".join(case), folder / f"{'-'.join(case)}-full"
+        if ranks.is_first:
+            whole.mkdir()
+            full.mkdir()
+            (full / "exp_avg.safetensors").symlink_to("/dev/full")
+        barrier()
+        with pytest.raises(CheckpointError) as caught:
+            engine.save(full)
+        facts["error"] = str(caught.value)
+        facts["written"] = sorted(engine.save(whole))
+        facts["step after skipped"] = take_step(engine, 1.0)
+        told[case] = facts
+    return told
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory):
+    return run_on_ranks(fail_on_one_rank, 2, tmp_path_factory.mktemp("failures"), timeout_s=600)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_gradient_that_is_not_finite_on_one_rank_moves_no_weights_on_any(failures, case):
+    for rank in failures:
+        assert not rank[case]["first step skipped"]
+        assert rank[case]["skipped"]
+        assert rank[case]["moved"] == []
+        assert not rank[case]["next step skipped"]
+    assert len(failures[0][case]["moved later"]) == 4, "every weight and bias goes on"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_disk_that_is_full_on_rank_0_is_an_error_on_all_and_leaves_them_in_step(failures, case):
+    for rank in failures:
+        assert "exp_avg.safetensors: cannot be written (No space left on device)" in rank[case]["error"]
+        assert not rank[case]["step after skipped"]
+    assert failures[0][case]["written"] == [
+        f"{kind}.safetensors" for kind in ("exp_avg", "exp_avg_sq", "step", "weights")
+    ]
+    assert failures[1][case]["written"] == []
