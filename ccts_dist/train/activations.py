@@ -54,10 +54,11 @@ def trace_peak(
         with FakeTensorMode():
             _make_fake(model, dtype)
             try:
-                peak = _run(model, shape, training=training)
+                peak, kept = _run(model, shape, training=training)
             except RuntimeError:  # what a fake tensor raises when asked for a number, or on meeting an unknown operator
                 return None
-    return peak + _gru_bytes(config, encoders, shape, dtype, training=training)
+    # The GRU comes last in the forward pass, and its backward pass is over before the encoder's begins.
+    return max(peak, kept + _gru_bytes(config, encoders, shape, dtype, training=training))
 
 
 def _without_gru(config: ModelConfig) -> ModelConfig:
@@ -114,7 +115,8 @@ def _simplified(encoders: EncoderConfigs, *, on_gpu: bool) -> EncoderConfigs:
     return EncoderConfigs(speech=speech, text=text, normalise=encoders.normalise)
 
 
-def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> int:
+def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[int, int]:
+    """Most bytes alive during a pass, and those alive between forward and backward."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
@@ -126,9 +128,10 @@ def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> int:
             tokens = torch.zeros(shape.rows, shape.tokens, dtype=torch.int64)
             num_tokens = torch.full((shape.rows,), shape.tokens, dtype=torch.int64)
         output = model(audio, num_samples, tokens, num_tokens)
+        kept = live.now
         if training:
             (output.prediction.sum() + output.embedding.sum()).backward()
-    return live.peak
+    return live.peak, kept
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -9,15 +9,8 @@ from ccts_dist.loader.cut import Part as Cut
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.train.activations import BatchShape, trace_peak
 from ccts_dist.train.ds_config import read_ds_config
-from ccts_dist.train.memory import (
-    Activations,
-    Estimate,
-    ZeroLayout,
-    describe_peak,
-    estimate_memory,
-    read_layout,
-    sizes_of,
-)
+from ccts_dist.train.layout import ZeroLayout, read_layout, sizes_of
+from ccts_dist.train.memory import Activations, Estimate, describe_peak, estimate_memory
 from ccts_dist.train.setup import Session
 
 

@@ -38,6 +38,7 @@ def allocated_peak(config: ModelConfig, shape: BatchShape) -> int:
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     audio = torch.randn(shape.rows, shape.samples)
     num_samples = torch.full((shape.rows,), shape.samples)
+    num_samples[-1] -= 1_600  # with nothing padded there would be no mask
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profile:
@@ -57,7 +58,7 @@ def allocated_peak(config: ModelConfig, shape: BatchShape) -> int:
 @pytest.mark.parametrize("pooling", ["mean", "gru"])
 def test_peak_is_what_the_allocator_gave(checkpointing, pooling):
     config = replace(speech_model(pooling=pooling), gradient_checkpointing=checkpointing)
-    assert trace(config) == pytest.approx(allocated_peak(config, SHAPE), rel=0.15)
+    assert trace(config) == pytest.approx(allocated_peak(config, SHAPE), rel=0.02)
 
 
 def test_peak_grows_with_the_rows():
