@@ -29,7 +29,11 @@ class Forecast:
 
     def __init__(self, session: Session, *, on_gpu: bool) -> None:
         self._session, self._run, self._on_gpu = session, session.run, on_gpu
-        self._sizes = sizes_of(session.model)
+        branches = ((session.model.speech, self._run.model.speech), (session.model.text, self._run.model.text))
+        self._sizes = sizes_of(
+            session.model,
+            pretrained=[branch for branch, table in branches if branch and table and table.encoder != "scratch"],
+        )
         self._encoders = session.model.encoder_configs
         self._as_is = _Choice(
             layout=read_layout(read_ds_config(Path(self._run.train.deepspeed))),
@@ -37,7 +41,7 @@ class Forecast:
             checkpointing=self._run.model.gradient_checkpointing,
             micro=self._run.batch.micro_utterances,
         )
-        self._trace = cache(self._trace_once)
+        self._trace, self._parts = cache(self._trace_once), cache(self._largest_parts)
         self.estimate = self._estimate(self._as_is)
 
     @property
@@ -128,12 +132,11 @@ class Forecast:
             passes=batch.passes(ranks, self._session.loader.plan.largest_batch),
             activations=self._activations(choice) or Activations(training=0, scoring=0, shape="unknown"),
             on_gpu=self._on_gpu,
+            tests=bool(self._run.data.test_splits),
         )
 
     def _activations(self, choice: _Choice) -> Activations | None:
-        train, test = (
-            loader.largest_part(choice.micro) for loader in (self._session.loader, self._session.valid_loader)
-        )
+        train, test = self._parts(choice.micro)
         settings = (choice.precision, choice.checkpointing)
         training = self._trace(self._shape(train), *settings, True)
         validating = self._trace(self._shape(test), *settings, False)
@@ -147,6 +150,11 @@ class Forecast:
             scoring=scoring,
             shape=f"{len(train.rows)} x {seconds:.1f} s{recomputed}",
         )
+
+    def _largest_parts(self, micro: int) -> tuple[Cut, Cut]:
+        loaders = (self._session.loader, self._session.valid_loader)
+        train, validation = (loader.largest_part(micro) for loader in loaders)
+        return train, validation
 
     def _shape(self, part: Cut) -> BatchShape:
         text = self._run.model.text

@@ -1,6 +1,6 @@
 """What decides how a model lies in memory: the sizes of its parameters, and what a ds_config does with them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ class ModelSizes:
 
     numels: tuple[int, ...]
     trained_numels: tuple[int, ...]
+    mapped: int = 0
+    """Numbers that are read from a mapped file: those of pretrained encoders."""
 
     @property
     def parameters(self) -> int:
@@ -29,10 +31,15 @@ class ModelSizes:
         return sum(numel for numel in self.numels if numel <= threshold)
 
 
-def sizes_of(model: nn.Module) -> ModelSizes:
-    """The sizes of a model's parameters, before an engine has taken them apart."""
+def sizes_of(model: nn.Module, *, pretrained: Iterable[nn.Module] = ()) -> ModelSizes:
+    """The sizes of a model's parameters, before an engine has taken them apart.
+
+    Args:
+        pretrained: those of its encoders that were read from files.
+    """
     parameters = list(model.parameters())
     return ModelSizes(
+        mapped=sum(p.numel() for encoder in pretrained for p in encoder.parameters()),
         numels=tuple(p.numel() for p in parameters),
         trained_numels=tuple(p.numel() for p in parameters if p.requires_grad),
     )

@@ -25,8 +25,9 @@ PHASES: tuple[Phase, ...] = (
 _START, _BACKWARD, _STEP, _SAVING, _SCORING = PHASES
 _TRAINING = PHASES[1:]
 
-HOST_PROCESS_BYTES = 750_000_000
-"""Resident memory of a rank before it has a model: Python, torch, transformers, DeepSpeed, two gloo ranks. Measured."""
+HOST_PROCESS_BYTES = 1_100_000_000
+"""Resident memory of a rank that is no tensor of a model, measured: 0.8 GB of Python, torch, transformers and their
+libraries, 0.1 of DeepSpeed and gloo, 0.2 that the allocator has had back from tensors below 32 MB and does not return."""
 
 GPU_PROCESS_BYTES = 1_000_000_000
 """A CUDA context, cuBLAS and cuDNN workspaces, NCCL's buffers. A rule of thumb: they belong to driver and library."""
@@ -114,6 +115,7 @@ def estimate_memory(
     passes: int,
     activations: Activations,
     on_gpu: bool,
+    tests: bool = True,
 ) -> Estimate:
     """A rank's parts; the rank that needs most, which is the first, since it saves models.
 
@@ -121,6 +123,7 @@ def estimate_memory(
         precision: "fp32" or "bf16".
         passes: forward passes per step and rank.
         on_gpu: where the model is; the parts of the host are then told apart.
+        tests: whether the best model is scored on test splits at the end; it is read in any case.
     """
     numbers = _Numbers(sizes, layout, optim, precision, num_ranks, passes, on_gpu)
     parts = [
@@ -129,7 +132,7 @@ def estimate_memory(
         *_optimizer(numbers),
         *_buckets(numbers),
         Part(what="activations", size_bytes=activations.training, why=activations.shape, phases=(_BACKWARD,)),
-        *_files(numbers, activations.scoring),
+        *_files(numbers, activations.scoring if tests else None),
     ]
     if on_gpu:
         parts.append(Part(what="CUDA, NCCL", size_bytes=GPU_PROCESS_BYTES, why="rule of thumb"))
@@ -297,30 +300,37 @@ def _buckets(n: _Numbers) -> list[Part]:
     return parts
 
 
-def _files(n: _Numbers, scoring: int) -> list[Part]:
+def _files(n: _Numbers, scoring: int | None) -> list[Part]:
     """Whole models beside the engine: read at the start, written, and read once more for the last scores."""
     model = 4 * n.parameters
     gathered = model + (0 if n.low == 4 else n.low * n.parameters)
     parts = [
-        # The file is mapped, and counts as resident until the kernel takes its pages back.
-        Part(what="the encoder's file", size_bytes=model, why="mapped", phases=(_START,), on_host=n.on_gpu),
+        # Read twice, to compare what was loaded.
+        Part(what="encoders' files", size_bytes=4 * n.sizes.mapped, why="mapped", phases=(_START,), on_host=n.on_gpu),
         Part(what="all weights", size_bytes=gathered, why="gathered on one rank", phases=(_SAVING,), on_host=n.on_gpu),
-        Part(what="the best model", size_bytes=model, why="fp32", phases=(_SCORING,)),
     ]
-    if n.stage in (1, 2):
-        parts.append(Part(what="weights being laid flat", size_bytes=n.low * n.trained, why="", phases=(_START,)))
     as_read = Part(what="weights, fp32", size_bytes=model, why="whole, as read", phases=(_START,), on_host=n.on_gpu)
     if n.on_gpu:
-        parts += [
-            as_read,
-            Part(what="its file, read", size_bytes=2 * model, why="fp32", phases=(_SCORING,), on_host=True),
-            Part(what="activations of scoring", size_bytes=scoring, why="", phases=(_SCORING,)),
-        ]
-        if n.stage == 3:
-            parts.append(replace(as_read, what="weights, undivided", size_bytes=n.low * n.parameters, on_host=False))
+        parts.append(as_read)
+        # Laid flat at stages 1 and 2, whole before they are divided at stage 3.
+        moved = {0: 0, 1: n.trained, 2: n.trained, 3: n.parameters}[n.stage]
+        parts.append(replace(as_read, what="weights being laid out", size_bytes=n.low * moved, why="", on_host=False))
+        parts.append(
+            Part(what="the best model, its file", size_bytes=2 * model, why="fp32", phases=(_SCORING,), on_host=True)
+        )
+        if scoring is not None:
+            parts.append(Part(what="the best model", size_bytes=model, why="fp32", phases=(_SCORING,)))
+            parts.append(Part(what="its activations", size_bytes=scoring, why="no gradient", phases=(_SCORING,)))
     else:
-        most = max(model, scoring)
-        parts.append(Part(what="its file, then activations", size_bytes=most, why="mapped", phases=(_SCORING,)))
+        parts.append(Part(what="the best model", size_bytes=model, why="fp32", phases=(_SCORING,)))
+        beside = max(model, scoring or 0)
+        parts.append(Part(what="its file, then activations", size_bytes=beside, why="mapped", phases=(_SCORING,)))
+        # Weights that nobody moves or casts stay in the file, and keep all of it mapped. Mapped pages count as resident
+        # until the kernel needs them for something else.
+        frozen = n.parameters - n.trained
+        if n.stage < 3 and n.precision == "fp32" and frozen:
+            kept = 4 * max(0, n.sizes.mapped - frozen)
+            parts.append(Part(what="encoders' files", size_bytes=kept, why="still mapped", phases=_TRAINING))
         # Cast one by one, so that both precisions are never there at once.
         parts.append(as_read if n.stage == 3 else replace(as_read, size_bytes=model - n.low * n.parameters))
     return parts

@@ -1,6 +1,7 @@
 """A rank's memory by parts, against numbers worked by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,10 @@ ADAM = OptimConfig(name="adam")
 SHIPPED = sorted(Path("ds_configs").glob("*.json"))
 
 
-def estimate(layout: ZeroLayout, optim: OptimConfig = ADAM, **changes) -> Estimate:
+def estimate(layout: ZeroLayout, optim: OptimConfig = ADAM, *, sizes: ModelSizes = SIZES, **changes) -> Estimate:
     settings = {"precision": "fp32", "num_ranks": 2, "passes": 1, "on_gpu": False}
     activations = Activations(training=5_000, scoring=700, shape="2 x 1.0 s")
-    return estimate_memory(SIZES, layout, optim, activations=activations, **settings | changes)
+    return estimate_memory(sizes, layout, optim, activations=activations, **settings | changes)
 
 
 def part(whole: Estimate, what: str, phase: str) -> int:
@@ -132,11 +133,26 @@ def test_on_a_gpu_the_hosts_memory_is_told_apart():
     assert needed(whole, "scoring the best model") == 4_000 + 1_800 + 3_600 + 4_000 + 700 + GPU_PROCESS_BYTES
     backward = 4_000 + 1_800 + 3_600 + 1_800 + 240 + 240 + 5_000 + GPU_PROCESS_BYTES
     assert whole.peak() == ("forward and backward", backward)
-    # The model is read into the host's memory, and its best weights are written from there.
-    assert whole.peak(on_host=True) == ("start", 8_000 + HOST_PROCESS_BYTES)
+    # The best model is read into the host's memory from a mapped file.
+    assert whole.peak(on_host=True) == ("scoring the best model", 8_000 + HOST_PROCESS_BYTES)
     table = "\n".join(whole.table())
     assert "on the GPU" in table
     assert "on the host" in table
+
+
+def test_frozen_weights_keep_their_file_mapped_where_they_are_neither_moved_nor_cast():
+    step, layout = "optimizer step", ZeroLayout(stage=2)
+    mapped = replace(SIZES, mapped=950)
+    for changes, kept in (({}, 4 * (950 - 100)), ({"precision": "bf16"}, 0), ({"on_gpu": True}, 0)):
+        assert part(estimate(layout, sizes=mapped, **changes), "encoders' files", step) == kept
+    assert part(estimate(ZeroLayout(stage=3), sizes=mapped), "encoders' files", step) == 0
+    assert part(estimate(layout, sizes=mapped), "encoders' files", "start") == 4 * 950
+
+
+def test_without_test_splits_the_best_model_stays_off_the_gpu():
+    scoring = "scoring the best model"
+    with_test, without = (estimate(ZeroLayout(stage=2), on_gpu=True, tests=tests) for tests in (True, False))
+    assert needed(with_test, scoring) - needed(without, scoring) == 4_000 + 700
 
 
 def test_a_gpu_gives_a_bucket_whole_and_the_host_only_what_is_written_to():
