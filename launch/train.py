@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         epilog="examples:\n"
         "  deepspeed --num_gpus 2 launch/train.py --config launch/runs/demo/teacher.toml\n"
         "  deepspeed launch/train.py --config RUN.toml --set optim.learning_rate=1e-4 --resume auto\n"
-        "  python launch/train.py --config RUN.toml --check --ranks 64\n"
+        "  python launch/train.py --config RUN.toml --check --ranks 64 --gpu-memory 80\n"
         "to stop: SIGTERM or SIGUSR1 to a rank (a launcher passes none on), Ctrl-C, or a file STOP in the run folder\n"
         "exit codes: 0 done; 1 failed; 2 a mistake in what was asked for (one line on stderr says which);\n"
         "  75 stopped on request, with a complete checkpoint: run again with --resume auto to go on",
@@ -34,7 +34,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--resume", default="", metavar="auto|PATH", help="go on: from the newest complete checkpoint, or from this one"
     )
     parser.add_argument("--check", action="store_true", help="open everything the run needs, train nothing")
-    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="with --check: as N ranks would see it")
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --check: as N ranks would see it")
+    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="with --check: must suffice on each GPU")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     run = read_run(args.config, args.set)
     ranks = rank_facts()
     if args.check:
-        return check(run, num_ranks=args.ranks if args.ranks is not None else ranks.num_ranks)
+        return check(run, num_ranks=args.ranks, gpu_memory_gb=args.gpu_memory)
     with process_group(ranks, timeout_s=run.train.timeout_s):
         train(run, ranks, resume=args.resume)
     if run.tracking.register and ranks.is_first:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
 from ccts_dist.config.schema import BatchConfig, DataConfig
@@ -81,7 +82,7 @@ class Loader:
             teacher=teacher,
             skip_damaged=data.damaged == "skip",
         )
-        self._micro = batch.micro_utterances
+        self._batch, self._num_ranks = batch, ranks.num_ranks
         self._num_threads = data.workers
         self._pool: ThreadPoolExecutor | None = None
         self._prefetched: tuple[int, int] | None = None
@@ -154,7 +155,8 @@ class Loader:
 
     def _parts(self, epoch: int, step: int) -> list[list[Part]]:
         """What this node reads of one step, by pass and rank of the node."""
-        return cut(self.plan.global_batch(epoch, step, self.streams), self._peers, self.passes, self._micro)
+        rows = self.plan.global_batch(epoch, step, self.streams)
+        return cut(rows, self._peers, self.passes, self._batch.micro_utterances)
 
     def _fetch_ahead(self, epoch: int, number: int) -> None:
         """On entering a window, ask for its shards and for those of the next one."""
@@ -195,6 +197,22 @@ class Loader:
                 padded += sum(part.padded_samples for part in parts)
                 real += sum(part.real_samples for part in parts)
         return 1.0 - real / padded
+
+    def largest_part(self, micro_utterances: int) -> Part:
+        """The part with the most padded audio over all ranks of this node and the first window; reads no audio.
+
+        Args:
+            micro_utterances: as if ``batch.micro_utterances`` were this.
+        """
+        batch = replace(self._batch, micro_utterances=micro_utterances)
+        passes = batch.passes(self._num_ranks, self.plan.largest_batch)
+        steps = range(min(self.plan.window_steps, self.steps_per_epoch))
+        # Each pass has its parts from the largest on, and each step its passes.
+        largest = (
+            cut(self.plan.global_batch(0, step, self.streams), self._peers, passes, micro_utterances)[0][0]
+            for step in steps
+        )
+        return max(largest, key=lambda part: part.padded_samples)
 
     def close(self) -> None:
         """Let the threads go. Reading again starts new ones."""

@@ -21,6 +21,7 @@ from ccts_dist.train.engine import Engine
 from ccts_dist.train.evaluate import Scores, evaluate
 from ccts_dist.train.history import History
 from ccts_dist.train.optim import Schedule, rates_by_group
+from ccts_dist.train.peak import peak_over_ranks_gb
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session
 from ccts_dist.train.step import StepResult, train_step
@@ -48,6 +49,9 @@ class Outcome:
 
     seconds: float
     """Of this start of the program, not of those before a resume."""
+
+    peak_memory_gb: float
+    """Most memory that a rank held (10^9 bytes; on a GPU by its tensors, else resident), also of this start alone."""
 
 
 class Trainer:
@@ -248,6 +252,7 @@ class Trainer:
         figures = {
             "epoch/train_loss": sums.get("loss", 0.0) / steps,
             "epoch/padding": sums.get("padding", 0.0) / steps,
+            "system/peak_memory_gb": peak_over_ranks_gb(self._engine.device),
             "valid/loss": scores.loss,
             **{f"valid/ccc_{target}": value for target, value in scores.ccc.items()},
         }
@@ -375,6 +380,7 @@ class Trainer:
             test=test,
             kept_share=self.state.kept_share,
             seconds=seconds,
+            peak_memory_gb=peak_over_ranks_gb(self._engine.device),
         )
         self._folder.write_file("summary.json", json.dumps(asdict(outcome), indent=1))
         return outcome

@@ -1,5 +1,7 @@
 """A run from its file to its outcome, in order."""
 
+import torch
+
 from ccts_dist.config import RunConfig, run_to_toml, run_to_tree
 from ccts_dist.distributed import Ranks, agree_on_nodes, barrier, limit_waiting, rank_facts, together
 from ccts_dist.errors import StopRequested
@@ -8,6 +10,7 @@ from ccts_dist.progress import say
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
 from ccts_dist.train.checkpoint import TrainState, read_state
 from ccts_dist.train.engine import Engine
+from ccts_dist.train.forecast import Forecast
 from ccts_dist.train.loop import Outcome, Trainer
 from ccts_dist.train.optim import build_optimizer, build_schedule
 from ccts_dist.train.run_folder import RunFolder
@@ -16,13 +19,23 @@ from ccts_dist.train.stopping import STOP_FILE
 from ccts_dist.train.watch import Watch, stopped_words
 
 
-def check(run: RunConfig, *, num_ranks: int) -> int:
-    """Print what the run would do on ``num_ranks`` ranks; 0 when nothing is wrong, else raises what is."""
-    derived = check_session(run, num_ranks)
-    if rank_facts().is_first:  # under the launcher every rank checks, and one speaks
-        for name, value in derived.items():
-            print(f"{name:24} {value}")
-        print("check passed")
+def check(run: RunConfig, *, num_ranks: int | None, gpu_memory_gb: float | None = None) -> int:
+    """Print what the run would do on ``num_ranks`` ranks; 0 when nothing is wrong, else raises what is.
+
+    Args:
+        num_ranks: None for as many as the launcher has started.
+        gpu_memory_gb: GB (10^9 bytes) of each GPU, which the run must fit; None where that is not asked.
+    """
+    if rank_facts().local_rank:
+        return 0  # under the launcher one rank of each host checks: the weights need not be in memory for each
+    with check_session(run, rank_facts().num_ranks if num_ranks is None else num_ranks) as session:
+        forecast = Forecast(session, on_gpu=gpu_memory_gb is not None or torch.cuda.is_available())
+        if rank_facts().is_first:
+            for line in (*_described(session), *forecast.lines()):
+                print(line)
+        verdict = "" if gpu_memory_gb is None else f": {forecast.check_fits(gpu_memory_gb)}"
+    if rank_facts().is_first:
+        print(f"check passed{verdict}")
     return 0
 
 
@@ -72,8 +85,9 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     groups = parameter_groups(session.model)
     optimizer = build_optimizer(groups["encoder"], groups["rest"], run.optim)
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
-    for name, value in session.derived().items():
-        say(f"{name:24} {value}", visible=ranks.is_first)
+    forecast = Forecast(session, on_gpu=torch.cuda.is_available()) if ranks.is_first else None
+    for line in () if forecast is None else (*_described(session), *forecast.lines()):
+        say(line)
     point = folder.find_resume_point(resume, run, session.loader.plan.digest, say) if resume else None
     engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks, resume_from=point)
     limit_waiting(run.train.timeout_s)
@@ -85,6 +99,8 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         say(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
     folder.write_file("run.toml", run_to_toml(run))
     tracking = together(lambda: _open_tracking(session, folder, resume=bool(resume)))
+    if forecast is not None:
+        tracking.metrics({"system/estimated_memory_gb": forecast.peak_bytes / 1e9}, state.step)
     status = "FAILED"
     try:
         outcome = Trainer(session, engine, optimizer, schedule, folder, tracking, state, watch).train()
@@ -99,7 +115,13 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         tracking.close(status)
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
     say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}", visible=ranks.is_first)
+    if forecast is not None:
+        say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB; estimated: {forecast.peak_bytes / 1e9:.2f} GB")
     return outcome
+
+
+def _described(session: Session) -> list[str]:
+    return [f"{name:24} {value}" for name, value in session.derived().items()]
 
 
 def _open_tracking(session: Session, folder: RunFolder, *, resume: bool) -> Tracking:

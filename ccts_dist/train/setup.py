@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,9 @@ def open_session(run: RunConfig, ranks: Ranks) -> Session:
     return together(lambda: _build(run, shard_set, ranks, Path(run.output)))
 
 
-def check_session(run: RunConfig, num_ranks: int) -> dict[str, str]:
-    """Open everything as ``num_ranks`` ranks would, without a process group and without touching the run folder."""
+@contextmanager
+def check_session(run: RunConfig, num_ranks: int) -> Iterator[Session]:
+    """Everything as ``num_ranks`` ranks would open it, without a process group and without touching the run folder."""
     if num_ranks < 1:
         raise ConfigError(f"--ranks {num_ranks}: must be at least 1. Say how many ranks the run shall have.")
     if run.tracking.kind == "mlflow":
@@ -99,7 +101,11 @@ def check_session(run: RunConfig, num_ranks: int) -> dict[str, str]:
     ranks = Ranks(num_ranks=num_ranks)
     with tempfile.TemporaryDirectory() as folder:
         _train_tokenizer(run, shard_set, Path(folder))
-        return _build(run, shard_set, ranks, Path(folder)).derived()
+        session = _build(run, shard_set, ranks, Path(folder))
+        try:
+            yield session
+        finally:
+            session.close()
 
 
 def _open_shards(run: RunConfig) -> ShardSet:

@@ -1,0 +1,173 @@
+"""How much memory a forward and backward pass needs beside the weights, found without weights and without computing.
+
+The real model is built a second time of fake tensors, which have shapes and no memory, and a whole pass is run on them.
+Every tensor that comes into being is counted while it lives. So this holds for any encoder that transformers gives,
+with and without gradient checkpointing. What a kernel takes for itself while it runs is not seen.
+"""
+
+import copy
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ccts_dist.config import ModelConfig
+from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchShape:
+    """A padded micro-batch."""
+
+    rows: int
+    samples: int
+    """Of the longest row."""
+
+    tokens: int = 0
+    """Of the longest transcript; 0 without a text branch."""
+
+
+def trace_peak(
+    config: ModelConfig, encoders: EncoderConfigs, shape: BatchShape, *, precision: str, training: bool, on_gpu: bool
+) -> int | None:
+    """Most bytes alive at a time in a pass over such a batch, weights and their gradients not counted.
+
+    Args:
+        config: what the model is like, gradient checkpointing included.
+        encoders: the shapes of its encoders.
+        precision: "fp32" or "bf16": of weights and activations.
+        training: with gradients, and a backward pass; else a forward pass alone, in evaluation mode.
+        on_gpu: attention never keeps its weights; on a CPU it does where there is dropout on them.
+
+    Returns:
+        None for an encoder that cannot be run on shapes alone, because it looks at numbers to decide what to do.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            model = rebuild_model(_without_gru(config), _simplified(encoders, on_gpu=on_gpu)).train(training)
+        with FakeTensorMode():
+            _make_fake(model, dtype)
+            try:
+                peak, kept = _run(model, shape, training=training)
+            except RuntimeError:  # what a fake tensor raises when asked for a number, or on meeting an unknown operator
+                return None
+    # The GRU comes last in the forward pass, and its backward pass is over before the encoder's begins.
+    return max(peak, kept + _gru_bytes(config, encoders, shape, dtype, training=training))
+
+
+def _without_gru(config: ModelConfig) -> ModelConfig:
+    """A GRU's steps are many small operators, which would take most of the time for little of the memory."""
+    speech = None if config.speech is None else replace(config.speech, pooling="mean")
+    text = None if config.text is None else replace(config.text, pooling="mean")
+    return replace(config, speech=speech, text=text)
+
+
+def _gru_bytes(
+    config: ModelConfig, encoders: EncoderConfigs, shape: BatchShape, dtype: torch.dtype, *, training: bool
+) -> int:
+    """What the GRUs keep: per unit and step two times three gates before and three after their activation, the
+    difference that the update gate weighs, the output, and its copy in the sequence. Without gradient less than half.
+    """
+    frames = shape.samples
+    if encoders.speech is not None:
+        for kernel, stride in zip(encoders.speech.conv_kernel, encoders.speech.conv_stride, strict=True):
+            frames = max(1, (frames - kernel) // stride + 1)
+    kept = 12 if training else 5
+    return sum(
+        kept * branch.gru_hidden * branch.gru_layers * shape.rows * steps * dtype.itemsize
+        for branch, steps in ((config.speech, frames), (config.text, shape.tokens))
+        if branch is not None and branch.pooling == "gru"
+    )
+
+
+def _make_fake(model: nn.Module, dtype: torch.dtype) -> None:
+    """Take a model from the meta device to where kernels are chosen as on a real device; call it in a fake mode."""
+    fakes: dict[nn.Parameter, nn.Parameter] = {}  # a parameter may have two names
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter not in fakes:
+                tensor = torch.empty(parameter.shape, dtype=dtype, device="cpu")
+                fakes[parameter] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+            setattr(module, name, fakes[parameter])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu"))
+
+
+def _simplified(encoders: EncoderConfigs, *, on_gpu: bool) -> EncoderConfigs:
+    """Without SpecAugment, which looks at numbers and costs next to nothing.
+
+    Fused attention on a GPU draws its dropout again in the backward pass; torch's on a CPU knows no dropout, and falls
+    back to plain attention, which keeps a number for each pair of frames.
+    """
+    speech, text = copy.deepcopy(encoders.speech), copy.deepcopy(encoders.text)
+    if speech is not None:
+        speech.apply_spec_augment = False
+    for config in (speech, text) if on_gpu else ():
+        for name in ("attention_dropout", "attention_probs_dropout_prob"):
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
+    return EncoderConfigs(speech=speech, text=text, normalise=encoders.normalise)
+
+
+def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[int, int]:
+    """Most bytes alive during a pass, and those alive between forward and backward."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
+    with _LiveBytes(model) as live, torch.set_grad_enabled(training):
+        audio = torch.zeros(shape.rows, shape.samples)
+        num_samples = torch.full((shape.rows,), shape.samples, dtype=torch.int64)
+        tokens = num_tokens = None
+        if model.text is not None:
+            tokens = torch.zeros(shape.rows, shape.tokens, dtype=torch.int64)
+            num_tokens = torch.full((shape.rows,), shape.tokens, dtype=torch.int64)
+        output = model(audio, num_samples, tokens, num_tokens)
+        kept = live.now
+        if training:
+            (output.prediction.sum() + output.embedding.sum()).backward()
+    return live.peak, kept
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None  # DeepSpeed takes it into a bucket, which is counted elsewhere
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that come into being while it is on, until they go."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        # What views of weights share is no activation.
+        self._known = {_storage(tensor)._cdata for tensor in (*model.parameters(), *model.buffers())}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(_storage(leaf))
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()

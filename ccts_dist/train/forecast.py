@@ -1,0 +1,166 @@
+"""A run's need of memory before it runs: the largest micro-batch of its plan, its parts, and what would help."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.loader.cut import Part as Cut
+from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.train.activations import BatchShape, trace_peak
+from ccts_dist.train.ds_config import read_ds_config
+from ccts_dist.train.layout import ZeroLayout, read_layout, sizes_of
+from ccts_dist.train.memory import Activations, Estimate, describe_peak, estimate_memory
+from ccts_dist.train.setup import Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """What of a run decides about its memory and can be changed."""
+
+    layout: ZeroLayout
+    precision: str
+    checkpointing: bool
+    micro: int
+
+
+class Forecast:
+    """What the ranks of a session will need. Build it before an engine has taken the model apart."""
+
+    def __init__(self, session: Session, *, on_gpu: bool) -> None:
+        self._session, self._run, self._on_gpu = session, session.run, on_gpu
+        branches = ((session.model.speech, self._run.model.speech), (session.model.text, self._run.model.text))
+        self._sizes = sizes_of(
+            session.model,
+            pretrained=[branch for branch, table in branches if branch and table and table.encoder != "scratch"],
+        )
+        self._encoders = session.model.encoder_configs
+        self._as_is = _Choice(
+            layout=read_layout(read_ds_config(Path(self._run.train.deepspeed))),
+            precision=self._run.train.precision,
+            checkpointing=self._run.model.gradient_checkpointing,
+            micro=self._run.batch.micro_utterances,
+        )
+        self._trace, self._parts = cache(self._trace_once), cache(self._largest_parts)
+        self.estimate = self._estimate(self._as_is)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the device that trains."""
+        return self.estimate.peak()[1]
+
+    def lines(self) -> list[str]:
+        """The table of parts, for people."""
+        lines = self.estimate.table()
+        if self._activations(self._as_is) is None:
+            lines.append("  activations of this encoder cannot be foreseen, and are not in it")
+        return lines
+
+    def check_fits(self, gpu_memory_gb: float) -> str:
+        """One line on how well the run fits a GPU of so many GB (10^9 bytes).
+
+        Raises:
+            ConfigError: it does not: what is needed, what there is, and which three keys would help most.
+        """
+        if not gpu_memory_gb > 0:
+            raise ConfigError(f"--gpu-memory {gpu_memory_gb}: must be above 0. Say how many GB each GPU has.")
+        limit = int(gpu_memory_gb * 1e9)
+        most = self._largest_micro(self._as_is, limit)
+        if self.peak_bytes <= limit:
+            return f"fits {gpu_memory_gb:g} GB; the largest batch.micro_utterances that does is {most}"
+        helpful = "; ".join(f"{words} ({size / 1e9:.2f} GB)" for size, words in self._alternatives(limit)[:3])
+        micro = (
+            f"batch.micro_utterances = {most} is the largest that fits"
+            if most
+            else "no batch.micro_utterances fits by itself"
+        )
+        raise ConfigError(
+            f"--gpu-memory {gpu_memory_gb:g}: does not fit: a rank needs {describe_peak(self.estimate)}. {micro}. "
+            f"What helps most: {helpful or 'more ranks, or larger GPUs'}."
+        )
+
+    def _alternatives(self, limit: int) -> list[tuple[int, str]]:
+        """Single changes of the run file and what a rank then needs, the most helpful first."""
+        now, options = self._as_is, []
+        if now.micro > 1:
+            fewer = max(1, self._largest_micro(now, limit))
+            options.append((replace(now, micro=fewer), f"batch.micro_utterances = {fewer}"))
+        if not now.checkpointing:
+            options.append((replace(now, checkpointing=True), "model.gradient_checkpointing = true"))
+        if now.precision == "fp32":
+            options.append((replace(now, precision="bf16"), 'train.precision = "bf16"'))
+        stage = self._stage_that_helps(limit)
+        if stage is not None:
+            options.append(stage)
+        needs = [(self._estimate(choice).peak()[1], words) for choice, words in options]
+        return sorted(need for need in needs if need[0] < self.peak_bytes)
+
+    def _stage_that_helps(self, limit: int) -> tuple[_Choice, str] | None:
+        """The lowest higher stage that fits, else the highest there is."""
+        now = self._as_is
+        higher = [
+            (replace(now.layout, stage=stage), f"zero{stage}.json") for stage in (1, 2, 3) if stage > now.layout.stage
+        ]
+        if not (now.layout.offload_optimizer and now.layout.offload_parameters):
+            offloaded = replace(now.layout, stage=3, offload_optimizer=True, offload_parameters=True)
+            higher.append((offloaded, "zero3_offload.json"))
+        choices = [(replace(now, layout=layout), f'train.deepspeed = "ds_configs/{name}"') for layout, name in higher]
+        fitting = [choice for choice in choices if self._estimate(choice[0]).peak()[1] <= limit]
+        return next(iter(fitting or choices[-1:]), None)
+
+    def _largest_micro(self, choice: _Choice, limit: int) -> int:
+        """The largest ``batch.micro_utterances`` that fits ``limit``; 0 when none does."""
+        ranks = self._session.ranks.num_ranks
+        low, high = 0, -(-self._session.loader.plan.largest_batch // ranks)
+        while low < high:
+            micro = (low + high + 1) // 2
+            if self._estimate(replace(choice, micro=micro)).peak()[1] <= limit:
+                low = micro
+            else:
+                high = micro - 1
+        return low
+
+    def _estimate(self, choice: _Choice) -> Estimate:
+        ranks = self._session.ranks.num_ranks
+        batch = replace(self._run.batch, micro_utterances=choice.micro)
+        return estimate_memory(
+            self._sizes,
+            choice.layout,
+            self._run.optim,
+            precision=choice.precision,
+            num_ranks=ranks,
+            passes=batch.passes(ranks, self._session.loader.plan.largest_batch),
+            activations=self._activations(choice) or Activations(training=0, scoring=0, shape="unknown"),
+            on_gpu=self._on_gpu,
+            tests=bool(self._run.data.test_splits),
+        )
+
+    def _activations(self, choice: _Choice) -> Activations | None:
+        train, test = self._parts(choice.micro)
+        settings = (choice.precision, choice.checkpointing)
+        training = self._trace(self._shape(train), *settings, True)
+        validating = self._trace(self._shape(test), *settings, False)
+        scoring = self._trace(self._shape(test), "fp32", choice.checkpointing, False)
+        if training is None or validating is None or scoring is None:
+            return None
+        seconds = train.rows[0].num_samples / SAMPLE_RATE_HZ
+        recomputed = ", layers recomputed" if choice.checkpointing else ""
+        return Activations(
+            training=max(training, validating),
+            scoring=scoring,
+            shape=f"{len(train.rows)} x {seconds:.1f} s{recomputed}",
+        )
+
+    def _largest_parts(self, micro: int) -> tuple[Cut, Cut]:
+        loaders = (self._session.loader, self._session.valid_loader)
+        train, validation = (loader.largest_part(micro) for loader in loaders)
+        return train, validation
+
+    def _shape(self, part: Cut) -> BatchShape:
+        text = self._run.model.text
+        tokens = 0 if text is None else text.max_tokens
+        return BatchShape(rows=len(part.rows), samples=part.rows[0].num_samples, tokens=tokens)
+
+    def _trace_once(self, shape: BatchShape, precision: str, checkpointing: bool, training: bool) -> int | None:
+        config = replace(self._run.model, gradient_checkpointing=checkpointing)
+        return trace_peak(config, self._encoders, shape, precision=precision, training=training, on_gpu=self._on_gpu)

@@ -1,0 +1,37 @@
+"""What a rank really used of memory, as kernel and driver counted it."""
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from ccts_dist.distributed import gather_objects
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory that this process has held so far.
+
+    On a GPU what its tensors held, without the CUDA context; else all resident memory of the process, programs and
+    libraries included.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Most resident memory of this process so far, mapped files included."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: its figure outlives exec, so that a rank would inherit its launcher's.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_over_ranks_gb(device: torch.device) -> float:
+    """The largest peak of all ranks so far, in GB of 10^9 bytes. Every rank must call it."""
+    return max(gather_objects(peak_memory_bytes(device))) / 1e9

@@ -1,0 +1,124 @@
+"""What ``--check --gpu-memory`` says and refuses, and what a training tells of the memory it took."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from ccts_dist.config import read_run
+from ccts_dist.distributed import Ranks
+from ccts_dist.errors import run_main
+from ccts_dist.train.forecast import Forecast
+from ccts_dist.train.setup import check_session
+from launch import train as command
+from tests.launching import ROOT, environment
+from tests.small_runs import build_two_kinds, write_run
+
+MOST_SAMPLES = 6_600
+"""No utterance of ``build_two_kinds`` is longer."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forecast")
+    build_two_kinds(folder, num_train=32, num_valid=8)
+    return folder
+
+
+@pytest.fixture
+def config(place: Path) -> Path:
+    return write_run(place / "run.toml", place / "shards", place / "run")
+
+
+def check(config: Path, *args: str) -> int:
+    return run_main(command.main, ["--config", str(config), "--check", *args])
+
+
+def test_check_shows_parts_and_peak_without_a_gpu(config, capfd):
+    assert check(config, "--ranks", "2") == 0
+    out, _ = capfd.readouterr()
+    assert re.search(r"memory per rank +on the host +GB", out)
+    for what in ("weights, fp32", "master weights, fp32", "gradient buckets", "activations", "process", "at most"):
+        assert re.search(rf"^  {what} +\d+\.\d\d", out, re.MULTILINE) or what.startswith("weights"), what
+    assert "check passed\n" in out
+
+
+def test_check_says_that_a_run_fits_and_how_large_micro_batches_could_be(config, capfd):
+    assert check(config, "--ranks", "2", "--gpu-memory", "10") == 0
+    out, _ = capfd.readouterr()
+    assert "on the GPU" in out
+    assert "check passed: fits 10 GB; the largest batch.micro_utterances that does is 8" in out
+
+
+def test_check_refuses_a_gpu_that_is_too_small_in_one_line(config, capfd):
+    assert check(config, "--ranks", "2", "--gpu-memory", "0.5") == 2
+    out, err = capfd.readouterr()
+    (line,) = [line for line in err.splitlines() if line.strip()]
+    assert line.startswith("error: --gpu-memory 0.5: does not fit: a rank needs 1.")
+    assert "no batch.micro_utterances fits" in line
+    helps = line.split("What helps most: ")[1].split("; ")
+    needs = [float(re.search(r"\(([\d.]+) GB\)", words)[1]) for words in helps]
+    assert len(helps) == 3
+    assert needs == sorted(needs)
+    assert "check passed" not in out
+
+
+@pytest.mark.parametrize("gb", ["0", "-1", "nan"])
+def test_memory_that_is_none_is_refused(config, capfd, gb):
+    assert check(config, f"--gpu-memory={gb}") == 2
+    assert "must be above 0" in capfd.readouterr().err
+
+
+def test_largest_part_is_that_of_the_plan_and_of_the_ranks(config):
+    run = read_run(config, ["batch.micro_utterances=3"])
+    with check_session(run, 2) as session:
+        part = session.loader.largest_part(3)
+        steps = [batch for step in session.loader.epoch(0) for batch in step.passes]
+        assert len(part.rows) <= 3
+        assert part.padded_samples >= max(batch.audio.numel() for batch in steps)
+        assert part.padded_samples <= 3 * MOST_SAMPLES
+        # As if micro-batches were of one: then the longest utterance alone is the largest part.
+        assert len(session.loader.largest_part(1).rows) == 1
+
+
+def test_the_largest_micro_batch_that_fits_is_found_at_the_limit(config):
+    with check_session(read_run(config, ["batch.micro_utterances=1"]), 1) as session:
+        assert session.ranks == Ranks()
+        forecast = Forecast(session, on_gpu=True)
+        needed = {}
+        for micro in (1, 2, 4, 8, 16):
+            with check_session(read_run(config, [f"batch.micro_utterances={micro}"]), 1) as other:
+                needed[micro] = Forecast(other, on_gpu=True).peak_bytes
+        assert needed[16] > needed[1]
+        words = forecast.check_fits(needed[4] / 1e9)
+        assert int(words.rsplit(" ", 1)[1]) in range(4, 8)
+
+
+def test_training_tells_what_it_took_beside_what_was_foreseen(place):
+    store = f"sqlite:///{place / 'runs.db'}"
+    output = place / "trained"
+    config = write_run(
+        place / "trained.toml", place / "shards", output,
+        data={"test_splits": []}, train={"max_steps": 2},
+        tracking={"kind": "mlflow", "uri": store, "experiment": "memory"},
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "launch/train.py", "--config", str(config)],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    words = re.search(r"most memory of a rank: ([\d.]+) GB; estimated: ([\d.]+) GB", done.stdout + done.stderr)
+    assert words is not None
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["peak_memory_gb"] == pytest.approx(float(words[1]), abs=0.01)
+    assert summary["peak_memory_gb"] > 0.4, "torch alone takes half a gigabyte"
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("memory")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert 0.4 < run.data.metrics["system/peak_memory_gb"] <= summary["peak_memory_gb"]
+    assert run.data.metrics["system/estimated_memory_gb"] == pytest.approx(float(words[2]), abs=0.01)
