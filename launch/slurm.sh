@@ -9,8 +9,10 @@
 # must be on storage that all nodes share. One task is one rank: --ntasks-per-node is ranks per node, with GPUs as many
 # as GPUs. Leave --gpus-per-task out: a rank finds its GPU by its number on the node, and must see them all.
 #
-# Before the time is up Slurm sends USR1; the ranks save a complete checkpoint and exit with 75, and this script has
-# the job queued again, under the same number. The next start goes on with --resume auto. To stop for good: scancel.
+# Before the time is up Slurm tells this script, which asks the ranks for a complete checkpoint by a file STOP in the run
+# folder. They exit with 75, the job queues itself again under the same number, and its next start goes on with
+# --resume auto. So does a job that is preempted. To stop for good: scancel, or a STOP of your own; both leave a
+# complete checkpoint, and submitting again with --resume auto goes on.
 #
 # Settings, from the environment of sbatch:
 #   CCTS_PYTHON          the interpreter (default: .venv/bin/python here, else python)
@@ -29,16 +31,29 @@
 #SBATCH --open-mode=append
 # A node that fails, or a job of higher priority, puts the job back into the queue; this script sees to the rest.
 #SBATCH --requeue
-# Seconds before the end at which to ask for a checkpoint; Slurm may be a minute early. "B:" asks this script, which
-# must know that it was asked; without it the ranks alone would hear.
+# Seconds before the end at which to ask for a checkpoint; Slurm may be a minute early. "B:" tells this script alone.
 #SBATCH --signal=B:USR1@120
 
 set -uo pipefail # not -e: what comes of the ranks decides what comes next
 
 if [[ $# -eq 0 || -z ${SLURM_JOB_ID:-} ]]; then
-  sed -n '/^#SBATCH/q; s/^# \{0,1\}//p' "$0" | tail -n +2 >&2
+  sed -n '/^# What sbatch/q; s/^# \{0,1\}//p' "$0" | tail -n +2 >&2
   exit 2
 fi
+
+# --- what Slurm may say meanwhile ------------------------------------------------------------------------------------
+output='' asked=no ended=no
+ask_ranks() { # by a file, since a signal ends a rank that does not listen yet
+  asked=yes
+  if [[ -n $output ]]; then
+    echo "slurm.sh: the time is nearly up: asking for a checkpoint"
+    mkdir -p "$output" && : >"$output/STOP"
+  fi
+}
+trap ask_ranks USR1
+# The job is cancelled, preempted or out of time. Slurm tells the ranks so itself, by SIGTERM, and leaves them KillWait
+# seconds (30 unless the administrator says otherwise): this script stays until they have left.
+trap 'ended=yes' TERM
 
 # --- where this start stands -----------------------------------------------------------------------------------------
 # Of a job that has queued itself again: how often, and what the newest checkpoint was when it last did.
@@ -55,6 +70,19 @@ if [[ -z ${CCTS_PYTHON:-} && -x .venv/bin/python ]]; then python=$PWD/.venv/bin/
 PATH=$(dirname "$(command -v "$python")"):$PATH # DeepSpeed looks for ninja there
 export PATH
 
+# The run folder of a training; nothing where there is none, or where the ranks will say what is wrong with it.
+if [[ ${1##*/} == train.py ]]; then
+  output=$("$python" -c '
+import argparse, pathlib
+from ccts_dist.config import read_run
+parser = argparse.ArgumentParser()
+parser.add_argument("--config")
+parser.add_argument("--set", action="append", default=[])
+args = parser.parse_known_args()[0]
+print(pathlib.Path(read_run(args.config, args.set).output).absolute())' "${@:2}" 2>/dev/null)
+  if [[ $asked == yes ]]; then ask_ranks; fi # it could not, before
+fi
+
 # --- how the ranks find each other -----------------------------------------------------------------------------------
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_ADDR=${nodes[0]}
@@ -64,13 +92,13 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 # srun does not take this over from sbatch by itself.
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
-# What each task does: tell the rank its place in the words that launchers use, and become it. No launcher stands
-# between Slurm and the ranks: DeepSpeed's dies of a signal without passing it on, and Slurm already starts one
-# process per rank, ends them all together, and reads every exit code.
+# What each task does: tell the rank its place in the words of torch's launcher, and become it. No launcher stands
+# between Slurm and the ranks: DeepSpeed's dies of a signal without passing it on, and Slurm already starts one process
+# per rank, tells them all when to end, and reads every exit code.
 # shellcheck disable=SC2016  # expanded in the task
 rank='
 export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
-export LOCAL_SIZE=$((SLURM_NTASKS / SLURM_NNODES)) CROSS_RANK=$SLURM_NODEID CROSS_SIZE=$SLURM_NNODES
+export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)) GROUP_RANK=$SLURM_NODEID GROUP_WORLD_SIZE=$SLURM_NNODES
 if ((SLURM_NNODES > 1)); then
   # Left to itself, gloo takes the address of the node'"'"'s own name, which on many systems is 127.0.1.1.
   if [[ -z ${CCTS_IFNAME:-} ]]; then
@@ -82,78 +110,43 @@ if ((SLURM_NNODES > 1)); then
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$CCTS_IFNAME} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$CCTS_IFNAME}
   fi
 fi
-# Until the rank listens for it, USR1 would end it; it is sent again and again.
-trap "" USR1
 exec "$@"
 '
 export CCTS_NODES="${nodes[*]}"
 
 # --- the ranks -------------------------------------------------------------------------------------------------------
 # Consecutive ranks on one node (block). A rank that fails does not end the others at once (--kill-on-bad-exit=0): they
-# notice by themselves, and those that leave with 75 one after the other would end their last one.
+# notice by themselves, and of those that leave with 75 the first would have the last ones killed.
 srun --distribution=block --kill-on-bad-exit=0 --wait="${CCTS_WAIT_S:-300}" \
   bash -c "$rank" rank "$python" -u "$@" &
 srun=$!
-
-asked=no
-ask_ranks() { # srun hands USR1 on to every task
-  if [[ $asked == no ]]; then echo "slurm.sh: the time is nearly up: asking the ranks for a checkpoint"; fi
-  asked=yes
-  kill -USR1 "$srun" 2>/dev/null
-}
-trap ask_ranks USR1
-# The job is cancelled, preempted or out of time. Slurm tells the ranks so itself, and leaves them KillWait seconds (30
-# unless the administrator says otherwise): stay until they have left. It also knows whether the job is to come back.
-ended=no
-trap 'ended=yes' TERM
-
-# A trap makes `wait` return early.
-while kill -0 "$srun" 2>/dev/null; do
-  if [[ $asked == yes ]]; then
-    sleep 5 &
-    wait -n "$srun" $!
-    kill -0 "$srun" 2>/dev/null && ask_ranks # a rank that was not listening yet
-  else
-    wait "$srun"
-  fi
-done
+while kill -0 "$srun" 2>/dev/null; do wait "$srun"; done # a trap makes `wait` return early
 wait "$srun"
 code=$?
 echo "slurm.sh: the ranks have ended with exit code $code"
+if [[ $asked == yes && -n $output ]]; then rm -f "$output/STOP"; fi # they may have come to the end before they saw it
 
 # --- and then --------------------------------------------------------------------------------------------------------
-newest_checkpoint() { # what the job has come to; nothing where it cannot be told
-  "$python" - "$@" <<'PYTHON'
-import argparse, pathlib
-from ccts_dist.config import read_run
-parser = argparse.ArgumentParser()
-parser.add_argument("--config", type=pathlib.Path)
-parser.add_argument("--set", action="append", default=[])
-args, _ = parser.parse_known_args()
-output = pathlib.Path(read_run(args.config, args.set).output)
-complete = sorted(path.name for path in output.glob("checkpoints/step-*[0-9]"))
-print("STOP" if (output / "STOP").exists() else complete[-1] if complete else "the start")
-PYTHON
-}
-
-give_up() {
-  echo "slurm.sh: not queued again: $1"
+leave() {
+  if [[ -n ${1:-} ]]; then echo "slurm.sh: not queued again: $1"; fi
   rm -f "$marker"
   exit "$code"
 }
 
-if ((code != 75)); then
-  rm -f "$marker"
-  exit "$code"
+((code == 75)) || leave
+[[ $ended == no ]] || leave "Slurm has ended the job, and knows whether it is to come back."
+# Preempted, the ranks alone are told at first, by SIGTERM.
+if [[ $asked == no ]] && ! scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; then
+  leave "somebody asked the ranks to stop."
 fi
-[[ $ended == no ]] || give_up "Slurm has ended the job."
-if [[ ${1##*/} == train.py ]]; then newest=$(newest_checkpoint "${@:2}"); else newest=unknown-$restarts; fi
-[[ $newest != STOP ]] || give_up "there is a file STOP in the run folder. Remove it, and submit again to go on."
+shopt -s nullglob
+checkpoints=("$output"/checkpoints/step-*[0-9])
+newest=$(basename "${checkpoints[-1]:-start}")
 if [[ -e $marker ]]; then read -r count before <"$marker"; else count=0 before=; fi
-[[ $newest != "$before" ]] || give_up "it has not come beyond $newest since it was last queued. Ask for more --time."
-((count < ${CCTS_MAX_REQUEUES:-100})) || give_up "it has queued itself $count times already (CCTS_MAX_REQUEUES)."
+[[ $newest != "$before" ]] || leave "it has not come beyond $newest since it last was. Ask for more --time."
+((count < ${CCTS_MAX_REQUEUES:-100})) || leave "it was $count times already (CCTS_MAX_REQUEUES)."
 echo "$((count + 1)) $newest" >"$marker"
 echo "slurm.sh: stopped on request at $newest: queueing the job again"
 trap - TERM # Slurm now ends this script
-scontrol requeue "$SLURM_JOB_ID" || give_up "scontrol requeue failed; submit again to go on."
+scontrol requeue "$SLURM_JOB_ID" || leave "scontrol requeue failed. Submit it again with --resume auto to go on."
 sleep 60
