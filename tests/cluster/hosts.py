@@ -118,6 +118,7 @@ class Started:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
             raise AssertionError(f"has not ended within {timeout_s:.0f} s\n{self.words[-8000:]}") from None
 
 

@@ -12,8 +12,8 @@ from tests.cluster.hosts import Started
 from tests.small_runs import read_history, without_times, write_run
 
 STEPS = 60
-TIMEOUT_S = 20.0
-"""After which a rank gives its peers up."""
+TIMEOUT_S = 30.0
+"""After which a rank gives its peers up, where a test is about that."""
 
 CACHE = "/dev/shm/shards"
 """Where a host keeps shards of a store: a place of its own."""
@@ -47,7 +47,7 @@ class Run:
             time.sleep(0.02)
 
 
-def write_run_file(material: Path, name: str, *, streams: int, shards: str = "", steps: int = STEPS) -> Run:
+def write_run_file(material: Path, name: str, *, streams: int, shards: str = "", timeout_s: float = 300.0) -> Run:
     """A distilled run: epochs of four steps, checkpoints within and at the end of each."""
     output = material / "runs" / name
     config = write_run(
@@ -57,7 +57,7 @@ def write_run_file(material: Path, name: str, *, streams: int, shards: str = "",
             "streams": streams,
         },
         distill={"embedding_weight": 1.0, "prediction_weight": 0.5},
-        train={"epochs": 100, "max_steps": steps, "checkpoint_steps": 3, "timeout_s": TIMEOUT_S},
+        train={"epochs": 100, "max_steps": STEPS, "checkpoint_steps": 3, "timeout_s": timeout_s},
     )  # fmt: skip
     return Run(config=config, output=output)
 
