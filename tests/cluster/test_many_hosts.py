@@ -1,0 +1,77 @@
+"""The real launcher across hosts: training, a teacher's pass and evaluation are what they are on one host."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ccts_dist.shards import open_shard_set
+from ccts_dist.shards.stores.fetch_cache import cached_name
+from tests.cluster.many_hosts import launch_with_pdsh, launch_without_ssh, wait_well
+from tests.cluster.runs import CACHE, largest_difference, write_run_file
+from tests.launching import ROOT, environment, launch_well
+
+pytestmark = pytest.mark.long
+
+
+def test_two_hosts_by_pdsh_agree_with_two_ranks_on_one_host(undisturbed, material):
+    one_host = write_run_file(material, "two-ranks", streams=2)
+    launch_well(2, "launch/train.py", *one_host.args)
+    assert largest_difference(undisturbed, one_host) <= 1e-5
+
+
+def test_each_host_fetches_the_training_shards_of_its_own_streams_alone(undisturbed, hosts, material):
+    training = {cached_name(shard): shard.name for shard in open_shard_set(material / "shards").shards_of(("Train",))}
+    kept = [{path.name for path in host.path(CACHE).iterdir()} for host in hosts.hosts[:2]]
+    first, second = ({name for cached, name in training.items() if cached in names} for names in kept)
+    assert first | second == set(training.values())
+    assert len(first & second) <= 1, "only the shard on the border of the streams belongs to both"
+    assert min(len(first), len(second)) >= len(training) // 2
+
+
+def test_three_hosts_without_ssh_agree_with_three_ranks_on_one_host(hosts, material):
+    one_host, three = (write_run_file(material, name, streams=3) for name in ("three-ranks", "three-hosts"))
+    launch_well(3, "launch/train.py", *one_host.args)
+    wait_well(launch_without_ssh(hosts, "launch/train.py", *three.args))
+    assert largest_difference(three, one_host) <= 1e-5
+
+
+def test_teacher_cache_of_two_hosts_is_that_of_one_process_byte_for_byte(hosts, material):
+    options = ["--teacher", str(material / "teacher"), "--shards", str(material / "shards"), "--out"]
+    alone(["launch/cache_teacher.py", *options, str(material / "alone")])
+    two = hosts.first(2)
+    wait_well([launch_with_pdsh(two, "launch/cache_teacher.py", *options, str(material / "of-hosts"))])
+    files = {path.name: path.read_bytes() for path in (material / "alone").iterdir() if not path.name.startswith(".")}
+    assert "manifest.json" in files
+    assert len(files) > 4
+    for name, content in files.items():
+        assert (material / "of-hosts" / name).read_bytes() == content, name
+
+
+def test_scores_of_two_hosts_are_those_of_one_process(undisturbed, hosts, material):
+    model = undisturbed.output / "best"
+    options = ["--model", str(model), "--shards", str(material / "shards"), "--split", "Test1", "--out"]
+    alone(["launch/evaluate.py", *options, str(material / "scores-alone")])
+    two = hosts.first(2)
+    wait_well(launch_without_ssh(two, "launch/evaluate.py", *options, str(material / "scores-of-hosts")))
+    one, of_hosts = (
+        json.loads((material / name / "metrics.json").read_text()) for name in ("scores-alone", "scores-of-hosts")
+    )
+    assert of_hosts["weights"] == one["weights"]
+    for figure, values in one["splits"]["Test1"].items():
+        assert of_hosts["splits"]["Test1"][figure] == pytest.approx(values, abs=1e-6), figure
+
+
+def alone(command: list[str]) -> None:
+    """Run a script as one process, without a launcher."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
