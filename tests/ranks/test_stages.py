@@ -40,10 +40,11 @@ OPTIMIZERS = {
     "sgd": {"name": "sgd", "learning_rate": 1e-2},
     "adam": {"name": "adam", "learning_rate": 3e-3, "clip_norm": 1.0},
 }
-KINDS = {("sgd", "fp32"): STAGES, ("adam", "fp32"): STAGES, ("adam", "bf16"): SHIPPED}
+KINDS = {("sgd", "fp32"): SHIPPED, ("adam", "fp32"): STAGES, ("adam", "bf16"): SHIPPED}
 """Optimizer and precision, and the stages they are tried under."""
 
 CASES = [(kind, stage) for kind, stages in KINDS.items() for stage in stages]
+RESUMED = [(kind, stage) for kind, stage in CASES if kind[0] == "adam" or stage in ("zero0", "zero3")]
 MOVED = [(kind, stage) for kind, stage in CASES if kind[0] == "adam"]
 TOLERANCES = {("sgd", "fp32"): 1e-6, ("adam", "fp32"): 1e-5, ("adam", "bf16"): 5e-2}
 
@@ -83,6 +84,8 @@ def place(tmp_path_factory):
     for kind, stage in CASES:
         name = f"{stage}-{'-'.join(kind)}"
         jobs.append(Job(config=config_for(place, name, stage, kind)))
+    for kind, stage in RESUMED:
+        name = f"{stage}-{'-'.join(kind)}"
         resumed = config_for(place, f"{name}-resumed", stage, kind)
         again.append(Job(config=resumed, continues=checkpoint(place / "runs" / name), resume="auto"))
     run_on_ranks(run_trainings, 2, [*jobs, *again], timeout_s=1500)
@@ -132,7 +135,7 @@ def test_losses_of_thirty_steps_agree_across_stages(place, kind):
         assert history[0]["train/learning_rate_encoder"] == pytest.approx(history[0]["train/learning_rate_rest"] / 4)
 
 
-@pytest.mark.parametrize(("kind", "stage"), CASES, ids=["-".join((*kind, stage)) for kind, stage in CASES])
+@pytest.mark.parametrize(("kind", "stage"), RESUMED, ids=["-".join((*kind, stage)) for kind, stage in RESUMED])
 def test_resumed_run_is_bit_equal_to_the_undisturbed_one(place, kind, stage):
     whole, resumed = output(place, kind, stage), output(place, kind, stage, "-resumed")
     assert not checkpoint(resumed, 16).exists(), "it began where the other was saved"
