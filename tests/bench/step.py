@@ -1,7 +1,8 @@
 """What a training step costs beyond forward, backward and optimizer, and what of it is the exact CCC.
 
-    python -m tests.bench.step            20 turns of 10 steps for each of three trainings: about 6 minutes
+    python -m tests.bench.step            three launches, in each 20 turns of 10 steps for every way
     python -m tests.bench.step --quick    3 turns of 4 steps
+    python -m tests.bench.step --cases 2x2    one launch alone
 
 On the demo's cT/S student, ZeRO-2, the same batches for every way of taking a step. The ways take turns within one
 process (per rank), and a ratio is the median of the turns' ratios.
