@@ -1,7 +1,7 @@
 """Weak scaling: two ranks on two cores against one rank pinned to one core, on the demo's student.
 
-    python -m tests.bench.scaling            5 turns of 100 steps: about 15 minutes on a quiet machine
-    python -m tests.bench.scaling --quick    1 turn of 30 steps
+    python -m tests.bench.scaling            5 turns, three trainings of 100 steps each
+    python -m tests.bench.scaling --quick    1 turn, trainings of 30 steps
 
 Each rank has the same micro-batch (16 utterances), so that two ranks do twice the work of one in a step; they reach
 ``rate of two / (2 x rate of one)`` of what twice the hardware could give. Each measurement is a training of its own

@@ -1,7 +1,8 @@
 """What a training step costs beyond forward, backward and optimizer, and what of it is the exact CCC.
 
-    python -m tests.bench.step            20 turns of 10 steps for each of three trainings: about 6 minutes
+    python -m tests.bench.step            three launches, in each 20 turns of 10 steps for every way
     python -m tests.bench.step --quick    3 turns of 4 steps
+    python -m tests.bench.step --cases 2x2    one launch alone
 
 On the demo's cT/S student, ZeRO-2, the same batches for every way of taking a step. The ways take turns within one
 process (per rank), and a ratio is the median of the turns' ratios.
@@ -27,6 +28,8 @@ from tests.bench.demo_student import finish, prepare, start, work_folder, write_
 
 SCRIPT = "tests/bench/under_launcher/time_steps.py"
 MICRO = 16
+CASES = {"1x1": (1, 1), "2x1": (2, 1), "2x2": (2, 2)}
+"""Ranks x passes."""
 
 
 def main() -> None:
@@ -36,10 +39,10 @@ def main() -> None:
     prepare(folder, options.utterances)
     cores = sorted(os.sched_getaffinity(0))
     rows = []
-    for num_ranks, passes in ((1, 1), (2, 1), (2, 2)):
-        told = _measure(folder, num_ranks, passes, cores[:num_ranks], options)
-        rows.append((f"{num_ranks} x {passes}", told))
-        print(f"{num_ranks} ranks, {passes} passes: {told['loss']}", file=sys.stderr)
+    for case in options.cases.split(","):
+        num_ranks, passes = CASES[case]
+        rows.append((case, _measure(folder, num_ranks, passes, cores[:num_ranks], options)))
+        print(f"{case}: measured", file=sys.stderr)
     print(_table(rows))
 
 
@@ -49,8 +52,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, metavar="N", help="of each way; default 20")
     parser.add_argument("--steps", type=int, metavar="N", help="of a turn; default 10")
     parser.add_argument("--utterances", type=int, default=400, metavar="N", help="of the corpus (%(default)s)")
+    parser.add_argument("--cases", default=",".join(CASES), help="ranks x passes, with commas (%(default)s)")
     parser.add_argument("--work", type=Path, default=work_folder(), metavar="DIR", help="the corpus")
     options = parser.parse_args()
+    if unknown := set(options.cases.split(",")) - CASES.keys():
+        parser.error(f"--cases: no case {sorted(unknown)[0]!r}; there are {', '.join(CASES)}")
     options.turns = options.turns or (3 if options.quick else 20)
     options.steps = options.steps or (4 if options.quick else 10)
     return options
