@@ -198,6 +198,7 @@ def _weights(n: _Numbers) -> list[Part]:
 
 
 def _gradients(n: _Numbers) -> list[Part]:
+    parts: list[tuple[int, str, tuple[Phase, ...]]]
     if n.stage == 0:
         parts = [(n.low * n.trained, "whole on each rank", (_BACKWARD, _STEP))]
     elif n.stage == 1:
