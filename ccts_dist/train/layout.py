@@ -70,9 +70,6 @@ class ZeroLayout:
     sub_group: int = 1_000_000_000
     """Elements that stage 3 updates at a time."""
 
-    wide_gradients: bool = False
-    """Gradients are accumulated in fp32 whatever the precision."""
-
 
 def read_layout(tree: Mapping[str, Any]) -> ZeroLayout:
     """The layout that a ds_config describes, with DeepSpeed's defaults for what it leaves out or to "auto"."""
@@ -88,7 +85,6 @@ def read_layout(tree: Mapping[str, Any]) -> ZeroLayout:
 
     stage = int(zero["stage"])
     overlap = zero.get("overlap_comm")
-    data_types = tree.get("data_types") or {}
     defaults = ZeroLayout(stage=stage)
     return ZeroLayout(
         stage=stage,
@@ -102,5 +98,4 @@ def read_layout(tree: Mapping[str, Any]) -> ZeroLayout:
             number("max_live_parameters", defaults.most_live), number("max_reuse_distance", defaults.most_live)
         ),
         sub_group=number("sub_group_size", defaults.sub_group) or defaults.sub_group,
-        wide_gradients=data_types.get("grad_accum_dtype") in ("fp32", "float32"),
     )

@@ -27,7 +27,7 @@ _TRAINING = PHASES[1:]
 
 HOST_PROCESS_BYTES = 1_100_000_000
 """Resident memory of a rank that is no tensor of a model, measured: 0.8 GB of Python, torch, transformers and their
-libraries, 0.1 of DeepSpeed and gloo, 0.2 that the allocator has had back from tensors below 32 MB and does not return."""
+libraries, 0.1 of DeepSpeed and gloo, 0.2 that the allocator has had back from tensors below 32 MB and keeps."""
 
 GPU_PROCESS_BYTES = 1_000_000_000
 """A CUDA context, cuBLAS and cuDNN workspaces, NCCL's buffers. A rule of thumb: they belong to driver and library."""
@@ -156,7 +156,6 @@ class _Numbers:
         self.sizes, self.layout, self.optim = sizes, layout, optim
         self.precision, self.num_ranks, self.passes, self.on_gpu = precision, num_ranks, passes, on_gpu
         self.low = 2 if precision == "bf16" else 4
-        self.wide = 4 if layout.wide_gradients else self.low
         self.parameters, self.trained = sizes.parameters, sizes.trained
         self.own = self.share(self.trained)
         """Trained parameters whose optimizer state is this rank's."""
@@ -192,28 +191,25 @@ def _weights(n: _Numbers) -> list[Part]:
             what="weights gathered for use",
             size_bytes=n.low * live,
             why=f"at most {n.layout.most_live:,} (max_live_parameters, max_reuse_distance)",
-            phases=(_BACKWARD,),
+            # Without a GPU the C library's allocator keeps what it has had back from tensors of less than 32 MB.
+            phases=(_BACKWARD,) if n.on_gpu else _TRAINING,
         ),
     ]
 
 
 def _gradients(n: _Numbers) -> list[Part]:
+    parts: list[tuple[int, str, tuple[Phase, ...]]]
     if n.stage == 0:
         parts = [(n.low * n.trained, "whole on each rank", (_BACKWARD, _STEP))]
     elif n.stage == 1:
-        whole = (n.low if n.wide == n.low else n.low + n.wide) * n.trained
-        parts = [
-            (whole, "whole on each rank", (_BACKWARD,)),
-            (n.wide * n.own, n.divided, (_BACKWARD,)),
-        ]
+        parts = [(n.low * n.trained, "whole on each rank", (_BACKWARD,)), (n.low * n.own, n.divided, (_BACKWARD,))]
     elif n.stage == 2:
-        # With several passes DeepSpeed holds the sum so far beside the pass that is being reduced, unless it sums in
-        # fp32, where it adds in place.
-        copies = 2 if n.passes > 1 and n.wide == n.low else 1
+        # With several passes DeepSpeed holds the sum so far beside the pass that is being reduced.
+        copies = 2 if n.passes > 1 else 1
         words = f"{n.divided}, sum and last pass" if copies == 2 else n.divided
-        parts = [(copies * n.wide * n.own, words, (_BACKWARD,))]
+        parts = [(copies * n.low * n.own, words, (_BACKWARD,))]
     else:
-        parts = [(n.wide * n.own, n.divided, _TRAINING)]
+        parts = [(n.low * n.own, n.divided, _TRAINING)]
     return [
         Part(what="gradients", size_bytes=size, why=why, phases=phases, on_host=n.on_gpu and n.offloads and n.stage > 1)
         for size, why, phases in parts
@@ -260,8 +256,8 @@ def _update_bytes(n: _Numbers, own: int) -> int:
         own = min(own, n.layout.sub_group)
     if n.offloads:
         return 4 * temporaries * own  # its gradients are there all the time
-    held = 0 if n.stage == 3 else n.wide  # stage 3 has its gradients anyway
-    flattening = held + n.wide + (0 if n.wide == 4 else 4)
+    held = 0 if n.stage == 3 else n.low  # stage 3 has its gradients anyway
+    flattening = held + n.low + (0 if n.low == 4 else 4)
     return max(flattening, 4 + 4 * temporaries) * own
 
 
@@ -303,11 +299,12 @@ def _buckets(n: _Numbers) -> list[Part]:
 def _files(n: _Numbers, scoring: int | None) -> list[Part]:
     """Whole models beside the engine: read at the start, written, and read once more for the last scores."""
     model = 4 * n.parameters
-    gathered = model + (0 if n.low == 4 else n.low * n.parameters)
     parts = [
         # Read twice, to compare what was loaded.
         Part(what="encoders' files", size_bytes=4 * n.sizes.mapped, why="mapped", phases=(_START,), on_host=n.on_gpu),
-        Part(what="all weights", size_bytes=gathered, why="gathered on one rank", phases=(_SAVING,), on_host=n.on_gpu),
+        Part(
+            what="all weights", size_bytes=model, why="gathered on one rank, fp32", phases=(_SAVING,), on_host=n.on_gpu
+        ),
     ]
     as_read = Part(what="weights, fp32", size_bytes=model, why="whole, as read", phases=(_START,), on_host=n.on_gpu)
     if n.on_gpu:

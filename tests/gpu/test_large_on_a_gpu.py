@@ -5,6 +5,7 @@ Not part of ``make test``. On a machine with a GPU: ``pytest -s tests/gpu``.
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu")
     save_large_student(folder / "hubert-large", **NO_NOISE)
     build_seconds(folder, num_train=8 * STEPS, num_valid=8, shortest_s=3.0, longest_s=6.0)
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # gigabytes, which pytest would keep for three runs
 
 
 def train(
@@ -74,5 +76,7 @@ def test_bf16_on_a_gpu_is_within_a_quarter_of_the_estimated_memory_and_near_the_
     assert len(read_history(output)) == STEPS
     assert estimated == pytest.approx(peak, rel=0.25)
     assert np.isfinite(losses).all()
-    # bfloat16 has 8 bits of mantissa: 24 layers leave an error of about a hundredth on an embedding of order one.
-    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    # bfloat16 has 8 bits of mantissa: 24 layers leave an error of about a hundredth on an embedding of order one. After
+    # a step of Adam, which makes a whole step of the smallest gradient, as much again.
+    assert losses[0][0] == pytest.approx(losses[1][0], abs=0.05)
+    assert losses[0][1] == pytest.approx(losses[1][1], abs=0.1)
