@@ -17,6 +17,9 @@ from pathlib import Path
 
 from tests.launching import ROOT, environment
 
+PATIENCE_S = 600.0
+"""A training starts within 20 s on a quiet machine; one that others share has taken minutes."""
+
 INTERFACE = "eth0"
 PORT = 22
 PROGRAMS = {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tests.cluster.hosts import INTERFACE, Cluster, Started
+from tests.cluster.hosts import INTERFACE, PATIENCE_S, Cluster, Started
 from tests.launching import BIN, environment, free_port
 
 FORWARDED = ("PATH", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
@@ -34,7 +34,7 @@ def launch_without_ssh(
     ]
 
 
-def wait_well(started: list[Started], timeout_s: float = 240.0) -> str:
+def wait_well(started: list[Started], timeout_s: float = PATIENCE_S) -> str:
     """Wait until all have ended; fails with all their words unless each exits with 0."""
     codes = [one.wait(timeout_s) for one in started]
     words = "\n".join(one.words for one in started)

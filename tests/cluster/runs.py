@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from tests.cluster.hosts import Started
+from tests.cluster.hosts import PATIENCE_S, Started
 from tests.small_runs import read_history, without_times, write_run
 
 STEPS = 60
@@ -37,7 +37,7 @@ class Run:
         history = self.output / "history.jsonl"
         return history.read_bytes().count(b"\n") if history.exists() else 0
 
-    def wait_for_step(self, step: int, started: Sequence[Started], timeout_s: float = 120.0) -> None:
+    def wait_for_step(self, step: int, started: Sequence[Started], timeout_s: float = PATIENCE_S) -> None:
         """Until the history has so many steps; fails when one of what should write it ends before."""
         deadline = time.monotonic() + timeout_s
         while self.steps_done < step:

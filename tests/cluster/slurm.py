@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.hosts import PROGRAMS, Cluster, Host, Started
+from tests.cluster.hosts import PATIENCE_S, PROGRAMS, Cluster, Host, Started
 from tests.launching import ROOT
 
 SCRIPT = "launch/slurm.sh"
@@ -89,7 +89,7 @@ class Slurm:
         """All jobs that Slurm remembers."""
         return [int(number) for number in self.ask("squeue", "--noheader", "--states=all", "--format=%i").split()]
 
-    def wait_for(self, job: int, *states: str, timeout_s: float = 120.0) -> dict[str, str]:
+    def wait_for(self, job: int, *states: str, timeout_s: float = PATIENCE_S) -> dict[str, str]:
         """The job's facts once it is in one of some states."""
         deadline = time.monotonic() + timeout_s
         while (facts := self.facts(job))["JobState"] not in states:

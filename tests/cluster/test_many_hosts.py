@@ -8,6 +8,7 @@ import pytest
 
 from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.stores.fetch_cache import cached_name
+from tests.cluster.hosts import PATIENCE_S
 from tests.cluster.many_hosts import launch_with_pdsh, launch_without_ssh, wait_well
 from tests.cluster.runs import CACHE, largest_difference, write_run_file
 from tests.launching import ROOT, environment, launch_well
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.long
 
 def test_two_hosts_by_pdsh_agree_with_two_ranks_on_one_host(undisturbed, material):
     one_host = write_run_file(material, "two-ranks", streams=2)
-    launch_well(2, "launch/train.py", *one_host.args)
+    launch_well(2, "launch/train.py", *one_host.args, timeout_s=PATIENCE_S)
     assert largest_difference(undisturbed, one_host) <= 1e-5
 
 
@@ -32,7 +33,7 @@ def test_each_host_fetches_the_training_shards_of_its_own_streams_alone(undistur
 
 def test_three_hosts_without_ssh_agree_with_three_ranks_on_one_host(hosts, material):
     one_host, three = (write_run_file(material, name, streams=3) for name in ("three-ranks", "three-hosts"))
-    launch_well(3, "launch/train.py", *one_host.args)
+    launch_well(3, "launch/train.py", *one_host.args, timeout_s=PATIENCE_S)
     wait_well(launch_without_ssh(hosts, "launch/train.py", *three.args))
     assert largest_difference(three, one_host) <= 1e-5
 
@@ -71,7 +72,7 @@ def alone(command: list[str]) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.hosts import Cluster, missing
+from tests.cluster.hosts import PATIENCE_S, Cluster, missing
 from tests.cluster.runs import STEPS, Run, assert_same, write_run_file
 from tests.cluster.slurm import KILL_WAIT_S, PROGRAMS_OF_SLURM, Slurm, slurm_on
 
@@ -30,7 +30,7 @@ def slurm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def wait_for_step(slurm: Slurm, job: int, run: Run, step: int) -> None:
     """Until the job's training has come so far."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while run.steps_done < step:
         assert time.monotonic() < deadline, f"{slurm.facts(job)}\n{slurm.words(job)[-8000:]}"
         time.sleep(0.05)
