@@ -119,7 +119,12 @@ def outputs(place: Path, kind: tuple[str, str]) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_losses_of_thirty_steps_agree_across_stages(place, kind):
-    """Stages add the same gradients in another order, and cut the norm's sum elsewhere: rounding, that is all."""
+    """Stages add the same gradients in another order, and cut the norm's sum elsewhere: rounding, that is all.
+
+    Hence 1e-6 for SGD in fp32, which carries rounding along (4e-8 was seen), and 1e-5 for Adam, which can turn the sign
+    of a gradient that is next to nothing into a whole step. In bf16 ZeRO-3's own linear layer rounds its gradients
+    otherwise than torch's, and rounding starts at 4e-3 instead of 1e-7: 5e-2, after 3e-4 in the second step.
+    """
     histories = {stage: read_history(output) for stage, output in outputs(place, kind).items()}
     plain = histories["zero0"]
     losses = np.array([step["train/loss"] for step in plain])
@@ -187,7 +192,11 @@ def test_another_number_of_ranks_takes_up_exactly_what_was_saved_under_another_s
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_batches_and_losses(moved):
-    """From one state, two steps of Adam differ by rounding alone; it takes more for Adam to blow that up."""
+    """From one state, the first loss and gradient differ by rounding alone, and the next loss by what Adam makes of it.
+
+    In bf16 that is much: a value near 0.5 is rounded by up to 0.002, other cuts of a batch round otherwise, and where a
+    gradient is next to nothing Adam steps as far as anywhere, in a direction that rounding decides.
+    """
     place, num_ranks = moved
     for kind, stage in MOVED:
         expected = read_history(output(place, kind, stage))[: SAVED_AT + 2]
@@ -199,4 +208,5 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches_and_losses(moved)
         off = [abs(a["train/loss"] - b["train/loss"]) for a, b in zip(got, expected, strict=True)]
         assert off[:SAVED_AT] == [0.0] * SAVED_AT
         print(kind, stage, num_ranks, off[SAVED_AT:])
-        assert max(off) <= (1e-5 if kind[1] == "fp32" else 2e-2), (kind, stage)
+        assert off[SAVED_AT] <= (1e-6 if kind[1] == "fp32" else 1e-2), (kind, stage)
+        assert off[SAVED_AT + 1] <= (1e-5 if kind[1] == "fp32" else 1e-1), (kind, stage)
