@@ -48,7 +48,7 @@ def test_rank_that_is_stopped_ends_all_within_the_time_out_and_leaves_once_it_is
         while survivor.is_running() and survivor.status() != "zombie":
             assert time.monotonic() - began < TIMEOUT_S + 30, running.words()
             time.sleep(0.1)
-        line = expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last at epoch 1/100000, step ")
+        line = expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last seen at epoch 1/100000, step ")
         assert "is stopped (SIGSTOP). All ranks end. The newest complete checkpoint is step-000000" in line
         # The launcher would kill it half a minute later.
         rank.send_signal(signal.SIGCONT)
@@ -65,7 +65,9 @@ def test_rank_whose_loader_never_returns_ends_all_and_is_named_with_its_place(sh
         running.wait_for_step(3)
         rank = running.rank(1)
         assert running.wait_for_exit(TIMEOUT_S + 60) == 1
-        line = expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last at epoch 1/100000, step 4: reading")
+        line = expect_error(
+            running, f"rank 1 on {HOST} (process {rank.pid}), last seen at epoch 1/100000, step 4: reading"
+        )
         assert "is stuck. All ranks end. There is no complete checkpoint yet." in line
 
 
@@ -76,7 +78,7 @@ def test_rank_that_is_killed_is_named_by_the_others(shards, tmp_path):
         rank = running.rank(1)
         rank.kill()
         running.wait_for_exit(60)
-        expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last at epoch 1/100000, step ")
+        expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last seen at epoch 1/100000, step ")
         assert "has ended" in running.words()
 
 
