@@ -116,7 +116,9 @@ def test_gradient_of_one_rank_that_is_not_finite_moves_neither_weights_nor_optim
         optim={"name": "adam", "clip_norm": clip_norm}, batch={"micro_utterances": 4},
         train={"max_steps": 6, "precision": precision, "deepspeed": str(tmp_path / "zero.json")},
     )  # fmt: skip
-    done = launch(2, "tests/flow/faulty_train.py", "--config", str(config), "--fault", "nan-gradient:3:4")
+    done = launch(
+        2, "tests/flow/faulty_train.py", "--config", str(config), "--fault", "nan-gradient:3:4", timeout_s=600.0
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     told = sorted(line for line in done.stdout.splitlines() if " skipped " in line and line.startswith("rank "))
     what = dict.fromkeys(range(1, 7), "skipped False state changed")

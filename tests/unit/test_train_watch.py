@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,4 +47,38 @@ def test_words_name_step_and_checkpoint_or_say_that_there_is_none(tmp_path: Path
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert stopped_words("file STOP", tmp_path).startswith(
         "stopped on request (file STOP; STOP is removed) at step 12: complete checkpoint step-00000012. "
+    )
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+from ccts_dist.distributed import Ranks
+from ccts_dist.train.watch import Watch
+with Watch(Ranks(), timeout_s=60.0, grace_s=1.0) as watch:
+    watch.follow(Path(sys.argv[1]))
+    watch.at("epoch 1/1, step 2: reading")
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_process_that_is_stuck_ends_when_its_grace_is_over_and_says_what_remains(tmp_path: Path):
+    (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.terminate()
+        _, words = child.communicate(timeout=60)
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == 1
+    assert words == (
+        "error: stopping was asked for (SIGTERM on rank 0), and no checkpoint was complete within train.grace_s = 1 s; "
+        "this rank was at epoch 1/1, step 2: reading. The newest complete checkpoint is step-00000007. Give it more "
+        "time, and run the same command with --resume auto.\n"
     )
