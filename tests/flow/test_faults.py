@@ -71,15 +71,18 @@ def test_rank_whose_loader_never_returns_ends_all_and_is_named_with_its_place(sh
         assert "is stuck. All ranks end. There is no complete checkpoint yet." in line
 
 
-def test_rank_that_is_killed_is_named_by_the_others(shards, tmp_path):
-    config = write_run(tmp_path / "killed.toml", shards, tmp_path / "run", train=FOR_EVER)
+def test_rank_that_is_killed_is_named_by_the_others_and_checkpoints_came_by_the_clock(shards, tmp_path):
+    settings = FOR_EVER | {"checkpoint_minutes": 0.005}
+    config = write_run(tmp_path / "killed.toml", shards, tmp_path / "run", train=settings)
     with Running(config, tmp_path / "run", tmp_path / "log") as running:
-        running.wait_for_step(3)
+        running.wait_until(lambda: bool(newest_checkpoint(tmp_path / "run")))
+        first = newest_checkpoint(tmp_path / "run")
         rank = running.rank(1)
         rank.kill()
         running.wait_for_exit(60)
-        expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last seen at epoch 1/100000, step ")
-        assert "has ended" in running.words()
+        line = expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last seen at epoch ")
+        assert "has ended. All ranks end. The newest complete checkpoint is step-" in line
+    assert int(first.rpartition("-")[2]) < 40, "within the first epoch, where no number of steps asks for one"
 
 
 def test_loss_that_stays_not_finite_stops_all_with_the_keys_of_the_global_batch(shards, tmp_path):
