@@ -80,7 +80,7 @@ def test_rank_that_is_killed_is_named_by_the_others_and_checkpoints_came_by_the_
         rank = running.rank(1)
         rank.kill()
         running.wait_for_exit(60)
-        line = expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last seen at epoch ")
+        line = expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last seen at ")
         assert "has ended. All ranks end. The newest complete checkpoint is step-" in line
     assert int(first.rpartition("-")[2]) < 40, "within the first epoch, where no number of steps asks for one"
 
