@@ -54,7 +54,7 @@ class Beat:
     def words(self) -> str:
         """Who and where, for people."""
         line = f" ({self.line})" if self.line else ""
-        return f"rank {self.rank} on {self.host} (process {self.pid}), last at {self.place or 'its start'}{line}"
+        return f"rank {self.rank} on {self.host} (process {self.pid}), last seen at {self.place or 'its start'}{line}"
 
 
 def beats_folder(output: Path) -> Path:

@@ -48,7 +48,7 @@ def test_rank_that_is_stopped_ends_all_within_the_time_out_and_leaves_once_it_is
         while survivor.is_running() and survivor.status() != "zombie":
             assert time.monotonic() - began < TIMEOUT_S + 30, running.words()
             time.sleep(0.1)
-        line = expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last at epoch 1/100000, step ")
+        line = expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last seen at epoch 1/100000, step ")
         assert "is stopped (SIGSTOP). All ranks end. The newest complete checkpoint is step-000000" in line
         # The launcher would kill it half a minute later.
         rank.send_signal(signal.SIGCONT)
@@ -65,19 +65,24 @@ def test_rank_whose_loader_never_returns_ends_all_and_is_named_with_its_place(sh
         running.wait_for_step(3)
         rank = running.rank(1)
         assert running.wait_for_exit(TIMEOUT_S + 60) == 1
-        line = expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last at epoch 1/100000, step 4: reading")
+        line = expect_error(
+            running, f"rank 1 on {HOST} (process {rank.pid}), last seen at epoch 1/100000, step 4: reading"
+        )
         assert "is stuck. All ranks end. There is no complete checkpoint yet." in line
 
 
-def test_rank_that_is_killed_is_named_by_the_others(shards, tmp_path):
-    config = write_run(tmp_path / "killed.toml", shards, tmp_path / "run", train=FOR_EVER)
+def test_rank_that_is_killed_is_named_by_the_others_and_checkpoints_came_by_the_clock(shards, tmp_path):
+    settings = FOR_EVER | {"checkpoint_minutes": 0.005}
+    config = write_run(tmp_path / "killed.toml", shards, tmp_path / "run", train=settings)
     with Running(config, tmp_path / "run", tmp_path / "log") as running:
-        running.wait_for_step(3)
+        running.wait_until(lambda: bool(newest_checkpoint(tmp_path / "run")))
+        first = newest_checkpoint(tmp_path / "run")
         rank = running.rank(1)
         rank.kill()
         running.wait_for_exit(60)
-        expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last at epoch 1/100000, step ")
-        assert "has ended" in running.words()
+        line = expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last seen at ")
+        assert "has ended. All ranks end. The newest complete checkpoint is step-" in line
+    assert int(first.rpartition("-")[2]) < 40, "within the first epoch, where no number of steps asks for one"
 
 
 def test_loss_that_stays_not_finite_stops_all_with_the_keys_of_the_global_batch(shards, tmp_path):
@@ -114,7 +119,9 @@ def test_gradient_of_one_rank_that_is_not_finite_moves_neither_weights_nor_optim
         optim={"name": "adam", "clip_norm": clip_norm}, batch={"micro_utterances": 4},
         train={"max_steps": 6, "precision": precision, "deepspeed": str(tmp_path / "zero.json")},
     )  # fmt: skip
-    done = launch(2, "tests/flow/faulty_train.py", "--config", str(config), "--fault", "nan-gradient:3:4")
+    done = launch(
+        2, "tests/flow/faulty_train.py", "--config", str(config), "--fault", "nan-gradient:3:4", timeout_s=600.0
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     told = sorted(line for line in done.stdout.splitlines() if " skipped " in line and line.startswith("rank "))
     what = dict.fromkeys(range(1, 7), "skipped False state changed")

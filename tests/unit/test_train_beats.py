@@ -85,4 +85,4 @@ def test_nobody_is_singled_out_when_all_wait_or_all_work():
 
 def test_words_name_rank_host_process_and_place():
     words = beat(1, place="epoch 1/2, step 3: reading", line="fetch.py:30 fetch").words()
-    assert words == "rank 1 on here (process 101), last at epoch 1/2, step 3: reading (fetch.py:30 fetch)"
+    assert words == "rank 1 on here (process 101), last seen at epoch 1/2, step 3: reading (fetch.py:30 fetch)"
