@@ -17,7 +17,7 @@ def test_peak_grows_with_what_is_held_and_stays_when_it_is_let_go():
     held = peak_resident_bytes()
     assert held - before == pytest.approx(MORE, rel=0.2)
     del block
-    assert peak_resident_bytes() == held
+    assert peak_resident_bytes() == pytest.approx(held, rel=0.01)
 
 
 def test_without_a_gpu_it_is_resident_memory_in_gb_of_a_thousand_million_bytes():
