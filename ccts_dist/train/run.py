@@ -85,9 +85,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     groups = parameter_groups(session.model)
     optimizer = build_optimizer(groups["encoder"], groups["rest"], run.optim)
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
-    forecast = Forecast(session, on_gpu=torch.cuda.is_available()) if ranks.is_first else None
-    for line in () if forecast is None else (*_described(session), *forecast.lines()):
-        say(line)
+    forecast = together(lambda: _introduce(session) if ranks.is_first else None)
     point = folder.find_resume_point(resume, run, session.loader.plan.digest, say) if resume else None
     engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks, resume_from=point)
     limit_waiting(run.train.timeout_s)
@@ -118,6 +116,14 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     if forecast is not None:
         say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB; estimated: {forecast.peak_bytes / 1e9:.2f} GB")
     return outcome
+
+
+def _introduce(session: Session) -> Forecast:
+    """Say every number that follows from the run file, and what memory a rank will need."""
+    forecast = Forecast(session, on_gpu=torch.cuda.is_available())
+    for line in (*_described(session), *forecast.lines()):
+        say(line)
+    return forecast
 
 
 def _described(session: Session) -> list[str]:

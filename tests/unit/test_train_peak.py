@@ -1,0 +1,25 @@
+"""What a process held at most, as the kernel counts it."""
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from ccts_dist.train.peak import peak_memory_bytes, peak_over_ranks_gb, peak_resident_bytes
+
+MORE = 100_000_000
+
+
+def test_peak_grows_with_what_is_held_and_stays_when_it_is_let_go():
+    before, resident = peak_resident_bytes(), psutil.Process().memory_info().rss
+    assert before >= 0.99 * resident
+    block = np.ones(before - resident + MORE, dtype=np.uint8)
+    held = peak_resident_bytes()
+    assert held - before == pytest.approx(MORE, rel=0.2)
+    del block
+    assert peak_resident_bytes() == pytest.approx(held, rel=0.01)
+
+
+def test_without_a_gpu_it_is_resident_memory_in_gb_of_a_thousand_million_bytes():
+    assert peak_memory_bytes(torch.device("cpu")) == peak_resident_bytes()
+    assert peak_over_ranks_gb(torch.device("cpu")) == pytest.approx(peak_resident_bytes() / 1e9, rel=0.01)
