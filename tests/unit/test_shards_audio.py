@@ -221,6 +221,45 @@ def test_an_ogg_cut_between_two_pages_is_not_used():
     assert decoded(whole[:last_page]) == "is cut: its last Ogg page is not the end of the stream"
 
 
+@pytest.mark.parametrize("encoding", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("which", [0, 1, 2, -2, -1])
+def test_an_ogg_with_one_bit_changed_in_a_page_is_not_used(encoding: str, which: int):
+    whole, starts = long_ogg(encoding)
+    at = starts[which]
+    whole[at + 27 + whole[at + 26] + 10] ^= 1
+    assert decoded(bytes(whole)) == f"is damaged: its Ogg page at byte {at} does not match its checksum"
+
+
+@pytest.mark.parametrize("encoding", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("which", [1, 2, 3, -2])
+def test_an_ogg_that_lacks_a_page_is_not_used(encoding: str, which: int):
+    whole, starts = long_ogg(encoding)
+    del whole[starts[which] : starts[which + 1]]
+    assert decoded(bytes(whole)) == f"is damaged: Ogg pages are missing before byte {starts[which]}"
+
+
+@pytest.mark.parametrize("encoding", ["VORBIS", "OPUS"])
+def test_an_ogg_of_which_only_the_first_stream_would_be_decoded_is_not_used(encoding: str):
+    whole, _ = long_ogg(encoding)
+    assert decoded(bytes(whole) * 2) == "holds several Ogg streams one after the other; write it anew as one"
+
+
+@pytest.mark.parametrize("encoding", ["VORBIS", "OPUS"])
+def test_bytes_that_are_of_no_page_of_an_ogg_are_passed_over(encoding: str):
+    whole, starts = long_ogg(encoding)
+    samples = decoded(bytes(whole))
+    for at in (starts[3], len(whole)):
+        np.testing.assert_array_equal(decoded(bytes(whole[:at] + bytes(100_000) + whole[at:])), samples)
+
+
+def long_ogg(encoding: str) -> tuple[bytearray, list[int]]:
+    """Ogg audio of several pages, and where they begin."""
+    whole = encoded("ogg", encoding, np.random.default_rng(0).uniform(-0.3, 0.3, 60_000))
+    starts = [match.start() for match in re.finditer(rb"OggS\0", whole)]
+    assert len(starts) > 4
+    return bytearray(whole), starts
+
+
 def bare_mp3(**settings: str) -> bytes:
     """An MP3 without the frame that states how many there are."""
     whole = encoded("mp3", None, np.random.default_rng(0).uniform(-0.3, 0.3, 32_000), **settings)
