@@ -118,6 +118,20 @@ def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path):
     assert AudioFolder(tmp_path / "gone").find("a.wav") is None
 
 
+def test_a_link_that_leads_nowhere_or_to_itself_is_no_audio(tmp_path: Path):
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    (tmp_path / "gone.wav").symlink_to("nothing.wav")
+    folder = touch(tmp_path, "a.wav")
+    assert folder.find("loop.wav") is None
+    assert folder.find("gone.wav") is None
+    assert folder.stems == ["a"]
+
+
+def test_a_folder_that_is_a_link_to_itself_holds_nothing(tmp_path: Path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert AudioFolder(tmp_path / "loop").find("a.wav") is None
+
+
 def test_entries_are_found_in_upper_and_lower_case_and_in_the_order_asked_for(tmp_path: Path):
     (tmp_path / "LABELS").mkdir()
     (tmp_path / "labels.TXT").touch()
