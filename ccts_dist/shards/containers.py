@@ -239,20 +239,24 @@ def _is_mp3(head: bytes) -> bool:
 
 
 def _walk_mp3(file: Opened, size: int) -> tuple[int, str]:
-    """Samples of an MP3 that does not state their number, and in words that its last frame was cut.
+    """Samples of an MP3 that does not state their number, and in words which frame was cut or damaged.
 
-    An MP3 that does is held against its number when it is decoded. Where the walk loses the frames, nothing is said.
+    An MP3 that does is held against its number when it is decoded. Where no frame is found at all, nothing is said.
     """
     if size > _WHOLE_LIMIT:
         return 0, ""
     data = _read_at(file, 0, size)
-    at, end, samples = _id3_bytes(data), size - 128 if data[-128:-125] == b"TAG" else size, 0
+    at, end, samples, length = _id3_bytes(data), _mp3_end(data), 0, 0
     if any(name in data[at : at + 200] for name in (b"Xing", b"Info", b"VBRI")):
         return 0, ""
     while at + 4 <= end:
         frame = _mp3_frame(data[at : at + 4])
+        if frame is None and samples and (tag := _id3_bytes(data[at : at + 10])):
+            at += tag
+            continue
         if frame is None:
-            return 0, ""
+            lost = samples and end - at >= length  # less than a frame at the end is no audio
+            return samples, f"is damaged: no MP3 frame at byte {at}, where one should begin" if lost else ""
         length, per_frame = frame
         if at + length > end:
             return samples, f"is cut: its last MP3 frame has {end - at} of {length} bytes" if samples else ""
@@ -265,6 +269,23 @@ def _id3_bytes(data: bytes) -> int:
     if data[:3] != b"ID3" or len(data) < 10:
         return 0
     return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+
+
+def _mp3_end(data: bytes) -> int:
+    """Where the tags behind the frames begin: ID3v1 last, APE and Lyrics3 before it; ID3v2 is met on the way."""
+    end = len(data) - 128 if data[-128:-125] == b"TAG" else len(data)
+    before = -1
+    while end != before:
+        before, footer = end, data[max(0, end - 32) : end]
+        if footer[:8] == b"APETAGEX" and len(footer) == 32:
+            # The size is that of items and footer; the highest flag says that there is a header too.
+            size, flags = struct.unpack("<12xI4xI8x", footer)
+            end -= size + (32 if flags >> 31 else 0)
+        elif footer.endswith((b"LYRICS200", b"LYRICSEND")):
+            end = data.rfind(b"LYRICSBEGIN", 0, end)
+        if end < 0:
+            return before  # no tag after all
+    return end
 
 
 def _mp3_frame(header: bytes) -> tuple[int, int] | None:
