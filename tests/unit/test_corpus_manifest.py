@@ -171,6 +171,7 @@ def test_text_among_numbers_rejects_its_row(csv_of: Write):
         ({"speaker": 1.5}, "line 1: speaker is no text but 1.5"),
         ({"transcript": {"text": "x"}}, 'line 1: transcript is no text but {"text": "x"}'),
         ({"transcript": "\ud800"}, "line 1: transcript is not valid Unicode"),
+        ({"transcript": "s\x00o\x00"}, "line 1: transcript holds NUL"),
         ({"key": None}, "line 1: key is empty"),
         ({"audio": "b\x00.wav"}, "line 1: audio holds a control character"),
         ({"audio": "gone.wav"}, "missing audio"),
