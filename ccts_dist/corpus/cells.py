@@ -90,10 +90,15 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         CorpusError: the file cannot be read.
     """
+    for number, line in _whole_lines(path):
+        yield number, line.rstrip("\r\n")
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """As ``text_lines``, each line with its end."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.rstrip("\r\n")
+            yield from enumerate(file, start=1)
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror}). Mend its rights or its disk.") from error
 
@@ -110,7 +115,7 @@ def csv_lines(path: Path) -> Iterator[tuple[int, str, list[str] | csv.Error]]:
 
 
 def csv_records(path: Path, delimiter: str, num_cells: int) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Number of the first line, and cells, of each record that is not blank; a quoted cell may hold line breaks.
+    """Number of the first line, and cells, of each record that is not blank; a quoted cell keeps its line breaks.
 
     A record of several lines counts only if it has the header's number of cells: else its first line alone is at
     fault, and reading goes on with the next.
@@ -118,10 +123,10 @@ def csv_records(path: Path, delimiter: str, num_cells: int) -> Iterator[tuple[in
     Args:
         num_cells: of the header.
     """
-    lines, waiting = text_lines(path), deque[tuple[int, str]]()
+    lines, waiting = _whole_lines(path), deque[tuple[int, str]]()
     while (line := waiting.popleft() if waiting else next(lines, None)) is not None:
         number, record = line
-        cells = split_record(record, delimiter)
+        cells = split_record(record.rstrip("\r\n"), delimiter)
         if isinstance(cells, csv.Error) and record.count('"') % 2:
             cells = _record_over_lines(record, waiting, lines, delimiter, num_cells) or cells
         if isinstance(cells, csv.Error) or any(cell.strip() for cell in cells):
@@ -141,9 +146,9 @@ def _record_over_lines(
             if line is None:
                 return None
             waiting.append(line)
-        record += "\n" + waiting[taken - 1][1]
+        record += waiting[taken - 1][1]
         if record.count('"') % 2 == 0:
-            cells = split_record(record, delimiter)
+            cells = split_record(record.rstrip("\r\n"), delimiter)
             if isinstance(cells, csv.Error) or len(cells) != num_cells:
                 return None
             for _ in range(taken):

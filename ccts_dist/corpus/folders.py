@@ -18,7 +18,7 @@ class AudioFolder:
     """The audio files of one folder, found by the name that a label file gives them.
 
     Args:
-        folder: need not exist; junk of other systems (``._x.wav``) is passed over.
+        folder: need not exist; junk of other systems (``._x.wav``) is passed over, and what cannot be looked at.
 
     Raises:
         CorpusError: the folder is there and cannot be listed.
@@ -30,7 +30,7 @@ class AudioFolder:
             entries = os.scandir(folder) if folder.is_dir() else ()
         except OSError as error:
             raise CorpusError(f"{folder}: cannot be listed ({error.strerror}). Mend its rights.") from error
-        self._names = {e.name for e in entries if not e.name.startswith("._") and e.is_file()}
+        self._names = {entry.name for entry in entries if not entry.name.startswith("._") and _is_file(entry)}
         self._composed = _unique((_composed(name), name) for name in self._names if not name.isascii())
         self._stems: dict[str, str] | None = None
 
@@ -64,6 +64,13 @@ class AudioFolder:
 def is_audio(name: str) -> bool:
     """Whether a file's name ends as audio does."""
     return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False  # a link to itself, say
 
 
 def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

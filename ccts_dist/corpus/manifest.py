@@ -227,14 +227,20 @@ def _num_raters(row: Row, line: int, source: str) -> int | None:
 
 
 def _text(row: Row, column: str, line: int, source: str, *, any_character: bool = False) -> str:
-    """A text cell; "" where there is none."""
+    """A text cell; "" where there is none.
+
+    Args:
+        any_character: take control characters too, but NUL, which is a sign of another encoding.
+    """
     cell = row.get(column)
     if cell is None:
         return ""
     if isinstance(cell, bool) or not isinstance(cell, str | int):
         raise RowError(f"line {line}: {column} is no text but {printable(json.dumps(cell)[:60])}", source)
     text = str(cell)
-    fault = ("is not valid Unicode" if has_bad_bytes(text) else "") if any_character else text_fault(text)
+    fault = text_fault(text)
+    if any_character and fault:
+        fault = "is not valid Unicode" if has_bad_bytes(text) else "holds NUL" if "\0" in text else ""
     if fault:
         raise RowError(f"line {line}: {column} {fault}", source)
     return text

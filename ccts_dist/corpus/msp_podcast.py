@@ -121,16 +121,18 @@ class _Reader:
     def _transcript(self, key: str) -> str:
         """The transcript on one line; empty where there is no file."""
         path = self._transcripts / f"{key}.txt"
+        source = path.relative_to(self._root).as_posix()
         try:
-            return " ".join(path.read_bytes().decode("utf-8-sig").split())
+            text = path.read_bytes().decode("utf-8-sig")
         except FileNotFoundError:
             return ""
         except UnicodeDecodeError as error:
-            reason = f"transcript is not UTF-8 (byte {error.start})"
-            raise RowError(reason, path.relative_to(self._root).as_posix()) from error
+            raise RowError(f"transcript is not UTF-8 (byte {error.start})", source) from error
         except OSError as error:
-            reason = f"transcript cannot be read ({error.strerror})"
-            raise RowError(reason, path.relative_to(self._root).as_posix()) from error
+            raise RowError(f"transcript cannot be read ({error.strerror})", source) from error
+        if "\0" in text:
+            raise RowError("transcript holds NUL, as UTF-16 does", source)
+        return " ".join(text.split())
 
 
 def _labels(row: LabelRow) -> dict[str, float]:

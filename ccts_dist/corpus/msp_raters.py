@@ -38,15 +38,14 @@ class Raters:
     """Why these ratings cannot be used; "" if they can."""
 
     def add(self, cells: Mapping[str, str], names: Mapping[str, str], line: int) -> None:
-        """Count one rater; a rating that is empty or NaN was not given.
+        """Count one rater, if there is a rating; one that is empty or NaN was not given.
 
         Args:
             names: what the file calls each target, for errors.
         """
-        self.num_raters += 1
-        for target, cell in cells.items():
-            if cell.strip().lower() in ("", "nan"):
-                continue
+        given = {target: cell for target, cell in cells.items() if cell.strip().lower() not in ("", "nan")}
+        self.num_raters += bool(given)
+        for target, cell in given.items():
             try:
                 self.ratings[target].append(parse_label(cell, self.scale))
             except ValueError as error:
@@ -65,13 +64,18 @@ def read_raters(root: Path, scale: tuple[float, float]) -> tuple[str, dict[str, 
 def _from_csv(path: Path, scale: tuple[float, float]) -> dict[str, Raters]:
     raters: dict[str, Raters] = {}
     places: dict[str, int] = {}
+    num_columns = 0
     for line, text, cells in csv_lines(path):
         if not places and not isinstance(cells, csv.Error):
             places = column_places(cells)
             if "FileName" in places:
+                num_columns = len(cells)
                 continue
             places = {"FileName": 0}
+        fault = no_record(line, cells) if isinstance(cells, csv.Error) else ""
         if set(LABEL_COLUMNS.values()) <= set(places) and not isinstance(cells, csv.Error):
+            if len(cells) < num_columns:
+                fault = f"line {line}: {len(cells)} cells, and the header has {num_columns}"
             at = {column: cells[place] if place < len(cells) else "" for column, place in places.items()}
             file_name = at["FileName"]
             ratings, names = {target: at[column] for target, column in LABEL_COLUMNS.items()}, LABEL_COLUMNS
@@ -81,10 +85,9 @@ def _from_csv(path: Path, scale: tuple[float, float]) -> dict[str, Raters]:
             file_name, *parts = re.split(r"[,;]", row)
             ratings, names = parse_ratings(parts), LABEL_LETTERS
         one = raters.setdefault(key_of(file_name.strip()), Raters(scale))
-        if isinstance(cells, csv.Error):
-            one.fault = one.fault or no_record(line, cells)
+        one.fault = one.fault or fault
         one.add(ratings, names, line)
-    return raters
+    return _with_any(raters)
 
 
 def _from_text(path: Path, scale: tuple[float, float]) -> dict[str, Raters]:
@@ -98,4 +101,8 @@ def _from_text(path: Path, scale: tuple[float, float]) -> dict[str, Raters]:
             one = None  # whose raters follow is not known
         elif text.strip() and one is not None:
             one.add(parse_ratings(parts[1:]), LABEL_LETTERS, line)
-    return {key: one for key, one in raters.items() if one.num_raters}
+    return _with_any(raters)
+
+
+def _with_any(raters: Mapping[str, Raters]) -> dict[str, Raters]:
+    return {key: one for key, one in raters.items() if one.num_raters or one.fault}

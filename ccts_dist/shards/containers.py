@@ -1,13 +1,15 @@
 """What an audio file says of its own length, to find the ones that were cut.
 
-libsndfile reads a WAV, AIFF, AU or W64 that ends early as a shorter file, an Ogg stream too, and an MP3 without a count
-of its frames as long as it guesses. So the structure is looked at before: headers and pages, no audio.
+libsndfile reads a WAV, AIFF, AU or W64 that ends early as a shorter file, an Ogg stream that lacks any of its pages
+too, and an MP3 without a count of its frames as long as it guesses. So the structure is looked at before: headers and
+pages, no audio.
 """
 
 import io
 import os
 import re
 import struct
+import zlib
 
 Opened = io.BufferedReader | io.BytesIO
 
@@ -17,8 +19,14 @@ _SLACK_BYTES = 44
 _ENDLESS = 0x7FFF_0000
 """Writers to a pipe state this size or a larger one (FFmpeg 2^32 - 1, SoX 2^31 - 4096): the length is not known."""
 
-_PAGE_BYTES = 65_307
-"""Longest page of an Ogg stream (RFC 3533, section 6)."""
+_PAGE = b"OggS\0"
+_PAGE_HEADER = 27
+"""How a page of an Ogg stream begins, and bytes before the list of its parts' lengths (RFC 3533, section 6)."""
+
+_BLOCK = 65_536
+
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+"""Each byte with its bits in the other order."""
 
 _HEADER_LIMIT = 1 << 20
 _CHUNK_LIMIT = 10_000
@@ -32,7 +40,7 @@ _RATES = (44_100, 48_000, 32_000)
 
 
 def missing_audio(file: Opened) -> str:
-    """In words, that the file's structure says audio is missing from its end; "" if it does not say so.
+    """In words, that the file's structure says audio is missing; "" if it does not say so.
 
     Knows RIFF (WAV, RF64), AIFF, AU, W64, CAF, NIST SPHERE, Ogg and MP3; FLAC is left to its decoder. A header that
     states no length, as written to a pipe, is taken at its word.
@@ -40,7 +48,7 @@ def missing_audio(file: Opened) -> str:
     size = file.seek(0, os.SEEK_END)
     head = _read_at(file, 0, 16)
     if head[:4] == b"OggS":
-        return _cut_ogg(file, size)
+        return _damaged_ogg(file)
     if _is_mp3(head):
         _, missing = _walk_mp3(file, size)
         return missing
@@ -166,15 +174,64 @@ def _sphere_data(file: Opened) -> tuple[int, int] | None:
     return start, facts["sample_count"] * facts["sample_n_bytes"] * facts.get("channel_count", 1)
 
 
-def _cut_ogg(file: Opened, size: int) -> str:
-    tail = _read_at(file, max(0, size - 2 * _PAGE_BYTES), 2 * _PAGE_BYTES)
-    at = tail.rfind(b"OggS\x00")
-    page = tail[at:]
-    lengths = page[27 : 27 + page[26]] if at >= 0 and len(page) > 26 else b""
-    whole = len(page) > 26 and len(lengths) == page[26] and len(page) >= 27 + len(lengths) + sum(lengths)
-    if at < 0 or not whole:
-        return "is cut: its last Ogg page is not whole"
-    return "" if page[5] & 4 else "is cut: its last Ogg page is not the end of the stream"
+def _damaged_ogg(file: Opened) -> str:
+    """In words, which page of an Ogg file is damaged or missing; bytes between pages are passed over.
+
+    A decoder takes no page whose checksum is wrong, and goes on behind it.
+    """
+    following: dict[bytes, int] = {}
+    unfinished: set[bytes] = set()
+    all_begun, at = False, _find(file, _PAGE, 0)
+    while at >= 0:
+        page = _ogg_page(file, at)
+        if not page:
+            return "is cut: its last Ogg page is not whole"
+        if page[22:26] != _ogg_checksum(page):
+            return f"is damaged: its Ogg page at byte {at} does not match its checksum"
+        flags, serial, number = struct.unpack_from("<5xB8x4sI", page)
+        if flags & 2:
+            if all_begun:
+                return "holds several Ogg streams one after the other; write it anew as one"
+            following[serial] = number
+            unfinished.add(serial)
+        else:
+            all_begun = True
+        if following.get(serial) != number:
+            return f"is damaged: Ogg pages are missing before byte {at}"
+        following[serial] = (number + 1) & 0xFFFF_FFFF
+        if flags & 4:
+            unfinished.discard(serial)
+        at = _find(file, _PAGE, at + len(page))
+    return "is cut: its last Ogg page is not the end of the stream" if unfinished else ""
+
+
+def _ogg_page(file: Opened, at: int) -> bytes:
+    """The page that begins there; empty if the file ends before it does."""
+    header = _read_at(file, at, _PAGE_HEADER + 255)
+    lengths = header[_PAGE_HEADER : _PAGE_HEADER + header[26]] if len(header) >= _PAGE_HEADER else b""
+    if len(header) < _PAGE_HEADER or len(lengths) < header[26]:
+        return b""
+    length = _PAGE_HEADER + len(lengths) + sum(lengths)
+    page = _read_at(file, at, length)
+    return page if len(page) == length else b""
+
+
+def _ogg_checksum(page: bytes) -> bytes:
+    """What a page must have in its bytes 22 to 25: a CRC-32 of the rest, of zlib's polynomial, from the highest bit."""
+    mirrored = (page[:22] + bytes(4) + page[26:]).translate(_MIRRORED)
+    return (zlib.crc32(mirrored, 0xFFFF_FFFF) ^ 0xFFFF_FFFF).to_bytes(4, "big").translate(_MIRRORED)
+
+
+def _find(file: Opened, wanted: bytes, at: int) -> int:
+    """Where these bytes come next; -1 if they do not."""
+    while len(block := _read_at(file, at, len(wanted))) == len(wanted):
+        if block == wanted:
+            return at
+        found = (block := _read_at(file, at, _BLOCK)).find(wanted)
+        if found >= 0:
+            return at + found
+        at += max(1, len(block) - len(wanted) + 1)
+    return -1
 
 
 def _is_mp3(head: bytes) -> bool:
@@ -182,20 +239,24 @@ def _is_mp3(head: bytes) -> bool:
 
 
 def _walk_mp3(file: Opened, size: int) -> tuple[int, str]:
-    """Samples of an MP3 that does not state their number, and in words that its last frame was cut.
+    """Samples of an MP3 that does not state their number, and in words which frame was cut or damaged.
 
-    An MP3 that does is held against its number when it is decoded. Where the walk loses the frames, nothing is said.
+    An MP3 that does is held against its number when it is decoded. Where no frame is found at all, nothing is said.
     """
     if size > _WHOLE_LIMIT:
         return 0, ""
     data = _read_at(file, 0, size)
-    at, end, samples = _id3_bytes(data), size - 128 if data[-128:-125] == b"TAG" else size, 0
+    at, end, samples, length = _id3_bytes(data), _mp3_end(data), 0, 0
     if any(name in data[at : at + 200] for name in (b"Xing", b"Info", b"VBRI")):
         return 0, ""
     while at + 4 <= end:
         frame = _mp3_frame(data[at : at + 4])
+        if frame is None and samples and (tag := _id3_bytes(data[at : at + 10])):
+            at += tag
+            continue
         if frame is None:
-            return 0, ""
+            lost = samples and end - at >= length  # less than a frame at the end is no audio
+            return samples, f"is damaged: no MP3 frame at byte {at}, where one should begin" if lost else ""
         length, per_frame = frame
         if at + length > end:
             return samples, f"is cut: its last MP3 frame has {end - at} of {length} bytes" if samples else ""
@@ -208,6 +269,23 @@ def _id3_bytes(data: bytes) -> int:
     if data[:3] != b"ID3" or len(data) < 10:
         return 0
     return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+
+
+def _mp3_end(data: bytes) -> int:
+    """Where the tags behind the frames begin: ID3v1 last, APE and Lyrics3 before it; ID3v2 is met on the way."""
+    end = len(data) - 128 if data[-128:-125] == b"TAG" else len(data)
+    before = -1
+    while end != before:
+        before, footer = end, data[max(0, end - 32) : end]
+        if footer[:8] == b"APETAGEX" and len(footer) == 32:
+            # The size is that of items and footer; the highest flag says that there is a header too.
+            size, flags = struct.unpack("<12xI4xI8x", footer)
+            end -= size + (32 if flags >> 31 else 0)
+        elif footer.endswith((b"LYRICS200", b"LYRICSEND")):
+            end = data.rfind(b"LYRICSBEGIN", 0, end)
+        if end < 0:
+            return before  # no tag after all
+    return end
 
 
 def _mp3_frame(header: bytes) -> tuple[int, int] | None:

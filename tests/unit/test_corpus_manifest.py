@@ -145,6 +145,17 @@ def test_audio_in_a_folder_that_cannot_be_listed_rejects_its_row(csv_of: Write):
     assert "cannot be listed (File name too long)" in words
 
 
+def test_line_breaks_in_a_transcript_stay_as_they_are(csv_of: Write, json_of: Write):
+    said = "one\rtwo\r\nthree\nfour"
+    path = csv_of("key,audio,transcript")
+    path.write_bytes(b'key,audio,transcript\r\nk,a.wav,"' + said.encode() + b'"\r\nl,a.wav,five\r\n')
+    first, second = read_manifest(path).utterances
+    assert isinstance(first, Utterance)
+    assert isinstance(second, Utterance)
+    assert (first.transcript, second.transcript) == (said, "five")
+    assert only(read_manifest(json_of({"key": "k", "audio": "a.wav", "transcript": said}))).transcript == said
+
+
 def test_text_among_numbers_rejects_its_row(csv_of: Write):
     first, second = read_manifest(csv_of("key,audio,x", "a,a.wav,high", "b,b.wav,4")).utterances
     assert first == Rejected(key="a", reason="line 2: x 'high' is not a number", source="corpus.csv")
@@ -160,6 +171,7 @@ def test_text_among_numbers_rejects_its_row(csv_of: Write):
         ({"speaker": 1.5}, "line 1: speaker is no text but 1.5"),
         ({"transcript": {"text": "x"}}, 'line 1: transcript is no text but {"text": "x"}'),
         ({"transcript": "\ud800"}, "line 1: transcript is not valid Unicode"),
+        ({"transcript": "s\x00o\x00"}, "line 1: transcript holds NUL"),
         ({"key": None}, "line 1: key is empty"),
         ({"audio": "b\x00.wav"}, "line 1: audio holds a control character"),
         ({"audio": "gone.wav"}, "missing audio"),

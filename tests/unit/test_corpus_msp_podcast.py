@@ -178,6 +178,13 @@ def test_transcript_that_is_not_utf8_rejects_its_utterance(corpus_of, tmp_path):
     assert rejected == Rejected(key="a", reason="transcript is not UTF-8 (byte 3)", source="Transcripts/a.txt")
 
 
+def test_transcript_in_utf_16_without_a_byte_order_mark_rejects_its_utterance(corpus_of, tmp_path):
+    corpus_of(GOOD)
+    (tmp_path / "Transcripts" / "a.txt").write_bytes("so it is".encode("utf-16-le"))
+    rejected = only_rejected(read_msp_podcast(tmp_path))
+    assert rejected == Rejected(key="a", reason="transcript holds NUL, as UTF-16 does", source="Transcripts/a.txt")
+
+
 def test_single_rating_off_the_scale_rejects_its_utterance(corpus_of):
     rejected = only_rejected(corpus_of(GOOD, detailed="FileName,EmoDetail\na.wav,W1; Sad; A:8; V:4; D:4;\n"))
     assert rejected.reason == "line 2: A: 8 is off the scale 1..7"

@@ -98,6 +98,27 @@ def test_single_ratings_in_columns_are_read_by_their_names(corpus_of: Make):
     assert set(kept(corpus)["b"].label_variance) == {"activation", "valence"}
 
 
+def test_a_cut_row_of_single_ratings_rejects_its_utterance(corpus_of: Make):
+    detailed = "FileName,WorkerID,EmoClass,EmoAct,EmoVal,EmoDom\na.wav,W1,Sad,4,4,4\na.wav,W2,Sad\nb.wav,W1,Sad,4,4,4\n"
+    rows = "a.wav,N,4,4,4,1,Male,Train\nb.wav,N,4,4,4,1,Male,Train\n"
+    corpus = corpus_of({"Labels/labels_consensus.csv": f"{HEADER}\n{rows}", "Labels/labels_detailed.csv": detailed})
+    assert reasons(corpus) == {"a": "line 3: 3 cells, and the header has 6"}
+    assert kept(corpus)["b"].num_raters == 1
+
+
+@pytest.mark.parametrize(
+    "detailed",
+    [
+        "FileName,WorkerID,EmoAct,EmoVal,EmoDom\na.wav,W1,4,4,\na.wav,W2,,nan,\nb.wav,W1,,,\n",
+        "a.wav,W1; Sad; Sad; A:4; V:4; D:;\na.wav,W2; Sad\nb.wav,W1; Sad; A:; V:; D:NaN;\n",
+    ],
+)
+def test_only_who_gave_a_rating_is_a_rater(corpus_of: Make, detailed: str):
+    rows = "a.wav,N,4,4,4,1,Male,Train\nb.wav,N,4,4,4,1,Male,Train\n"
+    corpus = corpus_of({"Labels/labels_consensus.csv": f"{HEADER}\n{rows}", "Labels/labels_detailed.csv": detailed})
+    assert {key: one.num_raters for key, one in kept(corpus).items()} == {"a": 1, "b": None}
+
+
 def test_single_ratings_are_read_from_the_text_form(corpus_of: Make):
     detailed = (
         "a.wav; N; A:4; V:4; D:4;\nWORKER1; Sad; Sad; A:1; V:4; D:4;\nannotator 2; Sad; Sad,Other; A:7; V:4; D:4;\n"

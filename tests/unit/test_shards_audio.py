@@ -4,6 +4,7 @@ import io
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccts_dist.shards.audio import Converted, convert_audio, decode_audio, flac_facts
+from ccts_dist.shards.containers import missing_audio, mp3_samples
 from tests.shard_examples import write_noise
 
 
@@ -122,7 +124,7 @@ def tone(seconds: float = 1.0, rate: int = 16_000) -> np.ndarray:
     return 0.3 * np.sin(2 * np.pi * 300 * np.arange(int(seconds * rate)) / rate)
 
 
-def encoded(container: str, encoding: str | None, samples: np.ndarray, **settings: str) -> bytes:
+def encoded(container: str, encoding: str | None, samples: np.ndarray, **settings: Any) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples, 16_000, format=container.upper(), subtype=encoding, **settings)
     return file.getvalue()
@@ -221,7 +223,46 @@ def test_an_ogg_cut_between_two_pages_is_not_used():
     assert decoded(whole[:last_page]) == "is cut: its last Ogg page is not the end of the stream"
 
 
-def bare_mp3(**settings: str) -> bytes:
+@pytest.mark.parametrize("encoding", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("which", [0, 1, 2, -2, -1])
+def test_an_ogg_with_one_bit_changed_in_a_page_is_not_used(encoding: str, which: int):
+    whole, starts = long_ogg(encoding)
+    at = starts[which]
+    whole[at + 27 + whole[at + 26] + 10] ^= 1
+    assert decoded(bytes(whole)) == f"is damaged: its Ogg page at byte {at} does not match its checksum"
+
+
+@pytest.mark.parametrize("encoding", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("which", [1, 2, 3, -2])
+def test_an_ogg_that_lacks_a_page_is_not_used(encoding: str, which: int):
+    whole, starts = long_ogg(encoding)
+    del whole[starts[which] : starts[which + 1]]
+    assert decoded(bytes(whole)) == f"is damaged: Ogg pages are missing before byte {starts[which]}"
+
+
+@pytest.mark.parametrize("encoding", ["VORBIS", "OPUS"])
+def test_an_ogg_of_which_only_the_first_stream_would_be_decoded_is_not_used(encoding: str):
+    whole, _ = long_ogg(encoding)
+    assert decoded(bytes(whole) * 2) == "holds several Ogg streams one after the other; write it anew as one"
+
+
+@pytest.mark.parametrize("encoding", ["VORBIS", "OPUS"])
+def test_bytes_that_are_of_no_page_of_an_ogg_are_passed_over(encoding: str):
+    whole, starts = long_ogg(encoding)
+    samples = decoded(bytes(whole))
+    for at in (starts[3], len(whole)):
+        np.testing.assert_array_equal(decoded(bytes(whole[:at] + bytes(100_000) + whole[at:])), samples)
+
+
+def long_ogg(encoding: str) -> tuple[bytearray, list[int]]:
+    """Ogg audio of several pages, and where they begin."""
+    whole = encoded("ogg", encoding, np.random.default_rng(0).uniform(-0.3, 0.3, 60_000))
+    starts = [match.start() for match in re.finditer(rb"OggS\0", whole)]
+    assert len(starts) > 4
+    return bytearray(whole), starts
+
+
+def bare_mp3(**settings: Any) -> bytes:
     """An MP3 without the frame that states how many there are."""
     whole = encoded("mp3", None, np.random.default_rng(0).uniform(-0.3, 0.3, 32_000), **settings)
     return whole[whole.find(whole[:2], 4) :]
@@ -237,6 +278,55 @@ def test_an_mp3_whose_length_is_guessed_wrong_is_not_used():
     reason = decoded(bare_mp3(bitrate_mode="VARIABLE"))
     assert isinstance(reason, str)
     assert re.fullmatch(r"states no length, and \d+ of its 33408 samples are found; write it anew", reason)
+
+
+def test_an_mp3_that_states_no_length_and_is_damaged_inside_is_not_used():
+    whole = bytearray(bare_mp3(bitrate_mode="CONSTANT", compression_level=0.5))
+    assert isinstance(decoded(bytes(whole)), np.ndarray)
+    whole[len(whole) // 2 : len(whole) // 2 + 3000] = bytes(3000)
+    reason = decoded(bytes(whole))
+    assert isinstance(reason, str)
+    assert re.fullmatch(r"is damaged: no MP3 frame at byte \d+, where one should begin", reason)
+
+
+@pytest.mark.parametrize("tag_in_front", [False, True])
+def test_an_mp3_that_states_no_length_and_loses_one_frame_header_is_not_used(tag_in_front: bool):
+    whole = bytearray(bare_mp3())
+    whole[whole.find(whole[:2], 6000)] = 0
+    reason = decoded((ID3V2 if tag_in_front else b"") + bytes(whole))
+    assert isinstance(reason, str)
+    assert reason.startswith("is damaged: no MP3 frame at byte ")
+
+
+ID3V1 = b"TAG" + bytes(125)
+ID3V2 = b"ID3\x04\0\0\0\0\x02\0" + bytes(256)
+APE_ITEMS = b"\x05\0\0\0\0\0\0\0Artist\0Nobod" * 100
+APE_V1 = APE_ITEMS + struct.pack("<8sIIII8x", b"APETAGEX", 1000, len(APE_ITEMS) + 32, 100, 0)
+APE_V2 = (
+    struct.pack("<8sIIII8x", b"APETAGEX", 2000, len(APE_ITEMS) + 32, 100, 0xA000_0000)
+    + APE_ITEMS
+    + struct.pack("<8sIIII8x", b"APETAGEX", 2000, len(APE_ITEMS) + 32, 100, 0x8000_0000)
+)
+LYRICS = b"LYRICSBEGIN" + b"la " * 400 + b"LYRICSEND"
+
+
+TAGS = {
+    "ID3v1": ID3V1,
+    "ID3v2": ID3V2,
+    "ID3v2, begun": b"ID3\x04\0",
+    "APEv1": APE_V1,
+    "APEv2": APE_V2,
+    "Lyrics3": LYRICS,
+    "APEv1, ID3v1": APE_V1 + ID3V1,
+    "APEv2, Lyrics3, ID3v1": APE_V2 + LYRICS + ID3V1,
+    "zeros": bytes(50),  # fewer than a frame has
+}
+
+
+@pytest.mark.parametrize("tags", TAGS.values(), ids=TAGS)
+def test_tags_behind_the_frames_of_an_mp3_are_no_audio(tags: bytes):
+    tagged = io.BytesIO(bare_mp3() + tags)
+    assert (missing_audio(tagged), mp3_samples(tagged)) == ("", 33_408)
 
 
 @settings(max_examples=150)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ccts_dist.errors import ConfigError, CorpusError, MissingShardsError
+from ccts_dist.errors import ConfigError, CorpusError, MissingShardsError, ShardError
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards.build.output import BUILDING, FolderOutput
 from ccts_dist.shards.build.planned import BuildSettings, PlannedBuild
 from ccts_dist.shards.build.planning import Part
-from ccts_dist.shards.build.write import build_part, join_parts, num_to_join, plan_build
+from ccts_dist.shards.build.write import build_all, build_part, join_parts, num_to_join, plan_build
 from ccts_dist.shards.check.check import check_shard_set
 from tests.shard_examples import build_example, flip_bit, make_utterances
 
@@ -191,6 +191,26 @@ def test_a_part_of_a_finished_set_has_nothing_to_do(corpus: Path, utterances: li
     assert files_of(tmp_path / "s") == before
     with pytest.raises(ConfigError, match="holds a shard set of other input or settings"):
         build_part(planned(utterances[1:], tmp_path / "s", corpus), Part(number=1, of=2))
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"no JSON\n", b"{}\n", b"", None])
+def test_a_finished_set_whose_list_of_the_rejected_has_changed_is_refused_with_what_to_run(
+    corpus: Path, utterances: list[Utterance], tmp_path: Path, damage: bytes | None
+):
+    build = planned(utterances, tmp_path / "s", corpus)
+    build_all(build, max_rejected=0.1)
+    (tmp_path / "s" / "rejected.jsonl").unlink()
+    if damage is not None:
+        (tmp_path / "s" / "rejected.jsonl").write_bytes(damage)
+    asked = (
+        lambda: build_all(build, max_rejected=0.1),
+        lambda: build_part(build, Part(number=1, of=2)),
+        lambda: num_to_join(tmp_path / "s"),
+        lambda: join_parts(tmp_path / "s"),
+    )
+    for ask in asked:
+        with pytest.raises(ShardError, match=r"rejected\.jsonl: is not .* the manifest.* python shards/check\.py .*/s"):
+            ask()
 
 
 def test_more_parts_than_shards_leave_some_without_work(corpus: Path, utterances: list[Utterance], tmp_path: Path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.errors import ConfigError, CorpusError, ShardError
 from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards import open_shard_set, read_utterance_json
 from ccts_dist.shards.build.output import BUILDING
@@ -115,6 +115,7 @@ def bad_utterances(folder: Path, good: Utterance) -> list[Utterance | Rejected]:
         bad("variance", label_variance={"valence": -0.1}),
         bad("a\nb"),
         bad("surrogate", transcript="\udce4"),
+        bad("split", split="\u65e5" * 26),
         bad("\udce4"),
         good,
         Rejected(key="known", reason="no label", source="Labels/labels.csv"),
@@ -125,7 +126,7 @@ def test_what_cannot_be_used_is_written_down_with_its_reason_and_counted(
     corpus: Path, utterances: list[Utterance], tmp_path: Path
 ):
     given = [*utterances, *bad_utterances(tmp_path, utterances[0])]
-    summary = build_example(given, tmp_path / "s", corpus, max_rejected=0.5, max_duration_s=1.0)
+    summary = build_example(given, tmp_path / "s", corpus, max_rejected=0.6, max_duration_s=1.0)
     lines = [json.loads(line) for line in (tmp_path / "s" / "rejected.jsonl").read_text().splitlines()]
     assert {line["key"]: line["reason"] for line in lines} == {
         "nan": "label 'valence' is nan, off the scale 0..1",
@@ -133,6 +134,7 @@ def test_what_cannot_be_used_is_written_down_with_its_reason_and_counted(
         "variance": "variance of label 'valence' is -0.1, off the scale 0..1",
         "a\nb": "the key is empty or has a control character",
         "surrogate": "a text is not valid Unicode",
+        "split": "the split's name takes 234 bytes in a file name, which has room for 229; shorten it",
         "\udce4": "a text is not valid Unicode",
         utterances[0].key: "the key comes twice",
         "known": "no label",
@@ -142,10 +144,26 @@ def test_what_cannot_be_used_is_written_down_with_its_reason_and_counted(
         "long": "lasts 1.2 s, more than 1 s",
     }
     assert {line["source"] for line in lines} >= {"Labels/labels.csv", "gone.wav"}
-    assert summary.rejected == 12
-    assert open_shard_set(tmp_path / "s").manifest.counts == {"rejected": 12, "resampled": 0, "mixed_down": 0}
-    assert "12 rejected" in summary.in_words(tmp_path)
+    assert summary.rejected == 13
+    assert open_shard_set(tmp_path / "s").manifest.counts == {"rejected": 13, "resampled": 0, "mixed_down": 0}
+    assert "13 rejected" in summary.in_words(tmp_path)
     assert check_shard_set(tmp_path / "s") == []
+
+
+def test_a_split_with_the_longest_name_is_built(corpus: Path, utterances: list[Utterance], tmp_path: Path):
+    split = "s" * 229
+    build_example([dataclasses.replace(one, split=split) for one in utterances], tmp_path / "s", corpus)
+    assert check_shard_set(tmp_path / "s") == []
+    assert open_shard_set(tmp_path / "s").manifest.split_names == (split,)
+
+
+def test_a_record_that_cannot_be_read_stops_the_build_in_words(
+    corpus: Path, utterances: list[Utterance], tmp_path: Path
+):
+    record = tmp_path / "s" / ".building" / "Train-000000.tar.json"
+    record.mkdir(parents=True)
+    with pytest.raises(ShardError, match=r"Train-000000\.tar: cannot be read or written in .*/s \(Is a directory\)"):
+        build_example(utterances, tmp_path / "s", corpus)
 
 
 def test_resampled_and_mixed_down_utterances_are_counted(corpus: Path, utterances: list[Utterance], tmp_path: Path):

@@ -143,13 +143,24 @@ def finish_build(
 
 
 def finished_build(output: Output) -> tuple[Manifest, BuildSummary] | None:
-    """The manifest and summary of a shard set that is there already; None when there is none."""
+    """The manifest and summary of a shard set that is there already; None when there is none.
+
+    Raises:
+        ShardError: the manifest or the list of the rejected is not what was written.
+    """
     data = output.read(MANIFEST_NAME)
     if data is None:
         return None
     manifest = parse_manifest(data, where=f"{output.where}/{MANIFEST_NAME}")
-    lines = (output.read(REJECTED_NAME) or b"").decode().splitlines()
-    return manifest, _summary(manifest, data, lines, was_there=True)
+    has_list = manifest.teacher is None and bool(manifest.rejected_sha256)  # a merged set left it with its source
+    rejected = (output.read(REJECTED_NAME) or b"") if has_list else b""
+    if has_list and hashlib.sha256(rejected).hexdigest() != manifest.rejected_sha256:
+        raise ShardError(
+            f"{output.where}/{REJECTED_NAME}: is not what the manifest says was written, so more may be damaged. See "
+            f"what python shards/check.py {output.where} finds; then restore it from a copy, or delete the shard set "
+            "and build it again."
+        )
+    return manifest, _summary(manifest, data, rejected.decode().splitlines(), was_there=True)
 
 
 def read_plan(output: Output) -> PlanRecord | None:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccts_dist.records import Rejected, Utterance
-from ccts_dist.shards.schema import utterance_to_json
+from ccts_dist.shards.schema import escape_key, shard_name, utterance_to_json
+
+MAX_SPLIT_BYTES = 255 - len(f".{shard_name('', 0)}.arrow.partial")
+"""Of a split's escaped name. File systems take names of 255 bytes, and a shard's rows have the longest while built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,7 @@ class Intake:
 
 
 def sort_intake(given: Iterable[Utterance | Rejected], *, targets: Sequence[str], root: Path | None) -> Intake:
-    """Group utterances by split; reject doubles, keys no reader could take, and labels off the scale."""
+    """Group utterances by split; reject doubles, names that cannot be stored, and labels off the scale."""
     splits: dict[str, list[Utterance]] = {}
     rejected: list[Rejected] = []
     seen: set[str] = set()
@@ -71,6 +74,10 @@ def _fault(utterance: Utterance, targets: Sequence[str], root: Path | None) -> s
             if not 0 <= value <= 1:
                 return f"{name} {target!r} is {value}, off the scale 0..1"
     try:
+        split_bytes = len(escape_key(utterance.split))
+        if split_bytes > MAX_SPLIT_BYTES:
+            room = f"which has room for {MAX_SPLIT_BYTES}; shorten it"
+            return f"the split's name takes {split_bytes} bytes in a file name, {room}"
         utterance_to_json(utterance, targets=targets, num_samples=0, source=source_of(utterance, root))
     except UnicodeEncodeError:
         return "a text is not valid Unicode"

@@ -88,18 +88,18 @@ def keep_or_make(
         progress: called with the number of utterances dealt with since the last call.
 
     Raises:
-        ShardError: it cannot be written.
+        ShardError: it cannot be read or written.
     """
-    kept = kept_shard(planned, output)
-    if kept is not None:
-        progress(len(planned.utterances))
-        return kept, False
     try:
+        kept = kept_shard(planned, output)
+        if kept is not None:
+            progress(len(planned.utterances))
+            return kept, False
         return _make_shard(planned, settings, output, progress), True
     except OSError as error:
         raise ShardError(
-            f"{planned.name}: cannot be written in {output.where} ({error.strerror or error}). What is finished is "
-            "kept: mend that, and run the same command again."
+            f"{planned.name}: cannot be read or written in {output.where} ({error.strerror or error}). What is "
+            "finished is kept: mend that, and run the same command again."
         ) from error
 
 
