@@ -41,6 +41,13 @@ def read_transcript(shards: ShardSet, table: ShardRows, row: int) -> str:
     """The words of one utterance; empty when the corpus gave none.
 
     Raises:
-        ShardError: the member is damaged.
+        ShardError: the member is damaged, or no utterance's.
     """
-    return transcript_of(shards.member(table, row, JSON_MEMBER))
+    data = shards.member(table, row, JSON_MEMBER)
+    try:
+        return transcript_of(data)
+    except ValueError as error:
+        raise ShardError(
+            f"{table.shard}: json of {table.keys[row]!r} cannot be read, though its checksum is right: {error}. "
+            f"Run shards/check.py {shards.root}"
+        ) from error
