@@ -9,8 +9,9 @@ from ccts_dist.progress import Progress
 from ccts_dist.shards.check.check import check_shard_set
 
 EPILOG = """Unpacks nothing, follows no link. A finding that is of no single utterance has "-" for its key.
-By default every byte is read: cuts, blocks of zeros, flipped bits, members that are missing, doubled, out of order or
-foreign, tars that are compressed or empty, indexes and manifests that are stale, damaged or another set's.
+By default every byte is read, and all audio decoded: cuts, blocks of zeros, flipped bits, members that are missing,
+doubled, out of order or foreign, tars that are compressed or empty, indexes and manifests that are stale, damaged or
+another set's, and audio that was damaged before its checksum was made (by the checksums of its frames and its MD5).
 --fast reads manifests, indexes and small files, and looks at the size of the tars: it finds whatever is wrong with
 those, and tars that are missing, cut or of another build, but no damage that leaves a tar's size alone.
 What an interrupted build has left is told on stderr, and is no damage.

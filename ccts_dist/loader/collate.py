@@ -85,7 +85,7 @@ def read_batch(part: Part, reading: Reading) -> Batch:
         FetchError: a shard cannot be fetched; also when damaged utterances are skipped.
     """
     rows = part.rows
-    audio = torch.empty(len(rows), max(row.num_samples for row in rows))
+    audio = _room(len(rows), max(row.num_samples for row in rows))
     read: list[_Read] = []
     damaged: dict[int, str] = {}
     for number, (row, place) in enumerate(zip(rows, audio.numpy(), strict=True)):
@@ -124,6 +124,17 @@ def pad_tokens(encoded: Sequence[Sequence[int]]) -> tuple[Int64[Tensor, "batch t
     for place, tokens in zip(padded, encoded, strict=True):
         place[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
     return padded, torch.tensor(num_tokens)
+
+
+def _room(num_rows: int, num_samples: int) -> Float32[Tensor, "batch samples"]:
+    """Memory for a batch's audio, in a project's error where there is none: other ranks must learn of it."""
+    try:
+        return torch.empty(num_rows, num_samples)
+    except RuntimeError as error:  # PyTorch has no kind of its own for this
+        raise ShardError(
+            f"audio of up to {num_samples} samples for {num_rows} utterances does not fit into memory. "
+            "Lower batch.micro_utterances, or run shards/check.py if no utterance is so long."
+        ) from error
 
 
 def _read_row(row: Row, place: Float32[np.ndarray, " samples"], reading: Reading) -> _Read:

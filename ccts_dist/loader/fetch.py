@@ -2,10 +2,10 @@
 
 import numpy as np
 from jaxtyping import Float32
-from miniaudio import ffi, lib
 
 from ccts_dist.errors import ShardError
 from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.shards.flac import decode_flac
 from ccts_dist.shards.index import ShardRows
 from ccts_dist.shards.read import ShardSet
 from ccts_dist.shards.schema import AUDIO_MEMBER, JSON_MEMBER, transcript_of
@@ -24,22 +24,12 @@ def read_audio(shards: ShardSet, table: ShardRows, row: int, out: Float32[np.nda
         ShardError: the member is damaged, or is not what the index says.
     """
     payload = shards.member(table, row, AUDIO_MEMBER)
-    # dr_flac: about twice as fast as libsndfile, to the same samples (tests/bench/decoder.py). Its samples come as
-    # 32-bit floats, which hold 16 bits exactly, straight into the batch.
-    flac = lib.ma_dr_flac_open_memory(payload, len(payload), ffi.NULL)
-    if flac == ffi.NULL:
+    found = decode_flac(payload, out)
+    if found is None:
         raise ShardError(
             f"{table.shard}: utterance {table.keys[row]!r}: its audio cannot be decoded, though its checksum is right. "
             f"Build the shard again."
         )
-    try:
-        found = (flac.totalPCMFrameCount, flac.sampleRate, flac.channels)
-        if found == (len(out), SAMPLE_RATE_HZ, 1):
-            # It leaves out frames that are damaged, and says so by the count alone.
-            place = ffi.from_buffer("float[]", out)
-            found = (lib.ma_dr_flac_read_pcm_frames_f32(flac, len(out), place), SAMPLE_RATE_HZ, 1)
-    finally:
-        lib.ma_dr_flac_close(flac)
     if found != (len(out), SAMPLE_RATE_HZ, 1):
         raise ShardError(
             f"{table.shard}: utterance {table.keys[row]!r} has {found[0]} samples at {found[1]} Hz in {found[2]} "
@@ -51,6 +41,13 @@ def read_transcript(shards: ShardSet, table: ShardRows, row: int) -> str:
     """The words of one utterance; empty when the corpus gave none.
 
     Raises:
-        ShardError: the member is damaged.
+        ShardError: the member is damaged, or no utterance's.
     """
-    return transcript_of(shards.member(table, row, JSON_MEMBER))
+    data = shards.member(table, row, JSON_MEMBER)
+    try:
+        return transcript_of(data)
+    except ValueError as error:
+        raise ShardError(
+            f"{table.shard}: json of {table.keys[row]!r} cannot be read, though its checksum is right: {error}. "
+            f"Run shards/check.py {shards.root}"
+        ) from error

@@ -30,6 +30,9 @@ _PLACE = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
 _MAGIC = b"ARROW1\0\0"
 """Begins every Arrow file; the schema follows."""
 
+ARROW_FAULTS = (pa.ArrowException, OSError, EOFError, UnicodeError, StopIteration)
+"""What Arrow raises on bytes that are not its own; it checks every length against the bytes that are there."""
+
 _TEXTS = ("key", "speaker", "gender", "category")
 
 _MOST_STORED = 1_024
@@ -250,14 +253,15 @@ class RowGroups(Generic[Rows]):
         self,
         index: Path | Stored,
         shards: Sequence[Indexed],
-        decode: Callable[[str, pa.RecordBatch], Rows],
+        decode: Callable[[Any, pa.RecordBatch], Rows],
         *,
         max_rows: int = 131_072,
     ) -> None:
         """
         Args:
             shards: as the manifest lists them.
-            decode: makes of a shard's name and batch what ``get`` returns; a function of a module.
+            decode: makes what ``get`` returns of a shard's batch, given what the manifest says of the shard; can be
+                pickled. Raises ``ValueError`` in words when the rows are not what they must be.
             max_rows: shards are forgotten, the longest unused first, while more rows than this are kept.
         """
         self._index = index if isinstance(index, Stored) else stored_at(index)
@@ -284,14 +288,14 @@ class RowGroups(Generic[Rows]):
         """One shard's rows.
 
         Raises:
-            ShardError: the index has no such shard, cannot be read, or is not the one that the manifest names.
+            ShardError: the index has no such shard, cannot be read, is not the one that the manifest names, or has
+                rows that ``decode`` refuses.
         """
         if self._process != os.getpid():
             self._forget()  # forked: a lock that another thread may have held
         with self._lock:
             if shard not in self._kept:
-                batch = self._read(shard)
-                self._kept[shard] = (batch.num_rows, self._decode(shard, batch))
+                self._kept[shard] = self._read(shard)
                 total = sum(num_rows for num_rows, _ in self._kept.values())
                 while total > self._max_rows and len(self._kept) > 1:
                     total -= self._kept.popitem(last=False)[1][0]
@@ -325,20 +329,23 @@ class RowGroups(Generic[Rows]):
             stored = self._stored[shard] = Stored(self._index.store, entry)
         return stored
 
-    def _read(self, shard: str) -> pa.RecordBatch:
+    def _read(self, shard: str) -> tuple[int, Rows]:
         entry = self.listed(shard)
         header, data = self._header_and_batch(shard, entry.index)
-        # As a stream of one batch, which alone can be told to start no threads: those of Arrow, met by the end of a
-        # process at the wrong moment, make it abort.
-        stream = pa.py_buffer(header[len(_MAGIC) :] + data)
-        with pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)) as reader:
-            batch = reader.read_next_batch()
-        if batch.num_rows != entry.num_utterances:
+        try:
+            batch = _read_batch(header, data)
+            if batch.num_rows != entry.num_utterances:
+                raise ShardError(
+                    f"{shard}: {batch.num_rows} rows in {self._index}, and the manifest says {entry.num_utterances}. "
+                    "The index is stale: build the set again."
+                )
+            return batch.num_rows, self._decode(entry, batch)
+        except (ValueError, *ARROW_FAULTS) as fault:  # sealed so by a faulty tool, which no digest tells
+            words = str(fault).partition("\n")[0] or type(fault).__name__
             raise ShardError(
-                f"{shard}: {batch.num_rows} rows in {self._index}, and the manifest says {entry.num_utterances}. "
-                "The index is stale: build the set again."
-            )
-        return batch
+                f"{shard}: its rows in {self._index} are not what they must be: {words}. "
+                f"Run shards/check.py {self._index.store.words}, and build the set again."
+            ) from fault
 
     def _header_and_batch(self, shard: str, place: IndexPlace) -> tuple[bytes, bytes]:
         try:
@@ -361,6 +368,14 @@ class RowGroups(Generic[Rows]):
             f"{shard}: its rows in {self._index} are not those that the manifest names. The index is stale or "
             "damaged: fetch or build the set again."
         )
+
+
+def _read_batch(header: bytes, data: bytes) -> pa.RecordBatch:
+    # As a stream of one batch, which alone can be told to start no threads: those of Arrow, met by the end of a
+    # process at the wrong moment, make it abort.
+    stream = pa.py_buffer(header[len(_MAGIC) :] + data)
+    with pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)) as reader:
+        return reader.read_next_batch()
 
 
 def _numbers(column: pa.Array, kind: Any) -> np.ndarray:

@@ -3,18 +3,22 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ccts_dist.errors import CctsError, ConfigError, FetchError, MissingShardsError, ShardError
 from ccts_dist.shards.documents import is_sealed
-from ccts_dist.shards.index import MemberPlaces, RowGroups, ShardRows, table_to_rows
+from ccts_dist.shards.index import MemberPlaces, RowGroups, ShardRows
+from ccts_dist.shards.index_form import shard_columns, sound_rows
 from ccts_dist.shards.schema import (
+    AUDIO_MEMBER,
     INDEX_NAME,
     JSON_MEMBER,
     MANIFEST_NAME,
     Manifest,
     ShardEntry,
+    check_totals,
     parse_manifest,
 )
 from ccts_dist.shards.stores.remote import open_store
@@ -33,7 +37,8 @@ class ShardSet:
         self.digest = digest
         """SHA-256 of the manifest file, which names everything else by digest."""
         index = NamedFile(INDEX_NAME, manifest.index_size_bytes, manifest.index_sha256)
-        self._rows = RowGroups(Stored(store, index), manifest.shards, table_to_rows)
+        columns = shard_columns(manifest.targets, tuple(dict.fromkeys((AUDIO_MEMBER, JSON_MEMBER, *manifest.members))))
+        self._rows = RowGroups(Stored(store, index), manifest.shards, partial(sound_rows, columns))
 
     @property
     def content_digest(self) -> str:
@@ -57,7 +62,7 @@ class ShardSet:
         """The index of one shard; reads that shard's batch only, and keeps the last ones read.
 
         Raises:
-            ShardError: no such shard, or the index is stale or unreadable.
+            ShardError: no such shard, the index is stale or unreadable, or its rows are not what they must be.
         """
         return self._rows.get(shard)
 
@@ -100,11 +105,13 @@ def open_shard_set(root: str | Path, *, cache: Path | None = None, cache_bytes: 
 
     Raises:
         MissingShardsError: there is no shard set.
-        ShardError: another format version, a damaged manifest, or an index of another size than the manifest's.
+        ShardError: another format version, a damaged manifest, one whose shards are not those that its splits count,
+            or an index of another size than the manifest's.
         ConfigError: a ``pipe:`` command, or an address that is refused.
         FetchError: a store does not answer.
     """
     shard_set = read_shard_set(open_store(root, cache=cache, cache_bytes=cache_bytes))
+    check_totals(shard_set.manifest, where=f"{shard_set.store.words}/{MANIFEST_NAME}")
     check_index_size(shard_set.store, shard_set.manifest.index_size_bytes, error=ShardError)
     return shard_set
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import numpy as np
+
 from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
 from ccts_dist.shards.documents import check_seal, parse_document, sealed_bytes
 from ccts_dist.shards.index import IndexPlace
-from ccts_dist.shards.table import RecordTable, texts_of
+from ccts_dist.shards.table import RecordTable, numbers_of, texts_of
 
 FORMAT_VERSION = 2
 """Of shard sets and teacher caches. Raised when a reader of the old version would misread the new."""
@@ -27,6 +29,14 @@ CONDITION_NAME = "condition.json"
 AUDIO_MEMBER = "flac"
 JSON_MEMBER = "json"
 TEACHER_MEMBER = "teacher.npy"
+
+_MOST_COUNTED = 1 << 48
+"""Bytes or samples of a shard; so many shards have sums below 2^63."""
+
+NO_TABLE = "lists a shard with a number beyond 64 bits, or NUL in a text"
+"""Of a manifest that could be parsed, and whose shards are no ``RecordTable``."""
+
+_NOT_TO_USE = "Run shards/check.py, and build the shard set again."
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 
@@ -160,6 +170,34 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     return manifest
 
 
+def check_totals(manifest: Manifest, *, where: str) -> None:
+    """Refuse a manifest whose shards are not those that its splits count: a faulty tool has sealed it.
+
+    Raises:
+        ShardError: ``where`` names the file.
+    """
+    shards = manifest.shards
+    if not isinstance(shards, RecordTable):
+        raise ShardError(f"{where}: {NO_TABLE}. {_NOT_TO_USE}")
+    for name in ("num_utterances", "num_samples", "size_bytes"):
+        numbers = shards.numbers(name)
+        wrong = np.flatnonzero(~((numbers > 0) & (numbers < _MOST_COUNTED)))
+        if len(wrong):
+            shard = shards[int(wrong[0])]
+            raise ShardError(f"{where}: has {getattr(shard, name)} for {name} of {shard.name}. {_NOT_TO_USE}")
+    num_counted = 0
+    for split, totals in manifest.splits.items():
+        own = manifest.shards_of(split)
+        num_counted += len(own)
+        if (counted := int(numbers_of(own, "num_utterances").sum())) != totals.num_utterances:
+            raise ShardError(
+                f"{where}: says that split {split!r} has {totals.num_utterances} utterances, and its shards have "
+                f"{counted}. {_NOT_TO_USE}"
+            )
+    if num_counted != len(shards):
+        raise ShardError(f"{where}: lists shards of splits that it does not name. {_NOT_TO_USE}")
+
+
 def escape_key(key: str) -> str:
     """A key as tar member names and shard names carry it: every byte but ``[A-Za-z0-9_-]`` as ``%XX``.
 
@@ -228,8 +266,19 @@ def utterance_to_json(utterance: Utterance, *, targets: Sequence[str], num_sampl
 
 
 def transcript_of(data: bytes) -> str:
-    """The words in a ``json`` member."""
-    return str(json.loads(data)["transcript"])
+    """The words in a ``json`` member.
+
+    Raises:
+        ValueError: it is no utterance's, or has words that are no Unicode text.
+    """
+    try:
+        words = json.loads(data)["transcript"]
+    except (LookupError, TypeError, RecursionError) as error:
+        raise ValueError("no transcript in it") from error
+    if not isinstance(words, str):
+        raise ValueError(f"its transcript is {str(words)[:40]!r}")
+    words.encode()  # refuses half a surrogate pair, which JSON can spell and no tokenizer can read
+    return words
 
 
 def utterance_from_json(data: bytes) -> Utterance:

@@ -8,7 +8,9 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,10 +30,13 @@ from ccts_dist.shards.index import (
     place_columns,
     table_places,
 )
+from ccts_dist.shards.index_form import form_fault, place_columns_of, places_fault, shard_columns
 from ccts_dist.shards.read import ShardSet, check_index_size, read_member
 from ccts_dist.shards.schema import (
+    AUDIO_MEMBER,
     CONDITION_NAME,
     INDEX_NAME,
+    JSON_MEMBER,
     MANIFEST_NAME,
     TEACHER_MEMBER,
     ShardEntry,
@@ -54,6 +59,7 @@ from ccts_dist.shards.teacher_format import (
 )
 
 _PARTS = ".parts"
+_COLUMNS = {"key": pa.string(), **place_columns_of((TEACHER_MEMBER,))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +90,13 @@ class TeacherCache:
         shards: Sequence[Indexed],
         index: StoredFile,
         *,
+        columns: Mapping[str, pa.DataType] = _COLUMNS,
         merged: bool = False,
     ) -> None:
         """
         Args:
             index: of ``shards``.
+            columns: that it must have.
             merged: the shard set's own shards carry the outputs, and whoever reads it fetches them.
         """
         self.store = store
@@ -103,7 +111,7 @@ class TeacherCache:
         self.embedding_size = facts.embedding_size
         self.embedding_mean: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_mean, np.float64)
         self.embedding_deviation: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_deviation, np.float64)
-        self._rows = RowGroups(Stored(store, index), shards, _decode_rows)
+        self._rows = RowGroups(Stored(store, index), shards, partial(_decode_rows, columns))
 
     def read(self, shard: str, row: int, key: str) -> TeacherOutput:
         """What the teacher said of one utterance, which is row ``row`` of its shard; a cache keeps the shard's order.
@@ -195,7 +203,9 @@ def open_merged_teacher(shard_set: ShardSet) -> TeacherCache:
     store, manifest = shard_set.store, shard_set.manifest
     condition = read_condition(store, facts)
     index = NamedFile(INDEX_NAME, manifest.index_size_bytes, manifest.index_sha256)
-    return TeacherCache(store, facts.cache_digest, facts, condition, manifest.shards, index, merged=True)
+    columns = shard_columns(manifest.targets, (AUDIO_MEMBER, JSON_MEMBER, TEACHER_MEMBER))
+    shards, digest = manifest.shards, facts.cache_digest
+    return TeacherCache(store, digest, facts, condition, shards, index, columns=columns, merged=True)
 
 
 def write_cache_shard(
@@ -393,5 +403,10 @@ def _index_of(path: Path, keys: Sequence[str]) -> pa.Table:
     return pa.table({"key": pa.array(list(keys), pa.string()), **place_columns({TEACHER_MEMBER: places})})
 
 
-def _decode_rows(_shard: str, table: pa.RecordBatch) -> CacheRows:
-    return CacheRows(keys=Texts(table["key"]), places=table_places(table, TEACHER_MEMBER))
+def _decode_rows(columns: Mapping[str, pa.DataType], entry: Any, batch: pa.RecordBatch) -> CacheRows:
+    if fault := form_fault(batch, columns):
+        raise ValueError(fault)
+    rows = CacheRows(keys=Texts(batch["key"]), places=table_places(batch, TEACHER_MEMBER))
+    if fault := places_fault(rows.places, entry.size_bytes, TEACHER_MEMBER, rows.keys):
+        raise ValueError(fault)
+    return rows

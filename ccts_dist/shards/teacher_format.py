@@ -11,9 +11,9 @@ from ccts_dist.errors import MissingShardsError, TeacherError
 from ccts_dist.records import Condition, TeacherOutput
 from ccts_dist.shards.documents import check_seal, is_sealed, parse_document
 from ccts_dist.shards.index import IndexPlace
-from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, TeacherFacts
+from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, NO_TABLE, TeacherFacts
 from ccts_dist.shards.stores.store import FileStore, LocalStore
-from ccts_dist.shards.table import texts_of
+from ccts_dist.shards.table import RecordTable, texts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,10 @@ def read_cache_manifest(store: FileStore) -> tuple[CacheManifest, str]:
             f"{store.words}: no teacher cache here (no readable {MANIFEST_NAME}{reason}). Make one with "
             "launch/cache_teacher.py, or run it again if it was interrupted."
         ) from error
-    return parse_cache_manifest(data, where=f"{store.words}/{MANIFEST_NAME}"), hashlib.sha256(data).hexdigest()
+    manifest = parse_cache_manifest(data, where=f"{store.words}/{MANIFEST_NAME}")
+    if not isinstance(manifest.shards, RecordTable):
+        raise TeacherError(f"{store.words}/{MANIFEST_NAME}: {NO_TABLE}. Run launch/cache_teacher.py again.")
+    return manifest, hashlib.sha256(data).hexdigest()
 
 
 def parse_cache_manifest(data: bytes, *, where: str) -> CacheManifest:

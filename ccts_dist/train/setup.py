@@ -13,12 +13,13 @@ import torch
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, derive_seed, seed_everything, together
 from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
+from ccts_dist.loader.fetch import read_transcript
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
 from ccts_dist.shards.read import ShardSet, open_shard_set
-from ccts_dist.shards.schema import JSON_MEMBER, ShardEntry, transcript_of
+from ccts_dist.shards.schema import ShardEntry
 from ccts_dist.shards.stores.remote import check_cache_holds
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
 from ccts_dist.tracking.uri import resolve_tracking_uri
@@ -263,7 +264,7 @@ def _transcripts(run: RunConfig, shard_set: ShardSet) -> Iterator[str]:
         rows = shard_set.rows(shard.name)
         for row in range(len(rows)):
             try:
-                yield transcript_of(shard_set.member(rows, row, JSON_MEMBER))
+                yield read_transcript(shard_set, rows, row)
             except ShardError as error:
                 if run.data.damaged != "skip" or isinstance(error, FetchError):
                     raise

@@ -4,15 +4,21 @@ Most of it "blessed": the manifest was made to agree, so that no digest tells. T
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from ccts_dist.shards import open_shard_set
 from tests import damage
-from tests.sound_sets import KEYS, SHARD, build_other_shards, build_sound, findings
+from tests.sound_sets import KEYS, SHARD, build_other_shards, build_shards, build_sound, findings
+
+NOISE = np.random.default_rng(0).integers(-9_000, 9_000, 20_000, dtype=np.int16)
+"""Of several frames."""
 
 
 @pytest.fixture(scope="module")
@@ -283,3 +289,33 @@ def test_audio_that_was_blessed_and_is_another_is_named(root: Path, at: int, byt
     damage.overwrite(root / SHARD, damage.member_of(root, SHARD, 1, "flac").offset + at, byte)
     damage.bless_crc(root, SHARD)
     assert findings(root) == [f"{SHARD} {KEYS[1]} {words}"]
+
+
+def test_sound_that_was_damaged_before_its_checksum_was_made_is_named(root: Path):
+    """Its head is whole: only decoding tells."""
+    damage.flip_in_member(root, SHARD, 1, "flac")
+    damage.bless_crc(root, SHARD)
+    (finding,) = findings(root)
+    assert finding == f"{SHARD} {KEYS[1]} flac is damaged within: 0 of its 1640 samples can be decoded"
+    assert findings(root, fast=True) == []
+
+
+def test_sound_that_is_not_what_was_encoded_is_named_by_its_own_digest(root: Path):
+    """Frames that were made anew, each with its right checksum, around other samples."""
+    place = damage.member_of(root, SHARD, 1, "flac")
+    damage.flip(root / SHARD, place.offset + 26)  # MD5 of the samples, in STREAMINFO
+    damage.bless_crc(root, SHARD)
+    assert findings(root) == [f"{SHARD} {KEYS[1]} flac holds other samples than were encoded: their MD5 differs"]
+    damage.overwrite(root / SHARD, place.offset + 26, bytes(16))  # an encoder need not state it
+    damage.bless_crc(root, SHARD)
+    assert findings(root) == []
+
+
+def test_zeros_within_a_long_sound_are_named(tmp_path: Path):
+    """Readers leave such frames out without a word."""
+    root = tmp_path / "shards"
+    build_shards(root, tmp_path, lambda audio, _: soundfile.write(audio, NOISE, 16_000, subtype="PCM_16"))
+    damage.zero_in_member(root, SHARD, 0, "flac")
+    damage.bless_crc(root, SHARD)
+    (finding,) = findings(root)
+    assert re.fullmatch(f"{SHARD} {KEYS[0]} flac is damaged within: [0-9]{{5}} of its 20000 samples can be .*", finding)

@@ -72,6 +72,10 @@ class Listed:
     index: IndexPlace
 
 
+def decode_rows(listed: Listed, batch: pa.RecordBatch) -> ShardRows:
+    return table_to_rows(listed.name, batch)
+
+
 def write_index(path: Path, counts: dict[str, int]) -> list[Listed]:
     listed = []
     with IndexWriter(path) as index:
@@ -98,7 +102,7 @@ def test_any_changed_byte_is_seen_by_the_shards_it_touches(
     last = listed[-1].index
     at = data.draw(st.integers(0, last.offset + last.size - 1))
     flip_bit(path, at)
-    groups = RowGroups(path, listed, table_to_rows)
+    groups = RowGroups(path, listed, decode_rows)
     for shard in listed:
         place = shard.index
         if at < listed[0].index.offset or place.offset <= at < place.offset + place.size:
@@ -113,8 +117,8 @@ def test_shards_are_forgotten_the_longest_unused_first(tmp_path: Path):
     listed = write_index(tmp_path / "i", counts)
     decoded: list[str] = []
 
-    def decode(shard: str, table: pa.RecordBatch) -> int:
-        decoded.append(shard)
+    def decode(listed: Listed, table: pa.RecordBatch) -> int:
+        decoded.append(listed.name)
         return table.num_rows
 
     groups = RowGroups(tmp_path / "i", listed, decode, max_rows=6)
@@ -129,11 +133,11 @@ def test_shards_are_forgotten_the_longest_unused_first(tmp_path: Path):
 def test_an_index_that_is_not_the_manifests_is_seen_when_rows_are_read(tmp_path: Path):
     (listed,) = write_index(tmp_path / "i", {"a": 3})
     with pytest.raises(ShardError, match=r"a: 3 rows in .*/i, and the manifest says 4. The index is stale"):
-        RowGroups(tmp_path / "i", [dataclasses.replace(listed, num_utterances=4)], table_to_rows).get("a")
+        RowGroups(tmp_path / "i", [dataclasses.replace(listed, num_utterances=4)], decode_rows).get("a")
     with pytest.raises(ShardError, match=r"b: not in .*/i. Take a shard"):
-        RowGroups(tmp_path / "i", [listed], table_to_rows).get("b")
+        RowGroups(tmp_path / "i", [listed], decode_rows).get("b")
     with pytest.raises(ShardError, match=r"a: cannot read its rows .*No such file"):
-        RowGroups(tmp_path / "j", [listed], table_to_rows).get("a")
+        RowGroups(tmp_path / "j", [listed], decode_rows).get("a")
 
 
 def test_an_index_of_no_shards_is_still_a_file_and_a_failed_one_is_none(tmp_path: Path):

@@ -29,13 +29,12 @@ from ccts_dist.shards.check.findings import Finding, TarRows, check_tar, check_w
 from ccts_dist.shards.check.index import (
     IndexFile,
     known_categories,
-    place_columns_of,
     place_findings,
-    shard_columns,
     value_findings,
 )
 from ccts_dist.shards.check.members import audio_faults, json_faults, teacher_faults
 from ccts_dist.shards.index import ShardRows, Texts, table_places, table_to_rows
+from ccts_dist.shards.index_form import place_columns_of, shard_columns
 from ccts_dist.shards.schema import (
     AUDIO_MEMBER,
     INDEX_NAME,

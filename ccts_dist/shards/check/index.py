@@ -12,28 +12,13 @@ import pyarrow as pa
 
 from ccts_dist.errors import ShardError
 from ccts_dist.shards.check.findings import Finding, TarRows
-from ccts_dist.shards.index import Indexed, ShardRows
+from ccts_dist.shards.index import ARROW_FAULTS, Indexed, ShardRows
+from ccts_dist.shards.index_form import TEXTS
 from ccts_dist.shards.schema import INDEX_NAME
 from ccts_dist.shards.tars import short
 
 _MAGIC = b"ARROW1\0\0"
 _BLOCK = 512
-_TEXTS = ("speaker", "gender", "category")
-_ARROW_FAULTS = (pa.ArrowException, OSError, EOFError, UnicodeError)
-"""What Arrow raises on bytes that are not its own; it checks every length against the bytes that are there."""
-
-
-def place_columns_of(members: Sequence[str]) -> dict[str, pa.DataType]:
-    """Columns that say where members lie."""
-    kinds = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
-    return {f"{member}.{name}": kind for member in members for name, kind in kinds.items()}
-
-
-def shard_columns(targets: Sequence[str], members: Sequence[str]) -> dict[str, pa.DataType]:
-    """Columns of a shard set's index."""
-    texts: dict[str, pa.DataType] = dict.fromkeys(("key", *_TEXTS), pa.string())
-    labels: dict[str, pa.DataType] = {f"label.{target}": pa.float64() for target in targets}
-    return texts | {"num_samples": pa.int64()} | labels | place_columns_of(members)
 
 
 class IndexFile:
@@ -62,7 +47,7 @@ class IndexFile:
             return
         try:
             schema = self._read_schema()
-        except _ARROW_FAULTS as error:
+        except ARROW_FAULTS as error:
             yield Finding(shard=INDEX_NAME, what=f"is no Arrow file: {_first_line(error)}")
             return
         faults = [*self._check_columns(schema)]
@@ -109,7 +94,7 @@ class IndexFile:
         try:
             with pa.ipc.open_file(pa.PythonFile(self._file, "r")) as opened:
                 found, stated = opened.num_record_batches, opened.schema
-        except _ARROW_FAULTS as error:
+        except ARROW_FAULTS as error:
             yield Finding(shard=INDEX_NAME, what=f"its footer is damaged: {_first_line(error)}")
             return
         if found != len(self._shards):
@@ -135,12 +120,12 @@ class IndexFile:
             source = pa.BufferReader(data)
             batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), self._schema)
             batch.validate(full=True)
-        except _ARROW_FAULTS as error:
+        except ARROW_FAULTS as error:
             raise ShardError(f"its rows in {INDEX_NAME} cannot be read: {_first_line(error)}") from error
         if batch.num_rows != entry.num_utterances:
             raise ShardError(f"has {batch.num_rows} rows in {INDEX_NAME}, and the manifest says {entry.num_utterances}")
         for name in self._columns:
-            if batch[name].null_count and name not in _TEXTS and not name.startswith("label."):
+            if batch[name].null_count and name not in TEXTS and not name.startswith("label."):
                 raise ShardError(f"its rows in {INDEX_NAME} have no {name} everywhere")
         # A copy has buffers as long as its rows; those of a file may be of any length that is not too short.
         return batch.take(pa.array(range(batch.num_rows)))

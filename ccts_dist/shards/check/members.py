@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.shards.flac import flac_samples
 from ccts_dist.shards.index import ShardRows
 from ccts_dist.shards.schema import Manifest, ShardEntry, TeacherFacts
 from ccts_dist.shards.tars import short
@@ -111,18 +112,32 @@ def _stated_twice(
 
 
 def audio_faults(data: bytes, num_samples: int) -> Iterator[str]:
-    """What is wrong with the head of a ``flac`` member, in words; the sound itself is not decoded."""
+    """What is wrong with a ``flac`` member, in words: what it states, and its sound, every sample of which is decoded.
+
+    Each frame has a checksum, and a file that was encoded whole has an MD5 of its samples, so that damage is found that
+    was there before the member's own checksum was made.
+    """
     if data[:4] != b"fLaC" or len(data) < 42:
         yield "flac is no FLAC file"
         return
-    # STREAMINFO from byte 18: 20 bits rate, 3 channels - 1, 5 depth - 1, 36 number of samples (RFC 9639, section 8.2).
+    # STREAMINFO from byte 18: 20 bits rate, 3 channels - 1, 5 depth - 1, 36 number of samples; then the MD5, zeros
+    # where the encoder made none (RFC 9639, section 8.2).
     packed = int.from_bytes(data[18:26], "big")
     rate, channels, depth = packed >> 44, (packed >> 41 & 7) + 1, (packed >> 36 & 31) + 1
-    found = packed & (1 << 36) - 1
-    if (rate, found) != (SAMPLE_RATE_HZ, num_samples):
-        yield f"flac holds {found} samples at {rate} Hz, and must hold {num_samples} at {SAMPLE_RATE_HZ} Hz"
+    stated = packed & (1 << 36) - 1
+    faults = []
+    if (rate, stated) != (SAMPLE_RATE_HZ, num_samples):
+        faults.append(f"flac holds {stated} samples at {rate} Hz, and must hold {num_samples} at {SAMPLE_RATE_HZ} Hz")
     if (channels, depth) != (1, 16):
-        yield f"flac holds {channels} channels of {depth} bit, and must hold 1 of 16 bit"
+        faults.append(f"flac holds {channels} channels of {depth} bit, and must hold 1 of 16 bit")
+    if faults:
+        yield from faults
+        return
+    found, digest = flac_samples(data, stated)
+    if found != stated:
+        yield f"flac is damaged within: {found} of its {stated} samples can be decoded"
+    elif data[26:42] not in (digest, bytes(16)):
+        yield "flac holds other samples than were encoded: their MD5 differs"
 
 
 def teacher_faults(data: bytes, facts: TeacherFacts) -> Iterator[str]:

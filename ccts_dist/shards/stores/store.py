@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 from ccts_dist.errors import MissingShardsError, ShardError
 from ccts_dist.shards.stores.transfer import StoredFile
 
+_MOST_AT_ONCE = 1 << 28
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchStatistics:
@@ -128,9 +130,10 @@ def stored_at(path: Path) -> Stored:
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
     """The bytes at an offset; fewer when the file ends before."""
-    data = os.pread(descriptor, size, offset)
-    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
-        data += more  # one call gives 2 GiB at most, and a network file system may give less
+    # A place is made for all that is asked for, whatever a sealed document says: never more than this at a time.
+    data = os.pread(descriptor, min(size, _MOST_AT_ONCE), offset)
+    while len(data) < size and (more := os.pread(descriptor, min(size - len(data), _MOST_AT_ONCE), offset + len(data))):
+        data += more  # a network file system may give less than was asked for
     return data
 
 
