@@ -70,5 +70,5 @@ def test_first_reduced_gradient_with_adam_is_that_of_one_big_batch(place, cut):
         for gradient in gradients
     )
     assert np.linalg.norm(one) > 0
-    print(cut, np.linalg.norm(one - other) / np.linalg.norm(one))
+    print(cut, "gradient", np.linalg.norm(one - other) / np.linalg.norm(one))
     assert np.linalg.norm(one - other) / np.linalg.norm(one) <= 1e-6
