@@ -112,12 +112,17 @@ def read_manifest(
     if not utterances:
         raise CorpusError(f"{path}: no row. Give a manifest with an utterance per row.")
     return Corpus(
-        name=path.stem if name is None else name,
+        name=_name_of(path) if name is None else name,
         release=release,
         scale=scale,
         targets=reading.targets,
         utterances=utterances,
     )
+
+
+def _name_of(path: Path) -> str:
+    """A file's name without its ending, as it can be stored."""
+    return printable(path.stem) if has_bad_bytes(path.stem) else path.stem
 
 
 def _utterances(reading: _Reading) -> Iterator[Utterance | Rejected]:

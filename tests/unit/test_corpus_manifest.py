@@ -1,6 +1,7 @@
 """Plain manifests in CSV and JSON lines."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,11 @@ def test_a_row_becomes_an_utterance_with_every_fact(csv_of: Write, tmp_path: Pat
         label_variance={"joy": 0.5 / 16},
         num_raters=5,
     )
+
+
+def test_a_file_name_that_is_not_utf8_is_written_out_in_the_name_of_the_corpus(csv_of: Write):
+    path = csv_of("key,audio", "k,a.wav", name=os.fsdecode(b"m\xe4.csv"))
+    assert read_manifest(path).name == r"m\udce4"
 
 
 def test_key_and_audio_are_all_that_is_needed(csv_of: Write):

@@ -298,6 +298,22 @@ def test_limits_off_their_range_are_refused(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"corpus": "m\udce4"}, r"--name 'm\\udce4': is not UTF-8"),
+        ({"release": "1\udce4"}, r"--release '1\\udce4': is not UTF-8"),
+        ({"targets": ("valence", "j\udcf6y")}, r"--targets 'j\\udcf6y': is not UTF-8"),
+    ],
+)
+def test_names_that_are_not_utf8_are_refused(
+    corpus: Path, utterances: list[Utterance], tmp_path: Path, setting: dict, words: str
+):
+    with pytest.raises(ConfigError, match=words):
+        build_example(utterances, tmp_path / "s", corpus, **setting)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_split_of_rejected_utterances_alone_has_no_shard(corpus: Path, utterances: list[Utterance], tmp_path: Path):
     gone = dataclasses.replace(utterances[0], key="gone", split="Empty", audio=tmp_path / "gone.wav")
     summary = build_example([*utterances, gone], tmp_path / "s", corpus, max_rejected=0.1)

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ccts_dist.errors import CorpusError
+from ccts_dist.corpus.cells import has_bad_bytes, printable
+from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards.audio import MAX_DURATION_S
 from ccts_dist.shards.build.intake import Intake, rejected_line, sort_intake
@@ -88,8 +89,9 @@ def plan_build(utterances: Iterable[Utterance | Rejected], out: str | Path, sett
 
     Raises:
         CorpusError: nothing was given.
-        ConfigError: nothing can be written there.
+        ConfigError: nothing can be written there, or a name cannot be stored.
     """
+    _check_names(settings)
     root = None if settings.root is None else settings.root.absolute()
     settings = replace(settings, root=root)
     intake = sort_intake(utterances, targets=settings.targets, root=root)
@@ -113,6 +115,15 @@ def plan_build(utterances: Iterable[Utterance | Rejected], out: str | Path, sett
         input_digest=_digest_input(intake, shards, settings, words),
     )
     return PlannedBuild(output=open_output(out), settings=settings, record=record, shards=shards)
+
+
+def _check_names(settings: BuildSettings) -> None:
+    named = [("--name", settings.corpus), ("--release", settings.release)]
+    for option, name in [*named, *(("--targets", target) for target in settings.targets)]:
+        if has_bad_bytes(name):
+            raise ConfigError(
+                f"{option} '{printable(name)}': is not UTF-8, as every text in a shard set is. Spell it so."
+            )
 
 
 def _digest_input(intake: Intake, shards: Sequence[PlannedShard], settings: BuildSettings, words: str) -> str:
