@@ -213,9 +213,12 @@ def _only_pass(work: _Work) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # a file system without locks
-        lock.truncate(0)
-        lock.write(token.encode())
-        lock.flush()
+        try:
+            lock.truncate(0)
+            lock.write(token.encode())
+            lock.flush()
+        except OSError as error:
+            raise TeacherError(f"{work.out}: cannot be written ({error.strerror}). Make room there.") from error
         return lock
 
     def look() -> None:
