@@ -5,6 +5,8 @@ goes on with the shards that are missing; what is in a shard depends on the teac
 """
 
 import fcntl
+import platform
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,14 +193,15 @@ def _plan_work(
 
 @contextmanager
 def _only_pass(work: _Work) -> Iterator[None]:
-    """Keep a second pass out of the folder for as long as the block runs."""
+    """Keep a second pass out of the folder for as long as the block runs; refuse one that the ranks do not share."""
+    token = broadcast_object(uuid.uuid4().hex)
 
     def take() -> BinaryIO | None:
         if not work.ranks.is_first:
             return None
         try:
             work.out.mkdir(parents=True, exist_ok=True)
-            lock = open(work.out / ".lock", "wb")  # noqa: SIM115
+            lock = open(work.out / ".lock", "ab")  # noqa: SIM115
         except OSError as error:
             raise TeacherError(f"{work.out}: cannot be written ({error.strerror}). Name another folder.") from error
         try:
@@ -210,10 +213,28 @@ def _only_pass(work: _Work) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # a file system without locks
+        try:
+            lock.truncate(0)
+            lock.write(token.encode())
+            lock.flush()
+        except OSError as error:
+            raise TeacherError(f"{work.out}: cannot be written ({error.strerror}). Make room there.") from error
         return lock
+
+    def look() -> None:
+        try:
+            found = (work.out / ".lock").read_text()
+        except OSError:
+            found = ""
+        if found != token:
+            raise TeacherError(
+                f"{work.out}: rank {work.ranks.rank} on {platform.node()} does not see there what rank 0 wrote. Name a "
+                "folder on storage that all ranks share."
+            )
 
     lock = together(take)
     try:
+        together(look)
         yield
     finally:
         if lock is not None:

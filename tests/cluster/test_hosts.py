@@ -59,7 +59,7 @@ def test_nothing_is_left_of_hosts_whose_test_was_killed(hosts, tmp_path):
     folder = str(tmp_path / "cluster")
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, folder, mark], cwd=ROOT)
     try:
-        wait_until(lambda: command_lines(mark)[1:], timeout_s=120)  # the holder's own line has it too
+        wait_until(lambda: f"sleep {mark}" in command_lines(mark), timeout_s=120)
         assert any("sshd" in line for line in command_lines(folder))
     finally:
         holder.send_signal(signal.SIGKILL)
