@@ -5,6 +5,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ NO_TABLE = "lists a shard with a number beyond 64 bits, or NUL in a text"
 
 _NOT_TO_USE = "Run shards/check.py, and build the shard set again."
 
+_SHARD_NAME = re.compile(r"(?:[A-Za-z0-9_-]|%[0-9A-F]{2})+-[0-9]{6,18}\.tar")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
@@ -161,13 +163,19 @@ def parse_manifest(data: bytes, *, where: str) -> Manifest:
     """
     manifest = parse_document(Manifest, data, where=where, error=ShardError, sealed=True, version=FORMAT_VERSION)
     names = texts_of(manifest.shards, "name")
-    for name in names:
-        if "/" in name or not name.endswith(".tar") or name.startswith("."):
-            raise ShardError(f"{where}: shard name {name!r} is not a plain file name. Do not use this shard set.")
+    if (name := foreign_name(names)) is not None:
+        raise ShardError(
+            f"{where}: shard name {name!r} is not a plain file name as shards have. Do not use this shard set."
+        )
     if len(set(names)) != len(names):
         raise ShardError(f"{where}: a shard is listed twice. Build the shard set again.")
     check_seal(data, where=where, error=ShardError)
     return manifest
+
+
+def foreign_name(names: Sequence[str]) -> str | None:
+    """The first of some file names that ``shard_name`` never gives; None if there is none."""
+    return next((name for name in names if not _SHARD_NAME.fullmatch(name)), None)
 
 
 def check_totals(manifest: Manifest, *, where: str) -> None:

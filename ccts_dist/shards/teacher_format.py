@@ -11,7 +11,7 @@ from ccts_dist.errors import MissingShardsError, TeacherError
 from ccts_dist.records import Condition, TeacherOutput
 from ccts_dist.shards.documents import check_seal, is_sealed, parse_document
 from ccts_dist.shards.index import IndexPlace
-from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, NO_TABLE, TeacherFacts
+from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, NO_TABLE, TeacherFacts, foreign_name
 from ccts_dist.shards.stores.store import FileStore, LocalStore
 from ccts_dist.shards.table import RecordTable, texts_of
 
@@ -86,9 +86,10 @@ def parse_cache_manifest(data: bytes, *, where: str) -> CacheManifest:
         TeacherError: damaged, changed since it was written, or of another format version.
     """
     manifest = parse_document(CacheManifest, data, where=where, error=TeacherError, sealed=True, version=FORMAT_VERSION)
-    for name in texts_of(manifest.shards, "name"):
-        if "/" in name or not name.endswith(".tar") or name.startswith("."):
-            raise TeacherError(f"{where}: shard name {name!r} is not a plain file name. Do not use this cache.")
+    if (name := foreign_name(texts_of(manifest.shards, "name"))) is not None:
+        raise TeacherError(
+            f"{where}: shard name {name!r} is not a plain file name as shards have. Do not use this cache."
+        )
     check_seal(data, where=where, error=TeacherError)
     return manifest
 

@@ -198,7 +198,10 @@ def test_the_manifest_of_another_build_is_named(root: Path, tmp_path: Path):
         ({"categories": []}, "lists categories []: ['Happy'] are missing there, and [] do not occur"),
         ({"counts": {"rejected": 5}}, "rejected.jsonl - has 1 lines, and the manifest counts 5"),
         ({"counts": {"rejected": 1, "resampled": -1}}, "counts -1 utterances as 'resampled'"),
+        ({"counts": {}}, "manifest.json - does not count the utterances that were rejected"),
+        ({"counts": {"rejected": 1, "resampled": 0}}, "does not count the utterances that were mixed down"),
         ({"rejected_sha256": "0" * 64}, "rejected.jsonl - is damaged, or another one"),
+        ({"rejected_sha256": ""}, "has '' for rejected_sha256, which is no SHA-256"),
         ({"input_digest": "X" * 64}, "for input_digest, which is no SHA-256"),
         ({"source_digest": "0" * 64}, "names a source and no teacher"),
         ({"splits": {}}, "lists splits [], and its shards are of ['Development', 'Train']"),
@@ -210,6 +213,19 @@ def test_the_manifest_of_another_build_is_named(root: Path, tmp_path: Path):
 def test_a_manifest_that_was_blessed_with_wrong_facts_is_named(root: Path, change: dict, words: str):
     damage.edit_manifest(root, lambda document: document.update(change))
     assert any(words in line for line in findings(root))
+
+
+def test_rejected_utterances_are_held_to_their_digest_though_nobody_counts_them(root: Path):
+    damage.edit_manifest(root, lambda document: document.update(counts={}))
+    damage.flip(root / "rejected.jsonl", 3)
+    assert "rejected.jsonl - is damaged, or another one: its SHA-256 is not the manifest's" in findings(root, fast=True)
+
+
+def test_a_shard_name_with_nul_is_named_and_never_opened(root: Path):
+    damage.edit_manifest(root, lambda document: document["shards"][0].update(name="\0.tar"))
+    assert findings(root) == [
+        "manifest.json - shard name '\\x00.tar' is not a plain file name as shards have. Do not use this shard set."
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """Files of a store, read through the cache and fetched ahead of need."""
 
+import gc
 import os
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -260,6 +263,31 @@ def test_fault_ahead_of_need_is_left_to_the_reader_to_tell(tmp_path: Path) -> No
     with pytest.raises(ShardError, match=r"missing.tar: is not there"):
         read(store, missing)
     store.close()
+
+
+def test_store_whose_last_user_is_a_thread_that_fetches_goes_without_a_word(
+    tmp_path: Path, flaky: type[Flaky], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of a process: the thread then lets its own store go, and must not wait for itself."""
+    begun, go_on = threading.Event(), threading.Event()
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    def hold() -> None:
+        begun.set()
+        go_on.wait(10)
+
+    flaky.troubles.append(hold)
+    store = RemoteStore(Place("flaky://place/set"), FetchCache(tmp_path, 10**8), threads=2)
+    store.prefetch([put("a.tar", content(1))])
+    assert begun.wait(10)
+    gone = weakref.ref(store)
+    del store
+    gc.collect()
+    assert gone() is not None
+    go_on.set()
+    until(lambda: gone() is None and "shard-fetch" not in {thread.name for thread in threading.enumerate()})
+    assert told == []
 
 
 def test_closing_ends_transfers_and_leaves_nothing_half(tmp_path: Path, flaky: type[Flaky]) -> None:

@@ -143,6 +143,23 @@ def test_a_shard_name_that_leads_elsewhere_is_refused(name: str):
         parse_manifest(manifest.to_bytes(), where="m")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["\0.tar", "Train-00000\0.tar", "Train-000000.tar\n", "ä-000000.tar", "Train-00.tar", "-.tar", "T t-000000.tar"],
+)
+def test_a_shard_name_that_no_shard_can_have_is_refused(name: str):
+    manifest = dataclasses.replace(MANIFEST, shards=(ENTRY, dataclasses.replace(ENTRY, name=name)))
+    with pytest.raises(ShardError, match=r"m: shard name '.*' is not a plain file name as shards have\. Do not use"):
+        parse_manifest(manifest.to_bytes(), where="m")
+
+
+@pytest.mark.parametrize("split", ["Train", "a b/ä.%", "-", "\0"])
+@pytest.mark.parametrize("number", [0, 999_999, 1_000_000])
+def test_every_name_that_the_builder_gives_is_taken(split: str, number: int):
+    entry = dataclasses.replace(ENTRY, name=shard_name(split, number))
+    assert parse_manifest(dataclasses.replace(MANIFEST, shards=(entry,)).to_bytes(), where="m").shards == (entry,)
+
+
 def test_a_shard_that_is_listed_twice_is_refused():
     with pytest.raises(ShardError, match="a shard is listed twice"):
         parse_manifest(dataclasses.replace(MANIFEST, shards=(ENTRY, ENTRY)).to_bytes(), where="m")

@@ -28,6 +28,8 @@ from ccts_dist.shards.tars import short
 from ccts_dist.shards.teacher_format import CacheManifest, CacheShard, ConditionFile
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_COUNTS = ("rejected", "resampled", "mixed_down")
+"""Of utterances, in every manifest."""
 
 
 def manifest_findings(manifest: Manifest) -> Iterator[Finding]:
@@ -51,13 +53,13 @@ def cache_manifest_findings(manifest: CacheManifest, source: Manifest, source_di
 
 def rejected_findings(store: FileStore, manifest: Manifest) -> Iterator[Finding]:
     """``rejected.jsonl`` of a plain shard set, against the manifest's count and digest."""
-    stated = manifest.counts.get("rejected")
-    if manifest.teacher is not None or stated is None:
+    if manifest.teacher is not None:
         return
+    stated = manifest.counts.get("rejected")
     data = read_small(store, REJECTED_NAME, manifest.rejected_sha256)
     if isinstance(data, Finding):
         yield data
-    elif (counted := len(data.splitlines())) != stated:
+    elif stated is not None and (counted := len(data.splitlines())) != stated:
         yield Finding(shard=REJECTED_NAME, what=f"has {counted} lines, and the manifest counts {stated}")
     elif manifest.rejected_sha256 and hashlib.sha256(data).hexdigest() != manifest.rejected_sha256:
         yield Finding(shard=REJECTED_NAME, what="is damaged, or another one: its SHA-256 is not the manifest's")
@@ -101,11 +103,11 @@ def _manifest_faults(manifest: Manifest) -> Iterator[str]:
     yield from _entry_faults(manifest.shards)
     yield from _name_faults(manifest.shards)
     yield from _total_faults(manifest)
-    for name, count in manifest.counts.items():
-        if count < 0:
-            yield f"counts {count} utterances as {short(name)}"
+    yield from _count_faults(manifest)
     digests = {"index_sha256": manifest.index_sha256}
     digests |= {name: digest for name in ("input_digest", "source_digest") if (digest := getattr(manifest, name))}
+    if manifest.teacher is None:
+        digests["rejected_sha256"] = manifest.rejected_sha256
     for name, digest in digests.items():
         if not _SHA256.fullmatch(digest):
             yield f"has {short(digest)} for {name}, which is no SHA-256"
@@ -113,6 +115,15 @@ def _manifest_faults(manifest: Manifest) -> Iterator[str]:
         yield "names a source and no teacher, or a teacher and no source: merged sets have both, plain ones neither"
     if manifest.teacher is not None:
         yield from _facts_faults(manifest.teacher)
+
+
+def _count_faults(manifest: Manifest) -> Iterator[str]:
+    for name in _COUNTS:
+        if name not in manifest.counts:
+            yield f"does not count the utterances that were {name.replace('_', ' ')}"
+    for name, count in manifest.counts.items():
+        if count < 0:
+            yield f"counts {count} utterances as {short(name)}"
 
 
 def _total_faults(manifest: Manifest) -> Iterator[str]:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import BufferedReader
 from pathlib import Path
 
@@ -28,11 +28,13 @@ def read_manifest(store: FileStore) -> bytes | Finding:
         FetchError: a store does not answer.
     """
     if isinstance(store, LocalStore):
-        path = store.root / MANIFEST_NAME
-        if path.exists() and not path.is_file():
+        facts = None
+        with suppress(OSError):  # why it cannot be read is told where it is read
+            facts = (store.root / MANIFEST_NAME).stat()
+        if facts is not None and not stat.S_ISREG(facts.st_mode):
             return Finding(shard=MANIFEST_NAME, what="is no regular file")
-        if path.is_file() and path.stat().st_size > _MAX_MANIFEST_BYTES:
-            return Finding(shard=MANIFEST_NAME, what=f"has {path.stat().st_size} bytes, more than any manifest")
+        if facts is not None and facts.st_size > _MAX_MANIFEST_BYTES:
+            return Finding(shard=MANIFEST_NAME, what=f"has {facts.st_size} bytes, more than any manifest")
     return store.read_bytes(MANIFEST_NAME, is_sealed)
 
 

@@ -149,11 +149,14 @@ class FetchCache:
             if not _lock_now(lock):
                 os.close(lock)
                 return Refusal.FETCHING
-            if self._make_room(file.size_bytes, partial.name, keep, gently):
-                return Reservation(self, partial, name, lock)
-            partial.unlink()
-            os.close(lock)
-            return Refusal.FULL
+            has_room = False
+            try:
+                has_room = self._make_room(file.size_bytes, partial.name, keep, gently)
+            finally:
+                if not has_room:  # a lock that stays would be waited for until the process ends
+                    partial.unlink()
+                    os.close(lock)
+            return Reservation(self, partial, name, lock) if has_room else Refusal.FULL
 
     def used_bytes(self) -> int:
         """What the files in the folder take, with what is being fetched at its whole size."""

@@ -237,7 +237,8 @@ class _Ahead:
             self._wishes.clear()
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join(timeout=5.0)
+            if thread is not threading.current_thread():  # which held the last reference to the store, and lets it go
+                thread.join(timeout=5.0)
 
     def _next(self) -> StoredFile | None:
         with self._changed:
