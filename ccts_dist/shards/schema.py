@@ -39,7 +39,7 @@ NO_TABLE = "lists a shard with a number beyond 64 bits, or NUL in a text"
 
 _NOT_TO_USE = "Run shards/check.py, and build the shard set again."
 
-_SHARD_NAME = re.compile(r"(?:[A-Za-z0-9_-]|%[0-9A-F]{2})+-[0-9]{6,18}\.tar")
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_%-]+-[0-9]{6,18}\.tar")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
