@@ -96,6 +96,10 @@ class Engine:
         self.device: torch.device = self._accelerator.device
         # Under stage 0 in float32 DeepSpeed looks at no norm: see ``_norm_of_plain_gradients``.
         self._is_plain = self._engine.optimizer is optimizer
+        self._norm = 0.0
+        if self._is_plain:
+            # Between DeepSpeed's clipping, which wants gradients, and the step.
+            optimizer.register_step_pre_hook(self._refuse_what_is_not_finite)
         self._rounds_to = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
         self._state = ZeroState(self._engine, optimizer, ranks, self.device)
         if stored:
@@ -122,28 +126,29 @@ class Engine:
         A gradient that is not finite on any rank moves no weights, under every stage and in both precisions.
         """
         skipped_before = self._engine.skipped_steps
-        norm = self._norm_of_plain_gradients() if self._is_plain else None
+        is_last = self._engine.is_gradient_accumulation_boundary()
+        if self._is_plain and is_last:
+            self._norm = self._norm_of_plain_gradients()
         self._engine.step()
-        if norm is not None:
-            return Update(gradient_norm=norm, skipped=not isfinite(norm))
+        if self._is_plain and is_last:
+            return Update(gradient_norm=self._norm, skipped=not isfinite(self._norm))
         norm = self._engine.get_global_grad_norm()
         return Update(
             gradient_norm=float("nan") if norm is None else float(norm),
             skipped=self._engine.skipped_steps > skipped_before,
         )
 
-    def _norm_of_plain_gradients(self) -> float | None:
-        """Of the reduced gradient, before clipping; None before the last pass. Drops a gradient that is not finite."""
-        if not self._engine.is_gradient_accumulation_boundary():
-            return None
-        trained = [parameter for parameter in self._engine.module.parameters() if parameter.grad is not None]
-        norm = float(
-            torch.nn.utils.get_total_norm(parameter.grad for parameter in trained if parameter.grad is not None)
-        )
-        if not isfinite(norm):
-            for parameter in trained:
-                parameter.grad = None  # an optimizer passes over what has none
-        return norm
+    def _norm_of_plain_gradients(self) -> float:
+        """Of the reduced gradient, before clipping."""
+        gradients = (parameter.grad for parameter in self._engine.module.parameters())
+        return float(torch.nn.utils.get_total_norm(gradient for gradient in gradients if gradient is not None))
+
+    def _refuse_what_is_not_finite(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Just before a plain optimizer steps: it leaves alone what has no gradient, state and all."""
+        if not isfinite(self._norm):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def full_gradient(self, name: str) -> Tensor:
         """The global gradient of one parameter after the last backward and before ``step``; on every rank."""

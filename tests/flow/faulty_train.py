@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccts_dist.distributed import rank_facts
+from ccts_dist.distributed import leave, rank_facts
 from ccts_dist.errors import run_main
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import StepBatches
@@ -99,4 +99,4 @@ def faulty_main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(faulty_main))
+    leave(run_main(faulty_main))
