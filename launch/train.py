@@ -24,11 +24,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, required=True, metavar="RUN.toml", help="the run file")
     parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="a.b=VALUE",
-        help="change one key of the run file; may be repeated",
+        "--set", action="append", default=[], metavar="a.b=VALUE", help="change a key of the run file; may be repeated"
     )
     parser.add_argument(
         "--resume", default="", metavar="auto|PATH", help="go on: from the newest complete checkpoint, or from this one"
