@@ -36,7 +36,7 @@ test: setup check  ## the tests that need no GPU, but for the longest
 	$(BIN)/pytest -n 2 --dist loadfile -m "not long" tests/unit tests/contract tests/ranks tests/flow
 
 test-long: setup  ## what takes minutes by itself
-	$(BIN)/pytest -m long tests
+	$(BIN)/pytest -n 2 --dist loadfile -m long tests
 
 check: setup  ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -6,12 +6,18 @@ traceback.
 """
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 STOPPED = 75
 """Exit code of a run that stopped on request with a complete checkpoint: run it again to go on (EX_TEMPFAIL)."""
+
+
+_SPEAK_S = 10.0
+"""Longest time that rank 0 may come later than its peers to what it has to say."""
 
 
 class CctsError(Exception):
@@ -94,4 +100,16 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
             kind = [] if isinstance(error, StopRequested) else ["error:"]
             with suppress(OSError):  # whoever read it has gone; the exit code still tells
                 print(*kind, " ".join(str(error).split()), file=sys.stderr, flush=True)
+        elif not isinstance(error, StopRequested):
+            _let_rank_0_speak()
         return error.exit_code
+
+
+def _let_rank_0_speak() -> None:
+    """Stay until the launcher ends this rank, or for a while: it ends all as soon as one has left with an error.
+
+    A mistake that is found before the ranks have met may be found by rank 0 last.
+    """
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_SPEAK_S)

@@ -99,3 +99,18 @@ def test_launcher_passes_exit_code_2_on_and_one_rank_speaks(place, kind):
     assert len(told) == 1
     assert named in told[0]
     assert "Traceback" not in done.stderr
+
+
+def test_rank_0_speaks_though_it_comes_last_to_the_mistake(tmp_path):
+    script = tmp_path / "slow_first_rank.py"
+    script.write_text(
+        "import os, time\n"
+        "from ccts_dist.errors import ConfigError, run_main\n"
+        "def main(argv):\n"
+        "    time.sleep(3 if os.environ['RANK'] == '0' else 0)\n"
+        "    raise ConfigError('what rank 0 says')\n"
+        "raise SystemExit(run_main(main))\n"
+    )
+    done = launch(2, str(script))
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: what rank 0 says"]
