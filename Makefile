@@ -32,8 +32,8 @@ demo: setup  ## the whole pipeline on a spoken corpus: two ranks, ZeRO-2, no GPU
 	$(BIN)/python launch/reproduce.py --table demo
 
 test: setup check  ## the tests that need no GPU, but for the longest
-	@# By file, so that what a file sets up for its tests is set up once; most of them wait more than they work.
-	$(BIN)/pytest -n 2 --dist loadfile -m "not long" tests/unit tests/contract tests/ranks tests/flow
+	@# By file, so that what a file sets up for its tests is set up once; in this order, the fast ones first.
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" tests/unit tests/contract tests/ranks tests/flow
 
 test-long: setup  ## what takes minutes by itself
 	$(BIN)/pytest -n 2 --dist loadfile -m long tests
