@@ -1,5 +1,6 @@
 """What a checkpoint and a step do when they fail on one rank alone, under every ds_config."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def build_engine(stage: str, precision: str) -> Engine:
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     optimizer = torch.optim.AdamW([{"params": model.parameters(), "lr": 1e-2, "name": "rest"}], weight_decay=0.1)
     return Engine(model, optimizer, run, passes=1, ranks=rank_facts())
+
+
+def shared_buffers() -> list[str]:
+    """On one rank: what of an engine lies in the host's memory under a name."""
+    build_engine("zero2", "fp32")
+    barrier()
+    return [path.name for path in Path("/dev/shm").glob(f"*_{os.environ['MASTER_PORT']}_*")]
+
+
+def test_engine_leaves_nothing_in_the_hosts_memory():
+    assert run_on_ranks(shared_buffers, 2) == [[], []]
 
 
 def take_step(engine: Engine, factor: float) -> bool:
