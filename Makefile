@@ -10,7 +10,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-long check lock clean
+# Not yet timed on a quiet machine: run by hand, so that the others end in time.
+LONGEST := tests/flow/test_thirty_kills.py tests/flow/test_stopping.py tests/ranks/test_elastic.py
+
+.PHONY: help setup demo test test-long test-longest check lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,9 +39,12 @@ test: setup check  ## the tests that need no GPU, but for the longest
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" tests/unit tests/contract tests/ranks tests/flow
 
 test-long: setup  ## what takes minutes by itself
-	$(BIN)/pytest -n 2 --dist loadfile -m long --ignore tests/flow/test_real_size.py tests
+	$(BIN)/pytest -n 2 --dist loadfile -m long $(addprefix --ignore=,$(LONGEST) tests/flow/test_real_size.py) tests
 	@# Two ranks of HuBERT-large want the memory for themselves.
 	$(BIN)/pytest -m long tests/flow/test_real_size.py
+
+test-longest: setup  ## thirty kills, every request to stop, other numbers of ranks
+	$(BIN)/pytest -m long $(LONGEST)
 
 check: setup  ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .
