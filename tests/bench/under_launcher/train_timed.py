@@ -7,7 +7,7 @@ validation, and the seconds of all these steps that went into each part.
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 
 from ccts_dist.config import read_run
-from ccts_dist.distributed import process_group, rank_facts
+from ccts_dist.distributed import process_group, rank_facts, together_with_wish
 from ccts_dist.records import Batch
 from ccts_dist.train import loop
 from ccts_dist.train import run as training
@@ -91,13 +91,8 @@ def main() -> None:
         clock.step_ended()
         return result
 
-    def timed_loading(source: Iterator[Any], count: int) -> Iterator[Any]:
-        batches = in_step(source, count)
-        for _ in range(count):
-            yield clock.timed("loading, agreed on", next)(batches)
-
-    in_step = loop.in_step
-    training.Engine, loop.train_step, loop.in_step = TimedEngine, timed_step, timed_loading
+    loading = clock.timed("loading, agreed on", together_with_wish)
+    training.Engine, loop.train_step, loop.together_with_wish = TimedEngine, timed_step, loading
     for name in COLLECTIVES:
         setattr(torch.distributed, name, clock.timed("collectives, with waiting", getattr(torch.distributed, name)))
     ranks = rank_facts()
