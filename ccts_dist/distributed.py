@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
 import numpy as np
 import torch
@@ -188,23 +188,51 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def agree_or_raise(error: CctsError | None, *, wish: bool = False) -> bool:
+@dataclass(frozen=True, slots=True)
+class Ballot(Generic[Answer]):
+    """What came of an action on this rank, and whether the rank has a wish; the others do not know of it yet.
+
+    ``agree_or_raise`` and ``together`` tell them at once. Where ranks add numbers up soon anyway, ``votes`` may ride
+    along: every rank adds its own, and hands the sums to ``settle``.
+    """
+
+    answer: Answer | None
+    error: CctsError | None
+    wish: bool = False
+
+    @property
+    def votes(self) -> Float64[Tensor, "2"]:
+        """To be added up over ranks."""
+        return torch.tensor([self.error is not None, self.wish], dtype=torch.float64)
+
+    def settle(self, failed: float, wished: float) -> tuple[Answer, bool]:
+        """The answer, once it has gone well on all; whether any rank has the wish, the same on every rank.
+
+        Every rank must call it, with the sums of all votes. Raises on all ranks what the lowest failing one brings.
+        """
+        if failed == 0:
+            return cast(Answer, self.answer), wished > 0
+        errors = gather_objects(self.error)
+        first = next(theirs for theirs in errors if theirs is not None)
+        if self.error is not None and errors.index(first) == rank_facts().rank:
+            raise self.error  # keeps its traceback
+        raise first from self.error
+
+
+def attempt(action: Callable[[], Answer], *, wish: bool = False) -> Ballot[Answer]:
+    """Do what only this rank knows the outcome of; what it raises is kept for all."""
+    try:
+        return Ballot(action(), None, wish)
+    except CctsError as raised:
+        return Ballot(None, raised, wish)
+
+
+def agree_or_raise(error: CctsError | None) -> None:
     """Raise on every rank if any rank brings an error; the lowest failing rank's error is the one raised everywhere.
 
     A rank that raises alone leaves its peers waiting in their next collective. Call this where ranks meet anyway.
-
-    Returns:
-        Whether any rank has the ``wish``, the same on every rank.
     """
-    # Two numbers first: objects are gathered only when there is something to tell.
-    failed, wished = sum_over_ranks(torch.tensor([error is not None, wish], dtype=torch.float64)).tolist()
-    if failed == 0:
-        return wished > 0
-    errors = gather_objects(error)
-    first = next(theirs for theirs in errors if theirs is not None)
-    if error is not None and errors.index(first) == rank_facts().rank:
-        raise error  # keeps its traceback
-    raise first from error
+    _settle_now(Ballot(None, error))
 
 
 def together(action: Callable[[], Answer]) -> Answer:
@@ -212,18 +240,13 @@ def together(action: Callable[[], Answer]) -> Answer:
 
     Every rank must call it; ``action`` itself must not wait for other ranks.
     """
-    return together_with_wish(action, wish=False)[0]
+    return _settle_now(attempt(action))
 
 
-def together_with_wish(action: Callable[[], Answer], *, wish: bool) -> tuple[Answer, bool]:
-    """As ``together``; says also whether any rank has a ``wish``, at no further cost."""
-    answer, error = None, None
-    try:
-        answer = action()
-    except CctsError as raised:
-        error = raised
-    wished = agree_or_raise(error, wish=wish)
-    return cast(Answer, answer), wished
+def _settle_now(ballot: Ballot[Answer]) -> Answer:
+    # Two numbers first: objects are gathered only when there is something to tell.
+    failed, wished = sum_over_ranks(ballot.votes).tolist()
+    return ballot.settle(failed, wished)[0]
 
 
 def in_step(source: Iterator[Answer], count: int, *, check: Callable[[], object] = lambda: None) -> Iterator[Answer]:

@@ -90,10 +90,44 @@ def unpack_sums(packed: Float64[Tensor, " packed"]) -> BatchSums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillParts:
-    """One pass's share of the distillation terms, unweighted and detached; shares add up to the terms."""
+    """Distances between student and teacher, unweighted: added up over kept rows, or their means over all of them."""
 
     embedding: Float64[Tensor, ""]
     prediction: Float64[Tensor, ""]
+
+    def over(self, num_kept: Float64[Tensor, ""]) -> "DistillParts":
+        """The share in the distillation terms of rows with these distances; shares add up to the terms."""
+        divisor = num_kept.clamp(min=1)
+        return DistillParts(embedding=self.embedding / divisor, prediction=self.prediction / divisor)
+
+
+def distill_sums(
+    prediction: Float[Tensor, "batch dim"],
+    embedding: Float[Tensor, "batch hidden"],
+    weight: Float[Tensor, " batch"],
+    teacher: TeacherBatch,
+    kept: Bool[Tensor, " batch"],
+    distill: DistillTerms,
+) -> DistillParts:
+    """The distances of one pass's kept rows added up. Carries gradient; sums may be added over passes and ranks.
+
+    Args:
+        prediction: the student's, of this pass.
+        embedding: the student's, of this pass.
+        weight: 1 for rows that count, 0 for others.
+        teacher: the teacher's outputs for the same rows.
+        kept: ``distill.kept`` of these rows.
+        distill: the terms' settings.
+    """
+    rows = torch.nonzero(kept & (weight > 0)).squeeze(1)
+    student, target = embedding[rows], teacher.embedding[rows]
+    if distill.embedding_mean is not None and distill.embedding_deviation is not None:
+        student = standardise(student, distill.embedding_mean, distill.embedding_deviation)
+        target = standardise(target, distill.embedding_mean, distill.embedding_deviation)
+    return DistillParts(
+        embedding=embedding_distance(student, target, distance=distill.distance).double().sum(),
+        prediction=prediction_distance(prediction[rows], teacher.prediction[rows]).double().sum(),
+    )
 
 
 def surrogate(
@@ -134,16 +168,9 @@ def surrogate(
     if distill is not None:
         assert teacher is not None, "distillation needs the teacher's outputs in the batch"
         assert kept is not None, "distillation needs to know which rows are kept"
-        rows = torch.nonzero(kept & (weight > 0)).squeeze(1)
-        student, target = embedding[rows], teacher.embedding[rows]
-        if distill.embedding_mean is not None and distill.embedding_deviation is not None:
-            student = standardise(student, distill.embedding_mean, distill.embedding_deviation)
-            target = standardise(target, distill.embedding_mean, distill.embedding_deviation)
-        num_kept = sums.num_kept.clamp(min=1)
-        by_embedding = embedding_distance(student, target, distance=distill.distance).double().sum() / num_kept
-        by_prediction = prediction_distance(prediction[rows], teacher.prediction[rows]).double().sum() / num_kept
-        total = total + distill.embedding_weight * by_embedding + distill.prediction_weight * by_prediction
-        parts = DistillParts(embedding=by_embedding.detach(), prediction=by_prediction.detach())
+        share = distill_sums(prediction, embedding, weight, teacher, kept, distill).over(sums.num_kept)
+        total = total + distill.embedding_weight * share.embedding + distill.prediction_weight * share.prediction
+        parts = DistillParts(embedding=share.embedding.detach(), prediction=share.prediction.detach())
     return total.to(prediction.dtype), parts
 
 

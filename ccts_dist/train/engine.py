@@ -18,6 +18,7 @@ from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, agree_or_raise, barrier, together
 from ccts_dist.errors import CheckpointError, OutputError
 from ccts_dist.records import Batch
+from ccts_dist.train.compiled import compiled_folder, forget_dead_builds
 from ccts_dist.train.ds_config import read_ds_config, resolve_ds_config
 from ccts_dist.train.storage import writing
 from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile
@@ -72,6 +73,7 @@ class Engine:
             os.environ.setdefault(name, value)
         os.environ.setdefault("MASTER_PORT", "0")
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        forget_dead_builds(compiled_folder(), ranks)
         stored = together(lambda: _open_stored(resume_from)) if resume_from is not None else {}
         if stored:
             # What is frozen, and what ZeRO-3 will spread, is easiest to load while the model is still whole.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ccts_dist.config import run_to_tree
-from ccts_dist.distributed import barrier, gather_objects, together, together_with_wish
+from ccts_dist.distributed import Ballot, attempt, barrier, gather_objects, sum_over_ranks, together
 from ccts_dist.errors import ShardError, StopRequested, TrainingError
 from ccts_dist.model.folder import load_model, save_model
 from ccts_dist.progress import Progress, say
@@ -19,8 +19,9 @@ from ccts_dist.tracking.protocol import Tracking
 from ccts_dist.train.checkpoint import TrainState, write_checkpoint
 from ccts_dist.train.engine import Engine
 from ccts_dist.train.evaluate import Scores, evaluate
+from ccts_dist.train.figures import finite, step_figures
 from ccts_dist.train.history import History
-from ccts_dist.train.optim import Schedule, rates_by_group
+from ccts_dist.train.optim import Schedule
 from ccts_dist.train.peak import peak_over_ranks_gb
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session
@@ -123,9 +124,10 @@ class Trainer:
     def _has_more(self) -> bool:
         return self.state.epoch < self._run.train.epochs and not self._is_enough()
 
-    def _is_enough(self) -> bool:
+    def _is_enough(self, more: int = 0) -> bool:
+        """Whether the run's limit is reached after so many more steps."""
         limit = self._run.train.max_steps
-        return bool(limit) and self.state.step >= limit
+        return bool(limit) and self.state.step + more >= limit
 
     def _check(self) -> None:
         """Raise what only this rank knows of yet; all get to know where ranks meet."""
@@ -142,13 +144,19 @@ class Trainer:
             loader.steps_per_epoch, what, unit="step", visible=self._first, start=state.step_in_epoch
         ) as progress:
             source = loader.epoch(state.epoch, state.step_in_epoch)
+            ballot = self._read_ahead(source, what, 0)
+            votes = sum_over_ranks(ballot.votes).tolist()
             while state.step_in_epoch < loader.steps_per_epoch and not self._is_enough():
-                place = f"{what}, step {state.step_in_epoch + 1}"
-                batches, save = together_with_wish(lambda: self._read(source, place), wish=self._is_time())  # noqa: B023
-                if save:
+                batches, save = ballot.settle(*votes)
+                if save and self._place() != self._saved_place:
                     self._checkpoint()
-                self._watch.at(place, brief=True)
-                result = train_step(self._engine, batches, self._session.objective, seed=self._run.seed)
+                # What comes of reading the next batch rides along with the loss: ranks wait for each other once less.
+                ballot = self._read_ahead(source, what, 1)
+                self._watch.at(f"{what}, step {state.step_in_epoch + 1}", brief=True)
+                result = train_step(
+                    self._engine, batches, self._session.objective, seed=self._run.seed, aside=ballot.votes
+                )
+                votes = result.aside
                 self._count(result, batches)
                 self._report_step(result, batches)
                 self._count_damaged(result, batches)
@@ -161,12 +169,19 @@ class Trainer:
         steps = state.step_in_epoch - steps_before
         self._end_epoch(steps / max(1e-9, time.monotonic() - began))
 
-    def _read(self, source: Iterator[StepBatches], place: str) -> StepBatches:
-        self._watch.at(f"{place}: reading", brief=True)
-        batches = next(source)
-        self._check()
-        self._watch.at(f"{place}: waiting for the others", brief=True)
-        return batches
+    def _read_ahead(self, source: Iterator[StepBatches], what: str, steps: int) -> Ballot[StepBatches]:
+        """The batches of the step that comes after so many more; nobody asks for the answer where there is none."""
+        number = self.state.step_in_epoch + steps
+        if number >= self._session.loader.steps_per_epoch or self._is_enough(steps):
+            return Ballot(None, None)
+
+        def read() -> StepBatches:
+            self._watch.at(f"{what}, step {number + 1}: reading", brief=True)
+            batches = next(source)
+            self._check()
+            return batches
+
+        return attempt(read, wish=self._is_time())
 
     def _is_time(self) -> bool:
         """Whether this rank's clock asks for a checkpoint; rank 0's alone is asked."""
@@ -224,22 +239,8 @@ class Trainer:
     def _report_step(self, result: StepResult, batches: StepBatches) -> None:
         if not self._first:
             return
-        targets = self._run.model.targets
-        figures = {"train/loss": result.loss, "train/loss_ccc": result.ccc_loss}
-        figures |= {f"train/ccc_{target}": value for target, value in zip(targets, result.ccc, strict=True)}
-        if self._session.objective.distill is not None:
-            figures |= {
-                "train/loss_embedding": result.embedding_loss,
-                "train/loss_prediction": result.prediction_loss,
-                "train/kept_share": result.num_kept / max(1, result.num_rows),
-            }
-        if result.update is not None:
-            figures["train/gradient_norm"] = result.update.gradient_norm
-        figures |= {f"train/learning_rate_{name}": rate for name, rate in rates_by_group(self._optimizer).items()}
-        figures["train/skipped_steps"] = float(self.state.num_skipped)
-        if self._run.data.damaged == "skip":
-            figures["train/damaged_utterances"] = float(result.num_damaged)
-        self._tracking.metrics(_finite(figures), self.state.step)
+        figures = step_figures(result, self._run, self._optimizer, self.state.num_skipped)
+        self._tracking.metrics(finite(figures), self.state.step)
         assert self._history is not None
         self._history.write({"step": self.state.step, "epoch": batches.epoch, "keys": result.key_checksum, **figures})
 
@@ -261,7 +262,7 @@ class Trainer:
         if self._session.objective.distill is not None:
             state.kept_share = sums.get("kept", 0.0) / max(1.0, sums.get("rows", 0.0))
             figures["epoch/kept_share"] = state.kept_share
-        self._tracking.metrics(_finite(figures), state.step)
+        self._tracking.metrics(finite(figures), state.step)
         # The first one counts even if it is not a number: a run always leaves a best model, however bad.
         better = state.best_epoch < 0 or scores.loss < (inf if state.best_loss is None else state.best_loss)
         ccc = "  ".join(f"{target} {value:.3f}" for target, value in scores.ccc.items())
@@ -370,7 +371,7 @@ class Trainer:
             loader.close()
             test = scores.ccc
             self._tracking.metrics(
-                _finite({f"test/ccc_{target}": value for target, value in test.items()}), self.state.step
+                finite({f"test/ccc_{target}": value for target, value in test.items()}), self.state.step
             )
         self._watch.at("writing the summary")
         outcome = Outcome(
@@ -384,8 +385,3 @@ class Trainer:
         )
         self._folder.write_file("summary.json", json.dumps(asdict(outcome), indent=1))
         return outcome
-
-
-def _finite(figures: Mapping[str, float]) -> dict[str, float]:
-    """Figures that a tracking server takes: without NaN and infinities, which some stores refuse."""
-    return {name: value for name, value in figures.items() if isfinite(value)}

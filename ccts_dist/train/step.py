@@ -3,7 +3,6 @@ run file asks for it, a CCC for each micro-batch."""
 
 import math
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from ccts_dist.distributed import Ranks, derive_seed, seed_everything, sum_over_ranks
 from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance_from_sums
 from ccts_dist.losses.micro_batch import (
-    MicroCounts,
     mean_concordance,
     micro_ccc_loss,
     micro_concordance,
@@ -26,6 +24,7 @@ from ccts_dist.losses.total import (
     DistillParts,
     DistillTerms,
     batch_sums,
+    distill_sums,
     pack_sums,
     surrogate,
     unpack_sums,
@@ -87,6 +86,9 @@ class StepResult:
     update: Update | None
     """None when the loss was not finite and the step was left out."""
 
+    aside: tuple[float, ...]
+    """``train_step``'s, added up over ranks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
@@ -101,13 +103,62 @@ class _Part:
     place: tuple[int, ...]
     """Seed, epoch, step, rank."""
 
+    aside: Tensor
+
     def forward(self, number: int) -> Any:
         """One pass, with its own random state."""
         seed_everything(derive_seed("forward", *self.place, number))
         return self.engine.forward(self.passes[number])
 
+    @torch.no_grad()
+    def distances(self, number: int, output: Any) -> Tensor:
+        """Of one pass's output from the teacher's, added up over kept rows; zeros without a teacher."""
+        batch, kept, distill = self.passes[number], self.kept[number], self.objective.distill
+        if distill is None or kept is None or batch.teacher is None:
+            return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)
+        return _pack_parts(
+            distill_sums(output.prediction, output.embedding, batch.weight, batch.teacher, kept, distill)
+        )
 
-def train_step(engine: StepEngine, batches: StepBatches, objective: Objective, *, seed: int) -> StepResult:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Figures:
+    """A step's figures over all ranks, as tensors."""
+
+    ccc_loss: Tensor
+    ccc: Tensor
+    distilled: DistillParts
+    num_rows: Tensor
+    num_kept: Tensor
+    counts: Tensor
+    """As ``_counts`` gives them."""
+
+    aside: Tensor
+
+    def loss(self, objective: Objective) -> float:
+        """The whole objective."""
+        return float(with_distillation(self.ccc_loss, self.distilled, objective.distill))
+
+    def result(self, objective: Objective, update: Update | None) -> StepResult:
+        """In plain numbers."""
+        return StepResult(
+            loss=self.loss(objective),
+            ccc_loss=float(self.ccc_loss),
+            ccc=tuple(self.ccc.tolist()),
+            embedding_loss=float(self.distilled.embedding),
+            prediction_loss=float(self.distilled.prediction),
+            num_rows=int(self.num_rows),
+            num_kept=int(self.num_kept),
+            num_damaged=int(self.counts[1]),
+            key_checksum=int(self.counts[0]),
+            update=update,
+            aside=tuple(self.aside.tolist()),
+        )
+
+
+def train_step(
+    engine: StepEngine, batches: StepBatches, objective: Objective, *, seed: int, aside: Tensor | None = None
+) -> StepResult:
     """Move the weights by the gradient of the loss of the global batch of which ``batches`` are this rank's part.
 
     With several passes and the exact loss, a first round without gradient collects the predictions whose sums the loss
@@ -116,6 +167,9 @@ def train_step(engine: StepEngine, batches: StepBatches, objective: Objective, *
 
     A loss that is not finite is seen by all ranks alike, since all see the same sums: then none backpropagates. With
     scope "micro-batch" that holds for the first pass; a later one's makes the reduced gradient not finite.
+
+    Args:
+        aside: numbers that are added up over ranks on the way, at no further cost; as many on every rank.
     """
     passes = tuple(batch.to(engine.device) for batch in batches.passes)
     assert passes, "a step has at least one pass"
@@ -125,6 +179,7 @@ def train_step(engine: StepEngine, batches: StepBatches, objective: Objective, *
         kept=tuple(_kept(batch, objective.distill) for batch in passes),
         objective=objective,
         place=(seed, batches.epoch, batches.step, engine.ranks.rank),
+        aside=torch.zeros(0, dtype=torch.float64) if aside is None else aside,
     )
     return _micro_batch_step(part) if objective.scope == "micro-batch" else _global_step(part)
 
@@ -134,42 +189,44 @@ def _global_step(part: _Part) -> StepResult:
     objective, engine = part.objective, part.engine
     two_rounds = len(part.passes) > 1
     outputs: list[Any] = []
-    collected: list[Tensor] = []
+    collected: list[tuple[Tensor, ...]] = []
     for number, batch in enumerate(part.passes):
         with torch.set_grad_enabled(not two_rounds):
             output = part.forward(number)
         sums = pack_sums(batch_sums(output.prediction, batch.labels, batch.weight, part.kept[number]))
-        collected.append(torch.cat([sums, _counts(batch).to(sums.device)]))
+        collected.append((sums, part.distances(number, output), _counts(batch)))
         outputs.append(None if two_rounds else output)
-    reduced = sum_over_ranks(torch.stack(collected).sum(0))
-    sums, counts = unpack_sums(reduced[:-2]), reduced[-2:]
-    ccc_loss = ccc_loss_from_sums(sums.concordance, objective.target_weights)
-    ccc = concordance_from_sums(sums.concordance)
-    if not math.isfinite(float(ccc_loss)):
-        return _result(objective, ccc_loss, ccc, sums.num_rows, sums.num_kept, counts, None, None)
-    parts: list[DistillParts] = []
+    own = [torch.stack(pieces).sum(0) for pieces in zip(*collected, strict=True)]
+    packed, distances, counts, aside = _summed(*own, part.aside)
+    sums = unpack_sums(packed)
+    figures = _Figures(
+        ccc_loss=ccc_loss_from_sums(sums.concordance, objective.target_weights),
+        ccc=concordance_from_sums(sums.concordance),
+        distilled=_unpack_parts(distances).over(sums.num_kept),
+        num_rows=sums.num_rows,
+        num_kept=sums.num_kept,
+        counts=counts,
+        aside=aside,
+    )
     update = None
-    for number, batch in enumerate(part.passes):
-        output = outputs[number] if outputs[number] is not None else part.forward(number)
-        outputs[number] = None
-        value, share = surrogate(
-            output.prediction,
-            output.embedding,
-            batch.labels,
-            batch.weight,
-            sums,
-            objective.target_weights,
-            teacher=batch.teacher,
-            kept=part.kept[number],
-            distill=objective.distill,
-        )
-        parts.append(share)
-        engine.backward(value)
-        update = engine.step()
-    shares = _pack_parts(parts)
-    if objective.distill is not None:
-        shares = sum_over_ranks(shares)
-    return _result(objective, ccc_loss, ccc, sums.num_rows, sums.num_kept, counts, shares, update)
+    if math.isfinite(figures.loss(objective)):
+        for number, batch in enumerate(part.passes):
+            output = outputs[number] if outputs[number] is not None else part.forward(number)
+            outputs[number] = None
+            value, _ = surrogate(
+                output.prediction,
+                output.embedding,
+                batch.labels,
+                batch.weight,
+                sums,
+                objective.target_weights,
+                teacher=batch.teacher,
+                kept=part.kept[number],
+                distill=objective.distill,
+            )
+            engine.backward(value)
+            update = engine.step()
+    return figures.result(objective, update)
 
 
 def _micro_batch_step(part: _Part) -> StepResult:
@@ -177,57 +234,55 @@ def _micro_batch_step(part: _Part) -> StepResult:
     objective, engine = part.objective, part.engine
     first = part.forward(0)
     concordances = _own_concordance(first, part.passes[0])
-    counted = [
-        torch.cat([pack_counts(micro_counts(batch.labels, batch.weight, kept)), _counts(batch).to(concordances.device)])
+    divided = [
+        pack_counts(micro_counts(batch.labels, batch.weight, kept))
         for batch, kept in zip(part.passes, part.kept, strict=True)
     ]
-    num_targets = len(concordances)
-    reduced = sum_over_ranks(torch.cat([concordances, torch.stack(counted).sum(0)]))
-    summed, divisors, counts = reduced[:num_targets], unpack_counts(reduced[num_targets:-2]), reduced[-2:]
-    if not torch.isfinite(summed).all():
-        return _micro_result(objective, summed, divisors, counts, None, None)
+    counted = torch.stack([_counts(batch) for batch in part.passes]).sum(0)
+    summed, packed, counts, aside = _summed(concordances, torch.stack(divided).sum(0), counted, part.aside)
+    divisors = unpack_counts(packed)
     later = torch.zeros_like(concordances)
     parts: list[DistillParts] = []
     update = None
-    for number, batch in enumerate(part.passes):
-        output = first if number == 0 else part.forward(number)
-        if number > 0:
-            later = later + _own_concordance(output, batch)
-        value, share = micro_surrogate(
-            output.prediction,
-            output.embedding,
-            batch.labels,
-            batch.weight,
-            divisors,
-            objective.target_weights,
-            teacher=batch.teacher,
-            kept=part.kept[number],
-            distill=objective.distill,
-        )
-        parts.append(share)
-        engine.backward(value)
-        update = engine.step()
-    shares = torch.cat([later, _pack_parts(parts)])
-    if objective.distill is not None or len(part.passes) > 1:
-        shares = sum_over_ranks(shares)
-    return _micro_result(objective, summed + shares[:-2], divisors, counts, shares[-2:], update)
+    if torch.isfinite(summed).all():
+        for number, batch in enumerate(part.passes):
+            output = first if number == 0 else part.forward(number)
+            if number > 0:
+                later = later + _own_concordance(output, batch)
+            value, share = micro_surrogate(
+                output.prediction,
+                output.embedding,
+                batch.labels,
+                batch.weight,
+                divisors,
+                objective.target_weights,
+                teacher=batch.teacher,
+                kept=part.kept[number],
+                distill=objective.distill,
+            )
+            parts.append(share)
+            engine.backward(value)
+            update = engine.step()
+    shares = torch.full((2,), math.nan, dtype=torch.float64)
+    if parts:
+        shares = torch.stack([_pack_parts(share) for share in parts]).sum(0)
+        if objective.distill is not None or len(parts) > 1:
+            later, shares = _summed(later, shares)
+        summed = summed + later
+    figures = _Figures(
+        ccc_loss=micro_ccc_loss(summed, divisors.num_scored, objective.target_weights),
+        ccc=mean_concordance(summed, divisors.num_scored),
+        distilled=_unpack_parts(shares),
+        num_rows=divisors.num_rows,
+        num_kept=divisors.num_kept,
+        counts=counts,
+        aside=aside,
+    )
+    return figures.result(objective, update)
 
 
 def _own_concordance(output: Any, batch: Batch) -> Tensor:
     return micro_concordance(output.prediction, batch.labels, batch.weight)
-
-
-def _micro_result(
-    objective: Objective,
-    summed: Tensor,
-    divisors: MicroCounts,
-    counts: Tensor,
-    shares: Tensor | None,
-    update: Update | None,
-) -> StepResult:
-    ccc_loss = micro_ccc_loss(summed, divisors.num_scored, objective.target_weights)
-    ccc = mean_concordance(summed, divisors.num_scored)
-    return _result(objective, ccc_loss, ccc, divisors.num_rows, divisors.num_kept, counts, shares, update)
 
 
 def _counts(batch: Batch) -> Tensor:
@@ -244,34 +299,15 @@ def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
     return distill.kept(batch.teacher, batch.labels, batch.weight)
 
 
-def _pack_parts(parts: Sequence[DistillParts]) -> Tensor:
-    """The passes' shares of the two distillation terms, added up."""
-    return torch.stack([torch.stack([part.embedding, part.prediction]) for part in parts]).sum(0)
+def _pack_parts(parts: DistillParts) -> Tensor:
+    return torch.stack([parts.embedding, parts.prediction])
 
 
-def _result(
-    objective: Objective,
-    ccc_loss: Tensor,
-    ccc: Tensor,
-    num_rows: Tensor,
-    num_kept: Tensor,
-    counts: Tensor,
-    shares: Tensor | None,
-    update: Update | None,
-) -> StepResult:
-    """The figures; ``shares`` are the distillation terms over all ranks, None for a step that was left out."""
-    if shares is None:
-        shares = torch.full((2,), math.nan, dtype=torch.float64)
-    whole = DistillParts(embedding=shares[0], prediction=shares[1])
-    return StepResult(
-        loss=float(with_distillation(ccc_loss, whole, objective.distill)),
-        ccc_loss=float(ccc_loss),
-        ccc=tuple(ccc.tolist()),
-        embedding_loss=float(whole.embedding),
-        prediction_loss=float(whole.prediction),
-        num_rows=int(num_rows),
-        num_kept=int(num_kept),
-        num_damaged=int(counts[1]),
-        key_checksum=int(counts[0]),
-        update=update,
-    )
+def _unpack_parts(packed: Tensor) -> DistillParts:
+    return DistillParts(embedding=packed[0], prediction=packed[1])
+
+
+def _summed(*pieces: Tensor) -> list[Tensor]:
+    """These flat tensors, each added up over ranks: in one all-reduce, since ranks wait for each other in every one."""
+    packed = torch.cat([piece.to(pieces[0].device) for piece in pieces])
+    return list(sum_over_ranks(packed).split([len(piece) for piece in pieces]))

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from ccts_dist.distributed import (
+    Ballot,
     Ranks,
     agree_on_nodes,
     agree_or_raise,
+    attempt,
     broadcast_object,
     derive_seed,
     gather_objects,
@@ -17,10 +19,14 @@ from ccts_dist.distributed import (
     rank_facts,
     sum_over_ranks,
     together,
-    together_with_wish,
 )
 from ccts_dist.errors import CctsError, ShardError, TeacherError
 from tests.ranks.processes import run_on_ranks
+
+
+def settle(ballot: Ballot[int]) -> tuple[int, bool]:
+    """With votes that rode along with something else."""
+    return ballot.settle(*sum_over_ranks(ballot.votes).tolist())
 
 
 def try_everything() -> dict[str, object]:
@@ -45,6 +51,10 @@ def try_everything() -> dict[str, object]:
     except CctsError as error:
         told["together"] = (type(error).__name__, str(error))
     told["answer"] = together(lambda: rank + 10)
+    try:
+        settle(attempt(open_something))
+    except CctsError as error:
+        told["later"] = (type(error).__name__, str(error))
 
     def read() -> Iterator[int]:
         yield 0
@@ -70,7 +80,7 @@ def try_everything() -> dict[str, object]:
         list(in_step(iter(range(5)), 5, check=check))
     except CctsError as error:
         told["checked"] = (len(checked), str(error))
-    told["wishes"] = [together_with_wish(lambda: rank, wish=wish) for wish in (False, rank == 1)]
+    told["wishes"] = [settle(attempt(lambda: rank, wish=wish)) for wish in (False, rank == 1)]
     told["sum"] = sum_over_ranks(torch.tensor([1.0, float(rank)], dtype=torch.float64)).tolist()
     told["gathered"] = gather_objects(f"from {rank}")
     told["broadcast"] = broadcast_object(f"from {rank}")
@@ -85,6 +95,7 @@ def test_errors_of_one_rank_are_raised_on_all_with_the_same_words():
         assert told["second"] == ("ShardError", "rank 1 fell")
         assert told["both"] == ("ShardError", "rank 0 fell")
         assert told["together"] == ("TeacherError", "no cache")
+        assert told["later"] == ("TeacherError", "no cache")
         assert told["answer"] == rank + 10
         assert told["checked"] == (3, "asked on the second rank")
         assert told["wishes"] == [(rank, False), (rank, True)]

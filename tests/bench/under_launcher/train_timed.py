@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 
 from ccts_dist.config import read_run
-from ccts_dist.distributed import process_group, rank_facts, together_with_wish
+from ccts_dist.distributed import attempt, process_group, rank_facts
 from ccts_dist.records import Batch
 from ccts_dist.train import loop
 from ccts_dist.train import run as training
@@ -91,8 +91,8 @@ def main() -> None:
         clock.step_ended()
         return result
 
-    loading = clock.timed("loading, agreed on", together_with_wish)
-    training.Engine, loop.train_step, loop.together_with_wish = TimedEngine, timed_step, loading
+    reading = clock.timed("reading", attempt)
+    training.Engine, loop.train_step, loop.attempt = TimedEngine, timed_step, reading
     for name in COLLECTIVES:
         setattr(torch.distributed, name, clock.timed("collectives, with waiting", getattr(torch.distributed, name)))
     ranks = rank_facts()
