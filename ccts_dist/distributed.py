@@ -79,10 +79,17 @@ def share_cores(ranks: Ranks) -> None:
     """Let torch compute with this rank's share of the cores that the ranks of this host may use.
 
     Launchers say nothing about it, and every rank would start a thread per core, all of which wait for each other.
+    Where a rank's share is a single core, it stays on that core.
     ``OMP_NUM_THREADS``, where it is set, has the last word: set it where each rank is bound to cores of its own.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_of_this_host(ranks)))
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    cores, here = sorted(os.sched_getaffinity(0)), ranks_of_this_host(ranks)
+    share = max(1, len(cores) // here)
+    torch.set_num_threads(share)
+    if share == 1 and 1 < here <= len(cores) and not torch.cuda.is_available():
+        # Else two ranks meet on one core now and then, and all others wait for them.
+        os.sched_setaffinity(0, {cores[ranks.local_rank]})
 
 
 def ranks_of_this_host(ranks: Ranks) -> int:

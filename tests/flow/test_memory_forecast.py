@@ -99,8 +99,6 @@ def test_the_largest_micro_batch_that_fits_is_found_at_the_limit(config):
 
 
 @pytest.mark.long
-# MLflow 3.17 with SQLAlchemy 2.1: its own models use a strategy that SQLAlchemy is about to drop.
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 def test_training_tells_what_it_took_beside_what_was_foreseen(place):
     store = f"sqlite:///{place / 'runs.db'}"
     output = place / "trained"

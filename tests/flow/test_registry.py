@@ -25,11 +25,6 @@ from tests.unit import model_shapes
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [
-    # MLflow 3.17 with SQLAlchemy 2.1: its own models use a strategy that SQLAlchemy is about to drop.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Registry:

@@ -13,11 +13,7 @@ from tests.flow.running import Running, newest_checkpoint, num_steps
 from tests.launching import launch_well
 from tests.small_runs import build_two_kinds, read_history, write_run
 
-pytestmark = [
-    pytest.mark.long,
-    # MLflow 3.17 with SQLAlchemy 2.1: its own models use a strategy that SQLAlchemy is about to drop.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
-]
+pytestmark = pytest.mark.long
 
 STEPS = 200
 """Five epochs of 40 steps."""

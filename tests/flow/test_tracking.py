@@ -15,11 +15,6 @@ from ccts_dist.tracking.mlflow_run import open_mlflow_run
 from ccts_dist.tracking.run_file import read_run_file
 from tests.flow.mlflow_server import free_port, mlflow_server
 
-pytestmark = [
-    # MLflow 3.17 with SQLAlchemy 2.1: its own models use a strategy that SQLAlchemy is about to drop.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
-]
-
 WRITER = """
 import sys, time
 from pathlib import Path

@@ -10,9 +10,12 @@ from ccts_dist.distributed import Ranks, share_cores
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
+def bound(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[set[int]]]:
+    """The cores that this process was bound to, which here it is not."""
     before = torch.get_num_threads()
-    yield
+    cores: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, chosen: cores.append(chosen))
+    yield cores
     torch.set_num_threads(before)
 
 
@@ -38,3 +41,18 @@ def test_number_of_threads_that_was_given_stays(monkeypatch: pytest.MonkeyPatch)
     torch.set_num_threads(3)
     share_cores(Ranks(num_ranks=2))
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "on_this_host", "chosen"),
+    [(0, "4", [{2}]), (3, "4", [{9}]), (1, "3", [{3}]), (1, "2", []), (0, "1", []), (1, "5", [])],
+    ids=["first", "last", "one core left over", "two cores each", "alone", "more ranks than cores"],
+)
+def test_rank_whose_share_is_one_core_stays_on_it(
+    monkeypatch: pytest.MonkeyPatch, bound: list[set[int]], local_rank, on_this_host, chosen
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("LOCAL_SIZE", on_this_host)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 9})
+    share_cores(Ranks(num_ranks=64, rank=8 + local_rank, local_rank=local_rank))
+    assert bound == chosen

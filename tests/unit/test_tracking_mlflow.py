@@ -16,11 +16,6 @@ from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.mlflow_run import MlflowRun
 from ccts_dist.tracking.run_file import read_run_file
 
-pytestmark = [
-    # MLflow 3.17 with SQLAlchemy 2.1: its own models use a strategy that SQLAlchemy is about to drop.
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
-]
-
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
