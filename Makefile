@@ -10,10 +10,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-# Not yet timed on a quiet machine: run by hand, so that the others end in time.
+# Begun first, so that no process is left alone with one of them at the end.
 LONGEST := tests/flow/test_thirty_kills.py tests/flow/test_stopping.py tests/ranks/test_elastic.py
+# Two ranks of HuBERT-large want the memory for themselves.
+LARGEST := tests/flow/test_real_size.py
 
-.PHONY: help setup demo test test-long test-longest check lock clean
+.PHONY: help setup demo test test-long check lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,12 +41,9 @@ test: setup check  ## the tests that need no GPU, but for the longest
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" tests/unit tests/contract tests/ranks tests/flow
 
 test-long: setup  ## what takes minutes by itself
-	$(BIN)/pytest -n 2 --dist loadfile -m long $(addprefix --ignore=,$(LONGEST) tests/flow/test_real_size.py) tests
-	@# Two ranks of HuBERT-large want the memory for themselves.
-	$(BIN)/pytest -m long tests/flow/test_real_size.py
-
-test-longest: setup  ## thirty kills, every request to stop, other numbers of ranks
-	$(BIN)/pytest -m long $(LONGEST)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m long \
+	  $(LONGEST) $(filter-out $(LONGEST) $(LARGEST),$(sort $(wildcard tests/*/test_*.py)))
+	$(BIN)/pytest -m long $(LARGEST)
 
 check: setup  ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .
