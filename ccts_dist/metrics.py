@@ -1,7 +1,7 @@
 """How well a model predicts a whole split, from sums that add over batches and ranks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Float64
@@ -44,6 +44,17 @@ class SplitSums:
         whole = cls(targets)
         whole._sums = sums.detach().cpu().clone()
         return whole
+
+    def by_target(self) -> dict[str, list[float]]:
+        """The sums in plain numbers, for a file; those of several splits may be added."""
+        return dict(self._columns())
+
+    @classmethod
+    def pooled(cls, parts: Sequence[Mapping[str, Sequence[float]]]) -> "SplitSums":
+        """The sums of several splits together, each as ``by_target`` gave it; at least one, all of the same targets."""
+        targets = tuple(parts[0])
+        columns = [torch.tensor([part[target] for target in targets], dtype=torch.float64) for part in parts]
+        return cls.from_tensor(targets, torch.stack(columns).sum(0).T)
 
     def num_labels(self) -> dict[str, int]:
         """Labels that were counted, by target."""

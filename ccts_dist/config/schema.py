@@ -223,6 +223,8 @@ class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
+    """As torch has them; "adamw" takes the weight decay apart from the gradient, "sgd" is without momentum."""
+
     learning_rate: Positive = 5e-4
     """Of everything but the encoders; the peak of "onecycle"."""
 
@@ -230,6 +232,8 @@ class OptimConfig:
     """The encoders' learning rate as a multiple of ``learning_rate``."""
 
     weight_decay: NotNegative = 0.0
+    """As the optimizer takes it."""
+
     clip_norm: NotNegative = 0.0
     """Largest norm of the global gradient; 0 does not clip."""
 
@@ -238,7 +242,10 @@ class OptimConfig:
     epochs."""
 
     plateau_factor: Share = 0.75
+    """What "plateau" multiplies the learning rates by."""
+
     plateau_patience: CountOrZero = 2
+    """Validations without a fall that "plateau" lets pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,10 +253,14 @@ class TrainConfig:
     """How long, how precisely, and what is kept."""
 
     epochs: Count = 50
+    """Times that every training utterance comes."""
+
     max_steps: CountOrZero = 0
     """Stop after so many steps in all; 0 for no such limit."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Of forward and backward; the optimizer's weights and the prediction are float32 in both."""
+
     deepspeed: str = "ds_configs/zero2.json"
     """DeepSpeed's JSON file; what this run file owns is "auto" or absent there."""
 
@@ -279,11 +290,15 @@ class TrackingConfig:
     """Where the run is followed."""
 
     kind: Literal["mlflow", "none"] = "mlflow"
+    """"none" leaves the history in the run folder alone."""
+
     uri: str = ""
     """Tracking server; "" for MLFLOW_TRACKING_URI, and without that the SQLite file ``mlflow.db`` where training
     starts."""
 
     experiment: str = "ccts"
+    """MLflow's experiment that the run belongs to."""
+
     register: str = ""
     """Name under which the best model is registered after training, with alias "candidate"; "" does not register."""
 
@@ -299,6 +314,8 @@ class RunConfig:
     """Folder for checkpoints and the best model; on storage that all ranks share."""
 
     seed: CountOrZero = 0
+    """Of new weights, the order of utterances, and dropout."""
+
     data: DataConfig
     model: ModelConfig
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -20,6 +20,9 @@ class Scores:
     pearson: dict[str, float]
     mae: dict[str, float]
     num_labels: dict[str, int]
+    sums: dict[str, list[float]]
+    """What the figures come from, to be added to another split's: see ``SplitSums.pooled``."""
+
     damaged: tuple[str, ...]
     """In words, what was wrong with the utterances that were left out because they are damaged."""
 
@@ -66,6 +69,7 @@ def evaluate(
         pearson=whole.pearson(),
         mae=whole.mae(),
         num_labels=num_labels,
+        sums=whole.by_target(),
         damaged=tuple(words for theirs in gather_objects(damaged) for words in theirs),
         loss=sum(alpha * (1 - value) for alpha, value in scored),
     )

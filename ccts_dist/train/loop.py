@@ -45,6 +45,9 @@ class Outcome:
     test: dict[str, float]
     """CCC of the best model on the test splits; empty without any."""
 
+    test_sums: dict[str, list[float]]
+    """What ``test`` comes from, to be pooled with another run's: see ``SplitSums.pooled``."""
+
     kept_share: float | None
     """Share of the training utterances that were distilled; None without a teacher."""
 
@@ -358,6 +361,7 @@ class Trainer:
         best = self._folder.path / "best"
         loaded = load_model(best)
         test: dict[str, float] = {}
+        test_sums: dict[str, list[float]] = {}
         if self._run.data.test_splits:
             model = loaded.model.to(self._engine.device).eval()
             loader = self._session.test_loader()
@@ -369,7 +373,7 @@ class Trainer:
                     "testing",
                 )
             loader.close()
-            test = scores.ccc
+            test, test_sums = scores.ccc, scores.sums
             self._tracking.metrics(
                 finite({f"test/ccc_{target}": value for target, value in test.items()}), self.state.step
             )
@@ -379,6 +383,7 @@ class Trainer:
             best_epoch=self.state.best_epoch + 1,
             valid=loaded.extra["valid_ccc"],
             test=test,
+            test_sums=test_sums,
             kept_share=self.state.kept_share,
             seconds=seconds,
             peak_memory_gb=peak_over_ranks_gb(self._engine.device),

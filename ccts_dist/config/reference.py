@@ -1,0 +1,107 @@
+"""The page of every key that a run file can hold, out of the dataclasses themselves.
+
+python -m ccts_dist.config.reference > launch/runs/README.md
+"""
+
+import ast
+import dataclasses
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from ccts_dist.config.schema import Between, RunConfig
+
+_HEAD = """# Run files
+
+One TOML file is one run. This page is written by `python -m ccts_dist.config.reference` out of
+[`ccts_dist/config/schema.py`](../../ccts_dist/config/schema.py).
+Every key can also be given as `--set table.key=VALUE`.
+
+`demo/` is what `make demo` runs, `paper/` the rows of the paper's tables, `full/` full HuBERT-large students.
+"""
+
+
+def page() -> str:
+    """The page, in Markdown."""
+    lines = [_HEAD]
+    for table, cls in _tables(RunConfig, ""):
+        lines += [f"## {f'`[{table}]`' if table else 'At the top'}", "", " ".join((cls.__doc__ or "").split()), ""]
+        lines += ["| key | value | default | meaning |", "|:--|:--|:--|:--|"]
+        hints = typing.get_type_hints(cls, include_extras=True)
+        meanings = _field_docs(cls)
+        for field in dataclasses.fields(cls):
+            if _inner_table(hints[field.name]) is None:
+                cells = (f"`{field.name}`", _words(hints[field.name]), _default(field), meanings.get(field.name, ""))
+                lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _tables(cls: type, table: str) -> Iterator[tuple[str, type]]:
+    """Every table by its dotted name, outer ones first."""
+    yield table, cls
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        inner = _inner_table(hints[field.name])
+        if inner is not None:
+            yield from _tables(inner, f"{table}.{field.name}".lstrip("."))
+
+
+def _inner_table(hint: Any) -> type | None:
+    """The dataclass that a field holds: itself, or None, or a list of it."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return hint
+    return next((found for found in map(_inner_table, typing.get_args(hint)) if found is not None), None)
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The string below each field."""
+    (body,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for field, below in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            docs[field.target.id] = " ".join(str(below.value.value).split())
+    return docs
+
+
+def _words(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        (bounds,) = (extra for extra in args[1:] if isinstance(extra, Between))
+        return f"{_words(args[0])}, {bounds.words()}"
+    if origin is Literal:
+        return ", ".join(f'`"{arg}"`' for arg in args)
+    if origin is tuple:
+        return f"list: {_words(args[0])}"
+    if origin is Mapping:
+        return "table"
+    if type(None) in args:
+        return " or absent: ".join(_words(arg) for arg in args if arg is not type(None)) + " or absent"
+    return {bool: "true or false", str: "text", int: "whole number", float: "number"}[hint]
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return "**needed**"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    if isinstance(value, tuple):
+        return f"`[{', '.join(f'{chr(34)}{one}{chr(34)}' if isinstance(one, str) else str(one) for one in value)}]`"
+    return "`{}`" if value == {} else "" if value is None else f"`{value}`"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,220 @@
+"""The paper's tables made again: every run that is missing, then our figures beside the paper's."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, pstdev
+
+import torch
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.metrics import SplitSums
+from ccts_dist.progress import say
+from ccts_dist.records import DIMENSIONS
+from ccts_dist.report.paper_tables import Fold, PaperTable, Row
+from ccts_dist.report.stages import Stage, launcher, run_stages
+from ccts_dist.report.table import format_table
+from ccts_dist.tracking.read_back import SCHEME, read_back
+from ccts_dist.tracking.run_file import read_run_file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reproduction:
+    """What is to be made of a table, and where."""
+
+    table: PaperTable
+    folder: Path
+    """Everything that is made goes here."""
+
+    shards: str = ""
+    """Folder or address of the shard set; "" for ``<folder>/shards``."""
+
+    corpus: Path | None = None
+    """The corpus as it lies on disk, from which the shards are built first; None when they are there."""
+
+    transcripts: Path | None = None
+    """What ``shards/transcribe.py`` heard, for a corpus without transcripts."""
+
+    rows: tuple[int, ...] = ()
+    """Rows of the table; empty for all."""
+
+    numbers: tuple[int, ...] = ()
+    """Folds by number, from 1; empty for all."""
+
+    seeds: tuple[int, ...] = (17,)
+    overrides: tuple[str, ...] = ()
+    """``a.b=VALUE`` for every run."""
+
+    starter: tuple[str, ...] = ()
+    """What starts a script on all ranks; empty for DeepSpeed's launcher on this machine."""
+
+    @property
+    def shard_set(self) -> str:
+        """Where the shards are, or will be."""
+        return self.shards or str(self.folder / "shards")
+
+    @property
+    def folds(self) -> list[Fold]:
+        """The folds that were asked for."""
+        known = self.table.folds
+        for number in self.numbers:
+            if not 1 <= number <= len(known):
+                raise ConfigError(f"--folds {number}: the table {self.table.name} has 1 to {len(known)}. Name others.")
+        return [fold for at, fold in enumerate(known, start=1) if not self.numbers or at in self.numbers]
+
+    def cases(self) -> list[tuple[int, Fold]]:
+        """Every row is run once for each of these."""
+        return [(seed, fold) for seed in self.seeds for fold in self.folds]
+
+    def runnable(self) -> list[Row]:
+        """The rows that were asked for, but for those that lack something that only the user can give."""
+        return [row for row in self.table.choose(self.rows) if not row.needs or (self.folder / row.needs).exists()]
+
+    def output(self, row: Row, seed: int, fold: Fold) -> Path:
+        """Run folder of one training."""
+        return self.folder / "runs" / _name(row.run, seed, fold)
+
+
+def reproduce(wanted: Reproduction) -> str:
+    """Run what is missing, row after row, and give the table in Markdown; it is also left as ``table.md``.
+
+    Raises:
+        ConfigError: there is no such row, or neither shards nor a corpus.
+        StageError: a command failed; what is done stays done.
+    """
+    rows = wanted.runnable()
+    for row in wanted.table.choose(wanted.rows):
+        if row not in rows:
+            say(f"row {row.number}, {row.words}: left out, {wanted.folder / row.needs} is not there")
+    if not rows:
+        raise ConfigError("--rows: none of these can be run. What they need is said above.")
+    wanted.folder.mkdir(parents=True, exist_ok=True)
+    seconds = run_stages(_stages(wanted, rows), wanted.folder, environment=_environment(wanted.folder))
+    text = table_text(wanted, rows, seconds)
+    (wanted.folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {
+        # So that the launcher is found without the environment being activated.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "MLFLOW_TRACKING_URI": _tracking_uri(folder),
+    }
+
+
+def _tracking_uri(folder: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute()}/mlflow.db"
+
+
+def _name(what: str, seed: int, fold: Fold) -> str:
+    return "-".join(part for part in (what, fold.name, f"seed{seed}") if part)
+
+
+def _stages(wanted: Reproduction, rows: Sequence[Row]) -> list[Stage]:
+    stages = _shard_stages(wanted)
+    teachers = {row.teacher for row in rows} - {0}
+    for seed, fold in wanted.cases():
+        for row in rows:
+            stages.append(_train_stage(wanted, row, seed, fold))
+            if row.number in teachers:
+                stages.append(_cache_stage(wanted, row, seed, fold))
+    return stages
+
+
+def _shard_stages(wanted: Reproduction) -> list[Stage]:
+    if wanted.corpus is None:
+        return []
+    command = [sys.executable, "shards/build.py", wanted.table.corpus, str(wanted.corpus), "--out", wanted.shard_set]
+    if wanted.transcripts is not None:
+        command += ["--transcripts", str(wanted.transcripts)]
+    return [Stage(name="shards", command=tuple(command))]
+
+
+def _train_stage(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> Stage:
+    config = wanted.table.runs / f"{row.run}.toml"
+    name = _name(row.run, seed, fold)
+    settings = [
+        f"name={wanted.table.name}-{name}",
+        f"output={wanted.output(row, seed, fold)}",
+        f"seed={seed}",
+        f"data.shards={wanted.shard_set}",
+        f"data.train_splits={json.dumps(fold.train)}",
+        f"data.valid_splits={json.dumps(fold.valid)}",
+        f"data.test_splits={json.dumps(fold.test)}",
+    ]
+    if row.teacher:
+        settings.append(f"data.teacher={_cache(wanted, row.teacher, seed, fold)}")
+    if row.needs:
+        settings.append(f"model.speech.encoder={wanted.folder / row.needs}")
+    sets = [word for setting in (*settings, *wanted.overrides) for word in ("--set", setting)]
+    # --resume auto also begins: a table that was killed goes on where it was.
+    command = (*_starter(wanted), "launch/train.py", "--config", str(config), *sets, "--resume", "auto")
+    return Stage(name=name, command=command, inputs=(config,))
+
+
+def _cache_stage(wanted: Reproduction, teacher: Row, seed: int, fold: Fold) -> Stage:
+    model = wanted.output(teacher, seed, fold) / "best"
+    cache = _cache(wanted, teacher.number, seed, fold)
+    command = ("launch/cache_teacher.py", "--teacher", str(model), "--shards", wanted.shard_set, "--out", str(cache))
+    return Stage(name=_name("cache", seed, fold), command=(*_starter(wanted), *command))
+
+
+def _cache(wanted: Reproduction, teacher: int, seed: int, fold: Fold) -> Path:
+    return wanted.folder / "caches" / _name(f"row{teacher}", seed, fold)
+
+
+def _starter(wanted: Reproduction) -> tuple[str, ...]:
+    return wanted.starter or launcher(torch.cuda.device_count() or 2)
+
+
+def table_text(wanted: Reproduction, rows: Sequence[Row], seconds: Mapping[str, float]) -> str:
+    """The paper's figures, ours and the difference for each dimension; seeds, their spread, and the seconds it took."""
+    columns = [f"{dimension[0].upper()} {of}" for dimension in DIMENSIONS for of in ("paper", "ours", "diff")]
+    header = ("#", "system", *columns, "seeds", "spread", "left out", "seconds")
+    lines, pooled = [], []
+    for row in rows:
+        by_seed = [[_read(wanted, row, seed, fold) for fold in wanted.folds] for seed in wanted.seeds]
+        took = sum(seconds[_name(row.run, seed, fold)] for seed, fold in wanted.cases())
+        ours = [[mean(one.ccc[dimension] for one in folds) for folds in by_seed] for dimension in DIMENSIONS]
+        cells = []
+        for values, theirs in zip(ours, row.paper, strict=True):
+            cells += [f"{theirs:.3f}", f"{mean(values):.3f}", f"{mean(values) - theirs:+.3f}"]
+        spread = f"{max(pstdev(values) for values in ours):.3f}" if len(wanted.seeds) > 1 else "-"
+        kept = [one.kept_share for folds in by_seed for one in folds if one.kept_share is not None]
+        left_out = f"{1 - mean(kept):.1%}" if kept else "-"
+        lines.append((row.number, row.words, *cells, len(wanted.seeds), spread, left_out, f"{took:.0f}"))
+        together = [SplitSums.pooled([one.sums for one in folds]).ccc() for folds in by_seed]
+        pooled.append((row.number, row.words, *(f"{mean(ccc[d] for ccc in together):.3f}" for d in DIMENSIONS)))
+    several = len(wanted.folds) > 1
+    where = wanted.table.title + (f": mean over {len(wanted.folds)} folds" if several else "")
+    text = [
+        f"CCC on {where}. Spread: deviation over seeds, where it is largest.",
+        "",
+        format_table(header, lines),
+    ]
+    if several:
+        text += ["", "CCC of these folds' predictions pooled:", "", format_table(("#", "system", *DIMENSIONS), pooled)]
+    return "\n".join(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    ccc: dict[str, float]
+    sums: dict[str, list[float]]
+    kept_share: float | None
+
+
+def _read(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> _Result:
+    """A training's figures as the tracking server has them; its sums are in its folder alone."""
+    output = wanted.output(row, seed, fold)
+    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    ccc = summary["test"]
+    tracked = read_run_file(output)
+    if tracked.run_id:
+        told = read_back(f"{SCHEME}{tracked.run_id}", tracking_uri=_tracking_uri(wanted.folder)).metrics
+        ccc = {dimension: list(told[f"test/ccc_{dimension}"].values())[-1] for dimension in DIMENSIONS}
+    return _Result(ccc=ccc, sums=summary["test_sums"], kept_share=summary["kept_share"])

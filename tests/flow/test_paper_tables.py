@@ -1,0 +1,63 @@
+"""The paper's tables at a small size: every row by its own run file, under names from a hub cache made here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ccts_dist.report.paper_tables import TABLES, PaperTable
+from tests.hub import BASE, write_hub, write_speech
+from tests.launching import ROOT, environment
+from tests.small_teacher import build_small_shards
+
+pytestmark = pytest.mark.long
+
+SPLITS = {
+    "msp": {"Train": 40, "Development": 12, "Test1": 12},
+    "iemocap": {f"Session{number}": 14 for number in range(1, 6)},
+}
+# One rank each where there are many trainings: the other table shows two.
+OPTIONS = {"msp": [], "iemocap": ["--folds", "2", "5", "--starter", sys.executable]}
+FOLDS = {"msp": (0,), "iemocap": (1, 4)}
+
+
+def make(table: PaperTable, place: Path) -> tuple[str, str]:
+    """The table as it was printed, and what was said on the way."""
+    done = subprocess.run(
+        [
+            sys.executable, "launch/reproduce.py", "--table", table.name, "--out", str(place / "made"),
+            "--shards", str(place / "shards"), "--set", "train.epochs=1", "--set", "data.workers=0",
+            *OPTIONS[table.name],
+        ],
+        cwd=ROOT, env=environment() | {"HF_HUB_CACHE": str(place / "hub")},
+        capture_output=True, text=True, timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_every_row_runs_and_stands_beside_the_papers_figures(table: PaperTable, tmp_path: Path):
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    write_hub(tmp_path / "hub")
+    write_speech(tmp_path / "made" / "encoders" / "modified-cpc", Wav2Vec2Config, Wav2Vec2Model, BASE)
+    build_small_shards(tmp_path, SPLITS[table.name])
+    printed, _ = make(table, tmp_path)
+    text = (tmp_path / "made" / "table.md").read_text()
+    assert text.strip() == printed.strip()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    folds = [table.folds[at] for at in FOLDS[table.name]]
+    by_number = {cells[0]: cells for cells in reversed(lines)}  # the first table, where there are two
+    for row in table.rows:
+        cells = by_number[str(row.number)]
+        assert [float(cells[at]) for at in (2, 5, 8)] == list(row.paper)
+        runs = [tmp_path / "made" / "runs" / "-".join(filter(None, (row.run, fold.name, "seed17"))) for fold in folds]
+        told = [json.loads((run / "summary.json").read_text()) for run in runs]
+        assert float(cells[6]) == pytest.approx(sum(one["test"]["valence"] for one in told) / len(told), abs=6e-4)
+        assert all(one["steps"] > 0 for one in told)
+    again, said = make(table, tmp_path)
+    assert again == printed
+    assert said.count("done before") == len(folds) * (len(table.rows) + 1), "every run, and each teacher's cache"

@@ -1,0 +1,63 @@
+"""Every shipped run file passes ``--check``: on shards with the splits it names and encoders under its names."""
+
+from pathlib import Path
+
+import pytest
+
+from ccts_dist.config import read_run
+from ccts_dist.model import build_model, load_tokenizer, save_model
+from ccts_dist.shards.read import ShardSet
+from launch import train as command
+from tests.hub import BASE, write_hub, write_speech
+from tests.small_runs import make_cache
+from tests.small_teacher import build_small_shards
+
+RUN_FILES = sorted(Path("launch/runs").rglob("*.toml"))
+SPLITS = ("Train", "Development", "Test1", *(f"Session{number}" for number in range(1, 6)))
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="module")
+def shard_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return build_small_shards(tmp_path_factory.mktemp("corpus"), dict.fromkeys(SPLITS, 40))
+
+
+@pytest.fixture(autouse=True)
+def offline(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def untrained_teacher(folder: Path, train_splits: tuple[str, ...]) -> Path:
+    """A model folder of the paper's teacher, as if it had been trained on these splits."""
+    config = read_run(Path("launch/runs/paper/msp/09-teacher.toml")).model
+    assert config.text is not None
+    tokenizer = load_tokenizer(config.text.encoder, max_tokens=config.text.max_tokens)
+    model = build_model(config, vocabulary_size=tokenizer.vocabulary_size)
+    save_model(
+        folder, model.state_dict(), config, encoders=model.encoder_configs, tokenizer=tokenizer, scale=(1.0, 7.0),
+        extra={"train_splits": list(train_splits)},
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: "/".join(path.parts[2:]))
+def test_shipped_run_file_passes_its_check(path: Path, shard_set: ShardSet, tmp_path: Path, capsys):
+    run = read_run(path)
+    settings = [f"data.shards={shard_set.root}", f"output={tmp_path / 'run'}"]
+    if run.data.teacher:
+        teacher = untrained_teacher(tmp_path / "teacher", run.data.train_splits)
+        settings.append(f"data.teacher={make_cache(teacher, shard_set, tmp_path / 'cache')}")
+    if run.model.speech is not None and run.model.speech.encoder == "msp/encoders/modified-cpc":
+        from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+        write_speech(tmp_path / "cpc", Wav2Vec2Config, Wav2Vec2Model, BASE)
+        settings.append(f"model.speech.encoder={tmp_path / 'cpc'}")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    assert command.main(["--config", str(path), "--check", "--ranks", "2", *sets]) == 0
+    assert "check passed" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
