@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import DIMENSIONS
 
+_LEAST = 1e-12
+"""For numbers that may be as small as anyone could mean, but not 0."""
+
 
 @dataclass(frozen=True, slots=True)
 class Between:
@@ -22,13 +25,13 @@ class Between:
     def words(self) -> str:
         """The rule as an error message states it."""
         if self.high is None:
-            return f"at least {self.low}"
+            return "more than 0" if self.low == _LEAST else f"at least {self.low}"
         return f"between {self.low} and {self.high}"
 
 
 Count = Annotated[int, Between(1)]
 CountOrZero = Annotated[int, Between(0)]
-Positive = Annotated[float, Between(1e-12)]
+Positive = Annotated[float, Between(_LEAST)]
 NotNegative = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
 

@@ -48,7 +48,7 @@ def test_defaults_are_those_of_the_paper():
         ({"seed": -1}, "seed = -1: must be at least 0"),
         ({"name": 3}, "name = 3: must be a string"),
         ({"optim": {"learning_rate": "2e-5"}}, "optim.learning_rate = '2e-5': must be a number"),
-        ({"optim": {"learning_rate": 0}}, "optim.learning_rate = 0: must be at least"),
+        ({"optim": {"learning_rate": 0}}, "optim.learning_rate = 0: must be more than 0"),
         ({"optim": {"plateau_factor": 1.5}}, "optim.plateau_factor = 1.5: must be between 0 and 1"),
         ({"optim": {"learning_rate": float("nan")}}, "optim.learning_rate = nan: must be a finite number"),
         ({"optim": {"learning_rate": float("inf")}}, "optim.learning_rate = inf: must be a finite number"),

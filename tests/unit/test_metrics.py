@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -81,3 +82,16 @@ def test_batches_in_any_cut_give_the_measures_of_the_whole(rows: int, cut: int, 
         parts.add(prediction[part], label[part], torch.ones(rows)[part])
     torch.testing.assert_close(parts.to_tensor(), whole.to_tensor(), atol=1e-12, rtol=0)
     assert parts.ccc() == pytest.approx(whole.ccc(), abs=1e-10)
+
+
+def test_sums_of_two_splits_pooled_are_those_of_both_together():
+    generator = torch.Generator().manual_seed(4)
+    prediction, label = torch.rand(40, 2, generator=generator), torch.rand(40, 2, generator=generator)
+    whole, parts = SplitSums(("a", "b")), [SplitSums(("a", "b")) for _ in range(2)]
+    whole.add(prediction, label, torch.ones(40))
+    for part, rows in zip(parts, (slice(0, 13), slice(13, 40)), strict=True):
+        part.add(prediction[rows], label[rows], torch.ones(len(prediction[rows])))
+    pooled = SplitSums.pooled([json.loads(json.dumps(part.by_target())) for part in parts])
+    assert pooled.num_labels() == {"a": 40, "b": 40}
+    for figure in ("ccc", "pearson", "mae"):
+        assert getattr(pooled, figure)() == pytest.approx(getattr(whole, figure)(), abs=1e-12)
