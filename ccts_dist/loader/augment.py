@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 import torchaudio
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 
 from ccts_dist.config import AugmentConfig
 from ccts_dist.distributed import derive_seed
@@ -118,9 +118,7 @@ class Augmenter:
         return pink_noise(num_samples, seed) if source == "pink" else babble(num_samples, talkers(seed))
 
 
-def at_speed(
-    wave: Float32[np.ndarray, " samples"] | Float64[np.ndarray, " samples"], speed: Fraction
-) -> Float64[np.ndarray, " resampled"]:
+def at_speed(wave: Float[np.ndarray, " samples"], speed: Fraction) -> Float64[np.ndarray, " resampled"]:
     """The same sound played faster (above 1) or slower, as a tape would be: the pitch goes along.
 
     Of n samples ``length_at_speed`` come to be (windowed sinc).
