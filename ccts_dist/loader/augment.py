@@ -48,11 +48,13 @@ class Augmenter:
         self._config, self._seed = config, seed
         self._speeds = [Fraction(round(100 * factor), 100) for factor in config.speed]
         self._noises = [name if name in GENERATED else _noise_folder(name) for name in dict.fromkeys(config.noises)]
-        self._responses = [
+        responses = [
             SoundFolder(folder, key="augment.impulse_responses", max_duration_s=MAX_RESPONSE_S)
             for folder in dict.fromkeys(config.impulse_responses)
         ]
-        sources = [source if isinstance(source, str) else source.digest for source in (*self._noises, *self._responses)]
+        # Each file is as likely as another, however they lie in folders.
+        self._rooms = [(folder, number) for folder in responses for number in range(len(folder))]
+        sources = [source if isinstance(source, str) else source.digest for source in (*self._noises, *responses)]
         self.digest = hashlib.sha256(repr(sources).encode()).hexdigest() if sources else ""
         """Of what the folders hold, wherever they are; "" without any source of sound."""
 
@@ -78,7 +80,7 @@ class Augmenter:
             ConfigError: a file that was sound at first is not any more.
         """
         config = self._config
-        if self._responses and self._draw(epoch, key, "reverb") < config.reverb_probability:
+        if self._rooms and self._draw(epoch, key, "reverb") < config.reverb_probability:
             wave = reverberate(wave, self._response(epoch, key))
         if self._noises and self._draw(epoch, key, "noise") < config.noise_probability:
             low, high = config.snr_db
@@ -94,18 +96,13 @@ class Augmenter:
         return derive_seed("augment", self._seed, epoch, key, what)
 
     def _response(self, epoch: int, key: str) -> Float64[np.ndarray, " taps"]:
-        """Each file is as likely as another."""
-        number = int(self._draw(epoch, key, "room") * sum(map(len, self._responses)))
-        for folder in self._responses:
-            if number < len(folder):
-                response = folder.whole(number)
-                if not response.any():
-                    raise ConfigError(
-                        f"augment.impulse_responses: {folder.path(number)} is silent. Remove it, and start again."
-                    )
-                return response
-            number -= len(folder)
-        raise AssertionError("the number is below the sum of all")
+        folder, number = self._rooms[int(self._draw(epoch, key, "room") * len(self._rooms))]
+        response = folder.whole(number)
+        if not response.any():
+            raise ConfigError(
+                f"augment.impulse_responses: {folder.path(number)} is silent. Remove it, and start again."
+            )
+        return response
 
     def _noise(self, num_samples: int, epoch: int, key: str, talkers: Talkers) -> Float64[np.ndarray, " samples"]:
         source = self._noises[int(self._draw(epoch, key, "source") * len(self._noises))]

@@ -8,7 +8,8 @@ import pytest
 import soundfile
 
 from ccts_dist.config import read_run
-from ccts_dist.distributed import Ranks
+from ccts_dist.distributed import Ranks, rank_facts
+from ccts_dist.errors import ConfigError
 from ccts_dist.train.setup import open_session
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
@@ -84,6 +85,23 @@ def test_sounds_that_have_changed_are_noticed_on_resuming(place):
             run_on_ranks(run_trainings, 1, [Job(config=config, resume="auto")])
     finally:
         (place / "noises" / "more.wav").unlink()
+
+
+def open_with_own_noises(config: Path, folders: list[Path]) -> str:
+    """On one rank: what comes of a set-up in which each rank sees another folder."""
+    run = read_run(config, [f'augment.noises=["{folders[rank_facts().rank]}"]'])
+    try:
+        open_session(run, rank_facts())
+    except ConfigError as error:
+        return str(error)
+    return "nothing was wrong"
+
+
+def test_ranks_that_see_other_sounds_refuse_together(place):
+    config = config_for(place, "own", CHANGES["noise"])
+    told = run_on_ranks(open_with_own_noises, 2, config, [place / "noises", place / "rooms"])
+    assert told[0] == told[1]
+    assert "ranks do not see the same files" in told[0]
 
 
 @pytest.mark.parametrize("change", [name for name in CHANGES if name not in ("clean", "masks")])

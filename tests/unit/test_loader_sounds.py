@@ -107,3 +107,26 @@ def test_a_file_that_changes_under_way_is_named(tmp_path):
     path.unlink()
     with pytest.raises(ConfigError, match=r"noise\.wav cannot be read"):
         folder.whole(0)
+
+
+def test_a_rate_that_no_filter_can_bring_to_16_khz_is_refused(tmp_path):
+    write(tmp_path / "odd.wav", ramp(1000), 44_101)
+    with pytest.raises(ConfigError, match=r"odd\.wav: has a sample rate of 44101 Hz, which cannot be resampled"):
+        SoundFolder(tmp_path, key=KEY)
+
+
+def test_a_flac_that_states_no_length_is_refused(tmp_path):
+    path = write(tmp_path / "piped.flac", ramp(1000))
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # the 36 bits of STREAMINFO that count the samples
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"piped\.flac: (states no length|cannot be decoded)"):
+        SoundFolder(tmp_path, key=KEY)
+
+
+def test_the_end_of_an_mp3_is_read_though_its_length_is_a_guess(tmp_path):
+    write(tmp_path / "noise.mp3", 0.1 * np.random.default_rng(1).standard_normal(40_000))
+    piece = SoundFolder(tmp_path, key=KEY).piece(0, 1 - 2**-53, 8_000)
+    assert len(piece) == 8_000
+    assert piece.std() > 0.01
