@@ -95,7 +95,7 @@ def test_of_many_bad_files_five_are_named_and_the_rest_counted(tmp_path):
 def test_a_recording_is_no_impulse_response(tmp_path):
     write(tmp_path / "talk.wav", np.zeros(48_000))
     with pytest.raises(ConfigError, match=r"talk\.wav: lasts 3\.0 s, more than 2 s"):
-        SoundFolder(tmp_path, key="augment.impulse_responses", max_duration_s=2)
+        SoundFolder(tmp_path, key="augment.impulse_responses", max_duration_s=2.0)
 
 
 def test_a_file_that_changes_under_way_is_named(tmp_path):

@@ -199,7 +199,7 @@ def test_spec_augment_is_off_in_evaluation_and_for_a_frozen_encoder():
 
 
 @pytest.mark.parametrize(
-    "masks", [SpecAugmentConfig(time_probability=0.5), SpecAugmentConfig(time_probability=0, feature_probability=0.5)]
+    "masks", [SpecAugmentConfig(time_probability=0.5), SpecAugmentConfig(time_probability=0.0, feature_probability=0.5)]
 )
 def test_masks_of_the_run_file_are_drawn_from_the_forwards_own_random_state(masks):
     model, batch = _speech_model(spec_augment=masks), utterances([16_000, 12_000])

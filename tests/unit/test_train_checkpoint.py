@@ -195,7 +195,7 @@ def test_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
         ("data", {"shards": "s", "train_splits": ["Other"]}, "data.train_splits"),
         ("train", {"precision": "bf16"}, "train.precision"),
         ("data", {"shards": "s", "max_duration_s": 12.0}, "data.max_duration_s"),
-        ("augment", {"snr_db": [0, 5]}, "augment.snr_db"),
+        ("augment", {"snr_db": [0, 5]}, "augment.noise_probability"),
     ],
 )
 def test_resuming_with_another_numerical_setting_is_refused(tmp_path, section, value, key):
