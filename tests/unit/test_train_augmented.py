@@ -1,4 +1,4 @@
-"""Windows, noise, rooms, speed and masks in whole trainings: the same on any ranks and after a resume."""
+"""Windows, noise, rooms, speed and masks in whole trainings: the same however a batch is cut and after a resume."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,10 @@ import pytest
 import soundfile
 
 from ccts_dist.config import read_run
-from ccts_dist.distributed import Ranks, rank_facts
-from ccts_dist.errors import ConfigError
+from ccts_dist.distributed import Ranks
+from ccts_dist.errors import CheckpointError
 from ccts_dist.train.setup import open_session
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.plain_engine import train_plainly
 from tests.small_runs import SPEECH, build_two_kinds, make_cache, read_history, write_run
 from tests.small_teacher import save_small_teacher
 
@@ -41,7 +40,7 @@ def config_for(place: Path, name: str, changes: dict[str, dict], **sections: dic
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Everything at once on two ranks, whole and resumed, and all but the masks on one and two."""
+    """Everything at once, whole and resumed; and all but the masks, in four passes a step and in one."""
     place = tmp_path_factory.mktemp("augmented")
     make_cache(save_small_teacher(place / "teacher"), build_two_kinds(place), place / "cache")
     draws = np.random.default_rng(3)
@@ -50,22 +49,19 @@ def place(tmp_path_factory):
         soundfile.write(place / name, 0.1 * draws.standard_normal(samples), rate)
     (place / "rooms").mkdir()
     soundfile.write(place / "rooms" / "hall.wav", np.exp(-np.arange(800) / 100) * draws.standard_normal(800), 16_000)
-    twelve = {"max_steps": 12}
     same = {name: values for name, values in ALL.items() if name != "model"}
-    for ranks, micro in ((1, 4), (2, 16)):
-        config = config_for(place, f"on-{ranks}", same, train=twelve, batch={"micro_utterances": micro})
-        jobs = [Job(config=config)]
-        if ranks == 2:
-            whole = config_for(place, "whole", ALL, train={**twelve, "checkpoint_steps": 7, "keep_checkpoints": 9})
-            resumed = config_for(place, "resumed", ALL, train=twelve)
-            checkpoint = place / "runs" / "whole" / "checkpoints" / "step-00000007"
-            jobs += [Job(config=whole), Job(config=resumed, continues=checkpoint, resume="auto")]
-        run_on_ranks(run_trainings, ranks, jobs, timeout_s=600)
+    for micro in (4, 16):
+        train_plainly(config_for(place, f"by-{micro}", same, train={"max_steps": 9}, batch={"micro_utterances": micro}))
+    train = {"max_steps": 9, "checkpoint_steps": 6, "keep_checkpoints": 9}
+    whole = train_plainly(config_for(place, "whole", ALL, train=train))
+    train_plainly(
+        config_for(place, "resumed", ALL, train=train), resume="auto", continues=whole / "checkpoints" / "step-00000006"
+    )
     return place
 
 
-def test_losses_agree_on_one_and_two_ranks_and_however_a_batch_is_cut(place):
-    one, two = (read_history(place / "runs" / f"on-{ranks}") for ranks in (1, 2))
+def test_losses_agree_however_a_batch_is_cut(place):
+    one, two = (read_history(place / "runs" / f"by-{micro}") for micro in (4, 16))
     assert [step["keys"] for step in one] == [step["keys"] for step in two]
     for ours, theirs in zip(one, two, strict=True):
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], abs=1e-5)
@@ -80,28 +76,11 @@ def test_a_resumed_run_hears_what_the_undisturbed_one_does(place):
 def test_sounds_that_have_changed_are_noticed_on_resuming(place):
     soundfile.write(place / "noises" / "more.wav", np.ones(500), 16_000)
     try:
-        config = config_for(place, "resumed", ALL, train={"max_steps": 13})
-        with pytest.raises(AssertionError, match=r"was trained on plan .* and the sounds of"):
-            run_on_ranks(run_trainings, 1, [Job(config=config, resume="auto")])
+        config = config_for(place, "resumed", ALL, train={"max_steps": 10})
+        with pytest.raises(CheckpointError, match=r"was trained on plan .* and the sounds of"):
+            train_plainly(config, resume="auto")
     finally:
         (place / "noises" / "more.wav").unlink()
-
-
-def open_with_own_noises(config: Path, folders: list[Path]) -> str:
-    """On one rank: what comes of a set-up in which each rank sees another folder."""
-    run = read_run(config, [f'augment.noises=["{folders[rank_facts().rank]}"]'])
-    try:
-        open_session(run, rank_facts())
-    except ConfigError as error:
-        return str(error)
-    return "nothing was wrong"
-
-
-def test_ranks_that_see_other_sounds_refuse_together(place):
-    config = config_for(place, "own", CHANGES["noise"])
-    told = run_on_ranks(open_with_own_noises, 2, config, [place / "noises", place / "rooms"])
-    assert told[0] == told[1]
-    assert "ranks do not see the same files" in told[0]
 
 
 @pytest.mark.parametrize("change", [name for name in CHANGES if name not in ("clean", "masks")])
@@ -111,7 +90,10 @@ def test_each_change_is_of_the_training_audio_and_of_nothing_else(place, change)
     ]
     clean, changed = sessions
     own, others = ([batch for step in s.loader.epoch(0) for batch in step.passes] for s in sessions)
-    audio = [{key: batch.audio[row] for batch in side for row, key in enumerate(batch.keys)} for side in (own, others)]
+    audio = [
+        {key: batch.audio[row, : batch.num_samples[row]] for batch in side for row, key in enumerate(batch.keys)}
+        for side in (own, others)
+    ]
     teacher = [
         {key: batch.teacher.embedding[row].tolist() for batch in side for row, key in enumerate(batch.keys)}
         for side in (own, others)

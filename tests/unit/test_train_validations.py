@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.plain_engine import train_plainly
 from tests.small_runs import build_two_kinds, read_history, read_validations, write_run
 
 NUM_STEPS = 12
@@ -16,10 +15,9 @@ EVERY = "train.validate_steps=3"
 AT = [3, 4, 6, 8, 9, 12]
 """Every three steps and at the end of every epoch, once where both come together."""
 
-STANDING = {"name": "sgd", "learning_rate": 1e-12}
+STANDING = {"name": "sgd", "learning_rate": 1e-12, "schedule": "constant", "warmup_steps": 0}
 """No weight moves, so that no loss falls."""
 
-CONSTANT = {"schedule": "constant", "warmup_steps": 0}
 PLATEAU = {"schedule": "plateau", "plateau_patience": 0, "warmup_steps": 0, "learning_rate": 0.1}
 
 
@@ -39,31 +37,22 @@ def config_for(place: Path, name: str, **sections: dict) -> Path:
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("validations")
     build_two_kinds(place)
-    runs = place / "runs"
 
-    def again(name: str, of: str, step: int) -> Job:
-        return Job(
-            config=config_for(place, name), continues=runs / of / "checkpoints" / f"step-{step:08d}", resume="auto",
-            set=(EVERY,),
-        )  # fmt: skip
+    def checkpoint(of: str, step: int) -> Path:
+        return place / "runs" / of / "checkpoints" / f"step-{step:08d}"
 
-    early = {"optim": STANDING | CONSTANT}
+    train_plainly(config_for(place, "seldom"))
+    train_plainly(config_for(place, "often"), EVERY)
+    # This checkpoint holds what the validation at step 6 found; the other is of a step that has not been validated.
+    train_plainly(config_for(place, "after"), EVERY, resume="auto", continues=checkpoint("often", 6))
+    train_plainly(config_for(place, "before"), EVERY, resume="auto", continues=checkpoint("seldom", 3))
     stop = ("train.stop_after=2", EVERY)
-    jobs = [
-        Job(config=config_for(place, "seldom")),
-        Job(config=config_for(place, "often"), set=(EVERY,)),
-        again("after", "often", 6),  # the checkpoint holds what the validation at step 6 found
-        again("before", "seldom", 3),  # this one is of a step that is to be validated, and has not been
-        Job(config=config_for(place, "early", **early), set=stop),
-        Job(config=config_for(place, "later", **early), set=stop),
-        Job(config=config_for(place, "later", **early), set=(*stop, "train.stop_after=4"), resume="auto"),
-        Job(
-            config=config_for(place, "early-resumed", **early), set=stop, resume="auto",
-            continues=runs / "early" / "checkpoints" / "step-00000003",
-        ),
-        Job(config=config_for(place, "plateau", optim=PLATEAU), set=(EVERY,)),
-    ]  # fmt: skip
-    run_on_ranks(run_trainings, 2, jobs, timeout_s=900)
+    early, later, again = (config_for(place, name, optim=STANDING) for name in ("early", "later", "early-resumed"))
+    train_plainly(early, *stop)
+    train_plainly(again, *stop, resume="auto", continues=checkpoint("early", 3))
+    train_plainly(later, *stop)
+    train_plainly(later, "train.stop_after=4", EVERY, resume="auto")
+    train_plainly(config_for(place, "plateau", optim=PLATEAU), EVERY)
     return place
 
 
@@ -146,10 +135,3 @@ def test_warm_up_and_cosine_stand_in_the_history(place):
     # A step's line tells the rate that the next one has: 2/5 after the first.
     assert rates[:5] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
     assert rates[-2] == pytest.approx(0.0495156, rel=1e-4)  # (1 + cos(pi 6 / 7)) / 2
-
-
-def test_one_rank_ends_early_where_two_do(place):
-    config = config_for(place, "alone", optim=STANDING | CONSTANT)
-    run_on_ranks(run_trainings, 1, [Job(config=config, set=("train.stop_after=2", EVERY))], timeout_s=300)
-    (alone,) = outputs(place, "alone")
-    assert [line["step"] for line in read_validations(alone)] == [3, 4, 6]
