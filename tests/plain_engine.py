@@ -65,7 +65,9 @@ class PlainEngine(Engine):
 
 
 def train_plainly(config: Path, *set_: str, resume: str = "", continues: Path | None = None) -> Path:
-    """One start of the program by torch alone; gives the run's folder.
+    """One start of the program by torch alone, which must end well: ``Watch`` ends a process whose training has failed.
+
+    Gives the run's folder.
 
     Args:
         config: the run file.

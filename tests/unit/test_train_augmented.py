@@ -10,6 +10,7 @@ import soundfile
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import CheckpointError
+from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import open_session
 from tests.plain_engine import train_plainly
 from tests.small_runs import SPEECH, build_two_kinds, make_cache, read_history, write_run
@@ -75,12 +76,15 @@ def test_a_resumed_run_hears_what_the_undisturbed_one_does(place):
 
 def test_sounds_that_have_changed_are_noticed_on_resuming(place):
     soundfile.write(place / "noises" / "more.wav", np.ones(500), 16_000)
-    try:
-        config = config_for(place, "resumed", ALL, train={"max_steps": 10})
-        with pytest.raises(CheckpointError, match=r"was trained on plan .* and the sounds of"):
-            train_plainly(config, resume="auto")
-    finally:
-        (place / "noises" / "more.wav").unlink()
+    run = read_run(config_for(place, "resumed", ALL))
+    session = open_session(run, Ranks())
+    session.close()
+    (place / "noises" / "more.wav").unlink()
+    with (
+        RunFolder(run, Ranks(), resume=True) as folder,
+        pytest.raises(CheckpointError, match=r"was trained on plan .* and the sounds of"),
+    ):
+        folder.find_resume_point("auto", run, session.plan_digest, print)
 
 
 @pytest.mark.parametrize("change", [name for name in CHANGES if name not in ("clean", "masks")])
