@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-
 _LEAST = 1e-12
 """For numbers that may be as small as anyone could mean, but not 0."""
 

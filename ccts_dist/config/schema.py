@@ -216,7 +216,7 @@ class OptimConfig:
     """As torch has them; "adamw" takes the weight decay apart from the gradient, "sgd" is without momentum."""
 
     learning_rate: Positive = 5e-4
-    """Of everything but the encoders; the peak of "onecycle"."""
+    """Of everything but the encoders; the highest of a schedule that rises."""
 
     encoder_factor: NotNegative = 0.25
     """The encoders' learning rate as a multiple of ``learning_rate``."""
