@@ -1,13 +1,7 @@
 """Windows, noise and speed, validations within an epoch and an early end: on two real ranks as on one."""
 
-from pathlib import Path
-
 import pytest
 
-from ccts_dist.config import read_run
-from ccts_dist.distributed import rank_facts
-from ccts_dist.errors import ConfigError
-from ccts_dist.train.setup import open_session
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
 from tests.small_runs import build_two_kinds, read_history, read_validations, write_run
@@ -53,23 +47,3 @@ def test_one_and_two_ranks_end_early_at_the_same_step(place):
         # The first validation is the best; those at 4 and 6 are the two without a lower loss.
         assert [line["step"] for line in read_validations(place / f"standing-{num_ranks}")] == [3, 4, 6]
         assert len(read_history(place / f"standing-{num_ranks}")) == 6
-
-
-def open_with_own_noises(config: Path, folders: list[Path]) -> str:
-    """On one rank: what comes of a set-up in which each rank sees another folder."""
-    run = read_run(config, [f'augment.noises=["{folders[rank_facts().rank]}"]'])
-    try:
-        open_session(run, rank_facts())
-    except ConfigError as error:
-        return str(error)
-    return "nothing was wrong"
-
-
-def test_ranks_that_see_other_sounds_refuse_together(place):
-    folders = [place / "here", place / "there"]
-    for folder in folders:
-        folder.mkdir()
-        (folder / f"{folder.name}.wav").write_bytes((place / "Train-0.wav").read_bytes())
-    told = run_on_ranks(open_with_own_noises, 2, place / "changed.toml", folders)
-    assert told[0] == told[1]
-    assert "ranks do not see the same files" in told[0]

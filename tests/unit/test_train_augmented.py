@@ -9,7 +9,8 @@ import soundfile
 
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
-from ccts_dist.errors import CheckpointError
+from ccts_dist.errors import CheckpointError, ConfigError
+from ccts_dist.train import setup
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import open_session
 from tests.plain_engine import train_plainly
@@ -85,6 +86,13 @@ def test_sounds_that_have_changed_are_noticed_on_resuming(place):
         pytest.raises(CheckpointError, match=r"was trained on plan .* and the sounds of"),
     ):
         folder.find_resume_point("auto", run, session.plan_digest, print)
+
+
+def test_ranks_that_see_other_sounds_are_refused(place, monkeypatch):
+    monkeypatch.setattr(setup, "gather_objects", lambda digest: [digest, "another rank's"])
+    with pytest.raises(ConfigError, match="ranks do not see the same files"):
+        open_session(read_run(config_for(place, "own", CHANGES["noise"])), Ranks())
+    open_session(read_run(config_for(place, "own", CHANGES["clean"])), Ranks()).close()
 
 
 @pytest.mark.parametrize("change", [name for name in CHANGES if name not in ("clean", "masks")])
