@@ -108,6 +108,13 @@ def read_history(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
 
 
+def read_validations(output: Path) -> list[dict[str, Any]]:
+    """The validations of a run, in order, without what differs between runs that are the same: speed and memory."""
+    lines = (output / "validations.jsonl").read_text().splitlines()
+    uneven = ("epoch/utterances_per_s", "system/peak_memory_gb")
+    return [{key: value for key, value in json.loads(line).items() if key not in uneven} for line in lines]
+
+
 def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What of a history must be equal in a repeated run: everything but speeds."""
     return [{key: value for key, value in step.items() if not key.endswith("_per_s")} for step in history]

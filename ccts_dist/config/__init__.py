@@ -1,7 +1,8 @@
 """A run as data. ``schema`` says what a run file can hold; ``reader`` turns TOML into it."""
 
-from ccts_dist.config.reader import parse_model, parse_run, read_run, run_to_toml, run_to_tree
+from ccts_dist.config.reader import complete_tree, parse_model, parse_run, read_run, run_to_toml, run_to_tree
 from ccts_dist.config.schema import (
+    AugmentConfig,
     BatchConfig,
     DataConfig,
     DistillConfig,
@@ -9,6 +10,7 @@ from ccts_dist.config.schema import (
     ModelConfig,
     OptimConfig,
     RunConfig,
+    SpecAugmentConfig,
     SpeechConfig,
     TextConfig,
     TrackingConfig,
@@ -17,6 +19,7 @@ from ccts_dist.config.schema import (
 )
 
 __all__ = [
+    "AugmentConfig",
     "BatchConfig",
     "DataConfig",
     "DistillConfig",
@@ -24,10 +27,12 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "RunConfig",
+    "SpecAugmentConfig",
     "SpeechConfig",
     "TextConfig",
     "TrackingConfig",
     "TrainConfig",
+    "complete_tree",
     "num_trainable_layers",
     "parse_model",
     "parse_run",

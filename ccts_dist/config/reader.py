@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 
+from ccts_dist.config.rules import check_input, check_schedule
 from ccts_dist.config.schema import Between, ModelConfig, RunConfig, num_trainable_layers
 from ccts_dist.errors import ConfigError
 
@@ -63,6 +64,15 @@ def run_to_tree(run: Any) -> dict[str, Any]:
             value = dict(value)
         tree[f.name] = value
     return tree
+
+
+def complete_tree(tree: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """The tree of a run that this or an earlier version wrote, with keys that were unknown then at their defaults.
+
+    Raises:
+        ConfigError: a later version wrote it: it has keys or values that are unknown here.
+    """
+    return run_to_tree(_build(RunConfig, tree, (), source))
 
 
 def run_to_toml(run: RunConfig) -> str:
@@ -185,6 +195,8 @@ def _check_model(model: ModelConfig, source: str) -> None:
 def _check_together(run: RunConfig, source: str) -> None:
     """Rules that no single annotation can state."""
     _check_model(run.model, source)
+    check_schedule(run, source)
+    check_input(run, source)
     weights = run.loss.target_weights
     if weights and len(weights) != len(run.model.targets):
         raise ConfigError(

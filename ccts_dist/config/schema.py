@@ -8,32 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from ccts_dist.config.augment import AugmentConfig, SpecAugmentConfig
+from ccts_dist.config.ranges import Between, Count, CountOrZero, NotNegative, Positive, Share
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import DIMENSIONS
-
-_LEAST = 1e-12
-"""For numbers that may be as small as anyone could mean, but not 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Between:
-    """A closed range for a number; ``None`` leaves that side open."""
-
-    low: int | float | None = None
-    high: int | float | None = None
-
-    def words(self) -> str:
-        """The rule as an error message states it."""
-        if self.high is None:
-            return "more than 0" if self.low == _LEAST else f"at least {self.low}"
-        return f"between {self.low} and {self.high}"
-
-
-Count = Annotated[int, Between(1)]
-CountOrZero = Annotated[int, Between(0)]
-Positive = Annotated[float, Between(_LEAST)]
-NotNegative = Annotated[float, Between(0)]
-Share = Annotated[float, Between(0, 1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +53,11 @@ class DataConfig:
 
     max_damaged: CountOrZero = 100
     """With damaged = "skip": most damaged utterances of an epoch; one more stops the run."""
+
+    max_duration_s: NotNegative = 0.0
+    """Longest stretch of an utterance that is trained on, in seconds; 0 for all of it. A longer one is cut to a window,
+    whose place is drawn anew in every epoch; its transcript and the teacher's cached output stay those of the whole.
+    Validation and test hear utterances whole, as whoever predicts does."""
 
     cache: str = ""
     """Folder of this node for shards from a store; "" for the user's cache folder. Unused for local shards."""
@@ -122,6 +105,10 @@ class SpeechConfig:
 
     train_front_end: bool = False
     """Train the convolutional front end too."""
+
+    spec_augment: SpecAugmentConfig | None = None
+    """Masking while it is trained; without this table it is as the encoder's own configuration says, and none with
+    encoder = "scratch" unless ``scratch`` names ``apply_spec_augment``. To turn it off set both shares to 0."""
 
     normalise: Literal["auto", "on", "off"] = "auto"
     """Zero mean, unit variance per utterance before the encoder; "auto" does as the encoder was pretrained."""
@@ -229,7 +216,7 @@ class OptimConfig:
     """As torch has them; "adamw" takes the weight decay apart from the gradient, "sgd" is without momentum."""
 
     learning_rate: Positive = 5e-4
-    """Of everything but the encoders; the peak of "onecycle"."""
+    """Of everything but the encoders; the highest of a schedule that rises."""
 
     encoder_factor: NotNegative = 0.25
     """The encoders' learning rate as a multiple of ``learning_rate``."""
@@ -240,9 +227,13 @@ class OptimConfig:
     clip_norm: NotNegative = 0.0
     """Largest norm of the global gradient; 0 does not clip."""
 
-    schedule: Literal["plateau", "onecycle", "constant"] = "plateau"
+    schedule: Literal["plateau", "onecycle", "constant", "linear", "cosine"] = "plateau"
     """"plateau": times ``plateau_factor`` when the validation loss has not fallen for more than ``plateau_patience``
-    epochs."""
+    validations. "linear" and "cosine" fall to 0 at the end of training, along a line and half a cosine."""
+
+    warmup_steps: CountOrZero = 0
+    """With "constant", "linear" and "cosine": steps over which the learning rate first rises, from its
+    ``warmup_steps``-th part to the whole."""
 
     plateau_factor: Share = 0.75
     """What "plateau" multiplies the learning rates by."""
@@ -260,6 +251,13 @@ class TrainConfig:
 
     max_steps: CountOrZero = 0
     """Stop after so many steps in all; 0 for no such limit."""
+
+    validate_steps: CountOrZero = 0
+    """Steps between validations, which choose the best model, beside those at the end of every epoch; 0 for none within
+    an epoch."""
+
+    stop_after: CountOrZero = 0
+    """Training ends after so many validations in a row without a lower loss; 0 for no such end."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of forward and backward; the optimizer's weights and the prediction are float32 in both."""
@@ -324,6 +322,7 @@ class RunConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     distill: DistillConfig | None = None
+    augment: AugmentConfig | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

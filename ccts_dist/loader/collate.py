@@ -12,6 +12,7 @@ from torch import Tensor
 from ccts_dist.errors import FetchError, ShardError, TeacherError
 from ccts_dist.loader.cut import Part
 from ccts_dist.loader.fetch import read_audio, read_transcript
+from ccts_dist.loader.hearing import Excerpt, Hearing
 from ccts_dist.loader.plan import Row
 from ccts_dist.records import Batch, TeacherBatch, TeacherOutput
 from ccts_dist.shards.read import ShardSet
@@ -64,6 +65,9 @@ class Reading:
     teacher: TeacherSource | None = None
     """For students; without it a batch has no teacher outputs."""
 
+    hearing: Hearing | None = None
+    """What of the audio is heard, and how; without it all of it, as it is."""
+
     skip_damaged: bool = False
     """Give a damaged utterance weight 0, and say so in the batch, instead of raising."""
 
@@ -76,8 +80,8 @@ class _Read:
     teacher: TeacherOutput | None
 
 
-def read_batch(part: Part, reading: Reading) -> Batch:
-    """Read the utterances of ``part`` into one padded batch.
+def read_batch(part: Part, reading: Reading, epoch: int = 0) -> Batch:
+    """Read the utterances of ``part`` into one padded batch, as they are to be heard in ``epoch``.
 
     Raises:
         ShardError: a member is damaged.
@@ -85,13 +89,17 @@ def read_batch(part: Part, reading: Reading) -> Batch:
         FetchError: a shard cannot be fetched; also when damaged utterances are skipped.
     """
     rows = part.rows
-    audio = _room(len(rows), max(row.num_samples for row in rows))
+    excerpts = [None if reading.hearing is None else reading.hearing.excerpt(row, epoch) for row in rows]
+    lengths = [
+        row.num_samples if excerpt is None else excerpt.num_samples for row, excerpt in zip(rows, excerpts, strict=True)
+    ]
+    audio = _room(len(rows), max(lengths))
     read: list[_Read] = []
     damaged: dict[int, str] = {}
     for number, (row, place) in enumerate(zip(rows, audio.numpy(), strict=True)):
-        place[row.num_samples :] = 0.0
+        place[lengths[number] :] = 0.0
         try:
-            read.append(_read_row(row, place[: row.num_samples], reading))
+            read.append(_read_row(row, place[: lengths[number]], reading, excerpts[number], epoch))
         except (ShardError, TeacherError) as error:
             if not reading.skip_damaged or isinstance(error, FetchError):
                 raise
@@ -106,7 +114,7 @@ def read_batch(part: Part, reading: Reading) -> Batch:
     return Batch(
         keys=tuple(row.key for row in rows),
         audio=audio,
-        num_samples=torch.tensor([row.num_samples for row in rows]),
+        num_samples=torch.tensor(lengths),
         labels=_labels(rows, reading.targets),
         weight=weight,
         tokens=tokens,
@@ -137,8 +145,13 @@ def _room(num_rows: int, num_samples: int) -> Float32[Tensor, "batch samples"]:
         ) from error
 
 
-def _read_row(row: Row, place: Float32[np.ndarray, " samples"], reading: Reading) -> _Read:
-    read_audio(reading.shards, row.table, row.row, place)
+def _read_row(
+    row: Row, place: Float32[np.ndarray, " samples"], reading: Reading, excerpt: Excerpt | None, epoch: int
+) -> _Read:
+    if reading.hearing is None or excerpt is None:
+        read_audio(reading.shards, row.table, row.row, place)
+    else:
+        reading.hearing.read(row, excerpt, epoch, place)
     tokens: Sequence[int] = ()
     if reading.encode_text is not None:
         tokens = reading.encode_text(read_transcript(reading.shards, row.table, row.row))

@@ -9,10 +9,12 @@ from itertools import islice
 from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
+from ccts_dist.loader.augment import Augmenter
 from ccts_dist.loader.collate import EncodeText, Reading, TeacherSource, read_batch
 from ccts_dist.loader.cut import Part, cut
+from ccts_dist.loader.hearing import Hearing
 from ccts_dist.loader.plan import Plan
-from ccts_dist.records import Batch, StepBatches
+from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches
 from ccts_dist.shards.read import ShardSet
 
 _BATCHES_AHEAD = 2
@@ -30,14 +32,15 @@ class Loader:
         shard_set: where the utterances lie.
         splits: which of its splits.
         batch: sizes of global and micro-batches.
-        data: window, duration groups, streams, number of threads, and what to do about damage.
+        data: window, duration groups, streams, number of threads, longest duration, and what to do about damage.
         targets: labels, in the order of a batch's columns.
         seed: of the order.
         ranks: whose part to read.
         categories: names of the categories, in the order of their numbers in a batch; none are read without.
         encode_text: transcript to token numbers, for models with a text branch. Called by several threads.
         teacher: cached teacher outputs, for students.
-        shuffle: False for evaluation and the teacher pass.
+        augmenter: changes the audio, epoch by epoch; None leaves it as it is.
+        shuffle: False for evaluation and the teacher pass, which hear utterances whole.
 
     Raises:
         ConfigError: an unknown split, target or category, splits without utterances, or fewer utterances than ranks or
@@ -57,10 +60,12 @@ class Loader:
         categories: Sequence[str] = (),
         encode_text: EncodeText | None = None,
         teacher: TeacherSource | None = None,
+        augmenter: Augmenter | None = None,
         shuffle: bool = True,
     ) -> None:
         _check_names("target", "a label", targets, shard_set.manifest.targets, shard_set)
         _check_names("category", "a category", categories, shard_set.manifest.categories, shard_set)
+        max_samples = round(data.max_duration_s * SAMPLE_RATE_HZ) if shuffle else 0
         self.plan = Plan(
             shard_set,
             splits,
@@ -70,17 +75,25 @@ class Loader:
             duration_group=data.duration_group,
             streams=data.streams if shuffle else 1,
             shuffle=shuffle,
+            max_samples=max_samples,
         )
         self.passes = batch.passes(ranks.num_ranks, self.plan.largest_batch)
         """Forward passes of every step on every rank."""
 
+        skip_damaged = data.damaged == "skip"
+        hearing = None
+        if max_samples or augmenter is not None:
+            hearing = Hearing(
+                shard_set, seed=seed, max_samples=max_samples, augmenter=augmenter, skip_damaged=skip_damaged
+            )
         self._reading = Reading(
             shards=shard_set,
             targets=tuple(targets),
             categories=tuple(categories),
             encode_text=encode_text,
             teacher=teacher,
-            skip_damaged=data.damaged == "skip",
+            hearing=hearing,
+            skip_damaged=skip_damaged,
         )
         self._batch, self._num_ranks = batch, ranks.num_ranks
         self._num_threads = data.workers
@@ -131,7 +144,7 @@ class Loader:
         """The batches from ``start_step`` on in order, read ahead by threads if there are any."""
         parts = self._own_parts(epoch, start_step)
         if self._num_threads == 0:
-            yield from (read_batch(part, self._reading) for part in parts)
+            yield from (read_batch(part, self._reading, epoch) for part in parts)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="loader")
@@ -139,7 +152,7 @@ class Loader:
         try:
             while True:
                 for part in islice(parts, (1 + _BATCHES_AHEAD) * self._num_threads - len(waiting)):
-                    waiting.append(self._pool.submit(read_batch, part, self._reading))
+                    waiting.append(self._pool.submit(read_batch, part, self._reading, epoch))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -189,7 +202,7 @@ class Loader:
     def padding(self, epoch: int) -> float:
         """Share of padding in the audio of all ranks of this node, over the epoch's first window; reads no audio.
 
-        An epoch up to ``data.window_utterances`` is one window.
+        An epoch up to ``data.window_utterances`` is one window. Changes of speed are not in it.
         """
         padded = real = 0
         for step in range(min(self.plan.window_steps, self.steps_per_epoch)):
@@ -213,6 +226,11 @@ class Loader:
             for step in steps
         )
         return max(largest, key=lambda part: part.padded_samples)
+
+    def longest(self, part: Part) -> int:
+        """Samples that the longest utterance of a part may have in any epoch: some are played more slowly."""
+        hearing, num_samples = self._reading.hearing, part.rows[0].num_samples
+        return num_samples if hearing is None else hearing.longest(num_samples)
 
     def close(self) -> None:
         """Let the threads go. Reading again starts new ones."""

@@ -47,6 +47,8 @@ class Row:
     shard: str
     row: int
     num_samples: int
+    """That are heard of it, at most the plan's ``max_samples``."""
+
     table: ShardRows = field(compare=False, repr=False)
     """The shard's index."""
 
@@ -68,12 +70,15 @@ class Window:
     batches: tuple[tuple[int, int], ...]
     """For each step, where its utterances begin and end in the two arrays."""
 
+    max_samples: int
+
     def batch(self, number: int) -> list[Row]:
         """The utterances of the window's step ``number``."""
         rows = []
         for place in range(*self.batches[number]):
             table, row = self.tables[self.table_of[place]], int(self.row_of[place])
-            rows.append(Row(table.shard, row, int(table.num_samples[row]), table))
+            num_samples = int(table.num_samples[row])
+            rows.append(Row(table.shard, row, min(num_samples, self.max_samples or num_samples), table))
         return rows
 
 
@@ -91,6 +96,7 @@ class Plan:
         duration_group: batches within which utterances are sorted by duration.
         streams: parts of the shard set that give equal shares of every batch.
         shuffle: False for the same order in every epoch, sorted by duration within whole windows: for evaluation.
+        max_samples: longer utterances count as of this length; 0 for no limit.
 
     Raises:
         ConfigError: the splits hold no utterance, or there are more streams than utterances in a batch.
@@ -107,6 +113,7 @@ class Plan:
         duration_group: int,
         streams: int = 1,
         shuffle: bool = True,
+        max_samples: int = 0,
     ) -> None:
         entries = shard_set.shards_of(splits)
         self.num_utterances = int(numbers_of(entries, "num_utterances").sum())
@@ -128,6 +135,7 @@ class Plan:
         self._seed = seed
         self._duration_group = duration_group
         self._shuffle = shuffle
+        self._max_samples = max_samples
         self._windows: dict[tuple[int, int, int], Window] = {}
         self._lock = threading.Lock()
         facts = {
@@ -141,6 +149,8 @@ class Plan:
             "streams": streams,
             "shuffle": shuffle,
         }
+        if max_samples:  # a plan without keeps the digest that it had when there was no such limit
+            facts["max_samples"] = max_samples
         self.digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         """Hex SHA-256; equal digests mean equal global batches at every (epoch, step)."""
 
@@ -225,6 +235,8 @@ class Plan:
         table_of = np.repeat(np.arange(len(tables)), [len(rows) for rows in picked])
         row_of = np.concatenate(picked)
         num_samples = np.concatenate([table.num_samples[rows] for table, rows in zip(tables, picked, strict=True)])
+        if self._max_samples:
+            num_samples = np.minimum(num_samples, self._max_samples)
         cuts -= cuts[0]
 
         own = ("stream", stream) if self.num_streams > 1 else ()
@@ -232,7 +244,7 @@ class Plan:
         batches = list(pairwise(cuts.tolist()))
         if self._shuffle:
             batches = [batches[k] for k in shuffled(len(batches), self._seed, epoch, "batches", number)]
-        return Window(tuple(tables), table_of[order], row_of[order], tuple(batches))
+        return Window(tuple(tables), table_of[order], row_of[order], tuple(batches), self._max_samples)
 
     def _by_duration(
         self, num_samples: Int64[np.ndarray, " rows"], cuts: Int64[np.ndarray, " batches_and_one"], *seed: int | str

@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import logging as transformers_logging
 
-from ccts_dist.config import SpeechConfig, TextConfig
+from ccts_dist.config import SpecAugmentConfig, SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.loaded import check_loaded
 
@@ -60,8 +60,8 @@ def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
     """The speech encoder that ``[model.speech]`` names, with its weights, in float32.
 
     LayerDrop is off whatever its configuration says: under ZeRO-3 ranks that drop different layers stall each other.
-    SpecAugment follows the encoder's configuration; with "scratch" it is off unless ``scratch`` names
-    ``apply_spec_augment``.
+    SpecAugment is as ``spec_augment`` says; without it, it follows the encoder's configuration, and with "scratch" it
+    is off unless ``scratch`` names ``apply_spec_augment``.
 
     Raises:
         ConfigError: no such place, not a speech encoder of a known kind, or weights that did not arrive.
@@ -71,6 +71,8 @@ def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
         config.apply_spec_augment = bool(speech.scratch.get("apply_spec_augment", False))
     else:
         config = _read_config("speech", speech.encoder)
+    if speech.spec_augment is not None:
+        _mask_as(config, speech.spec_augment)
     _check_speech_config(config, speech)
     config.layerdrop = 0.0
     if speech.encoder == "scratch":
@@ -117,6 +119,12 @@ def augments(config: PreTrainedConfig) -> bool:
     """Whether a speech encoder of this configuration masks frames or features while it is trained."""
     on = getattr(config, "apply_spec_augment", True)  # data2vec has no such key and reads it as true
     return bool(on) and max(config.mask_time_prob, config.mask_feature_prob) > 0
+
+
+def _mask_as(config: PreTrainedConfig, masks: SpecAugmentConfig) -> None:
+    config.apply_spec_augment = True
+    config.mask_time_prob, config.mask_time_length = masks.time_probability, masks.time_length
+    config.mask_feature_prob, config.mask_feature_length = masks.feature_probability, masks.feature_length
 
 
 def encoder_from_config(branch: Branch, config: PreTrainedConfig) -> PreTrainedModel:
@@ -242,7 +250,7 @@ def _check_speech_config(config: PreTrainedConfig, speech: SpeechConfig) -> None
     if augments(config) and config.mask_feature_prob > 0 and config.mask_feature_length > config.hidden_size:
         raise ConfigError(
             f"model.speech: mask_feature_length = {config.mask_feature_length} is longer than hidden_size = "
-            f"{config.hidden_size}. Shorten it, or set apply_spec_augment = false."
+            f"{config.hidden_size}. Shorten it, or mask no features."
         )
 
 

@@ -99,10 +99,9 @@ def decode_audio(source: Path | io.BytesIO, *, max_duration_s: float) -> Decoded
         return _NOT_FINITE
     mono = samples.mean(axis=1)
     if rate != SAMPLE_RATE_HZ:
-        divisor = math.gcd(rate, SAMPLE_RATE_HZ)
-        if (rate // divisor) * (SAMPLE_RATE_HZ // divisor) > _MAX_KERNEL:
+        if not can_resample(rate):
             return f"has a sample rate of {rate} Hz, which cannot be resampled to {SAMPLE_RATE_HZ} Hz"
-        mono = _resample(mono, rate)
+        mono = resample(mono, rate)
     if len(mono) < MIN_SAMPLES:
         return _too_short(len(mono))
     return Decoded(whole=_to_whole(mono), resampled=rate != SAMPLE_RATE_HZ, mixed_down=samples.shape[1] > 1)
@@ -204,7 +203,14 @@ def _too_short(num_samples: int) -> str:
     return f"lasts {num_samples} samples at {SAMPLE_RATE_HZ} Hz, fewer than an encoder's first frame ({MIN_SAMPLES})"
 
 
-def _resample(mono: Float64[np.ndarray, " samples"], rate: int) -> Float64[np.ndarray, " resampled"]:
+def can_resample(rate_hz: int) -> bool:
+    """Whether audio of this rate can be brought to 16 kHz with a filter that fits into memory."""
+    divisor = math.gcd(rate_hz, SAMPLE_RATE_HZ)
+    return (rate_hz // divisor) * (SAMPLE_RATE_HZ // divisor) <= _MAX_KERNEL
+
+
+def resample(mono: Float64[np.ndarray, " samples"], rate: int) -> Float64[np.ndarray, " resampled"]:
+    """The same sound at 16 kHz (windowed sinc); ``rate`` is its own in Hz, one that ``can_resample``."""
     wave = torch.from_numpy(np.ascontiguousarray(mono))
     return torchaudio.functional.resample(wave, rate, SAMPLE_RATE_HZ).numpy()
 

@@ -41,6 +41,12 @@ class TrainState:
     """Lowest validation loss; None before the first validation."""
 
     best_epoch: int = -1
+    since_best: int = 0
+    """Validations since the best one, none of which had a lower loss."""
+
+    validated_step: int = 0
+    """Steps that were taken when the model was last validated."""
+
     num_skipped: int = 0
     """Steps left out since the start: loss not finite, or overflow."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.cut import Part as Cut
+from ccts_dist.loader.loader import Loader
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.train.activations import BatchShape, trace_peak
 from ccts_dist.train.ds_config import read_ds_config
@@ -138,17 +139,18 @@ class Forecast:
     def _activations(self, choice: _Choice) -> Activations | None:
         train, test = self._parts(choice.micro)
         settings = (choice.precision, choice.checkpointing)
-        training = self._trace(self._shape(train), *settings, True)
-        validating = self._trace(self._shape(test), *settings, False)
-        scoring = self._trace(self._shape(test), "fp32", choice.checkpointing, False)
+        trained, tested = self._shape(train, self._session.loader), self._shape(test, self._session.valid_loader)
+        training = self._trace(trained, *settings, True)
+        validating = self._trace(tested, *settings, False)
+        scoring = self._trace(tested, "fp32", choice.checkpointing, False)
         if training is None or validating is None or scoring is None:
             return None
-        seconds = train.rows[0].num_samples / SAMPLE_RATE_HZ
+        seconds = trained.samples / SAMPLE_RATE_HZ
         recomputed = ", layers recomputed" if choice.checkpointing else ""
         return Activations(
             training=max(training, validating),
             scoring=scoring,
-            shape=f"{len(train.rows)} x {seconds:.1f} s{recomputed}",
+            shape=f"{trained.rows} x {seconds:.1f} s{recomputed}",
         )
 
     def _largest_parts(self, micro: int) -> tuple[Cut, Cut]:
@@ -156,10 +158,10 @@ class Forecast:
         train, validation = (loader.largest_part(micro) for loader in loaders)
         return train, validation
 
-    def _shape(self, part: Cut) -> BatchShape:
+    def _shape(self, part: Cut, loader: Loader) -> BatchShape:
         text = self._run.model.text
         tokens = 0 if text is None else text.max_tokens
-        return BatchShape(rows=len(part.rows), samples=part.rows[0].num_samples, tokens=tokens)
+        return BatchShape(rows=len(part.rows), samples=loader.longest(part), tokens=tokens)
 
     def _trace_once(self, shape: BatchShape, precision: str, checkpointing: bool, training: bool) -> int | None:
         config = replace(self._run.model, gradient_checkpointing=checkpointing)

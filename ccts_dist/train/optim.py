@@ -1,5 +1,6 @@
 """Optimizer and learning-rate schedule, as torch has them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,6 +9,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from ccts_dist.config import OptimConfig
+from ccts_dist.errors import ConfigError
 
 
 def build_optimizer(
@@ -79,18 +81,15 @@ class PlateauSchedule:
         set_rates(self._scheduler.optimizer, state["rates"])
 
 
-class SteppedSchedule:
-    """A learning rate that is a function of the step: one cycle up and down, or constant."""
+class CycleSchedule:
+    """One cycle of the learning rate up and down, over all steps (torch's OneCycleLR)."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
         self._total_steps = total_steps
-        if config.schedule == "onecycle":
-            peaks = [group["lr"] for group in optimizer.param_groups]
-            self._scheduler = lr_scheduler.OneCycleLR(
-                optimizer, max_lr=peaks, total_steps=max(2, total_steps), cycle_momentum=False
-            )
-        else:
-            self._scheduler = lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        self._scheduler = lr_scheduler.OneCycleLR(
+            optimizer, max_lr=peaks, total_steps=max(2, total_steps), cycle_momentum=False
+        )
 
     def after_step(self) -> None:
         """One step along the cycle; beyond its end the last rate stays."""
@@ -111,11 +110,77 @@ class SteppedSchedule:
         set_rates(self._scheduler.optimizer, state["rates"])
 
 
+def share_of_rate(schedule: str, steps_done: int, *, warmup_steps: int, total_steps: int) -> float:
+    """What the next step has of the learning rate.
+
+    While fewer than W = ``warmup_steps`` steps are done, (steps done + 1) / W; no step is spent at a rate of 0. Then
+    "constant" stays at 1; "linear" and "cosine" fall over what is left of T = ``total_steps`` as in transformers: with
+    x = (steps done - W) / (T - W), 1 - x and (1 + cos(pi x)) / 2. Beyond the end the last step's stays.
+    """
+    if steps_done < warmup_steps:
+        return (steps_done + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    done = (max(warmup_steps, min(steps_done, total_steps - 1)) - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 1.0 - done if schedule == "linear" else (1.0 + math.cos(math.pi * done)) / 2
+
+
+class SteppedSchedule:
+    """A learning rate that is a function of the steps done: warm-up, then constant, linear or cosine decay."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int) -> None:
+        self._optimizer, self._config, self._total_steps = optimizer, config, total_steps
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+        self._steps_done = 0
+        self._set()
+
+    def after_step(self) -> None:
+        """One step further."""
+        self._steps_done += 1
+        self._set()
+
+    def after_validation(self, loss: float) -> None:
+        """Nothing: only steps count."""
+
+    def state(self) -> dict[str, Any]:
+        """Steps taken, and rates, for people: they follow from the steps."""
+        return {"last_epoch": self._steps_done, "rates": [group["lr"] for group in self._optimizer.param_groups]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``; towards the end that training has now, should that have changed."""
+        self._steps_done = state["last_epoch"]
+        self._set()
+
+    def _set(self) -> None:
+        share = share_of_rate(
+            self._config.schedule,
+            self._steps_done,
+            warmup_steps=self._config.warmup_steps,
+            total_steps=self._total_steps,
+        )
+        set_rates(self._optimizer, [peak * share for peak in self._peaks])
+
+
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int) -> Schedule:
     """The schedule that the run file names; ``total_steps`` is the length of the whole training."""
     if config.schedule == "plateau":
         return PlateauSchedule(optimizer, config)
+    if config.schedule == "onecycle":
+        return CycleSchedule(optimizer, total_steps)
     return SteppedSchedule(optimizer, config, total_steps)
+
+
+def check_warmup(config: OptimConfig, total_steps: int) -> None:
+    """Refuse a warm-up that training would end in.
+
+    Raises:
+        ConfigError: it is as long as training, or longer.
+    """
+    if config.warmup_steps and config.warmup_steps >= total_steps:
+        raise ConfigError(
+            f"optim.warmup_steps = {config.warmup_steps}: training has {total_steps} steps in all and would end "
+            "before it. Lower it, or train longer."
+        )
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:

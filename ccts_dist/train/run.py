@@ -13,6 +13,7 @@ from ccts_dist.train.engine import Engine
 from ccts_dist.train.forecast import Forecast
 from ccts_dist.train.loop import Outcome, Trainer
 from ccts_dist.train.optim import build_optimizer, build_schedule
+from ccts_dist.train.parts import Parts
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session, check_session, open_session
 from ccts_dist.train.stopping import STOP_FILE
@@ -86,7 +87,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     optimizer = build_optimizer(groups["encoder"], groups["rest"], run.optim)
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
     forecast = together(lambda: _introduce(session) if ranks.is_first else None)
-    point = folder.find_resume_point(resume, run, session.loader.plan.digest, say) if resume else None
+    point = folder.find_resume_point(resume, run, session.plan_digest, say) if resume else None
     engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks, resume_from=point)
     limit_waiting(run.train.timeout_s)
     together(watch.check)
@@ -101,7 +102,16 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         tracking.metrics({"system/estimated_memory_gb": forecast.peak_bytes / 1e9}, state.step)
     status = "FAILED"
     try:
-        outcome = Trainer(session, engine, optimizer, schedule, folder, tracking, state, watch).train()
+        parts = Parts(
+            session=session,
+            engine=engine,
+            schedule=schedule,
+            folder=folder,
+            tracking=tracking,
+            state=state,
+            watch=watch,
+        )
+        outcome = Trainer(parts, optimizer).train()
         tracking.artifact(folder.path / "run.toml")
         tracking.artifact(folder.path / "summary.json")
         status = "FINISHED"

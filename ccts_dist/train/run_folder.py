@@ -2,6 +2,7 @@
 
 run.toml          the resolved run file
 history.jsonl     one line per optimizer step, of the run as it counts: replayed steps stand once
+validations.jsonl one line per validation, likewise
 STOP              made by whoever wants the run to stop; removed when it has
 .ranks/           signs of life, see ``beats``
 tokenizer/        SentencePiece model of a text branch trained from scratch
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ccts_dist.config import RunConfig, run_to_tree
+from ccts_dist.config import RunConfig, complete_tree, run_to_tree
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
 from ccts_dist.train.checkpoint import (
@@ -29,7 +30,7 @@ from ccts_dist.train.checkpoint import (
 from ccts_dist.train.history import History
 from ccts_dist.train.storage import writing
 
-FROZEN_SECTIONS = ("seed", "model", "batch", "loss", "distill", "optim")
+FROZEN_SECTIONS = ("seed", "model", "batch", "loss", "distill", "augment", "optim")
 """What may not change on resuming: the numbers would be those of neither run."""
 
 FROZEN_KEYS = ("train.precision",)
@@ -46,6 +47,9 @@ FREE_DATA_KEYS = (
     "cache_gb",
 )
 """Keys of [data] that may: shards and cache may have moved, and their digests are compared."""
+
+FREE_KEYS = ("augment.noises", "augment.impulse_responses")
+"""Keys that may in sections that may not, for the same reason: what is in the folders goes into the plan's digest."""
 
 
 class RunFolder:
@@ -170,10 +174,11 @@ class RunFolder:
         plan_digest: str,
         say: Callable[[str], None],
     ) -> None:
-        for key, (then, now) in changed_keys(manifest.run, run_to_tree(run)).items():
+        before = complete_tree(manifest.run, source=path.name)
+        for key, (then, now) in changed_keys(before, run_to_tree(run)).items():
             section, _, rest = key.partition(".")
             frozen = section in FROZEN_SECTIONS or (section == "data" and rest not in FREE_DATA_KEYS)
-            frozen = frozen or key in FROZEN_KEYS
+            frozen = (frozen and key not in FREE_KEYS) or key in FROZEN_KEYS
             if frozen:
                 raise ConfigError(
                     f"{key} = {now!r}: was {then!r} when {path.name} was written, and must not change within a run. "
@@ -182,8 +187,8 @@ class RunFolder:
             say(f"changed since {path.name}: {key}: {then!r} -> {now!r}")
         if manifest.plan_digest != plan_digest:
             raise CheckpointError(
-                f"{path}: was trained on plan {manifest.plan_digest[:12]}, the shards here give {plan_digest[:12]}. "
-                "Resume with the shard set the run began with."
+                f"{path}: was trained on plan {manifest.plan_digest[:12]}, the shards here, and the sounds of "
+                f"[augment] if there are any, give {plan_digest[:12]}. Resume with those the run began with."
             )
         if manifest.num_ranks != self._ranks.num_ranks:
             say(f"changed since {path.name}: number of ranks: {manifest.num_ranks} -> {self._ranks.num_ranks}")
@@ -200,13 +205,13 @@ class RunFolder:
         with writing(self.path / name):
             (self.path / name).write_text(text, encoding="utf-8")
 
-    def open_history(self, steps_done: int) -> History | None:
-        """The history on rank 0, cut back to the steps that the checkpoint has; None on other ranks.
+    def open_history(self, steps_done: int, name: str = "history.jsonl") -> History | None:
+        """A history on rank 0, cut back to the steps that the checkpoint has; None on other ranks.
 
         Raises:
             OutputError: on all ranks alike.
         """
-        path = self.path / "history.jsonl"
+        path = self.path / name
         return together(lambda: History(path, steps_done) if self._ranks.is_first else None)
 
 

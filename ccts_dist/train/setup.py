@@ -1,5 +1,6 @@
 """From a run file to everything a training needs, before DeepSpeed is there; also what ``--check`` does."""
 
+import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 
 from ccts_dist.config import RunConfig
-from ccts_dist.distributed import Ranks, derive_seed, seed_everything, together
+from ccts_dist.distributed import Ranks, derive_seed, gather_objects, seed_everything, together
 from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
+from ccts_dist.loader.augment import Augmenter
 from ccts_dist.loader.fetch import read_transcript
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.total import DistillTerms
@@ -25,6 +27,7 @@ from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, op
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoint import checkpoints_folder
 from ccts_dist.train.ds_config import read_ds_config
+from ccts_dist.train.optim import check_warmup
 from ccts_dist.train.step import Objective
 
 
@@ -41,6 +44,14 @@ class Session:
     loader: Loader
     valid_loader: Loader
     objective: Objective
+    augmenter: Augmenter | None
+    """Of the training utterances."""
+
+    @property
+    def plan_digest(self) -> str:
+        """Equal digests mean equal batches: of the training plan, and of the sounds that are mixed in, if any."""
+        plan, sounds = self.loader.plan.digest, self.augmenter.digest if self.augmenter is not None else ""
+        return hashlib.sha256(f"{plan} {sounds}".encode()).hexdigest() if sounds else plan
 
     @property
     def total_steps(self) -> int:
@@ -88,7 +99,9 @@ def open_session(run: RunConfig, ranks: Ranks) -> Session:
     """
     shard_set = together(lambda: _open_shards(run))
     together(lambda: _train_tokenizer(run, shard_set, Path(run.output)) if ranks.is_first else None)
-    return together(lambda: _build(run, shard_set, ranks, Path(run.output)))
+    session = together(lambda: _build(run, shard_set, ranks, Path(run.output)))
+    _agree_on_sounds(session)
+    return session
 
 
 @contextmanager
@@ -107,6 +120,18 @@ def check_session(run: RunConfig, num_ranks: int) -> Iterator[Session]:
             yield session
         finally:
             session.close()
+
+
+def _agree_on_sounds(session: Session) -> None:
+    """Raises: ConfigError, on all ranks alike, when hosts have other files in the folders of [augment]."""
+    if session.augmenter is None:
+        return
+    if len(set(gather_objects(session.augmenter.digest))) > 1:
+        session.close()
+        raise ConfigError(
+            "augment.noises and augment.impulse_responses: ranks do not see the same files there. Name folders on "
+            "storage that all ranks share, or equal copies of them."
+        )
 
 
 def _open_shards(run: RunConfig) -> ShardSet:
@@ -144,10 +169,11 @@ def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> S
     teacher = _open_teacher(run, shard_set)
     tokenizer = _open_tokenizer(run, output)
     seed_everything(derive_seed("model", run.seed))
-    loader = open_loader(run, shard_set, run.data.train_splits, tokenizer, teacher, ranks, training=True)
+    augmenter = Augmenter(run.augment, run.seed) if run.augment is not None else None
+    loader = open_loader(run, shard_set, run.data.train_splits, tokenizer, teacher, ranks, augmenter, training=True)
     check_cache_holds(int(run.data.cache_gb * 1e9), loader.bytes_at_once())
     model = build_model(run.model, vocabulary_size=tokenizer.vocabulary_size if tokenizer else None)
-    return Session(
+    session = Session(
         run=run,
         ranks=ranks,
         shard_set=shard_set,
@@ -156,10 +182,13 @@ def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> S
         model=model,
         loader=loader,
         valid_loader=open_loader(run, shard_set, run.data.valid_splits, tokenizer, None, ranks, training=False),
+        augmenter=augmenter,
         objective=Objective(
             target_weights=target_weights(run), distill=_distill_terms(run, teacher), scope=run.loss.scope
         ),
     )
+    check_warmup(run.optim, session.total_steps)
+    return session
 
 
 def open_loader(
@@ -169,6 +198,7 @@ def open_loader(
     tokenizer: Tokenizer | None,
     teacher: TeacherCache | None,
     ranks: Ranks,
+    augmenter: Augmenter | None = None,
     *,
     training: bool,
 ) -> Loader:
@@ -183,6 +213,7 @@ def open_loader(
         ranks=ranks,
         encode_text=tokenizer.encode if tokenizer else None,
         teacher=teacher,
+        augmenter=augmenter,
         shuffle=training,
     )
 

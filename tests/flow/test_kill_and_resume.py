@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.launching import ROOT, environment, launch_well, launcher
-from tests.small_runs import build_two_kinds, make_cache, read_history, write_run
+from tests.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
 from tests.small_teacher import save_small_teacher
 
 STEPS = 30
@@ -35,7 +35,8 @@ def config_for(place: Path, name: str) -> tuple[Path, Path, str]:
         batch={"micro_utterances": 4},  # two passes on two ranks: the first round repeats the second's random state
         optim={"name": "adam", "learning_rate": 1e-3, "schedule": "onecycle", "clip_norm": 1.0},
         # Six epochs of four steps, so that step 9 lies in the middle of the third and a checkpoint after step 7.
-        train={"epochs": 8, "max_steps": STEPS, "checkpoint_steps": 7},
+        # Validations within epochs, at steps where there is a checkpoint and where there is none.
+        train={"epochs": 8, "max_steps": STEPS, "checkpoint_steps": 7, "validate_steps": 7},
         tracking={"kind": "mlflow", "uri": store, "experiment": "kill"},
     )  # fmt: skip
     return config, output, store
@@ -81,6 +82,7 @@ def test_killed_run_ends_with_the_weights_of_the_undisturbed_one_and_is_one_run(
     launch_well(2, "launch/train.py", "--config", str(config), "--resume", "auto")
 
     assert read_history(killed) == read_history(undisturbed)
+    assert read_validations(killed) == read_validations(undisturbed)
     for folder in ("last", "best"):
         weights = [(output / folder / "model.safetensors").read_bytes() for output in (undisturbed, killed)]
         assert weights[0] == weights[1], f"{folder}: the weights differ"
@@ -92,3 +94,6 @@ def test_killed_run_ends_with_the_weights_of_the_undisturbed_one_and_is_one_run(
     assert run.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
     assert sorted(steps) == list(range(1, STEPS + 1)), "each step once, replayed ones too"
+    validated = [metric.step for metric in client.get_metric_history(run.info.run_id, "valid/loss")]
+    # At the end of each epoch of four steps, every seven steps, and at the end of training, where an epoch is cut.
+    assert sorted(validated) == [4, 7, 8, 12, 14, 16, 20, 21, 24, 28, 30]

@@ -18,6 +18,8 @@ def place(tmp_path_factory):
     build_two_kinds(folder, num_train=16, num_valid=4)
     other = build_small_shards(folder / "other", {"Train": 12, "Development": 4})
     make_cache(save_small_teacher(folder / "teacher"), other, folder / "other-cache")
+    (folder / "noises").mkdir()
+    (folder / "noises" / "rain.wav").write_text("no audio")
     return folder
 
 
@@ -37,6 +39,21 @@ WRONG: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     ),
     "no such ds_config": ({"train": {"deepspeed": "none.json"}}, "train.deepspeed", ["none.json", "ds_configs/"]),
     "split trained and tested on": ({"data": {"test_splits": ["Train"]}}, "'Train'", ["data.train_splits"]),
+    "noise that is no audio": (
+        {"augment": {"noises": ["{place}/noises"]}},
+        "augment.noises",
+        ["1 of 1 files cannot be used", "noises/rain.wav: cannot be decoded", "Mend or remove"],
+    ),
+    "no folder of rooms": (
+        {"augment": {"impulse_responses": ["rooms"]}},
+        "augment.impulse_responses",
+        ["no such folder"],
+    ),
+    "warm-up longer than training": (
+        {"optim": {"schedule": "linear", "warmup_steps": 50}},
+        "optim.warmup_steps",
+        ["= 50", "13 steps in all"],
+    ),
     "no such encoder": (
         {"model": {"speech": {"encoder": "no/such/folder"}}},
         "no/such/folder",
@@ -45,10 +62,14 @@ WRONG: dict[str, tuple[dict[str, Any], str, list[str]]] = {
 }
 
 
+def filled_in(place: Path, value: Any) -> Any:
+    return value.replace("{place}", str(place)) if isinstance(value, str) else value
+
+
 def write_wrong(place: Path, sections: dict[str, Any]) -> Path:
     filled = {
         name: {
-            key: value.replace("{place}", str(place)) if isinstance(value, str) else value
+            key: [filled_in(place, one) for one in value] if isinstance(value, list) else filled_in(place, value)
             for key, value in values.items()
         }
         for name, values in sections.items()
@@ -90,7 +111,7 @@ def test_more_ranks_than_utterances_in_a_batch_are_refused(place, capfd):
     assert "batch.global_utterances=16 leaves some of 17 ranks without" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["unknown key", "cache of other shards"])
+@pytest.mark.parametrize("kind", ["unknown key", "cache of other shards", "noise that is no audio"])
 def test_launcher_passes_exit_code_2_on_and_one_rank_speaks(place, kind):
     sections, named, _ = WRONG[kind]
     done = launch(2, "launch/train.py", "--config", str(write_wrong(place, sections)))

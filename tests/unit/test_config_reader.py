@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from ccts_dist.config import BatchConfig, num_trainable_layers, parse_run, read_run, run_to_toml
+from ccts_dist.config import (
+    BatchConfig,
+    complete_tree,
+    num_trainable_layers,
+    parse_run,
+    read_run,
+    run_to_toml,
+    run_to_tree,
+)
 from ccts_dist.errors import ConfigError
 
 RUN_FILES = sorted(Path("launch/runs").rglob("*.toml"))
@@ -72,6 +80,26 @@ def test_defaults_are_those_of_the_paper():
         ({"train": {"timeout_s": 1e20}}, "train.timeout_s = 1e.20: must be between 1 and 1000000"),
         ({"data": {"shards": "s", "valid_splits": ["Train"]}}, "'Train' is trained on and also validated or tested on"),
         ({"data": {"shards": "s", "valid_splits": []}}, "data.valid_splits is empty"),
+        (
+            {"optim": {"warmup_steps": 9}},
+            "warmup_steps = 9 with optim.schedule = 'plateau': only constant, linear, cosin",
+        ),
+        (
+            {"data": {"shards": "s", "max_duration_s": 0.02}},
+            r"max_duration_s = 0.02: must be 0, or at least the 0\.025",
+        ),
+        ({"augment": {"snr_db": [5.0]}}, r"augment.snr_db = \[5\.0\]: must be two numbers"),
+        ({"augment": {"snr_db": [20, 5]}}, r"augment.snr_db = \[20\.0, 5\.0\]: must be two numbers, the lowest"),
+        ({"augment": {"speed": [1.0, 3]}}, r"augment.speed\[1\] = 3: must be between 0\.5 and 2"),
+        ({"augment": {"speed": [0.925]}}, r"augment.speed = \[0\.925\]: must go by steps of 0\.01"),
+        ({"augment": {"noises": [" "]}}, "augment.noises = .*must name something each"),
+        ({"augment": {"impulse_responses": [""]}}, "augment.impulse_responses = .*must name something each"),
+        ({"augment": {"noise": ["white"]}}, "unknown key augment.noise = .*Did you mean 'noises'"),
+        ({"augment": {}, "model": {"text": {"encoder": "t"}}}, r"\[augment\] changes audio, and there is no"),
+        (
+            {"model": {"speech": {"encoder": "e", "trainable": "none", "spec_augment": {}}}},
+            r"\[model.speech.spec_augment\] with model.speech.trainable = 'none'",
+        ),
     ],
 )
 def test_mistake_is_refused_with_key_value_and_rule(sections, words):
@@ -124,3 +152,12 @@ def test_trainable_layers_by_hand():
     for words in ("top", "top:", "top:0", "top:-1", "6"):
         with pytest.raises(ValueError, match=words):
             num_trainable_layers(words)
+
+
+def test_tree_of_an_earlier_version_gets_the_defaults_of_keys_it_did_not_know():
+    run = parse_run(tree(seed=7))
+    earlier = run_to_tree(run)
+    del earlier["train"]["stop_after"], earlier["data"]["max_duration_s"], earlier["tracking"]
+    assert complete_tree(earlier, source="c") == run_to_tree(run)
+    with pytest.raises(ConfigError, match="c: unknown key later = 1"):
+        complete_tree({**earlier, "later": 1}, source="c")

@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from ccts_dist.config import ModelConfig
+from ccts_dist.config import ModelConfig, SpecAugmentConfig
+from ccts_dist.distributed import seed_everything
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, describe, parameter_groups
 from tests.unit.model_shapes import LAYER_NORM, VOCABULARY, both, speech_config, text_config, transcripts, utterances
@@ -195,6 +196,22 @@ def test_spec_augment_is_off_in_evaluation_and_for_a_frozen_encoder():
     assert not torch.equal(model(*batch).prediction, model.eval()(*batch).prediction)
     frozen = _speech_model(shape=shape, trainable="none")
     assert torch.equal(frozen(*batch).prediction, frozen.eval()(*batch).prediction)
+
+
+@pytest.mark.parametrize(
+    "masks", [SpecAugmentConfig(time_probability=0.5), SpecAugmentConfig(time_probability=0.0, feature_probability=0.5)]
+)
+def test_masks_of_the_run_file_are_drawn_from_the_forwards_own_random_state(masks):
+    model, batch = _speech_model(spec_augment=masks), utterances([16_000, 12_000])
+    said = {}
+    for seed in (1, 2, 1):
+        seed_everything(seed)
+        now = model(*batch).prediction
+        assert torch.equal(said.setdefault(seed, now), now)
+    assert not torch.equal(said[1], said[2])
+    plain = _speech_model()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(*batch).prediction, plain.eval()(*batch).prediction)
 
 
 def test_a_mask_over_more_features_than_there_are_is_refused():

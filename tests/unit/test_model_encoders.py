@@ -19,10 +19,10 @@ from transformers import (
     WhisperConfig,
 )
 
-from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
+from ccts_dist.config import ModelConfig, SpecAugmentConfig, SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model
-from ccts_dist.model.encoders import load_speech_encoder, load_text_encoder
+from ccts_dist.model.encoders import augments, load_speech_encoder, load_text_encoder
 from ccts_dist.model.loaded import check_loaded
 from tests.unit.model_shapes import SPEECH, TEXT, VOCABULARY, speech_config, text_config, utterances
 
@@ -121,6 +121,19 @@ def test_layer_drop_and_spec_augment_of_a_folder(tmp_path):
 def test_spec_augment_is_off_from_scratch_unless_named():
     assert not load_speech_encoder(speech_config()).config.apply_spec_augment
     assert load_speech_encoder(speech_config(shape={"apply_spec_augment": True})).config.apply_spec_augment
+
+
+def test_spec_augment_of_the_run_file_goes_before_that_of_a_folder_and_of_scratch(tmp_path):
+    _save_hubert(tmp_path, mask_time_prob=0.07, mask_feature_prob=0.5, mask_feature_length=4)
+    masks = SpecAugmentConfig(time_probability=0.3, time_length=5, feature_probability=0.1, feature_length=7)
+    for place in (SpeechConfig(encoder=str(tmp_path), spec_augment=masks), speech_config(spec_augment=masks)):
+        config = load_speech_encoder(place).config
+        assert config.apply_spec_augment
+        assert (config.mask_time_prob, config.mask_time_length) == (0.3, 5)
+        assert (config.mask_feature_prob, config.mask_feature_length) == (0.1, 7)
+    off = SpecAugmentConfig(time_probability=0.0)
+    assert not augments(load_speech_encoder(SpeechConfig(encoder=str(tmp_path), spec_augment=off)).config)
+    assert augments(load_speech_encoder(SpeechConfig(encoder=str(tmp_path))).config)
 
 
 @pytest.mark.parametrize(

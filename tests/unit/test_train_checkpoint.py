@@ -194,6 +194,8 @@ def test_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
         ("optim", {"learning_rate": 1e-2}, "optim.learning_rate"),
         ("data", {"shards": "s", "train_splits": ["Other"]}, "data.train_splits"),
         ("train", {"precision": "bf16"}, "train.precision"),
+        ("data", {"shards": "s", "max_duration_s": 12.0}, "data.max_duration_s"),
+        ("augment", {"snr_db": [0, 5]}, "augment.noise_probability"),
     ],
 )
 def test_resuming_with_another_numerical_setting_is_refused(tmp_path, section, value, key):
@@ -212,6 +214,34 @@ def test_resuming_names_every_harmless_change(tmp_path):
     with RunFolder(run, ALONE, resume=True) as folder:
         assert folder.find_resume_point("auto", run, "plan", heard.append) is not None
     assert [line.split(": ")[1] for line in heard] == ["data.shards", "data.workers", "train.epochs"]
+
+
+def test_checkpoint_of_a_version_that_knew_fewer_keys_is_gone_on_from(tmp_path):
+    save(tmp_path, 1)
+    path = tmp_path / "checkpoints" / "step-00000001" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["run"]["optim"]["warmup_steps"], manifest["run"]["data"]["max_duration_s"]
+    path.write_text(json.dumps(manifest))
+    run, heard = run_in(tmp_path), []
+    with RunFolder(run, ALONE, resume=True) as folder:
+        assert folder.find_resume_point("auto", run, "plan", heard.append) is not None
+    assert heard == []
+
+
+def test_sounds_may_have_moved_since_the_checkpoint(tmp_path):
+    """What is in their folders is part of the plan's digest."""
+    save(tmp_path, 1, run=run_in(tmp_path, augment={"noises": ["there"]}))
+    run = run_in(tmp_path, augment={"noises": ["here"]})
+    with RunFolder(run, ALONE, resume=True) as folder:
+        assert folder.find_resume_point("auto", run, "plan", lambda _: None) is not None
+
+
+def test_state_of_a_version_that_knew_fewer_fields_is_read(tmp_path):
+    path = save(tmp_path, 4)
+    state = json.loads((path / "state.json").read_text())
+    del state["since_best"], state["validated_step"]
+    (path / "state.json").write_text(json.dumps(state))
+    assert read_state(path).step == 4
 
 
 def test_resuming_on_another_plan_is_refused(tmp_path):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ccts_dist.config import OptimConfig
-from ccts_dist.train.optim import build_optimizer, build_schedule, rates_by_group
+from ccts_dist.errors import ConfigError
+from ccts_dist.train.optim import build_optimizer, build_schedule, check_warmup, rates_by_group
 
 
 def optimizer_for(config: OptimConfig) -> torch.optim.Optimizer:
@@ -46,10 +47,13 @@ def test_plateau_lowers_the_rate_after_more_than_two_validations_without_a_fall(
     assert rates_by_group(optimizer)["encoder"] == 0.25 * 0.75
 
 
-@pytest.mark.parametrize("kind", ["plateau", "onecycle", "constant"])
+@pytest.mark.parametrize(
+    ("kind", "warmup_steps"),
+    [("plateau", 0), ("onecycle", 0), ("constant", 0), ("constant", 20), ("linear", 0), ("linear", 9), ("cosine", 20)],
+)
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no optimizer step here, only rates
-def test_schedule_goes_on_where_it_stopped(kind):
-    config = OptimConfig(learning_rate=1.0, schedule=kind)
+def test_schedule_goes_on_where_it_stopped(kind, warmup_steps):
+    config = OptimConfig(learning_rate=1.0, schedule=kind, warmup_steps=warmup_steps)
 
     def follow(schedule, optimizer, steps):
         seen = []
@@ -83,3 +87,53 @@ def test_one_cycle_peaks_at_the_learning_rate_and_ends_near_zero():
         rates.append(rates_by_group(optimizer)["rest"])
     assert max(rates) == pytest.approx(1e-3, rel=1e-3)
     assert rates[-1] < 1e-7
+
+
+def rates_of(schedule: str, warmup_steps: int, *, total_steps: int, num_steps: int) -> list[float]:
+    """The rate of each step of the rest, whose learning rate is 2; that of the encoders is half of it throughout."""
+    config = OptimConfig(learning_rate=2.0, encoder_factor=0.5, schedule=schedule, warmup_steps=warmup_steps)
+    optimizer = optimizer_for(config)
+    plan = build_schedule(optimizer, config, total_steps)
+    rates = []
+    for _ in range(num_steps):
+        now = rates_by_group(optimizer)
+        assert now["encoder"] == now["rest"] / 2
+        rates.append(now["rest"])
+        plan.after_step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup_steps", "expected"),
+    [
+        # Steps 1 to 8 of a training of 6.
+        ("constant", 0, [2, 2, 2, 2, 2, 2, 2, 2]),
+        ("constant", 4, [0.5, 1, 1.5, 2, 2, 2, 2, 2]),
+        ("linear", 0, [2, 10 / 6, 8 / 6, 1, 4 / 6, 2 / 6, 2 / 6, 2 / 6]),
+        ("linear", 2, [1, 2, 2, 1.5, 1, 0.5, 0.5, 0.5]),
+        # (1 + cos 45, 90 and 135 degrees) / 2 of 2
+        ("cosine", 2, [1, 2, 2, 1.70710678, 1, 0.29289322, 0.29289322, 0.29289322]),
+        ("cosine", 5, [0.4, 0.8, 1.2, 1.6, 2, 2, 2, 2]),
+    ],
+)
+def test_warm_up_and_decay_by_hand(schedule, warmup_steps, expected):
+    assert rates_of(schedule, warmup_steps, total_steps=6, num_steps=8) == pytest.approx(expected)
+
+
+def test_a_constant_rate_without_warm_up_is_the_learning_rate_itself():
+    config = OptimConfig(learning_rate=0.1, encoder_factor=0.3, schedule="constant")
+    optimizer = optimizer_for(config)
+    schedule = build_schedule(optimizer, config, 5)
+    for _ in range(9):
+        schedule.after_step()
+        assert rates_by_group(optimizer) == {"encoder": 0.1 * 0.3, "rest": 0.1}
+    schedule.restore({"last_epoch": 4, "rates": [0.1 * 0.3, 0.1]})  # as earlier versions wrote it
+    assert rates_by_group(optimizer) == {"encoder": 0.1 * 0.3, "rest": 0.1}
+
+
+def test_a_warm_up_that_training_would_end_in_is_refused():
+    config = OptimConfig(schedule="linear", warmup_steps=10)
+    check_warmup(config, 11)
+    with pytest.raises(ConfigError, match=r"optim\.warmup_steps = 10: training has 10 steps in all"):
+        check_warmup(config, 10)
+    check_warmup(OptimConfig(), 0)

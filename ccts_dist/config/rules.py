@@ -1,0 +1,53 @@
+"""Rules of the training settings and of what is done to a model's input that no single annotation can state."""
+
+import math
+
+from ccts_dist.config.schema import RunConfig
+from ccts_dist.errors import ConfigError
+
+_SHORTEST_S = 0.025
+"""The first frame of HuBERT and its kin."""
+
+_WARMS_UP = ("constant", "linear", "cosine")
+
+
+def check_schedule(run: RunConfig, source: str) -> None:
+    """Raises: ConfigError, for a warm-up of a schedule that has none."""
+    optim = run.optim
+    if optim.warmup_steps and optim.schedule not in _WARMS_UP:
+        raise ConfigError(
+            f"{source}: optim.warmup_steps = {optim.warmup_steps} with optim.schedule = {optim.schedule!r}: only "
+            f"{', '.join(_WARMS_UP)} warm up. Set it to 0, or change the schedule."
+        )
+
+
+def check_input(run: RunConfig, source: str) -> None:
+    """Raises: ConfigError, for a duration cap or an augmentation that cannot be, or that nothing would come of."""
+    cap = run.data.max_duration_s
+    if 0 < cap < _SHORTEST_S:
+        raise ConfigError(
+            f"{source}: data.max_duration_s = {cap}: must be 0, or at least the {_SHORTEST_S} s of an encoder's first "
+            "frame. Raise it."
+        )
+    speech = run.model.speech
+    if speech is not None and speech.spec_augment is not None and speech.trainable == "none":
+        raise ConfigError(
+            f"{source}: [model.speech.spec_augment] with model.speech.trainable = 'none': a frozen encoder is never "
+            "masked. Leave one of them out."
+        )
+    augment = run.augment
+    if augment is None:
+        return
+    if speech is None:
+        raise ConfigError(f"{source}: [augment] changes audio, and there is no [model.speech]. Leave it out.")
+    snr = augment.snr_db
+    if len(snr) != 2 or snr[0] > snr[1]:
+        raise ConfigError(
+            f"{source}: augment.snr_db = {list(snr)}: must be two numbers, the lowest and the highest. Change them."
+        )
+    for factor in augment.speed:
+        if not math.isclose(100 * factor, round(100 * factor), abs_tol=1e-6):
+            raise ConfigError(f"{source}: augment.speed = {list(augment.speed)}: must go by steps of 0.01. Round it.")
+    for key, names in (("noises", augment.noises), ("impulse_responses", augment.impulse_responses)):
+        if not all(name.strip() for name in names):
+            raise ConfigError(f"{source}: augment.{key} = {list(names)}: must name something each. Change the list.")

@@ -1,0 +1,135 @@
+"""Validation: how good the model is, which one is the best, and whether it still gets better."""
+
+from collections.abc import Callable, Mapping
+from math import inf, isfinite
+from typing import Any
+
+from ccts_dist.model.folder import LoadedModel
+from ccts_dist.progress import Progress, say
+from ccts_dist.train.evaluate import Scores, evaluate
+from ccts_dist.train.figures import finite
+from ccts_dist.train.history import History
+from ccts_dist.train.left_out import allow_damaged
+from ccts_dist.train.parts import Parts, save_trained
+from ccts_dist.train.peak import peak_over_ranks_gb
+
+
+class Judge:
+    """Validates a training and keeps its best model. Every method is called by every rank.
+
+    Args:
+        parts: of the training; ``state`` is told what came of each validation.
+        check: raises what only this rank knows of yet; called before each step.
+    """
+
+    def __init__(self, parts: Parts, check: Callable[[], object]) -> None:
+        self._parts, self._check = parts, check
+        self._history: History | None = None
+
+    def open(self) -> None:
+        """Go on with the file of validations."""
+        self._history = self._parts.folder.open_history(self._parts.state.validated_step, "validations.jsonl")
+
+    def close(self) -> None:
+        """No more validations for now."""
+        if self._history is not None:
+            self._history.close()
+
+    def check(self) -> None:
+        """Raises: OutputError, on rank 0 alone, when a validation could not be written down."""
+        if self._history is not None:
+            self._history.check()
+
+    @property
+    def has_seen_enough(self) -> bool:
+        """Whether the loss has not fallen for ``train.stop_after`` validations."""
+        limit = self._parts.run.train.stop_after
+        return 0 < limit <= self._parts.state.since_best
+
+    def is_due(self, steps_per_epoch: int) -> bool:
+        """Whether the model, as it is after a step within an epoch, is yet to be validated.
+
+        Also after a resume: a run may have been stopped while it validated.
+        """
+        every, state = self._parts.run.train.validate_steps, self._parts.state
+        within = 0 < state.step_in_epoch < steps_per_epoch
+        return every > 0 and within and state.step % every == 0 and state.validated_step != state.step
+
+    def validate(self, words: str, figures: Mapping[str, float]) -> None:
+        """Score the model, tell of it, and keep it if it is the best so far; leaves it in evaluation mode.
+
+        Training goes on as if nothing had been: each of its forward passes draws from a random state of its own.
+
+        Args:
+            words: what is said before the scores.
+            figures: what is told with them.
+        """
+        parts, state = self._parts, self._parts.state
+        scores = self._scores()
+        parts.schedule.after_validation(scores.loss)
+        told = {
+            **figures,
+            "system/peak_memory_gb": peak_over_ranks_gb(parts.engine.device),
+            "valid/loss": scores.loss,
+            **{f"valid/ccc_{target}": value for target, value in scores.ccc.items()},
+        }
+        parts.tracking.metrics(finite(told), state.step)
+        # The first one counts even if it is not a number: a run always leaves a best model, however bad.
+        better = state.best_epoch < 0 or scores.loss < (inf if state.best_loss is None else state.best_loss)
+        ccc = "  ".join(f"{target} {value:.3f}" for target, value in scores.ccc.items())
+        say(f"{words}validation loss {scores.loss:.4f}{' (best)' if better else ''}, CCC {ccc}", visible=parts.is_first)
+        if better:
+            state.best_loss, state.best_epoch = scores.loss if isfinite(scores.loss) else None, state.epoch
+            save_trained(parts, "best", scores.ccc)
+        state.since_best = 0 if better else state.since_best + 1
+        state.validated_step = state.step
+        if self._history is not None:
+            self._history.write({"step": state.step, "epoch": state.epoch, "best": better, **told})
+        if self.has_seen_enough:
+            say(
+                f"the validation loss has not fallen {state.since_best} times in a row (train.stop_after): training "
+                f"ends after step {state.step}",
+                visible=parts.is_first,
+            )
+
+    def test(self, loaded: LoadedModel) -> Scores:
+        """Scores of a model on the test splits, whose CCC is told as well."""
+        parts = self._parts
+        model = loaded.model.to(parts.engine.device).eval()
+        loader = parts.session.test_loader()
+        with Progress(loader.steps_per_epoch, "testing", unit="step", visible=parts.is_first) as progress:
+            scores = self._score(
+                lambda batch: model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens),
+                loader,
+                progress,
+                "testing",
+            )
+        loader.close()
+        told = {f"test/ccc_{target}": value for target, value in scores.ccc.items()}
+        parts.tracking.metrics(finite(told), parts.state.step)
+        return scores
+
+    def _scores(self) -> Scores:
+        parts = self._parts
+        parts.engine.train(False)
+        loader = parts.session.valid_loader
+        with Progress(loader.steps_per_epoch, "validating", unit="step", visible=parts.is_first) as progress:
+            return self._score(parts.engine.forward, loader, progress, "validating")
+
+    def _check_at(self, what: str) -> None:
+        self._check()
+        self._parts.watch.at(what, brief=True)
+
+    def _score(self, forward: Any, loader: Any, progress: Progress, what: str) -> Scores:
+        parts = self._parts
+        scores = evaluate(
+            forward,
+            loader,
+            parts.run.model.targets,
+            parts.session.objective.target_weights,
+            parts.engine.device,
+            advance=progress.advance,
+            check=lambda: self._check_at(what),
+        )
+        allow_damaged(scores.damaged, len(scores.damaged), "evaluation", parts.run, visible=parts.is_first)
+        return scores

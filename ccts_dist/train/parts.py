@@ -1,0 +1,81 @@
+"""What a training under way consists of, and saving its model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+
+from ccts_dist.config import RunConfig
+from ccts_dist.distributed import together
+from ccts_dist.model.folder import save_model
+from ccts_dist.tracking.protocol import Tracking
+from ccts_dist.train.checkpoint import TrainState
+from ccts_dist.train.engine import Engine
+from ccts_dist.train.optim import Schedule
+from ccts_dist.train.run_folder import RunFolder
+from ccts_dist.train.setup import Session
+from ccts_dist.train.storage import writing
+from ccts_dist.train.watch import Watch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """A training's parts on one rank; ``state`` is moved on by whoever trains and validates."""
+
+    session: Session
+    engine: Engine
+    schedule: Schedule
+    folder: RunFolder
+    tracking: Tracking
+    state: TrainState
+    watch: Watch
+
+    @property
+    def run(self) -> RunConfig:
+        """The resolved run file."""
+        return self.session.run
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.session.ranks.is_first
+
+
+def save_trained(parts: Parts, name: str, valid: Mapping[str, float]) -> None:
+    """Write the model as it is now to the folder ``name`` of the run. Every rank must call it.
+
+    Args:
+        valid: its CCC on the validation splits by target; empty where it is not known.
+
+    Raises:
+        OutputError: on all ranks alike: rank 0 could not write.
+    """
+    session, run = parts.session, parts.run
+    parts.watch.at(f"saving the {name} model")
+    weights = parts.engine.full_state()
+    manifest = session.shard_set.manifest
+    extra = {
+        "run": run.name,
+        "seed": run.seed,
+        "step": parts.state.step,
+        "epoch": parts.state.epoch,
+        "valid_ccc": {target: value if isfinite(value) else None for target, value in valid.items()},
+        "train_splits": list(run.data.train_splits),
+        "shards": session.shard_set.digest,
+        "corpus": manifest.corpus,
+        "teacher_cache": session.teacher.digest if session.teacher else "",
+    }
+
+    def save() -> None:
+        parts.folder.check_there()
+        with writing(parts.folder.path / name):
+            save_model(
+                parts.folder.path / name,
+                weights,
+                run.model,
+                encoders=session.model.encoder_configs,
+                tokenizer=session.tokenizer,
+                scale=(manifest.scale[0], manifest.scale[1]),
+                extra=extra,
+            )
+
+    together(lambda: save() if parts.is_first else None)

@@ -1,0 +1,85 @@
+"""Training by torch alone, on one rank: seconds instead of the time that DeepSpeed takes to come up."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccts_dist.config import RunConfig, read_run
+from ccts_dist.distributed import Ranks
+from ccts_dist.records import Batch
+from ccts_dist.train import run as training
+from ccts_dist.train.engine import Engine, Update
+from tests.ranks.trainings import copy_run
+
+_FILE = "plain.pt"
+
+
+class PlainEngine(Engine):
+    """The model and the optimizer as they are; the same calls, and checkpoints of its own form."""
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        run: RunConfig,
+        *,
+        passes: int,
+        ranks: Ranks,
+        resume_from: Path | None = None,
+    ) -> None:
+        del run
+        self.model, self.optimizer = model, optimizer
+        self.passes, self.ranks, self.device = passes, ranks, torch.device("cpu")
+        self._seen = 0
+        if resume_from is not None:
+            stored = torch.load(resume_from / _FILE, weights_only=True)
+            model.load_state_dict(stored["model"])
+            optimizer.load_state_dict(stored["optimizer"])
+
+    def forward(self, batch: Batch) -> Any:
+        return self.model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens)
+
+    def train(self, training: bool) -> None:
+        self.model.train(training)
+
+    def backward(self, surrogate: Tensor) -> None:
+        surrogate.backward()
+
+    def step(self) -> Update:
+        self._seen += 1
+        if self._seen % self.passes == 0:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return Update(gradient_norm=0.0, skipped=False)
+
+    def full_state(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def save(self, folder: Path) -> dict[str, tuple[int, str]]:
+        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / _FILE)
+        data = (folder / _FILE).read_bytes()
+        return {_FILE: (len(data), hashlib.sha256(data).hexdigest())}
+
+
+def train_plainly(config: Path, *set_: str, resume: str = "", continues: Path | None = None) -> Path:
+    """One start of the program by torch alone, which must end well: ``Watch`` ends a process whose training has failed.
+
+    Gives the run's folder.
+
+    Args:
+        config: the run file.
+        set_: as after ``--set``.
+        continues: a checkpoint of another run, which the run's folder is made from first.
+    """
+    run = read_run(config, list(set_))
+    if continues is not None:
+        copy_run(continues, Path(run.output))
+    real, training.Engine = training.Engine, PlainEngine
+    try:
+        training.train(run, Ranks(), resume=resume)
+    finally:
+        training.Engine = real
+    return Path(run.output)
