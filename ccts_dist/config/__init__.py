@@ -1,6 +1,6 @@
 """A run as data. ``schema`` says what a run file can hold; ``reader`` turns TOML into it."""
 
-from ccts_dist.config.reader import parse_model, parse_run, read_run, run_to_toml, run_to_tree
+from ccts_dist.config.reader import parse_model, parse_run, read_run, run_to_toml, run_to_tree, with_defaults
 from ccts_dist.config.schema import (
     BatchConfig,
     DataConfig,
@@ -34,4 +34,5 @@ __all__ = [
     "read_run",
     "run_to_toml",
     "run_to_tree",
+    "with_defaults",
 ]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 
-from ccts_dist.config.schema import Between, ModelConfig, RunConfig, num_trainable_layers
+from ccts_dist.config.schema import Between, DistillConfig, ModelConfig, RunConfig, num_trainable_layers
 from ccts_dist.errors import ConfigError
 
 
@@ -63,6 +63,17 @@ def run_to_tree(run: Any) -> dict[str, Any]:
             value = dict(value)
         tree[f.name] = value
     return tree
+
+
+def with_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved run file that an earlier version wrote, with the keys that it did not know at their defaults.
+
+    One that this version refuses comes back as it is.
+    """
+    try:
+        return run_to_tree(parse_run(tree))
+    except ConfigError:
+        return dict(tree)
 
 
 def run_to_toml(run: RunConfig) -> str:
@@ -211,6 +222,8 @@ def _check_together(run: RunConfig, source: str) -> None:
             f"{source}: [distill] needs a teacher, and data.teacher is empty. "
             'Name a teacher cache, or "merged", or leave [distill] out.'
         )
+    if run.distill is not None:
+        _check_distill(run.distill, run, source)
     shared = set(run.data.train_splits) & {*run.data.valid_splits, *run.data.test_splits}
     if shared:
         raise ConfigError(
@@ -220,3 +233,28 @@ def _check_together(run: RunConfig, source: str) -> None:
     for key in ("train_splits", "valid_splits"):
         if not getattr(run.data, key):
             raise ConfigError(f"{source}: data.{key} is empty: must name at least one split. Add one.")
+
+
+def _check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:
+    """Refuses options of the distillation that contradict each other, or would do nothing."""
+    if distill.gate == "per-dimension" and distill.prediction_weight == 0:
+        raise ConfigError(
+            f"{source}: distill.gate = 'per-dimension' acts on the prediction term, and distill.prediction_weight = 0 "
+            "leaves that out. Set distill.prediction_weight above 0, or take another gate."
+        )
+    if distill.prediction_distance == "ccc" and run.loss.scope == "micro-batch":
+        raise ConfigError(
+            f"{source}: distill.prediction_distance = 'ccc' is taken over the global batch, whose predictions "
+            "loss.scope = 'micro-batch' does not collect. Set loss.scope = \"global\", or "
+            'distill.prediction_distance = "squared".'
+        )
+    if distill.leave_out > 0 and distill.gate not in ("any-dimension", "per-dimension"):
+        raise ConfigError(
+            f"{source}: distill.leave_out = {distill.leave_out}: distill.gate = {distill.gate!r} leaves nobody out. "
+            'Set distill.gate = "any-dimension" or "per-dimension", or distill.leave_out = 0.'
+        )
+    if distill.leave_out > 0 and distill.threshold != DistillConfig().threshold:
+        raise ConfigError(
+            f"{source}: distill.leave_out = {distill.leave_out} sets the threshold, and distill.threshold = "
+            f"{distill.threshold} is another one. Leave one of the two out."
+        )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ccts_dist.config import RunConfig, run_to_tree
+from ccts_dist.config import RunConfig, run_to_tree, with_defaults
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
 from ccts_dist.train.checkpoint import (
@@ -170,7 +170,7 @@ class RunFolder:
         plan_digest: str,
         say: Callable[[str], None],
     ) -> None:
-        for key, (then, now) in changed_keys(manifest.run, run_to_tree(run)).items():
+        for key, (then, now) in changed_keys(with_defaults(manifest.run), run_to_tree(run)).items():
             section, _, rest = key.partition(".")
             frozen = section in FROZEN_SECTIONS or (section == "data" and rest not in FREE_DATA_KEYS)
             frozen = frozen or key in FROZEN_KEYS

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from ccts_dist.config import BatchConfig, num_trainable_layers, parse_run, read_run, run_to_toml
+from ccts_dist.config import (
+    BatchConfig,
+    num_trainable_layers,
+    parse_run,
+    read_run,
+    run_to_toml,
+    run_to_tree,
+    with_defaults,
+)
 from ccts_dist.errors import ConfigError
 
 RUN_FILES = sorted(Path("launch/runs").rglob("*.toml"))
@@ -14,6 +22,11 @@ RUN_FILES = sorted(Path("launch/runs").rglob("*.toml"))
 
 def tree(**sections: Any) -> dict[str, Any]:
     return {"name": "r", "output": "o", "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}} | sections
+
+
+def taught(**distill: Any) -> dict[str, Any]:
+    """Sections of a run with a teacher."""
+    return {"data": {"shards": "s", "teacher": "c"}, "distill": distill}
 
 
 def test_there_are_shipped_run_files():
@@ -72,6 +85,19 @@ def test_defaults_are_those_of_the_paper():
         ({"train": {"timeout_s": 1e20}}, "train.timeout_s = 1e.20: must be between 1 and 1000000"),
         ({"data": {"shards": "s", "valid_splits": ["Train"]}}, "'Train' is trained on and also validated or tested on"),
         ({"data": {"shards": "s", "valid_splits": []}}, "data.valid_splits is empty"),
+        (taught(distance="cosin"), "distill.distance = 'cosin': must be one of .*did you mean 'cosine'"),
+        (taught(gate="soft", leave_out=0.1), r"distill.leave_out = 0\.1: distill.gate = 'soft' leaves nobody out"),
+        (taught(gate="none", leave_out=0.1), r"distill.leave_out = 0\.1: distill.gate = 'none' leaves nobody out"),
+        (taught(leave_out=0.1, threshold=3.0), r"leave_out = 0\.1 sets the threshold, and distill.threshold = 3\.0"),
+        (taught(leave_out=1.0), r"distill.leave_out = 1\.0: must be between 0 and 0\.99"),
+        (
+            taught(gate="per-dimension"),
+            "'per-dimension' acts on the prediction term, and distill.prediction_weight = 0",
+        ),
+        (
+            taught(prediction_distance="ccc") | {"loss": {"scope": "micro-batch"}},
+            "'ccc' is taken over the global batch, .* Set loss.scope = .global.",
+        ),
     ],
 )
 def test_mistake_is_refused_with_key_value_and_rule(sections, words):
@@ -110,6 +136,21 @@ def test_set_of_another_form_is_refused(tmp_path, override):
     path.write_text(run_to_toml(parse_run(tree(optim={"name": "sgd"}))))
     with pytest.raises(ConfigError, match="--set"):
         read_run(path, [override])
+
+
+def test_run_with_a_share_to_leave_out_comes_back_from_its_resolved_form():
+    run = parse_run(tree(**taught(leave_out=0.1, threshold=2)))
+    assert run.distill is not None
+    assert run.distill.leave_out == 0.1
+    assert parse_run(tomllib.loads(run_to_toml(run))) == run
+
+
+def test_tree_of_an_earlier_version_gets_the_defaults_of_keys_that_it_lacks():
+    whole = run_to_tree(parse_run(tree(**taught(gate="none"))))
+    earlier = {**whole, "distill": {key: value for key, value in whole["distill"].items() if key != "leave_out"}}
+    assert with_defaults(earlier) == whole
+    refused = {**whole, "seed": -1}
+    assert with_defaults(refused) == refused
 
 
 def test_passes_by_hand():
