@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 
-from ccts_dist.config.rules import check_input, check_schedule
+from ccts_dist.config.rules import check_distill, check_input, check_schedule
 from ccts_dist.config.schema import Between, ModelConfig, RunConfig, num_trainable_layers
 from ccts_dist.errors import ConfigError
 
@@ -223,6 +223,8 @@ def _check_together(run: RunConfig, source: str) -> None:
             f"{source}: [distill] needs a teacher, and data.teacher is empty. "
             'Name a teacher cache, or "merged", or leave [distill] out.'
         )
+    if run.distill is not None:
+        check_distill(run.distill, run, source)
     shared = set(run.data.train_splits) & {*run.data.valid_splits, *run.data.test_splits}
     if shared:
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""Rules of the training settings and of what is done to a model's input that no single annotation can state."""
+"""Rules of the training settings, the distillation, and the model's input that no single annotation can state."""
 
 import math
 
-from ccts_dist.config.schema import RunConfig
+from ccts_dist.config.schema import DistillConfig, RunConfig
 from ccts_dist.errors import ConfigError
 
 _SHORTEST_S = 0.025
@@ -51,3 +51,28 @@ def check_input(run: RunConfig, source: str) -> None:
     for key, names in (("noises", augment.noises), ("impulse_responses", augment.impulse_responses)):
         if not all(name.strip() for name in names):
             raise ConfigError(f"{source}: augment.{key} = {list(names)}: must name something each. Change the list.")
+
+
+def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:
+    """Raises: ConfigError, for options of the distillation that contradict each other, or would do nothing."""
+    if distill.gate == "per-dimension" and distill.prediction_weight == 0:
+        raise ConfigError(
+            f"{source}: distill.gate = 'per-dimension' acts on the prediction term, and distill.prediction_weight = 0 "
+            "leaves that out. Set distill.prediction_weight above 0, or take another gate."
+        )
+    if distill.prediction_distance == "ccc" and run.loss.scope == "micro-batch":
+        raise ConfigError(
+            f"{source}: distill.prediction_distance = 'ccc' is taken over the global batch, whose predictions "
+            "loss.scope = 'micro-batch' does not collect. Set loss.scope = \"global\", or "
+            'distill.prediction_distance = "squared".'
+        )
+    if distill.leave_out > 0 and distill.gate not in ("any-dimension", "per-dimension"):
+        raise ConfigError(
+            f"{source}: distill.leave_out = {distill.leave_out}: distill.gate = {distill.gate!r} leaves nobody out. "
+            'Set distill.gate = "any-dimension" or "per-dimension", or distill.leave_out = 0.'
+        )
+    if distill.leave_out > 0 and distill.threshold != DistillConfig().threshold:
+        raise ConfigError(
+            f"{source}: distill.leave_out = {distill.leave_out} sets the threshold, and distill.threshold = "
+            f"{distill.threshold} is another one. Leave one of the two out."
+        )

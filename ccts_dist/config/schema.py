@@ -192,20 +192,35 @@ class DistillConfig:
     embedding_weight: NotNegative = 30.0
     """Lambda of the paper: weight of the embedding term."""
 
-    distance: Literal["squared", "norm"] = "squared"
-    """"squared": mean over the embedding of the squared difference; "norm": Euclidean distance. Mean over kept rows."""
+    distance: Literal["squared", "norm", "cosine"] = "squared"
+    """"squared": mean over the embedding of the squared difference; "norm": Euclidean distance; "cosine": 1 - cosine of
+    the angle between the two, whatever their lengths. Mean over kept utterances."""
 
     standardise: bool = False
     """Compare embeddings in units of the cache's mean and deviation per feature, instead of raw."""
 
     prediction_weight: NotNegative = 0.0
-    """Weight of the mean squared difference between student's and teacher's predictions."""
+    """Weight of the term between student's and teacher's predictions."""
 
-    gate: Literal["none", "any-dimension"] = "any-dimension"
-    """"any-dimension": distil an utterance only if every residual is within the threshold; "none": distil all."""
+    prediction_distance: Literal["squared", "ccc"] = "squared"
+    """"squared": mean squared difference over targets and kept utterances; "ccc": sum over targets of weight * (1 - CCC
+    of student and teacher) over what is kept of the global batch, exactly, with the weights of ``loss.target_weights``;
+    not with ``loss.scope`` = "micro-batch"."""
+
+    gate: Literal["none", "any-dimension", "per-dimension", "soft"] = "any-dimension"
+    """Who is distilled. "none": every utterance. "any-dimension": those whose every residual is within the threshold.
+    "per-dimension": in the prediction term each dimension of an utterance whose own residual is; the embedding term
+    takes every utterance. "soft": every utterance, with a share of exp(-max_j r_j^2 / (2 s_j^2)) in both terms, r its
+    residuals and s their standard deviations; each term is the mean over the global batch weighted by the shares. A
+    label that is missing counts as a residual of 0."""
 
     threshold: Positive = 2.0
-    """Widest residual that is kept, in standard deviations."""
+    """Widest residual that is kept, in standard deviations; for "any-dimension" and "per-dimension"."""
+
+    leave_out: Annotated[float, Between(0, 0.99)] = 0.0
+    """Above 0, in place of ``threshold``: share of the labelled training utterances that "any-dimension" leaves out,
+    and of which "per-dimension" leaves out some dimension. The threshold is the (1 - leave_out) quantile of
+    max_j |r_j| / s_j over the training splits, found before training from the teacher's cached predictions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,14 @@
-"""The condition: which utterances a student learns from its teacher.
+"""The condition: which utterances a student learns from its teacher, and with what share.
 
 Fit once, on the teacher's own training utterances; evaluated in the loss, row by row, so that neither the batch nor
-the rank matters and one teacher cache serves every threshold.
+the rank matters and one teacher cache serves every gate and threshold.
+
+What a gate says of a batch is one tensor, here always called ``kept``, in one of three forms:
+
+- bool, ``batch``: rows that are distilled, in both terms;
+- bool, ``batch dim``: predictions that are distilled, per dimension; the embedding term takes every row that counts,
+  since one embedding serves all dimensions;
+- float64, ``batch``: each row's share in both terms, 0..1.
 """
 
 from collections.abc import Sequence
@@ -14,8 +21,11 @@ from ccts_dist.errors import ConfigError, TeacherError
 from ccts_dist.losses.ccc import concordance_sums
 from ccts_dist.records import Condition
 
-GATES = ("none", "any-dimension")
+GATES = ("none", "any-dimension", "per-dimension", "soft")
 """Names of the gates, as run files spell them."""
+
+Kept = Bool[Tensor, " batch"] | Bool[Tensor, "batch dim"] | Float64[Tensor, " batch"]
+"""What a gate says of a batch; see above."""
 
 SMALLEST_VARIANCE = 1e-12
 """Prediction variance below which a fit has no slope: on 0..1 that is a deviation of 1e-6, float32's own rounding."""
@@ -94,8 +104,30 @@ def gate_any_dimension(
 
     The paper's gate: one dimension beyond the threshold leaves the row out.
     """
+    return gate_per_dimension(residual, deviation, threshold).all(1)
+
+
+def gate_per_dimension(
+    residual: Float[Tensor, "batch dim"], deviation: Sequence[float], threshold: float
+) -> Bool[Tensor, "batch dim"]:
+    """True where a residual is within ``threshold`` deviations; a missing label (NaN) passes."""
     widest = threshold * torch.tensor(tuple(deviation), dtype=torch.float64, device=residual.device)
-    return ~(residual.double().abs() > widest).any(1)
+    return ~(residual.double().abs() > widest)
+
+
+def widest_residual(residual: Float[Tensor, "batch dim"], deviation: Sequence[float]) -> Float64[Tensor, " batch"]:
+    """max_j |r_j| / s_j of each row; a missing label (NaN) counts as a residual of 0.
+
+    Infinite for a row that is off in a dimension whose deviation is 0.
+    """
+    size = torch.where(torch.isnan(residual), 0.0, residual.double().abs())
+    scale = torch.tensor(tuple(deviation), dtype=torch.float64, device=residual.device)
+    return torch.where(size > 0, size / scale, 0.0).amax(1)
+
+
+def gate_soft(residual: Float[Tensor, "batch dim"], deviation: Sequence[float]) -> Float64[Tensor, " batch"]:
+    """exp(-max_j r_j^2 / (2 s_j^2)): 1 for a row without a residual, .61 at one deviation, .14 at two, .01 at three."""
+    return torch.exp(-widest_residual(residual, deviation).square() / 2)
 
 
 def gate_none(residual: Float[Tensor, "batch dim"]) -> Bool[Tensor, " batch"]:
@@ -110,25 +142,40 @@ def kept_rows(
     prediction: Float[Tensor, "batch dim"],
     label: Float[Tensor, "batch dim"],
     weight: Float[Tensor, " batch"],
-) -> Bool[Tensor, " batch"]:
-    """True for the rows that are distilled: those that count and that the gate of this name lets through.
+) -> Kept:
+    """What the gate of this name keeps of the rows that count; nothing of the others. See ``Kept`` for its form.
 
     Args:
         gate: one of ``GATES``.
-        threshold: widest residual that is kept, in deviations.
+        threshold: widest residual that is kept, in deviations; "none" and "soft" have no use for it.
         condition: the teacher's fit.
         prediction: the teacher's, from its cache.
-        label: NaN where nobody rated; a row without any label passes every gate.
-        weight: rows of weight 0 are never kept.
+        label: NaN where nobody rated; a row without any label passes every gate, wholly.
+        weight: of rows of weight 0 nothing is kept.
 
     Raises:
         ConfigError: there is no gate of this name.
     """
     residual = residuals(condition, prediction, label)
+    counts = weight > 0
     if gate == "none":
-        passed = gate_none(residual)
-    elif gate == "any-dimension":
-        passed = gate_any_dimension(residual, condition.deviation, threshold)
-    else:
-        raise ConfigError(f"distill.gate={gate!r} is not a gate. Use one of: {', '.join(GATES)}.")
-    return passed & (weight > 0)
+        return gate_none(residual) & counts
+    if gate == "any-dimension":
+        return gate_any_dimension(residual, condition.deviation, threshold) & counts
+    if gate == "per-dimension":
+        return gate_per_dimension(residual, condition.deviation, threshold) & counts[:, None]
+    if gate == "soft":
+        return torch.where(counts, gate_soft(residual, condition.deviation), 0.0)
+    raise ConfigError(f"distill.gate={gate!r} is not a gate. Use one of: {', '.join(GATES)}.")
+
+
+def row_shares(kept: Kept, weight: Float[Tensor, " batch"]) -> Float64[Tensor, " batch"]:
+    """Share of each row in the terms that take whole rows; with a gate per dimension 1 for every row that counts."""
+    passed = torch.ones_like(weight) if kept.ndim == 2 else kept
+    return torch.where(weight > 0, passed.double(), 0.0)
+
+
+def prediction_shares(kept: Kept, weight: Float[Tensor, " batch"], num_dims: int) -> Float64[Tensor, "batch dim"]:
+    """Share of each row's each prediction in a term per dimension."""
+    passed = kept if kept.ndim == 2 else kept[:, None].expand(-1, num_dims)
+    return torch.where((weight > 0)[:, None], passed.double(), 0.0)

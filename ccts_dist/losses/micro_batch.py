@@ -6,7 +6,7 @@ that have at least two labels of dimension j. The objective is
     sum_j alpha_j / |M_j| * sum_{m in M_j} (1 - CCC_j(m)) + the distillation terms
 
 A dimension for which M_j is empty contributes 0 and no gradient. The distillation terms are those of ``total``: means
-over the kept rows of the global batch, whatever the cut.
+over the kept rows of the global batch, whatever the cut; but not a CCC with the teacher, which needs all predictions.
 
 Each micro-batch needs its own statistics alone, and how many micro-batches and rows share a mean is known from labels
 and cache: so no prediction is needed twice, and a step of several passes is spared the round without gradient. What is
@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ccts_dist.losses.ccc import concordance_from_sums, concordance_sums, counted
-from ccts_dist.losses.total import DistillParts, DistillTerms, batch_sums, surrogate
+from ccts_dist.losses.condition import Kept, row_shares
+from ccts_dist.losses.total import DistillParts, DistillTerms, batch_sums, kept_per_dimension, surrogate
 from ccts_dist.records import TeacherBatch
 
 
@@ -34,32 +35,42 @@ class MicroCounts:
     """|M_j|: micro-batches that have at least two labels of the dimension."""
 
     num_kept: Float64[Tensor, ""]
-    """Rows that are distilled."""
+    """Rows that are distilled in the embedding term, or their shares added up."""
 
     num_rows: Float64[Tensor, ""]
     """Rows that count."""
 
+    kept_in: Float64[Tensor, " dim"] | None = None
+    """With a gate per dimension: rows that are kept in each."""
 
-def micro_counts(
-    label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"], kept: Bool[Tensor, " batch"] | None
-) -> MicroCounts:
+
+def micro_counts(label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"], kept: Kept | None) -> MicroCounts:
     """The counts of one micro-batch; ``kept`` is None without a teacher."""
     rows = (weight > 0).double().sum()
     return MicroCounts(
         num_scored=(counted(label, weight).sum(0) >= 2).double(),
-        num_kept=torch.zeros_like(rows) if kept is None else (kept & (weight > 0)).double().sum(),
+        num_kept=torch.zeros_like(rows) if kept is None else row_shares(kept, weight).sum(),
         num_rows=rows,
+        kept_in=kept_per_dimension(kept, weight),
     )
 
 
 def pack_counts(counts: MicroCounts) -> Float64[Tensor, " packed"]:
     """One flat tensor; packed counts may be added."""
-    return torch.cat([counts.num_scored, counts.num_kept[None], counts.num_rows[None]])
+    pieces = [counts.num_scored, counts.num_kept[None], counts.num_rows[None]]
+    return torch.cat(pieces if counts.kept_in is None else [*pieces, counts.kept_in])
 
 
-def unpack_counts(packed: Float64[Tensor, " packed"]) -> MicroCounts:
-    """The inverse of ``pack_counts``."""
-    return MicroCounts(num_scored=packed[:-2], num_kept=packed[-2], num_rows=packed[-1])
+def unpack_counts(packed: Float64[Tensor, " packed"], distill: DistillTerms | None = None) -> MicroCounts:
+    """The inverse of ``pack_counts``; ``distill`` is that of the batches, or None without a teacher."""
+    is_per_dimension = distill is not None and distill.is_per_dimension
+    dim = (len(packed) - 2) // (2 if is_per_dimension else 1)
+    return MicroCounts(
+        num_scored=packed[:dim],
+        num_kept=packed[dim],
+        num_rows=packed[dim + 1],
+        kept_in=packed[dim + 2 :] if is_per_dimension else None,
+    )
 
 
 def micro_concordance(
@@ -79,7 +90,7 @@ def micro_surrogate(
     target_weights: Sequence[float],
     *,
     teacher: TeacherBatch | None = None,
-    kept: Bool[Tensor, " batch"] | None = None,
+    kept: Kept | None = None,
     distill: DistillTerms | None = None,
 ) -> tuple[Float[Tensor, ""], DistillParts]:
     """A scalar to backpropagate for one micro-batch; the gradients of all of a step add up to the objective's.
@@ -95,9 +106,10 @@ def micro_surrogate(
         target_weights: alpha of each dimension.
         teacher: the teacher's outputs for the same rows; with ``kept`` and ``distill`` or not at all.
         kept: ``distill.kept`` of these rows.
-        distill: the distillation terms' settings; None for the CCC alone.
+        distill: the distillation terms' settings; None for the CCC alone. Its ``prediction_distance`` is not "ccc".
     """
-    own = replace(batch_sums(prediction, label, weight, kept), num_kept=counts.num_kept)
+    assert distill is None or distill.prediction_distance != "ccc", "the run file's reader refuses it"
+    own = replace(batch_sums(prediction, label, weight, kept), num_kept=counts.num_kept, kept_in=counts.kept_in)
     shares = [
         alpha / max(1.0, scored) for alpha, scored in zip(target_weights, counts.num_scored.tolist(), strict=True)
     ]

@@ -2,7 +2,11 @@
 
 The objective is a statistic of the global batch:
 
-    sum_j alpha_j (1 - CCC_j) + lambda * mean_kept distance + prediction_weight * mean_kept prediction distance
+    sum_j alpha_j (1 - CCC_j) + lambda * mean_kept distance + prediction_weight * prediction term
+
+mean_kept is over the rows that the gate keeps; where it gives shares, the mean weighted by them. The prediction term is
+mean_kept of the squared difference over all targets; with a gate per dimension the mean over targets of such means over
+the rows that are kept there; or else sum_j alpha_j (1 - CCC_j) of student and teacher over what is kept.
 
 First every pass of every rank gives its ``batch_sums``, which are packed, added over passes and ranks, and unpacked.
 Then each pass backpropagates its ``surrogate``: the sum of the surrogates' gradients over all passes and ranks is
@@ -10,16 +14,23 @@ exactly the gradient of the objective. Whoever averages gradients over ranks or 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance_gradient, concordance_sums, counted
-from ccts_dist.losses.condition import kept_rows
-from ccts_dist.losses.distill import embedding_distance, prediction_distance, standardise
+from ccts_dist.losses.agreement import AGREEMENT_ROWS, agreement_loss, agreement_sums, agreement_surrogate
+from ccts_dist.losses.ccc import SUM_ROWS, ccc_loss_from_sums, concordance_gradient, concordance_sums, counted
+from ccts_dist.losses.condition import Kept, kept_rows, prediction_shares, row_shares
+from ccts_dist.losses.distill import (
+    Distance,
+    embedding_distance,
+    prediction_distance,
+    squared_differences,
+    standardise,
+)
 from ccts_dist.records import Condition, TeacherBatch
 
 
@@ -31,9 +42,14 @@ class DistillTerms:
     embedding_weight: float = 30.0
     """Lambda of the paper."""
 
-    distance: Literal["squared", "norm"] = "squared"
+    distance: Distance = "squared"
     prediction_weight: float = 0.0
+    prediction_distance: Literal["squared", "ccc"] = "squared"
+    """"ccc" takes the target weights of the CCC loss."""
+
     gate: str = "any-dimension"
+    """One of ``condition.GATES``."""
+
     threshold: float = 2.0
     """Widest residual that is kept, in deviations."""
 
@@ -42,10 +58,13 @@ class DistillTerms:
 
     embedding_deviation: Float64[Tensor, " hidden"] | None = None
 
-    def kept(
-        self, teacher: TeacherBatch, label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"]
-    ) -> Bool[Tensor, " batch"]:
-        """Which rows of a batch are distilled; needs no student."""
+    @property
+    def is_per_dimension(self) -> bool:
+        """Whether the gate judges each dimension by itself, and the prediction term has a divisor for each."""
+        return self.gate == "per-dimension"
+
+    def kept(self, teacher: TeacherBatch, label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"]) -> Kept:
+        """What of a batch is distilled; needs no student."""
         return kept_rows(self.gate, self.threshold, self.condition, teacher.prediction, label, weight)
 
 
@@ -57,48 +76,113 @@ class BatchSums:
     """As ``ccc.concordance_sums`` gives them."""
 
     num_kept: Float64[Tensor, ""]
-    """Rows that are distilled."""
+    """What the embedding term divides by: rows that are distilled in it, or their shares added up."""
 
     num_rows: Float64[Tensor, ""]
     """Rows that count."""
+
+    kept_in: Float64[Tensor, " dim"] | None = None
+    """With a gate per dimension: what the prediction term divides by in each, rows that are kept there."""
+
+    agreement: Float64[Tensor, "7 dim"] | None = None
+    """With ``prediction_distance`` "ccc": as ``agreement.agreement_sums`` gives them."""
 
 
 def batch_sums(
     prediction: Float[Tensor, "batch dim"],
     label: Float[Tensor, "batch dim"],
     weight: Float[Tensor, " batch"],
-    kept: Bool[Tensor, " batch"] | None,
+    kept: Kept | None,
+    *,
+    teacher: TeacherBatch | None = None,
+    distill: DistillTerms | None = None,
 ) -> BatchSums:
-    """The sums of one pass; ``kept`` is None without a teacher. Carries no gradient."""
+    """The sums of one pass; ``kept`` is None without a teacher. Carries no gradient.
+
+    Args:
+        prediction: the student's.
+        label: NaN where nobody rated.
+        weight: 1 for rows that count, 0 for others.
+        kept: ``distill.kept`` of these rows.
+        teacher: the teacher's outputs for the same rows; for ``prediction_distance`` "ccc".
+        distill: the terms' settings; likewise.
+    """
     rows = (weight > 0).double().sum()
+    agreement = None
+    if kept is not None and distill is not None and distill.prediction_distance == "ccc":
+        assert teacher is not None, "a CCC with the teacher needs its predictions"
+        share = prediction_shares(kept, weight, prediction.shape[1])
+        agreement = agreement_sums(prediction, teacher.prediction, share)
     return BatchSums(
         concordance=concordance_sums(prediction, label, weight),
-        num_kept=torch.zeros_like(rows) if kept is None else (kept & (weight > 0)).double().sum(),
+        num_kept=torch.zeros_like(rows) if kept is None else row_shares(kept, weight).sum(),
         num_rows=rows,
+        kept_in=kept_per_dimension(kept, weight),
+        agreement=agreement,
     )
+
+
+def kept_per_dimension(kept: Kept | None, weight: Float[Tensor, " batch"]) -> Float64[Tensor, " dim"] | None:
+    """Rows that a gate per dimension keeps in each; None with another gate."""
+    return prediction_shares(kept, weight, kept.shape[1]).sum(0) if kept is not None and kept.ndim == 2 else None
 
 
 def pack_sums(sums: BatchSums) -> Float64[Tensor, " packed"]:
     """One flat tensor, so that one all-reduce does; packed sums may be added."""
-    return torch.cat([sums.concordance.flatten(), sums.num_kept[None], sums.num_rows[None]])
+    pieces = [sums.concordance.flatten(), sums.num_kept[None], sums.num_rows[None]]
+    if sums.kept_in is not None:
+        pieces.append(sums.kept_in)
+    if sums.agreement is not None:
+        pieces.append(sums.agreement.flatten())
+    return torch.cat(pieces)
 
 
-def unpack_sums(packed: Float64[Tensor, " packed"]) -> BatchSums:
-    """The inverse of ``pack_sums``."""
-    return BatchSums(concordance=packed[:-2].reshape(6, -1), num_kept=packed[-2], num_rows=packed[-1])
+def unpack_sums(packed: Float64[Tensor, " packed"], distill: DistillTerms | None = None) -> BatchSums:
+    """The inverse of ``pack_sums``; ``distill`` is that of the batches, or None without a teacher."""
+    first, in_kept = len(SUM_ROWS), int(distill is not None and distill.is_per_dimension)
+    in_agreement = len(AGREEMENT_ROWS) if distill is not None and distill.prediction_distance == "ccc" else 0
+    dim = (len(packed) - 2) // (first + in_kept + in_agreement)
+    concordance, counts, kept_in, agreement = packed.split([first * dim, 2, in_kept * dim, in_agreement * dim])
+    return BatchSums(
+        concordance=concordance.reshape(first, dim),
+        num_kept=counts[0],
+        num_rows=counts[1],
+        kept_in=kept_in if in_kept else None,
+        agreement=agreement.reshape(in_agreement, dim) if in_agreement else None,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillParts:
-    """Distances between student and teacher, unweighted: added up over kept rows, or their means over all of them."""
+    """The distillation terms, unweighted; or a part's share in them: shares add up to the terms."""
 
     embedding: Float64[Tensor, ""]
     prediction: Float64[Tensor, ""]
 
-    def over(self, num_kept: Float64[Tensor, ""]) -> "DistillParts":
-        """The share in the distillation terms of rows with these distances; shares add up to the terms."""
-        divisor = num_kept.clamp(min=1)
-        return DistillParts(embedding=self.embedding / divisor, prediction=self.prediction / divisor)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistanceSums:
+    """Distances between student and teacher added up, each times its row's share; may be added themselves."""
+
+    embedding: Float64[Tensor, ""]
+    prediction: Float64[Tensor, " columns"]
+    """One column for whole rows; one per dimension with a gate per dimension; none where the term is no such sum."""
+
+    def over(self, num_kept: Float64[Tensor, ""], kept_in: Float64[Tensor, " dim"] | None = None) -> DistillParts:
+        """The share in the distillation terms of rows with these distances.
+
+        Args:
+            num_kept: ``BatchSums.num_kept`` of the global batch; where it is 0 there is nothing to divide.
+            kept_in: ``BatchSums.kept_in`` of the global batch.
+        """
+        prediction = torch.zeros_like(self.embedding)
+        if len(self.prediction):
+            prediction = (self.prediction / _divisor(num_kept if kept_in is None else kept_in)).mean()
+        return DistillParts(embedding=self.embedding / _divisor(num_kept), prediction=prediction)
+
+
+def _divisor(kept: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
+    return torch.where(kept > 0, kept, 1.0)
 
 
 def distill_sums(
@@ -106,9 +190,9 @@ def distill_sums(
     embedding: Float[Tensor, "batch hidden"],
     weight: Float[Tensor, " batch"],
     teacher: TeacherBatch,
-    kept: Bool[Tensor, " batch"],
+    kept: Kept,
     distill: DistillTerms,
-) -> DistillParts:
+) -> DistanceSums:
     """The distances of one pass's kept rows added up. Carries gradient; sums may be added over passes and ranks.
 
     Args:
@@ -119,14 +203,23 @@ def distill_sums(
         kept: ``distill.kept`` of these rows.
         distill: the terms' settings.
     """
-    rows = torch.nonzero(kept & (weight > 0)).squeeze(1)
+    share = row_shares(kept, weight)
+    rows = torch.nonzero(share > 0).squeeze(1)
+    share = share[rows]
     student, target = embedding[rows], teacher.embedding[rows]
     if distill.embedding_mean is not None and distill.embedding_deviation is not None:
         student = standardise(student, distill.embedding_mean, distill.embedding_deviation)
         target = standardise(target, distill.embedding_mean, distill.embedding_deviation)
-    return DistillParts(
-        embedding=embedding_distance(student, target, distance=distill.distance).double().sum(),
-        prediction=prediction_distance(prediction[rows], teacher.prediction[rows]).double().sum(),
+    own, other = prediction[rows], teacher.prediction[rows]
+    if distill.prediction_distance == "ccc":
+        columns = share[:0]  # a statistic of the batch, and no sum over its rows
+    elif kept.ndim == 2:
+        columns = squared_differences(own, other, kept[rows]).double().sum(0)
+    else:
+        columns = (prediction_distance(own, other).double() * share).sum()[None]
+    return DistanceSums(
+        embedding=(embedding_distance(student, target, distance=distill.distance).double() * share).sum(),
+        prediction=columns,
     )
 
 
@@ -139,7 +232,7 @@ def surrogate(
     target_weights: Sequence[float],
     *,
     teacher: TeacherBatch | None = None,
-    kept: Bool[Tensor, " batch"] | None = None,
+    kept: Kept | None = None,
     distill: DistillTerms | None = None,
 ) -> tuple[Float[Tensor, ""], DistillParts]:
     """A scalar to backpropagate for one pass; its value is not the loss, but the gradients add up to the loss's.
@@ -158,6 +251,9 @@ def surrogate(
         teacher: the teacher's outputs for the same rows; with ``kept`` and ``distill`` or not at all.
         kept: ``distill.kept`` of these rows.
         distill: the distillation terms' settings; None for the CCC alone.
+
+    Returns:
+        The scalar, and this pass's shares in the distillation terms; a term that is a CCC has none, see ``completed``.
     """
     alpha = torch.tensor(tuple(target_weights), dtype=torch.float64, device=prediction.device)
     gradient = -alpha * concordance_gradient(sums.concordance, prediction, label, weight)
@@ -168,8 +264,13 @@ def surrogate(
     if distill is not None:
         assert teacher is not None, "distillation needs the teacher's outputs in the batch"
         assert kept is not None, "distillation needs to know which rows are kept"
-        share = distill_sums(prediction, embedding, weight, teacher, kept, distill).over(sums.num_kept)
+        distances = distill_sums(prediction, embedding, weight, teacher, kept, distill)
+        share = distances.over(sums.num_kept, sums.kept_in)
         total = total + distill.embedding_weight * share.embedding + distill.prediction_weight * share.prediction
+        if sums.agreement is not None:
+            own = prediction_shares(kept, weight, prediction.shape[1])
+            value = agreement_surrogate(sums.agreement, prediction, teacher.prediction, own, target_weights)
+            total = total + distill.prediction_weight * value
         parts = DistillParts(embedding=share.embedding.detach(), prediction=share.prediction.detach())
     return total.to(prediction.dtype), parts
 
@@ -178,13 +279,21 @@ def total_loss(
     sums: BatchSums, target_weights: Sequence[float], parts: DistillParts, distill: DistillTerms | None
 ) -> Float64[Tensor, ""]:
     """The step's objective, from the global sums and the parts added over all passes and ranks."""
-    return with_distillation(ccc_loss_from_sums(sums.concordance, target_weights), parts, distill)
+    ccc_loss = ccc_loss_from_sums(sums.concordance, target_weights)
+    return with_distillation(ccc_loss, completed(parts, sums, target_weights), distill)
+
+
+def completed(parts: DistillParts, sums: BatchSums, target_weights: Sequence[float]) -> DistillParts:
+    """The distillation terms, from the parts added over all passes and ranks, and the global sums."""
+    if sums.agreement is None:
+        return parts
+    return replace(parts, prediction=agreement_loss(sums.agreement, target_weights))
 
 
 def with_distillation(
     ccc_loss: Float64[Tensor, ""], parts: DistillParts, distill: DistillTerms | None
 ) -> Float64[Tensor, ""]:
-    """A step's objective, from its CCC loss and the parts added over all passes and ranks."""
+    """A step's objective, from its CCC loss and its distillation terms."""
     if distill is None:
         return ccc_loss
     return ccc_loss + distill.embedding_weight * parts.embedding + distill.prediction_weight * parts.prediction

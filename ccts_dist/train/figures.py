@@ -29,6 +29,9 @@ def step_figures(
             "train/loss_prediction": result.prediction_loss,
             "train/kept_share": result.num_kept / max(1, result.num_rows),
         }
+    if result.kept_in:  # with a gate per dimension; the share above is then their mean
+        kept = zip(run.model.targets, result.kept_in, strict=True)
+        figures |= {f"train/kept_share_{target}": num_kept / max(1, result.num_rows) for target, num_kept in kept}
     if result.update is not None:
         figures["train/gradient_norm"] = result.update.gradient_norm
     figures |= {f"train/learning_rate_{name}": rate for name, rate in rates_by_group(optimizer).items()}

@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ccts_dist.shards.read import ShardSet, open_shard_set
 from ccts_dist.shards.schema import ShardEntry
 from ccts_dist.shards.stores.remote import check_cache_holds
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
+from ccts_dist.teacher.threshold import threshold_leaving_out
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoint import checkpoints_folder
 from ccts_dist.train.ds_config import read_ds_config
@@ -77,8 +78,8 @@ class Session:
     def derived(self) -> dict[str, str]:
         """Every number that follows from the run file, for people."""
         size = describe(self.model)["model"]
-        batch = self.run.batch
-        return {
+        batch, distill = self.run.batch, self.objective.distill
+        numbers = {
             "parameters": f"{size.parameters:,}",
             "trained parameters": f"{size.trained:,}",
             "training utterances": f"{self.loader.num_utterances:,}",
@@ -89,6 +90,9 @@ class Session:
             "steps in all": f"{self.total_steps:,}",
             "padding": f"{self.loader.padding(0):.1%}",
         }
+        if distill is not None and self.run.distill is not None and self.run.distill.leave_out:
+            numbers["threshold"] = f"{distill.threshold:.4f} deviations, to leave out {self.run.distill.leave_out:.1%}"
+        return numbers
 
 
 def open_session(run: RunConfig, ranks: Ranks) -> Session:
@@ -101,7 +105,7 @@ def open_session(run: RunConfig, ranks: Ranks) -> Session:
     together(lambda: _train_tokenizer(run, shard_set, Path(run.output)) if ranks.is_first else None)
     session = together(lambda: _build(run, shard_set, ranks, Path(run.output)))
     _agree_on_sounds(session)
-    return session
+    return _with_threshold(session, ranks)
 
 
 @contextmanager
@@ -117,7 +121,7 @@ def check_session(run: RunConfig, num_ranks: int) -> Iterator[Session]:
         _train_tokenizer(run, shard_set, Path(folder))
         session = _build(run, shard_set, ranks, Path(folder))
         try:
-            yield session
+            yield _with_threshold(session, Ranks())
         finally:
             session.close()
 
@@ -240,13 +244,28 @@ def _open_teacher(run: RunConfig, shard_set: ShardSet) -> TeacherCache | None:
             f"data.teacher = {run.data.teacher!r} has embeddings of {teacher.embedding_size}, model.embedding is "
             f"{run.model.embedding}: must be equal. Set model.embedding = {teacher.embedding_size}."
         )
-    held_out = set(teacher.condition.splits) - set(run.data.train_splits)
+    _check_fit(run, teacher, shard_set)
+    return teacher
+
+
+def _check_fit(run: RunConfig, teacher: TeacherCache, shard_set: ShardSet) -> None:
+    """Refuse a condition that knows labels of utterances which the run does not train on."""
+    condition = teacher.condition
+    held_out = set(condition.splits) - set(run.data.train_splits)
     if held_out:
         raise TeacherError(
             f"data.teacher = {run.data.teacher!r}: its condition was fitted on {sorted(held_out)[0]!r}, which is not "
             f"in data.train_splits = {list(run.data.train_splits)}. Fit the condition on training splits only."
         )
-    return teacher
+    # What the manifest tells, without reading the index: rows beyond those of its splits do not pass, whatever it says.
+    num_utterances = sum(shard_set.manifest.splits[split].num_utterances for split in condition.splits)
+    for target, num_rows in zip(condition.targets, condition.num_rows, strict=True):
+        if num_rows > num_utterances:
+            raise TeacherError(
+                f"data.teacher = {run.data.teacher!r}: its condition was fitted on {num_rows} labels of {target!r}, "
+                f"and {', '.join(condition.splits)} has {num_utterances} utterances: others are in it. Fit the "
+                "condition on training splits only."
+            )
 
 
 def _distill_terms(run: RunConfig, teacher: TeacherCache | None) -> DistillTerms | None:
@@ -263,10 +282,31 @@ def _distill_terms(run: RunConfig, teacher: TeacherCache | None) -> DistillTerms
         embedding_weight=run.distill.embedding_weight,
         distance=run.distill.distance,
         prediction_weight=run.distill.prediction_weight,
+        prediction_distance=run.distill.prediction_distance,
         gate=run.distill.gate,
         threshold=run.distill.threshold,
         **units,
     )
+
+
+def _with_threshold(session: Session, ranks: Ranks) -> Session:
+    """The session with the threshold that leaves out the share its run asks for; every rank must call it.
+
+    Args:
+        ranks: those among which the reading is shared, which are one where a run is only checked.
+    """
+    distill, run, teacher = session.objective.distill, session.run, session.teacher
+    if distill is None or teacher is None or run.distill is None or not run.distill.leave_out:
+        return session
+    threshold = threshold_leaving_out(
+        run.distill.leave_out,
+        teacher,
+        session.shard_set,
+        run.data.train_splits,
+        ranks=ranks,
+        skip_damaged=run.data.damaged == "skip",
+    )
+    return replace(session, objective=replace(session.objective, distill=replace(distill, threshold=threshold)))
 
 
 def _train_tokenizer(run: RunConfig, shard_set: ShardSet, output: Path) -> None:

@@ -21,9 +21,11 @@ from ccts_dist.losses.micro_batch import (
     unpack_counts,
 )
 from ccts_dist.losses.total import (
+    DistanceSums,
     DistillParts,
     DistillTerms,
     batch_sums,
+    completed,
     distill_sums,
     pack_sums,
     surrogate,
@@ -76,7 +78,12 @@ class StepResult:
     embedding_loss: float
     prediction_loss: float
     num_rows: int
-    num_kept: int
+    num_kept: float
+    """Utterances that are distilled: their shares added up; with a gate per dimension the mean of ``kept_in``."""
+
+    kept_in: tuple[float, ...]
+    """With a gate per dimension: utterances that are distilled in each; else empty."""
+
     num_damaged: int
     """Utterances that were left out because they are damaged."""
 
@@ -97,7 +104,7 @@ class _Part:
     engine: StepEngine
     passes: tuple[Batch, ...]
     kept: tuple[Tensor | None, ...]
-    """Rows of each pass that are distilled."""
+    """What of each pass is distilled."""
 
     objective: Objective
     place: tuple[int, ...]
@@ -116,9 +123,8 @@ class _Part:
         batch, kept, distill = self.passes[number], self.kept[number], self.objective.distill
         if distill is None or kept is None or batch.teacher is None:
             return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)
-        return _pack_parts(
-            distill_sums(output.prediction, output.embedding, batch.weight, batch.teacher, kept, distill)
-        )
+        sums = distill_sums(output.prediction, output.embedding, batch.weight, batch.teacher, kept, distill)
+        return torch.cat([sums.embedding[None], sums.prediction])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +136,7 @@ class _Figures:
     distilled: DistillParts
     num_rows: Tensor
     num_kept: Tensor
+    kept_in: Tensor | None
     counts: Tensor
     """As ``_counts`` gives them."""
 
@@ -148,7 +155,8 @@ class _Figures:
             embedding_loss=float(self.distilled.embedding),
             prediction_loss=float(self.distilled.prediction),
             num_rows=int(self.num_rows),
-            num_kept=int(self.num_kept),
+            num_kept=float(self.num_kept if self.kept_in is None else self.kept_in.mean()),
+            kept_in=() if self.kept_in is None else tuple(self.kept_in.tolist()),
             num_damaged=int(self.counts[1]),
             key_checksum=int(self.counts[0]),
             update=update,
@@ -193,18 +201,27 @@ def _global_step(part: _Part) -> StepResult:
     for number, batch in enumerate(part.passes):
         with torch.set_grad_enabled(not two_rounds):
             output = part.forward(number)
-        sums = pack_sums(batch_sums(output.prediction, batch.labels, batch.weight, part.kept[number]))
-        collected.append((sums, part.distances(number, output), _counts(batch)))
+        own_sums = batch_sums(
+            output.prediction,
+            batch.labels,
+            batch.weight,
+            part.kept[number],
+            teacher=batch.teacher,
+            distill=objective.distill,
+        )
+        collected.append((pack_sums(own_sums), part.distances(number, output), _counts(batch)))
         outputs.append(None if two_rounds else output)
     own = [torch.stack(pieces).sum(0) for pieces in zip(*collected, strict=True)]
     packed, distances, counts, aside = _summed(*own, part.aside)
-    sums = unpack_sums(packed)
+    sums = unpack_sums(packed, objective.distill)
+    parts = DistanceSums(embedding=distances[0], prediction=distances[1:]).over(sums.num_kept, sums.kept_in)
     figures = _Figures(
         ccc_loss=ccc_loss_from_sums(sums.concordance, objective.target_weights),
         ccc=concordance_from_sums(sums.concordance),
-        distilled=_unpack_parts(distances).over(sums.num_kept),
+        distilled=completed(parts, sums, objective.target_weights),
         num_rows=sums.num_rows,
         num_kept=sums.num_kept,
+        kept_in=sums.kept_in,
         counts=counts,
         aside=aside,
     )
@@ -240,7 +257,7 @@ def _micro_batch_step(part: _Part) -> StepResult:
     ]
     counted = torch.stack([_counts(batch) for batch in part.passes]).sum(0)
     summed, packed, counts, aside = _summed(concordances, torch.stack(divided).sum(0), counted, part.aside)
-    divisors = unpack_counts(packed)
+    divisors = unpack_counts(packed, objective.distill)
     later = torch.zeros_like(concordances)
     parts: list[DistillParts] = []
     update = None
@@ -275,6 +292,7 @@ def _micro_batch_step(part: _Part) -> StepResult:
         distilled=_unpack_parts(shares),
         num_rows=divisors.num_rows,
         num_kept=divisors.num_kept,
+        kept_in=divisors.kept_in,
         counts=counts,
         aside=aside,
     )

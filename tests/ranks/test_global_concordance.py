@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ccts_dist.distributed import rank_facts, sum_over_ranks
 from ccts_dist.losses.ccc import concordance
-from ccts_dist.losses.distill import embedding_distance, prediction_distance
 from ccts_dist.losses.total import (
     DistillParts,
     DistillTerms,
@@ -19,6 +18,7 @@ from ccts_dist.losses.total import (
     unpack_sums,
 )
 from ccts_dist.records import Condition, TeacherBatch
+from tests.distillation import direct_distillation
 from tests.ranks.processes import run_on_ranks
 
 ALPHA = (0.4, 0.35, 0.25)
@@ -66,7 +66,8 @@ def surrogate_gradients(cuts: list[int], distill: DistillTerms | None) -> tuple[
     teacher = TeacherBatch(embedding=data.teacher.embedding[rows], prediction=data.teacher.prediction[rows])
     kept = None if distill is None else distill.kept(teacher, label, weight)
     embedding, prediction = data.student(rows)
-    sums = unpack_sums(sum_over_ranks(pack_sums(batch_sums(prediction, label, weight, kept))))
+    own = batch_sums(prediction, label, weight, kept, teacher=teacher, distill=distill)
+    sums = unpack_sums(sum_over_ranks(pack_sums(own)), distill)
     value, parts = surrogate(
         prediction, embedding, label, weight, sums, ALPHA, teacher=teacher, kept=kept, distill=distill
     )
@@ -86,16 +87,23 @@ def plain_gradients(distill: DistillTerms | None) -> tuple[float, list[Tensor]]:
     embedding, prediction = data.student(slice(None))
     loss = (torch.tensor(ALPHA, dtype=torch.float64) * (1 - concordance(prediction, data.label))).sum()
     if distill is not None:
-        kept = distill.kept(data.teacher, data.label, torch.ones(ROWS))
-        far = embedding_distance(embedding, data.teacher.embedding, distance=distill.distance)[kept].mean()
-        off = prediction_distance(prediction, data.teacher.prediction)[kept].mean()
-        loss = loss + distill.embedding_weight * far + distill.prediction_weight * off
+        loss = loss + direct_distillation(
+            embedding, prediction, data.teacher, data.label, torch.ones(ROWS), distill, ALPHA
+        )
     gradients = torch.autograd.grad(loss, data.weights)
     return loss.item(), list(gradients)
 
 
 CUTS = {"5+8": [0, 5, ROWS], "12+1": [0, 12, ROWS]}
-TERMS = {"ccc": None, "squared": DISTILL, "norm": replace(DISTILL, distance="norm")}
+TERMS = {
+    "ccc": None,
+    "squared": DISTILL,
+    "norm": replace(DISTILL, distance="norm"),
+    "cosine": replace(DISTILL, distance="cosine"),
+    "ccc with the teacher": replace(DISTILL, prediction_distance="ccc"),
+    "per dimension": replace(DISTILL, gate="per-dimension"),
+    "soft": replace(DISTILL, gate="soft", prediction_distance="ccc"),
+}
 
 
 def all_gradients() -> dict[tuple[str, str], tuple[float, int, list[Tensor]]]:

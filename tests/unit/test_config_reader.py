@@ -24,6 +24,11 @@ def tree(**sections: Any) -> dict[str, Any]:
     return {"name": "r", "output": "o", "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}} | sections
 
 
+def taught(**distill: Any) -> dict[str, Any]:
+    """Sections of a run with a teacher."""
+    return {"data": {"shards": "s", "teacher": "c"}, "distill": distill}
+
+
 def test_there_are_shipped_run_files():
     assert len(RUN_FILES) >= 5
 
@@ -100,6 +105,19 @@ def test_defaults_are_those_of_the_paper():
             {"model": {"speech": {"encoder": "e", "trainable": "none", "spec_augment": {}}}},
             r"\[model.speech.spec_augment\] with model.speech.trainable = 'none'",
         ),
+        (taught(distance="cosin"), "distill.distance = 'cosin': must be one of .*did you mean 'cosine'"),
+        (taught(gate="soft", leave_out=0.1), r"distill.leave_out = 0\.1: distill.gate = 'soft' leaves nobody out"),
+        (taught(gate="none", leave_out=0.1), r"distill.leave_out = 0\.1: distill.gate = 'none' leaves nobody out"),
+        (taught(leave_out=0.1, threshold=3.0), r"leave_out = 0\.1 sets the threshold, and distill.threshold = 3\.0"),
+        (taught(leave_out=1.0), r"distill.leave_out = 1\.0: must be between 0 and 0\.99"),
+        (
+            taught(gate="per-dimension"),
+            "'per-dimension' acts on the prediction term, and distill.prediction_weight = 0",
+        ),
+        (
+            taught(prediction_distance="ccc") | {"loss": {"scope": "micro-batch"}},
+            "'ccc' is taken over the global batch, .* Set loss.scope = .global.",
+        ),
     ],
 )
 def test_mistake_is_refused_with_key_value_and_rule(sections, words):
@@ -138,6 +156,13 @@ def test_set_of_another_form_is_refused(tmp_path, override):
     path.write_text(run_to_toml(parse_run(tree(optim={"name": "sgd"}))))
     with pytest.raises(ConfigError, match="--set"):
         read_run(path, [override])
+
+
+def test_run_with_a_share_to_leave_out_comes_back_from_its_resolved_form():
+    run = parse_run(tree(**taught(leave_out=0.1, threshold=2)))
+    assert run.distill is not None
+    assert run.distill.leave_out == 0.1
+    assert parse_run(tomllib.loads(run_to_toml(run))) == run
 
 
 def test_passes_by_hand():

@@ -1,5 +1,7 @@
 import math
+from functools import reduce
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,8 +11,13 @@ from ccts_dist.losses.condition import (
     fit_condition,
     gate_any_dimension,
     gate_none,
+    gate_per_dimension,
+    gate_soft,
     kept_rows,
+    prediction_shares,
     residuals,
+    row_shares,
+    widest_residual,
 )
 from ccts_dist.records import Condition
 
@@ -101,6 +108,29 @@ def test_missing_label_passes_the_gate_but_not_for_other_dimensions():
     assert gate_any_dimension(residual, (0.1, 0.1), 2.0).tolist() == [True, False, True]
 
 
+def test_gate_per_dimension_judges_each_dimension_by_itself_and_a_missing_label_passes():
+    residual = torch.tensor([[0.19, 0.3], [0.21, 0.5], [NAN, -0.41]])
+    assert gate_per_dimension(residual, (0.1, 0.2), 2.0).tolist() == [[True, True], [False, False], [True, False]]
+
+
+def test_widest_residual_is_in_deviations_and_knows_no_missing_labels():
+    residual = torch.tensor([[0.1, -0.6], [0.3, NAN], [NAN, NAN], [0.0, 0.0]], dtype=torch.float64)
+    assert widest_residual(residual, (0.1, 0.2)).tolist() == pytest.approx([3, 3, 0, 0])
+
+
+def test_deviation_of_zero_makes_any_residual_infinitely_wide_and_none_of_zero():
+    residual = torch.tensor([[0.0], [1e-9], [NAN]])
+    assert widest_residual(residual, (0.0,)).tolist() == [0, math.inf, 0]
+    assert gate_soft(residual, (0.0,)).tolist() == [1, 0, 1]
+
+
+def test_soft_gate_gives_the_shares_worked_by_hand():
+    # Widest residuals of 3, 1, 0 deviations; a missing label counts as 0.
+    residual = torch.tensor([[0.1, -0.6], [-0.1, 0.1], [NAN, 0.0]], dtype=torch.float64)
+    expected = [math.exp(-4.5), math.exp(-0.5), 1]
+    assert gate_soft(residual, (0.1, 0.2)).tolist() == pytest.approx(expected, abs=1e-12)
+
+
 def test_gate_none_keeps_all():
     assert gate_none(torch.tensor([[9.0], [NAN]])).tolist() == [True, True]
 
@@ -117,8 +147,28 @@ def test_rows_of_weight_zero_are_never_kept():
     assert kept_rows("any-dimension", 1.0, condition, PREDICTION, LABEL, weight).tolist() == [False, False, False]
 
 
+def test_soft_and_per_dimension_keep_nothing_of_rows_of_weight_zero_and_all_of_rows_without_labels():
+    weight, label = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([[0.2], [0.3], [NAN]], dtype=torch.float64)
+    soft = kept_rows("soft", 2.0, one_dimension(deviation=0.05), PREDICTION, label, weight)
+    assert soft.tolist() == pytest.approx([math.exp(-0.5), 0, 1])
+    each = kept_rows("per-dimension", 0.5, one_dimension(deviation=0.05), PREDICTION, label, weight)
+    assert each.tolist() == [[False], [False], [True]]
+
+
+def test_shares_of_rows_and_of_predictions_in_every_form_of_kept():
+    weight = torch.tensor([1.0, 0.0, 1.0])
+    hard, soft = torch.tensor([True, True, False]), torch.tensor([0.5, 0.5, 0.25], dtype=torch.float64)
+    each = torch.tensor([[True, False], [True, True], [False, False]])
+    assert row_shares(hard, weight).tolist() == [1, 0, 0]
+    assert row_shares(soft, weight).tolist() == [0.5, 0, 0.25]
+    assert row_shares(each, weight).tolist() == [1, 0, 1], "the embedding term takes every row that counts"
+    assert prediction_shares(hard, weight, 2).tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert prediction_shares(soft, weight, 2).tolist() == [[0.5, 0.5], [0, 0], [0.25, 0.25]]
+    assert prediction_shares(each, weight, 2).tolist() == [[1, 0], [0, 0], [0, 0]]
+
+
 def test_unknown_gate_is_refused():
-    with pytest.raises(ConfigError, match=r"distill.gate='all' is not a gate. Use one of: none, any-dimension"):
+    with pytest.raises(ConfigError, match=r"distill.gate='all' is not a gate. Use one of: none, any-dimension, per-d"):
         kept_rows("all", 2.0, one_dimension(), PREDICTION, LABEL, torch.ones(3))
 
 
@@ -130,3 +180,37 @@ def test_independent_gaussian_residuals_lose_thirteen_in_a_hundred():
     condition = fit_condition(condition_sums(prediction, label), ("activation", "valence", "dominance"), ("Train",))
     kept = kept_rows("any-dimension", 2.0, condition, prediction, label, torch.ones(100_000))
     assert 1 - kept.double().mean().item() == pytest.approx(0.130, abs=0.005)
+
+
+def left_out_by_least_squares(prediction: np.ndarray, label: np.ndarray, threshold: float) -> np.ndarray:
+    """Where a residual is beyond the threshold: by numpy's own least squares, in float64, per dimension."""
+    beyond = np.zeros(label.shape, bool)
+    for j in range(label.shape[1]):
+        there = ~np.isnan(label[:, j])
+        p, y = prediction[there, j].astype(np.float64), label[there, j]
+        design = np.stack([p, np.ones_like(p)], axis=1)
+        residual = design @ np.linalg.lstsq(design, y, rcond=None)[0] - y
+        beyond[there, j] = np.abs(residual) > threshold * np.sqrt(np.mean(residual**2))
+    return beyond
+
+
+@pytest.mark.parametrize("threshold", [1.0, 2.0])
+@pytest.mark.parametrize("draw", range(5))
+def test_gates_leave_out_exactly_what_an_independent_least_squares_reference_leaves_out(draw: int, threshold: float):
+    generator = np.random.default_rng(draw)
+    prediction = generator.random((2_500, 3)).astype(np.float32)
+    noise = generator.laplace(scale=[0.05, 0.1, 0.2], size=prediction.shape)
+    label = np.clip(0.6 * prediction + 0.2 + noise, 0, 1)
+    label[generator.random(label.shape) < 0.1] = NAN
+    label[generator.random(len(label)) < 0.02] = NAN
+    beyond = left_out_by_least_squares(prediction, label, threshold)
+    p, y = torch.from_numpy(prediction), torch.from_numpy(label)
+    parts = [condition_sums(p[rows], y[rows]) for rows in (slice(0, 7), slice(7, 1_900), slice(1_900, None))]
+    condition = fit_condition(reduce(torch.add, parts), ("a", "b", "c"), ("Train",))
+    for labels in (y, y.float()):  # as the index has them, and as a batch has them
+        kept = kept_rows("any-dimension", threshold, condition, p, labels, torch.ones(len(y)))
+        np.testing.assert_array_equal(np.flatnonzero(~kept.numpy()), np.flatnonzero(beyond.any(1)))
+        each = kept_rows("per-dimension", threshold, condition, p, labels, torch.ones(len(y)))
+        np.testing.assert_array_equal(~each.numpy(), beyond)
+    assert 0.05 < beyond.any(1).mean() < 0.7
+    assert np.isnan(label).all(1).sum() > 10, "utterances without any label are among them, and are kept"

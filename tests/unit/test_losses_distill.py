@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ccts_dist.losses.distill import embedding_distance, prediction_distance, standardise
+from ccts_dist.losses.distill import embedding_distance, prediction_distance, squared_differences, standardise
 
 
 def test_squared_distance_is_the_mean_over_the_embedding():
@@ -17,6 +17,30 @@ def test_norm_is_the_euclidean_distance():
     assert embedding_distance(student, torch.tensor([[4.0, 6.0]]), distance="norm").tolist() == [5.0]
 
 
+def test_cosine_distance_is_one_minus_the_cosine_whatever_the_lengths():
+    student = torch.tensor([[3.0, 4.0], [30.0, 40.0], [1.0, 0.0], [1.0, 0.0]])
+    teacher = torch.tensor([[4.0, 3.0], [0.4, 0.3], [0.0, 2.0], [-3.0, 0.0]])
+    # cos = 24/25, the same for longer and shorter vectors, then 0 and -1.
+    expected = [1 / 25, 1 / 25, 1, 2]
+    assert embedding_distance(student, teacher, distance="cosine").tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_vector_without_length_has_cosine_distance_one_and_no_gradient():
+    student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    teacher = torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 2.0]])
+    distance = embedding_distance(student, teacher, distance="cosine")
+    assert distance.tolist() == [1, 1, 0]
+    distance.sum().backward()
+    assert student.grad is not None
+    assert student.grad.tolist() == [[0, 0], [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_cosine_distance_of_what_is_not_finite_is_no_number(value: float):
+    student = torch.tensor([[value, 1.0]])
+    assert embedding_distance(student, torch.ones(1, 2), distance="cosine").isnan().all()
+
+
 def test_gradient_of_the_norm_is_zero_where_student_and_teacher_agree():
     student = torch.tensor([[1.0, 2.0], [1.0, 2.0]], requires_grad=True)
     embedding_distance(student, torch.tensor([[1.0, 2.0], [4.0, 6.0]]), distance="norm").sum().backward()
@@ -24,7 +48,7 @@ def test_gradient_of_the_norm_is_zero_where_student_and_teacher_agree():
     torch.testing.assert_close(student.grad, torch.tensor([[0.0, 0.0], [-0.6, -0.8]]))
 
 
-@pytest.mark.parametrize("distance", ["squared", "norm"])
+@pytest.mark.parametrize("distance", ["squared", "norm", "cosine"])
 def test_distance_passes_gradcheck_and_gives_the_teacher_no_gradient(distance):
     student = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
     teacher = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
@@ -50,6 +74,16 @@ def test_distance_of_no_rows_is_empty_and_still_reaches_the_student():
 def test_prediction_distance_is_the_mean_square_over_the_targets():
     student = torch.tensor([[0.5, 0.0, 1.0]])
     assert prediction_distance(student, torch.tensor([[0.0, 0.0, 0.5]])).item() == pytest.approx(0.5 / 3)
+
+
+def test_squared_differences_are_zero_where_they_are_not_chosen_whatever_stands_there():
+    student = torch.tensor([[0.5, math.inf], [math.nan, 1.0]], requires_grad=True)
+    chosen = torch.tensor([[True, False], [False, True]])
+    squares = squared_differences(student, torch.tensor([[0.0, 0.0], [0.0, 3.0]]), chosen)
+    assert squares.tolist() == [[0.25, 0], [0, 4]]
+    squares.sum().backward()
+    assert student.grad is not None
+    assert student.grad.tolist() == [[1, 0], [0, -4]]
 
 
 def test_standardise_gives_mean_zero_and_deviation_one():

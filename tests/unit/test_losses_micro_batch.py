@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from ccts_dist.losses.ccc import concordance
-from ccts_dist.losses.distill import embedding_distance, prediction_distance
 from ccts_dist.losses.micro_batch import (
     MicroCounts,
     mean_concordance,
@@ -21,6 +21,7 @@ from ccts_dist.losses.micro_batch import (
 )
 from ccts_dist.losses.total import DistillParts, DistillTerms, with_distillation
 from ccts_dist.records import Condition, TeacherBatch
+from tests.distillation import direct_distillation, every_way
 
 NAN = math.nan
 ALPHA = (0.5, 0.2, 0.3)
@@ -93,7 +94,7 @@ def by_surrogates(cuts: Sequence[slice], distill: DistillTerms | None) -> tuple[
     kept = data.kept(distill)
     own = [None if kept is None else kept[rows] for rows in cuts]
     packed = [micro_counts(data.label[rows], data.weight[rows], k) for rows, k in zip(cuts, own, strict=True)]
-    counts = unpack_counts(torch.stack([pack_counts(one) for one in packed]).sum(0))
+    counts = unpack_counts(torch.stack([pack_counts(one) for one in packed]).sum(0), distill)
     summed, shares = torch.zeros(3, dtype=torch.float64), []
     for rows, k in zip(cuts, own, strict=True):
         embedding, prediction = data.student(rows)
@@ -126,13 +127,9 @@ def by_autograd(cuts: Sequence[slice], distill: DistillTerms | None) -> tuple[fl
                 values.append(1 - concordance(data.student(rows)[1][counts], label)[dimension])
         if values:
             loss = loss + ALPHA[dimension] * torch.stack(values).mean()
-    kept = data.kept(distill)
-    if distill is not None and kept is not None:
-        assert 0 < kept.sum() < ROWS
+    if distill is not None:
         embedding, prediction = data.student(slice(None))
-        distances = embedding_distance(embedding, data.teacher.embedding, distance=distill.distance)
-        loss = loss + distill.embedding_weight * distances[kept].mean()
-        loss = loss + distill.prediction_weight * prediction_distance(prediction, data.teacher.prediction)[kept].mean()
+        loss = loss + direct_distillation(embedding, prediction, data.teacher, data.label, data.weight, distill, ALPHA)
     loss.backward()
     return loss.item(), data.gradients()
 
@@ -145,7 +142,13 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize("distill", [None, DISTILL], ids=["ccc", "distilled"])
+EVERY_WAY = {
+    "ccc alone": None,
+    **{name: way for name, way in every_way(DISTILL).items() if way.prediction_distance == "squared"},
+}
+
+
+@pytest.mark.parametrize("distill", EVERY_WAY.values(), ids=EVERY_WAY)
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
 def test_surrogates_have_loss_and_gradient_of_the_definition(cuts, distill):
     loss, gradients = by_surrogates(cuts, distill)
@@ -153,6 +156,17 @@ def test_surrogates_have_loss_and_gradient_of_the_definition(cuts, distill):
     assert loss == pytest.approx(expected_loss, abs=1e-10)
     for got, want in zip(gradients, expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-10, rtol=0)
+
+
+def test_gate_of_the_example_lets_some_rows_through_and_not_others():
+    kept = Data().kept(DISTILL)
+    assert kept is not None
+    assert 0 < kept.sum() < ROWS
+
+
+def test_ccc_with_the_teacher_is_not_for_micro_batches():
+    with pytest.raises(AssertionError, match="the run file's reader refuses it"):
+        by_surrogates(CUTS["halves"], replace(DISTILL, prediction_distance="ccc"))
 
 
 def test_it_is_another_loss_with_another_cut():
@@ -165,6 +179,11 @@ def test_counts_survive_packing():
         num_kept=torch.tensor(4.0, dtype=torch.float64),
         num_rows=torch.tensor(5.0, dtype=torch.float64),
     )
+    each = replace(counts, kept_in=torch.tensor([2.0, 6.0, 7.0], dtype=torch.float64))
+    again = unpack_counts(pack_counts(each), replace(DISTILL, gate="per-dimension"))
+    assert again.kept_in is not None
+    assert again.kept_in.tolist() == [2, 6, 7]
     again = unpack_counts(pack_counts(counts))
+    assert again.kept_in is None
     assert again.num_scored.tolist() == [3, 1, 0]
     assert (again.num_kept.item(), again.num_rows.item()) == (4, 5)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ccts_dist.losses.ccc import concordance
-from ccts_dist.losses.distill import embedding_distance, prediction_distance
+from ccts_dist.losses.condition import GATES
 from ccts_dist.losses.total import (
     BatchSums,
     DistillParts,
@@ -18,6 +18,7 @@ from ccts_dist.losses.total import (
     unpack_sums,
 )
 from ccts_dist.records import Condition, TeacherBatch
+from tests.distillation import direct_distillation, every_way
 
 NAN = math.nan
 ALPHA = (0.5, 0.2, 0.3)
@@ -70,13 +71,15 @@ class Data:
     def in_parts(self, parts: list[slice], distill: DistillTerms | None) -> tuple[float, list[Tensor]]:
         """Loss and gradients by surrogates over the parts."""
         kept = None if distill is None else self.kept(distill)
-        packed = torch.zeros(20, dtype=torch.float64)
+        packed = []
         for rows in parts:
             _, prediction = self.student(rows)
-            packed += pack_sums(
-                batch_sums(prediction, self.label[rows], self.weight[rows], None if kept is None else kept[rows])
+            own = None if kept is None else kept[rows]
+            part = batch_sums(
+                prediction, self.label[rows], self.weight[rows], own, teacher=self.teacher_of(rows), distill=distill
             )
-        sums = unpack_sums(packed)
+            packed.append(pack_sums(part))
+        sums = unpack_sums(torch.stack(packed).sum(0), distill)
         shares = []
         for rows in parts:
             embedding, prediction = self.student(rows)
@@ -105,16 +108,17 @@ class Data:
         rows = self.weight > 0
         loss = (torch.tensor(ALPHA, dtype=torch.float64) * (1 - concordance(prediction[rows], self.label[rows]))).sum()
         if distill is not None:
-            kept = self.kept(distill)
-            distances = embedding_distance(embedding, self.teacher.embedding, distance=distill.distance)
-            loss = loss + distill.embedding_weight * distances[kept].mean()
-            distances = prediction_distance(prediction, self.teacher.prediction)
-            loss = loss + distill.prediction_weight * distances[kept].mean()
+            loss = loss + direct_distillation(
+                embedding, prediction, self.teacher, self.label, self.weight, distill, ALPHA
+            )
         loss.backward()
         return loss.item(), self.gradients()
 
 
-@pytest.mark.parametrize("distill", [None, DISTILL, replace(DISTILL, distance="norm"), replace(DISTILL, gate="none")])
+EVERY_WAY = {"ccc alone": None, **every_way(DISTILL)}
+
+
+@pytest.mark.parametrize("distill", EVERY_WAY.values(), ids=EVERY_WAY)
 @pytest.mark.parametrize(
     "parts",
     [[slice(None)], [slice(0, 5), slice(5, 12)], [slice(0, 1), slice(1, 2), slice(2, 12)], [slice(0, 0), slice(0, 12)]],
@@ -126,6 +130,68 @@ def test_surrogates_of_any_parts_have_loss_and_gradient_of_the_whole(parts: list
     assert loss == pytest.approx(expected_loss, abs=1e-10)
     for got, want in zip(gradients, expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-10, rtol=0)
+
+
+def test_every_way_to_distil_has_a_loss_of_its_own():
+    losses = [Data().directly(distill)[0] for distill in EVERY_WAY.values()]
+    assert len(losses) == 25
+    assert len({round(loss, 9) for loss in losses}) == 25
+
+
+def test_soft_shares_weigh_the_distances_by_hand():
+    # Two rows at squared distances 1 and 4, and squared prediction differences .25 and 1, with shares 1 and 1/4.
+    student = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    teacher = TeacherBatch(embedding=torch.zeros(2, 1), prediction=torch.zeros(2, 1))
+    kept = torch.tensor([1.0, 0.25], dtype=torch.float64)
+    sums = batch_sums(student / 2, torch.full((2, 1), NAN), torch.ones(2), kept)
+    assert sums.num_kept == 1.25
+    _, share = surrogate(
+        student / 2, student, torch.full((2, 1), NAN), torch.ones(2), sums, (1.0,),
+        teacher=teacher, kept=kept, distill=replace(DISTILL, gate="soft"),
+    )  # fmt: skip
+    assert share.embedding.item() == pytest.approx((1 + 4 / 4) / 1.25)
+    assert share.prediction.item() == pytest.approx((0.25 + 1 / 4) / 1.25)
+
+
+def test_gate_per_dimension_has_a_mean_for_each_dimension_by_hand():
+    # Squared prediction differences (1, 4) and (9, 16); kept are 1, 9 of the first and none of the second.
+    prediction = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    teacher = TeacherBatch(embedding=torch.zeros(2, 1), prediction=torch.zeros(2, 2))
+    kept = torch.tensor([[True, False], [True, False]])
+    embedding, label = torch.tensor([[1.0], [3.0]], dtype=torch.float64), torch.full((2, 2), NAN)
+    sums = batch_sums(prediction, label, torch.ones(2), kept)
+    assert sums.kept_in is not None
+    assert sums.kept_in.tolist() == [2, 0]
+    _, share = surrogate(
+        prediction, embedding, label, torch.ones(2), sums, (1.0, 1.0),
+        teacher=teacher, kept=kept, distill=replace(DISTILL, gate="per-dimension"),
+    )  # fmt: skip
+    assert share.prediction.item() == pytest.approx(((1 + 9) / 2 + 0) / 2)
+    assert share.embedding.item() == pytest.approx((1 + 9) / 2), "the embedding term takes every row"
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("predictions", ["squared", "ccc"])
+def test_utterance_without_labels_is_distilled_wholly_and_not_scored(gate: str, predictions):
+    data = Data()
+    data.label[[4, 5]] = NAN  # two, so that they have a CCC with the teacher
+    distill = replace(DISTILL, gate=gate, prediction_distance=predictions)
+    kept = data.kept(distill)
+    assert (kept[[4, 5]] == 1).all()
+    for terms, label in ((None, data.label), (distill, torch.full_like(data.label, NAN))):
+        embedding, prediction = (tensor.detach().requires_grad_() for tensor in data.student(slice(None)))
+        sums = batch_sums(prediction, label, data.weight, kept, teacher=data.teacher, distill=terms)
+        surrogate(
+            prediction, embedding, label, data.weight, sums, ALPHA, teacher=data.teacher, kept=kept, distill=terms
+        )[0].backward()
+        assert prediction.grad is not None
+        if terms is None:
+            assert (prediction.grad[[4, 5]] == 0).all(), "not scored"
+            assert prediction.grad.abs().sum() > 0
+        else:
+            assert embedding.grad is not None
+            assert (prediction.grad[[4, 5]] != 0).all()
+            assert (embedding.grad[[4, 5]] != 0).all()
 
 
 def test_gate_of_the_example_lets_some_rows_through_and_not_others():
@@ -154,13 +220,19 @@ def test_row_without_labels_counts_in_the_distillation_only():
     assert share.embedding.item() == pytest.approx((embedding[4] - data.teacher.embedding[4]).square().mean().item())
 
 
-@pytest.mark.parametrize("distill", [None, DISTILL])
+@pytest.mark.parametrize(
+    "distill",
+    [None, DISTILL, replace(DISTILL, distance="cosine"), replace(DISTILL, prediction_distance="ccc")],
+    ids=["ccc alone", "squared", "cosine", "ccc"],
+)
 def test_part_without_kept_rows_or_labels_still_reaches_every_parameter(distill: DistillTerms | None):
     data = Data()
     rows = slice(4, 5)
     embedding, prediction = data.student(rows)
     none = torch.zeros(1, dtype=torch.bool)
-    sums = batch_sums(prediction, data.label[rows], data.weight[rows], none)
+    sums = batch_sums(
+        prediction, data.label[rows], data.weight[rows], none, teacher=data.teacher_of(rows), distill=distill
+    )
     value, share = surrogate(
         prediction, embedding, data.label[rows], data.weight[rows], sums, ALPHA,
         teacher=data.teacher_of(rows), kept=none, distill=distill,
@@ -221,6 +293,23 @@ def test_sums_survive_packing():
     again = unpack_sums(packed)
     assert torch.equal(again.concordance, sums.concordance)
     assert (again.num_kept.item(), again.num_rows.item()) == (4, 5)
+
+
+def test_sums_of_a_gate_per_dimension_and_of_a_ccc_with_the_teacher_survive_packing():
+    data, distill = Data(), replace(DISTILL, gate="per-dimension", prediction_distance="ccc")
+    _, prediction = data.student(slice(None))
+    sums = batch_sums(prediction, data.label, data.weight, data.kept(distill), teacher=data.teacher, distill=distill)
+    assert sums.kept_in is not None
+    assert sums.agreement is not None
+    packed = pack_sums(sums)
+    assert packed.shape == (20 + 3 + 21,)
+    again = unpack_sums(packed, distill)
+    assert again.kept_in is not None
+    assert again.agreement is not None
+    assert torch.equal(again.kept_in, sums.kept_in)
+    assert torch.equal(again.agreement, sums.agreement)
+    assert torch.equal(again.concordance, sums.concordance)
+    assert (again.num_kept, again.num_rows) == (sums.num_kept, sums.num_rows)
 
 
 def test_surrogate_of_a_float32_student_is_float32():

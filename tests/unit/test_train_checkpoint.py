@@ -263,6 +263,23 @@ def test_resuming_on_another_number_of_ranks_is_said(tmp_path):
     assert heard == ["changed since step-00000001: number of ranks: 1 -> 3"]
 
 
+def test_checkpoint_of_a_version_with_fewer_settings_is_resumed_as_long_as_they_are_at_their_defaults(tmp_path):
+    sections = {"data": {"shards": "s", "teacher": "c"}, "distill": {}}
+    run = run_in(tmp_path, **sections)
+    path = save(tmp_path, 1, run=run)
+    manifest = json.loads((path / "manifest.json").read_text())
+    for key in ("leave_out", "prediction_distance"):
+        del manifest["run"]["distill"][key]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    heard: list[str] = []
+    with RunFolder(run, ALONE, resume=True) as folder:
+        assert folder.find_resume_point("auto", run, "plan", heard.append) == path
+        assert heard == []
+        other = run_in(tmp_path, **sections | {"distill": {"leave_out": 0.1}})
+        with pytest.raises(ConfigError, match=r"distill.leave_out = 0\.1: was 0\.0 when step-00000001 was written"):
+            folder.find_resume_point("auto", other, "plan", heard.append)
+
+
 def test_resuming_from_a_folder_that_is_not_there_is_the_users_mistake(tmp_path):
     run = run_in(tmp_path)
     with RunFolder(run, ALONE, resume=True) as folder, pytest.raises(ConfigError, match="no such folder"):

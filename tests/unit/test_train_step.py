@@ -1,6 +1,7 @@
 """One step by plain torch: any cut into passes gives the gradient of the loss of the whole batch."""
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor, nn
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.losses.ccc import concordance
+from ccts_dist.losses.condition import GATES
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.records import DIMENSIONS, Batch, Condition, StepBatches, TeacherBatch
 from ccts_dist.train.engine import Update
-from ccts_dist.train.step import Objective, train_step
+from ccts_dist.train.step import Objective, StepResult, train_step
+from tests.distillation import direct_distillation, every_way
 
 CONDITION = Condition(
     targets=DIMENSIONS, w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), deviation=(0.2, 0.2, 0.2), num_rows=(9, 9, 9),
@@ -92,6 +95,10 @@ def step_of(batch: Batch, cuts: list[int]) -> StepBatches:
     )
 
 
+DISTILL = DistillTerms(condition=CONDITION, embedding_weight=3.0, prediction_weight=2.0)
+EVERY_WAY = {"ccc alone": None, **every_way(DISTILL)}
+
+
 def direct_loss(engine: PlainEngine, batch: Batch, distil: DistillTerms | None) -> Tensor:
     """The objective by autograd over the whole batch, written down a second time."""
     output = engine.forward(batch)
@@ -100,19 +107,14 @@ def direct_loss(engine: PlainEngine, batch: Batch, distil: DistillTerms | None) 
     if distil is None:
         return loss
     assert batch.teacher is not None
-    residual = batch.teacher.prediction.double() - batch.labels.double()
-    kept = counts & ~(residual.abs() > distil.threshold * 0.2).any(1)
-    assert 0 < kept.sum() < counts.sum()
-    difference = output.embedding[kept] - batch.teacher.embedding[kept]
-    loss = loss + distil.embedding_weight * difference.square().mean(1).mean()
-    difference = output.prediction[kept] - batch.teacher.prediction[kept]
-    return loss + distil.prediction_weight * difference.square().mean(1).mean()
+    return loss + direct_distillation(
+        output.embedding, output.prediction, batch.teacher, batch.labels, batch.weight, distil, WEIGHTS
+    )
 
 
 @pytest.mark.parametrize("cuts", [[], [6], [1, 5], [3, 6, 9]])
-@pytest.mark.parametrize("distilled", [False, True])
-def test_any_cut_into_passes_gives_the_whole_batchs_gradient_and_loss(cuts, distilled):
-    distil = DistillTerms(condition=CONDITION, embedding_weight=3.0, prediction_weight=2.0) if distilled else None
+@pytest.mark.parametrize("distil", EVERY_WAY.values(), ids=EVERY_WAY)
+def test_any_cut_into_passes_gives_the_whole_batchs_gradient_and_loss(cuts, distil):
     batch = whole_batch()
     engine = PlainEngine()
     result = train_step(engine, step_of(batch, cuts), Objective(target_weights=WEIGHTS, distill=distil), seed=0)
@@ -123,6 +125,38 @@ def test_any_cut_into_passes_gives_the_whole_batchs_gradient_and_loss(cuts, dist
     assert torch.allclose(engine.gradient(), reference.gradient(), rtol=1e-6, atol=1e-9)
     assert result.num_rows == 11
     assert engine.num_steps == len(cuts) + 1
+
+
+def kept_by(gate: str, cuts: list[int], scope: Literal["global", "micro-batch"] = "global") -> StepResult:
+    objective = Objective(target_weights=WEIGHTS, distill=replace(DISTILL, gate=gate), scope=scope)
+    return train_step(PlainEngine(), step_of(whole_batch(), cuts), objective, seed=0)
+
+
+@pytest.mark.parametrize("scope", ["global", "micro-batch"])
+@pytest.mark.parametrize("cuts", [[], [3, 6, 9]])
+def test_step_tells_what_was_kept_by_each_gate(cuts: list[int], scope):
+    batch = whole_batch()
+    assert batch.teacher is not None
+    counts = batch.weight > 0
+    residual = torch.nan_to_num(batch.teacher.prediction - batch.labels, nan=0.0)[counts].double().abs()
+    within = residual <= 0.4
+    assert 0 < within.all(1).sum() < within.sum() / 3 < 11, "the gates differ"
+    assert kept_by("none", cuts, scope).num_kept == 11
+    assert kept_by("any-dimension", cuts, scope).num_kept == within.all(1).sum()
+    assert kept_by("any-dimension", cuts, scope).kept_in == ()
+    each = kept_by("per-dimension", cuts, scope)
+    assert each.kept_in == tuple(within.sum(0).tolist())
+    assert each.num_kept == pytest.approx(within.sum().item() / 3)
+    soft = torch.exp(-(residual.max(1).values ** 2) / (2 * 0.2**2)).sum()
+    assert kept_by("soft", cuts, scope).num_kept == pytest.approx(soft.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_distillation_terms_are_the_global_batchs_where_the_ccc_is_a_micro_batchs(gate: str):
+    whole = kept_by(gate, [])
+    cut = kept_by(gate, [5, 6], "micro-batch")
+    assert cut.embedding_loss == pytest.approx(whole.embedding_loss, rel=1e-9)
+    assert cut.prediction_loss == pytest.approx(whole.prediction_loss, rel=1e-9)
 
 
 def test_second_round_of_passes_repeats_the_random_state_of_the_first():

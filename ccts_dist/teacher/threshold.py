@@ -1,0 +1,104 @@
+"""The threshold of a gate, given the share of the training utterances that it is to leave out."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt32
+
+from ccts_dist.distributed import Ranks, sum_over_ranks, together
+from ccts_dist.errors import FetchError, ShardError, TeacherError
+from ccts_dist.losses.condition import residuals, widest_residual
+from ccts_dist.shards.index import ShardRows
+from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.teacher_cache import TeacherCache
+
+_ABOVE = 1 + 1e-6
+"""Beyond the last residual that is kept where there is no next one: more than float32 loses of it."""
+
+
+def threshold_leaving_out(
+    share: float,
+    cache: TeacherCache,
+    shard_set: ShardSet,
+    splits: Sequence[str],
+    *,
+    ranks: Ranks,
+    skip_damaged: bool = False,
+) -> float:
+    """The threshold, in deviations, beyond which ``share`` of the labelled utterances have their widest residual.
+
+    Every rank must call it; each reads its part of the shards, and keeps 4 bytes per utterance. The result is the same
+    on every rank, and for any number of them. Of N utterances floor(share * N) are left out, or fewer if several have
+    the very residual at which the cut falls. Utterances without a label pass every gate, and do not count here.
+
+    Args:
+        share: 0..1, below 1.
+        cache: the teacher's, with the condition.
+        shard_set: whose labels are compared.
+        splits: the training splits.
+        ranks: this process's among those of its process group.
+        skip_damaged: leave out of account an utterance whose cached output is damaged, instead of raising.
+
+    Raises:
+        TeacherError: an output is missing or damaged, or no utterance has a label; on all ranks alike.
+        ShardError: a shard's index cannot be read, or a store does not answer; likewise.
+    """
+    shards = shard_set.shards_of(splits)[ranks.rank :: ranks.num_ranks]
+
+    def read() -> Float32[np.ndarray, " rows"]:
+        own = [_widest(cache, shard_set.rows(shard.name), skip_damaged) for shard in shards]
+        return np.concatenate([np.zeros(0, np.float32), *own])
+
+    return _cut(together(read), share, f"{cache.root}: no utterance of {', '.join(splits)}")
+
+
+def _widest(cache: TeacherCache, rows: ShardRows, skip_damaged: bool) -> Float32[np.ndarray, " rows"]:
+    """max_j |r_j| / s_j of one shard's labelled utterances."""
+    label = np.stack([rows.labels[target] for target in cache.targets], axis=1)
+    prediction = np.full(label.shape, np.nan, np.float32)
+    for row in np.flatnonzero(~np.isnan(label).all(1)):
+        try:
+            prediction[row] = cache.read(rows.shard, int(row), rows.keys[int(row)]).prediction
+        except (ShardError, TeacherError) as error:
+            if not skip_damaged or isinstance(error, FetchError):
+                raise
+    residual = residuals(cache.condition, torch.from_numpy(prediction), torch.from_numpy(label))
+    judged = ~torch.isnan(residual).all(1)
+    return widest_residual(residual[judged], cache.condition.deviation).float().numpy()
+
+
+def _cut(own: Float32[np.ndarray, " rows"], share: float, whose: str) -> float:
+    """Between the last residual of all ranks that is kept and the next one."""
+    num_rows = int(sum_over_ranks(torch.tensor(float(len(own)), dtype=torch.float64)))
+    if num_rows == 0:
+        raise TeacherError(f"{whose} has a label to judge by. Set distill.threshold instead of distill.leave_out.")
+    num_left_out = math.floor(share * num_rows + 1e-9)  # .29 * 100 is a little less than 29
+    last = kth_smallest(own, num_rows - num_left_out)
+    following = kth_smallest(own, num_rows - num_left_out + 1) if num_left_out else last
+    # Halfway, so that rounding in the gate takes no part: these are float32.
+    return (last + (following if last < following < math.inf else last * _ABOVE)) / 2
+
+
+def kth_smallest(own: Float32[np.ndarray, " rows"], k: int) -> float:
+    """The k-th smallest number of all ranks together, counted from 1; exact. Every rank must call it.
+
+    Bits of floats that are not negative are in the order of the floats: one byte after the other is found, by counting
+    those with the same bytes before it. Nothing but counts goes over the network.
+
+    Args:
+        own: this rank's numbers, none of them negative or NaN.
+        k: between 1 and the count of all.
+    """
+    bits: UInt32[np.ndarray, " rows"] = own.view(np.uint32)
+    found = 0
+    for shift in (24, 16, 8, 0):
+        byte = (bits >> np.uint32(shift)) & np.uint32(255)
+        counts = torch.from_numpy(np.bincount(byte, minlength=256).astype(np.float64))
+        up_to = sum_over_ranks(counts).cumsum(0).numpy()
+        at = int(np.searchsorted(up_to, k))
+        k -= int(up_to[at - 1]) if at else 0
+        found = found << 8 | at
+        bits = bits[byte == at]
+    return float(np.uint32(found).view(np.float32))

@@ -1,0 +1,41 @@
+"""What is told about a step, by name."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from ccts_dist.config import parse_run
+from ccts_dist.train.figures import step_figures
+from ccts_dist.train.step import StepResult
+
+RESULT: dict[str, Any] = {
+    "loss": 3.0, "ccc_loss": 1.0, "ccc": (0.1, 0.2, 0.3), "embedding_loss": 0.5, "prediction_loss": 0.25,
+    "num_rows": 10, "num_kept": 4.0, "kept_in": (), "num_damaged": 0, "key_checksum": 7, "update": None, "aside": (),
+}  # fmt: skip
+
+
+def figures(**result: Any) -> dict[str, float]:
+    tree = {
+        "name": "r", "output": "o", "data": {"shards": "s", "teacher": "c"}, "distill": {},
+        "model": {"speech": {"encoder": "e"}},
+    }  # fmt: skip
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "name": "rest"}], lr=0.1)
+    return step_figures(StepResult(**RESULT | result), parse_run(tree), optimizer, 0)
+
+
+def test_kept_share_is_of_the_utterances_that_count():
+    told = figures()
+    assert told["train/kept_share"] == 0.4
+    assert not any(name.startswith("train/kept_share_") for name in told)
+
+
+def test_gate_per_dimension_tells_each_dimensions_share_by_its_name():
+    told = figures(num_kept=6.0, kept_in=(9.0, 3.0, 6.0))
+    assert told["train/kept_share"] == 0.6
+    shares = [told[f"train/kept_share_{target}"] for target in ("activation", "valence", "dominance")]
+    assert shares == pytest.approx([0.9, 0.3, 0.6])
+
+
+def test_soft_gate_tells_the_mean_share():
+    assert figures(num_kept=2.5)["train/kept_share"] == 0.25

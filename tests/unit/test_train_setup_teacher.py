@@ -1,0 +1,115 @@
+"""What set-up makes of a teacher cache: who is distilled, and which caches it refuses."""
+
+import itertools
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccts_dist.config import read_run
+from ccts_dist.distributed import Ranks
+from ccts_dist.errors import TeacherError, run_main
+from ccts_dist.records import Condition
+from ccts_dist.shards import ShardSet
+from ccts_dist.shards.teacher_cache import write_cache_manifest
+from ccts_dist.train.setup import check_session, open_session
+from launch import train as command
+from tests.shard_examples import CONDITION, EMBEDDING_SIZE, example_facts, example_shard_set, write_example_shards
+from tests.small_runs import SPEECH, write_run
+
+NUM_TRAIN = 18
+
+
+@pytest.fixture(scope="module")
+def shard_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return example_shard_set(tmp_path_factory.mktemp("set"), count=24)
+
+
+def plant(root: Path, shard_set: ShardSet, condition: Condition) -> Path:
+    """A whole cache with this condition."""
+    write_example_shards(root, shard_set)
+    splits = list(shard_set.manifest.splits)
+    write_cache_manifest(root, shard_set, example_facts(), splits=splits, condition=condition, sums={})
+    return root
+
+
+def write(folder: Path, shard_set: ShardSet, cache: Path, **distill: Any) -> Path:
+    """A run file of a student that learns from this cache."""
+    data: Mapping[str, Any] = {
+        "train_splits": ["Train"], "valid_splits": ["Development"], "test_splits": [], "teacher": str(cache)
+    }  # fmt: skip
+    return write_run(
+        folder / "run.toml", Path(shard_set.root), folder / "run", data=data,
+        model={"embedding": EMBEDDING_SIZE, "speech": SPEECH}, batch={"global_utterances": 6}, distill=distill,
+    )  # fmt: skip
+
+
+LEAKS = {
+    "fitted on held-out rows alone": (
+        replace(CONDITION, splits=("Development",)),
+        r"its condition was fitted on 'Development', which is not in data.train_splits = \['Train'\]",
+    ),
+    "fitted on training and held-out rows": (
+        replace(CONDITION, splits=("Train", "Development")),
+        r"its condition was fitted on 'Development', which is not in data.train_splits = \['Train'\]",
+    ),
+    "fitted on more rows than the splits have that it names": (
+        replace(CONDITION, num_rows=(24, 16, 24)),
+        rf"fitted on 24 labels of 'activation', and Train has {NUM_TRAIN} utterances: others are in it",
+    ),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_condition_that_knows_labels_outside_the_training_splits_is_refused(shard_set, tmp_path, capsys, leak: str):
+    condition, words = LEAKS[leak]
+    path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, condition))
+    with pytest.raises(TeacherError, match=words):
+        open_session(read_run(path), Ranks())
+    assert run_main(command.main, ["--config", str(path), "--check"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("error: ") for line in lines) == 1
+
+
+def test_condition_of_some_of_the_training_splits_is_taken(shard_set, tmp_path):
+    path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, replace(CONDITION, num_rows=(18, 15, 18))))
+    with check_session(read_run(path), 1) as session:
+        assert session.teacher is not None
+
+
+def test_every_setting_of_the_run_file_reaches_the_terms(shard_set, tmp_path):
+    cache = plant(tmp_path / "cache", shard_set, CONDITION)
+    settings = {
+        "embedding_weight": 2.0, "distance": "cosine", "prediction_weight": 3.0, "prediction_distance": "ccc",
+        "gate": "per-dimension", "threshold": 1.5,
+    }  # fmt: skip
+    with check_session(read_run(write(tmp_path, shard_set, cache, **settings)), 1) as session:
+        terms = session.objective.distill
+    assert {name: getattr(terms, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 9), (0.1, 1), (0.75, 13)])
+def test_share_to_leave_out_is_left_out_of_an_epoch(shard_set, tmp_path, share: float, expected: int):
+    cache = plant(tmp_path / "cache", shard_set, CONDITION)
+    with check_session(read_run(write(tmp_path, shard_set, cache, leave_out=share)), 2) as session:
+        distill = session.objective.distill
+        assert distill is not None
+        assert f"to leave out {share:.1%}" in session.derived()["threshold"]
+    with closing(open_session(read_run(write(tmp_path, shard_set, cache, leave_out=share)), Ranks())) as session:
+        assert session.objective.distill == distill
+        batches = itertools.chain.from_iterable(step.passes for step in session.loader.epoch(0))
+        kept = [distill.kept(batch.teacher, batch.labels, batch.weight) for batch in batches if batch.teacher]
+    assert sum(len(one) for one in kept) == NUM_TRAIN
+    assert sum(int((~one).sum()) for one in kept) == expected
+
+
+def test_without_a_share_nothing_of_the_cache_is_read_before_training(shard_set, tmp_path, monkeypatch):
+    path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, CONDITION))
+    monkeypatch.setattr("ccts_dist.train.setup.threshold_leaving_out", lambda *_, **__: pytest.fail("was read"))
+    with check_session(read_run(path), 1) as session:
+        assert session.objective.distill is not None
+        assert session.objective.distill.threshold == 2.0
+        assert "threshold" not in session.derived()
