@@ -1,25 +1,31 @@
 """A run as data. ``schema`` says what a run file can hold; ``reader`` turns TOML into it."""
 
+from ccts_dist.config.model_rules import speech_tables
+from ccts_dist.config.model_schema import (
+    FilterbankConfig,
+    ModelConfig,
+    SpeechConfig,
+    TextConfig,
+    layer_number,
+    num_trainable_layers,
+)
 from ccts_dist.config.reader import parse_model, parse_run, read_run, run_to_toml, run_to_tree
 from ccts_dist.config.schema import (
     BatchConfig,
     DataConfig,
     DistillConfig,
     LossConfig,
-    ModelConfig,
     OptimConfig,
     RunConfig,
-    SpeechConfig,
-    TextConfig,
     TrackingConfig,
     TrainConfig,
-    num_trainable_layers,
 )
 
 __all__ = [
     "BatchConfig",
     "DataConfig",
     "DistillConfig",
+    "FilterbankConfig",
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
@@ -28,10 +34,12 @@ __all__ = [
     "TextConfig",
     "TrackingConfig",
     "TrainConfig",
+    "layer_number",
     "num_trainable_layers",
     "parse_model",
     "parse_run",
     "read_run",
     "run_to_toml",
     "run_to_tree",
+    "speech_tables",
 ]
