@@ -62,6 +62,7 @@ _SIZES = (
     "conv_dim",
     "conv_kernel",
     "conv_stride",
+    "squeeze_factor",
 )
 """Settings that torch would partly take as 0, and then build a model that is none."""
 
