@@ -44,7 +44,8 @@ class Filterbank(nn.Module):
         with torch.autocast(device_type=audio.device.type, enabled=False):
             hidden = self._log_mel(widened(audio)).transpose(1, 2)
         for convolution in self.convolutions:
-            hidden = nn.functional.gelu(convolution(hidden.to(convolution.weight.dtype)))
+            weights = next(convolution.parameters())
+            hidden = nn.functional.gelu(convolution(hidden.to(weights.dtype)))
         return hidden.transpose(1, 2)
 
     def num_frames(self, num_samples: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:

@@ -27,11 +27,11 @@ def zero_before_convolutions(encoder: PreTrainedModel) -> ZeroPadding | None:
     """
     inner = cast(nn.Module, encoder.encoder)
     positions = cast(nn.Module, inner.pos_conv_embed)
-    convolutions = [module for module in positions.modules() if isinstance(module, nn.Conv1d)]
+    convolutions: list[nn.Module] = [module for module in positions.modules() if isinstance(module, nn.Conv1d)]
     has_batch_norm = any(isinstance(module, nn.BatchNorm1d) for module in positions.modules())
     if len(convolutions) == 1 and not has_batch_norm:
         convolutions = []
-    convolutions += [module for name, module in inner.named_modules() if name.endswith("conv_module.depthwise_conv")]  # type: ignore[misc]
+    convolutions += [module for name, module in inner.named_modules() if name.endswith("conv_module.depthwise_conv")]
     if not convolutions:
         return None
     hook = ZeroPadding()
