@@ -72,7 +72,8 @@ class EncoderLayers:
         number = layer_number(layers)
         if number is None:
             return ChosenLayers(mixture=LayerMixture(self._num_layers + 1))
-        lowest = 0 if self._layers is not None else 1
+        # An encoder with shared layers would keep them untrained; DeBERTa's fails without any.
+        lowest = 1 if self._layers is None or self._encoder.config.model_type.startswith("deberta") else 0
         if not lowest <= number <= self._num_layers:
             raise ConfigError(
                 f"{self._table}.layers = {layers!r}: the encoder has layers {lowest} to {self._num_layers}. Name one."
@@ -123,12 +124,9 @@ class EncoderLayers:
 
     def _unused(self) -> list[nn.Module]:
         """Parts with weights that no forward pass uses."""
-        inner = getattr(self._encoder, "encoder", None)
         if self._encoder.config.model_type == "wav2vec2-conformer":
-            return [cast(nn.Module, inner).pos_conv_embed]  # type: ignore[list-item]
-        no_layer_left = self._table == "model.text" and self._layers is not None and not len(self._layers)
-        # Without a layer nothing is left of BERT's encoder but what DeBERTa's layers share.
-        return [inner] if no_layer_left and inner is not None else []
+            return [cast(Any, self._encoder.encoder).pos_conv_embed]
+        return []
 
     def _cut(self, layers: nn.ModuleList, number: int) -> None:
         """Take away what is above layer ``number``, the norm at the end of the encoder included."""

@@ -135,7 +135,7 @@ def test_weighted_layers_of_a_text_encoder_start_as_their_plain_mean(tmp_path, f
 @pytest.mark.parametrize("family", TEXT_LAYERED)
 def test_all_that_is_trained_of_a_text_encoder_gets_a_gradient(tmp_path, family, layers):
     save_text_encoder(tmp_path, family)
-    if (family, layers) == ("albert", "layer:0"):
+    if family in ("albert", "deberta-v3") and layers == "layer:0":
         with pytest.raises(ConfigError, match=r"model.text.layers = 'layer:0': the encoder has layers 1 to 2"):
             text_model(tmp_path, layers)
         return
