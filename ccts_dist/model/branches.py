@@ -89,8 +89,14 @@ class SpeechBranch(nn.Module):
         mask = real_positions(self._samples_heard(num_samples, num_frames), audio.shape[1])
         if self._silence is not None:
             self._silence.real = real_positions(num_frames, frames.shape[2])
-        inputs = {"input_values": frames, "attention_mask": mask.long()}
-        return self.pooling(run_encoder(self.encoder, self._chosen, inputs, frozen=self._frozen), num_frames)
+        # The mask is a number for each sample, and must not live on while the GRU runs.
+        hidden = run_encoder(
+            self.encoder,
+            self._chosen,
+            {"input_values": frames, "attention_mask": mask.long()},
+            frozen=self._frozen,
+        )
+        return self.pooling(hidden, num_frames)
 
     def num_frames(self, num_samples: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
         """Frames that lie wholly on each row's real samples, as the encoder itself counts them."""
