@@ -147,7 +147,10 @@ def run_encoder(encoder: nn.Module, chosen: ChosenLayers, inputs: dict[str, Tens
         return output.last_hidden_state
     # What leaves the top layer has not yet passed the encoder's last norm, and what leaves the encoder has.
     states = (*output.hidden_states[:-1], output.last_hidden_state)
-    return states[chosen.number] if chosen.mixture is None else chosen.mixture(states)
+    if chosen.mixture is not None:
+        return chosen.mixture(states)
+    assert chosen.number is not None
+    return states[chosen.number]
 
 
 def hold_still(encoder: nn.Module, *, frozen: bool) -> None:
@@ -171,10 +174,10 @@ def recompute_layers(*parts: nn.Module, padding: ZeroPadding | None = None) -> N
     def recompute(function, *args):  # type: ignore[no-untyped-def]
         if padding is None:
             return checkpoint(function, *args, use_reentrant=False)
-        real = padding.real
+        silence, real = padding, padding.real
 
         def with_its_own_padding(*inputs):  # type: ignore[no-untyped-def]
-            padding.real = real
+            silence.real = real
             return function(*inputs)
 
         return checkpoint(with_its_own_padding, *args, use_reentrant=False)
