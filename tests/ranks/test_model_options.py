@@ -51,7 +51,7 @@ def outputs(tmp_path_factory) -> dict[str, Path]:
         config = write_run(
             place / f"{number}.toml", place / "shards", found[name], model=MODEL,
             batch={"global_utterances": 12, "micro_utterances": 3},
-            optim={"speech_factor": 0.5, "text_factor": 2.0},
+            optim={"learning_rate": 0.1, "speech_factor": 0.5, "text_factor": 2.0},
             train={"max_steps": STEPS, "deepspeed": str(ROOT / "ds_configs" / f"{stage}.json")},
         )  # fmt: skip
         jobs[num_ranks].append(Job(config=config))
@@ -85,4 +85,4 @@ def test_each_group_has_its_own_learning_rate(outputs):
     for output in outputs.values():
         step = read_history(output)[0]
         rates = {key.removeprefix("train/learning_rate_"): step[key] for key in step if "learning_rate" in key}
-        assert rates == pytest.approx({"speech": 0.5e-2, "text": 2e-2, "rest": 1e-2})
+        assert rates == pytest.approx({"speech": 0.05, "text": 0.2, "rest": 0.1})
