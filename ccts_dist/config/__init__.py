@@ -1,21 +1,25 @@
 """A run as data. ``schema`` says what a run file can hold; ``reader`` turns TOML into it."""
 
+from ccts_dist.config.augment import AugmentConfig, SpecAugmentConfig
+from ccts_dist.config.model_rules import speech_tables
+from ccts_dist.config.model_schema import (
+    FilterbankConfig,
+    ModelConfig,
+    SpeechConfig,
+    TextConfig,
+    layer_number,
+    num_trainable_layers,
+)
 from ccts_dist.config.reader import complete_tree, parse_model, parse_run, read_run, run_to_toml, run_to_tree
 from ccts_dist.config.schema import (
-    AugmentConfig,
     BatchConfig,
     DataConfig,
     DistillConfig,
     LossConfig,
-    ModelConfig,
     OptimConfig,
     RunConfig,
-    SpecAugmentConfig,
-    SpeechConfig,
-    TextConfig,
     TrackingConfig,
     TrainConfig,
-    num_trainable_layers,
 )
 
 __all__ = [
@@ -23,6 +27,7 @@ __all__ = [
     "BatchConfig",
     "DataConfig",
     "DistillConfig",
+    "FilterbankConfig",
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
@@ -33,10 +38,12 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "complete_tree",
+    "layer_number",
     "num_trainable_layers",
     "parse_model",
     "parse_run",
     "read_run",
     "run_to_toml",
     "run_to_tree",
+    "speech_tables",
 ]

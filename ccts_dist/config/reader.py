@@ -12,8 +12,11 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 
+from ccts_dist.config.model_rules import check_model
+from ccts_dist.config.model_schema import ModelConfig
+from ccts_dist.config.ranges import Between
 from ccts_dist.config.rules import check_distill, check_input, check_schedule
-from ccts_dist.config.schema import Between, ModelConfig, RunConfig, num_trainable_layers
+from ccts_dist.config.schema import RunConfig
 from ccts_dist.errors import ConfigError
 
 
@@ -45,7 +48,7 @@ def parse_run(tree: Mapping[str, Any], *, source: str = "run") -> RunConfig:
 def parse_model(tree: Mapping[str, Any], *, source: str = "model") -> ModelConfig:
     """The model in a tree of plain values, as ``run_to_tree`` gives it; ``source`` names it in errors."""
     model = _build(ModelConfig, tree, ("model",), source)
-    _check_model(model, source)
+    check_model(model, source)
     return model
 
 
@@ -59,7 +62,7 @@ def run_to_tree(run: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             value = run_to_tree(value)
         elif isinstance(value, tuple):
-            value = list(value)
+            value = [run_to_tree(one) if dataclasses.is_dataclass(one) else one for one in value]
         elif isinstance(value, Mapping):
             value = dict(value)
         tree[f.name] = value
@@ -170,31 +173,9 @@ def _convert(value: Any, hint: Any, path: tuple[str, ...], source: str) -> Any:
     return number
 
 
-def _check_model(model: ModelConfig, source: str) -> None:
-    if model.speech is None and model.text is None:
-        raise ConfigError(f"{source}: model has neither [model.speech] nor [model.text]. Give it one or both.")
-    if not model.targets or len(set(model.targets)) != len(model.targets):
-        named = f"model.targets = {list(model.targets)}"
-        raise ConfigError(f"{source}: {named}: must name each target once. Change the list.")
-    for name, branch in (("speech", model.speech), ("text", model.text)):
-        if branch is None:
-            continue
-        try:
-            num_trainable_layers(branch.trainable)
-        except ValueError:
-            raise ConfigError(
-                f"{source}: model.{name}.trainable = {branch.trainable!r}: must be 'none', 'all' or 'top:N'. Change it."
-            ) from None
-        if (branch.encoder == "scratch") != bool(branch.scratch):
-            raise ConfigError(
-                f'{source}: model.{name}.encoder = {branch.encoder!r}: encoder = "scratch" and the table '
-                f"[model.{name}.scratch] go together. Give both, or neither."
-            )
-
-
 def _check_together(run: RunConfig, source: str) -> None:
     """Rules that no single annotation can state."""
-    _check_model(run.model, source)
+    check_model(run.model, source)
     check_schedule(run, source)
     check_input(run, source)
     weights = run.loss.target_weights

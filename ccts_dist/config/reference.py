@@ -14,8 +14,8 @@ from ccts_dist.config.schema import Between, RunConfig
 
 _HEAD = """# Run files
 
-One TOML file is one run. This page is written by `python -m ccts_dist.config.reference` out of
-[`ccts_dist/config/schema.py`](../../ccts_dist/config/schema.py).
+One TOML file is one run. This page is written by `python -m ccts_dist.config.reference` out of the dataclasses in
+[`ccts_dist/config`](../../ccts_dist/config).
 Every key can also be given as `--set table.key=VALUE`.
 
 `demo/` is what `make demo` runs, `paper/` the rows of the paper's tables, `full/` full HuBERT-large students.
@@ -25,8 +25,8 @@ Every key can also be given as `--set table.key=VALUE`.
 def page() -> str:
     """The page, in Markdown."""
     lines = [_HEAD]
-    for table, cls in _tables(RunConfig, ""):
-        lines += [f"## {f'`[{table}]`' if table else 'At the top'}", "", " ".join((cls.__doc__ or "").split()), ""]
+    for heading, cls in _tables(RunConfig, "", "At the top"):
+        lines += [f"## {heading}", "", " ".join((cls.__doc__ or "").split()), ""]
         lines += ["| key | value | default | meaning |", "|:--|:--|:--|:--|"]
         hints = typing.get_type_hints(cls, include_extras=True)
         meanings = _field_docs(cls)
@@ -38,14 +38,16 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _tables(cls: type, table: str) -> Iterator[tuple[str, type]]:
-    """Every table by its dotted name, outer ones first."""
-    yield table, cls
+def _tables(cls: type, table: str, heading: str) -> Iterator[tuple[str, type]]:
+    """Every table by how a run file opens it, outer ones first."""
+    yield heading, cls
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         inner = _inner_table(hints[field.name])
         if inner is not None:
-            yield from _tables(inner, f"{table}.{field.name}".lstrip("."))
+            name = f"{table}.{field.name}".lstrip(".")
+            comes_often = typing.get_origin(hints[field.name]) is tuple
+            yield from _tables(inner, name, f"`[[{name}]]`" if comes_often else f"`[{name}]`")
 
 
 def _inner_table(hint: Any) -> type | None:
@@ -100,7 +102,7 @@ def _default(field: "dataclasses.Field[Any]") -> str:
         return f'`"{value}"`'
     if isinstance(value, tuple):
         return f"`[{', '.join(f'{chr(34)}{one}{chr(34)}' if isinstance(one, str) else str(one) for one in value)}]`"
-    return "`{}`" if value == {} else "" if value is None else f"`{value}`"
+    return "`{}`" if value == {} else "absent" if value is None else f"`{value}`"
 
 
 if __name__ == "__main__":

@@ -4,14 +4,13 @@ Every field's docstring gives its meaning, unit and range; the range itself stan
 by ``config.reader``. Nothing is built, read or rewritten here.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from ccts_dist.config.augment import AugmentConfig, SpecAugmentConfig
+from ccts_dist.config.augment import AugmentConfig
+from ccts_dist.config.model_schema import ModelConfig
 from ccts_dist.config.ranges import Between, Count, CountOrZero, NotNegative, Positive, Share
 from ccts_dist.errors import ConfigError
-from ccts_dist.records import DIMENSIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,91 +86,6 @@ class BatchConfig:
         return -(-size // (self.micro_utterances * num_ranks))
 
 
-Pooling = Literal["gru", "mean", "statistics"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeechConfig:
-    """The speech branch: encoder, what of it is trained, and how its frames become one vector."""
-
-    encoder: str
-    """Folder or hub name of a transformers speech encoder, or "scratch" for random weights shaped by ``scratch``."""
-
-    scratch: Mapping[str, Any] = field(default_factory=dict)
-    """With encoder = "scratch": ``model_type`` ("hubert", ...) and keys of that model's transformers configuration."""
-
-    trainable: str = "all"
-    """Transformer layers that are trained: "none", "all", or "top:N"."""
-
-    train_front_end: bool = False
-    """Train the convolutional front end too."""
-
-    spec_augment: SpecAugmentConfig | None = None
-    """Masking while it is trained; without this table it is as the encoder's own configuration says, and none with
-    encoder = "scratch" unless ``scratch`` names ``apply_spec_augment``. To turn it off set both shares to 0."""
-
-    normalise: Literal["auto", "on", "off"] = "auto"
-    """Zero mean, unit variance per utterance before the encoder; "auto" does as the encoder was pretrained."""
-
-    pooling: Pooling = "gru"
-    """Frames to one vector: GRU output at the last real frame, mean, or mean and deviation."""
-
-    gru_hidden: Count = 128
-    """Units of the GRU."""
-
-    gru_layers: Count = 2
-    """Layers of the GRU."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextConfig:
-    """The text branch."""
-
-    encoder: str
-    """Folder or hub name of a BERT-like encoder, or "scratch" for random weights shaped by ``scratch``."""
-
-    scratch: Mapping[str, Any] = field(default_factory=dict)
-    """With encoder = "scratch": ``model_type`` ("bert", ...) and keys of that model's transformers configuration."""
-
-    vocabulary: Count = 400
-    """With encoder = "scratch": most pieces of the SentencePiece model trained on the training transcripts."""
-
-    trainable: str = "all"
-    """Transformer layers that are trained: "none", "all", or "top:N"."""
-
-    max_tokens: Annotated[int, Between(3)] = 128
-    """Longer transcripts are cut."""
-
-    pooling: Pooling = "gru"
-    """As in the speech branch, over tokens."""
-
-    gru_hidden: Count = 128
-    """Units of the GRU."""
-
-    gru_layers: Count = 2
-    """Layers of the GRU."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfig:
-    """An emotion model: speech branch and/or text branch -> embedding -> prediction."""
-
-    targets: tuple[str, ...] = DIMENSIONS
-    """What is predicted, in this order; names of labels in the shards."""
-
-    embedding: Count = 128
-    """Size of the embedding that a teacher hands on."""
-
-    dropout: Share = 0.0
-    """Dropout on each branch's pooled vector."""
-
-    gradient_checkpointing: bool = False
-    """Recompute encoder layers in the backward pass: less memory, about a third more time."""
-
-    speech: SpeechConfig | None = None
-    text: TextConfig | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
     """The CCC loss: sum over targets of weight * (1 - CCC)."""
@@ -235,6 +149,12 @@ class OptimConfig:
 
     encoder_factor: NotNegative = 0.25
     """The encoders' learning rate as a multiple of ``learning_rate``."""
+
+    speech_factor: NotNegative | None = None
+    """The speech encoders' own such multiple; absent for ``encoder_factor``."""
+
+    text_factor: NotNegative | None = None
+    """The text encoder's own such multiple; absent for ``encoder_factor``."""
 
     weight_decay: NotNegative = 0.0
     """As the optimizer takes it."""
@@ -341,19 +261,3 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-
-def num_trainable_layers(trainable: str) -> int | None:
-    """Transformer layers counted from the top that ``trainable`` names; None for all of them.
-
-    Raises:
-        ValueError: not "none", "all" or "top:N" with N of at least 1.
-    """
-    if trainable == "all":
-        return None
-    if trainable == "none":
-        return 0
-    kind, _, number = trainable.partition(":")
-    if kind != "top" or not number.isdecimal() or int(number) < 1:
-        raise ValueError(trainable)
-    return int(number)

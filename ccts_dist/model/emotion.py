@@ -1,18 +1,21 @@
-"""The emotion model: speech branch and/or text branch -> embedding -> prediction."""
+"""The emotion model: speech branches and/or a text branch -> embedding -> prediction."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ccts_dist.config import ModelConfig
+from ccts_dist.config import ModelConfig, SpeechConfig, speech_tables
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.branches import SpeechBranch, TextBranch
 from ccts_dist.model.encoders import does_normalise, encoder_from_config, load_speech_encoder, load_text_encoder
+from ccts_dist.model.filterbank import FilterbankBranch
+from ccts_dist.model.heads import build_heads
+from ccts_dist.model.precision import WideLinear
 
 
 class ModelOutput(NamedTuple):
@@ -30,9 +33,17 @@ class EncoderConfigs:
     """What it takes beside a ``ModelConfig`` to build a model again, without the hub and its encoders' folders."""
 
     speech: PreTrainedConfig | None = None
+    """None for a filter bank, which its table shapes, or without that branch."""
+
     text: PreTrainedConfig | None = None
     normalise: bool = False
     """Whether utterances are normalised before the speech encoder; "auto" has been resolved."""
+
+    also: tuple[PreTrainedConfig | None, ...] = ()
+    """Of the further speech encoders, in order; None for a filter bank."""
+
+    also_normalise: tuple[bool, ...] = ()
+    """As ``normalise``, of each further speech encoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,54 +54,44 @@ class PartSize:
     trained: int
 
 
-class WideLinear(nn.Linear):
-    """A linear layer computed in float32 at least, whatever its weights are kept in, autocast or not.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechEncoder:
+    """A speech encoder before it becomes part of a model."""
 
-    bfloat16 has 101 values between 0.35 and 0.65, too few to tell one emotion from the next.
-    """
+    encoder: PreTrainedModel | None
+    """None for a filter bank, which the model makes itself."""
 
-    def forward(self, input: Float[Tensor, "batch features"]) -> Float[Tensor, "batch outputs"]:
-        dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
-        with torch.autocast(device_type=input.device.type, enabled=False):
-            return F.linear(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+    normalise: bool
+    """Zero mean, unit variance per utterance before the encoder."""
 
 
 class EmotionModel(nn.Module):
     """Predicts the targets of a ``ModelConfig`` from speech, from a transcript, or from both."""
 
-    def __init__(
-        self, config: ModelConfig, *, speech: PreTrainedModel | None, text: PreTrainedModel | None, normalise: bool
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, speech: Sequence[SpeechEncoder], text: PreTrainedModel | None) -> None:
         """The encoders become the model's own and are changed by it.
 
         Args:
-            speech: encoder for ``config.speech``; None without that branch.
+            speech: encoders for ``config.speech`` and each of ``config.also``, in this order; empty without speech.
             text: encoder for ``config.text``; None without that branch.
-            normalise: zero mean, unit variance per utterance before the speech encoder.
         """
         super().__init__()
         self.config = config
-        self.encoder_configs = EncoderConfigs(
-            speech=None if speech is None else speech.config,
-            text=None if text is None else text.config,
-            normalise=normalise,
-        )
-        self.speech: SpeechBranch | None = None
+        self.encoder_configs = _configs_of(speech, text)
+        branches = [
+            _speech_branch(encoder, table, branch, config)
+            for encoder, (table, branch) in zip(speech, speech_tables(config).items(), strict=True)
+        ]
+        self.speech: SpeechBranch | FilterbankBranch | None = branches[0] if branches else None
         self.text: TextBranch | None = None
-        checkpointing = config.gradient_checkpointing
-        if config.speech is not None:
-            assert speech is not None
-            self.speech = SpeechBranch(speech, config.speech, normalise=normalise, gradient_checkpointing=checkpointing)
         if config.text is not None:
             assert text is not None
-            self.text = TextBranch(text, config.text, gradient_checkpointing=checkpointing)
-        size = sum(branch.pooling.size for branch in (self.speech, self.text) if branch is not None)
+            self.text = TextBranch(text, config.text, gradient_checkpointing=config.gradient_checkpointing)
+        self.also = nn.ModuleList(branches[1:])
+        size = sum(branch.pooling.size for branch in (*branches, self.text) if branch is not None)
         self.dropout = nn.Dropout(config.dropout)
         self.embedding = WideLinear(size, config.embedding)
-        self.prediction = WideLinear(config.embedding, len(config.targets))
-        # Labels lie on 0..1. Started at 0, the first hundreds of steps would go into finding the middle of the scale:
-        # while the means differ, CCC has next to no gradient for anything else.
-        nn.init.constant_(self.prediction.bias, 0.5)
+        self.prediction = build_heads(config)
 
     def forward(
         self,
@@ -113,6 +114,7 @@ class EmotionModel(nn.Module):
         vectors = []
         if self.speech is not None:
             vectors.append(self.dropout(self.speech(audio, num_samples)))
+        vectors += [self.dropout(branch(audio, num_samples)) for branch in self.also]
         if self.text is not None:
             if tokens is None or num_tokens is None:
                 raise ConfigError(
@@ -135,43 +137,42 @@ def build_model(config: ModelConfig, *, vocabulary_size: int | None = None) -> E
     Raises:
         ConfigError: an encoder that cannot be had or does not fit, or a setting that makes no sense with it.
     """
-    speech = text = None
-    normalise = False
-    if config.speech is not None:
-        speech = load_speech_encoder(config.speech)  # first: an encoder that is not there has no such property
-        normalise = does_normalise(config.speech)
-    if config.text is not None:
-        text = load_text_encoder(config.text, vocabulary_size)
-    return EmotionModel(config, speech=speech, text=text, normalise=normalise).train()
+    speech = [_load_speech(table, branch) for table, branch in speech_tables(config).items()]
+    text = None if config.text is None else load_text_encoder(config.text, vocabulary_size)
+    return EmotionModel(config, speech=speech, text=text).train()
 
 
 def rebuild_model(config: ModelConfig, encoders: EncoderConfigs) -> EmotionModel:
     """A model of that shape with random weights, for a state to be loaded into; needs neither hub nor folders."""
-    return EmotionModel(
-        config,
-        speech=None if encoders.speech is None else encoder_from_config("speech", encoders.speech),
-        text=None if encoders.text is None else encoder_from_config("text", encoders.text),
-        normalise=encoders.normalise,
-    )
+    tables = speech_tables(config)
+    shapes = (encoders.speech, *encoders.also)[: len(tables)]
+    normalise = (encoders.normalise, *encoders.also_normalise)[: len(tables)]
+    speech = [
+        SpeechEncoder(encoder=None if shape is None else encoder_from_config("speech", shape), normalise=on)
+        for shape, on in zip(shapes, normalise, strict=True)
+    ]
+    text = None if encoders.text is None else encoder_from_config("text", encoders.text)
+    return EmotionModel(config, speech=speech, text=text)
 
 
 def parameter_groups(model: EmotionModel) -> dict[str, list[nn.Parameter]]:
-    """The trained parameters: those of pretrained or scratch encoders under "encoder", all others under "rest".
+    """The trained parameters: "speech" and "text" hold those of pretrained or scratch encoders, "rest" all others.
 
-    "encoder" is empty when the encoders are frozen: an optimizer must not be given an empty group.
+    A group is empty when its encoders are frozen or not there: an optimizer must not be given an empty group.
     """
-    encoders = [
-        parameter
-        for branch in (model.speech, model.text)
-        if branch is not None
-        for name, parameter in branch.named_parameters()
-        if not name.startswith("pooling.")
-    ]
-    inside = {id(parameter) for parameter in encoders}
-    return {
-        "encoder": [p for p in encoders if p.requires_grad],
-        "rest": [p for p in model.parameters() if p.requires_grad and id(p) not in inside],
+    branches = {"speech": [model.speech, *model.also], "text": [model.text]}
+    groups = {
+        name: [
+            parameter
+            for branch in parts
+            if branch is not None
+            for place, parameter in branch.named_parameters()
+            if place.startswith(("encoder.", "front_end.")) and parameter.requires_grad
+        ]
+        for name, parts in branches.items()
     }
+    inside = {id(parameter) for group in groups.values() for parameter in group}
+    return groups | {"rest": [p for p in model.parameters() if p.requires_grad and id(p) not in inside]}
 
 
 def describe(model: EmotionModel) -> dict[str, PartSize]:
@@ -180,6 +181,8 @@ def describe(model: EmotionModel) -> dict[str, PartSize]:
     for name, branch in (("speech", model.speech), ("text", model.text)):
         if branch is not None:
             parts[name] = list(branch.parameters())
+    for number, branch in enumerate(model.also):
+        parts[f"also {number}"] = list(branch.parameters())
     parts["head"] = [*model.embedding.parameters(), *model.prediction.parameters()]
     parts["model"] = list(model.parameters())
     return {
@@ -193,3 +196,40 @@ def describe(model: EmotionModel) -> dict[str, PartSize]:
 
 def _size(parameter: nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty tensor here and its size there
+
+
+def _load_speech(table: str, config: SpeechConfig) -> SpeechEncoder:
+    """The encoder that a table names, and whether it wants its input normalised."""
+    try:
+        # The encoder first: one that is not there has no such property.
+        encoder = None if config.encoder == "filterbank" else load_speech_encoder(config)
+        return SpeechEncoder(encoder=encoder, normalise=does_normalise(config))
+    except ConfigError as error:
+        # Loading knows one table of speech encoders.
+        raise ConfigError(str(error).replace("model.speech", table)) from error
+
+
+def _speech_branch(
+    speech: SpeechEncoder, table: str, branch: SpeechConfig, config: ModelConfig
+) -> SpeechBranch | FilterbankBranch:
+    if speech.encoder is None:
+        return FilterbankBranch(branch, normalise=speech.normalise)
+    return SpeechBranch(
+        speech.encoder,
+        branch,
+        normalise=speech.normalise,
+        gradient_checkpointing=config.gradient_checkpointing,
+        table=table,
+    )
+
+
+def _configs_of(speech: Sequence[SpeechEncoder], text: PreTrainedModel | None) -> EncoderConfigs:
+    shapes = [None if one.encoder is None else one.encoder.config for one in speech] or [None]
+    normalise = [one.normalise for one in speech] or [False]
+    return EncoderConfigs(
+        speech=shapes[0],
+        text=None if text is None else text.config,
+        normalise=normalise[0],
+        also=tuple(shapes[1:]),
+        also_normalise=tuple(normalise[1:]),
+    )

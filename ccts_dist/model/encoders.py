@@ -23,7 +23,17 @@ from ccts_dist.config import SpecAugmentConfig, SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.loaded import check_loaded
 
-SPEECH_TYPES = ("hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat")
+SPEECH_TYPES = (
+    "hubert",
+    "wav2vec2",
+    "wavlm",
+    "data2vec-audio",
+    "unispeech",
+    "unispeech-sat",
+    "wav2vec2-conformer",
+    "sew",
+    "sew-d",
+)
 """transformers' model types whose frames are known here not to depend on padding."""
 
 Branch = Literal["speech", "text"]
@@ -52,6 +62,7 @@ _SIZES = (
     "conv_dim",
     "conv_kernel",
     "conv_stride",
+    "squeeze_factor",
 )
 """Settings that torch would partly take as 0, and then build a model that is none."""
 
@@ -152,7 +163,7 @@ def does_normalise(speech: SpeechConfig) -> bool:
     """
     if speech.normalise != "auto":
         return speech.normalise == "on"
-    if speech.encoder == "scratch":
+    if speech.encoder in ("scratch", "filterbank"):
         return False
     try:
         extractor, _ = FeatureExtractionMixin.get_feature_extractor_dict(

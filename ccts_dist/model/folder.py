@@ -1,7 +1,8 @@
 """A model as a folder that needs nothing else: no hub, no encoder folders, no unpickling.
 
     model.safetensors            weights
-    speech_encoder/config.json   the encoders' shapes, as transformers spells them
+    speech_encoder/config.json   the encoders' shapes, as transformers spells them; none for a filter bank
+    also_encoder_0/config.json   of further speech encoders
     text_encoder/config.json
     tokenizer/                   with a text branch
     model.json                   what the model is, the weights' digest, and where it comes from; written last
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from ccts_dist.config import ModelConfig, parse_model, run_to_tree
+from ccts_dist.config import ModelConfig, SpeechConfig, parse_model, run_to_tree
 from ccts_dist.errors import CheckpointError, ConfigError
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model
 from ccts_dist.model.tokenizer import Tokenizer, load_tokenizer
@@ -90,7 +91,8 @@ def save_model(
     try:
         unfinished.mkdir(parents=True)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, unfinished / WEIGHTS)
-        for name, encoder in (("speech_encoder", encoders.speech), ("text_encoder", encoders.text)):
+        also = {f"also_encoder_{number}": encoder for number, encoder in enumerate(encoders.also)}
+        for name, encoder in ({"speech_encoder": encoders.speech, "text_encoder": encoders.text} | also).items():
             if encoder is not None:
                 encoder.save_pretrained(unfinished / name)
         if tokenizer is not None:
@@ -102,6 +104,7 @@ def save_model(
             "targets": list(config.targets),
             "scale": list(scale),
             "normalise": encoders.normalise,
+            "also_normalise": list(encoders.also_normalise),
             "sha256": digest,
             "extra": dict(extra),
         }
@@ -139,9 +142,13 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Loaded
         )
     config = parse_model(description["model"], source=str(folder / DESCRIPTION))
     encoders = EncoderConfigs(
-        speech=None if config.speech is None else _read_encoder_config(folder / "speech_encoder"),
+        speech=_read_speech_config(config.speech, folder / "speech_encoder"),
         text=None if config.text is None else _read_encoder_config(folder / "text_encoder"),
         normalise=description["normalise"],
+        also=tuple(
+            _read_speech_config(branch, folder / f"also_encoder_{number}") for number, branch in enumerate(config.also)
+        ),
+        also_normalise=tuple(description.get("also_normalise", ())),  # absent in folders of earlier versions
     )
     model = rebuild_model(config, encoders)
     try:
@@ -201,6 +208,10 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path}: lacks {sorted(missing)[0]!r}. Fetch or save the model again.")
     return description
+
+
+def _read_speech_config(branch: SpeechConfig | None, folder: Path) -> PreTrainedConfig | None:
+    return None if branch is None or branch.encoder == "filterbank" else _read_encoder_config(folder)
 
 
 def _read_encoder_config(folder: Path) -> PreTrainedConfig:

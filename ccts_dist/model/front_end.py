@@ -12,7 +12,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ccts_dist.model.pooling import real_positions, widened
+from ccts_dist.model.pooling import real_positions
+from ccts_dist.model.precision import widened
 
 
 def normalise_utterances(

@@ -1,4 +1,7 @@
-"""From a row of frames to one vector: GRU output at the last real frame, mean, or mean and deviation."""
+"""From a row of frames to one vector: GRU output at the last real frame, mean, deviation, attention.
+
+Whatever stands in padded frames, infinities included, does not reach the vector.
+"""
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -6,16 +9,15 @@ from torch import Tensor, nn
 
 from ccts_dist.config import SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
+from ccts_dist.model.precision import WideLinear, widened
+
+VARIANCE_FLOOR = 1e-8
+"""Keeps the square root's derivative finite where a feature is constant, or where there is a single frame."""
 
 
 def real_positions(num_real: Int64[Tensor, " batch"], num_positions: int) -> Bool[Tensor, "batch positions"]:
     """True at the first ``num_real`` of each row's ``num_positions`` samples, frames or tokens."""
     return torch.arange(num_positions, device=num_real.device) < num_real[:, None]
-
-
-def widened(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The same values in float32 at least: the statistics of bfloat16 numbers are mostly rounding."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class GruPooling(nn.Module):
@@ -55,9 +57,6 @@ class MeanPooling(nn.Module):
 class StatisticsPooling(nn.Module):
     """Mean and population deviation over each row's real frames, side by side."""
 
-    VARIANCE_FLOOR = 1e-8
-    """Keeps the square root's derivative finite where a feature is constant, or where there is a single frame."""
-
     def __init__(self, features: int) -> None:
         super().__init__()
         self.size = 2 * features
@@ -67,11 +66,55 @@ class StatisticsPooling(nn.Module):
     ) -> Float[Tensor, "batch hidden"]:
         mean, real, count = _mean_over_real(frames, num_frames)
         centred = (widened(frames) - mean[:, None]).masked_fill(~real, 0.0)
-        deviation = (centred.square().sum(dim=1) / count + self.VARIANCE_FLOOR).sqrt()
+        deviation = (centred.square().sum(dim=1) / count + VARIANCE_FLOOR).sqrt()
         return torch.cat([mean, deviation], dim=1)
 
 
-Pooling = GruPooling | MeanPooling | StatisticsPooling
+class AttentiveStatisticsPooling(nn.Module):
+    """Mean and deviation over each row's real frames, both weighted by a learnt attention, side by side.
+
+    Okabe, Koshinaka, Shinoda (2018), "Attentive Statistics Pooling for Deep Speaker Embedding": scores
+    v . tanh(W h + b), softmax over the frames; their added constant k is left out, since softmax does not see it.
+    """
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.size = 2 * features
+        self.hidden = WideLinear(features, hidden)
+        self.score = WideLinear(hidden, 1, bias=False)
+
+    def forward(
+        self, frames: Float[Tensor, "batch frames features"], num_frames: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch hidden"]:
+        frames, real = _silenced(frames, num_frames)
+        weights = _softmax_over_real(self.score(torch.tanh(self.hidden(frames))), real)
+        mean = (weights * frames).sum(dim=1)
+        # About the mean, and not the difference of two moments that Okabe writes, which cancels in float32.
+        variance = (weights * (frames - mean[:, None]).square()).sum(dim=1)
+        return torch.cat([mean, (variance + VARIANCE_FLOOR).sqrt()], dim=1)
+
+
+class SelfAttentionPooling(nn.Module):
+    """The mean of each row's real frames, weighted by their product with a learnt query: softmax(h . q / sqrt(d)).
+
+    The query starts at zero, so that pooling starts as the plain mean.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.size = features
+        self.query = WideLinear(features, 1, bias=False)
+        nn.init.zeros_(self.query.weight)
+
+    def forward(
+        self, frames: Float[Tensor, "batch frames features"], num_frames: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch hidden"]:
+        frames, real = _silenced(frames, num_frames)
+        weights = _softmax_over_real(self.query(frames) * self.size**-0.5, real)
+        return (weights * frames).sum(dim=1)
+
+
+Pooling = GruPooling | MeanPooling | StatisticsPooling | AttentiveStatisticsPooling | SelfAttentionPooling
 
 
 def build_pooling(config: SpeechConfig | TextConfig, features: int) -> Pooling:
@@ -86,7 +129,14 @@ def build_pooling(config: SpeechConfig | TextConfig, features: int) -> Pooling:
         return MeanPooling(features)
     if config.pooling == "statistics":
         return StatisticsPooling(features)
-    raise ConfigError(f"pooling = {config.pooling!r}: must be one of 'gru', 'mean', 'statistics'. Change it.")
+    if config.pooling == "attentive-statistics":
+        return AttentiveStatisticsPooling(features, config.attention_hidden)
+    if config.pooling == "self-attention":
+        return SelfAttentionPooling(features)
+    raise ConfigError(
+        f"pooling = {config.pooling!r}: must be one of 'gru', 'mean', 'statistics', 'attentive-statistics', "
+        "'self-attention'. Change it."
+    )
 
 
 def _mean_over_real(frames: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,3 +145,14 @@ def _mean_over_real(frames: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor,
     count = num_frames.clamp(min=1)[:, None]
     # Filled, not multiplied: a padded frame may hold anything, and inf * 0 is NaN.
     return widened(frames).masked_fill(~real, 0.0).sum(dim=1) / count, real, count
+
+
+def _silenced(frames: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
+    """The frames with zeros for padding, in float32 at least, and the mask [batch frames 1]; one frame is always real,
+    since attention over nothing would be NaN."""
+    real = real_positions(num_frames.clamp(min=1), frames.shape[1])[:, :, None]
+    return widened(frames).masked_fill(~real, 0.0), real
+
+
+def _softmax_over_real(scores: Tensor, real: Tensor) -> Tensor:
+    return scores.masked_fill(~real, float("-inf")).softmax(dim=1)

@@ -8,16 +8,20 @@ with and without gradient checkpointing. What a kernel takes for itself while it
 import copy
 import weakref
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedConfig
 
-from ccts_dist.config import ModelConfig
+from ccts_dist.config import FilterbankConfig, ModelConfig, SpeechConfig, TextConfig
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model
+from ccts_dist.model.filterbank import filterbank_fields
+
+_Branch = TypeVar("_Branch", SpeechConfig, TextConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +67,16 @@ def trace_peak(
 
 def _without_gru(config: ModelConfig) -> ModelConfig:
     """A GRU's steps are many small operators, which would take most of the time for little of the memory."""
-    speech = None if config.speech is None else replace(config.speech, pooling="mean")
-    text = None if config.text is None else replace(config.text, pooling="mean")
-    return replace(config, speech=speech, text=text)
+    return replace(
+        config,
+        speech=None if config.speech is None else _without_own_gru(config.speech),
+        text=None if config.text is None else _without_own_gru(config.text),
+        also=tuple(_without_own_gru(branch) for branch in config.also),
+    )
+
+
+def _without_own_gru(branch: _Branch) -> _Branch:
+    return replace(branch, pooling="mean") if branch.pooling == "gru" else branch
 
 
 def _gru_bytes(
@@ -74,16 +85,33 @@ def _gru_bytes(
     """What the GRUs keep: per unit and step two times three gates before and three after their activation, the
     difference that the update gate weighs, the output, and its copy in the sequence. Without gradient less than half.
     """
-    frames = shape.samples
-    if encoders.speech is not None:
-        for kernel, stride in zip(encoders.speech.conv_kernel, encoders.speech.conv_stride, strict=True):
-            frames = max(1, (frames - kernel) // stride + 1)
     kept = 12 if training else 5
-    return sum(
-        kept * branch.gru_hidden * branch.gru_layers * shape.rows * steps * dtype.itemsize
-        for branch, steps in ((config.speech, frames), (config.text, shape.tokens))
-        if branch is not None and branch.pooling == "gru"
+    heard = (
+        []
+        if config.speech is None
+        else [(config.speech, encoders.speech), *zip(config.also, encoders.also, strict=True)]
     )
+    steps: list[tuple[SpeechConfig | TextConfig, int]] = [
+        (branch, _num_frames(branch, encoder, shape.samples)) for branch, encoder in heard
+    ]
+    if config.text is not None:
+        steps.append((config.text, shape.tokens))
+    return sum(
+        kept * branch.gru_hidden * branch.gru_layers * shape.rows * count * dtype.itemsize
+        for branch, count in steps
+        if branch.pooling == "gru"
+    )
+
+
+def _num_frames(branch: SpeechConfig, encoder: PreTrainedConfig | None, num_samples: int) -> int:
+    if encoder is None:
+        kernels, strides = filterbank_fields(branch.filterbank or FilterbankConfig())
+    else:
+        kernels, strides = encoder.conv_kernel, encoder.conv_stride
+    frames = num_samples
+    for kernel, stride in zip(kernels, strides, strict=True):
+        frames = max(1, (frames - kernel) // stride + 1)
+    return frames
 
 
 def _make_fake(model: nn.Module, dtype: torch.dtype) -> None:
@@ -105,14 +133,15 @@ def _simplified(encoders: EncoderConfigs, *, on_gpu: bool) -> EncoderConfigs:
     Fused attention on a GPU draws its dropout again in the backward pass; torch's on a CPU knows no dropout, and falls
     back to plain attention, which keeps a number for each pair of frames.
     """
-    speech, text = copy.deepcopy(encoders.speech), copy.deepcopy(encoders.text)
-    if speech is not None:
-        speech.apply_spec_augment = False
-    for config in (speech, text) if on_gpu else ():
+    speech, text, also = copy.deepcopy((encoders.speech, encoders.text, encoders.also))
+    for config in (speech, *also):
+        if config is not None:
+            config.apply_spec_augment = False
+    for config in (speech, text, *also) if on_gpu else ():
         for name in ("attention_dropout", "attention_probs_dropout_prob"):
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-    return EncoderConfigs(speech=speech, text=text, normalise=encoders.normalise)
+    return replace(encoders, speech=speech, text=text, also=also)
 
 
 def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[int, int]:

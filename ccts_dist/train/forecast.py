@@ -30,10 +30,16 @@ class Forecast:
 
     def __init__(self, session: Session, *, on_gpu: bool) -> None:
         self._session, self._run, self._on_gpu = session, session.run, on_gpu
-        branches = ((session.model.speech, self._run.model.speech), (session.model.text, self._run.model.text))
+        model, tables = session.model, self._run.model
+        branches = (
+            (model.speech, tables.speech),
+            (model.text, tables.text),
+            *zip(model.also, tables.also, strict=True),
+        )
+        made_here = ("scratch", "filterbank")
         self._sizes = sizes_of(
-            session.model,
-            pretrained=[branch for branch, table in branches if branch and table and table.encoder != "scratch"],
+            model,
+            pretrained=[branch for branch, table in branches if branch and table and table.encoder not in made_here],
         )
         self._encoders = session.model.encoder_configs
         self._as_is = _Choice(

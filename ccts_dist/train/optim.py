@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule, as torch has them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,18 +12,30 @@ from ccts_dist.config import OptimConfig
 from ccts_dist.errors import ConfigError
 
 
-def build_optimizer(
-    encoder: Sequence[nn.Parameter], rest: Sequence[nn.Parameter], config: OptimConfig
-) -> torch.optim.Optimizer:
+def build_optimizer(trained: Mapping[str, Sequence[nn.Parameter]], config: OptimConfig) -> torch.optim.Optimizer:
     """An optimizer over the trained parameters: encoders at their share of the learning rate, the rest at all of it.
 
-    A group without parameters is left out: DeepSpeed loses the state of such a group, or crashes.
+    Both encoders are one group, "encoder", unless the run file gives one of them a rate of its own. A group without
+    parameters is left out: DeepSpeed loses the state of such a group, or crashes.
+
+    Args:
+        trained: parameters under "speech", "text" and "rest".
+        config: names the optimizer and the rates.
     """
-    groups: list[dict[str, Any]] = []
-    if encoder:
-        groups.append({"params": list(encoder), "lr": config.learning_rate * config.encoder_factor, "name": "encoder"})
-    if rest:
-        groups.append({"params": list(rest), "lr": config.learning_rate, "name": "rest"})
+    speech, text, rest = ([*trained.get(name, ())] for name in ("speech", "text", "rest"))
+    if config.speech_factor is None and config.text_factor is None:
+        encoders = {"encoder": (speech + text, config.encoder_factor)}
+    else:
+        own = {"speech": (speech, config.speech_factor), "text": (text, config.text_factor)}
+        encoders = {
+            name: (parameters, config.encoder_factor if factor is None else factor)
+            for name, (parameters, factor) in own.items()
+        }
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "lr": config.learning_rate * factor, "name": name}
+        for name, (parameters, factor) in {**encoders, "rest": (rest, 1.0)}.items()
+        if parameters
+    ]
     if config.name == "sgd":
         return torch.optim.SGD(groups, weight_decay=config.weight_decay)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
@@ -187,6 +199,15 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
     """Give each parameter group its learning rate."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+def describe_groups(optimizer: torch.optim.Optimizer) -> str:
+    """What is trained at which learning rate, for people."""
+    told = [
+        f"{group['name']} {group['lr']:g} ({sum(p.numel() for p in group['params']):,} parameters)"
+        for group in optimizer.param_groups
+    ]
+    return ", ".join(told)
 
 
 def rates_by_group(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -12,7 +12,7 @@ from ccts_dist.train.checkpoint import TrainState, read_state
 from ccts_dist.train.engine import Engine
 from ccts_dist.train.forecast import Forecast
 from ccts_dist.train.loop import Outcome, Trainer
-from ccts_dist.train.optim import build_optimizer, build_schedule
+from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups
 from ccts_dist.train.parts import Parts
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session, check_session, open_session
@@ -83,8 +83,8 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     session = open_session(run, ranks)
     together(watch.check)
     # The weights are in the model before the engine is made: see Engine.
-    groups = parameter_groups(session.model)
-    optimizer = build_optimizer(groups["encoder"], groups["rest"], run.optim)
+    optimizer = build_optimizer(parameter_groups(session.model), run.optim)
+    say(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
     forecast = together(lambda: _introduce(session) if ranks.is_first else None)
     point = folder.find_resume_point(resume, run, session.plan_digest, say) if resume else None

@@ -1,10 +1,13 @@
 """Small real encoders for the model tests: a few thousand parameters, every mechanism of the large ones."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
 
@@ -72,3 +75,73 @@ def transcripts(lengths: list[int], *, seed: int = 0) -> tuple[Tensor, Tensor]:
     for row, length in enumerate(lengths):
         tokens[row, :length] = torch.randint(4, VOCABULARY, (length,), generator=generator)
     return tokens, torch.tensor(lengths)
+
+
+SPEECH_FAMILIES: dict[str, dict[str, Any]] = {
+    "hubert, group norm": {},
+    "hubert, layer norm": LAYER_NORM,
+    "hubert, batch norm": {"conv_pos_batch_norm": True},
+    "wav2vec2": {"model_type": "wav2vec2"},
+    "wav2vec2, layer norm": {"model_type": "wav2vec2"} | LAYER_NORM,
+    "wavlm": {"model_type": "wavlm"},
+    "wavlm, layer norm": {"model_type": "wavlm"} | LAYER_NORM,
+    # No weight norm but several positional convolutions in a row.
+    "data2vec": {"model_type": "data2vec-audio", "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 5},
+    "unispeech": {"model_type": "unispeech"},
+    "unispeech-sat": {"model_type": "unispeech-sat"},
+    "unispeech-sat, layer norm": {"model_type": "unispeech-sat"} | LAYER_NORM,
+    "conformer": {"model_type": "wav2vec2-conformer", "conv_depthwise_kernel_size": 7, "conformer_conv_dropout": 0.0},
+    "conformer, rotary": {
+        "model_type": "wav2vec2-conformer",
+        "conv_depthwise_kernel_size": 7,
+        "conformer_conv_dropout": 0.0,
+        "position_embeddings_type": "rotary",
+    },
+    "sew": {"model_type": "sew"},
+    "sew-d": {"model_type": "sew-d", "position_buckets": 4, "max_position_embeddings": 16},
+}
+"""One small encoder for each way in which the real ones of a family differ."""
+
+_DEBERTA = {
+    "relative_attention": True,
+    "position_buckets": 4,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+TEXT_FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "albert": {"model_type": "albert", "embedding_size": 16},
+    "deberta-v3": {"model_type": "deberta-v2"} | _DEBERTA,
+    "xlm-roberta": {"model_type": "xlm-roberta", "max_position_embeddings": 66},
+    "electra": {"model_type": "electra", "embedding_size": 16},
+}
+"""Likewise, of text encoders."""
+
+
+def save_speech_encoder(folder: Path, family: str, *, do_normalize: bool = False) -> PreTrainedModel:
+    """Write a family's small encoder as transformers would; its weights are random, and large enough to tell."""
+    encoder = _random_encoder(SPEECH | SPEECH_FAMILIES[family] | {"apply_spec_augment": False})
+    encoder.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": do_normalize}))
+    return encoder
+
+
+def save_text_encoder(folder: Path, family: str) -> PreTrainedModel:
+    """Likewise a text encoder of ``VOCABULARY`` pieces, without a tokenizer."""
+    encoder = _random_encoder(TEXT | {"vocab_size": VOCABULARY} | TEXT_FAMILIES[family])
+    encoder.save_pretrained(folder)
+    return encoder
+
+
+def _random_encoder(shape: dict[str, Any]) -> PreTrainedModel:
+    torch.manual_seed(0)
+    settings = {key: value for key, value in shape.items() if key != "model_type"}
+    encoder = AutoModel.from_config(CONFIG_MAPPING[shape["model_type"]](**settings)).eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            # Matrices as drawn (0.02) would hide what a layer does; vectors as drawn, what a norm or a bias does.
+            parameter.mul_(4.0) if parameter.dim() > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
+    return encoder

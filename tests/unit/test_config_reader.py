@@ -8,7 +8,9 @@ import pytest
 
 from ccts_dist.config import (
     BatchConfig,
+    FilterbankConfig,
     complete_tree,
+    layer_number,
     num_trainable_layers,
     parse_run,
     read_run,
@@ -76,6 +78,35 @@ def test_defaults_are_those_of_the_paper():
         ({"model": {"speech": {"encoder": "e", "trainable": "top:0"}}}, "must be 'none', 'all' or 'top:N'"),
         ({"model": {"speech": {"encoder": "scratch"}}}, "go together"),
         ({"model": {"speech": {"encoder": "e", "scratch": {"model_type": "hubert"}}}}, "go together"),
+        ({"model": {"speech": {"encoder": "e", "layers": "layer:x"}}}, "must be 'last', 'layer:N' or 'weighted'"),
+        ({"model": {"text": {"encoder": "e", "layers": "top"}}}, "model.text.layers = 'top': must be 'last'"),
+        ({"model": {"speech": {"encoder": "e", "pooling": "max"}}}, "model.speech.pooling = 'max': must be one of"),
+        ({"model": {"text": {"encoder": "e"}, "also": [{"encoder": "e"}]}}, r"\[\[model.also\]\] stands without"),
+        (
+            {"model": {"speech": {"encoder": "e"}, "also": [{"encoder": "e", "trainable": "top:0"}]}},
+            r"model.also\[0\].trainable = 'top:0': must be",
+        ),
+        (
+            {"model": {"speech": {"encoder": "e"}, "also": [{"encodr": "e"}]}},
+            r"unknown key model.also\[0\].encodr = 'e'. Did you mean 'encoder'",
+        ),
+        (
+            {"model": {"speech": {"encoder": "e", "filterbank": {"bins": 20}}}},
+            r"the table \[model.speech.filterbank\] shapes only",
+        ),
+        (
+            {"model": {"speech": {"encoder": "filterbank", "filterbank": {"bins": 4}}}},
+            "model.speech.filterbank.bins = 4: must be between 8 and 128",
+        ),
+        (
+            {"model": {"speech": {"encoder": "filterbank", "filterbank": {"channels": [8, 0]}}}},
+            r"model.speech.filterbank.channels\[1\] = 0: must be at least 1",
+        ),
+        ({"model": {"speech": {"encoder": "filterbank", "trainable": "none"}}}, "trainable = 'none': must be 'all'"),
+        ({"model": {"speech": {"encoder": "filterbank", "layers": "weighted"}}}, "layers = 'weighted': must be 'last'"),
+        ({"model": {"speech": {"encoder": "filterbank", "train_front_end": True}}}, "train_front_end = True: must be"),
+        ({"optim": {"speech_factor": -1}}, "optim.speech_factor = -1: must be at least 0"),
+        ({"optim": {"text_factor": "x"}}, "optim.text_factor = 'x': must be a number"),
         ({"loss": {"target_weights": [1.0]}}, "has 1 numbers for 3 targets"),
         ({"distill": {}}, "needs a teacher, and data.teacher is empty"),
         ({"data": {"shards": "s", "teacher": "c"}}, "data.teacher = 'c' is named, and there is no .distill."),
@@ -163,6 +194,24 @@ def test_run_with_a_share_to_leave_out_comes_back_from_its_resolved_form():
     assert run.distill is not None
     assert run.distill.leave_out == 0.1
     assert parse_run(tomllib.loads(run_to_toml(run))) == run
+
+
+def test_several_speech_encoders_come_back_from_the_resolved_form():
+    also = [{"encoder": "f", "pooling": "mean"}, {"encoder": "filterbank", "filterbank": {"channels": [8]}}]
+    speech = {"encoder": "e", "layers": "layer:9", "pooling": "attentive-statistics", "attention_hidden": 9}
+    model = {"speech": speech, "also": also, "heads": "per-target", "head_hidden": 7}
+    run = parse_run(tree(model=model, optim={"speech_factor": 0.1, "text_factor": 0.0}))
+    assert [branch.encoder for branch in run.model.also] == ["f", "filterbank"]
+    assert run.model.also[1].filterbank == FilterbankConfig(channels=(8,))
+    assert (run.optim.speech_factor, run.optim.text_factor) == (0.1, 0.0)
+    assert parse_run(tomllib.loads(run_to_toml(run))) == run
+
+
+def test_layer_numbers_by_hand():
+    assert [layer_number(words) for words in ("last", "weighted", "layer:0", "layer:12")] == [None, None, 0, 12]
+    for words in ("first", "layer:", "layer:-1", "12"):
+        with pytest.raises(ValueError, match=words):
+            layer_number(words)
 
 
 def test_passes_by_hand():

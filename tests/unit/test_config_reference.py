@@ -25,3 +25,6 @@ def test_every_key_stands_there_with_its_range_its_default_and_a_meaning():
     assert "| whole number, at least 3 | `128` |" in by_key["max_tokens"]
     assert "| list: number | `[]` |" in by_key["target_weights"]
     assert "| **needed** |" in by_key["shards"]
+    assert "| number, at least 0 or absent | absent |" in by_key["speech_factor"]
+    assert "| list: whole number, at least 1 | `[64, 64]` |" in by_key["channels"]
+    assert "## `[[model.also]]`" in page()

@@ -129,7 +129,7 @@ def test_what_lies_after_the_last_real_sample_is_not_looked_at():
         torch.testing.assert_close(model(dirty, num_samples, other, num_tokens).prediction, expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("pooling", ["gru", "mean", "statistics"])
+@pytest.mark.parametrize("pooling", ["gru", "mean", "statistics", "attentive-statistics", "self-attention"])
 def test_transcripts_predict_the_same_alone_and_in_a_batch(pooling):
     torch.manual_seed(0)
     model = build_model(ModelConfig(text=text_config(pooling=pooling)), vocabulary_size=VOCABULARY).eval()
@@ -245,6 +245,12 @@ def test_top_n_trains_the_n_highest_layers_and_nothing_else_of_the_encoders():
     )
 
 
+def test_top_n_trains_the_norm_at_the_end_of_the_encoder_with_them():
+    trained = {name for name in _trained(_speech_model(trainable="top:1", shape=LAYER_NORM)) if ".encoder." in name}
+    above = {name for name in trained if not name.startswith("speech.encoder.encoder.layers.1.")}
+    assert above == {"speech.encoder.encoder.layer_norm.weight", "speech.encoder.encoder.layer_norm.bias"}
+
+
 def test_more_top_layers_than_there_are_is_refused():
     with pytest.raises(ConfigError, match=r"model.speech.trainable = 'top:3': the encoder has 2 layers"):
         _speech_model(trainable="top:3")
@@ -291,7 +297,8 @@ def test_parameter_groups_hold_each_trained_parameter_once():
 
 
 def test_encoder_group_is_empty_when_the_encoder_is_frozen():
-    assert parameter_groups(_speech_model(trainable="none"))["encoder"] == []
+    groups = parameter_groups(_speech_model(trainable="none"))
+    assert (groups["speech"], groups["text"]) == ([], [])
 
 
 def test_description_counts_by_hand():

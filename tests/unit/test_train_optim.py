@@ -8,12 +8,18 @@ from torch import nn
 
 from ccts_dist.config import OptimConfig
 from ccts_dist.errors import ConfigError
-from ccts_dist.train.optim import build_optimizer, build_schedule, check_warmup, rates_by_group
+from ccts_dist.train.optim import (
+    build_optimizer,
+    build_schedule,
+    check_warmup,
+    describe_groups,
+    rates_by_group,
+)
 
 
 def optimizer_for(config: OptimConfig) -> torch.optim.Optimizer:
     encoder, head = nn.Linear(2, 2), nn.Linear(2, 1)
-    return build_optimizer(list(encoder.parameters()), list(head.parameters()), config)
+    return build_optimizer({"speech": list(encoder.parameters()), "rest": list(head.parameters())}, config)
 
 
 def test_encoder_gets_its_share_of_the_learning_rate():
@@ -24,8 +30,32 @@ def test_encoder_gets_its_share_of_the_learning_rate():
 
 
 def test_frozen_encoder_leaves_no_empty_group():
-    optimizer = build_optimizer([], list(nn.Linear(2, 1).parameters()), OptimConfig())
-    assert list(rates_by_group(optimizer)) == ["rest"]
+    trained = {"speech": [], "text": [], "rest": list(nn.Linear(2, 1).parameters())}
+    for config in (OptimConfig(), OptimConfig(speech_factor=0.5), OptimConfig(text_factor=0.5)):
+        assert list(rates_by_group(build_optimizer(trained, config))) == ["rest"]
+
+
+@pytest.mark.parametrize(
+    ("factors", "rates"),
+    [
+        ({}, {"encoder": 0.25, "rest": 1.0}),
+        ({"speech_factor": 0.5}, {"speech": 0.5, "text": 0.25, "rest": 1.0}),
+        ({"text_factor": 0.125}, {"speech": 0.25, "text": 0.125, "rest": 1.0}),
+        ({"speech_factor": 0.5, "text_factor": 0.125}, {"speech": 0.5, "text": 0.125, "rest": 1.0}),
+    ],
+)
+def test_each_encoder_has_a_rate_of_its_own_if_the_run_file_says_so(factors, rates):
+    parts = {name: nn.Linear(2, 2) for name in ("speech", "text", "rest")}
+    trained = {name: list(part.parameters()) for name, part in parts.items()}
+    optimizer = build_optimizer(trained, OptimConfig(learning_rate=1.0, encoder_factor=0.25, **factors))
+    assert rates_by_group(optimizer) == rates
+    by_name = {group["name"]: group["params"] for group in optimizer.param_groups}
+    for name in rates:
+        expected = trained["speech"] + trained["text"] if name == "encoder" else trained[name]
+        assert [id(p) for p in by_name[name]] == [id(p) for p in expected]
+    assert describe_groups(optimizer) == ", ".join(
+        f"{name} {rate:g} ({12 if name == 'encoder' else 6} parameters)" for name, rate in rates.items()
+    )
 
 
 @pytest.mark.parametrize(

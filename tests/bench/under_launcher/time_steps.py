@@ -41,8 +41,7 @@ def main() -> None:
     with process_group(ranks):
         session = open_session(run, ranks)
         batches = list(islice(session.loader.epoch(0), steps))
-        groups = parameter_groups(session.model)
-        optimizer = build_optimizer(groups["encoder"], groups["rest"], run.optim)
+        optimizer = build_optimizer(parameter_groups(session.model), run.optim)
         engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks)
         engine.train(True)
         ways = _ways(session, engine)
@@ -85,8 +84,7 @@ def _bare_torch(session: Session) -> Step:
     run, objective = session.run, session.objective
     seed_everything(derive_seed("model", run.seed))
     model = build_model(run.model).train()
-    groups = parameter_groups(model)
-    optimizer = build_optimizer(groups["encoder"], groups["rest"], run.optim)
+    optimizer = build_optimizer(parameter_groups(model), run.optim)
 
     def step(batches: StepBatches) -> None:
         optimizer.zero_grad()

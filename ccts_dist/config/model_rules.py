@@ -1,0 +1,76 @@
+"""Rules of the tables under [model] that no single annotation can state."""
+
+from ccts_dist.config.model_schema import ModelConfig, SpeechConfig, TextConfig, layer_number, num_trainable_layers
+from ccts_dist.errors import ConfigError
+
+
+def check_model(model: ModelConfig, source: str) -> None:
+    """Refuse a model that makes no sense; ``source`` names the file in errors.
+
+    Raises:
+        ConfigError: the key, its value, the rule.
+    """
+    if model.speech is None and model.text is None:
+        raise ConfigError(f"{source}: model has neither [model.speech] nor [model.text]. Give it one or both.")
+    if model.also and model.speech is None:
+        raise ConfigError(
+            f"{source}: [[model.also]] stands without [model.speech]: must be beside it. Make its first one "
+            "[model.speech]."
+        )
+    if not model.targets or len(set(model.targets)) != len(model.targets):
+        named = f"model.targets = {list(model.targets)}"
+        raise ConfigError(f"{source}: {named}: must name each target once. Change the list.")
+    if model.text is not None:
+        _check_branch(model.text, f"{source}: model.text")
+    for name, branch in speech_tables(model).items():
+        _check_branch(branch, f"{source}: {name}")
+        _check_filterbank(branch, f"{source}: {name}")
+
+
+def speech_tables(model: ModelConfig) -> dict[str, SpeechConfig]:
+    """The tables of the speech encoders by their names in the run file, in the order of their vectors."""
+    tables = {} if model.speech is None else {"model.speech": model.speech}
+    return tables | {f"model.also[{number}]": branch for number, branch in enumerate(model.also)}
+
+
+def _check_branch(branch: SpeechConfig | TextConfig, table: str) -> None:
+    try:
+        num_trainable_layers(branch.trainable)
+    except ValueError:
+        raise ConfigError(
+            f"{table}.trainable = {branch.trainable!r}: must be 'none', 'all' or 'top:N'. Change it."
+        ) from None
+    try:
+        layer_number(branch.layers)
+    except ValueError:
+        raise ConfigError(
+            f"{table}.layers = {branch.layers!r}: must be 'last', 'layer:N' or 'weighted'. Change it."
+        ) from None
+    if (branch.encoder == "scratch") != bool(branch.scratch):
+        name = table.rpartition(" ")[2]
+        raise ConfigError(
+            f'{table}.encoder = {branch.encoder!r}: encoder = "scratch" and the table [{name}.scratch] go together. '
+            "Give both, or neither."
+        )
+
+
+def _check_filterbank(branch: SpeechConfig, table: str) -> None:
+    """A filter bank is trained as a whole: nothing of it is pretrained, and it has no transformer layers."""
+    if branch.encoder != "filterbank":
+        if branch.filterbank is not None:
+            name = table.rpartition(" ")[2]
+            raise ConfigError(
+                f"{table}.encoder = {branch.encoder!r}: the table [{name}.filterbank] shapes only "
+                'encoder = "filterbank". Change the encoder, or leave the table out.'
+            )
+        return
+    for key, value, only in (
+        ("trainable", branch.trainable, "all"),
+        ("layers", branch.layers, "last"),
+        ("train_front_end", branch.train_front_end, False),
+    ):
+        if value != only:
+            raise ConfigError(
+                f'{table}.{key} = {value!r}: must be {only!r} with encoder = "filterbank", which has neither '
+                "pretrained weights nor transformer layers. Leave it out."
+            )

@@ -1,0 +1,177 @@
+"""What a run file can say of the model: the tables under ``[model]``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from ccts_dist.config.augment import SpecAugmentConfig
+from ccts_dist.config.ranges import Between, Count, Share
+from ccts_dist.records import DIMENSIONS
+
+Pooling = Literal["gru", "mean", "statistics", "attentive-statistics", "self-attention"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterbankConfig:
+    """A small speech encoder that needs no pretraining: log-mel energies, then convolutions over time."""
+
+    bins: Annotated[int, Between(8, 128)] = 40
+    """Mel bands between 0 and 8,000 Hz."""
+
+    window_ms: Annotated[float, Between(5, 64)] = 25.0
+    """Length of the audio that one vector of energies describes."""
+
+    step_ms: Annotated[float, Between(1, 64)] = 10.0
+    """Time from one such vector to the next."""
+
+    channels: tuple[Count, ...] = (64, 64)
+    """Features that come out of each convolution; empty for the energies themselves."""
+
+    kernel: Count = 5
+    """Width of each convolution."""
+
+    stride: Count = 2
+    """Step of each convolution: frames come every ``step_ms`` times stride to the power of the convolutions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechConfig:
+    """The speech branch: encoder, what of it is trained, and how its frames become one vector."""
+
+    encoder: str
+    """Folder or hub name of a transformers speech encoder; "scratch" for random weights shaped by ``scratch``;
+    "filterbank" for a small encoder of log-mel energies, shaped by ``filterbank``."""
+
+    scratch: Mapping[str, Any] = field(default_factory=dict)
+    """With encoder = "scratch": ``model_type`` ("hubert", ...) and keys of that model's transformers configuration."""
+
+    filterbank: FilterbankConfig | None = None
+    """With encoder = "filterbank": its shape; absent for the defaults."""
+
+    trainable: str = "all"
+    """Transformer layers that are trained: "none", "all", or "top:N": the N highest of those that are used, and what
+    lies above them in the encoder."""
+
+    layers: str = "last"
+    """Which frames are pooled. "last": what leaves the encoder; "layer:N": what leaves its layer N, counted from 1 (0:
+    what enters the first), and no layer above is computed; "weighted": a learnt softmax-weighted mean of all of these,
+    equally weighted at first."""
+
+    train_front_end: bool = False
+    """Train the convolutional front end too."""
+
+    spec_augment: SpecAugmentConfig | None = None
+    """Masking while it is trained; without this table it is as the encoder's own configuration says, and none with
+    encoder = "scratch" unless ``scratch`` names ``apply_spec_augment``. To turn it off set both shares to 0."""
+
+    normalise: Literal["auto", "on", "off"] = "auto"
+    """Zero mean, unit variance per utterance before the encoder; "auto" does as the encoder was pretrained."""
+
+    pooling: Pooling = "gru"
+    """Frames to one vector: GRU output at the last real frame; mean; mean and deviation; both weighted by a learnt
+    attention (Okabe 2018); or the mean weighted by the frames' likeness to a learnt query."""
+
+    gru_hidden: Count = 128
+    """Units of the GRU."""
+
+    gru_layers: Count = 2
+    """Layers of the GRU."""
+
+    attention_hidden: Count = 128
+    """Hidden units of "attentive-statistics"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextConfig:
+    """The text branch."""
+
+    encoder: str
+    """Folder or hub name of a BERT-like encoder, or "scratch" for random weights shaped by ``scratch``."""
+
+    scratch: Mapping[str, Any] = field(default_factory=dict)
+    """With encoder = "scratch": ``model_type`` ("bert", ...) and keys of that model's transformers configuration."""
+
+    vocabulary: Count = 400
+    """With encoder = "scratch": most pieces of the SentencePiece model trained on the training transcripts."""
+
+    trainable: str = "all"
+    """As in the speech branch."""
+
+    layers: str = "last"
+    """As in the speech branch."""
+
+    max_tokens: Annotated[int, Between(3)] = 128
+    """Longer transcripts are cut."""
+
+    pooling: Pooling = "gru"
+    """As in the speech branch, over tokens."""
+
+    gru_hidden: Count = 128
+    """Units of the GRU."""
+
+    gru_layers: Count = 2
+    """Layers of the GRU."""
+
+    attention_hidden: Count = 128
+    """Hidden units of "attentive-statistics"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """An emotion model: speech branches and/or a text branch -> embedding -> prediction."""
+
+    targets: tuple[str, ...] = DIMENSIONS
+    """What is predicted, in this order; names of labels in the shards."""
+
+    embedding: Count = 128
+    """Size of the embedding that a teacher hands on."""
+
+    dropout: Share = 0.0
+    """Dropout on each branch's pooled vector."""
+
+    heads: Literal["shared", "per-target"] = "shared"
+    """From the embedding to the targets: one linear layer for all, or for each target a hidden layer and a linear one
+    of its own."""
+
+    head_hidden: Count = 64
+    """Hidden units of each head of "per-target"."""
+
+    gradient_checkpointing: bool = False
+    """Recompute encoder layers in the backward pass: less memory, about a third more time."""
+
+    speech: SpeechConfig | None = None
+    also: tuple[SpeechConfig, ...] = ()
+    """Further speech encoders beside ``speech``, tables [[model.also]]: each hears the same audio, normalised its own
+    way, and pools its own frames; the vectors stand side by side before the embedding."""
+
+    text: TextConfig | None = None
+
+
+def num_trainable_layers(trainable: str) -> int | None:
+    """Transformer layers counted from the top that ``trainable`` names; None for all of them.
+
+    Raises:
+        ValueError: not "none", "all" or "top:N" with N of at least 1.
+    """
+    if trainable == "all":
+        return None
+    if trainable == "none":
+        return 0
+    kind, _, number = trainable.partition(":")
+    if kind != "top" or not number.isdecimal() or int(number) < 1:
+        raise ValueError(trainable)
+    return int(number)
+
+
+def layer_number(layers: str) -> int | None:
+    """The N of "layer:N"; None for "last" and "weighted".
+
+    Raises:
+        ValueError: none of these.
+    """
+    if layers in ("last", "weighted"):
+        return None
+    kind, _, number = layers.partition(":")
+    if kind != "layer" or not number.isdecimal():
+        raise ValueError(layers)
+    return int(number)

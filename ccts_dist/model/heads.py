@@ -1,0 +1,38 @@
+"""From the embedding to the predictions: one linear layer for all targets, or a small head for each."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ccts_dist.config import ModelConfig
+from ccts_dist.model.precision import WideLinear
+
+MIDDLE = 0.5
+"""Labels lie on 0..1. Started at 0, the first hundreds of steps would go into finding the middle of the scale: while
+the means differ, CCC has next to no gradient for anything else."""
+
+
+class PerTargetHeads(nn.Module):
+    """For each target a hidden layer with ReLU and a linear layer of its own, in float32."""
+
+    def __init__(self, features: int, hidden: int, num_targets: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(WideLinear(features, hidden), nn.ReLU(), _started_in_the_middle(WideLinear(hidden, 1)))
+            for _ in range(num_targets)
+        )
+
+    def forward(self, embedding: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch dim"]:
+        return torch.cat([head(embedding) for head in self.heads], dim=1)
+
+
+def build_heads(config: ModelConfig) -> WideLinear | PerTargetHeads:
+    """What ``model.heads`` names."""
+    if config.heads == "per-target":
+        return PerTargetHeads(config.embedding, config.head_hidden, len(config.targets))
+    return _started_in_the_middle(WideLinear(config.embedding, len(config.targets)))
+
+
+def _started_in_the_middle(linear: WideLinear) -> WideLinear:
+    nn.init.constant_(linear.bias, MIDDLE)
+    return linear
