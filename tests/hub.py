@@ -3,7 +3,17 @@
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertModel, BertTokenizer, HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+)
 from transformers import Wav2Vec2FeatureExtractor as FeatureExtractor
 
 from tests.small_teacher import WORDS
@@ -29,11 +39,12 @@ SPEECH = {
     "facebook/wav2vec2-large-lv60": (Wav2Vec2Config, Wav2Vec2Model, LARGE),
     "facebook/hubert-base-ls960": (HubertConfig, HubertModel, BASE),
     "facebook/hubert-large-ll60k": (HubertConfig, HubertModel, LARGE),
+    "microsoft/wavlm-large": (WavLMConfig, WavLMModel, LARGE | {"hidden_size": 32}),
 }
 
 
 def write_hub(folder: Path) -> Path:
-    """Every encoder that the paper names, as ``HF_HUB_CACHE`` holds what was downloaded."""
+    """Every encoder that a shipped run file names, as ``HF_HUB_CACHE`` holds what was downloaded."""
     for name, (config, model, norm) in SPEECH.items():
         write_speech(_snapshot(folder, name), config, model, norm)
     bert = _snapshot(folder, "google-bert/bert-base-uncased")
@@ -49,7 +60,7 @@ def write_hub(folder: Path) -> Path:
 def write_speech(place: Path, config: type, model: type, norm: dict[str, object]) -> None:
     """A speech model's folder, with what its waves are normalised by."""
     torch.manual_seed(0)
-    model(config(**SHAPE, **norm)).save_pretrained(place)
+    model(config(**SHAPE | norm)).save_pretrained(place)
     FeatureExtractor(do_normalize=norm["feat_extract_norm"] == "layer").save_pretrained(place)
 
 

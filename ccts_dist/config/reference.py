@@ -18,7 +18,8 @@ One TOML file is one run. This page is written by `python -m ccts_dist.config.re
 [`ccts_dist/config`](../../ccts_dist/config).
 Every key can also be given as `--set table.key=VALUE`.
 
-`demo/` is what `make demo` runs, `paper/` the rows of the paper's tables, `full/` full HuBERT-large students.
+`demo/` is what `make demo` runs, `paper/` the rows of the paper's tables, `full/` full HuBERT-large
+students, `challenge/` the baseline of Odyssey 2024.
 """
 
 
