@@ -62,7 +62,19 @@ restarts=${SLURM_RESTART_COUNT:-0} # by this script, or by Slurm: a node failed,
 if ((restarts > 0)); then
   echo "slurm.sh: start $((restarts + 1)) of job $SLURM_JOB_ID"
   # Of a training, that is; a teacher's pass goes on by itself.
-  if [[ ${1##*/} == train.py && " $* " != *" --resume"* ]]; then set -- "$@" --resume auto; fi
+  # From its newest checkpoint, wherever the first start was told to begin.
+  if [[ ${1##*/} == train.py ]]; then
+    words=()
+    while (($#)); do
+      case $1 in
+        --resume) shift ;;
+        --resume=*) ;;
+        *) words+=("$1") ;;
+      esac
+      shift
+    done
+    set -- "${words[@]}" --resume auto
+  fi
 fi
 
 python=${CCTS_PYTHON:-python}

@@ -217,8 +217,8 @@ class TrainConfig:
     """A rank that waits longer than this for its peers gives up, and all end; no step may take longer either."""
 
     grace_s: Annotated[float, Between(1, 1_000_000)] = 120.0
-    """Longest time from a request to stop to a complete checkpoint, in seconds; keep it below what the cluster gives
-    between its signal and the end."""
+    """Longest time from a request to stop to a complete checkpoint, in seconds: a step (two where they take less than a
+    second) and the saving must fit. Keep it below what the cluster gives between its signal and the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from ccts_dist.train.storage import writing
 FORMAT_VERSION = 2
 _PARTIAL = ".partial"
 _REPLACED = ".replaced"
+_ABANDONED = "abandoned-"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,7 +93,9 @@ def write_checkpoint(
     save_engine: Callable[[Path], Mapping[str, tuple[int, str]]],
     keep: int,
 ) -> Path:
-    """Write a complete checkpoint, then remove all but the newest ``keep``. Every rank must call it.
+    """Write a complete checkpoint, then remove all but the newest ``keep``, and what kills have left half written.
+
+    Every rank must call it.
 
     Until the rename the previous checkpoints are untouched, so a kill at any moment loses only the steps since.
 
@@ -165,6 +168,25 @@ def find_checkpoint(output: Path, warn: Callable[[str], None]) -> tuple[Path, Ch
             "in another folder."
         )
     return None
+
+
+def set_aside_beyond(point: Path, step: int, say: Callable[[str], None]) -> None:
+    """Rename the checkpoints of later steps than that from which a run now goes on; ``say`` hears of each.
+
+    What was passed over, or left behind on purpose, is no longer of the run as it counts: the newest checkpoint is
+    again the last that the run has written.
+
+    Raises:
+        OSError: the folder cannot be changed.
+    """
+    for path in sorted(point.parent.glob("step-*")):
+        name = path.name.removesuffix(_REPLACED)
+        if path.is_dir() and name.removeprefix("step-").isdecimal() and int(name.removeprefix("step-")) > step:
+            aside = path.with_name(_ABANDONED + path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            say(f"{path.name} is set aside as {aside.name}: the run goes on from step {step}. Remove it, or resume it.")
+    sync_folder(point.parent)
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
@@ -252,9 +274,9 @@ def _age(path: Path) -> tuple[str, bool]:
 
 
 def _prune(output: Path, keep: int) -> None:
-    found = checkpoints_folder(output).glob("step-*")
+    found = list(checkpoints_folder(output).glob("step-*"))
     complete = sorted((path for path in found if not path.name.endswith(_PARTIAL)), key=_age)
-    for path in complete[:-keep]:
+    for path in (*complete[:-keep], *(path for path in found if path.name.endswith(_PARTIAL))):
         _remove(path)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
+from math import inf
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
@@ -69,8 +70,8 @@ class Forecast:
         Raises:
             ConfigError: it does not: what is needed, what there is, and which three keys would help most.
         """
-        if not gpu_memory_gb > 0:
-            raise ConfigError(f"--gpu-memory {gpu_memory_gb}: must be above 0. Say how many GB each GPU has.")
+        if not 0 < gpu_memory_gb < inf:
+            raise ConfigError(f"--gpu-memory {gpu_memory_gb}: must be a number above 0. Say how many GB each GPU has.")
         limit = int(gpu_memory_gb * 1e9)
         most = self._largest_micro(self._as_is, limit)
         if self.peak_bytes <= limit:

@@ -53,6 +53,10 @@ class Outcome:
     """Most memory that a rank held (10^9 bytes; on a GPU by its tensors, else resident), also of this start alone."""
 
 
+LONG_STEP_S = 1.0
+"""After a step that took longer, ranks meet once more before the next: a request to stop is heard a step earlier."""
+
+
 class Trainer:
     """A training under way. Every method is called by every rank."""
 
@@ -141,23 +145,26 @@ class Trainer:
         ) as progress:
             source = loader.epoch(state.epoch, state.step_in_epoch)
             ballot = self._read_ahead(source, what, 0)
-            votes = sum_over_ranks(ballot.votes).tolist()
+            votes, is_slow, took = sum_over_ranks(ballot.votes).tolist(), 0.0, 0.0
             while self._is_within_epoch():
+                started = time.monotonic()
+                if is_slow:
+                    together(self._check)  # a request that came since the batch was read waits for no second long step
                 batches, save = ballot.settle(*votes)
                 if save and self._place() != self._saved_place:
                     self._checkpoint()
                 # What comes of reading the next batch rides along with the loss: ranks wait for each other once less.
                 ballot = self._read_ahead(source, what, 1)
                 self._watch.at(f"{what}, step {state.step_in_epoch + 1}", brief=True)
-                result = train_step(
-                    self._engine, batches, self._session.objective, seed=self._run.seed, aside=ballot.votes
-                )
-                votes = result.aside
+                aside = torch.cat([ballot.votes, torch.tensor([took > LONG_STEP_S], dtype=torch.float64)])
+                result = train_step(self._engine, batches, self._session.objective, seed=self._run.seed, aside=aside)
+                *votes, is_slow = result.aside
                 self._count(result, batches)
                 self._report_step(result, batches)
                 count_damaged(state, result.num_damaged, batches, self._run, visible=self._first)
                 left_out = f", {state.num_skipped} skipped" if state.num_skipped else ""
                 progress.advance(figures=f"loss {result.loss:.3f}{left_out}")
+                took = time.monotonic() - started
                 began += self._validate_within()
                 every = self._run.train.checkpoint_steps
                 if every and state.step % every == 0 and self._is_within_epoch():

@@ -1,5 +1,7 @@
 """A run from its file to its outcome, in order."""
 
+from pathlib import Path
+
 import torch
 
 from ccts_dist.config import RunConfig, run_to_toml, run_to_tree
@@ -73,9 +75,17 @@ def _train_watched(run: RunConfig, ranks: Ranks, resume: str, watch: Watch) -> O
         except StopRequested as request:
             watch.saved()
             if ranks.is_first:
-                (folder.path / STOP_FILE).unlink(missing_ok=True)
+                _take_away(folder.path / STOP_FILE)
             barrier()  # the first rank that leaves has its peers ended by the launcher
             raise StopRequested(stopped_words(str(request), folder.path)) from request
+
+
+def _take_away(request: Path) -> None:
+    """Remove a file that asked the run to stop; the checkpoint is safe whether or not that can be done."""
+    try:
+        request.unlink(missing_ok=True)
+    except OSError as error:
+        say(f"{request} cannot be removed ({error.strerror}). Remove it, or the next start stops at once.")
 
 
 def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watch: Watch) -> Outcome:

@@ -20,11 +20,13 @@ from typing import IO, Any
 from ccts_dist.config import RunConfig, complete_tree, run_to_tree
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
+from ccts_dist.shards.durable import write_whole
 from ccts_dist.train.checkpoint import (
     CheckpointManifest,
     checkpoints_folder,
     find_checkpoint,
     read_manifest,
+    set_aside_beyond,
     sync_folder,
 )
 from ccts_dist.train.history import History
@@ -102,8 +104,9 @@ class RunFolder:
                 f"output = '{self.path}': holds checkpoints of an earlier run. Add --resume auto to go on with it, or "
                 "name another folder."
             )
-        (self.path / ".token").write_text(token)
-        sync_folder(self.path)
+        with writing(self.path):
+            (self.path / ".token").write_text(token)
+            sync_folder(self.path)
 
     def _check_shared(self, token: str) -> None:
         try:
@@ -164,6 +167,8 @@ class RunFolder:
                 )
             manifest = read_manifest(path)
         self._check_same_run(path, manifest, run, plan_digest, say)
+        with writing(path):
+            set_aside_beyond(path, manifest.step, say)
         return path
 
     def _check_same_run(
@@ -203,7 +208,7 @@ class RunFolder:
 
     def _write_file(self, name: str, text: str) -> None:
         with writing(self.path / name):
-            (self.path / name).write_text(text, encoding="utf-8")
+            write_whole(self.path / name, text.encode())
 
     def open_history(self, steps_done: int, name: str = "history.jsonl") -> History | None:
         """A history on rank 0, cut back to the steps that the checkpoint has; None on other ranks.

@@ -30,6 +30,7 @@ from ccts_dist.train.checkpoint import checkpoints_folder
 from ccts_dist.train.ds_config import read_ds_config
 from ccts_dist.train.optim import check_warmup
 from ccts_dist.train.step import Objective
+from ccts_dist.train.storage import writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,7 +327,8 @@ def _train_tokenizer(run: RunConfig, shard_set: ShardSet, output: Path) -> None:
             f"{shard_set.root}: no utterance of {list(run.data.train_splits)} has a transcript, and [model.text] needs "
             "them. Build the shards with transcripts, or leave [model.text] out."
         )
-    train_tokenizer(transcripts, text, folder)
+    with writing(folder):
+        train_tokenizer(transcripts, text, folder)
 
 
 def _transcripts(run: RunConfig, shard_set: ShardSet) -> Iterator[str]:

@@ -1,12 +1,14 @@
 """launch/train.py with a fault put into rank 1: ``--fault KIND:FIRST:LAST`` at those steps.
 
 ``stuck``          its loader never returns again
+``slow``           every step takes two seconds, and in the middle of the first one named it gets a SIGTERM
 ``nan-gradient``   one gradient becomes NaN, in the backward pass; after each step of the run a line tells the digest of
                    weights and optimizer state on this rank
 """
 
 import hashlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -37,6 +39,24 @@ def get_stuck_at(stuck_step: int) -> None:
             yield batches
 
     Loader.epoch = epoch
+
+
+class SlowEngine(Engine):
+    """The real engine, which takes its time; rank 1 is asked to stop in the backward pass of one step."""
+
+    asked_in: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.num_steps = 0
+        super().__init__(*args, **kwargs)
+
+    def step(self) -> Update:
+        self.num_steps += 1
+        time.sleep(1)
+        if self.num_steps == self.asked_in and self.ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+        return super().step()
 
 
 class PoisonedEngine(Engine):
@@ -85,7 +105,10 @@ def faulty_main(argv: list[str] | None = None) -> int:
     at = words.index("--fault")
     kind, first, last = words[at + 1].split(":")
     del words[at : at + 2]
-    if kind == "nan-gradient":
+    if kind == "slow":
+        SlowEngine.asked_in = int(first)
+        training.Engine = SlowEngine
+    elif kind == "nan-gradient":
         PoisonedEngine.first, PoisonedEngine.last = int(first), int(last)
         training.Engine = PoisonedEngine
     elif rank_facts().rank == 1:

@@ -71,6 +71,17 @@ def test_rank_whose_loader_never_returns_ends_all_and_is_named_with_its_place(sh
         assert "is stuck. All ranks end. There is no complete checkpoint yet." in line
 
 
+def test_request_within_a_long_step_waits_for_no_other(shards, tmp_path):
+    config = write_run(tmp_path / "slow.toml", shards, tmp_path / "run", train=FOR_EVER)
+    with Running(
+        config, tmp_path / "run", tmp_path / "log", "--fault", "slow:4:4", script="tests/flow/faulty_train.py"
+    ) as running:
+        assert running.wait_for_exit(120) == 75, running.words()
+        (line,) = running.lines("stopped on request")
+    assert "step 4: complete checkpoint step-00000004" in line
+    assert num_steps(tmp_path / "run") == 4
+
+
 def test_rank_that_is_killed_is_named_by_the_others_and_checkpoints_came_by_the_clock(shards, tmp_path):
     settings = FOR_EVER | {"checkpoint_minutes": 0.005}
     config = write_run(tmp_path / "killed.toml", shards, tmp_path / "run", train=settings)

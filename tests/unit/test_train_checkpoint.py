@@ -64,6 +64,41 @@ def test_half_written_and_altered_checkpoints_are_passed_over_and_named(tmp_path
     assert WEIGHTS in heard[1]
 
 
+def test_what_kills_have_left_half_written_goes_with_the_next_checkpoint(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "checkpoints" / "step-00000002.partial" / "inner").mkdir(parents=True)
+    save(tmp_path, 3)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_going_on_from_an_older_checkpoint_sets_the_later_ones_aside(tmp_path):
+    run, heard = run_in(tmp_path), []
+    for step in (40, 50, 54):
+        save(tmp_path, step, keep=3, run=run)
+    older = tmp_path / "checkpoints" / "step-00000040"
+    with RunFolder(run, ALONE, resume=True) as folder:
+        assert folder.find_resume_point(str(older), run, "plan", heard.append) == older
+    assert [words.split()[0] for words in heard] == ["step-00000050", "step-00000054"]
+    save(tmp_path, 47, keep=2, run=run)
+    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert left == ["abandoned-step-00000050", "abandoned-step-00000054", "step-00000040", "step-00000047"]
+    with RunFolder(run, ALONE, resume=True) as folder:
+        found = folder.find_resume_point("auto", run, "plan", heard.append)
+        assert found == tmp_path / "checkpoints" / "step-00000047", "not what was left behind"
+        again = tmp_path / "checkpoints" / "abandoned-step-00000054"
+        assert folder.find_resume_point(str(again), run, "plan", heard.append) == again, "it can still be taken"
+
+
+def test_damaged_checkpoint_that_was_passed_over_is_set_aside(tmp_path):
+    run = run_in(tmp_path)
+    whole, damaged = save(tmp_path, 40, run=run), save(tmp_path, 45, run=run)
+    (damaged / WEIGHTS).write_bytes(b"other")
+    with RunFolder(run, ALONE, resume=True) as folder:
+        assert folder.find_resume_point("auto", run, "plan", print) == whole
+    assert not damaged.exists()
+    assert (damaged.parent / "abandoned-step-00000045").is_dir()
+
+
 @pytest.mark.parametrize("harm", ["cut", "missing", "no manifest"])
 def test_checkpoint_with_a_harmed_file_is_refused(tmp_path, harm):
     path = save(tmp_path, 1)
