@@ -13,7 +13,9 @@ OPTIONS = {
     "launch/evaluate.py": "--micro --model --out --shards --split --uri",
     "launch/register.py": "--alias --checkpoint --name --uri",
     "launch/predict.py": "--format --model --uri",
-    "launch/reproduce.py": "--table --utterances",
+    "launch/reproduce.py": (
+        "--corpus --folds --out --rows --seeds --set --shards --starter --table --transcripts --utterances"
+    ),
     "shards/build.py": "",  # its sub-commands have the options
     "shards/check.py": "--fast --teacher --threads",
     "shards/info.py": "--json --picture",

@@ -26,7 +26,11 @@ SETTINGS = {
     "without teacher": None,
     "distilled": {**DISTIL, "gate": "none"},
     "rank 0 gated out": {**DISTIL, "gate": "any-dimension", "threshold": 0.6},
+    "soft": {**DISTIL, "gate": "soft", "distance": "cosine", "prediction_distance": "ccc"},
+    "a share left out": {**DISTIL, "gate": "per-dimension", "leave_out": 0.4},
 }
+MANY_PASSES = ("distilled", "soft", "a share left out")
+"""Runs that take four passes a step on one rank and one on two: that must not matter either."""
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +55,7 @@ def train(place: Path, name: str, num_ranks: int, distil: dict | None, **section
     "setting", [name if name == "rank 0 gated out" else pytest.param(name, marks=pytest.mark.long) for name in SETTINGS]
 )
 def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(place, setting):
-    # The distilled run takes four passes a step on one rank and one on two: that must not matter either.
-    micro = {1: 4 if setting == "distilled" else 16, 2: 16}
+    micro = {1: 4 if setting in MANY_PASSES else 16, 2: 16}
     one, two = (
         train(place, setting.replace(" ", "-"), ranks, SETTINGS[setting], batch={"micro_utterances": micro[ranks]})
         for ranks in (1, 2)
@@ -72,6 +75,9 @@ def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(plac
         kept = [step["train/kept_share"] for step in steps]
         assert min(kept) > 0
         assert sum(kept[:4]) / 4 == pytest.approx(0.5, abs=0.1), "the short ones are kept, the long ones are not"
+    if setting == "a share left out":
+        shares = [step[f"train/kept_share_{target}"] for step in steps for target in DIMENSIONS]
+        assert 0.6 < sum(shares) / len(shares) < 1, "of 40 % some dimension is left out, of none all"
 
 
 @pytest.mark.long
