@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("--transcripts: only shards that are built here can take them. Give --corpus too.")
     wanted = Reproduction(
         table=TABLES[args.table], folder=args.out or Path(args.table), shards=args.shards, corpus=args.corpus,
-        transcripts=args.transcripts, rows=tuple(args.rows), numbers=tuple(args.folds), seeds=tuple(args.seeds),
-        overrides=tuple(args.set), starter=tuple(shlex.split(args.starter)),
+        transcripts=args.transcripts, rows=tuple(args.rows), fold_numbers=tuple(args.folds),
+        seeds=tuple(args.seeds), overrides=tuple(args.set), starter=tuple(shlex.split(args.starter)),
     )  # fmt: skip
     print("\n" + reproduce(wanted))
     return 0

@@ -1,12 +1,11 @@
 """The demo: the whole pipeline on the spoken corpus, and the one table it ends with."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
 from ccts_dist.records import DIMENSIONS
-from ccts_dist.report.stages import Stage, launcher, run_stages
+from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environment
 from ccts_dist.report.table import format_table
 
 SYSTEMS = {
@@ -55,13 +54,7 @@ def predict_stage(folder: Path) -> Stage:
 def run_demo(folder: Path, *, num_utterances: int, runs: Path) -> str:
     """Run what is missing of the demo and give its table, in Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {
-        # So that the launcher is found without the environment being activated.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder.absolute()}/mlflow.db",
-        # The launcher leaves this unset, and every rank would take all cores.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // NUM_RANKS)),
-    }
+    environment = stage_environment(f"sqlite:///{folder.absolute()}/mlflow.db")
     stages = demo_stages(folder, num_utterances=num_utterances, runs=runs)
     seconds = run_stages(stages, folder, environment=environment)
     seconds |= run_stages([predict_stage(folder)], folder, environment=environment)

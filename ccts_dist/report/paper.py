@@ -15,7 +15,7 @@ from ccts_dist.metrics import SplitSums
 from ccts_dist.progress import say
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.paper_tables import Fold, PaperTable, Row
-from ccts_dist.report.stages import Stage, launcher, run_stages
+from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environment
 from ccts_dist.report.table import format_table
 from ccts_dist.tracking.read_back import SCHEME, read_back
 from ccts_dist.tracking.run_file import read_run_file
@@ -41,7 +41,7 @@ class Reproduction:
     rows: tuple[int, ...] = ()
     """Rows of the table; empty for all."""
 
-    numbers: tuple[int, ...] = ()
+    fold_numbers: tuple[int, ...] = ()
     """Folds by number, from 1; empty for all."""
 
     seeds: tuple[int, ...] = (17,)
@@ -60,10 +60,10 @@ class Reproduction:
     def folds(self) -> list[Fold]:
         """The folds that were asked for."""
         known = self.table.folds
-        for number in self.numbers:
+        for number in self.fold_numbers:
             if not 1 <= number <= len(known):
                 raise ConfigError(f"--folds {number}: the table {self.table.name} has 1 to {len(known)}. Name others.")
-        return [fold for at, fold in enumerate(known, start=1) if not self.numbers or at in self.numbers]
+        return [fold for at, fold in enumerate(known, start=1) if not self.fold_numbers or at in self.fold_numbers]
 
     def cases(self) -> list[tuple[int, Fold]]:
         """Every row is run once for each of these."""
@@ -91,19 +91,14 @@ def reproduce(wanted: Reproduction) -> str:
             say(f"row {row.number}, {row.words}: left out, {wanted.folder / row.needs} is not there")
     if not rows:
         raise ConfigError("--rows: none of these can be run. What they need is said above.")
+    if wanted.corpus is None and not wanted.shards and not (wanted.folder / "shards").exists():
+        raise ConfigError(f"{wanted.folder / 'shards'}: there are no shards. Give --corpus, or --shards.")
     wanted.folder.mkdir(parents=True, exist_ok=True)
-    seconds = run_stages(_stages(wanted, rows), wanted.folder, environment=_environment(wanted.folder))
+    environment = stage_environment(_tracking_uri(wanted.folder))
+    seconds = run_stages(_stages(wanted, rows), wanted.folder, environment=environment)
     text = table_text(wanted, rows, seconds)
     (wanted.folder / "table.md").write_text(text + "\n", encoding="utf-8")
     return text
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    return {
-        # So that the launcher is found without the environment being activated.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "MLFLOW_TRACKING_URI": _tracking_uri(folder),
-    }
 
 
 def _tracking_uri(folder: Path) -> str:

@@ -65,6 +65,15 @@ def run_stages(stages: Sequence[Stage], folder: Path, *, environment: dict[str, 
     return seconds
 
 
+def stage_environment(tracking_uri: str) -> dict[str, str]:
+    """What stages get beside this process's environment: the launcher on the path, and where runs are tracked."""
+    return {
+        # So that the launcher is found without the environment being activated.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "MLFLOW_TRACKING_URI": tracking_uri,
+    }
+
+
 def launcher(num_ranks: int) -> tuple[str, ...]:
     """The DeepSpeed launcher for ranks on this machine, on a port that is free now."""
     return ("deepspeed", "--num_gpus", str(num_ranks), "--master_port", "{free port}")

@@ -63,30 +63,15 @@ class Engine:
         Raises:
             CheckpointError: on all ranks alike: what is there is not of this model.
         """
-        # Imported late: they take seconds and start loggers, and --check does without.
-        from accelerate import Accelerator
-        from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+        # Imported late: it takes seconds and starts loggers, and --check does without.
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-        # Accelerate reads these; a launcher has set them, plain `python launch/train.py` has not.
-        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
-            os.environ.setdefault(name, value)
-        os.environ.setdefault("MASTER_PORT", "0")
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         forget_dead_builds(compiled_folder(), ranks)
         stored = together(lambda: _open_stored(resume_from)) if resume_from is not None else {}
         if stored:
             # What is frozen, and what ZeRO-3 will spread, is easiest to load while the model is still whole.
             together(lambda: _load_whole(model, stored[WEIGHTS]))
-        tree = resolve_ds_config(read_ds_config(Path(run.train.deepspeed)), run, passes=passes)
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        self._accelerator = Accelerator(
-            # The plugin is passed by hand: plain `deepspeed` does not set the variable that `accelerate launch` sets.
-            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=tree, gradient_accumulation_steps=passes),
-            # Without this, Accelerate on a machine without a GPU believes in a single process.
-            kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
-            mixed_precision="bf16" if run.train.precision == "bf16" else "no",
-        )
+        self._accelerator = _accelerator(run, passes)
         # Our loader stays out of prepare(): Accelerate would read it on rank 0 alone and broadcast.
         self._engine: Any
         self._engine, _ = self._accelerator.prepare(model, optimizer)
@@ -206,6 +191,27 @@ class Engine:
                     pass
             agree_or_raise(error)
         return written
+
+
+def _accelerator(run: RunConfig, passes: int) -> Any:
+    """Accelerate, over DeepSpeed as the run file and its ds_config want it."""
+    from accelerate import Accelerator
+    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+    # Accelerate reads these; a launcher has set them, plain `python launch/train.py` has not.
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "0")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    tree = resolve_ds_config(read_ds_config(Path(run.train.deepspeed)), run, passes=passes)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    return Accelerator(
+        # The plugin is passed by hand: plain `deepspeed` does not set the variable that `accelerate launch` sets.
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=tree, gradient_accumulation_steps=passes),
+        # Without this, Accelerate on a machine without a GPU believes in a single process.
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
+        mixed_precision="bf16" if run.train.precision == "bf16" else "no",
+    )
 
 
 def _forget_shared_buffer(ranks: Ranks) -> None:

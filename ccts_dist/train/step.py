@@ -3,6 +3,7 @@ run file asks for it, a CCC for each micro-batch."""
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -117,6 +118,31 @@ class _Part:
         seed_everything(derive_seed("forward", *self.place, number))
         return self.engine.forward(self.passes[number])
 
+    def backward(
+        self, surrogate: Callable[..., tuple[Tensor, DistillParts]], number: int, output: Any, whole: Any
+    ) -> tuple[DistillParts, Update]:
+        """Backpropagate one pass and count it; its shares in the distillation terms, and what the step has done.
+
+        Args:
+            surrogate: ``losses.total``'s or ``losses.micro_batch``'s.
+            output: of this pass.
+            whole: what the surrogate has to know of the whole step.
+        """
+        batch = self.passes[number]
+        value, share = surrogate(
+            output.prediction,
+            output.embedding,
+            batch.labels,
+            batch.weight,
+            whole,
+            self.objective.target_weights,
+            teacher=batch.teacher,
+            kept=self.kept[number],
+            distill=self.objective.distill,
+        )
+        self.engine.backward(value)
+        return share, self.engine.step()
+
     @torch.no_grad()
     def distances(self, number: int, output: Any) -> Tensor:
         """Of one pass's output from the teacher's, added up over kept rows; zeros without a teacher."""
@@ -194,7 +220,7 @@ def train_step(
 
 def _global_step(part: _Part) -> StepResult:
     """By the CCC of the global batch: all predictions' sums first, then a backward for each pass."""
-    objective, engine = part.objective, part.engine
+    objective = part.objective
     two_rounds = len(part.passes) > 1
     outputs: list[Any] = []
     collected: list[tuple[Tensor, ...]] = []
@@ -227,28 +253,16 @@ def _global_step(part: _Part) -> StepResult:
     )
     update = None
     if math.isfinite(figures.loss(objective)):
-        for number, batch in enumerate(part.passes):
+        for number in range(len(part.passes)):
             output = outputs[number] if outputs[number] is not None else part.forward(number)
             outputs[number] = None
-            value, _ = surrogate(
-                output.prediction,
-                output.embedding,
-                batch.labels,
-                batch.weight,
-                sums,
-                objective.target_weights,
-                teacher=batch.teacher,
-                kept=part.kept[number],
-                distill=objective.distill,
-            )
-            engine.backward(value)
-            update = engine.step()
+            _, update = part.backward(surrogate, number, output, sums)
     return figures.result(objective, update)
 
 
 def _micro_batch_step(part: _Part) -> StepResult:
     """By the mean of the micro-batches' CCCs: one forward and one backward for each pass."""
-    objective, engine = part.objective, part.engine
+    objective = part.objective
     first = part.forward(0)
     concordances = _own_concordance(first, part.passes[0])
     divided = [
@@ -266,20 +280,8 @@ def _micro_batch_step(part: _Part) -> StepResult:
             output = first if number == 0 else part.forward(number)
             if number > 0:
                 later = later + _own_concordance(output, batch)
-            value, share = micro_surrogate(
-                output.prediction,
-                output.embedding,
-                batch.labels,
-                batch.weight,
-                divisors,
-                objective.target_weights,
-                teacher=batch.teacher,
-                kept=part.kept[number],
-                distill=objective.distill,
-            )
+            share, update = part.backward(micro_surrogate, number, output, divisors)
             parts.append(share)
-            engine.backward(value)
-            update = engine.step()
     shares = torch.full((2,), math.nan, dtype=torch.float64)
     if parts:
         shares = torch.stack([_pack_parts(share) for share in parts]).sum(0)

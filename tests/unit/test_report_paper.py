@@ -7,7 +7,7 @@ import pytest
 
 from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError
-from ccts_dist.report.paper import Reproduction, _stages, table_text
+from ccts_dist.report.paper import Reproduction, _stages, reproduce, table_text
 from ccts_dist.report.paper_tables import IEMOCAP, MSP, TABLES
 
 SUMS = {
@@ -135,9 +135,15 @@ def test_folds_are_averaged_and_pooled(tmp_path: Path):
 
 
 def test_some_folds_alone(tmp_path: Path):
-    wanted = Reproduction(table=IEMOCAP, folder=tmp_path, rows=(2,), numbers=(5, 2))
+    wanted = Reproduction(table=IEMOCAP, folder=tmp_path, rows=(2,), fold_numbers=(5, 2))
     assert [stage.name for stage in _stages(wanted, wanted.runnable())] == [
         "02-hubert-base-fold2-seed17", "02-hubert-base-fold5-seed17",
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="--folds 6: the table iemocap has 1 to 5"):
-        Reproduction(table=IEMOCAP, folder=tmp_path, numbers=(6,)).cases()
+        Reproduction(table=IEMOCAP, folder=tmp_path, fold_numbers=(6,)).cases()
+
+
+def test_table_without_shards_and_corpus_is_the_users_mistake(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"there are no shards\. Give --corpus, or --shards"):
+        reproduce(Reproduction(table=MSP, folder=tmp_path / "made"))
+    assert not (tmp_path / "made").exists()
