@@ -70,7 +70,7 @@ def test_check_refuses_a_gpu_that_is_too_small_in_one_line(config, capfd):
 @pytest.mark.parametrize("gb", ["0", "-1", "nan"])
 def test_memory_that_is_none_is_refused(config, capfd, gb):
     assert check(config, f"--gpu-memory={gb}") == 2
-    assert "must be above 0" in capfd.readouterr().err
+    assert "must be a number above 0" in capfd.readouterr().err
 
 
 def test_largest_part_is_that_of_the_plan_and_of_the_ranks(config):
