@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from ccts_dist.config import SpecAugmentConfig, SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.loaded import check_loaded
+from ccts_dist.model.modified_cpc import MODEL_TYPE as MODIFIED_CPC
 
 SPEECH_TYPES = (
     "hubert",
@@ -33,8 +34,9 @@ SPEECH_TYPES = (
     "wav2vec2-conformer",
     "sew",
     "sew-d",
+    MODIFIED_CPC,
 )
-"""transformers' model types whose frames are known here not to depend on padding."""
+"""Model types, transformers' and one of ours, whose frames are known here not to depend on padding."""
 
 Branch = Literal["speech", "text"]
 
@@ -258,6 +260,8 @@ def _check_speech_config(config: PreTrainedConfig, speech: SpeechConfig) -> None
             f"model.speech.encoder = {speech.encoder!r} has add_adapter = true, whose strided convolutions mix padding "
             "into frames. Name an encoder without an adapter."
         )
+    if augments(config) and config.model_type == MODIFIED_CPC:
+        raise ConfigError(f"model.speech.spec_augment: a {MODIFIED_CPC} encoder masks nothing. Leave it out.")
     if augments(config) and config.mask_feature_prob > 0 and config.mask_feature_length > config.hidden_size:
         raise ConfigError(
             f"model.speech: mask_feature_length = {config.mask_feature_length} is longer than hidden_size = "

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ccts_dist.model.modified_cpc import PaddedConvLayer
 from ccts_dist.model.pooling import real_positions
 from ccts_dist.model.precision import widened
 
@@ -71,7 +72,8 @@ class MaskedGroupNormConvLayer(GradientCheckpointingLayer):
 
 
 class FrontEnd(nn.Module):
-    """Waveforms to frames. Real frames of a layer are those whose whole field lies on real samples."""
+    """Waveforms to frames. Real frames of a layer are those whose whole field lies on real samples, or on zeros that
+    the layer itself puts beyond both ends."""
 
     def __init__(self, extractor: nn.Module, kernels: list[int], strides: list[int]) -> None:
         """``extractor`` is a transformers feature extractor; its layers move in here, the first one replaced if it
@@ -86,11 +88,14 @@ class FrontEnd(nn.Module):
     def forward(
         self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch features frames"]:
-        hidden = audio[:, None]
+        hidden, real = audio[:, None], num_samples
         for layer in self.conv_layers:
             if isinstance(layer, MaskedGroupNormConvLayer):
                 first = torch.div(num_samples - self.kernels[0], self.strides[0], rounding_mode="floor") + 1
                 hidden = layer(hidden, first)
+            elif isinstance(layer, PaddedConvLayer):
+                real = layer.num_frames(real)
+                hidden = layer(hidden, real)
             else:
                 hidden = layer(hidden)
         return hidden
@@ -98,6 +103,8 @@ class FrontEnd(nn.Module):
     def samples_for(self, num_frames: int) -> int:
         """Fewest samples that give so many frames."""
         length = num_frames
-        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
-            length = (length - 1) * stride + kernel
+        layers = zip(self.conv_layers, self.kernels, self.strides, strict=True)
+        for layer, kernel, stride in reversed(list(layers)):
+            beyond = 2 * layer.padding if isinstance(layer, PaddedConvLayer) else 0
+            length = (length - 1) * stride + kernel - beyond
         return length

@@ -26,6 +26,8 @@ def zero_before_convolutions(encoder: PreTrainedModel) -> ZeroPadding | None:
     longer zero where the convolution meets it.
     """
     inner = cast(nn.Module, encoder.encoder)
+    if not hasattr(inner, "pos_conv_embed"):
+        return None
     positions = cast(nn.Module, inner.pos_conv_embed)
     convolutions: list[nn.Module] = [module for module in positions.modules() if isinstance(module, nn.Conv1d)]
     has_batch_norm = any(isinstance(module, nn.BatchNorm1d) for module in positions.modules())

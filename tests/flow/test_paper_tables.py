@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ccts_dist.model.modified_cpc import convert
 from ccts_dist.report.paper_tables import TABLES, PaperTable
-from tests.hub import BASE, write_hub, write_speech
+from tests.hub import write_hub
 from tests.launching import ROOT, environment
+from tests.published_cpc import published, write_checkpoint
 from tests.small_teacher import build_small_shards
 
 pytestmark = pytest.mark.long
@@ -40,10 +42,9 @@ def make(table: PaperTable, place: Path) -> tuple[str, str]:
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_every_row_runs_and_stands_beside_the_papers_figures(table: PaperTable, tmp_path: Path):
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
-
     write_hub(tmp_path / "hub")
-    write_speech(tmp_path / "made" / "encoders" / "modified-cpc", Wav2Vec2Config, Wav2Vec2Model, BASE)
+    checkpoint = write_checkpoint(tmp_path / "published.pt", published())
+    convert(checkpoint, tmp_path / "made" / "encoders" / "modified-cpc")
     build_small_shards(tmp_path, SPLITS[table.name])
     printed, _ = make(table, tmp_path)
     text = (tmp_path / "made" / "table.md").read_text()

@@ -6,9 +6,11 @@ import pytest
 
 from ccts_dist.config import read_run
 from ccts_dist.model import build_model, load_tokenizer, save_model
+from ccts_dist.model.modified_cpc import convert
 from ccts_dist.shards.read import ShardSet
 from launch import train as command
-from tests.hub import BASE, write_hub, write_speech
+from tests.hub import write_hub
+from tests.published_cpc import published, write_checkpoint
 from tests.small_runs import make_cache
 from tests.small_teacher import build_small_shards
 
@@ -55,9 +57,7 @@ def test_shipped_run_file_passes_its_check(path: Path, shard_set: ShardSet, tmp_
         teacher = untrained_teacher(tmp_path / "teacher", run.data.train_splits)
         settings.append(f"data.teacher={make_cache(teacher, shard_set, tmp_path / 'cache')}")
     if run.model.speech is not None and run.model.speech.encoder == "msp/encoders/modified-cpc":
-        from transformers import Wav2Vec2Config, Wav2Vec2Model
-
-        write_speech(tmp_path / "cpc", Wav2Vec2Config, Wav2Vec2Model, BASE)
+        convert(write_checkpoint(tmp_path / "published.pt", published()), tmp_path / "cpc")
         settings.append(f"model.speech.encoder={tmp_path / 'cpc'}")
     sets = [word for setting in settings for word in ("--set", setting)]
     assert command.main(["--config", str(path), "--check", "--ranks", "2", *sets]) == 0

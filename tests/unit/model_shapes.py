@@ -99,6 +99,7 @@ SPEECH_FAMILIES: dict[str, dict[str, Any]] = {
     },
     "sew": {"model_type": "sew"},
     "sew-d": {"model_type": "sew-d", "position_buckets": 4, "max_position_embeddings": 16},
+    "modified-cpc": {"model_type": "modified-cpc", "conv_dim": [16, 16, 32], "conv_padding": [3, 2, 2]},
 }
 """One small encoder for each way in which the real ones of a family differ."""
 
