@@ -1,10 +1,10 @@
-"""How well a model predicts a whole split, from sums that add over batches and ranks."""
+"""How well a model predicts a whole split: from sums that add over batches and ranks, and from ranks of values."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 
@@ -102,3 +102,83 @@ def _pearson(n: float, p: float, y: float, pp: float, yy: float, py: float, _abs
         return math.nan
     var_p, var_y, covariance, _ = _moments(n, p, y, pp, yy, py)
     return covariance / math.sqrt(var_p * var_y) if var_p > 0 and var_y > 0 else math.nan
+
+
+class ConfusionSums:
+    """How many of each class were taken for which, additive; figures are over the classes that occur.
+
+    Args:
+        classes: their names, in the order of their numbers.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        # Row: the true class; column: the predicted one.
+        self._counts: Float64[Tensor, "classes classes"] = torch.zeros(len(classes), len(classes), dtype=torch.float64)
+
+    def add(self, predicted: Int64[Tensor, " rows"], true: Int64[Tensor, " rows"]) -> None:
+        """Count rows whose class is known, from any device."""
+        size = len(self.classes)
+        cells = torch.bincount(true.cpu() * size + predicted.cpu(), minlength=size * size)
+        self._counts += cells.double().reshape(size, size)
+
+    def to_tensor(self) -> Float64[Tensor, " cells"]:
+        """The counts in a row, to be added over ranks."""
+        return self._counts.flatten()
+
+    @classmethod
+    def from_tensor(cls, classes: Sequence[str], counts: Float64[Tensor, " cells"]) -> "ConfusionSums":
+        """Counts that ``to_tensor`` gave, perhaps added over ranks."""
+        whole = cls(classes)
+        whole._counts = counts.detach().cpu().reshape(len(whole.classes), len(whole.classes)).clone()
+        return whole
+
+    def by_class(self) -> dict[str, list[float]]:
+        """For each true class how often which was predicted, in the order of ``classes``."""
+        return dict(zip(self.classes, self._counts.tolist(), strict=True))
+
+    def weighted_accuracy(self) -> float:
+        """Share of rows that are right; the recalls weighted by how often a class occurs. NaN without rows."""
+        return _mean_of(self._counts.diag().sum()[None], self._counts.sum()[None])
+
+    def unweighted_recall(self) -> float:
+        """Mean recall of the classes that occur, also called unweighted accuracy; NaN without rows."""
+        return _mean_of(self._counts.diag(), self._counts.sum(1))
+
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that occur or were predicted; NaN without rows."""
+        return _mean_of(2 * self._counts.diag(), self._counts.sum(0) + self._counts.sum(1))
+
+
+def binned(values: Float[Tensor, "*shape"], edges: Sequence[float]) -> Int64[Tensor, "*shape"]:
+    """The number of the class that each value falls into, from 0 below the first of the rising ``edges``.
+
+    Values and edges are on 0..1. A value on an edge belongs to the class farther from the middle.
+    """
+    classes = torch.zeros_like(values, dtype=torch.int64)
+    for edge in edges:
+        at = torch.tensor(edge, dtype=values.dtype, device=values.device)  # rounded as a label on the edge is
+        classes += values > at if edge <= 0.5 else values >= at
+    return classes
+
+
+def spearman(prediction: Float64[Tensor, " rows"], label: Float64[Tensor, " rows"]) -> float:
+    """Spearman's correlation: Pearson's of the ranks, ties sharing their mean rank.
+
+    NaN with fewer than two rows, where either is constant, and for a prediction that is no number.
+    """
+    if len(prediction) < 2 or not bool(torch.isfinite(prediction).all()):
+        return math.nan
+    p, y = (_ranks(values) - (len(values) + 1) / 2 for values in (prediction, label))
+    spread = math.sqrt(float(p.square().sum()) * float(y.square().sum()))
+    return float((p * y).sum()) / spread if spread > 0 else math.nan
+
+
+def _ranks(values: Float64[Tensor, " rows"]) -> Float64[Tensor, " rows"]:
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2)[inverse].double()
+
+
+def _mean_of(hits: Float64[Tensor, " classes"], of: Float64[Tensor, " classes"]) -> float:
+    there = of > 0
+    return float((hits[there] / of[there]).mean())  # of nothing: NaN

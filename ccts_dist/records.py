@@ -16,8 +16,16 @@ from torch import Tensor
 DIMENSIONS = ("activation", "valence", "dominance")
 """The order of the emotion dimensions, everywhere. Index by name: ``DIMENSIONS.index("valence")``."""
 
+VARIANCE = ".variance"
+"""What a target's name ends in that is the variance of the raters of another one: see ``varied_target``."""
+
 SAMPLE_RATE_HZ = 16_000
 """Sample rate of all audio in shards and models; other rates are resampled when shards are built."""
+
+
+def varied_target(target: str) -> str | None:
+    """Whose raters' variance a target is: "valence" of "valence.variance"; None for a target that is a rating."""
+    return target.removesuffix(VARIANCE) if target.endswith(VARIANCE) and target != VARIANCE else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

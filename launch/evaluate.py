@@ -7,17 +7,19 @@ from pathlib import Path
 from ccts_dist.distributed import leave, process_group, rank_facts
 from ccts_dist.errors import run_main
 from ccts_dist.model import weights_digest
-from ccts_dist.registry.evaluate import HEADER, evaluate_split, scores_to_rows, scores_to_tree
+from ccts_dist.registry.evaluate import evaluate_split
 from ccts_dist.registry.pull import pull_model_on_ranks
-from ccts_dist.report.table import format_table
+from ccts_dist.report.score_tables import scores_to_text
 from ccts_dist.shards.read import open_shard_set
+from ccts_dist.train.evaluate import scores_to_tree
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ``--local_rank`` comes from the launcher."""
     parser = argparse.ArgumentParser(
         description="Predict every utterance of a split once and compare with the raters: concordance (CCC), Pearson's "
-        "correlation and mean absolute error on 0..1, per dimension, over the whole split.",
+        "and Spearman's correlation and mean absolute error on 0..1, per dimension, over the whole split; of a model "
+        "with categories also accuracies and F1.",
         epilog="examples:\n"
         "  python launch/evaluate.py --model runs/student/best --shards data/msp --split Test1 --out runs/student\n"
         "  deepspeed --num_gpus 2 launch/evaluate.py --model models:/emotion@candidate --shards data/msp \\\n"
@@ -30,6 +32,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", action="append", required=True, help="which split; may be repeated")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="metrics.json is written there")
     parser.add_argument("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
+    bins = "also tell the mean recall of the classes between these edges, on the corpus's scale: --bins 2 4"
+    parser.add_argument("--bins", type=float, nargs="+", default=[], metavar="EDGE", help=bins)
     parser.add_argument("--micro", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -42,10 +46,10 @@ def main(argv: list[str] | None = None) -> int:
         pulled = pull_model_on_ranks(args.model, ranks, tracking_uri=args.uri)
         folder, micro, splits = pulled.folder, args.micro, {}
         for split in args.split:
-            scores = evaluate_split(folder, args.shards, split, ranks=ranks, micro_utterances=micro)
+            scores = evaluate_split(folder, args.shards, split, ranks=ranks, micro_utterances=micro, bins=args.bins)
             splits[split] = scores_to_tree(scores)
             if ranks.is_first:
-                print(f"{split}\n\n{format_table(HEADER, scores_to_rows(scores))}\n", flush=True)
+                print(f"{split}\n\n{scores_to_text(scores)}\n", flush=True)
     if ranks.is_first:
         args.out.mkdir(parents=True, exist_ok=True)
         shards = open_shard_set(args.shards).digest

@@ -42,12 +42,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.format == "json":
         print(json.dumps(answers, indent=2, ensure_ascii=False))
     elif args.format == "csv":
-        writer = csv.DictWriter(sys.stdout, ["file", *student.targets], lineterminator="\n")
+        writer = csv.DictWriter(sys.stdout, ["file", *student.columns], lineterminator="\n")
         writer.writeheader()
         writer.writerows(answers)
     else:
-        rows = [[answer["file"], *(f"{answer[target]:.2f}" for target in student.targets)] for answer in answers]
-        print(format_table(("file", *student.targets), rows))
+        columns = ("file", *student.columns)
+        rows = [
+            [f"{one:.2f}" if isinstance(one, float) else one for one in map(answer.get, columns)] for answer in answers
+        ]
+        print(format_table(columns, rows))
     return 1 if len(answers) < len(args.files) else 0
 
 

@@ -20,6 +20,9 @@ def check_model(model: ModelConfig, source: str) -> None:
     if not model.targets or len(set(model.targets)) != len(model.targets):
         named = f"model.targets = {list(model.targets)}"
         raise ConfigError(f"{source}: {named}: must name each target once. Change the list.")
+    if len(model.categories) == 1 or len(set(model.categories)) != len(model.categories):
+        named = f"model.categories = {list(model.categories)}"
+        raise ConfigError(f"{source}: {named}: must be two or more, each once, or none. Change the list.")
     if model.text is not None:
         _check_branch(model.text, f"{source}: model.text")
     for name, branch in speech_tables(model).items():

@@ -93,6 +93,10 @@ class LossConfig:
     target_weights: tuple[float, ...] = ()
     """One weight per target; empty for 1 / number of targets each."""
 
+    category_weight: NotNegative = 1.0
+    """Weight of the cross-entropy over ``model.categories``, in nats: the mean over the utterances of the global batch
+    whose category is among them. Unused without categories."""
+
     scope: Literal["global", "micro-batch"] = "global"
     """Whose CCC. "global": of the global batch, exactly, however many ranks and passes it is spread over; with several
     passes this takes a first round of forward passes without gradient. "micro-batch": of each rank's each pass, the
@@ -240,6 +244,16 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """What is told of validation and test splits beside CCC; nothing of it chooses the best model."""
+
+    bins: tuple[float, ...] = ()
+    """Edges on the corpus's own scale, rising: ratings and predictions are sorted into the classes between them, and
+    the mean recall of the classes (unweighted recall) is told for each target. A rating on an edge belongs to the class
+    farther from the middle of the scale: [2, 4] on 1..5 makes [1, 2], (2, 4) and [4, 5]. Empty for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """One run file."""
 
@@ -260,4 +274,5 @@ class RunConfig:
     augment: AugmentConfig | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -1,6 +1,7 @@
 """Make one padded ``Batch`` of the utterances of a part."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from ccts_dist.errors import FetchError, ShardError, TeacherError
 from ccts_dist.loader.cut import Part
-from ccts_dist.loader.fetch import read_audio, read_transcript
+from ccts_dist.loader.fetch import read_audio, read_label_variance, read_transcript
 from ccts_dist.loader.hearing import Excerpt, Hearing
 from ccts_dist.loader.plan import Row
-from ccts_dist.records import Batch, TeacherBatch, TeacherOutput
+from ccts_dist.records import Batch, TeacherBatch, TeacherOutput, varied_target
 from ccts_dist.shards.read import ShardSet
 
 EncodeText = Callable[[str], Sequence[int]]
@@ -54,7 +55,7 @@ class Reading:
 
     shards: ShardSet
     targets: tuple[str, ...] = ()
-    """Names of the labels, in the order of a batch's columns."""
+    """Names of the labels, in the order of a batch's columns; some may be variances of raters."""
 
     categories: tuple[str, ...] = ()
     """Names of the categories, in the order of their numbers; without them none are read."""
@@ -71,6 +72,11 @@ class Reading:
     skip_damaged: bool = False
     """Give a damaged utterance weight 0, and say so in the batch, instead of raising."""
 
+    @property
+    def has_variances(self) -> bool:
+        """Whether some target is the variance of raters, which the index does not hold."""
+        return any(varied_target(target) is not None for target in self.targets)
+
 
 @dataclass(frozen=True, slots=True)
 class _Read:
@@ -78,6 +84,8 @@ class _Read:
 
     tokens: Sequence[int]
     teacher: TeacherOutput | None
+    variance: Mapping[str, float]
+    """Of the raters, where some target is one and the corpus gave it."""
 
 
 def read_batch(part: Part, reading: Reading, epoch: int = 0) -> Batch:
@@ -115,7 +123,7 @@ def read_batch(part: Part, reading: Reading, epoch: int = 0) -> Batch:
         keys=tuple(row.key for row in rows),
         audio=audio,
         num_samples=torch.tensor(lengths),
-        labels=_labels(rows, reading.targets),
+        labels=_labels(rows, reading.targets, read),
         weight=weight,
         tokens=tokens,
         num_tokens=num_tokens,
@@ -156,23 +164,27 @@ def _read_row(
     if reading.encode_text is not None:
         tokens = reading.encode_text(read_transcript(reading.shards, row.table, row.row))
     teacher = None if reading.teacher is None else reading.teacher.read(row.shard, row.row, row.key)
-    return _Read(tokens, teacher)
+    variance = read_label_variance(reading.shards, row.table, row.row) if reading.has_variances else {}
+    return _Read(tokens, teacher, variance)
 
 
 def _nothing(reading: Reading) -> _Read:
     """In the place of a damaged utterance: the tokens of silence, and a teacher that says nothing."""
     tokens = () if reading.encode_text is None else reading.encode_text("")
     if reading.teacher is None:
-        return _Read(tokens, None)
+        return _Read(tokens, None, {})
     embedding = np.zeros(reading.teacher.embedding_size, np.float32)
-    return _Read(
-        tokens, TeacherOutput(embedding=embedding, prediction=np.zeros(len(reading.teacher.targets), np.float32))
-    )
+    prediction = np.zeros(len(reading.teacher.targets), np.float32)
+    return _Read(tokens, TeacherOutput(embedding=embedding, prediction=prediction), {})
 
 
-def _labels(rows: Sequence[Row], targets: Sequence[str]) -> Float32[Tensor, "batch dim"]:
-    labels = [[row.table.labels[target][row.row] for target in targets] for row in rows]
-    return torch.tensor(np.array(labels), dtype=torch.float32)
+def _labels(rows: Sequence[Row], targets: Sequence[str], read: Sequence[_Read]) -> Float32[Tensor, "batch dim"]:
+    def label(target: str, row: Row, one: _Read) -> float:
+        varied = varied_target(target)
+        return float(row.table.labels[target][row.row]) if varied is None else one.variance.get(varied, math.nan)
+
+    labels = [[label(target, row, one) for target in targets] for row, one in zip(rows, read, strict=True)]
+    return torch.tensor(labels, dtype=torch.float32)
 
 
 def _categories(rows: Sequence[Row], categories: Sequence[str]) -> Int64[Tensor, " batch"]:

@@ -1,5 +1,8 @@
 """Read one utterance's members from a shard, checked, and decode its audio."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 from jaxtyping import Float32
 
@@ -8,7 +11,9 @@ from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.shards.flac import decode_flac
 from ccts_dist.shards.index import ShardRows
 from ccts_dist.shards.read import ShardSet
-from ccts_dist.shards.schema import AUDIO_MEMBER, JSON_MEMBER, transcript_of
+from ccts_dist.shards.schema import AUDIO_MEMBER, JSON_MEMBER, label_variance_of, transcript_of
+
+Parsed = TypeVar("Parsed")
 
 
 def read_audio(shards: ShardSet, table: ShardRows, row: int, out: Float32[np.ndarray, " samples"]) -> None:
@@ -43,9 +48,22 @@ def read_transcript(shards: ShardSet, table: ShardRows, row: int) -> str:
     Raises:
         ShardError: the member is damaged, or no utterance's.
     """
+    return _of_json(shards, table, row, transcript_of)
+
+
+def read_label_variance(shards: ShardSet, table: ShardRows, row: int) -> dict[str, float]:
+    """The population variance of one utterance's raters on 0..1, by target, where the corpus gave it.
+
+    Raises:
+        ShardError: the member is damaged, or no utterance's.
+    """
+    return _of_json(shards, table, row, label_variance_of)
+
+
+def _of_json(shards: ShardSet, table: ShardRows, row: int, parse: Callable[[bytes], Parsed]) -> Parsed:
     data = shards.member(table, row, JSON_MEMBER)
     try:
-        return transcript_of(data)
+        return parse(data)
     except ValueError as error:
         raise ShardError(
             f"{table.shard}: json of {table.keys[row]!r} cannot be read, though its checksum is right: {error}. "

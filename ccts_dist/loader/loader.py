@@ -14,7 +14,7 @@ from ccts_dist.loader.collate import EncodeText, Reading, TeacherSource, read_ba
 from ccts_dist.loader.cut import Part, cut
 from ccts_dist.loader.hearing import Hearing
 from ccts_dist.loader.plan import Plan
-from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches
+from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches, varied_target
 from ccts_dist.shards.read import ShardSet
 
 _BATCHES_AHEAD = 2
@@ -33,7 +33,7 @@ class Loader:
         splits: which of its splits.
         batch: sizes of global and micro-batches.
         data: window, duration groups, streams, number of threads, longest duration, and what to do about damage.
-        targets: labels, in the order of a batch's columns.
+        targets: labels, in the order of a batch's columns; NAME.variance is the variance of NAME's raters.
         seed: of the order.
         ranks: whose part to read.
         categories: names of the categories, in the order of their numbers in a batch; none are read without.
@@ -63,7 +63,8 @@ class Loader:
         augmenter: Augmenter | None = None,
         shuffle: bool = True,
     ) -> None:
-        _check_names("target", "a label", targets, shard_set.manifest.targets, shard_set)
+        rated = [varied_target(target) or target for target in targets]
+        _check_names("target", "a label", rated, shard_set.manifest.targets, shard_set)
         _check_names("category", "a category", categories, shard_set.manifest.categories, shard_set)
         max_samples = round(data.max_duration_s * SAMPLE_RATE_HZ) if shuffle else 0
         self.plan = Plan(

@@ -27,6 +27,9 @@ class ModelOutput(NamedTuple):
     prediction: Tensor
     """[batch dim], in float32: one number per target, on 0..1 labels but not bounded."""
 
+    categories: Tensor | None = None
+    """[batch categories], in float32: a score per category, before any softmax; None in a model without."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderConfigs:
@@ -92,6 +95,7 @@ class EmotionModel(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.embedding = WideLinear(size, config.embedding)
         self.prediction = build_heads(config)
+        self.categories = WideLinear(config.embedding, len(config.categories)) if config.categories else None
 
     def forward(
         self,
@@ -122,7 +126,8 @@ class EmotionModel(nn.Module):
                 )
             vectors.append(self.dropout(self.text(tokens, num_tokens)))
         embedding = self.embedding(torch.cat(vectors, dim=1))
-        return ModelOutput(embedding=embedding, prediction=self.prediction(embedding))
+        categories = None if self.categories is None else self.categories(embedding)
+        return ModelOutput(embedding=embedding, prediction=self.prediction(embedding), categories=categories)
 
 
 def build_model(config: ModelConfig, *, vocabulary_size: int | None = None) -> EmotionModel:
@@ -183,7 +188,8 @@ def describe(model: EmotionModel) -> dict[str, PartSize]:
             parts[name] = list(branch.parameters())
     for number, branch in enumerate(model.also):
         parts[f"also {number}"] = list(branch.parameters())
-    parts["head"] = [*model.embedding.parameters(), *model.prediction.parameters()]
+    heads = (model.embedding, model.prediction, model.categories)
+    parts["head"] = [parameter for head in heads if head is not None for parameter in head.parameters()]
     parts["model"] = list(model.parameters())
     return {
         name: PartSize(

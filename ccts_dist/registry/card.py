@@ -9,6 +9,7 @@ def model_card(
     *,
     name: str,
     targets: tuple[str, ...],
+    categories: tuple[str, ...],
     scale: tuple[float, float],
     needs_text: bool,
     num_parameters: int,
@@ -21,6 +22,7 @@ def model_card(
     Args:
         name: under which the model is registered.
         targets: what it predicts, in order.
+        categories: emotions that it tells apart; may be empty.
         scale: lowest and highest rating of its corpus.
         needs_text: it reads transcripts beside audio.
         num_parameters: of the whole model.
@@ -34,7 +36,7 @@ def model_card(
         f"# {name}",
         "",
         f"Predicts {', '.join(targets)} of an utterance from {given}, on the scale {low:g} to {high:g} of the corpus "
-        f"it was trained on. {num_parameters:,} parameters. Audio: any file libsndfile reads; it is mixed to mono and "
+        f"it was trained on{_beside(categories)}. {num_parameters:,} parameters. Audio: any file libsndfile reads; it is mixed to mono and "
         "resampled to 16 kHz.",
         "",
         "## Where it comes from",
@@ -61,6 +63,10 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _beside(categories: tuple[str, ...]) -> str:
+    return f", and which of these categories it sounds like: {', '.join(categories)}" if categories else ""
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

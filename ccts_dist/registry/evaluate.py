@@ -1,6 +1,6 @@
 """Scores of a saved model on splits of a shard set."""
 
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ccts_dist.loader.loader import Loader
 from ccts_dist.model import load_model
 from ccts_dist.records import Batch
 from ccts_dist.shards.read import open_shard_set
-from ccts_dist.train.evaluate import Scores, evaluate
+from ccts_dist.train.evaluate import Extras, Scores, bin_edges, evaluate
 
 
 def evaluate_split(
@@ -24,6 +24,7 @@ def evaluate_split(
     ranks: Ranks,
     micro_utterances: int = 16,
     workers: int = 1,
+    bins: Sequence[float] = (),
 ) -> Scores:
     """Each utterance of a split predicted once, over all ranks; the same scores on every rank.
 
@@ -36,9 +37,11 @@ def evaluate_split(
         ranks: where this process stands.
         micro_utterances: utterances of one forward pass on one rank.
         workers: threads per rank that read and decode.
+        bins: as ``evaluation.bins`` of a run file, on the corpus's scale.
 
     Raises:
-        ConfigError: no such model folder or split, or the shards lack one of the model's targets.
+        ConfigError: no such model folder or split, the shards lack one of the model's targets, or bins that do not rise
+            within the scale.
         ShardError: shards that are absent or damaged.
         CheckpointError: no sound model in the folder.
     """
@@ -48,15 +51,20 @@ def evaluate_split(
     targets, tokenizer = loaded.config.targets, loaded.tokenizer
     device = best_device(ranks)
     model = loaded.model.eval().to(device)
+    shard_set = together(lambda: open_shard_set(shards))
+    edges = together(lambda: bin_edges(bins, shard_set.manifest.scale, source="--bins"))
+    known = set(loaded.config.categories) <= set(shard_set.manifest.categories)
+    categories = loaded.config.categories if known else ()
     loader = together(
         lambda: Loader(
-            open_shard_set(shards),
+            shard_set,
             (split,),
             batch=BatchConfig(global_utterances=micro_utterances * ranks.num_ranks, micro_utterances=micro_utterances),
             data=DataConfig(shards=str(shards), workers=workers),
             targets=targets,
             seed=0,
             ranks=ranks,
+            categories=categories,
             encode_text=None if tokenizer is None else tokenizer.encode,
             shuffle=False,
         )
@@ -68,33 +76,7 @@ def evaluate_split(
     weights = (1 / len(targets),) * len(targets)
     try:
         with torch.inference_mode():
-            return evaluate(forward, loader, targets, weights, device)
+            extras = Extras(categories=categories, bins=edges, spearman=True)
+            return evaluate(forward, loader, targets, weights, device, extras=extras)
     finally:
         loader.close()
-
-
-def scores_to_tree(scores: Scores) -> dict[str, Any]:
-    """Scores as ``metrics.json`` holds them: figure -> target -> value; null where there is none."""
-    return {
-        figure: {target: None if one != one else one for target, one in value.items()}
-        for figure, value in asdict(scores).items()
-        if isinstance(value, dict)
-    }
-
-
-HEADER = ("target", "CCC", "Pearson", "MAE", "labels")
-"""Of the rows that ``scores_to_rows`` gives."""
-
-
-def scores_to_rows(scores: Scores) -> list[tuple[str, str, str, str, int]]:
-    """One row per target: name, CCC, Pearson, MAE on 0..1, number of labels."""
-    return [
-        (
-            target,
-            f"{scores.ccc[target]:.4f}",
-            f"{scores.pearson[target]:.4f}",
-            f"{scores.mae[target]:.4f}",
-            count,
-        )
-        for target, count in scores.num_labels.items()
-    ]

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -12,11 +12,14 @@ from torch import Tensor
 
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.model import LoadedModel, load_model
-from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.records import SAMPLE_RATE_HZ, varied_target
 from ccts_dist.shards.audio import MAX_DURATION_S, decode_audio, decode_samples, to_wave
 
 Audio = str | Path | io.BytesIO | Float32[np.ndarray, "_"]  # "_": recordings need not be equally long
 """A file, an opened file, or samples on -1..1 at 16 kHz."""
+
+CATEGORY = "category"
+"""In an answer: the likeliest one."""
 
 _BATCH_S = 120.0
 """Padded seconds of one forward pass."""
@@ -59,14 +62,25 @@ class Student:
         self.targets: tuple[str, ...] = loaded.config.targets
         """What it predicts, in the order of its answers."""
 
+        self.categories: tuple[str, ...] = loaded.config.categories
+        """Emotions that it tells apart beside the targets; empty for none."""
+
         self.scale: tuple[float, float] = loaded.scale
         """Lowest and highest rating of its corpus."""
 
         self._model = loaded.model.eval().to(device)
         self._device = device
 
-    def predict(self, audio: Sequence[Audio]) -> list[dict[str, float]]:
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names in an answer, in order."""
+        return answer_columns(self.targets, self.categories)
+
+    def predict(self, audio: Sequence[Audio]) -> list[dict[str, Any]]:
         """One answer per recording, in order: target -> rating on the corpus's scale.
+
+        A variance of raters is that of ratings on this scale. With categories also "category", the likeliest, and
+        "p(NAME)", the probability of each.
 
         An answer does not depend on the recordings beside it, but for rounding. A recording is heard as training
         would have heard it from a shard, at 16 kHz, mono and 16 bit.
@@ -75,8 +89,7 @@ class Student:
             CorpusError: a recording that a shard would not carry; see ``read_audio``.
         """
         waves = [read_audio(one) for one in audio]
-        low, high = self.scale
-        answers: list[dict[str, float]] = [{} for _ in waves]
+        answers: list[dict[str, Any]] = [{} for _ in waves]
         for rows in _batches([len(wave) for wave in waves]):
             num_samples = torch.tensor([len(waves[row]) for row in rows])
             padded = torch.nn.utils.rnn.pad_sequence([waves[row] for row in rows], batch_first=True)
@@ -84,9 +97,24 @@ class Student:
                 output = self._model(padded.to(self._device), num_samples.to(self._device))
             for row, prediction in zip(rows, output.prediction.double().cpu().tolist(), strict=True):
                 answers[row] = {
-                    target: low + label * (high - low) for target, label in zip(self.targets, prediction, strict=True)
+                    target: self._on_scale(target, label)
+                    for target, label in zip(self.targets, prediction, strict=True)
                 }
+            if output.categories is not None:
+                for row, shares in zip(rows, output.categories.double().softmax(dim=1).cpu().tolist(), strict=True):
+                    likeliest = self.categories[shares.index(max(shares))]
+                    answers[row] |= dict(zip(self.columns[len(self.targets) :], (likeliest, *shares), strict=True))
         return answers
+
+    def _on_scale(self, target: str, label: float) -> float:
+        low, high = self.scale
+        return low + label * (high - low) if varied_target(target) is None else label * (high - low) ** 2
+
+
+def answer_columns(targets: Sequence[str], categories: Sequence[str]) -> tuple[str, ...]:
+    """Names in an answer of a model, in order."""
+    shares = tuple(f"p({category})" for category in categories)
+    return (*targets, *((CATEGORY, *shares) if shares else ()))
 
 
 def read_audio(audio: Audio) -> Float32[Tensor, " samples"]:

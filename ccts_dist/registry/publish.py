@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -15,6 +15,7 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.model import load_model
 from ccts_dist.registry.card import model_card
 from ccts_dist.registry.package import METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
+from ccts_dist.registry.predict import CATEGORY, answer_columns
 from ccts_dist.registry.store import DIGEST_TAG, PACKAGE, asking_the_server, check_name
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file
@@ -76,9 +77,9 @@ def register(
             if tags is None:
                 run_id = _new_run(client, uri, name)
         package = Path(scratch) / PACKAGE
-        digests, version_tags = _fill_package(found, package, name, tags or {})
+        digests, version_tags, columns = _fill_package(found, package, name, tags or {})
         model = Path(scratch) / "model"
-        _save_mlflow_model(package, model, version_tags["targets"].split(","))
+        _save_mlflow_model(package, model, columns)
         with asking_the_server(uri, f"registering {name!r}"):
             return _store(client, model, name, alias, run_id, digests, version_tags)
 
@@ -135,8 +136,8 @@ def _new_run(client: "MlflowClient", uri: str, name: str) -> str:
 
 def _fill_package(
     found: Checkpoint, package: Path, name: str, run_tags: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Write the package; its digests and the version's other tags come back."""
+) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
+    """Write the package; its digests, the version's other tags and the columns of the model's answers come back."""
     loaded = load_model(found.model)  # a model that cannot be loaded is not registered
     extra = dict(loaded.extra)
     run_name = extra.pop("run", "") or ("" if found.run_file is None else read_run(found.run_file).name)
@@ -144,6 +145,7 @@ def _fill_package(
     card = model_card(
         name=name,
         targets=loaded.config.targets,
+        categories=loaded.config.categories,
         scale=loaded.scale,
         needs_text=loaded.config.text is not None,
         num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
@@ -154,15 +156,17 @@ def _fill_package(
     digests = write_package(found.model, package, card=card, run_file=found.run_file, metrics=found.metrics)
     tags = {
         "targets": ",".join(loaded.config.targets),
+        "categories": ",".join(loaded.config.categories),
         "scale": "{:g},{:g}".format(*loaded.scale),
         "run_name": run_name,
         "shard_set_digest": str(extra.get("shards") or data.get("data.shard_set_digest", "")),
         "weights_sha256": loaded.digest,
     }
-    return digests, {key: value for key, value in tags.items() if value}
+    columns = answer_columns(loaded.config.targets, loaded.config.categories)
+    return digests, {key: value for key, value in tags.items() if value}, columns
 
 
-def _save_mlflow_model(package: Path, out: Path, targets: list[str]) -> None:
+def _save_mlflow_model(package: Path, out: Path, columns: Sequence[str]) -> None:
     """An MLflow model from code around the package: no pickle, no path of this machine."""
     import yaml
 
@@ -180,7 +184,9 @@ def _save_mlflow_model(package: Path, out: Path, targets: list[str]) -> None:
             artifacts={PACKAGE: str(package)},
             signature=ModelSignature(
                 inputs=Schema([ColSpec(DataType.binary, "audio")]),
-                outputs=Schema([ColSpec(DataType.double, target) for target in targets]),
+                outputs=Schema(
+                    [ColSpec(DataType.string if column == CATEGORY else DataType.double, column) for column in columns]
+                ),
             ),
             pip_requirements=[f"ccts-dist=={installed_version('ccts-dist')}"],
         )

@@ -18,7 +18,7 @@ from ccts_dist.registry.predict import load_student
 
 
 class EmotionPyfunc(PythonModel):
-    """One column ``audio`` of encoded audio files in; one column per target, on the corpus's scale, out."""
+    """One column ``audio`` of encoded audio files in; the columns of ``Student.predict`` out."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Check the package's digests, then load its weights."""
@@ -34,7 +34,7 @@ class EmotionPyfunc(PythonModel):
             io.BytesIO(base64.b64decode(cell, validate=True) if isinstance(cell, str) else bytes(cell))
             for cell in model_input["audio"]
         ]
-        return pd.DataFrame(self._student.predict(files), columns=list(self._student.targets))
+        return pd.DataFrame(self._student.predict(files), columns=list(self._student.columns))
 
 
 set_model(EmotionPyfunc())

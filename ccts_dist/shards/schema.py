@@ -289,6 +289,18 @@ def transcript_of(data: bytes) -> str:
     return words
 
 
+def label_variance_of(data: bytes) -> dict[str, float]:
+    """The raters' variances in a ``json`` member, by target, where they are known.
+
+    Raises:
+        ValueError: it is no utterance's.
+    """
+    try:
+        return _known({target: _number(value) for target, value in json.loads(data)["label_variance"].items()})
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("no label_variance in it") from error
+
+
 def utterance_from_json(data: bytes) -> Utterance:
     """The utterance in a ``json`` member; its ``audio`` is the source relative to the corpus."""
     record = json.loads(data)

@@ -1,15 +1,19 @@
 """Scores of a model on a split, each utterance counted once whatever the ranks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from math import nan
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ccts_dist.distributed import gather_objects, in_step, sum_over_ranks
+from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
-from ccts_dist.metrics import SplitSums
-from ccts_dist.records import Batch
+from ccts_dist.losses.category import categorised, cross_entropy_sums, mean_cross_entropy
+from ccts_dist.metrics import ConfusionSums, SplitSums, binned, spearman
+from ccts_dist.records import Batch, varied_target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +31,61 @@ class Scores:
     """In words, what was wrong with the utterances that were left out because they are damaged."""
 
     loss: float
-    """sum_j alpha_j (1 - CCC_j) over the whole split; targets without labels are left out. NaN when predictions are."""
+    """sum_j alpha_j (1 - CCC_j) over the whole split, and the weighted cross-entropy of categories; targets without
+    labels are left out. NaN when predictions are."""
+
+    spearman: dict[str, float] = field(default_factory=dict)
+    """Where it was asked for."""
+
+    unweighted_recall: dict[str, float] = field(default_factory=dict)
+    """By target that is a rating, of labels and predictions sorted into bins; where those were asked for."""
+
+    categories: dict[str, float] = field(default_factory=dict)
+    """Of a model with categories: weighted_accuracy, unweighted_accuracy, macro_f1 and cross_entropy (in nats)."""
+
+    confusion: dict[str, list[float]] = field(default_factory=dict)
+    """For each category how often which was predicted, in the same order."""
+
+
+def scores_to_tree(scores: Scores) -> dict[str, Any]:
+    """Scores as ``metrics.json`` holds them: figure -> target -> value; null where there is none."""
+    return {
+        figure: {target: None if one != one else one for target, one in value.items()}
+        for figure, value in asdict(scores).items()
+        if isinstance(value, dict) and value
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What is scored beside the targets' CCC; nothing by default."""
+
+    categories: tuple[str, ...] = ()
+    """The model's, if the split knows them."""
+
+    category_weight: float = 0.0
+    """Of the cross-entropy in the loss."""
+
+    bins: tuple[float, ...] = ()
+    """Rising edges on 0..1."""
+
+    spearman: bool = False
+    """Every prediction and label of the split is then kept on every rank."""
+
+
+def bin_edges(bins: Sequence[float], scale: Sequence[float], *, source: str) -> tuple[float, ...]:
+    """Edges on the corpus's scale as ``Extras`` takes them, on 0..1.
+
+    Raises:
+        ConfigError: they do not rise, or lie outside the scale; ``source`` says where they stand.
+    """
+    low, high = scale
+    if list(bins) != sorted(set(bins)) or any(not low < edge < high for edge in bins):
+        raise ConfigError(
+            f"{source} = {list(bins)}: must rise, and lie between {low:g} and {high:g}, the ends of the scale. "
+            "Change them."
+        )
+    return tuple((edge - low) / (high - low) for edge in bins)
 
 
 def evaluate(
@@ -37,6 +95,7 @@ def evaluate(
     target_weights: Sequence[float],
     device: torch.device,
     *,
+    extras: Extras = Extras(),
     advance: Callable[[], object] = lambda: None,
     check: Callable[[], object] = lambda: None,
 ) -> Scores:
@@ -48,21 +107,25 @@ def evaluate(
         targets: names of the prediction's columns.
         target_weights: alpha of each target, for the loss.
         device: where the model is.
+        extras: what is scored beside.
         advance: called after each step, for a progress bar.
         check: called before each step; what it raises on one rank is raised on all.
     """
-    sums = SplitSums(targets)
+    sums, beside = SplitSums(targets), _Beside(targets, extras)
     damaged: list[str] = []
     with torch.no_grad():
         for step in in_step(loader.epoch(0), loader.steps_per_epoch, check=check):
             for batch in step.passes:
                 moved = batch.to(device)
-                sums.add(forward(moved).prediction, moved.labels, moved.weight)
+                output = forward(moved)
+                sums.add(output.prediction, moved.labels, moved.weight)
+                beside.add(output, moved)
                 damaged += batch.damaged
             advance()
     whole = SplitSums.from_tensor(targets, sum_over_ranks(sums.to_tensor()))
     ccc = whole.ccc()
     num_labels = whole.num_labels()
+    figures = beside.figures()
     scored = [(alpha, ccc[t]) for alpha, t in zip(target_weights, targets, strict=True) if num_labels[t] >= 2]
     return Scores(
         ccc=ccc,
@@ -71,5 +134,71 @@ def evaluate(
         num_labels=num_labels,
         sums=whole.by_target(),
         damaged=tuple(words for theirs in gather_objects(damaged) for words in theirs),
-        loss=sum(alpha * (1 - value) for alpha, value in scored),
+        loss=sum(alpha * (1 - value) for alpha, value in scored)
+        + extras.category_weight * figures.get("categories", {}).get("cross_entropy", 0.0),
+        **figures,
     )
+
+
+class _Beside:
+    """Sums and rows of what is scored beside the targets' CCC, on this rank."""
+
+    def __init__(self, targets: Sequence[str], extras: Extras) -> None:
+        self._targets, self._extras = tuple(targets), extras
+        self._confusion = ConfusionSums(extras.categories)
+        self._cross_entropy = torch.zeros(2, dtype=torch.float64)
+        classes = [str(number) for number in range(len(extras.bins) + 1)] if extras.bins else []
+        self._binned = {
+            column: ConfusionSums(classes) for column, target in enumerate(targets) if varied_target(target) is None
+        }
+        self._rows: list[Tensor] = []
+
+    def add(self, output: Any, batch: Batch) -> None:
+        """One batch that was predicted."""
+        if self._extras.categories and batch.categories is not None:
+            known = categorised(batch.categories, batch.weight)
+            self._confusion.add(output.categories[known].argmax(dim=1), batch.categories[known])
+            self._cross_entropy += cross_entropy_sums(output.categories, batch.categories, batch.weight).cpu()
+        if not (self._extras.bins or self._extras.spearman):
+            return
+        counts = batch.weight > 0
+        prediction, label = output.prediction.detach()[counts], batch.labels[counts]
+        for column, confusion in self._binned.items() if self._extras.bins else ():
+            rated = ~torch.isnan(label[:, column])
+            predicted = binned(prediction[rated, column].float(), self._extras.bins)
+            confusion.add(predicted, binned(label[rated, column], self._extras.bins))
+        if self._extras.spearman:
+            self._rows.append(torch.stack([prediction.double().cpu(), label.double().cpu()]))
+
+    def figures(self) -> dict[str, Any]:
+        """Over all ranks, as fields of ``Scores``; every rank must call it."""
+        found: dict[str, Any] = {}
+        if self._extras.categories:
+            cells = sum_over_ranks(self._confusion.to_tensor())
+            whole = ConfusionSums.from_tensor(self._extras.categories, cells)
+            found["categories"] = {
+                "weighted_accuracy": whole.weighted_accuracy(),
+                "unweighted_accuracy": whole.unweighted_recall(),
+                "macro_f1": whole.macro_f1(),
+                "cross_entropy": float(mean_cross_entropy(sum_over_ranks(self._cross_entropy))),
+            }
+            found["confusion"] = whole.by_class()
+        if self._extras.bins:
+            found["unweighted_recall"] = {
+                self._targets[column]: ConfusionSums.from_tensor(
+                    own.classes, sum_over_ranks(own.to_tensor())
+                ).unweighted_recall()
+                for column, own in self._binned.items()
+            }
+        if self._extras.spearman:
+            found["spearman"] = self._rank_correlations()
+        return found
+
+    def _rank_correlations(self) -> dict[str, float]:
+        own = torch.cat(self._rows, dim=1) if self._rows else torch.zeros(2, 0, len(self._targets)).double()
+        prediction, label = torch.cat([torch.from_numpy(rows) for rows in gather_objects(own.numpy())], dim=1)
+        correlations = {}
+        for column, target in enumerate(self._targets):
+            rated = ~torch.isnan(label[:, column])
+            correlations[target] = spearman(prediction[rated, column], label[rated, column]) if rated.any() else nan
+        return correlations

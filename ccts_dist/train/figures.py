@@ -23,6 +23,8 @@ def step_figures(
     """
     figures = {"train/loss": result.loss, "train/loss_ccc": result.ccc_loss}
     figures |= {f"train/ccc_{target}": value for target, value in zip(run.model.targets, result.ccc, strict=True)}
+    if run.model.categories:
+        figures["train/loss_category"] = result.category_loss
     if run.data.teacher:
         figures |= {
             "train/loss_embedding": result.embedding_loss,

@@ -1,6 +1,7 @@
 """Validation: how good the model is, which one is the best, and whether it still gets better."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import inf, isfinite
 from typing import Any
 
@@ -71,12 +72,14 @@ class Judge:
             **figures,
             "system/peak_memory_gb": peak_over_ranks_gb(parts.engine.device),
             "valid/loss": scores.loss,
-            **{f"valid/ccc_{target}": value for target, value in scores.ccc.items()},
+            **_told("valid", scores),
         }
         parts.tracking.metrics(finite(told), state.step)
         # The first one counts even if it is not a number: a run always leaves a best model, however bad.
         better = state.best_epoch < 0 or scores.loss < (inf if state.best_loss is None else state.best_loss)
         ccc = "  ".join(f"{target} {value:.3f}" for target, value in scores.ccc.items())
+        if scores.categories:
+            ccc += f"; categories: unweighted accuracy {scores.categories['unweighted_accuracy']:.3f}"
         say(f"{words}validation loss {scores.loss:.4f}{' (best)' if better else ''}, CCC {ccc}", visible=parts.is_first)
         if better:
             state.best_loss, state.best_epoch = scores.loss if isfinite(scores.loss) else None, state.epoch
@@ -103,10 +106,10 @@ class Judge:
                 loader,
                 progress,
                 "testing",
+                ranked=True,
             )
         loader.close()
-        told = {f"test/ccc_{target}": value for target, value in scores.ccc.items()}
-        parts.tracking.metrics(finite(told), parts.state.step)
+        parts.tracking.metrics(finite(_told("test", scores)), parts.state.step)
         return scores
 
     def _scores(self) -> Scores:
@@ -120,7 +123,7 @@ class Judge:
         self._check()
         self._parts.watch.at(what, brief=True)
 
-    def _score(self, forward: Any, loader: Any, progress: Progress, what: str) -> Scores:
+    def _score(self, forward: Any, loader: Any, progress: Progress, what: str, *, ranked: bool = False) -> Scores:
         parts = self._parts
         scores = evaluate(
             forward,
@@ -128,8 +131,16 @@ class Judge:
             parts.run.model.targets,
             parts.session.objective.target_weights,
             parts.engine.device,
+            extras=replace(parts.session.extras, spearman=ranked),
             advance=progress.advance,
             check=lambda: self._check_at(what),
         )
         allow_damaged(scores.damaged, len(scores.damaged), "evaluation", parts.run, visible=parts.is_first)
         return scores
+
+
+def _told(split: str, scores: Scores) -> dict[str, float]:
+    """Figures by the names under which they are tracked."""
+    told = {f"{split}/ccc_{target}": value for target, value in scores.ccc.items()}
+    told |= {f"{split}/unweighted_recall_{target}": value for target, value in scores.unweighted_recall.items()}
+    return told | {f"{split}/category_{figure}": value for figure, value in scores.categories.items()}

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from ccts_dist.model.folder import load_model
 from ccts_dist.progress import Progress
 from ccts_dist.records import StepBatches
 from ccts_dist.train.checkpoint import write_checkpoint
+from ccts_dist.train.evaluate import scores_to_tree
 from ccts_dist.train.figures import finite, step_figures
 from ccts_dist.train.history import History
 from ccts_dist.train.judge import Judge
@@ -42,6 +44,9 @@ class Outcome:
 
     test_sums: dict[str, list[float]]
     """What ``test`` comes from, to be pooled with another run's: see ``SplitSums.pooled``."""
+
+    test_scores: dict[str, Any]
+    """Every figure of the best model on the test splits, by figure and target; empty without any."""
 
     kept_share: float | None
     """Share of the training utterances that were distilled; None without a teacher."""
@@ -282,6 +287,7 @@ class Trainer:
             valid=loaded.extra["valid_ccc"],
             test={} if scores is None else scores.ccc,
             test_sums={} if scores is None else scores.sums,
+            test_scores={} if scores is None else scores_to_tree(scores),
             kept_share=self.state.kept_share,
             seconds=seconds,
             peak_memory_gb=peak_over_ranks_gb(self._engine.device),

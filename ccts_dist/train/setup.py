@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, derive_seed, gather_objects, seed_everything, together
 from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
 from ccts_dist.loader.augment import Augmenter
-from ccts_dist.loader.fetch import read_transcript
+from ccts_dist.loader.fetch import read_label_variance, read_transcript
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
+from ccts_dist.records import varied_target
 from ccts_dist.shards.read import ShardSet, open_shard_set
 from ccts_dist.shards.schema import ShardEntry
 from ccts_dist.shards.stores.remote import check_cache_holds
@@ -28,6 +30,7 @@ from ccts_dist.teacher.threshold import threshold_leaving_out
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoint import checkpoints_folder
 from ccts_dist.train.ds_config import read_ds_config
+from ccts_dist.train.evaluate import Extras, bin_edges
 from ccts_dist.train.optim import check_warmup
 from ccts_dist.train.step import Objective
 from ccts_dist.train.storage import writing
@@ -60,6 +63,15 @@ class Session:
         """Optimizer steps of the whole training."""
         steps = self.run.train.epochs * self.loader.steps_per_epoch
         return min(steps, self.run.train.max_steps) if self.run.train.max_steps else steps
+
+    @property
+    def extras(self) -> Extras:
+        """What is scored beside the targets' CCC."""
+        return Extras(
+            categories=self.run.model.categories,
+            category_weight=self.run.loss.category_weight if self.run.model.categories else 0.0,
+            bins=_bins(self.run, self.shard_set),
+        )
 
     def test_loader(self) -> Loader:
         """The test splits, in evaluation order."""
@@ -144,6 +156,7 @@ def _open_shards(run: RunConfig) -> ShardSet:
     read_ds_config(Path(run.train.deepspeed))
     shard_set = open_shard_set(run.data.shards, **_cache_of(run))
     shard_set.shards_of(run.data.test_splits)
+    _bins(run, shard_set)
     for splits in (run.data.train_splits, run.data.valid_splits):
         shards = shard_set.shards_of(splits)
         if not any(_has_two_labels(shard_set, shards, target) for target in run.model.targets):
@@ -154,11 +167,21 @@ def _open_shards(run: RunConfig) -> ShardSet:
     return shard_set
 
 
+def _bins(run: RunConfig, shard_set: ShardSet) -> tuple[float, ...]:
+    return bin_edges(run.evaluation.bins, shard_set.manifest.scale, source="evaluation.bins")
+
+
 def _has_two_labels(shard_set: ShardSet, shards: Sequence[ShardEntry], target: str) -> bool:
     found = 0
+    varied = varied_target(target)
     for shard in shards:
-        labels = shard_set.rows(shard.name).labels.get(target)
-        found += 0 if labels is None else int(np.isfinite(labels).sum())
+        rows = shard_set.rows(shard.name)
+        if varied is not None:
+            known = (varied in read_label_variance(shard_set, rows, row) for row in range(len(rows)))
+            found += len(list(islice(filter(None, known), 2)))
+        else:
+            labels = rows.labels.get(target)
+            found += 0 if labels is None else int(np.isfinite(labels).sum())
         if found >= 2:
             return True
     return False
@@ -189,7 +212,10 @@ def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> S
         valid_loader=open_loader(run, shard_set, run.data.valid_splits, tokenizer, None, ranks, training=False),
         augmenter=augmenter,
         objective=Objective(
-            target_weights=target_weights(run), distill=_distill_terms(run, teacher), scope=run.loss.scope
+            target_weights=target_weights(run),
+            category_weight=run.loss.category_weight,
+            distill=_distill_terms(run, teacher),
+            scope=run.loss.scope,
         ),
     )
     check_warmup(run.optim, session.total_steps)
@@ -216,6 +242,7 @@ def open_loader(
         targets=run.model.targets,
         seed=run.seed,
         ranks=ranks,
+        categories=run.model.categories,
         encode_text=tokenizer.encode if tokenizer else None,
         teacher=teacher,
         augmenter=augmenter,

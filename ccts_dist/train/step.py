@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ccts_dist.distributed import Ranks, derive_seed, seed_everything, sum_over_ranks
+from ccts_dist.losses.category import categorised, cross_entropy_sums, mean_cross_entropy
 from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance_from_sums
 from ccts_dist.losses.micro_batch import (
     mean_concordance,
@@ -45,7 +46,7 @@ class StepEngine(Protocol):
     device: torch.device
 
     def forward(self, batch: Batch) -> Any:
-        """Embedding and prediction."""
+        """Embedding and prediction, and scores of categories if the batch has any."""
         ...
 
     def backward(self, surrogate: Tensor) -> None:
@@ -62,6 +63,9 @@ class Objective:
     """What is minimised, by plain numbers."""
 
     target_weights: tuple[float, ...]
+    category_weight: float = 0.0
+    """Of the cross-entropy; plays no part where batches have no categories."""
+
     distill: DistillTerms | None = None
     scope: Literal["global", "micro-batch"] = "global"
     """Whose CCC: see ``losses.total`` and ``losses.micro_batch``."""
@@ -75,6 +79,9 @@ class StepResult:
     ccc_loss: float
     ccc: tuple[float, ...]
     """Of the global batch; with scope "micro-batch" the mean over the micro-batches."""
+
+    category_loss: float
+    """Mean cross-entropy in nats; 0 where no row has a category."""
 
     embedding_loss: float
     prediction_loss: float
@@ -119,14 +126,20 @@ class _Part:
         return self.engine.forward(self.passes[number])
 
     def backward(
-        self, surrogate: Callable[..., tuple[Tensor, DistillParts]], number: int, output: Any, whole: Any
-    ) -> tuple[DistillParts, Update]:
-        """Backpropagate one pass and count it; its shares in the distillation terms, and what the step has done.
+        self,
+        surrogate: Callable[..., tuple[Tensor, DistillParts]],
+        number: int,
+        output: Any,
+        whole: Any,
+        num_categorised: Tensor,
+    ) -> tuple[Tensor, Update]:
+        """Backpropagate one pass and count it; its shares, as ``_pack_shares`` gives them, and what the step has done.
 
         Args:
             surrogate: ``losses.total``'s or ``losses.micro_batch``'s.
             output: of this pass.
             whole: what the surrogate has to know of the whole step.
+            num_categorised: rows of the whole step that have a category.
         """
         batch = self.passes[number]
         value, share = surrogate(
@@ -140,8 +153,18 @@ class _Part:
             kept=self.kept[number],
             distill=self.objective.distill,
         )
+        category = self.cross_entropy(number, output)[0] / num_categorised.clamp(min=1)
+        if batch.categories is not None:
+            value = value + (self.objective.category_weight * category).to(value.dtype)
         self.engine.backward(value)
-        return share, self.engine.step()
+        return _pack_shares(share, category.detach()), self.engine.step()
+
+    def cross_entropy(self, number: int, output: Any) -> Tensor:
+        """Of one pass, as ``cross_entropy_sums`` gives it; zeros without categories."""
+        batch = self.passes[number]
+        if batch.categories is None:
+            return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)
+        return cross_entropy_sums(output.categories, batch.categories, batch.weight)
 
     @torch.no_grad()
     def distances(self, number: int, output: Any) -> Tensor:
@@ -159,6 +182,7 @@ class _Figures:
 
     ccc_loss: Tensor
     ccc: Tensor
+    category_loss: Tensor
     distilled: DistillParts
     num_rows: Tensor
     num_kept: Tensor
@@ -170,7 +194,8 @@ class _Figures:
 
     def loss(self, objective: Objective) -> float:
         """The whole objective."""
-        return float(with_distillation(self.ccc_loss, self.distilled, objective.distill))
+        labelled = self.ccc_loss + objective.category_weight * self.category_loss
+        return float(with_distillation(labelled, self.distilled, objective.distill))
 
     def result(self, objective: Objective, update: Update | None) -> StepResult:
         """In plain numbers."""
@@ -178,6 +203,7 @@ class _Figures:
             loss=self.loss(objective),
             ccc_loss=float(self.ccc_loss),
             ccc=tuple(self.ccc.tolist()),
+            category_loss=float(self.category_loss),
             embedding_loss=float(self.distilled.embedding),
             prediction_loss=float(self.distilled.prediction),
             num_rows=int(self.num_rows),
@@ -235,15 +261,17 @@ def _global_step(part: _Part) -> StepResult:
             teacher=batch.teacher,
             distill=objective.distill,
         )
-        collected.append((pack_sums(own_sums), part.distances(number, output), _counts(batch)))
+        cross_entropy = part.cross_entropy(number, output).detach()
+        collected.append((pack_sums(own_sums), part.distances(number, output), cross_entropy, _counts(batch)))
         outputs.append(None if two_rounds else output)
     own = [torch.stack(pieces).sum(0) for pieces in zip(*collected, strict=True)]
-    packed, distances, counts, aside = _summed(*own, part.aside)
+    packed, distances, cross_entropy, counts, aside = _summed(*own, part.aside)
     sums = unpack_sums(packed, objective.distill)
     parts = DistanceSums(embedding=distances[0], prediction=distances[1:]).over(sums.num_kept, sums.kept_in)
     figures = _Figures(
         ccc_loss=ccc_loss_from_sums(sums.concordance, objective.target_weights),
         ccc=concordance_from_sums(sums.concordance),
+        category_loss=mean_cross_entropy(cross_entropy),
         distilled=completed(parts, sums, objective.target_weights),
         num_rows=sums.num_rows,
         num_kept=sums.num_kept,
@@ -256,7 +284,7 @@ def _global_step(part: _Part) -> StepResult:
         for number in range(len(part.passes)):
             output = outputs[number] if outputs[number] is not None else part.forward(number)
             outputs[number] = None
-            _, update = part.backward(surrogate, number, output, sums)
+            _, update = part.backward(surrogate, number, output, sums, cross_entropy[1])
     return figures.result(objective, update)
 
 
@@ -270,28 +298,32 @@ def _micro_batch_step(part: _Part) -> StepResult:
         for batch, kept in zip(part.passes, part.kept, strict=True)
     ]
     counted = torch.stack([_counts(batch) for batch in part.passes]).sum(0)
-    summed, packed, counts, aside = _summed(concordances, torch.stack(divided).sum(0), counted, part.aside)
+    known = torch.tensor([float(sum(_num_categorised(batch) for batch in part.passes))], dtype=torch.float64)
+    summed, packed, categorised_rows, counts, aside = _summed(
+        concordances, torch.stack(divided).sum(0), known, counted, part.aside
+    )
     divisors = unpack_counts(packed, objective.distill)
     later = torch.zeros_like(concordances)
-    parts: list[DistillParts] = []
+    parts: list[Tensor] = []
     update = None
     if torch.isfinite(summed).all():
         for number, batch in enumerate(part.passes):
             output = first if number == 0 else part.forward(number)
             if number > 0:
                 later = later + _own_concordance(output, batch)
-            share, update = part.backward(micro_surrogate, number, output, divisors)
+            share, update = part.backward(micro_surrogate, number, output, divisors, categorised_rows[0])
             parts.append(share)
-    shares = torch.full((2,), math.nan, dtype=torch.float64)
+    shares = torch.full((3,), math.nan, dtype=torch.float64)
     if parts:
-        shares = torch.stack([_pack_parts(share) for share in parts]).sum(0)
-        if objective.distill is not None or len(parts) > 1:
+        shares = torch.stack(parts).sum(0)
+        if objective.distill is not None or part.passes[0].categories is not None or len(parts) > 1:
             later, shares = _summed(later, shares)
         summed = summed + later
     figures = _Figures(
         ccc_loss=micro_ccc_loss(summed, divisors.num_scored, objective.target_weights),
         ccc=mean_concordance(summed, divisors.num_scored),
-        distilled=_unpack_parts(shares),
+        category_loss=shares[2],
+        distilled=DistillParts(embedding=shares[0], prediction=shares[1]),
         num_rows=divisors.num_rows,
         num_kept=divisors.num_kept,
         kept_in=divisors.kept_in,
@@ -319,12 +351,13 @@ def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
     return distill.kept(batch.teacher, batch.labels, batch.weight)
 
 
-def _pack_parts(parts: DistillParts) -> Tensor:
-    return torch.stack([parts.embedding, parts.prediction])
+def _num_categorised(batch: Batch) -> int:
+    return 0 if batch.categories is None else len(categorised(batch.categories, batch.weight))
 
 
-def _unpack_parts(packed: Tensor) -> DistillParts:
-    return DistillParts(embedding=packed[0], prediction=packed[1])
+def _pack_shares(distilled: DistillParts, category: Tensor) -> Tensor:
+    """One pass's shares in the terms that are means over rows: of the embedding, the prediction, the category."""
+    return torch.stack([distilled.embedding, distilled.prediction, category])
 
 
 def _summed(*pieces: Tensor) -> list[Tensor]:

@@ -17,10 +17,12 @@ from ccts_dist.errors import ConfigError, CorpusError, run_main
 from ccts_dist.loader.fetch import read_audio as read_audio_of_shard
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.registry.evaluate import HEADER, evaluate_split, scores_to_rows, scores_to_tree
+from ccts_dist.registry.evaluate import evaluate_split
 from ccts_dist.registry.predict import Student, _batches, load_student, read_audio
+from ccts_dist.report.score_tables import HEADER, scores_to_rows
 from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.build.write import build_shard_set
+from ccts_dist.train.evaluate import scores_to_tree
 from launch import predict as command
 from tests.unit import model_shapes
 
