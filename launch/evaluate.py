@@ -17,9 +17,8 @@ from ccts_dist.train.evaluate import scores_to_tree
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ``--local_rank`` comes from the launcher."""
     parser = argparse.ArgumentParser(
-        description="Predict every utterance of a split once and compare with the raters: concordance (CCC), Pearson's "
-        "and Spearman's correlation and mean absolute error on 0..1, per dimension, over the whole split; of a model "
-        "with categories also accuracies and F1.",
+        description="Predict every utterance of a split once and compare with the raters: CCC, Pearson, Spearman, mean "
+        "absolute error on 0..1, mean recall of classes between edges (--bins); of categories accuracies and F1.",
         epilog="examples:\n"
         "  python launch/evaluate.py --model runs/student/best --shards data/msp --split Test1 --out runs/student\n"
         "  deepspeed --num_gpus 2 launch/evaluate.py --model models:/emotion@candidate --shards data/msp \\\n"
@@ -32,8 +31,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", action="append", required=True, help="which split; may be repeated")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="metrics.json is written there")
     parser.add_argument("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
-    bins = "also tell the mean recall of the classes between these edges, on the corpus's scale: --bins 2 4"
-    parser.add_argument("--bins", type=float, nargs="+", default=[], metavar="EDGE", help=bins)
+    parser.add_argument("--bins", type=float, nargs="+", default=[], metavar="EDGE", help="also recall: --bins 2 4")
     parser.add_argument("--micro", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)

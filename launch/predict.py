@@ -47,9 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         writer.writerows(answers)
     else:
         columns = ("file", *student.columns)
-        rows = [
-            [f"{one:.2f}" if isinstance(one, float) else one for one in map(answer.get, columns)] for answer in answers
-        ]
+        cells = [[answer[column] for column in columns] for answer in answers]
+        rows = [[f"{cell:.2f}" if isinstance(cell, float) else cell for cell in row] for row in cells]
         print(format_table(columns, rows))
     return 1 if len(answers) < len(args.files) else 0
 

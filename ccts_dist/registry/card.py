@@ -36,8 +36,8 @@ def model_card(
         f"# {name}",
         "",
         f"Predicts {', '.join(targets)} of an utterance from {given}, on the scale {low:g} to {high:g} of the corpus "
-        f"it was trained on{_beside(categories)}. {num_parameters:,} parameters. Audio: any file libsndfile reads; it is mixed to mono and "
-        "resampled to 16 kHz.",
+        f"it was trained on{_beside(categories)}. {num_parameters:,} parameters. Audio: any file libsndfile reads; it "
+        "is mixed to mono and resampled to 16 kHz.",
         "",
         "## Where it comes from",
         "",

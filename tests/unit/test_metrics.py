@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccts_dist.metrics import SplitSums
+from ccts_dist.metrics import ConfusionSums, SplitSums, binned, spearman
 
 NAN = math.nan
 
@@ -95,3 +95,85 @@ def test_sums_of_two_splits_pooled_are_those_of_both_together():
     assert pooled.num_labels() == {"a": 40, "b": 40}
     for figure in ("ccc", "pearson", "mae"):
         assert getattr(pooled, figure)() == pytest.approx(getattr(whole, figure)(), abs=1e-12)
+
+
+def rank_correlation(prediction: list[float], label: list[float]) -> float:
+    return spearman(torch.tensor(prediction).double(), torch.tensor(label).double())
+
+
+def test_rank_correlation_without_ties_is_that_worked_by_hand():
+    # Ranks 1 2 4 3 and 1 3 2 4; differences 0 1 2 1: 1 - 6 * 6 / (4 * 15).
+    assert rank_correlation([0.1, 0.2, 9.0, 0.3], [0.1, 0.5, 0.3, 0.9]) == pytest.approx(0.4, abs=1e-14)
+
+
+def test_equal_values_share_the_mean_of_their_ranks():
+    # Ranks 1.5 1.5 3 and 1 2 3; about 2: -.5 -.5 1 and -1 0 1; products add up to 1.5, squares to 1.5 and 2.
+    assert rank_correlation([0.5, 0.5, 0.7], [0.1, 0.2, 0.3]) == pytest.approx(1.5 / math.sqrt(3), abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label"),
+    [
+        ([0.1] * 7, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]),
+        ([0.1, 0.2, 0.3], [0.7] * 3),
+        ([0.1], [0.2]),
+        ([], []),
+        ([NAN, 0.1], [0.9, 0.2]),
+    ],
+)
+def test_there_is_no_rank_correlation_of_what_is_constant_single_or_no_number(
+    prediction: list[float], label: list[float]
+):
+    assert math.isnan(rank_correlation(prediction, label))
+
+
+def confusion(true: list[int], predicted: list[int], classes: str = "abc") -> ConfusionSums:
+    sums = ConfusionSums(classes)
+    sums.add(torch.tensor(predicted, dtype=torch.int64), torch.tensor(true, dtype=torch.int64))
+    return sums
+
+
+def test_accuracies_and_f1_are_those_worked_by_hand():
+    # a: 3 of 4 right, b: 1 of 2 right, c does not occur and is predicted once.
+    sums = confusion([0, 0, 0, 0, 1, 1], [0, 0, 0, 2, 1, 0])
+    assert sums.by_class() == {"a": [3, 0, 1], "b": [1, 1, 0], "c": [0, 0, 0]}
+    assert sums.weighted_accuracy() == pytest.approx(4 / 6)
+    assert sums.unweighted_recall() == pytest.approx((3 / 4 + 1 / 2) / 2)
+    # F1 of a: 2 * 3 / (4 + 4); of b: 2 * 1 / (1 + 2); of c: 0.
+    assert sums.macro_f1() == pytest.approx((6 / 8 + 2 / 3 + 0) / 3)
+
+
+def test_class_that_neither_occurs_nor_is_predicted_counts_nowhere():
+    with_it, without = confusion([0, 1, 1], [0, 1, 0]), confusion([0, 1, 1], [0, 1, 0], "ab")
+    for figure in ("weighted_accuracy", "unweighted_recall", "macro_f1"):
+        assert getattr(with_it, figure)() == getattr(without, figure)()
+
+
+def test_no_rows_have_no_accuracy():
+    sums = confusion([], [])
+    assert math.isnan(sums.weighted_accuracy())
+    assert math.isnan(sums.unweighted_recall())
+    assert math.isnan(sums.macro_f1())
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40), st.integers(0, 40))
+def test_confusion_adds_up_over_parts(rows: list[tuple[int, int]], cut: int):
+    parts = [[list(column) for column in zip(*part, strict=True)] for part in (rows[:cut], rows[cut:]) if part]
+    cells = torch.stack([confusion(*part).to_tensor() for part in parts]).sum(0)
+    whole = confusion(*[list(column) for column in zip(*rows, strict=True)])
+    assert ConfusionSums.from_tensor("abc", cells).by_class() == whole.by_class()
+
+
+def test_value_on_an_edge_falls_into_the_outer_class():
+    # On 1..5 with edges 2 and 4: [1, 2], (2, 4), [4, 5].
+    ratings = torch.tensor([1.0, 2.0, 2.1, 3.9, 4.0, 5.0], dtype=torch.float64)
+    labels = ((ratings - 1) / 4).float()
+    assert binned(labels, [1 / 4, 3 / 4]).tolist() == [0, 0, 1, 1, 2, 2]
+    assert binned(labels, []).tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("rating", range(1, 8))
+def test_rating_on_an_edge_is_found_there_on_a_scale_of_seven(rating: int):
+    edge = (rating - 1) / 6
+    label = torch.tensor([edge], dtype=torch.float64).float()  # as labels are stored
+    assert binned(label, [edge]).item() == (0 if edge <= 0.5 else 1)

@@ -26,6 +26,7 @@ WEIGHTS = (0.5, 0.3, 0.2)
 class Output(NamedTuple):
     embedding: Tensor
     prediction: Tensor
+    categories: Tensor
 
 
 class PlainEngine:
@@ -34,6 +35,7 @@ class PlainEngine:
     def __init__(self, dropout: float = 0.0) -> None:
         torch.manual_seed(0)
         self.embed, self.predict = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+        self.tell = nn.Linear(5, 4).double()
         self.dropout = nn.Dropout(dropout)
         self.ranks, self.device = Ranks(), torch.device("cpu")
         self.draws: list[float] = []
@@ -42,7 +44,7 @@ class PlainEngine:
     def forward(self, batch: Batch) -> Output:
         self.draws.append(float(torch.rand(())))
         embedding = self.dropout(self.embed(batch.audio.double()))
-        return Output(embedding, self.predict(embedding))
+        return Output(embedding, self.predict(embedding), self.tell(embedding))
 
     def backward(self, surrogate: Tensor) -> None:
         surrogate.backward()
@@ -52,7 +54,7 @@ class PlainEngine:
         return Update(gradient_norm=0.0, skipped=False)
 
     def gradient(self) -> Tensor:
-        parameters = [*self.embed.parameters(), *self.predict.parameters()]
+        parameters = [*self.embed.parameters(), *self.predict.parameters(), *self.tell.parameters()]
         return torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
 
 
@@ -83,6 +85,7 @@ def rows(batch: Batch, start: int, stop: int) -> Batch:
         num_samples=batch.num_samples[start:stop],
         labels=batch.labels[start:stop],
         weight=batch.weight[start:stop],
+        categories=None if batch.categories is None else batch.categories[start:stop],
         teacher=TeacherBatch(
             embedding=batch.teacher.embedding[start:stop], prediction=batch.teacher.prediction[start:stop]
         ),
@@ -211,3 +214,39 @@ def test_row_of_weight_0_may_be_anything():
     result = train_step(engine, step_of(batch, []), Objective(target_weights=WEIGHTS), seed=0)
     assert result.update is not None
     assert torch.equal(engine.gradient(), reference.gradient())
+
+
+@pytest.mark.parametrize("scope", ["global", "micro-batch"])
+@pytest.mark.parametrize("cuts", [[], [6], [1, 5], [3, 6, 9]])
+def test_cross_entropy_of_categories_is_that_of_the_whole_batch_by_any_cut(cuts: list[int], scope):
+    category = torch.tensor([0, 3, -1, 1, 2, 2, 0, 1, -1, 3, 3, 0])  # row 7 has weight 0
+    batch = replace(whole_batch(), categories=category)
+    engine = PlainEngine()
+    # The targets' weights are 0: with scope "micro-batch" their loss depends on the cut.
+    objective = Objective(target_weights=(0.0, 0.0, 0.0), category_weight=2.0, distill=DISTILL, scope=scope)
+    result = train_step(engine, step_of(batch, cuts), objective, seed=0)
+    reference = PlainEngine()
+    counts = (batch.weight > 0) & (category >= 0)
+    output = reference.forward(batch)
+    expected = nn.functional.cross_entropy(output.categories[counts], category[counts])
+    assert batch.teacher is not None
+    distilled = direct_distillation(
+        output.embedding, output.prediction, batch.teacher, batch.labels, batch.weight, DISTILL, WEIGHTS
+    )
+    loss = 2.0 * expected + distilled
+    loss.backward()
+    assert counts.sum() == 9
+    assert result.category_loss == pytest.approx(expected.item(), abs=1e-9)
+    assert result.loss == pytest.approx(loss.item(), abs=1e-6)
+    assert torch.allclose(engine.gradient(), reference.gradient(), rtol=1e-6, atol=1e-9)
+
+
+def test_batches_without_categories_leave_the_loss_as_it_is_whatever_the_weight():
+    batch = whole_batch()
+    losses = [
+        train_step(
+            PlainEngine(), step_of(batch, [4]), Objective(target_weights=WEIGHTS, category_weight=weight), seed=0
+        ).loss
+        for weight in (0.0, 7.0)
+    ]
+    assert losses[0] == losses[1]

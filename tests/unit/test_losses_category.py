@@ -1,0 +1,49 @@
+"""Cross-entropy of categories: hand-worked, additive, and blind to rows that do not count."""
+
+import math
+
+import pytest
+import torch
+
+from ccts_dist.losses.category import cross_entropy_sums, mean_cross_entropy
+
+NAN = math.nan
+
+
+def test_value_and_gradient_are_those_worked_by_hand():
+    # Softmax of (0, ln 3) is (1/4, 3/4): the true first one costs ln 4, and pulls by 1/4 - 1 and 3/4.
+    scores = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    sums = cross_entropy_sums(scores, torch.tensor([0, 1]), torch.ones(2))
+    assert sums.tolist() == pytest.approx([math.log(4) + math.log(2), 2])
+    loss = mean_cross_entropy(sums)
+    assert loss.item() == pytest.approx((math.log(4) + math.log(2)) / 2)
+    loss.backward()
+    assert scores.grad is not None
+    assert scores.grad.flatten().tolist() == pytest.approx([-3 / 8, 3 / 8, 1 / 4, -1 / 4])
+
+
+def test_unknown_categories_and_rows_of_no_weight_reach_neither_value_nor_gradient():
+    scores = torch.tensor([[1.0, 2.0], [NAN, NAN], [math.inf, 0.0]], requires_grad=True)
+    sums = cross_entropy_sums(scores, torch.tensor([1, -1, 0]), torch.tensor([1.0, 1.0, 0.0]))
+    assert sums.tolist() == pytest.approx([math.log(1 + math.exp(-1)), 1])
+    sums[0].backward()
+    assert scores.grad is not None
+    assert scores.grad[1:].abs().sum() == 0
+    assert scores.grad[0].abs().sum() > 0
+
+
+def test_without_a_known_category_the_loss_is_zero_and_so_is_its_gradient():
+    scores = torch.randn(3, 4, requires_grad=True)
+    loss = mean_cross_entropy(cross_entropy_sums(scores, torch.full((3,), -1), torch.ones(3)))
+    loss.backward()
+    assert loss.item() == 0
+    assert scores.grad is not None
+    assert scores.grad.abs().sum() == 0
+
+
+def test_sums_add_up_over_parts():
+    generator = torch.Generator().manual_seed(2)
+    scores, category = torch.randn(12, 3, generator=generator), torch.randint(-1, 3, (12,), generator=generator)
+    parts = [cross_entropy_sums(scores[at : at + 4], category[at : at + 4], torch.ones(4)) for at in (0, 4, 8)]
+    whole = cross_entropy_sums(scores, category, torch.ones(12))
+    assert torch.stack(parts).sum(0).tolist() == pytest.approx(whole.tolist(), abs=1e-12)
