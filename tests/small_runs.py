@@ -45,8 +45,12 @@ SPEECH = {
 }
 
 
-def build_two_kinds(folder: Path, *, num_train: int = 64, num_valid: int = 12) -> ShardSet:
-    """Half the utterances short, rated near the middle; half long, rated at the ends of the scale."""
+def build_two_kinds(folder: Path, *, num_train: int = 64, num_valid: int = 12, beside: bool = False) -> ShardSet:
+    """Half the utterances short, rated near the middle; half long, rated at the ends of the scale.
+
+    With ``beside`` two of three have a category, "calm" if short and "tense" if long, and two of three the variance of
+    their raters of valence.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(5)
     utterances = []
@@ -67,6 +71,8 @@ def build_two_kinds(folder: Path, *, num_train: int = 64, num_valid: int = 12) -
                     scale=(1.0, 7.0),
                     transcript=" ".join(generator.choice(WORDS, size=3)),
                     speaker=f"speaker {number % 3}",
+                    category=("calm", "tense")[is_long] if beside and number % 3 else None,
+                    label_variance={"valence": 0.01 + 0.1 * is_long} if beside and number % 3 != 1 else {},
                 )
             )
     build_shard_set(

@@ -184,6 +184,11 @@ def _check_together(run: RunConfig, source: str) -> None:
             f"{source}: loss.target_weights has {len(weights)} numbers for {len(run.model.targets)} targets. "
             "Give one each."
         )
+    if run.model.categories and run.loss.category_weight == 0:
+        raise ConfigError(
+            f"{source}: loss.category_weight = 0.0 leaves model.categories untrained. Raise it, or leave the "
+            "categories out."
+        )
     if run.data.teacher and run.distill is None:
         raise ConfigError(
             f"{source}: data.teacher = {run.data.teacher!r} is named, and there is no [distill] to use it. "

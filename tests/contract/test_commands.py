@@ -10,7 +10,7 @@ OPTIONS = {
     "launch/train.py": "--check --config --gpu-memory --ranks --resume --set",
     "launch/cache_teacher.py": "--batch-seconds --fit-splits --out --shards --splits --teacher --timeout-s",
     "launch/compare.py": "--key --picture --tolerance --uri",
-    "launch/evaluate.py": "--micro --model --out --shards --split --uri",
+    "launch/evaluate.py": "--bins --micro --model --out --shards --split --uri",
     "launch/register.py": "--alias --checkpoint --name --uri",
     "launch/predict.py": "--format --model --uri",
     "launch/reproduce.py": (

@@ -75,6 +75,13 @@ def test_defaults_are_those_of_the_paper():
         ({"data": {}}, "data.shards is missing"),
         ({"model": {}}, r"neither \[model.speech\] nor \[model.text\]"),
         ({"model": {"speech": {"encoder": "e"}, "targets": ["a", "a"]}}, "must name each target once"),
+        ({"model": {"speech": {"encoder": "e"}, "categories": ["a", "a"]}}, "must be two or more, each once, or none"),
+        ({"model": {"speech": {"encoder": "e"}, "categories": ["a"]}}, "must be two or more, each once, or none"),
+        (
+            {"model": {"speech": {"encoder": "e"}, "categories": ["a", "b"]}, "loss": {"category_weight": 0}},
+            "loss.category_weight = 0.0 leaves model.categories untrained",
+        ),
+        ({"evaluation": {"bins": ["low"]}}, r"evaluation.bins\[0\] = 'low': must be a number"),
         ({"model": {"speech": {"encoder": "e", "trainable": "top:0"}}}, "must be 'none', 'all' or 'top:N'"),
         ({"model": {"speech": {"encoder": "scratch"}}}, "go together"),
         ({"model": {"speech": {"encoder": "e", "scratch": {"model_type": "hubert"}}}}, "go together"),

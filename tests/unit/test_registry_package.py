@@ -107,6 +107,7 @@ def test_the_card_says_what_is_predicted_on_which_scale_from_what() -> None:
     card = model_card(
         name="emotion",
         targets=("activation", "valence"),
+        categories=("sad", "happy"),
         scale=(1.0, 7.0),
         needs_text=False,
         num_parameters=1_234_567,
@@ -115,6 +116,7 @@ def test_the_card_says_what_is_predicted_on_which_scale_from_what() -> None:
         metrics={"test": {"valence": 0.61234}, "steps": 100},
     )
     assert "Predicts activation, valence of an utterance from speech alone, on the scale 1 to 7" in card
+    assert "which of these categories it sounds like: sad, happy." in card
     assert "1,234,567 parameters" in card
     assert '- run: student\n- corpus: MSP-Podcast\n- train_splits: ["Train"]\n' in card
     assert "- test / valence: 0.6123\n- steps: 100\n" in card
@@ -125,6 +127,7 @@ def test_a_card_without_figures_says_how_to_measure_them() -> None:
     card = model_card(
         name="a",
         targets=("valence",),
+        categories=(),
         scale=(0.0, 1.0),
         needs_text=True,
         num_parameters=1,
