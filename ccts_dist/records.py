@@ -109,6 +109,14 @@ class TeacherBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FrameBatch:
+    """What a frozen encoder made of a ``Batch``, row for row, padded with zeros."""
+
+    frames: Float[Tensor, "batch frames features"]
+    num_frames: Int64[Tensor, " batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """The utterances of one forward pass on one rank (a micro-batch), padded.
 
@@ -117,7 +125,7 @@ class Batch:
 
     keys: tuple[str, ...]
     audio: Float[Tensor, "batch samples"]
-    """Waveform on -1..1 at 16 kHz, zero after each row's last sample."""
+    """Waveform on -1..1 at 16 kHz, zero after each row's last sample; a single sample where only frames are read."""
 
     num_samples: Int64[Tensor, " batch"]
     labels: Float[Tensor, "batch dim"]
@@ -134,6 +142,9 @@ class Batch:
     """Number of the categorical emotion, -1 where it is unknown; None when none were asked for."""
 
     teacher: TeacherBatch | None = None
+    frames: Mapping[str, FrameBatch] = field(default_factory=dict)
+    """By branch of the model, of those whose encoder is frozen and was run before."""
+
     damaged: tuple[str, ...] = ()
     """In words, what was wrong with the utterances that have weight 0 because they are damaged."""
 
@@ -148,12 +159,17 @@ class Batch:
             moved["teacher"] = TeacherBatch(
                 embedding=self.teacher.embedding.to(device), prediction=self.teacher.prediction.to(device)
             )
+        if self.frames:
+            moved["frames"] = {
+                branch: FrameBatch(frames=one.frames.to(device), num_frames=one.num_frames.to(device))
+                for branch, one in self.frames.items()
+            }
         return replace(self, **moved)
 
     @property
     def padding(self) -> float:
-        """Share of ``audio`` that is padding."""
-        return 1.0 - float(self.num_samples.sum()) / max(1, self.audio.numel())
+        """Share of the batch's samples that is padding."""
+        return 1.0 - float(self.num_samples.sum()) / max(1, len(self.keys) * int(self.num_samples.max()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """A run as data. ``schema`` says what a run file can hold; ``reader`` turns TOML into it."""
 
 from ccts_dist.config.augment import AugmentConfig, SpecAugmentConfig
-from ccts_dist.config.model_rules import speech_tables
+from ccts_dist.config.model_rules import kept_branches, speech_tables
 from ccts_dist.config.model_schema import (
     FilterbankConfig,
     ModelConfig,
@@ -38,6 +38,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "complete_tree",
+    "kept_branches",
     "layer_number",
     "num_trainable_layers",
     "parse_model",

@@ -36,6 +36,20 @@ def speech_tables(model: ModelConfig) -> dict[str, SpeechConfig]:
     return tables | {f"model.also[{number}]": branch for number, branch in enumerate(model.also)}
 
 
+def kept_branches(model: ModelConfig) -> dict[str, SpeechConfig | TextConfig]:
+    """The branches whose frames never change: a frozen encoder, and no learnt mixture of its layers; by the names that
+    their modules have in the model."""
+    branches: dict[str, SpeechConfig | TextConfig] = {}
+    if model.speech is not None:
+        branches["speech"] = model.speech
+    branches |= {f"also.{number}": branch for number, branch in enumerate(model.also)}
+    if model.text is not None:
+        branches["text"] = model.text
+    return {
+        name: branch for name, branch in branches.items() if branch.trainable == "none" and branch.layers != "weighted"
+    }
+
+
 def _check_branch(branch: SpeechConfig | TextConfig, table: str) -> None:
     try:
         num_trainable_layers(branch.trainable)

@@ -2,6 +2,7 @@
 
 import math
 
+from ccts_dist.config.model_rules import kept_branches
 from ccts_dist.config.schema import DistillConfig, RunConfig
 from ccts_dist.errors import ConfigError
 
@@ -51,6 +52,23 @@ def check_input(run: RunConfig, source: str) -> None:
     for key, names in (("noises", augment.noises), ("impulse_responses", augment.impulse_responses)):
         if not all(name.strip() for name in names):
             raise ConfigError(f"{source}: augment.{key} = {list(names)}: must name something each. Change the list.")
+
+
+def check_frames(run: RunConfig, source: str) -> None:
+    """Raises: ConfigError, when there are no frames to keep, or they would differ from epoch to epoch."""
+    if not run.data.frames:
+        return
+    named = f"{source}: data.frames = {run.data.frames!r}"
+    if not kept_branches(run.model):
+        raise ConfigError(
+            f"{named}: no encoder is frozen with its frames of one layer, so there are none to keep. Set "
+            'trainable = "none" and layers other than "weighted", or leave it out.'
+        )
+    if set(kept_branches(run.model)) == {"text"}:
+        return  # words stay the same whatever is done to the audio
+    for key, on in (("[augment]", run.augment is not None), ("data.max_duration_s", run.data.max_duration_s > 0)):
+        if on:
+            raise ConfigError(f"{named}: {key} makes each epoch hear something else. Leave one of them out.")
 
 
 def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:

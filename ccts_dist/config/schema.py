@@ -58,6 +58,16 @@ class DataConfig:
     whose place is drawn anew in every epoch; its transcript and the teacher's cached output stay those of the whole.
     Validation and test hear utterances whole, as whoever predicts does."""
 
+    frames: str = ""
+    """Folder on storage that all ranks share where the frames of frozen encoders are kept: what is not there yet is
+    made before training starts, and later epochs and runs read it instead of running the encoders. For encoders with
+    ``trainable`` = "none" that are not mixed of weighted layers; where all speech encoders are such, no audio is
+    decoded. Not with what makes every epoch hear something else: [augment], ``max_duration_s``. "" for none."""
+
+    frames_type: Literal["float32", "float16"] = "float32"
+    """How frames are kept. A second of audio has 50 frames in most encoders: 1024 features make 0.7 GB an hour in
+    float32, and half of that in float16, whose rounding (3 digits) the training then sees."""
+
     cache: str = ""
     """Folder of this node for shards from a store; "" for the user's cache folder. Unused for local shards."""
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +15,7 @@ from ccts_dist.loader.cut import Part
 from ccts_dist.loader.fetch import read_audio, read_label_variance, read_transcript
 from ccts_dist.loader.hearing import Excerpt, Hearing
 from ccts_dist.loader.plan import Row
-from ccts_dist.records import Batch, TeacherBatch, TeacherOutput, varied_target
+from ccts_dist.records import Batch, FrameBatch, TeacherBatch, TeacherOutput, varied_target
 from ccts_dist.shards.read import ShardSet
 
 EncodeText = Callable[[str], Sequence[int]]
@@ -49,6 +49,20 @@ class TeacherSource(Protocol):
         ...
 
 
+@runtime_checkable
+class FrameSource(Protocol):
+    """Where the frames of a frozen encoder come from."""
+
+    @property
+    def features(self) -> int:
+        """Of a frame."""
+        ...
+
+    def read(self, shard: str, row: int, key: str, /) -> Float32[np.ndarray, "frames features"]:
+        """Those of one utterance, which is row ``row`` of its shard."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """What is read of an utterance, and from where."""
@@ -65,6 +79,12 @@ class Reading:
 
     teacher: TeacherSource | None = None
     """For students; without it a batch has no teacher outputs."""
+
+    frames: Mapping[str, FrameSource] = field(default_factory=dict)
+    """By branch of the model, for those whose encoder was run before."""
+
+    has_audio: bool = True
+    """Whether audio is decoded; without, a batch has one sample of silence in its place."""
 
     hearing: Hearing | None = None
     """What of the audio is heard, and how; without it all of it, as it is."""
@@ -87,6 +107,8 @@ class _Read:
     variance: Mapping[str, float]
     """Of the raters, where some target is one and the corpus gave it."""
 
+    frames: Mapping[str, Float32[np.ndarray, "frames features"]]
+
 
 def read_batch(part: Part, reading: Reading, epoch: int = 0) -> Batch:
     """Read the utterances of ``part`` into one padded batch, as they are to be heard in ``epoch``.
@@ -101,7 +123,7 @@ def read_batch(part: Part, reading: Reading, epoch: int = 0) -> Batch:
     lengths = [
         row.num_samples if excerpt is None else excerpt.num_samples for row, excerpt in zip(rows, excerpts, strict=True)
     ]
-    audio = _room(len(rows), max(lengths))
+    audio = _room(len(rows), max(lengths) if reading.has_audio else 1)
     read: list[_Read] = []
     damaged: dict[int, str] = {}
     for number, (row, place) in enumerate(zip(rows, audio.numpy(), strict=True)):
@@ -129,6 +151,7 @@ def read_batch(part: Part, reading: Reading, epoch: int = 0) -> Batch:
         num_tokens=num_tokens,
         categories=_categories(rows, reading.categories) if reading.categories else None,
         teacher=None if reading.teacher is None else _teacher_batch(read),
+        frames={branch: _pad_frames([one.frames[branch] for one in read]) for branch in reading.frames},
         damaged=tuple(damaged.values()) if part.counts else (),
     )
 
@@ -156,7 +179,9 @@ def _room(num_rows: int, num_samples: int) -> Float32[Tensor, "batch samples"]:
 def _read_row(
     row: Row, place: Float32[np.ndarray, " samples"], reading: Reading, excerpt: Excerpt | None, epoch: int
 ) -> _Read:
-    if reading.hearing is None or excerpt is None:
+    if not reading.has_audio:
+        place[:] = 0.0
+    elif reading.hearing is None or excerpt is None:
         read_audio(reading.shards, row.table, row.row, place)
     else:
         reading.hearing.read(row, excerpt, epoch, place)
@@ -165,17 +190,19 @@ def _read_row(
         tokens = reading.encode_text(read_transcript(reading.shards, row.table, row.row))
     teacher = None if reading.teacher is None else reading.teacher.read(row.shard, row.row, row.key)
     variance = read_label_variance(reading.shards, row.table, row.row) if reading.has_variances else {}
-    return _Read(tokens, teacher, variance)
+    frames = {name: source.read(row.shard, row.row, row.key) for name, source in reading.frames.items()}
+    return _Read(tokens, teacher, variance, frames)
 
 
 def _nothing(reading: Reading) -> _Read:
     """In the place of a damaged utterance: the tokens of silence, and a teacher that says nothing."""
     tokens = () if reading.encode_text is None else reading.encode_text("")
+    frames = {branch: np.zeros((1, source.features), np.float32) for branch, source in reading.frames.items()}
     if reading.teacher is None:
-        return _Read(tokens, None, {})
+        return _Read(tokens, None, {}, frames)
     embedding = np.zeros(reading.teacher.embedding_size, np.float32)
     prediction = np.zeros(len(reading.teacher.targets), np.float32)
-    return _Read(tokens, TeacherOutput(embedding=embedding, prediction=prediction), {})
+    return _Read(tokens, TeacherOutput(embedding=embedding, prediction=prediction), {}, frames)
 
 
 def _labels(rows: Sequence[Row], targets: Sequence[str], read: Sequence[_Read]) -> Float32[Tensor, "batch dim"]:
@@ -190,6 +217,13 @@ def _labels(rows: Sequence[Row], targets: Sequence[str], read: Sequence[_Read]) 
 def _categories(rows: Sequence[Row], categories: Sequence[str]) -> Int64[Tensor, " batch"]:
     numbers = {name: number for number, name in enumerate(categories)}
     return torch.tensor([numbers.get(row.table.categories[row.row] or "", -1) for row in rows])
+
+
+def _pad_frames(rows: Sequence[Float32[np.ndarray, "_ features"]]) -> FrameBatch:
+    padded = torch.zeros(len(rows), max(len(row) for row in rows), rows[0].shape[1])
+    for place, row in zip(padded.numpy(), rows, strict=True):
+        place[: len(row)] = row
+    return FrameBatch(frames=padded, num_frames=torch.tensor([len(row) for row in rows]))
 
 
 def _teacher_batch(read: Sequence[_Read]) -> TeacherBatch:

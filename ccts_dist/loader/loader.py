@@ -1,7 +1,7 @@
 """This rank's padded micro-batches, step by step, from any position of the plan."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -10,7 +10,7 @@ from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.augment import Augmenter
-from ccts_dist.loader.collate import EncodeText, Reading, TeacherSource, read_batch
+from ccts_dist.loader.collate import EncodeText, FrameSource, Reading, TeacherSource, read_batch
 from ccts_dist.loader.cut import Part, cut
 from ccts_dist.loader.hearing import Hearing
 from ccts_dist.loader.plan import Plan
@@ -39,6 +39,8 @@ class Loader:
         categories: names of the categories, in the order of their numbers in a batch; none are read without.
         encode_text: transcript to token numbers, for models with a text branch. Called by several threads.
         teacher: cached teacher outputs, for students.
+        frames: by branch of the model, where frames of encoders that were run before come from.
+        has_audio: False where no branch hears audio: it is then not decoded.
         augmenter: changes the audio, epoch by epoch; None leaves it as it is.
         shuffle: False for evaluation and the teacher pass, which hear utterances whole.
 
@@ -60,6 +62,8 @@ class Loader:
         categories: Sequence[str] = (),
         encode_text: EncodeText | None = None,
         teacher: TeacherSource | None = None,
+        frames: Mapping[str, FrameSource] | None = None,
+        has_audio: bool = True,
         augmenter: Augmenter | None = None,
         shuffle: bool = True,
     ) -> None:
@@ -93,6 +97,8 @@ class Loader:
             categories=tuple(categories),
             encode_text=encode_text,
             teacher=teacher,
+            frames=frames or {},
+            has_audio=has_audio,
             hearing=hearing,
             skip_damaged=skip_damaged,
         )

@@ -17,6 +17,7 @@ from ccts_dist.model.front_end import FrontEnd, normalise_utterances
 from ccts_dist.model.layers import EncoderLayers, hold_still, recompute_layers, run_encoder
 from ccts_dist.model.padding import zero_before_convolutions
 from ccts_dist.model.pooling import build_pooling, real_positions
+from ccts_dist.records import FrameBatch
 
 
 class SpeechBranch(nn.Module):
@@ -80,8 +81,19 @@ class SpeechBranch(nn.Module):
         return self
 
     def forward(
-        self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
+        self,
+        audio: Float[Tensor, "batch samples"],
+        num_samples: Int64[Tensor, " batch"],
+        kept: FrameBatch | None = None,
     ) -> Float[Tensor, "batch hidden"]:
+        """The audio is not looked at where what ``encode`` made of it was ``kept``."""
+        frames, num_frames = self.encode(audio, num_samples) if kept is None else (kept.frames, kept.num_frames)
+        return self.pooling(frames, num_frames)
+
+    def encode(
+        self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch frames features"], Int64[Tensor, " batch"]]:
+        """The encoder's frames, and how many of each row's are real."""
         audio, num_samples = self._prepare(audio, num_samples)
         with nullcontext() if self._trains_front_end else torch.no_grad():
             frames = self.front_end(audio, num_samples)
@@ -96,7 +108,7 @@ class SpeechBranch(nn.Module):
             {"input_values": frames, "attention_mask": mask.long()},
             frozen=self._frozen,
         )
-        return self.pooling(hidden, num_frames)
+        return hidden, num_frames
 
     def num_frames(self, num_samples: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
         """Frames that lie wholly on each row's real samples, as the encoder itself counts them."""
@@ -148,9 +160,23 @@ class TextBranch(nn.Module):
         return self
 
     def forward(
-        self, tokens: Int64[Tensor, "batch tokens"], num_tokens: Int64[Tensor, " batch"]
+        self,
+        tokens: Int64[Tensor, "batch tokens"] | None,
+        num_tokens: Int64[Tensor, " batch"] | None,
+        kept: FrameBatch | None = None,
     ) -> Float[Tensor, "batch hidden"]:
+        """Tokens are needed unless what ``encode`` made of them was ``kept``."""
+        if kept is not None:
+            return self.pooling(kept.frames, kept.num_frames)
+        assert tokens is not None
+        assert num_tokens is not None
+        return self.pooling(*self.encode(tokens, num_tokens))
+
+    def encode(
+        self, tokens: Int64[Tensor, "batch tokens"], num_tokens: Int64[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch tokens features"], Int64[Tensor, " batch"]]:
+        """The encoder's frames, one per token, and how many of each row's are real."""
         num_tokens = num_tokens.clamp(min=1)  # attention over nothing would be NaN
         mask = real_positions(num_tokens, tokens.shape[1])
         inputs = {"input_ids": tokens, "attention_mask": mask.long()}
-        return self.pooling(run_encoder(self.encoder, self._chosen, inputs, frozen=self._frozen), num_tokens)
+        return run_encoder(self.encoder, self._chosen, inputs, frozen=self._frozen), num_tokens

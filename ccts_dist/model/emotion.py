@@ -1,6 +1,6 @@
 """The emotion model: speech branches and/or a text branch -> embedding -> prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from ccts_dist.model.encoders import does_normalise, encoder_from_config, load_s
 from ccts_dist.model.filterbank import FilterbankBranch
 from ccts_dist.model.heads import build_heads
 from ccts_dist.model.precision import WideLinear
+from ccts_dist.records import FrameBatch
 
 
 class ModelOutput(NamedTuple):
@@ -103,6 +104,7 @@ class EmotionModel(nn.Module):
         num_samples: Int64[Tensor, " batch"],
         tokens: Int64[Tensor, "batch tokens"] | None = None,
         num_tokens: Int64[Tensor, " batch"] | None = None,
+        frames: Mapping[str, FrameBatch] | None = None,
     ) -> ModelOutput:
         """Embedding and prediction of each row; the same for a row alone and in any batch, in evaluation mode.
 
@@ -111,15 +113,20 @@ class EmotionModel(nn.Module):
             num_samples: real samples per row.
             tokens: transcripts as token numbers; not looked at without a text branch.
             num_tokens: real tokens per row.
+            frames: by branch, what its encoder made of these rows; it is then not run again.
 
         Raises:
             ConfigError: a model with a text branch was given no tokens.
         """
-        vectors = []
-        if self.speech is not None:
-            vectors.append(self.dropout(self.speech(audio, num_samples)))
-        vectors += [self.dropout(branch(audio, num_samples)) for branch in self.also]
-        if self.text is not None:
+        kept = frames or {}
+        speech = {} if self.speech is None else {"speech": self.speech}
+        vectors = [
+            self.dropout(branch(audio, num_samples, kept[name]) if name in kept else branch(audio, num_samples))
+            for name, branch in (speech | {f"also.{number}": branch for number, branch in enumerate(self.also)}).items()
+        ]
+        if self.text is not None and "text" in kept:
+            vectors.append(self.dropout(self.text(tokens, num_tokens, kept["text"])))
+        elif self.text is not None:
             if tokens is None or num_tokens is None:
                 raise ConfigError(
                     "this model reads transcripts, and was given none. Use a model without a text branch."

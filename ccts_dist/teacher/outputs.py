@@ -42,7 +42,7 @@ def teacher_outputs(
     """
     outputs: dict[int, TeacherOutput] = {}
     encode_text = None if teacher.tokenizer is None else teacher.tokenizer.encode
-    for numbers, batch in _batches(shard_set, rows, encode_text, batch_seconds):
+    for numbers, batch in shard_batches(shard_set, rows, encode_text, batch_seconds):
         batch = batch.to(device)
         try:
             with torch.inference_mode():
@@ -64,12 +64,27 @@ def teacher_outputs(
     return [outputs[number] for number in range(len(rows))]
 
 
-def _batches(
-    shard_set: ShardSet, rows: ShardRows, encode_text: EncodeText | None, batch_seconds: float
+def shard_batches(
+    shard_set: ShardSet,
+    rows: ShardRows,
+    encode_text: EncodeText | None,
+    batch_seconds: float,
+    *,
+    skip_damaged: bool = False,
 ) -> Iterator[tuple[list[int], Batch]]:
-    """One shard's utterances in batches of like duration, with the numbers of their rows; read one batch ahead."""
+    """One shard's utterances in batches of like duration, with the numbers of their rows; read one batch ahead.
+
+    Args:
+        rows: the shard's index.
+        encode_text: for what reads transcripts.
+        batch_seconds: most seconds of padded audio in a batch.
+        skip_damaged: give a damaged utterance weight 0 instead of raising.
+
+    Raises:
+        ShardError: a member is damaged.
+    """
     all_rows = [Row(rows.shard, number, int(rows.num_samples[number]), rows) for number in range(len(rows))]
-    reading = Reading(shards=shard_set, encode_text=encode_text)
+    reading = Reading(shards=shard_set, encode_text=encode_text, skip_damaged=skip_damaged)
 
     def read(numbers: list[int]) -> Batch:
         return read_batch(Part(tuple(all_rows[number] for number in numbers)), reading)

@@ -95,7 +95,8 @@ class Engine:
 
     def forward(self, batch: Batch) -> Any:
         """The model's output for a micro-batch that is on ``device``."""
-        return self._engine(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens)
+        frames = (batch.frames,) if batch.frames else ()
+        return self._engine(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens, *frames)
 
     def train(self, training: bool) -> None:
         """Training mode on or off."""

@@ -47,6 +47,7 @@ FREE_DATA_KEYS = (
     "max_damaged",
     "cache",
     "cache_gb",
+    "frames",
 )
 """Keys of [data] that may: shards and cache may have moved, and their digests are compared."""
 

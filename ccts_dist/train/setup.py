@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,6 +22,7 @@ from ccts_dist.losses.total import DistillTerms
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
 from ccts_dist.records import varied_target
+from ccts_dist.shards.frame_cache import FrameCache
 from ccts_dist.shards.read import ShardSet, open_shard_set
 from ccts_dist.shards.schema import ShardEntry
 from ccts_dist.shards.stores.remote import check_cache_holds
@@ -31,6 +32,7 @@ from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoint import checkpoints_folder
 from ccts_dist.train.ds_config import read_ds_config
 from ccts_dist.train.evaluate import Extras, bin_edges
+from ccts_dist.train.frames import hears_nothing, keep_frames
 from ccts_dist.train.optim import check_warmup
 from ccts_dist.train.step import Objective
 from ccts_dist.train.storage import writing
@@ -118,7 +120,7 @@ def open_session(run: RunConfig, ranks: Ranks) -> Session:
     together(lambda: _train_tokenizer(run, shard_set, Path(run.output)) if ranks.is_first else None)
     session = together(lambda: _build(run, shard_set, ranks, Path(run.output)))
     _agree_on_sounds(session)
-    return _with_threshold(session, ranks)
+    return _with_frames(_with_threshold(session, ranks))
 
 
 @contextmanager
@@ -231,9 +233,11 @@ def open_loader(
     ranks: Ranks,
     augmenter: Augmenter | None = None,
     *,
+    frames: Mapping[str, FrameCache] | None = None,
     training: bool,
 ) -> Loader:
     """A loader as the run file describes it."""
+    reads_text = tokenizer is not None and "text" not in (frames or {})
     return Loader(
         shard_set,
         splits,
@@ -243,8 +247,10 @@ def open_loader(
         seed=run.seed,
         ranks=ranks,
         categories=run.model.categories,
-        encode_text=tokenizer.encode if tokenizer else None,
+        encode_text=tokenizer.encode if tokenizer is not None and reads_text else None,
         teacher=teacher,
+        frames=frames,
+        has_audio=not (frames and hears_nothing(run)),
         augmenter=augmenter,
         shuffle=training,
     )
@@ -335,6 +341,21 @@ def _with_threshold(session: Session, ranks: Ranks) -> Session:
         skip_damaged=run.data.damaged == "skip",
     )
     return replace(session, objective=replace(session.objective, distill=replace(distill, threshold=threshold)))
+
+
+def _with_frames(session: Session) -> Session:
+    """The session whose loaders give the frames of frozen encoders, if its run keeps them; every rank must call it."""
+    run, shard_set, ranks = session.run, session.shard_set, session.ranks
+    if not run.data.frames:
+        return session
+    kept = keep_frames(run, session.model, session.tokenizer, shard_set, ranks)
+
+    def loader(splits: Sequence[str], teacher: TeacherCache | None, *, training: bool) -> Loader:
+        return open_loader(run, shard_set, splits, session.tokenizer, teacher, ranks, frames=kept, training=training)
+
+    train = together(lambda: loader(run.data.train_splits, session.teacher, training=True))
+    valid = together(lambda: loader(run.data.valid_splits, None, training=False))
+    return replace(session, loader=train, valid_loader=valid)
 
 
 def _train_tokenizer(run: RunConfig, shard_set: ShardSet, output: Path) -> None:

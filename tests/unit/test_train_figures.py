@@ -10,15 +10,15 @@ from ccts_dist.train.figures import step_figures
 from ccts_dist.train.step import StepResult
 
 RESULT: dict[str, Any] = {
-    "loss": 3.0, "ccc_loss": 1.0, "ccc": (0.1, 0.2, 0.3), "embedding_loss": 0.5, "prediction_loss": 0.25,
-    "num_rows": 10, "num_kept": 4.0, "kept_in": (), "num_damaged": 0, "key_checksum": 7, "update": None, "aside": (),
+    "loss": 3.0, "ccc_loss": 1.0, "ccc": (0.1, 0.2, 0.3), "category_loss": 0.0,
+    "embedding_loss": 0.5, "prediction_loss": 0.25, "num_rows": 10, "num_kept": 4.0, "kept_in": (), "num_damaged": 0, "key_checksum": 7, "update": None, "aside": (),
 }  # fmt: skip
 
 
-def figures(**result: Any) -> dict[str, float]:
+def figures(*, categories: list[str] | None = None, **result: Any) -> dict[str, float]:
     tree = {
         "name": "r", "output": "o", "data": {"shards": "s", "teacher": "c"}, "distill": {},
-        "model": {"speech": {"encoder": "e"}},
+        "model": {"speech": {"encoder": "e"}, "categories": categories or []},
     }  # fmt: skip
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "name": "rest"}], lr=0.1)
     return step_figures(StepResult(**RESULT | result), parse_run(tree), optimizer, 0)
@@ -39,3 +39,8 @@ def test_gate_per_dimension_tells_each_dimensions_share_by_its_name():
 
 def test_soft_gate_tells_the_mean_share():
     assert figures(num_kept=2.5)["train/kept_share"] == 0.25
+
+
+def test_loss_of_the_categories_is_told_where_there_are_any():
+    assert "train/loss_category" not in figures()
+    assert figures(categories=["a", "b"], category_loss=0.7)["train/loss_category"] == 0.7
