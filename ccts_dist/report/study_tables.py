@@ -1,0 +1,5 @@
+"""stub"""
+
+
+def study_tables(results, study) -> str:
+    return str(len(results.runs))
