@@ -8,7 +8,7 @@ from ccts_dist.report.command import build_parser, is_study, reproduction_of, st
 from ccts_dist.report.demo import run_demo
 from ccts_dist.report.paper import reproduce
 from ccts_dist.report.study import run_study
-from ccts_dist.report.study_results import write_results
+from ccts_dist.report.study_files import write_results
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from ccts_dist.corpus.corpus import Corpus
 from ccts_dist.corpus.espeak import Voice, synthesise
+from ccts_dist.corpus.mix_up import USUAL_SHARE, wrong_transcripts
 from ccts_dist.corpus.msp_podcast import read_msp_podcast
 from ccts_dist.corpus.phrases import LEXICON_LIMIT, Phrase, choose_words, draw_phrase, read_lexicon
 from ccts_dist.corpus.speakers import SPEAKERS, Speaker
@@ -47,9 +48,6 @@ MARKER = "spoken.json"
 GENERATOR, GENERATOR_OF_OTHER_SHARES = 1, 2
 """Count up whenever an equal configuration would give another corpus: one with the usual share of wrong transcripts,
 or one with another."""
-
-USUAL_SHARE = 0.1
-"""Wrong transcripts as they are drawn first; smaller shares take the first of these, greater ones draw more."""
 
 MEAN_LOUDNESS_DBFS = -32.0
 LOUDNESS_SPAN_DB = 14.0
@@ -299,26 +297,9 @@ def _mix_up_transcripts(lines: Sequence[SpokenLine], split: str, config: SpokenC
     """A share of the lines with the text of another one that says something else."""
     mixed = list(lines)
     num_wrong = round(config.wrong_transcripts * len(lines))
-    for index, transcript in islice(_wrong_transcripts(lines, split, config.seed), num_wrong):
+    for index, transcript in islice(wrong_transcripts([line.text for line in lines], split, config.seed), num_wrong):
         mixed[index] = replace(lines[index], transcript=transcript)
     return mixed
-
-
-def _wrong_transcripts(lines: Sequence[SpokenLine], split: str, seed: int) -> Iterator[tuple[int, str]]:
-    """Which line is wrong next, and what it says then; every line once, in an order that no share changes."""
-
-    def other_text(index: int, source: random.Random) -> str:
-        others = [line.text for line in lines if line.text != lines[index].text]
-        return source.choice(others) if others else lines[index].text
-
-    source = random.Random(derive_seed("transcripts", seed, split))
-    first = source.sample(range(len(lines)), round(USUAL_SHARE * len(lines)))
-    for index in first:
-        yield index, other_text(index, source)
-    source = random.Random(derive_seed("more transcripts", seed, split))
-    rest = sorted(set(range(len(lines))).difference(first))
-    for index in source.sample(rest, len(rest)):
-        yield index, other_text(index, source)
 
 
 def _speak_all(lines: Sequence[SpokenLine], audios: Path, progress: bool, num_processes: int) -> None:

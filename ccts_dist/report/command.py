@@ -54,8 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def is_study(args: argparse.Namespace) -> bool:
-    """Whether the demo is to be run over several seeds or shares."""
-    return args.table == "demo" and bool(args.seeds or args.wrong or args.collect)
+    """Whether the demo is to be run over seeds or shares.
+
+    Raises:
+        ConfigError: options of the study for another table, or without it.
+    """
+    study = bool(args.seeds or args.wrong or args.collect)
+    if args.table == "demo" and not study and (args.out or args.set or args.jobs != 1):
+        raise ConfigError("--out, --set, --jobs: the plain demo has no use for them. Add --seeds: that makes a study.")
+    if args.table != "demo" and (args.wrong or args.collect or args.jobs != 1):
+        raise ConfigError(f"--wrong, --jobs, --collect: only --table demo has them, not {args.table}. Leave them out.")
+    return args.table == "demo" and study
 
 
 def study_of(args: argparse.Namespace) -> Study:

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from ccts_dist.errors import StageError
 from ccts_dist.progress import say
 from ccts_dist.report.stages import Stage, run_stages, stage_environment
+from ccts_dist.report.study_files import write_results
 from ccts_dist.report.study_plan import Study, Task, order_of_tasks, stages_of
-from ccts_dist.report.study_results import write_left_out, write_results
+from ccts_dist.report.study_results import write_left_out
 
 NOMINAL_S = {"shards": 60, "text": 70, "speech": 180, "teacher": 140, "cache": 15, "ts": 190, "cts": 190}
 """Seconds of a stage on one core, for the first guess of the time to go."""
@@ -44,7 +45,8 @@ def run_study(study: Study) -> str:
                 else:
                     futures.append(pool.submit(workers.chain, task, corpora.get(task.percent)))
             errors = [error for future in futures if (error := future.exception()) is not None]
-        except BaseException:  # interrupted: what has begun ends by itself, the rest is not begun
+        except BaseException:  # interrupted: the stages that have begun are waited for, nothing else is begun
+            workers.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     for error in errors:
@@ -90,14 +92,18 @@ class _Workers:
         self._cores: queue.SimpleQueue[frozenset[int]] = queue.SimpleQueue()
         for cores in share_out(sorted(_cores_at_hand()), study.jobs):
             self._cores.put(cores)
-        self._writing = threading.Lock()
+        self._writing, self._stopping = threading.Lock(), threading.Event()
+
+    def stop(self) -> None:
+        """Let chains end after the stage that they are in; Ctrl-C on a terminal also reaches that."""
+        self._stopping.set()
 
     def prepare(self, task: Task) -> None:
         """Corpus and shards of a share."""
         folder = self._study.share_folder(task.percent)
         run_stages(
             stages_of(self._study, task), folder, environment={}, title=f"wrong{task.percent}",
-            after_each=self._meter.advance,
+            after_each=self._advance,
         )  # fmt: skip
 
     def chain(self, task: Task, corpus: Future[None] | None) -> None:
@@ -112,11 +118,16 @@ class _Workers:
             environment["OMP_NUM_THREADS"] = str(num_cores)
             run_stages(
                 stages_of(self._study, task), folder, environment=environment,
-                title=f"wrong{task.percent} seed{task.seed}", after_each=self._meter.advance,
+                title=f"wrong{task.percent} seed{task.seed}", after_each=self._advance,
             )  # fmt: skip
         write_left_out(self._study, task.percent, task.seed)
         with self._writing:
             write_results(self._study)
+
+    def _advance(self, stage: Stage, seconds: float) -> None:
+        self._meter.advance(stage, seconds)
+        if self._stopping.is_set():
+            raise StageError("the study was interrupted. Run it again to go on.")
 
     @contextmanager
     def _on_own_cores(self) -> Iterator[int]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccts_dist.corpus.spoken import USUAL_SHARE
+from ccts_dist.corpus.mix_up import USUAL_SHARE
 from ccts_dist.errors import ConfigError
 from ccts_dist.report.stages import Stage
 

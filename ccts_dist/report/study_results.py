@@ -1,6 +1,5 @@
-"""What came of the demo study, read from its folders, and the files that tell it."""
+"""What came of the demo study, read from its folders."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ SYSTEMS = ("text", "speech", "teacher", "ts", "cts")
 """Runs of a chain, in the order of the table."""
 
 LEFT_OUT = "left_out.json"
-RESULTS, TABLE, TABLES, PICTURE = "results.json", "results.csv", "tables.md", "valence.svg"
+"""In a chain's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,25 +130,3 @@ def count_left_out(wrong: Sequence[bool], kept: Sequence[bool], *, percent: int,
         wrong_left_out=sum(is_wrong and not is_kept for is_wrong, is_kept in both),
         right_left_out=sum(not is_wrong and not is_kept for is_wrong, is_kept in both),
     )
-
-
-def write_results(study: Study) -> str:
-    """Tables in Markdown, every run as JSON and CSV, and the picture, of what is there; gives the tables.
-
-    They are left in the study's folder as ``tables.md``, ``results.json``, ``results.csv`` and ``valence.svg``.
-    """
-    from ccts_dist.report.study_tables import study_tables
-
-    results = read_results(study)
-    whole = json.dumps(asdict(results), indent=1) + "\n"
-    write_whole(study.folder / RESULTS, whole.encode())
-    with (study.folder / TABLE).open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("wrong_percent", "seed", "system", *DIMENSIONS, "best_epoch", "kept_share", "seconds"))
-        for run in results.runs:
-            ccc = (f"{run.ccc[dimension]:.6f}" for dimension in DIMENSIONS)
-            kept = "" if run.kept_share is None else f"{run.kept_share:.6f}"
-            rows.writerow((run.percent, run.seed, run.system, *ccc, run.best_epoch, kept, f"{run.seconds:.1f}"))
-    text = study_tables(results, study)
-    write_whole(study.folder / TABLES, (text + "\n").encode())
-    return text
