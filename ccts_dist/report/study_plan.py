@@ -73,16 +73,16 @@ class Task:
 
 
 def order_of_tasks(study: Study) -> list[Task]:
-    """Share after share, so that tables come early; the next share's corpus before the last chain of the one before.
+    """The first share's chains, so that its tables come early; then seed by seed, so that all other shares grow alike.
 
-    So that no worker waits for it. Corpora come before their chains, which lets workers take tasks in this order.
+    Corpora come before their chains, which lets workers take tasks in this order; and before the last chain of the
+    first share, so that no worker waits for one.
     """
-    tasks = [Task(percent=study.percents[0])]
-    for percent, following in zip(study.percents, (*study.percents[1:], None), strict=True):
-        chains = [Task(percent=percent, seed=seed) for seed in study.seeds]
-        corpus = [] if following is None else [Task(percent=following)]
-        tasks += [*chains[:-1], *corpus, chains[-1]]
-    return tasks
+    first, *others = study.percents
+    chains = [Task(percent=first, seed=seed) for seed in study.seeds]
+    corpora = [Task(percent=percent) for percent in others]
+    later = [Task(percent=percent, seed=seed) for seed in study.seeds for percent in others]
+    return [Task(percent=first), *chains[:-1], *corpora, chains[-1], *later]
 
 
 def stages_of(study: Study, task: Task) -> list[Stage]:
