@@ -81,17 +81,16 @@ def _differences(results: Results, percent: int) -> str:
 
 
 def _by_share(results: Results, study: Study) -> str:
-    first, rows = study.percents[0], []
-    systems = ("teacher", "ts", "cts")
+    rows = []
+    alone = results.ccc(study.percents[0], "speech", JUDGED)
     for percent in sorted(study.percents):
-        ccc = [results.ccc(percent, system, JUDGED) for system in systems]
-        whole = set.intersection(*map(set, ccc))  # a seed that is under way would make the columns differ in n
-        values = [estimate([by_seed[seed] for seed in sorted(whole)]) for by_seed in ccc]
-        apart = [
-            difference(results, percent, system, less, JUDGED, first=first)
-            for system, less in (("ts", "speech"), ("cts", "speech"), ("cts", "ts"))
-        ]
-        rows.append((f"{percent} %", *map(_spread, values), *map(_interval, apart), _count(apart[-1])))
+        teacher, ts, cts = (results.ccc(percent, system, JUDGED) for system in ("teacher", "ts", "cts"))
+        # A seed that is still under way would give the columns different n.
+        whole = [seed for seed in cts if seed in teacher and seed in ts]
+        teacher, ts, cts = ({seed: ccc[seed] for seed in whole} for ccc in (teacher, ts, cts))
+        values = [estimate(list(ccc.values())) for ccc in (teacher, ts, cts)]
+        apart = [estimate(paired(*both)) for both in ((ts, alone), (cts, alone), (cts, ts))]
+        rows.append((f"{percent} %", *map(_spread, values), *map(_interval, apart), len(whole)))
     header = ("wrong", "teacher", "T/S", "cT/S", "T/S - speech only", "cT/S - speech only", "cT/S - T/S", "n")
     return format_table(header, rows)
 
