@@ -19,8 +19,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -30,6 +31,7 @@ from tqdm import tqdm
 
 from ccts_dist.corpus.corpus import Corpus
 from ccts_dist.corpus.espeak import Voice, synthesise
+from ccts_dist.corpus.mix_up import USUAL_SHARE, wrong_transcripts
 from ccts_dist.corpus.msp_podcast import read_msp_podcast
 from ccts_dist.corpus.phrases import LEXICON_LIMIT, Phrase, choose_words, draw_phrase, read_lexicon
 from ccts_dist.corpus.speakers import SPEAKERS, Speaker
@@ -43,8 +45,9 @@ SPLIT_SHARES = {"Train": 0.76, "Development": 0.12, "Test1": 0.12}
 MARKER = "spoken.json"
 """File in the corpus folder that says it is complete and how it was made."""
 
-GENERATOR = 1
-"""Counts up whenever an equal configuration would give another corpus."""
+GENERATOR, GENERATOR_OF_OTHER_SHARES = 1, 2
+"""Count up whenever an equal configuration would give another corpus: one with the usual share of wrong transcripts,
+or one with another."""
 
 MEAN_LOUDNESS_DBFS = -32.0
 LOUDNESS_SPAN_DB = 14.0
@@ -75,8 +78,9 @@ class SpokenConfig:
     two_words: float = 0.4
     """Share of phrases with two emotion words, 0..1."""
 
-    wrong_transcripts: float = 0.1
-    """Share of each split's transcripts that are another utterance's, 0..1."""
+    wrong_transcripts: float = USUAL_SHARE
+    """Share of each split's transcripts that are another utterance's, 0..1. Nothing else of the corpus depends on it,
+    and what is wrong at one share is wrong in the same way at every greater one."""
 
     rate_wpm: int = 165
     """Mean speech rate in words per minute, 120..300; 165 gives phrases of about 1.4 s."""
@@ -181,7 +185,8 @@ def make_spoken_corpus(
         CorpusError: the speech synthesis fails.
     """
     root = Path(root).absolute()
-    marker = {"generator": GENERATOR, **asdict(config)}
+    usual = config.wrong_transcripts == USUAL_SHARE
+    marker = {"generator": GENERATOR if usual else GENERATOR_OF_OTHER_SHARES, **asdict(config)}
     if not _is_made(root, marker):
         unfinished = root.with_name(f".{root.name}.unfinished-spoken-corpus")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -204,11 +209,26 @@ def read_spoken_corpus(root: str | Path) -> Corpus:
     Raises:
         CorpusError: no complete spoken corpus there.
     """
-    marker = Path(root) / MARKER
+    made = _read_marker(Path(root))
+    return read_msp_podcast(root, name="spoken-demo", release=f"{made['generator']}-seed{made['seed']}")
+
+
+def wrong_keys(root: str | Path) -> frozenset[str]:
+    """Keys of the utterances with another one's transcript, in the corpus that was made in ``root``.
+
+    Raises:
+        CorpusError: no complete spoken corpus there.
+    """
+    made = _read_marker(Path(root))
+    config = SpokenConfig(**{name: value for name, value in made.items() if name != "generator"})
+    return frozenset(line.key for line in plan_spoken_corpus(config) if line.transcript != line.text)
+
+
+def _read_marker(root: Path) -> dict[str, Any]:
+    marker = root / MARKER
     if not marker.is_file():
         raise CorpusError(f"{root}: looked for {MARKER}, which closes a complete spoken demo corpus. Make it again.")
-    made = json.loads(marker.read_text())
-    return read_msp_podcast(root, name="spoken-demo", release=f"{made['generator']}-seed{made['seed']}")
+    return json.loads(marker.read_text())
 
 
 def _is_made(root: Path, marker: Mapping[str, object]) -> bool:
@@ -275,12 +295,10 @@ def _rate(
 
 def _mix_up_transcripts(lines: Sequence[SpokenLine], split: str, config: SpokenConfig) -> list[SpokenLine]:
     """A share of the lines with the text of another one that says something else."""
-    source = random.Random(derive_seed("transcripts", config.seed, split))
     mixed = list(lines)
-    for index in source.sample(range(len(lines)), round(config.wrong_transcripts * len(lines))):
-        others = [line.text for line in lines if line.text != lines[index].text]
-        if others:
-            mixed[index] = replace(lines[index], transcript=source.choice(others))
+    num_wrong = round(config.wrong_transcripts * len(lines))
+    for index, transcript in islice(wrong_transcripts([line.text for line in lines], split, config.seed), num_wrong):
+        mixed[index] = replace(lines[index], transcript=transcript)
     return mixed
 
 

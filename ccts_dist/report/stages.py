@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +39,24 @@ class Stage:
         return hashlib.sha256(b"\x00".join(parts)).hexdigest()
 
 
-def run_stages(stages: Sequence[Stage], folder: Path, *, environment: dict[str, str]) -> dict[str, float]:
+def run_stages(
+    stages: Sequence[Stage],
+    folder: Path,
+    *,
+    environment: dict[str, str],
+    title: str = "",
+    after_each: Callable[[Stage, float], None] | None = None,
+) -> dict[str, float]:
     """Run the stages that are not done, in order; the seconds that each took, when it was run.
 
     Each stage leaves ``<folder>/stages/<name>.json`` when it has succeeded and ``<folder>/logs/<name>.log`` in any
     case. Stages must be able to go on where they were killed: that is how they are started again.
+
+    Args:
+        environment: for the stages, beside this process's own.
+        title: of a pipeline that runs beside others: stands before its headings, and what its stages say goes to their
+            logs alone.
+        after_each: told of each stage that is done, and the seconds it took, whenever that was.
 
     Raises:
         StageError: a command failed; names its log. What is done stays done.
@@ -53,15 +66,18 @@ def run_stages(stages: Sequence[Stage], folder: Path, *, environment: dict[str, 
     seconds = {}
     for number, stage in enumerate(stages, start=1):
         stamp = folder / "stages" / f"{stage.name}.json"
-        heading = f"[{number}/{len(stages)}] {stage.name}"
+        heading = f"{title} [{number}/{len(stages)}] {stage.name}".lstrip()
+        log = folder / "logs" / f"{stage.name}.log"
         done = _read_stamp(stamp, stage)
         if done is None:
-            say(f"{heading}: {shlex.join(stage.command)}")
-            done = _run(stage, folder / "logs" / f"{stage.name}.log", environment)
+            say(f"{heading}: {log if title else shlex.join(stage.command)}")
+            done = _run(stage, log, environment, quiet=bool(title))
             stamp.write_text(json.dumps({"digest": stage.digest(), "seconds": done}), encoding="utf-8")
         else:
             say(f"{heading}: done before, in {done:.0f} s")
         seconds[stage.name] = done
+        if after_each is not None:
+            after_each(stage, done)
     return seconds
 
 
@@ -87,7 +103,7 @@ def _read_stamp(stamp: Path, stage: Stage) -> float | None:
     return float(tree["seconds"]) if tree["digest"] == stage.digest() else None
 
 
-def _run(stage: Stage, log: Path, environment: dict[str, str]) -> float:
+def _run(stage: Stage, log: Path, environment: dict[str, str], *, quiet: bool) -> float:
     began = time.monotonic()
     # Replaced here and not in the stage: another port does not make it another command.
     command = [part.replace("{free port}", str(_free_port())) for part in stage.command]
@@ -105,7 +121,7 @@ def _run(stage: Stage, log: Path, environment: dict[str, str]) -> float:
         assert process.stdout is not None
         for line in process.stdout:
             file.write(line)
-            if not NOISE.search(line):
+            if not quiet and not NOISE.search(line):
                 sys.stderr.write("    " + line)
                 sys.stderr.flush()
     if process.returncode != 0:

@@ -14,7 +14,8 @@ OPTIONS = {
     "launch/register.py": "--alias --checkpoint --name --uri",
     "launch/predict.py": "--format --model --uri",
     "launch/reproduce.py": (
-        "--corpus --folds --out --rows --seeds --set --shards --starter --table --transcripts --utterances"
+        "--collect --corpus --folds --jobs --out --rows --seeds --set --shards --starter --table --transcripts "
+        "--utterances --wrong"
     ),
     "shards/build.py": "",  # its sub-commands have the options
     "shards/check.py": "--fast --teacher --threads",

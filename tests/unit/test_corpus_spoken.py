@@ -1,11 +1,14 @@
 """The spoken demo corpus: what it plans, what it writes, and what the real reader makes of it."""
 
 import ctypes
+import hashlib
+import json
 import math
 import os
 import sys
 from _ctypes import dlclose
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import espeakng_loader
@@ -26,6 +29,7 @@ from ccts_dist.corpus import (
 )
 from ccts_dist.corpus.espeak import Voice, synthesise
 from ccts_dist.corpus.speakers import SPEAKERS
+from ccts_dist.corpus.spoken import MARKER, wrong_keys
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
 
@@ -130,6 +134,44 @@ def test_same_share_of_transcripts_is_wrong_in_every_split():
     assert wrong == {"Train": 76, "Development": 12, "Test1": 12}
     texts = {line.text for line in lines}
     assert all(line.transcript in texts for line in lines)
+
+
+@pytest.mark.parametrize(("fewer", "more"), [(0.0, 0.1), (0.05, 0.1), (0.1, 0.3), (0.3, 0.8)])
+def test_greater_share_of_wrong_transcripts_changes_nothing_else_and_keeps_those_that_were_wrong(fewer, more):
+    two = [plan_spoken_corpus(SpokenConfig(num_utterances=400, wrong_transcripts=share)) for share in (fewer, more)]
+    for line, other in zip(*two, strict=True):
+        assert replace(line, transcript="") == replace(other, transcript="")
+        if line.transcript != line.text:
+            assert other.transcript == line.transcript
+    wrong = Counter(line.split for line in two[1] if line.transcript != line.text)
+    assert wrong == {split: round(more * num) for split, num in (("Train", 304), ("Development", 48), ("Test1", 48))}
+
+
+def test_usual_corpus_is_the_one_whose_results_are_published():
+    """It may change, but not by accident: then the README's figures are of another corpus."""
+    planned = repr(plan_spoken_corpus(SpokenConfig(num_utterances=4000))).encode()
+    assert hashlib.sha256(planned).hexdigest().startswith("2103ca52dbcc1b1e")
+
+
+def test_keys_with_wrong_transcripts_are_known_from_the_folder(tiny_root):
+    lines = plan_spoken_corpus(TINY)
+    assert wrong_keys(tiny_root) == {line.key for line in lines if line.transcript != line.text}
+    assert len(wrong_keys(tiny_root)) == 5  # half of 9, and of 1 and 2
+
+
+def test_audio_and_labels_are_the_same_bytes_at_every_share_of_wrong_transcripts(tiny_root, tmp_path):
+    make_spoken_corpus(tmp_path / "right", replace(TINY, wrong_transcripts=0.0), progress=False, num_processes=1)
+    right, half = bytes_of(tmp_path / "right"), bytes_of(tiny_root)
+    differing = {name for name in right.keys() | half.keys() if right.get(name) != half.get(name)}
+    assert differing == {MARKER, *(f"Transcripts/{key}.txt" for key in wrong_keys(tiny_root))}
+
+
+def test_corpus_of_another_share_made_by_an_earlier_generator_is_refused(tmp_path):
+    root = tmp_path / "old"
+    root.mkdir()
+    (root / MARKER).write_text(json.dumps({"generator": 1, **asdict(TINY)}))
+    with pytest.raises(ConfigError, match="holds a spoken demo corpus with another generator"):
+        make_spoken_corpus(root, TINY, progress=False)
 
 
 def test_ratings_follow_words_for_valence_and_voice_for_activation_and_dominance():

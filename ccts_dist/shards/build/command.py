@@ -93,9 +93,10 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
         if args.corpus is None and is_address(args.out):
             raise ConfigError(f"--out {args.out}: the demo corpus cannot be made there. Name a folder with --corpus.")
         root = args.corpus or Path(args.out).with_name(Path(args.out).name + "-corpus")
-        return make_spoken_corpus(
-            root, SpokenConfig(num_utterances=args.utterances, num_words=args.words, seed=args.seed)
-        ), root
+        config = SpokenConfig(
+            num_utterances=args.utterances, num_words=args.words, wrong_transcripts=args.wrong / 100, seed=args.seed
+        )
+        return make_spoken_corpus(root, config), root
     if getattr(args, "min_confidence", 0.0) and args.transcripts is None:
         raise ConfigError("--min-confidence: says what to leave out of --transcripts, and none are given. Name them.")
     if args.kind == "manifest":
@@ -178,4 +179,7 @@ def _add_demo(
     demo.add_argument("--corpus", type=Path, metavar="DIR", help="where the corpus is made (default: OUT-corpus)")
     demo.add_argument("--utterances", type=int, default=3000, help="how many to speak (default: 3000)")
     demo.add_argument("--words", type=int, default=24, help="emotion words: more make it harder (default: 24)")
+    demo.add_argument(
+        "--wrong", type=float, default=10.0, help="percent of the transcripts that are wrong (default: 10)"
+    )
     demo.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")

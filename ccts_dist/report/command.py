@@ -1,0 +1,106 @@
+"""The command line of ``launch/reproduce.py``."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.report.paper import Reproduction
+from ccts_dist.report.paper_tables import TABLES
+from ccts_dist.report.study_plan import Study, order_of_shares
+
+EPILOG = """examples:
+  python launch/reproduce.py --table demo
+  python launch/reproduce.py --table demo --seeds 17 18 19 20 21 --wrong 0 10 30 --jobs 2
+  python launch/reproduce.py --table msp --corpus MSP-Podcast --transcripts heard.jsonl --seeds 17 18 19
+  python launch/reproduce.py --table msp --shards s3://ours/msp --rows 12 --starter 'deepspeed --hostfile H'
+  python launch/reproduce.py --table iemocap --corpus IEMOCAP --folds 1 2
+exit codes: 0 done, 1 a stage failed (its log is named), 2 a mistake in what was asked for"""
+
+FOLDER_OF_THE_STUDY = Path("demo/study")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser."""
+    parser = argparse.ArgumentParser(
+        description="Run every stage that a table needs and is not done yet, then print the table. Kill it at any "
+        "time; run again, it goes on.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--table", choices=("demo", *TABLES), required=True, help="which table")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="SEED", help="every run for each (17)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where everything goes (default: the table's name)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=VALUE", help="for every run; may be repeated"
+    )
+    demo = parser.add_argument_group("for the demo; with --seeds or --wrong it becomes a study, in demo/study")
+    demo.add_argument("--utterances", type=int, default=4000, help="how many to speak for the demo (%(default)s)")
+    demo.add_argument(
+        "--wrong", type=int, nargs="+", default=[], metavar="PERCENT",
+        help="students and teachers at each of these shares of wrong transcripts (10)",
+    )  # fmt: skip
+    demo.add_argument("--jobs", type=int, default=1, metavar="N", help="of the study at once, one rank each (1)")
+    demo.add_argument("--collect", action="store_true", help="run nothing: the study's tables from what is there")
+    paper = parser.add_argument_group("for the paper's tables")
+    source = paper.add_mutually_exclusive_group()
+    source.add_argument("--corpus", type=Path, metavar="ROOT", help="the corpus on disk; shards are built first")
+    source.add_argument("--shards", default="", metavar="SHARDS", help="shards that are there (default: DIR/shards)")
+    paper.add_argument("--transcripts", type=Path, metavar="HEARD.jsonl", help="what shards/transcribe.py heard")
+    paper.add_argument("--rows", type=int, nargs="+", default=[], metavar="N", help="these and their teachers only")
+    paper.add_argument("--folds", type=int, nargs="+", default=[], metavar="N", help="these folds only, from 1")
+    paper.add_argument("--starter", default="", metavar="WORDS", help="launcher and its options (default: two ranks)")
+    return parser
+
+
+def is_study(args: argparse.Namespace) -> bool:
+    """Whether the demo is to be run over seeds or shares.
+
+    Raises:
+        ConfigError: options of the study for another table, or without it.
+    """
+    study = bool(args.seeds or args.wrong or args.collect)
+    if args.table == "demo" and not study and (args.out or args.set or args.jobs != 1):
+        raise ConfigError("--out, --set, --jobs: the plain demo has no use for them. Add --seeds: that makes a study.")
+    if args.table != "demo" and (args.wrong or args.collect or args.jobs != 1):
+        raise ConfigError(f"--wrong, --jobs, --collect: only --table demo has them, not {args.table}. Leave them out.")
+    return args.table == "demo" and study
+
+
+def study_of(args: argparse.Namespace) -> Study:
+    """The study that was asked for.
+
+    Raises:
+        ConfigError: it cannot be run.
+    """
+    usual = Study(folder=args.out or FOLDER_OF_THE_STUDY)
+    return Study(
+        folder=usual.folder,
+        seeds=tuple(args.seeds) or usual.seeds,
+        percents=order_of_shares(args.wrong) or usual.percents,
+        num_utterances=args.utterances,
+        overrides=tuple(args.set),
+        jobs=args.jobs,
+    )
+
+
+def reproduction_of(args: argparse.Namespace) -> Reproduction:
+    """What was asked for of one of the paper's tables.
+
+    Raises:
+        ConfigError: options that do not go together.
+    """
+    if args.transcripts and not args.corpus:
+        raise ConfigError("--transcripts: only shards that are built here can take them. Give --corpus too.")
+    return Reproduction(
+        table=TABLES[args.table],
+        folder=args.out or Path(args.table),
+        shards=args.shards,
+        corpus=args.corpus,
+        transcripts=args.transcripts,
+        rows=tuple(args.rows),
+        fold_numbers=tuple(args.folds),
+        seeds=tuple(args.seeds) or (17,),
+        overrides=tuple(args.set),
+        starter=tuple(shlex.split(args.starter)),
+    )

@@ -1,0 +1,102 @@
+"""The demo study at a small size: killed, run again, and then once more for nothing; every command a real one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ccts_dist.report.study_plan import AT_OTHER_SHARES, AT_THE_FIRST_SHARE
+from tests.launching import ROOT, environment
+
+pytestmark = pytest.mark.long
+
+CHAINS = {
+    "wrong10": ("shards",),
+    "wrong10/seed17": AT_THE_FIRST_SHARE,
+    "wrong50": ("shards",),
+    "wrong50/seed17": AT_OTHER_SHARES,
+}
+NUM_STAGES = sum(map(len, CHAINS.values()))
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "launch/reproduce.py", "--table", "demo", "--seeds", "17", "--wrong", "50", "10",
+        "--jobs", "2", "--utterances", "120", "--set", "train.epochs=1", "--out", str(folder), *more,
+    ]  # fmt: skip
+
+
+def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(folder, *more), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1800, check=False
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return done
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """What each stage that is done left, with the moment when it did."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("stages/*.json")}
+
+
+def kill_in_its_midst(folder: Path) -> None:
+    """Begin, and end it as a machine that goes down would, once a chain has something to keep."""
+    with subprocess.Popen(
+        command(folder), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as driver:
+        deadline = time.monotonic() + 900
+        while len(stamps(folder)) < 3:
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        children = [
+            int(pid) for pid in Path(f"/proc/{driver.pid}/task").glob("*/children") for pid in pid.read_text().split()
+        ]
+        for pid in (driver.pid, *children):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_killed_study_goes_on_and_ends_with_tables_picture_and_every_run(tmp_path: Path):
+    folder = tmp_path / "study"
+    kill_in_its_midst(folder)
+    before = stamps(folder)
+    assert 3 <= len(before) < NUM_STAGES
+    done = run(folder)
+    after = stamps(folder)
+    assert set(after) == {f"{chain}/stages/{name}.json" for chain, names in CHAINS.items() for name in names}
+    assert {name: after[name] for name in before} == before, "what was done is not done again"
+    assert f"study: {NUM_STAGES} of {NUM_STAGES} stages" in done.stderr
+    assert done.stdout.strip() == (folder / "study.md").read_text().strip()
+    told = json.loads((folder / "study.json").read_text())
+    runs = {(one["percent"], one["seed"], one["system"]) for one in told["runs"]}
+    assert runs == {
+        (int(chain[5:7]), 17, name)
+        for chain, names in CHAINS.items()
+        for name in names
+        if name not in ("shards", "cache")
+    }
+    # 76 % of 120 train, and of these 91 a tenth or a half are wrong.
+    assert {(one["percent"], one["num_wrong"], one["num_right"]) for one in told["left_out"]} == {
+        (10, 9, 82),
+        (50, 46, 45),
+    }
+    for one in told["left_out"]:
+        kept = next(
+            run["kept_share"] for run in told["runs"]
+            if (run["percent"], run["seed"], run["system"]) == (one["percent"], one["seed"], "cts")
+        )  # fmt: skip
+        assert (one["wrong_left_out"] + one["right_left_out"]) / 91 == pytest.approx(1 - kept), "as training counted it"
+    picture = (folder / "study.svg").read_bytes()
+    assert b"<svg" in picture
+    again = run(folder)
+    assert again.stdout == done.stdout
+    assert again.stderr.count("done before") == NUM_STAGES
+    assert stamps(folder) == after
+    (folder / "study.svg").unlink()
+    assert run(folder, "--collect").stdout == done.stdout
+    assert (folder / "study.svg").read_bytes() == picture
