@@ -75,6 +75,14 @@ def best_device(ranks: Ranks) -> torch.device:
     return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def take_device(ranks: Ranks) -> torch.device:
+    """``best_device``, made torch's current one: collectives of NCCL go through that."""
+    device = best_device(ranks)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def share_cores(ranks: Ranks) -> None:
     """Let torch compute with this rank's share of the cores that the ranks of this host may use.
 

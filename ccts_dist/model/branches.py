@@ -1,8 +1,10 @@
 """The speech branch and the text branch: an encoder, what of it is trained, and its pooling."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import cast
+from functools import partial
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,10 +16,19 @@ from ccts_dist.config import SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.encoders import augments
 from ccts_dist.model.front_end import FrontEnd, normalise_utterances
-from ccts_dist.model.layers import EncoderLayers, hold_still, recompute_layers, run_encoder
+from ccts_dist.model.layers import (
+    EncoderLayers,
+    LayerFrames,
+    hold_still,
+    recompute_layers,
+    run_encoder,
+    run_every_layer,
+)
 from ccts_dist.model.padding import zero_before_convolutions
 from ccts_dist.model.pooling import build_pooling, real_positions
 from ccts_dist.records import FrameBatch
+
+Encoded = TypeVar("Encoded")
 
 
 class SpeechBranch(nn.Module):
@@ -94,6 +105,28 @@ class SpeechBranch(nn.Module):
         self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch frames features"], Int64[Tensor, " batch"]]:
         """The encoder's frames, and how many of each row's are real."""
+        run = partial(run_encoder, self.encoder, self._chosen, frozen=self._frozen)
+        return self._encode(audio, num_samples, run)
+
+    def layer_frames(
+        self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
+    ) -> list[LayerFrames]:
+        """What enters the encoder's first layer, and what leaves each of its layers, the lowest first; no gradient.
+
+        In evaluation mode a row's real frames are the same alone and in any batch.
+        """
+        with torch.no_grad():
+            states, num_frames = self._encode(audio, num_samples, partial(run_every_layer, self.encoder))
+        within = num_frames // self._squeeze  # SEW goes back to all frames above its top layer
+        return [*(LayerFrames(state, within) for state in states[:-1]), LayerFrames(states[-1], num_frames)]
+
+    def _encode(
+        self, audio: Tensor, num_samples: Tensor, run: Callable[[dict[str, Tensor]], Encoded]
+    ) -> tuple[Encoded, Tensor]:
+        """What ``run`` makes of the encoder's inputs, and each row's number of real frames.
+
+        The mask is a number for each sample: it dies here, and does not live on while the GRU runs.
+        """
         audio, num_samples = self._prepare(audio, num_samples)
         with nullcontext() if self._trains_front_end else torch.no_grad():
             frames = self.front_end(audio, num_samples)
@@ -101,14 +134,7 @@ class SpeechBranch(nn.Module):
         mask = real_positions(self._samples_heard(num_samples, num_frames), audio.shape[1])
         if self._silence is not None:
             self._silence.real = real_positions(num_frames, frames.shape[2])
-        # The mask is a number for each sample, and must not live on while the GRU runs.
-        hidden = run_encoder(
-            self.encoder,
-            self._chosen,
-            {"input_values": frames, "attention_mask": mask.long()},
-            frozen=self._frozen,
-        )
-        return hidden, num_frames
+        return run({"input_values": frames, "attention_mask": mask.long()}), num_frames
 
     def num_frames(self, num_samples: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
         """Frames that lie wholly on each row's real samples, as the encoder itself counts them."""
@@ -176,7 +202,19 @@ class TextBranch(nn.Module):
         self, tokens: Int64[Tensor, "batch tokens"], num_tokens: Int64[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch tokens features"], Int64[Tensor, " batch"]]:
         """The encoder's frames, one per token, and how many of each row's are real."""
-        num_tokens = num_tokens.clamp(min=1)  # attention over nothing would be NaN
-        mask = real_positions(num_tokens, tokens.shape[1])
-        inputs = {"input_ids": tokens, "attention_mask": mask.long()}
+        inputs, num_tokens = _text_inputs(tokens, num_tokens)
         return run_encoder(self.encoder, self._chosen, inputs, frozen=self._frozen), num_tokens
+
+    def layer_frames(
+        self, tokens: Int64[Tensor, "batch tokens"], num_tokens: Int64[Tensor, " batch"]
+    ) -> list[LayerFrames]:
+        """What enters the encoder's first layer, and what leaves each of its layers, the lowest first; no gradient."""
+        inputs, num_tokens = _text_inputs(tokens, num_tokens)
+        return [LayerFrames(state, num_tokens) for state in run_every_layer(self.encoder, inputs)]
+
+
+def _text_inputs(tokens: Tensor, num_tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """What a text encoder is given, and each row's number of real tokens."""
+    num_tokens = num_tokens.clamp(min=1)  # attention over nothing would be NaN
+    mask = real_positions(num_tokens, tokens.shape[1])
+    return {"input_ids": tokens, "attention_mask": mask.long()}, num_tokens

@@ -4,6 +4,8 @@ Neither frames nor convolutions reach beyond the real samples, so that padding d
 """
 
 import math
+from collections import deque
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from ccts_dist.config import FilterbankConfig, SpeechConfig
 from ccts_dist.model.front_end import normalise_utterances
+from ccts_dist.model.layers import LayerFrames
 from ccts_dist.model.pooling import build_pooling, real_positions
 from ccts_dist.model.precision import widened
 from ccts_dist.records import SAMPLE_RATE_HZ
@@ -41,19 +44,28 @@ class Filterbank(nn.Module):
         self._constants: tuple[Tensor, Tensor] | None = None
 
     def forward(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames features"]:
+        return deque(self.states(audio), maxlen=1).pop()  # lets go of the lower ones
+
+    def states(self, audio: Float[Tensor, "batch samples"]) -> Iterator[Float[Tensor, "batch frames features"]]:
+        """The energies, and what leaves each convolution."""
         with torch.autocast(device_type=audio.device.type, enabled=False):
             hidden = self._log_mel(widened(audio)).transpose(1, 2)
+        yield hidden.transpose(1, 2)
         for convolution in self.convolutions:
             weights = next(convolution.parameters())
             hidden = nn.functional.gelu(convolution(hidden.to(weights.dtype)))
-        return hidden.transpose(1, 2)
+            yield hidden.transpose(1, 2)
 
     def num_frames(self, num_samples: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
         """Frames that lie wholly on each row's real samples."""
-        count = num_samples
+        return self.nums_frames(num_samples)[-1]
+
+    def nums_frames(self, num_samples: Int64[Tensor, " batch"]) -> list[Int64[Tensor, " batch"]]:
+        """The same for each of ``states``."""
+        counts = [num_samples]
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
-            count = torch.div(count - kernel, stride, rounding_mode="floor") + 1
-        return count
+            counts.append(torch.div(counts[-1] - kernel, stride, rounding_mode="floor") + 1)
+        return counts[1:]
 
     def samples_for_one_frame(self) -> int:
         """Fewest samples that give a frame."""
@@ -90,6 +102,19 @@ class FilterbankBranch(nn.Module):
     def forward(
         self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch hidden"]:
+        audio, num_samples = self._prepare(audio, num_samples)
+        return self.pooling(self.encoder(audio), self.encoder.num_frames(num_samples))
+
+    def layer_frames(
+        self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
+    ) -> list[LayerFrames]:
+        """The energies, and what leaves each convolution; no gradient."""
+        audio, num_samples = self._prepare(audio, num_samples)
+        with torch.no_grad():
+            states = list(self.encoder.states(audio))
+        return [LayerFrames(*both) for both in zip(states, self.encoder.nums_frames(num_samples), strict=True)]
+
+    def _prepare(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
         if self.normalise:
             audio = normalise_utterances(audio, num_samples)
         else:
@@ -97,8 +122,7 @@ class FilterbankBranch(nn.Module):
         needed = self.encoder.samples_for_one_frame()
         if audio.shape[1] < needed:
             audio = nn.functional.pad(audio, (0, needed - audio.shape[1]))
-        frames = self.encoder(audio)
-        return self.pooling(frames, self.encoder.num_frames(num_samples.clamp(min=needed)))
+        return audio, num_samples.clamp(min=needed)
 
 
 def filterbank_fields(config: FilterbankConfig) -> tuple[list[int], list[int]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -46,6 +46,16 @@ class ChosenLayers:
     def is_last(self) -> bool:
         """Nothing but what leaves the encoder is needed."""
         return self.mixture is None and self.number is None
+
+
+class LayerFrames(NamedTuple):
+    """What leaves one layer of an encoder."""
+
+    frames: Tensor
+    """[batch frames features]."""
+
+    num_frames: Tensor
+    """[batch]: how many of each row's frames are real."""
 
 
 class EncoderLayers:
@@ -145,12 +155,22 @@ def run_encoder(encoder: nn.Module, chosen: ChosenLayers, inputs: dict[str, Tens
         output = encoder(**inputs, **wanted)
     if chosen.is_last:
         return output.last_hidden_state
-    # What leaves the top layer has not yet passed the encoder's last norm, and what leaves the encoder has.
-    states = (*output.hidden_states[:-1], output.last_hidden_state)
+    states = _states_of(output)
     if chosen.mixture is not None:
         return chosen.mixture(states)
     assert chosen.number is not None
     return states[chosen.number]
+
+
+def run_every_layer(encoder: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """What enters the first layer, and what leaves each, the lowest first [batch frames features]; without a graph."""
+    with torch.no_grad():
+        return _states_of(encoder(**inputs, output_hidden_states=True))
+
+
+def _states_of(output: Any) -> tuple[Tensor, ...]:
+    # What leaves the top layer has not yet passed the encoder's last norm, and what leaves the encoder has.
+    return (*output.hidden_states[:-1], output.last_hidden_state)
 
 
 def hold_still(encoder: nn.Module, *, frozen: bool) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.tracking.mlflow_client import open_client
-from ccts_dist.tracking.uri import resolve_tracking_uri, without_password
+from ccts_dist.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
 
 SCHEME = "runs:/"
 
@@ -25,12 +25,15 @@ def read_back(address: str, *, tracking_uri: str = "") -> ReadBackRun:
         tracking_uri: the server; "" for the default.
 
     Raises:
-        ConfigError: no id, no such run there, or the server does not answer.
+        ConfigError: no id, no such run or store there, or the server does not answer.
     """
     run_id = address.removeprefix(SCHEME)
     if not run_id or "/" in run_id:
         raise ConfigError(f"{address}: must be {SCHEME}ID with the id of one run. Copy it from the run's page.")
     uri = resolve_tracking_uri(tracking_uri)
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():  # MLflow would make an empty one
+        raise ConfigError(f"{address}: there is no file {file} to read it from. Name the store with --uri.")
     client = open_client(uri)
     import requests
     from mlflow.exceptions import MlflowException

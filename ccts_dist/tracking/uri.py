@@ -35,6 +35,11 @@ def resolve_tracking_uri(uri: str) -> str:
     return uri
 
 
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a resolved SQLite address; None for any other store."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
 def artifact_location(uri: str, experiment: str) -> str | None:
     """Where a new experiment keeps its files: ``mlruns`` beside an SQLite file; None leaves it to the server."""
     if not uri.startswith(_SQLITE):

@@ -66,13 +66,17 @@ def write_run(path: Path, data: Path, output: Path, **sections: Mapping[str, Any
     return path
 
 
-def start(num_ranks: int, cores: Sequence[int], script: str, *args: str) -> subprocess.Popen[str]:
-    """A script under the launcher, on these cores alone; as users start it, with no number of threads given."""
-    own = environment()
+def start(num_ranks: int, cores: Sequence[int], script: str, *args: str, tree: Path = ROOT) -> subprocess.Popen[str]:
+    """A script under the launcher, on these cores alone; as users start it, with no number of threads given.
+
+    Args:
+        tree: a checkout of some revision, whose library is used.
+    """
+    own = environment({"PYTHONPATH": str(tree)})
     del own["OMP_NUM_THREADS"]
     return subprocess.Popen(
         [*launcher(num_ranks), script, *args],
-        cwd=ROOT,
+        cwd=tree,
         env=own,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -13,6 +13,7 @@ OPTIONS = {
     "launch/evaluate.py": "--bins --micro --model --out --shards --split --uri",
     "launch/register.py": "--alias --checkpoint --name --uri",
     "launch/predict.py": "--format --model --uri",
+    "launch/probe.py": "--micro --model --normalise --out --pooling --shards --targets --test --train --valid",
     "launch/reproduce.py": (
         "--collect --corpus --folds --jobs --out --rows --seeds --set --shards --starter --table --transcripts "
         "--utterances --wrong"

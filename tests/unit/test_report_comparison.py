@@ -242,3 +242,13 @@ def test_tracked_run_is_compared_with_a_folder(tmp_path: Path, capsys: pytest.Ca
     for address in ("runs:/", "runs:/no/such", "runs:/0123"):
         with pytest.raises(ConfigError, match=f"{address}: "):
             read_run_of(address, tracking_uri=uri)
+
+
+def test_reading_where_nothing_was_tracked_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"runs:/0123: there is no file .*mlflow\.db"):
+        read_run_of("runs:/0123")
+    with pytest.raises(ConfigError, match="runs:/0123: there is no file"):
+        read_run_of("runs:/0123", tracking_uri=f"sqlite:///{tmp_path / 'other.db'}")
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,5 @@
-"""launch/train.py that also notes when each step ended and where its time went; started by ``scaling.py``.
+"""launch/train.py that also notes when each step ended and where its time went; started by ``scaling.py`` and
+``options.py``.
 
 Writes ``<output>/times-<rank>.json``: seconds of each step that is neither among the first of the run nor follows a
 validation, and the seconds of all these steps that went into each part.
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed
 
+import ccts_dist
 from ccts_dist.config import read_run
 from ccts_dist.distributed import attempt, process_group, rank_facts
 from ccts_dist.records import Batch
@@ -103,6 +105,7 @@ def main() -> None:
         "cpu": clock.cpu,
         "parts": clock.parts,
         "threads": torch.get_num_threads(),
+        "library": ccts_dist.__file__,
     }
     (Path(config.output) / f"times-{ranks.rank}.json").write_text(json.dumps(told))
 
