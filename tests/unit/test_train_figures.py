@@ -10,8 +10,9 @@ from ccts_dist.train.figures import step_figures
 from ccts_dist.train.step import StepResult
 
 RESULT: dict[str, Any] = {
-    "loss": 3.0, "ccc_loss": 1.0, "ccc": (0.1, 0.2, 0.3), "category_loss": 0.0,
-    "embedding_loss": 0.5, "prediction_loss": 0.25, "num_rows": 10, "num_kept": 4.0, "kept_in": (), "num_damaged": 0, "key_checksum": 7, "update": None, "aside": (),
+    "loss": 3.0, "ccc_loss": 1.0, "ccc": (0.1, 0.2, 0.3), "category_loss": 0.0, "embedding_loss": 0.5,
+    "prediction_loss": 0.25, "num_rows": 10, "num_kept": 4.0, "kept_in": (), "num_damaged": 0, "key_checksum": 7,
+    "update": None, "aside": (),
 }  # fmt: skip
 
 
