@@ -1,7 +1,7 @@
 """Small real encoders for the model tests: a few thousand parameters, every mechanism of the large ones."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ VOCABULARY = 50
 def speech_config(**changes: Any) -> SpeechConfig:
     """A speech branch from scratch; keys of ``scratch`` go in with ``shape=``."""
     shape = changes.pop("shape", {})
-    return replace(SpeechConfig(encoder="scratch", scratch=SPEECH | shape, gru_hidden=16), **changes)
+    known = {f.name for f in fields(CONFIG_MAPPING[shape.get("model_type", SPEECH["model_type"])])}
+    scratch = {key: value for key, value in SPEECH.items() if key in known or key == "model_type"} | shape
+    return replace(SpeechConfig(encoder="scratch", scratch=scratch, gru_hidden=16), **changes)
 
 
 def text_config(**changes: Any) -> TextConfig:
