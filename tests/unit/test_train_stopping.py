@@ -59,9 +59,16 @@ def test_ignored_signals_stay_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def patient():
-    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(PATIENT)], stdout=subprocess.PIPE, text=True)
+    # Whoever runs the tests in the background may have made them deaf to interrupts, and children inherit that.
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PATIENT)], stdout=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
+    )
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
