@@ -62,7 +62,8 @@ class DataConfig:
     """Folder on storage that all ranks share where the frames of frozen encoders are kept: what is not there yet is
     made before training starts, and later epochs and runs read it instead of running the encoders. For encoders with
     ``trainable`` = "none" that are not mixed of weighted layers; where all speech encoders are such, no audio is
-    decoded. Not with what makes every epoch hear something else: [augment], ``max_duration_s``. "" for none."""
+    decoded. Speech is not kept with what makes every epoch hear something else: [augment], ``max_duration_s``. "" for
+    none."""
 
     frames_type: Literal["float32", "float16"] = "float32"
     """How frames are kept. A second of audio has 50 frames in most encoders: 1024 features make 0.7 GB an hour in
@@ -98,7 +99,7 @@ class BatchConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """The CCC loss: sum over targets of weight * (1 - CCC)."""
+    """The CCC loss: sum over targets of weight * (1 - CCC); and the weight of the categories beside it."""
 
     target_weights: tuple[float, ...] = ()
     """One weight per target; empty for 1 / number of targets each."""

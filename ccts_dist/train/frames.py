@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ccts_dist.config import RunConfig, SpeechConfig, TextConfig, kept_branches
+from ccts_dist.config import RunConfig, SpeechConfig, TextConfig, kept_branches, speech_tables
 from ccts_dist.distributed import Ranks, best_device, broadcast_object, gather_objects, together
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.collate import EncodeText
@@ -37,9 +37,8 @@ _FORMAT = 1
 
 def hears_nothing(run: RunConfig) -> bool:
     """Whether audio need not be decoded: every branch that would hear it has its frames kept."""
-    kept, model = kept_branches(run.model), run.model
-    speech = [name for name in ("speech", *(f"also.{n}" for n in range(len(model.also)))) if model.speech is not None]
-    return bool(run.data.frames and speech) and all(name in kept for name in speech)
+    kept = kept_branches(run.model).keys() - {"text"}
+    return bool(run.data.frames and kept) and len(kept) == len(speech_tables(run.model))
 
 
 def keep_frames(
