@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal, NamedTuple, final
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from ccts_dist.errors import ShardError
+from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.shards.durable import whole_file
 from ccts_dist.shards.schema import ShardEntry
 
@@ -50,6 +50,7 @@ def write_frames(
         features: of a frame.
 
     Raises:
+        ConfigError: a frame does not fit into ``frame_type``.
         OSError: it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def write_frames(
     with whole_file(_frames_path(folder, shard)) as file:
         _write_header(file, total, features, frame_type)
         for row, one in frames:
-            data = one.astype(frame_type).tobytes()
+            data = _stored(one, shard, row, frame_type).tobytes()
             index[row] = total, len(one), zlib.crc32(data)
             file.write(data)
             total += len(one)
@@ -66,6 +67,19 @@ def write_frames(
         _write_header(file, total, features, frame_type)
     with whole_file(_index_path(folder, shard)) as file:
         np.save(file, index)
+
+
+def _stored(frames: np.ndarray, shard: ShardEntry, row: int, frame_type: FrameType) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        stored = frames.astype(frame_type)
+    if not np.isfinite(stored).all():
+        largest = float(np.abs(frames).max())
+        advice = 'Set data.frames_type = "float32".' if np.isfinite(largest) else "Look at the encoder's weights."
+        raise ConfigError(
+            f"{shard.name}: the frames of utterance {row} go up to {largest:.4g}, which {frame_type} (at most "
+            f"{np.finfo(frame_type).max:.6g}) does not hold. {advice}"
+        )
+    return stored
 
 
 def _write_header(file: BinaryIO, num_frames: int, features: int, frame_type: FrameType) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccts_dist.errors import ShardError
+from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.shards.frame_cache import FrameCache, has_frames, write_frames
 from ccts_dist.shards.schema import ShardEntry
 from tests.damage import flip
@@ -52,6 +52,25 @@ def test_half_precision_is_read_as_single_and_takes_half_the_room(tmp_path: Path
     sizes = [sum(len(one) for one in frames) * 4 * width for width in (2, 4)]
     files = [next((tmp_path / name).glob("*.frames.npy")) for name in ("half", "single")]
     assert [np.load(file).nbytes for file in files] == sizes
+
+
+@pytest.mark.parametrize(
+    ("value", "frame_type", "words"),
+    [
+        (70_000.0, "float16", r"go up to 7e\+04, which float16 \(at most 65504\) does not hold. Set data.frames_type"),
+        (-np.inf, "float32", "go up to inf, which float32 .* Look at the encoder's weights"),
+        (np.nan, "float16", "go up to nan, .* Look at the encoder's weights"),
+    ],
+)
+def test_frame_that_its_type_does_not_hold_is_refused(
+    tmp_path: Path, shard: ShardEntry, value: float, frame_type: str, words: str
+):
+    frames = frames_of(shard)
+    frames[2][0, 1] = value
+    with pytest.raises(ConfigError, match=words):
+        write(tmp_path, shard, frame_type, rows=list(enumerate(frames)))
+    assert not has_frames(tmp_path, shard)
+    assert not list(tmp_path.glob("*.npy"))
 
 
 def test_writer_that_ends_early_leaves_nothing(tmp_path: Path, shard: ShardEntry):
