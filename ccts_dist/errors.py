@@ -66,6 +66,10 @@ class RegistryError(CctsError):
     """A registered model that cannot be found or is not what its tags say."""
 
 
+class RequestError(CctsError):
+    """A request to a served model that asks for what it does not give: the fault of whoever sent it."""
+
+
 class TrainingError(CctsError):
     """Training that cannot go on: the loss is not finite step after step."""
 

@@ -4,6 +4,25 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ccts_dist.registry.predict import answer_columns
+
+_ASKING = """\
+## Asking it over HTTP
+
+```
+mlflow models serve -m models:/NAME@ALIAS --env-manager local --port 5001
+printf '{{"dataframe_records": [{{"audio": "%s"}}]}}' "$(base64 -w0 a.wav)" |
+  curl -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5001/invocations
+```
+
+A row is a recording: `audio`, the base64 of a whole audio file, or `path`, a file below the folder that
+`CCTS_AUDIO_ROOT` named when the server was started. Rows come as `{{"dataframe_records": [ROW, ...]}}`, as
+`{{"dataframe_split": {{"columns": ["audio"], "data": [[A], ...]}}}}` or as `{{"inputs": {{"audio": [A, ...]}}}}`, and
+are answered in order by `{{"predictions": [{{{answer}}}, ...]}}`. What is refused gets status 400 with the reason, and
+the recording's number counted from 0. Limits, and the variables that change them: 32 recordings a request
+(`CCTS_MAX_RECORDINGS`), 16 MiB each (`CCTS_MAX_RECORDING_BYTES`), 120 s each (`CCTS_MAX_SECONDS`).
+"""
+
 
 def model_card(
     *,
@@ -51,6 +70,9 @@ def model_card(
         lines += [f"- {figure}: {value}" for figure, value in _flat(metrics)]
     else:
         lines.append("The run left none. Measure it: `launch/evaluate.py --model MODEL --shards SHARDS --split SPLIT`.")
+    if not needs_text:
+        columns = answer_columns(targets, categories)
+        lines += ["", _ASKING.format(answer=", ".join(f'"{column}": ...' for column in columns)).rstrip()]
     lines += [
         "",
         "## Limits and licence",

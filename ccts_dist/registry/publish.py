@@ -16,6 +16,7 @@ from ccts_dist.model import load_model
 from ccts_dist.registry.card import model_card
 from ccts_dist.registry.package import METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
 from ccts_dist.registry.predict import CATEGORY, answer_columns
+from ccts_dist.registry.served import AUDIO, PATH
 from ccts_dist.registry.store import DIGEST_TAG, PACKAGE, asking_the_server, check_name
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file
@@ -177,13 +178,15 @@ def _save_mlflow_model(package: Path, out: Path, columns: Sequence[str]) -> None
         import mlflow.pyfunc
         from mlflow.models import ModelSignature
         from mlflow.types import ColSpec, DataType, Schema
+        from mlflow.types.schema import AnyType
 
         mlflow.pyfunc.save_model(
             str(out),
             python_model=str(code),
             artifacts={PACKAGE: str(package)},
             signature=ModelSignature(
-                inputs=Schema([ColSpec(DataType.binary, "audio")]),
+                # Not "binary": MLflow would decode it all, whatever its size, and skip what is not base64.
+                inputs=Schema([ColSpec(AnyType(), column, required=False) for column in (AUDIO, PATH)]),
                 outputs=Schema(
                     [ColSpec(DataType.string if column == CATEGORY else DataType.double, column) for column in columns]
                 ),

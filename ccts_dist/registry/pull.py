@@ -76,12 +76,7 @@ def pull_model(model: str, *, tracking_uri: str = "", cache: Path | None = None)
         client = open_client(uri)
         found = _look_up(client, named, model, uri)
     version = f"{found.name}/{found.version}"
-    digests = {tag.removeprefix(DIGEST_TAG): digest for tag, digest in found.tags.items() if tag.startswith(DIGEST_TAG)}
-    if not digests:
-        raise RegistryError(
-            f"{SCHEME}{version} has no {DIGEST_TAG}* tags to check its files against. "
-            "Register it with launch/register.py."
-        )
+    digests = _digests_of(found)
     cache = _default_cache() if cache is None else cache
     folder = _fetch(client, found, digests, uri, cache, source=f"the registry's tag of {SCHEME}{version}")
     return PulledModel(folder=folder, version=version)
@@ -101,6 +96,29 @@ def pull_model_on_ranks(model: str, ranks: Ranks, *, tracking_uri: str = "", cac
 
     together(lambda: pull() if ranks.local_rank == 0 else None)
     return together(pull)
+
+
+def check_registered(package: Path, name: str, version: str, *, tracking_uri: str) -> None:
+    """Hold a package that was fetched by other means against the tags of its version.
+
+    Raises:
+        RegistryError: the registry cannot be asked, does not know the version, or has other digests.
+    """
+    model, uri = f"{SCHEME}{name}/{version}", resolve_tracking_uri(tracking_uri)
+    with asking_the_server(uri, f"looking up {model}"):
+        found = _look_up(open_client(uri), ModelName(name, version=version), model, uri)
+    check_digests(package, _digests_of(found), source=f"the registry's tag of {model}")
+
+
+def _digests_of(found: "ModelVersion") -> dict[str, str]:
+    """SHA-256 of each file by its path in the package, as the version's tags say."""
+    digests = {tag.removeprefix(DIGEST_TAG): digest for tag, digest in found.tags.items() if tag.startswith(DIGEST_TAG)}
+    if not digests:
+        raise RegistryError(
+            f"{SCHEME}{found.name}/{found.version} has no {DIGEST_TAG}* tags to check its files against. "
+            "Register it with launch/register.py."
+        )
+    return digests
 
 
 def _look_up(client: "MlflowClient", named: ModelName, model: str, uri: str) -> "ModelVersion":

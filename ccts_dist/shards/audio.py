@@ -74,7 +74,9 @@ def convert_audio(path: Path, *, max_duration_s: float) -> Converted | str:
     )
 
 
-def decode_audio(source: Path | io.BytesIO, *, max_duration_s: float) -> Decoded | str:
+def decode_audio(
+    source: Path | io.BytesIO, *, max_duration_s: float, max_values_per_s: int | None = None
+) -> Decoded | str:
     """The audio of a file or an opened file as a shard would carry it, or in words why it cannot be used.
 
     16 kHz mono 16 bit audio comes through bit by bit. Other rates are resampled (windowed sinc), several channels
@@ -82,10 +84,12 @@ def decode_audio(source: Path | io.BytesIO, *, max_duration_s: float) -> Decoded
 
     Args:
         max_duration_s: longer audio is not used.
+        max_values_per_s: neither is audio with more samples a second in all its channels together: a small file of
+            silence in many channels takes gigabytes when it is decoded. None for no limit.
     """
     try:
         with _opened(source) as opened:
-            read = _read(opened, max_duration_s)
+            read = _read(opened, max_duration_s, max_values_per_s)
     except FileNotFoundError:
         return "the audio file is missing"
     except OSError as error:
@@ -108,7 +112,7 @@ def decode_audio(source: Path | io.BytesIO, *, max_duration_s: float) -> Decoded
 
 
 def _read(
-    opened: io.BufferedReader | io.BytesIO, max_duration_s: float
+    opened: io.BufferedReader | io.BytesIO, max_duration_s: float, max_values_per_s: int | None
 ) -> tuple[Float64[np.ndarray, "samples channels"], int] | str:
     """All samples of an opened file and their rate, or in words why they are not all there."""
     missing, counted = missing_audio(opened), mp3_samples(opened)
@@ -116,6 +120,8 @@ def _read(
         return missing
     with _AnyLength(_for_libsndfile(with_length(opened)), closefd=False) as file:
         rate, num_frames = file.samplerate, file.frames
+        if max_values_per_s is not None and rate * file.channels > max_values_per_s:
+            return f"has {file.channels} channels of {rate} Hz, more than {max_values_per_s} samples a second together"
         if max_duration_s * rate < num_frames < _UNKNOWN_FRAMES:
             return _too_long(num_frames, rate, max_duration_s)
         if num_frames < _UNKNOWN_FRAMES:

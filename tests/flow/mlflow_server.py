@@ -1,4 +1,4 @@
-"""A real MLflow server on this machine, for the length of a test."""
+"""Real servers of MLflow on this machine, for the length of a test: the registry's, and a model's."""
 
 import os
 import socket
@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def mlflow_server(folder: Path, *, port: int) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        _wait_until_healthy(server, port, folder / "server.log")
+        wait_until_healthy(server, port, folder / "server.log")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, 9)
@@ -44,7 +44,45 @@ def mlflow_server(folder: Path, *, port: int) -> Iterator[str]:
         log.close()
 
 
-def _wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def start_model_server(
+    model: str, log: Path, *, port: int, uri: str, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """``mlflow models serve``, begun; whoever starts it ends its process group."""
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            env=os.environ
+            | {
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # it looks for uvicorn there
+                "MLFLOW_TRACKING_URI": uri,
+                "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "OMP_NUM_THREADS": "1",
+            }
+            | environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def model_server(model: str, log: Path, *, uri: str, environment: Mapping[str, str]) -> Iterator[str]:
+    """The address of ``mlflow models serve``, without unpickling; it is killed, with its workers, at the end."""
+    port = free_port()
+    server = start_model_server(model, log, port=port, uri=uri, environment=environment)
+    try:
+        wait_until_healthy(server, port, log)
+        yield f"http://127.0.0.1:{port}"
+        assert server.poll() is None, log.read_text(errors="replace")
+    finally:
+        os.killpg(server.pid, 9)
+        server.wait()
+
+
+def wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Until something answers at the port; fails with the log when the process ends before."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert server.poll() is None, log.read_text()

@@ -1,0 +1,214 @@
+"""A registered model behind a real ``mlflow models serve``: what it answers, what it refuses, and that it goes on."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ccts_dist.config import ModelConfig
+from ccts_dist.model import build_model, save_model
+from ccts_dist.registry import load_student, register
+from ccts_dist.tracking.mlflow_client import open_client
+from tests.flow.mlflow_server import free_port, model_server, start_model_server
+from tests.unit import model_shapes
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Serves one student with small limits; below its audio root lies ``deep/0.wav``."""
+
+    address: str
+    recordings: tuple[bytes, ...]
+    expected: list[dict[str, float]]
+    """What the model said of each before it was registered."""
+
+
+def _wav(seconds: float, *, seed: int = 0) -> bytes:
+    noise = np.random.default_rng(seed).normal(0.0, 0.1, round(seconds * 16_000))
+    file = io.BytesIO()
+    soundfile.write(file, noise, 16_000, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def _save_run_folder(folder: Path) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
+    model = build_model(config)
+    save_model(folder / "best", model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry in a file, ``mlflow.db``, and a run folder whose model it has as ``emotion@champion``."""
+    place = tmp_path_factory.mktemp("served")
+    _save_run_folder(place / "run")
+    register(place / "run", "emotion", alias="champion", tracking_uri=_uri(place))
+    return place
+
+
+def _uri(place: Path) -> str:
+    return f"sqlite:///{place / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="module")
+def server(place: Path) -> Iterator[Server]:
+    recordings = tuple(_wav(0.5 + 0.3 * number, seed=number) for number in range(4))
+    expected = load_student(place / "run" / "best").predict([io.BytesIO(data) for data in recordings])
+    root = place / "root"
+    (root / "deep").mkdir(parents=True)
+    (root / "deep" / "0.wav").write_bytes(recordings[0])
+    (place / "secret.wav").write_bytes(recordings[0])
+    (root / "out.wav").symlink_to(place / "secret.wav")
+    limits = {"CCTS_MAX_RECORDINGS": "4", "CCTS_MAX_RECORDING_BYTES": "100000", "CCTS_MAX_SECONDS": "2"}
+    environment = limits | {"CCTS_AUDIO_ROOT": str(root)}
+    with model_server("models:/emotion@champion", place / "log", uri=_uri(place), environment=environment) as address:
+        yield Server(address=address, recordings=recordings, expected=expected)
+
+
+def _ask(server: Server, body: bytes, content_type: str = JSON) -> tuple[int, str]:
+    """Status and text of the answer."""
+    request = urllib.request.Request(f"{server.address}/invocations", body, {"Content-Type": content_type})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def _answers(server: Server, tree: dict[str, Any]) -> list[dict[str, float]]:
+    status, text = _ask(server, json.dumps(tree).encode())
+    assert status == 200, text
+    return json.loads(text)["predictions"]
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _record(**cells: Any) -> bytes:
+    return json.dumps({"dataframe_records": [cells]}).encode()
+
+
+def _assert_like(answers: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert len(answers) == len(expected)
+    for answer, one in zip(answers, expected, strict=True):
+        assert answer == pytest.approx(one, abs=1e-4)
+
+
+@pytest.mark.parametrize("form", ["records", "split", "inputs", "inputs by row", "path"])
+def test_every_form_of_request_in_the_model_card_is_answered(server: Server, form: str) -> None:
+    audio = [_b64(data) for data in server.recordings[:2]]
+    expected = server.expected[:2]
+    trees: dict[str, dict[str, Any]] = {
+        "records": {"dataframe_records": [{"audio": one} for one in audio]},
+        "split": {"dataframe_split": {"columns": ["audio"], "data": [[one] for one in audio]}},
+        "inputs": {"inputs": {"audio": audio}},
+        "inputs by row": {"inputs": [{"audio": one} for one in audio]},
+        "path": {"dataframe_records": [{"path": "deep/0.wav"}, {"audio": audio[1]}]},
+    }
+    _assert_like(_answers(server, trees[form]), expected)
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "not JSON": (b"{no json", "valid JSON"),
+    "not UTF-8": (b'{"inputs": "\xff\xfe"}', "valid JSON"),
+    "a list": (b"[]", "Received a list"),
+    "a number": (b"7", "unexpected input type"),
+    "no field that is known": (b'{"rows": []}', "exactly one of the input fields"),
+    "two fields": (b'{"inputs": [], "dataframe_records": []}', "exactly one of the input fields"),
+    "records that are no list": (b'{"dataframe_records": 5}', "must be a list of records"),
+    "a split without data": (b'{"dataframe_split": {"columns": ["audio"]}}', "must have 'data' field"),
+    "no rows": (b'{"dataframe_records": []}', "no recording"),
+    "another column": (_record(sound="AAAA"), "no recording"),
+    "a number for audio": (_record(audio=12), "recording 0: 'audio' is int"),
+    "a list for audio": (_record(audio=[[1]]), "recording 0: 'audio' is list"),
+    "neither column": (_record(audio=None), "recording 0: has neither"),
+    "both columns": (_record(audio="AAAA", path="deep/0.wav"), "recording 0: has both"),
+    "not base64": (_record(audio="no base64!"), "recording 0: 'audio' is not base64"),
+    "no audio": (_record(audio=_b64(b"plain text " * 20)), "recording 0: cannot be decoded"),
+    "a cut file": (_record(audio=_b64(_wav(1.0)[:9_000])), "recording 0: is cut"),
+    "too short": (_record(audio=_b64(_wav(0.01))), "recording 0: lasts 160 samples"),
+    "too long": (_record(audio=_b64(_wav(2.1))), "recording 0: lasts 2.1 s, more than 2 s"),
+    "too large": (_record(audio=_b64(_wav(5.0))), "more than 100000 bytes"),
+    "too many": (json.dumps({"inputs": {"audio": ["AAAA"] * 5}}).encode(), "5 recordings in one request, more than 4"),
+    "an absolute path": (_record(path="/etc/passwd"), "must be relative"),
+    "a path upwards": (_record(path="../secret.wav"), "must be relative"),
+    "a link out of the root": (_record(path="out.wav"), "no file below the audio root"),
+    "an absent file": (_record(path="absent.wav"), "no file below the audio root"),
+}
+
+
+def test_what_is_malformed_oversized_or_no_audio_is_refused_with_a_reason_and_the_server_goes_on(
+    server: Server,
+) -> None:
+    good = {"dataframe_records": [{"audio": _b64(server.recordings[0])}]}
+    for kind, (body, reason) in BAD.items():
+        status, text = _ask(server, body)
+        assert status == 400, f"{kind}: {status} {text}"
+        assert reason in json.loads(text)["message"], kind
+    _assert_like(_answers(server, good), server.expected[:1])
+
+
+@pytest.mark.parametrize("content_type", ["application/x-python-pickle", "text/plain", "application/json; charset=x"])
+def test_what_is_not_json_by_its_own_account_is_refused(server: Server, content_type: str) -> None:
+    status, text = _ask(server, _record(audio="AAAA"), content_type)
+    assert status == 415
+    assert "support" in text
+
+
+def test_an_oversized_body_is_refused_and_the_server_goes_on(server: Server) -> None:
+    status, text = _ask(server, _record(audio="A" * 50_000_000))
+    assert status == 400
+    assert "recording 0: 50000000 characters of base64, more than 100000 bytes" in json.loads(text)["message"]
+    assert len(text) < 5_000, "what was sent is not sent back"
+    _assert_like(_answers(server, {"inputs": {"audio": [_b64(server.recordings[0])]}}), server.expected[:1])
+
+
+def test_requests_in_parallel_are_answered_as_each_would_be_alone(server: Server) -> None:
+    def ask(number: int) -> list[dict[str, float]]:
+        rows = [{"audio": _b64(server.recordings[number % 4])}, {"audio": _b64(server.recordings[number * 3 % 4])}]
+        return _answers(server, {"dataframe_records": rows})
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(ask, range(12)))
+    for number, answers in enumerate(together):
+        _assert_like(answers, [server.expected[number % 4], server.expected[number * 3 % 4]])
+
+
+def test_a_model_altered_in_the_store_with_its_own_list_of_digests_is_not_served(place: Path, tmp_path: Path) -> None:
+    """Only the registry's tags can tell: file and list agree with each other."""
+    uri = _uri(place)
+    version = register(place / "run", "altered", alias="champion", tracking_uri=uri)
+    true = open_client(uri).get_model_version("altered", version).tags["sha256.digests.json"]
+    (stored,) = (place / "mlruns").rglob(f"models/{true[:16]}/**/package/model.safetensors")
+    data = bytearray(stored.read_bytes())
+    data[-1] ^= 1
+    stored.write_bytes(data)
+    listed = stored.with_name("digests.json")
+    forged = json.loads(listed.read_text()) | {"model.safetensors": hashlib.sha256(data).hexdigest()}
+    listed.write_text(json.dumps(forged))
+    found = hashlib.sha256(listed.read_bytes()).hexdigest()
+    port, log = free_port(), tmp_path / "log"
+    server = start_model_server("models:/altered@champion", log, port=port, uri=uri, environment={})
+    try:
+        assert server.wait(300) != 0
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, 9)
+    refused = f"RegistryError: digests.json: its SHA-256 is {found}, and the registry's tag of models:/altered/1 says "
+    assert f"{refused}{true}" in log.read_text()
