@@ -1,11 +1,78 @@
 """How well a model predicts a whole split: from sums that add over batches and ranks, and from ranks of values."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import nan
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+
+from ccts_dist.losses.ccc import counted
+
+SUM_ROWS = ("n", "prediction", "label", "prediction^2", "label^2", "prediction*label", "|prediction - label|")
+"""What the seven rows of a split's sums add up, in order."""
+
+
+def row_sums(
+    prediction: Float[Tensor, "batch dim"], label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"]
+) -> Float64[Tensor, "batch 7 dim"]:
+    """Each row's part of the seven sums (``SUM_ROWS``); 0 where there is no label or the weight is 0."""
+    mask = counted(label, weight)
+    zero = torch.zeros((), dtype=torch.float64, device=prediction.device)
+    p = torch.where(mask, prediction.detach().double(), zero)
+    y = torch.where(mask, label.double(), zero)
+    return torch.stack([mask.double(), p, y, p * p, y * y, p * y, (p - y).abs()], dim=1)
+
+
+def ccc_of(sums: Float64[Tensor, "7 *more"]) -> Float64[Tensor, "*more"]:
+    """Lin's concordance correlation coefficient, population moments.
+
+    0 if nothing varies or differs; NaN with fewer than two labels, and where a prediction is no number.
+    """
+    var_p, var_y, covariance, shift = _moments(sums)
+    denominator = var_p + var_y + shift**2
+    # Not "> 0": a prediction that is no number makes the denominator NaN, and that must be seen.
+    ccc = torch.where(denominator == 0, 0.0, 2 * covariance / denominator)
+    return _where_measured(sums, ccc)
+
+
+def pearson_of(sums: Float64[Tensor, "7 *more"]) -> Float64[Tensor, "*more"]:
+    """Pearson's correlation; NaN where predictions or labels are constant, and with fewer than two labels."""
+    var_p, var_y, covariance, _ = _moments(sums)
+    return _where_measured(sums, torch.where((var_p > 0) & (var_y > 0), covariance / (var_p * var_y).sqrt(), nan))
+
+
+def bias_of(sums: Float64[Tensor, "7 *more"]) -> Float64[Tensor, "*more"]:
+    """C_b, what shift and scale leave of Pearson's correlation: CCC = Pearson * C_b; 1 without either.
+
+    2 sd_p sd_y / (var_p + var_y + (mean_p - mean_y)^2); NaN where Pearson's is.
+    """
+    var_p, var_y, _, shift = _moments(sums)
+    bias = 2 * (var_p * var_y).sqrt() / (var_p + var_y + shift**2)
+    return _where_measured(sums, torch.where((var_p > 0) & (var_y > 0), bias, nan))
+
+
+def mae_of(sums: Float64[Tensor, "7 *more"]) -> Float64[Tensor, "*more"]:
+    """Mean absolute error, in the labels' unit; NaN with fewer than two labels."""
+    return _where_measured(sums, sums[6] / sums[0])
+
+
+def _where_measured(sums: Float64[Tensor, "7 *more"], figure: Float64[Tensor, "*more"]) -> Float64[Tensor, "*more"]:
+    return torch.where(sums[0] >= 2, figure, nan)
+
+
+def _moments(sums: Float64[Tensor, "7 *more"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Variance of predictions, of labels, covariance, difference of the means; NaN of no labels."""
+    n, p, y, pp, yy, py, _ = sums
+    mean_p, mean_y = p / n, y / n
+    return _variance(pp / n, mean_p), _variance(yy / n, mean_y), py / n - mean_p * mean_y, mean_p - mean_y
+
+
+def _variance(mean_square: Tensor, mean: Tensor) -> Tensor:
+    """0 for what is below the rounding of float64 sums, where a constant would otherwise seem to vary."""
+    variance = mean_square - mean**2
+    return torch.where(variance <= 1e-14 * mean_square, 0.0, variance)
 
 
 class SplitSums:
@@ -17,8 +84,7 @@ class SplitSums:
 
     def __init__(self, targets: Sequence[str]) -> None:
         self.targets = tuple(targets)
-        # n, p, y, p^2, y^2, p y, |p - y|
-        self._sums: Float64[Tensor, "7 dim"] = torch.zeros(7, len(self.targets), dtype=torch.float64)
+        self._sums: Float64[Tensor, "7 dim"] = torch.zeros(len(SUM_ROWS), len(self.targets), dtype=torch.float64)
 
     def add(
         self,
@@ -27,12 +93,7 @@ class SplitSums:
         weight: Float[Tensor, " batch"],
     ) -> None:
         """Count a batch, from any device; NaN labels and rows of weight 0 do not count."""
-        mask = ~torch.isnan(label) & (weight > 0)[:, None]
-        zero = torch.zeros((), dtype=torch.float64, device=prediction.device)
-        p = torch.where(mask, prediction.detach().double(), zero)
-        y = torch.where(mask, label.double(), zero)
-        terms = (mask.double(), p, y, p * p, y * y, p * y, (p - y).abs())
-        self._sums += torch.stack([term.sum(0) for term in terms]).cpu()
+        self._sums += row_sums(prediction, label, weight).sum(0).cpu()
 
     def to_tensor(self) -> Float64[Tensor, "7 dim"]:
         """The sums, to be added over ranks."""
@@ -47,7 +108,7 @@ class SplitSums:
 
     def by_target(self) -> dict[str, list[float]]:
         """The sums in plain numbers, for a file; those of several splits may be added."""
-        return dict(self._columns())
+        return dict(zip(self.targets, self._sums.T.tolist(), strict=True))
 
     @classmethod
     def pooled(cls, parts: Sequence[Mapping[str, Sequence[float]]]) -> "SplitSums":
@@ -61,47 +122,23 @@ class SplitSums:
         return {target: int(n) for target, n in zip(self.targets, self._sums[0].tolist(), strict=True)}
 
     def ccc(self) -> dict[str, float]:
-        """Lin's concordance correlation coefficient by target, population moments; 0 if nothing varies or differs."""
-        return {target: _ccc(*column) for target, column in self._columns()}
+        """By target, as ``ccc_of``."""
+        return self._by_target(ccc_of)
 
     def pearson(self) -> dict[str, float]:
-        """Pearson's correlation by target; NaN where predictions or labels are constant."""
-        return {target: _pearson(*column) for target, column in self._columns()}
+        """By target, as ``pearson_of``."""
+        return self._by_target(pearson_of)
+
+    def bias(self) -> dict[str, float]:
+        """C_b by target, as ``bias_of``."""
+        return self._by_target(bias_of)
 
     def mae(self) -> dict[str, float]:
-        """Mean absolute error by target, on the labels' 0..1."""
-        return {target: absolute / n if n >= 2 else math.nan for target, (n, *_, absolute) in self._columns()}
+        """By target, as ``mae_of``, on the labels' 0..1."""
+        return self._by_target(mae_of)
 
-    def _columns(self) -> list[tuple[str, list[float]]]:
-        return list(zip(self.targets, self._sums.T.tolist(), strict=True))
-
-
-def _moments(n: float, p: float, y: float, pp: float, yy: float, py: float) -> tuple[float, float, float, float]:
-    """Variance of predictions, of labels, covariance, difference of the means."""
-    mean_p, mean_y = p / n, y / n
-    return _variance(pp / n, mean_p), _variance(yy / n, mean_y), py / n - mean_p * mean_y, mean_p - mean_y
-
-
-def _variance(mean_square: float, mean: float) -> float:
-    """0 for what is below the rounding of float64 sums, where a constant would otherwise seem to vary."""
-    variance = mean_square - mean**2
-    return 0.0 if variance <= 1e-14 * mean_square else variance
-
-
-def _ccc(n: float, p: float, y: float, pp: float, yy: float, py: float, _absolute: float) -> float:
-    if n < 2:
-        return math.nan
-    var_p, var_y, covariance, shift = _moments(n, p, y, pp, yy, py)
-    denominator = var_p + var_y + shift**2
-    # Not "> 0": a prediction that is no number makes the denominator NaN, and that must be seen.
-    return 0.0 if denominator == 0 else 2 * covariance / denominator
-
-
-def _pearson(n: float, p: float, y: float, pp: float, yy: float, py: float, _absolute: float) -> float:
-    if n < 2:
-        return math.nan
-    var_p, var_y, covariance, _ = _moments(n, p, y, pp, yy, py)
-    return covariance / math.sqrt(var_p * var_y) if var_p > 0 and var_y > 0 else math.nan
+    def _by_target(self, measure: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        return dict(zip(self.targets, measure(self._sums).tolist(), strict=True))
 
 
 class ConfusionSums:
@@ -168,10 +205,10 @@ def spearman(prediction: Float64[Tensor, " rows"], label: Float64[Tensor, " rows
     NaN with fewer than two rows, where either is constant, and for a prediction that is no number.
     """
     if len(prediction) < 2 or not bool(torch.isfinite(prediction).all()):
-        return math.nan
+        return nan
     p, y = (_ranks(values) - (len(values) + 1) / 2 for values in (prediction, label))
     spread = math.sqrt(float(p.square().sum()) * float(y.square().sum()))
-    return float((p * y).sum()) / spread if spread > 0 else math.nan
+    return float((p * y).sum()) / spread if spread > 0 else nan
 
 
 def _ranks(values: Float64[Tensor, " rows"]) -> Float64[Tensor, " rows"]:

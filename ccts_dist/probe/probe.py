@@ -15,12 +15,13 @@ from ccts_dist.config import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks, in_step, sum_over_ranks, together
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
+from ccts_dist.metrics import SUM_ROWS, ccc_of, row_sums
 from ccts_dist.probe.encoders import Encoders, Layer
 from ccts_dist.probe.ridge import STRENGTHS, RidgeFits, fit_ridge, moments_of, predict
-from ccts_dist.probe.scores import add_by_cluster, bootstrap_interval, ccc_of, row_sums
 from ccts_dist.probe.splits import ProbeSplits, speakers_by_key, target_rows
 from ccts_dist.progress import Progress
 from ccts_dist.records import Batch
+from ccts_dist.scores import add_by_cluster, bootstrap
 from ccts_dist.shards.read import ShardSet
 
 Group = tuple[int, ...]
@@ -173,7 +174,7 @@ class _Passes:
     def choose(self, fits: Mapping[Layer, RidgeFits]) -> dict[Layer, _Choice]:
         """Each layer and target at the strength with the highest CCC on the validation split."""
         num_strengths = len(STRENGTHS)
-        sums = {layer: self._zeros(6, num_strengths * len(self.targets)) for layer in fits}
+        sums = {layer: self._zeros(len(SUM_ROWS), num_strengths * len(self.targets)) for layer in fits}
         for batch, vectors in self._pass("valid"):
             labels = batch.labels.repeat(1, num_strengths)
             for layer, features in vectors.items():
@@ -198,7 +199,7 @@ class _Passes:
     def score(self, choices: Mapping[Layer, _Choice]) -> ProbeResult:
         """The chosen probes on the test split."""
         num_columns = len(choices) * len(self.targets)
-        total = self._zeros(1 + max(self._speakers.values()), 6, num_columns)
+        total = self._zeros(1 + max(self._speakers.values()), len(SUM_ROWS), num_columns)
         for batch, vectors in self._pass("test"):
             said = torch.cat([predict(vectors[layer], choices[layer].fits)[:, 0] for layer in choices], dim=1)
             speakers = torch.tensor([self._speakers[key] for key in batch.keys], device=self._device)
@@ -206,18 +207,17 @@ class _Passes:
         total = sum_over_ranks(total).cpu()
         for number, layer in enumerate(choices):
             _refuse_unless_finite(layer, total[:, :, number * len(self.targets) : (number + 1) * len(self.targets)])
-        ccc = ccc_of(total.sum(0)).tolist()
-        low, high = bootstrap_interval(total).tolist()
+        intervals = bootstrap(total, ccc_of)
         scores = []
         for number, (layer, choice) in enumerate(choices.items()):
             for place, target in enumerate(self.targets):
-                column = number * len(self.targets) + place
+                one = intervals[number * len(self.targets) + place]
                 scores.append(
                     LayerScore(
                         layer=layer,
                         target=target,
-                        ccc=ccc[column],
-                        interval=None if low[column] != low[column] else (low[column], high[column]),
+                        ccc=one.value,
+                        interval=(one.low, one.high) if one.is_known else None,
                         valid_ccc=choice.valid_ccc[place],
                         strength=choice.strengths[place],
                         num_features=choice.fits.weights.shape[1],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.probe.scores import clusters_of
+from ccts_dist.scores import clusters_of
 from ccts_dist.shards.read import ShardSet
 
 

@@ -1,0 +1,89 @@
+"""The command line of ``launch/evaluate.py``."""
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.loader.augment import GENERATED
+
+EPILOG = """examples:
+  python launch/evaluate.py --model runs/student/best --shards data/msp --split Test1 --out runs/student/test
+  deepspeed --num_gpus 2 launch/evaluate.py --model models:/emotion@candidate --model models:/emotion@champion \\
+      --shards data/msp --split Test1 --split Test2 --out scores
+  python launch/evaluate.py --model M --shards S --split Test1 --out scores --snr 0 10 20 --noises babble noise/street
+files in DIR: metrics.json, and predictions-SPLIT.parquet, a row for each utterance (predictions-SPLIT.2.parquet of
+the second model)
+exit codes: 0 done, 1 damaged shards or a failing registry, 2 a mistake in what was asked for"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be evaluated, and on what."""
+
+    models: tuple[str, ...]
+    """The first is the one that counts; the others are what it is compared with."""
+
+    shards: str
+    splits: tuple[str, ...]
+    out: Path
+    uri: str = ""
+    bins: tuple[float, ...] = ()
+    micro: int = 16
+    teacher: str = ""
+    """Cache of a teacher; "" for none."""
+
+    snr_db: tuple[float, ...] = ()
+    noises: tuple[str, ...] = GENERATED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; ``--local_rank`` comes from the launcher."""
+    parser = argparse.ArgumentParser(
+        description="Predict every utterance of a split once and compare with the raters: CCC, Pearson, C_b, mean "
+        "absolute error on 0..1, each with a 95 %% interval over speakers, and Spearman; the same by gender, duration "
+        "and transcript length; mean recall of classes between edges (--bins); of categories accuracies and F1.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", action="append", required=True, help="a model folder, models:/NAME@ALIAS or models:/NAME/VERSION; "
+        "with several the first is compared with each of the others, in pairs")  # fmt: skip
+    add("--shards", required=True, metavar="OUT", help="folder or address of the shard set")
+    add("--split", action="append", required=True, help="which split; may be repeated")
+    add("--out", type=Path, required=True, metavar="DIR", help="where everything is written")
+    add("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
+    add("--bins", type=float, nargs="+", default=[], metavar="EDGE", help="also recall: --bins 2 4")
+    add("--teacher", default="", metavar="CACHE", help="also how far the model is from this cache's teacher")
+    add("--snr", type=float, nargs="+", default=[], metavar="DB", help="also in noise, at these ratios to the speech")
+    add("--noises", nargs="+", default=list(GENERATED), metavar="NOISE",
+        help="with --snr: white, pink, babble (all three), or folders of audio")  # fmt: skip
+    add("--micro", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
+    add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def asked_of(args: argparse.Namespace) -> Asked:
+    """What was asked for.
+
+    Raises:
+        ConfigError: options that do not go together, or a ratio that is no number.
+    """
+    for ratio in args.snr:
+        if not math.isfinite(ratio):
+            raise ConfigError(f"--snr {ratio}: must be a number of decibels. Give one.")
+    if tuple(args.noises) != GENERATED and not args.snr:
+        raise ConfigError("--noises: at which ratio to the speech is not said. Give --snr too.")
+    return Asked(
+        models=tuple(args.model),
+        shards=args.shards,
+        splits=tuple(dict.fromkeys(args.split)),
+        out=args.out,
+        uri=args.uri,
+        bins=tuple(args.bins),
+        micro=args.micro,
+        teacher=args.teacher,
+        snr_db=tuple(dict.fromkeys(args.snr)),
+        noises=tuple(dict.fromkeys(args.noises)),
+    )

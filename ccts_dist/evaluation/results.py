@@ -1,0 +1,155 @@
+"""The results of an evaluation: as files for other programs, and in words."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
+from ccts_dist.report.score_tables import scores_to_text
+from ccts_dist.report.table import format_table
+from ccts_dist.scores import Difference, Interval, few_speakers, write_table
+from ccts_dist.train.evaluate import scores_to_tree
+
+METRICS = "metrics.json"
+
+
+def predictions_name(split: str, number: int) -> str:
+    """The name of a table: of a split, and of the model with that number, counted from 0."""
+    return f"predictions-{split}.parquet" if number == 0 else f"predictions-{split}.{number + 1}.parquet"
+
+
+def make_folder(out: Path) -> None:
+    """Have the folder ready before any work is done.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / METRICS).touch()
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}). Name another folder with --out.") from error
+
+
+def write_results(out: Path, result: Result) -> None:
+    """Write ``metrics.json``, and a table of predictions for each model and split.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    for number, model in enumerate(result.models):
+        for one in model.splits:
+            write_table(out / predictions_name(one.split, number), one.table)
+    first, *others = (_model_tree(model) for model in result.models)
+    tree = {**first, "shards": result.shards_digest, **({"others": others} if others else {})}
+    try:
+        (out / METRICS).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror}). Name another folder with --out.") from error
+
+
+def result_in_words(result: Result) -> str:
+    """The tables of every model and split; Markdown."""
+    parts = []
+    for model in result.models:
+        for one in model.splits:
+            title = one.split if len(result.models) == 1 else f"{model.name}: {one.split}"
+            parts += [title, scores_to_text(one.scores), _intervals_in_words(one)]
+            for note, found in (("the teacher less this model", one.teacher_gap), (_gain_of(result), one.gains)):
+                if found:
+                    parts.append(format_table((note, "CCC", "95 %"), [_gain_row(gain) for gain in found]))
+            if one.in_noise:
+                parts.append(_noise_in_words(one))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _gain_of(result: Result) -> str:
+    return f"{result.models[0].name} less this model"
+
+
+def _gain_row(gain: Difference) -> tuple[str, str, str]:
+    return gain.target, f"{gain.gain.value:+.4f}", _ends(gain.gain, "+.4f")
+
+
+def _intervals_in_words(one: SplitResult) -> str:
+    rows = [
+        (each.target, *(f"{figure.value:.4f} ({_ends(figure)})" for figure in (each.ccc, each.pearson, each.bias)))
+        for each in one.figures
+    ]
+    num_speakers = one.table.num_speakers
+    head = f"95 % intervals, {num_speakers} speakers drawn with replacement"
+    table = format_table(("target", "CCC", "Pearson", "C_b"), rows)
+    return "\n\n".join(part for part in (head, few_speakers(num_speakers), table) if part)
+
+
+def _noise_in_words(one: SplitResult) -> str:
+    clean = tuple(each.ccc for each in one.figures)
+    rows = [("none", "-", *(f"{ccc.value:.4f}" for ccc in clean))]
+    rows += [(each.noise, f"{each.snr_db:g}", *(f"{ccc.value:.4f}" for ccc in each.ccc)) for each in one.in_noise]
+    return format_table(("noise", "dB", *one.table.targets), rows)
+
+
+def _ends(interval: Interval, form: str = ".4f") -> str:
+    return f"{interval.low:{form}} to {interval.high:{form}}" if interval.is_known else "no interval"
+
+
+def _model_tree(model: ModelResult) -> dict[str, Any]:
+    splits = {one.split: _split_tree(one) for one in model.splits}
+    return {"model": model.pulled.version, "weights": model.weights_sha256, "splits": splits}
+
+
+def _split_tree(one: SplitResult) -> dict[str, Any]:
+    targets = one.table.targets
+    tree = scores_to_tree(one.scores)
+    tree["c_b"] = {each.target: _number(each.bias.value) for each in one.figures}
+    tree["speakers"] = one.table.num_speakers
+    tree["intervals"] = {
+        name: {each.target: _pair(getattr(each, field)) for each in one.figures}
+        for name, field in (("ccc", "ccc"), ("pearson", "pearson"), ("c_b", "bias"), ("mae", "mae"))
+    }
+    tree["groups"] = [
+        {
+            "by": group.kind,
+            "name": group.name,
+            "utterances": group.num_utterances,
+            "speakers": group.num_speakers,
+            "ccc": _by_target(targets, [ccc.value for ccc in group.ccc]),
+            "interval": {target: _pair(ccc) for target, ccc in zip(targets, group.ccc, strict=True)},
+        }
+        for group in one.groups
+    ]
+    tree["by_speaker"] = [
+        {
+            "speaker": speaker.speaker,
+            "utterances": speaker.num_utterances,
+            "ccc": _by_target(targets, speaker.ccc),
+            "shift": _by_target(targets, speaker.shift),
+        }
+        for speaker in one.speakers
+    ]
+    for name, found in (("teacher_gap", one.teacher_gap), ("gain_of_the_first", one.gains)):
+        if found:
+            tree[name] = {each.target: {"gain": _number(each.gain.value), "95%": _pair(each.gain)} for each in found}
+    if one.table.teacher is not None:
+        tree["teacher_kept"] = float(one.table.teacher.kept.mean())
+    if one.in_noise:
+        tree["in_noise"] = [
+            {"noise": each.noise, "snr_db": each.snr_db, "ccc": _by_target(targets, [ccc.value for ccc in each.ccc])}
+            for each in one.in_noise
+        ]
+    return tree
+
+
+def _by_target(targets: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
+    return {target: _number(value) for target, value in zip(targets, values, strict=True)}
+
+
+def _pair(interval: Interval) -> list[float] | None:
+    return [interval.low, interval.high] if interval.is_known else None
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,153 @@
+"""An evaluation in order: each model on each split, clean and in every noise, then the figures of all."""
+
+from dataclasses import dataclass
+
+from ccts_dist.distributed import Ranks, together
+from ccts_dist.evaluation.options import Asked
+from ccts_dist.progress import Progress
+from ccts_dist.registry.evaluate import Evaluation, Evaluator
+from ccts_dist.registry.pull import PulledModel, pull_model_on_ranks
+from ccts_dist.scores import (
+    Difference,
+    Group,
+    Interval,
+    SpeakerScore,
+    TargetFigures,
+    UtteranceTable,
+    concordances,
+    differences,
+    figures_of,
+    groups_of,
+    speaker_scores,
+    teacher_gap,
+    with_teacher,
+)
+from ccts_dist.shards.read import open_shard_set
+from ccts_dist.shards.teacher_cache import open_teacher_cache
+from ccts_dist.train.evaluate import Scores
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InNoise:
+    """A split, heard in noise."""
+
+    noise: str
+    snr_db: float
+    ccc: tuple[Interval, ...]
+    """Of each target."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitResult:
+    """All that is found of one model on one split."""
+
+    split: str
+    scores: Scores
+    table: UtteranceTable
+    figures: tuple[TargetFigures, ...]
+    groups: tuple[Group, ...]
+    speakers: tuple[SpeakerScore, ...]
+    in_noise: tuple[InNoise, ...]
+    teacher_gap: tuple[Difference, ...]
+    """Teacher less model; empty without a teacher."""
+
+    gains: tuple[Difference, ...]
+    """The first model less this one; empty for the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelResult:
+    """One model on all splits."""
+
+    name: str
+    """As it was asked for."""
+
+    pulled: PulledModel
+    weights_sha256: str
+    splits: tuple[SplitResult, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What an evaluation has found."""
+
+    shards_digest: str
+    scale: tuple[float, float]
+    """Of the ratings."""
+
+    models: tuple[ModelResult, ...]
+    """The first is the one that counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Predicted:
+    """One model's predictions, before anything is made of them."""
+
+    clean: tuple[Evaluation, ...]
+    in_noise: tuple[tuple[tuple[str, float, UtteranceTable], ...], ...]
+    """For each split: noise, ratio and table."""
+
+
+def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
+    """Predict all that was asked for, over all ranks; the same result on every rank. Every rank must call it.
+
+    Raises:
+        ConfigError: an unknown model folder, split or noise, bins that do not rise, or models that share no target.
+        RegistryError: a model that is unknown in the registry, or was altered.
+        ShardError: shards that are absent or damaged.
+        TeacherError: a cache of other shards, or one that lacks the split.
+    """
+    found: list[ModelResult] = []
+    shard_set = together(lambda: open_shard_set(asked.shards))
+    for name in asked.models:
+        pulled = pull_model_on_ranks(name, ranks, tracking_uri=asked.uri)
+        evaluator = Evaluator(pulled.folder, asked.shards, ranks=ranks, micro_utterances=asked.micro, bins=asked.bins)
+        predicted = _predict(asked, evaluator, ranks, name)
+        first = found[0] if found else None
+        splits = together(lambda: _splits(asked, evaluator, predicted, first))  # noqa: B023 - called at once
+        found.append(ModelResult(name=name, pulled=pulled, weights_sha256=evaluator.weights_sha256, splits=splits))
+    low, high = shard_set.manifest.scale
+    return Result(shards_digest=shard_set.digest, scale=(low, high), models=tuple(found))
+
+
+def _predict(asked: Asked, evaluator: Evaluator, ranks: Ranks, name: str) -> _Predicted:
+    clean, in_noise = [], []
+    noises = [(noise, ratio) for noise in asked.noises for ratio in asked.snr_db]
+    with Progress(len(asked.splits) * (1 + len(noises)), name, unit="passes", visible=ranks.is_first) as progress:
+        for split in asked.splits:
+            clean.append(evaluator.split(split))
+            progress.advance()
+            noisy = []
+            for noise, ratio in noises:
+                noisy.append((noise, ratio, evaluator.split(split, noise=noise, snr_db=ratio).table))
+                progress.advance()
+            in_noise.append(tuple(noisy))
+    return _Predicted(clean=tuple(clean), in_noise=tuple(in_noise))
+
+
+def _splits(
+    asked: Asked, evaluator: Evaluator, predicted: _Predicted, first: ModelResult | None
+) -> tuple[SplitResult, ...]:
+    cache = open_teacher_cache(asked.teacher, evaluator.shard_set) if asked.teacher else None
+    results = []
+    for number, split in enumerate(asked.splits):
+        table = predicted.clean[number].table
+        if cache is not None:
+            table = with_teacher(table, cache, evaluator.shard_set, split)
+        results.append(
+            SplitResult(
+                split=split,
+                scores=predicted.clean[number].scores,
+                table=table,
+                figures=figures_of(table),
+                groups=groups_of(table),
+                speakers=speaker_scores(table),
+                in_noise=tuple(
+                    InNoise(noise=noise, snr_db=ratio, ccc=concordances(noisy.sums()))
+                    for noise, ratio, noisy in predicted.in_noise[number]
+                ),
+                teacher_gap=() if cache is None else teacher_gap(table),
+                gains=() if first is None else differences(first.splits[number].table, table),
+            )
+        )
+    return tuple(results)

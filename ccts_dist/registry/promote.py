@@ -1,0 +1,240 @@
+"""Who is the champion: a candidate takes its place when it predicts the same utterances better by a stated margin."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ccts_dist.distributed import Ranks, broadcast_object, together
+from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.registry.evaluate import Evaluator
+from ccts_dist.registry.pull import pull_model_on_ranks
+from ccts_dist.registry.store import SCHEME, asking_the_server, check_name
+from ccts_dist.scores import MEAN, Difference, UtteranceTable, differences, few_speakers, joined
+from ccts_dist.tracking.mlflow_client import open_client
+from ccts_dist.tracking.uri import resolve_tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHAMPION = "champion"
+"""The alias."""
+
+TAG = "promotion."
+"""How the names of a version's tags begin that say how it was judged."""
+
+Verdict = Literal["better", "not better", "first", "forced", "champion already"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contest:
+    """What is compared, on what, and what it takes."""
+
+    name: str
+    """Of the registered model."""
+
+    shards: str
+    splits: tuple[str, ...]
+    """Whose utterances are taken together."""
+
+    margin: float = 0.0
+    """CCC that the whole 95 % interval of the gain must lie above."""
+
+    target: str = ""
+    """Whose CCC counts; "" for the mean over the targets that both predict."""
+
+    alias: str = "candidate"
+    """Of the candidate."""
+
+    reason: str = ""
+    """Why the candidate is to be the champion whatever comes out; "" lets the figures decide."""
+
+    def check(self) -> None:
+        """Refuse what cannot be asked.
+
+        Raises:
+            ConfigError: a name or alias that cannot be, a margin that is negative or no number, or no split.
+        """
+        check_name(self.name, "model name")
+        check_name(self.alias, "alias")
+        if not 0 <= self.margin < math.inf:
+            raise ConfigError(f"--margin {self.margin}: must be a CCC of 0 or more. Give one.")
+        if not self.splits:
+            raise ConfigError("--split: none is given, and models are compared on one or more. Name one.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a contest."""
+
+    verdict: Verdict
+    candidate: str
+    """"NAME/3"."""
+
+    champion: str
+    """That the candidate was compared with; "" without one."""
+
+    margin: float
+    differences: tuple[Difference, ...] = ()
+    """Candidate less champion; empty without a champion."""
+
+    judged: Difference | None = None
+    """The one that the margin is for; None where nothing was compared."""
+
+    num_utterances: int = 0
+    num_speakers: int = 0
+    """Drawn from for the intervals; each utterance of an unknown one counts as one."""
+
+    @property
+    def is_champion(self) -> bool:
+        """Whether the candidate is the champion now."""
+        return self.verdict != "not better"
+
+    def words(self) -> str:
+        """For people: the CCC of each target with what was gained, and what was made of it."""
+        lines = [
+            f"{one.target}: CCC {one.first:.4f}, the champion's {one.second:.4f}, gain {one.gain.value:+.4f} "
+            f"({one.gain.low:+.4f} to {one.gain.high:+.4f})"
+            for one in self.differences
+        ]
+        if lines:
+            lines.append(
+                f"{self.num_utterances} utterances, {self.num_speakers} speakers drawn in pairs, 95 % intervals"
+            )
+            lines += [words] if (words := few_speakers(self.num_speakers)) else []
+        return "\n".join([*lines, self._verdict_in_words()])
+
+    def _verdict_in_words(self) -> str:
+        is_now = f"{SCHEME}{self.candidate} is the champion"
+        if self.verdict == "champion already":
+            return f"{is_now} already; nothing was compared"
+        if self.verdict == "first":
+            return f"{is_now}, the first: there was none to compare it with"
+        assert self.judged is not None
+        low, what = self.judged.gain.low, self.judged.target
+        found = f"the gain in {what} may be as low as {low:+.4f}, the margin is {self.margin:g}"
+        if self.verdict == "better":
+            return f"{is_now}: {found}"
+        if self.verdict == "forced":
+            return f"{is_now}, by force: {found}"
+        return f"{SCHEME}{self.champion} stays the champion: {found}"
+
+
+def promote(
+    contest: Contest, *, ranks: Ranks, tracking_uri: str = "", cache: Path | None = None, micro_utterances: int = 16
+) -> Outcome:
+    """Compare candidate and champion on the same utterances, and move the alias if the candidate has won.
+
+    Every rank must call it. Both models are fetched and held against their digests first. How it came out is written
+    into the candidate's tags; the alias moves last, and only if nobody else has moved it meanwhile.
+
+    Raises:
+        ConfigError: as ``Contest.check``, an unknown split, or a target that not both predict.
+        RegistryError: no such candidate, a model that was altered, a server that fails, or an alias that moved.
+        ShardError: shards that are absent or damaged.
+    """
+    together(contest.check)
+    uri = resolve_tracking_uri(tracking_uri)
+    doing = f"promoting {contest.name!r}"
+    candidate = pull_model_on_ranks(f"{SCHEME}{contest.name}@{contest.alias}", ranks, tracking_uri=uri, cache=cache)
+
+    def look() -> str:
+        with asking_the_server(uri, doing):
+            return _champion_of(open_client(uri), contest.name)
+
+    before = broadcast_object(together(lambda: look() if ranks.is_first else ""))
+    if before == candidate.version:
+        return Outcome(verdict="champion already", candidate=before, champion=before, margin=contest.margin)
+    digest, table = _predict(candidate.folder, contest, ranks, micro_utterances)
+    found: tuple[Difference, ...] = ()
+    if before:
+        champion = pull_model_on_ranks(f"{SCHEME}{before}", ranks, tracking_uri=uri, cache=cache)
+        found = differences(table, _predict(champion.folder, contest, ranks, micro_utterances)[1])
+    judged = _judged(contest, table, found)
+    outcome = Outcome(
+        verdict=_verdict(contest, judged),
+        candidate=candidate.version,
+        champion=before,
+        margin=contest.margin,
+        differences=found,
+        judged=judged,
+        num_utterances=len(table),
+        num_speakers=table.num_speakers,
+    )
+
+    def record() -> None:
+        with asking_the_server(uri, doing):
+            _record(open_client(uri), contest, outcome, digest)
+
+    together(lambda: record() if ranks.is_first else None)
+    return outcome
+
+
+def _predict(folder: Path, contest: Contest, ranks: Ranks, micro_utterances: int) -> tuple[str, UtteranceTable]:
+    """The shard set's digest, and a model's predictions of all splits."""
+    evaluator = Evaluator(folder, contest.shards, ranks=ranks, micro_utterances=micro_utterances)
+    tables = [evaluator.split(split).table for split in contest.splits]
+    return evaluator.shard_set.digest, joined(tables)
+
+
+def _judged(contest: Contest, table: UtteranceTable, found: Sequence[Difference]) -> Difference | None:
+    known = [one.target for one in found] if found else [*table.targets, MEAN]
+    wanted = contest.target or MEAN
+    if wanted not in known:
+        raise ConfigError(
+            f"--target {contest.target!r}: must be predicted by candidate and champion. They have in common: "
+            f"{', '.join(target for target in known if target != MEAN)}."
+        )
+    return next((one for one in found if one.target == wanted), None)
+
+
+def _verdict(contest: Contest, judged: Difference | None) -> Verdict:
+    if judged is None:
+        return "first"
+    if judged.gain.low > contest.margin:  # never so of an interval that is not known
+        return "better"
+    return "forced" if contest.reason else "not better"
+
+
+def _champion_of(client: "MlflowClient", name: str) -> str:
+    """ "NAME/2", the champion's version; "" where there is none."""
+    version = client.get_registered_model(name).aliases.get(CHAMPION, "")
+    return f"{name}/{version}" if version else ""
+
+
+def _record(client: "MlflowClient", contest: Contest, outcome: Outcome, shard_set_digest: str) -> None:
+    version = outcome.candidate.rpartition("/")[2]
+    if outcome.is_champion and _champion_of(client, contest.name) != outcome.champion:
+        raise RegistryError(
+            f"{SCHEME}{contest.name}@{CHAMPION} is no longer {outcome.champion or 'unset'}, which {outcome.candidate} "
+            "was compared with. Nothing was moved: compare again."
+        )
+    for name, value in _tags(contest, outcome, shard_set_digest).items():
+        client.set_model_version_tag(contest.name, version, f"{TAG}{name}", value)
+    if outcome.is_champion:
+        client.set_registered_model_alias(contest.name, CHAMPION, version)
+
+
+def _tags(contest: Contest, outcome: Outcome, shard_set_digest: str) -> Mapping[str, str]:
+    tags = {
+        "verdict": outcome.verdict,
+        "champion": outcome.champion,
+        "shards": shard_set_digest,
+        "splits": ",".join(contest.splits),
+        "margin": f"{contest.margin:g}",
+        "target": contest.target or MEAN,
+        "utterances": str(outcome.num_utterances),
+        "speakers": str(outcome.num_speakers),
+        "reason": contest.reason if outcome.verdict == "forced" else "",
+    }
+    if outcome.judged is not None:
+        gain = outcome.judged.gain
+        tags |= {
+            "ccc": f"{outcome.judged.first:.6f}",
+            "champion_ccc": f"{outcome.judged.second:.6f}",
+            "gain": f"{gain.value:.6f}",
+            "gain_low": f"{gain.low:.6f}",
+            "gain_high": f"{gain.high:.6f}",
+        }
+    return tags

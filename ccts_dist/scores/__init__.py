@@ -1,0 +1,45 @@
+"""What a model predicted of each utterance, and how good that is: of a split, of parts of it, beside another model."""
+
+from ccts_dist.scores.figures import (
+    MEAN,
+    Difference,
+    TargetFigures,
+    concordances,
+    differences,
+    few_speakers,
+    figures_of,
+    teacher_gap,
+)
+from ccts_dist.scores.gather import Said
+from ccts_dist.scores.groups import Group, SpeakerScore, groups_of, speaker_scores
+from ccts_dist.scores.intervals import Interval, bootstrap
+from ccts_dist.scores.speakers import add_by_cluster, clusters_of, sums_by_speaker
+from ccts_dist.scores.table import TeacherColumns, UtteranceTable, joined, read_table, write_table
+from ccts_dist.scores.teacher import with_teacher
+
+__all__ = [
+    "MEAN",
+    "Difference",
+    "Group",
+    "Interval",
+    "Said",
+    "SpeakerScore",
+    "TargetFigures",
+    "TeacherColumns",
+    "UtteranceTable",
+    "add_by_cluster",
+    "bootstrap",
+    "clusters_of",
+    "concordances",
+    "differences",
+    "few_speakers",
+    "figures_of",
+    "groups_of",
+    "joined",
+    "read_table",
+    "speaker_scores",
+    "sums_by_speaker",
+    "teacher_gap",
+    "with_teacher",
+    "write_table",
+]

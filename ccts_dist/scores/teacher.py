@@ -1,0 +1,57 @@
+"""What a cached teacher says of the utterances of a table, and which of them its condition would let pass."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ccts_dist.errors import TeacherError
+from ccts_dist.losses.condition import gate_any_dimension, residuals
+from ccts_dist.scores.table import TeacherColumns, UtteranceTable
+from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.teacher_cache import TeacherCache
+
+
+def with_teacher(
+    table: UtteranceTable, cache: TeacherCache, shard_set: ShardSet, split: str, *, threshold: float = 2.0
+) -> UtteranceTable:
+    """The table with the teacher's predictions, residuals and gate ("any-dimension") of each utterance.
+
+    Args:
+        table: of ``split``.
+        cache: of ``shard_set``; must have the split.
+        threshold: widest residual that passes, in deviations of the condition.
+
+    Raises:
+        TeacherError: the teacher predicts none of the table's targets, or the cache lacks an utterance.
+    """
+    shared = [target for target in table.targets if target in cache.targets]
+    if not shared:
+        raise TeacherError(
+            f"{cache.root}: its teacher predicts {', '.join(cache.targets)}, and the model {', '.join(table.targets)}: "
+            "nothing that could be compared. Give the cache of another teacher."
+        )
+    said = _read(table, cache, shard_set, split)
+    labels = torch.full((len(table), len(cache.targets)), torch.nan, dtype=torch.float64)
+    prediction = np.full_like(table.predictions, np.nan)
+    residual = np.full_like(table.predictions, np.nan)
+    for target in shared:
+        labels[:, cache.targets.index(target)] = torch.from_numpy(table.labels[:, table.targets.index(target)])
+    off = residuals(cache.condition, torch.from_numpy(said), labels)
+    for target in shared:
+        here, there = table.targets.index(target), cache.targets.index(target)
+        prediction[:, here], residual[:, here] = said[:, there], off[:, there].numpy()
+    kept = gate_any_dimension(off, cache.condition.deviation, threshold).numpy()
+    return replace(table, teacher=TeacherColumns(prediction=prediction, residual=residual, kept=kept))
+
+
+def _read(table: UtteranceTable, cache: TeacherCache, shard_set: ShardSet, split: str) -> np.ndarray:
+    """The teacher's predictions, row for row."""
+    wanted, said = {key: row for row, key in enumerate(table.keys)}, np.empty((len(table), len(cache.targets)))
+    shards = [shard.name for shard in shard_set.shards_of((split,))]
+    cache.prefetch(shards)
+    for shard in shards:
+        for row, key in enumerate(shard_set.rows(shard).keys):
+            if key in wanted:
+                said[wanted[key]] = cache.read(shard, row, key).prediction
+    return said

@@ -1,0 +1,104 @@
+"""The command that evaluates models, as it is started: the same answer on one rank and on two."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.evaluation.options import asked_of
+from ccts_dist.scores import read_table
+from launch import evaluate as command
+from tests.launching import launch_well
+from tests.small_runs import make_cache
+from tests.small_teacher import build_small_shards, save_small_teacher
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("evaluate")
+    shard_set = build_small_shards(folder / "s", {"Train": 21, "Test1": 37})
+    teacher = save_small_teacher(folder / "teacher")
+    return {
+        "shards": folder / "s" / "shards",
+        "teacher": teacher,
+        "student": save_small_teacher(folder / "student", with_text=False, seed=1),
+        "cache": make_cache(teacher, shard_set, folder / "cache"),
+    }
+
+
+@pytest.fixture(scope="module")
+def outs(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """What the command leaves on one rank and on two, of a student beside a teacher, also in noise."""
+    outs = [tmp_path_factory.mktemp("out") / name for name in ("one", "two")]
+    args = [
+        *("--model", str(places["student"]), "--model", str(places["teacher"]), "--shards", str(places["shards"])),
+        *("--split", "Test1", "--teacher", str(places["cache"]), "--snr", "0", "20", "--noises", "white", "babble"),
+    ]
+    assert command.main([*args, "--out", str(outs[0])]) == 0
+    launch_well(2, "launch/evaluate.py", *args, "--out", str(outs[1]), "--micro", "3")
+    return outs
+
+
+def numbers(tree) -> list[float]:
+    """All numbers of a tree, in order."""
+    if isinstance(tree, dict):
+        return [number for value in tree.values() for number in numbers(value)]
+    if isinstance(tree, list):
+        return [number for value in tree for number in numbers(value)]
+    return [float(tree)] if isinstance(tree, int | float) else []
+
+
+def test_same_figures_and_tables_on_one_rank_and_on_two(outs: list[Path]):
+    one, two = (json.loads((out / "metrics.json").read_text()) for out in outs)
+    assert one.keys() == two.keys() == {"model", "weights", "splits", "shards", "others"}
+    assert len(numbers(one)) > 200
+    assert numbers(one) == pytest.approx(numbers(two), abs=1e-3)
+    for name in ("predictions-Test1.parquet", "predictions-Test1.2.parquet"):
+        mine, theirs = (read_table(out / name) for out in outs)
+        assert (mine.keys, mine.num_words.tolist()) == (theirs.keys, theirs.num_words.tolist())
+        assert len(mine) == 37
+        np.testing.assert_array_equal(mine.labels, theirs.labels)
+        np.testing.assert_allclose(mine.predictions, theirs.predictions, atol=1e-5)
+
+
+def test_cached_teacher_is_the_teacher_that_was_evaluated(outs: list[Path]):
+    student, teacher = (
+        read_table(outs[0] / name) for name in ("predictions-Test1.parquet", "predictions-Test1.2.parquet")
+    )
+    assert student.teacher is not None
+    np.testing.assert_allclose(student.teacher.prediction, teacher.predictions, atol=1e-5)
+    found = json.loads((outs[0] / "metrics.json").read_text())
+    own, others = found["splits"]["Test1"], found["others"][0]["splits"]["Test1"]
+    for target, gap in own["teacher_gap"].items():
+        assert gap["gain"] == pytest.approx(-others["gain_of_the_first"][target]["gain"], abs=1e-5)
+    assert own["speakers"] == 37, "nobody is known"
+
+
+def test_every_noise_and_ratio_is_scored_and_little_noise_changes_less(outs: list[Path]):
+    split = json.loads((outs[0] / "metrics.json").read_text())["splits"]["Test1"]
+    heard = {(one["noise"], one["snr_db"]): one["ccc"]["activation"] for one in split["in_noise"]}
+    assert heard.keys() == {("white", 0), ("white", 20), ("babble", 0), ("babble", 20)}
+    clean = split["ccc"]["activation"]
+    assert abs(heard["white", 20] - clean) < abs(heard["white", 0] - clean)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--snr", "nan"], r"--snr nan: must be a number of decibels"),
+        (["--noises", "pink"], r"--noises: at which ratio to the speech is not said"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(more: list[str], words: str):
+    args = command.parse_args(["--model", "m", "--shards", "s", "--split", "t", "--out", "o", *more])
+    with pytest.raises(ConfigError, match=words):
+        asked_of(args)
+
+
+def test_folder_that_cannot_be_written_is_refused_before_any_work(places: dict[str, Path], tmp_path: Path):
+    (tmp_path / "file").touch()
+    args = ["--model", "absent", "--shards", "absent", "--split", "t", "--out", str(tmp_path / "file" / "out")]
+    with pytest.raises(ConfigError, match=r"file/out: cannot be written \(Not a directory\)"):
+        command.main(args)

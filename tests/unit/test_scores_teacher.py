@@ -1,0 +1,64 @@
+"""What a cached teacher says of a table's utterances."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ccts_dist.errors import TeacherError
+from ccts_dist.scores import UtteranceTable, with_teacher
+from ccts_dist.shards import ShardSet
+from tests.shard_examples import CONDITION, example_cache, example_output, example_shard_set
+
+
+@pytest.fixture(scope="module")
+def shard_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return example_shard_set(tmp_path_factory.mktemp("shards"))
+
+
+def table_of(shard_set: ShardSet, targets: tuple[str, ...]) -> UtteranceTable:
+    """Train, its first utterance left out, in the order of the shards."""
+    keys, labels = [], []
+    for shard in shard_set.shards_of(("Train",)):
+        rows = shard_set.rows(shard.name)
+        keys += rows.keys
+        labels += np.stack([rows.labels.get(t, np.full(len(rows), np.nan)) for t in targets], axis=1).tolist()
+    keys, labels = keys[1:], labels[1:]
+    count = len(keys)
+    return UtteranceTable(
+        targets=targets, keys=tuple(keys), speakers=("a",) * count, genders=(None,) * count,
+        duration_s=np.ones(count), num_words=np.ones(count, dtype=np.int64), labels=np.array(labels),
+        predictions=np.full((count, len(targets)), 0.5),
+    )  # fmt: skip
+
+
+def test_residual_and_gate_are_those_of_the_condition_in_the_tables_own_order(shard_set: ShardSet, tmp_path: Path):
+    cache = example_cache(tmp_path / "cache", shard_set)
+    table = table_of(shard_set, ("valence", "arousal", "activation"))
+    teacher = with_teacher(table, cache, shard_set, "Train", threshold=8.0).teacher
+    assert teacher is not None
+    for row, key in enumerate(table.keys):
+        activation, valence, _ = example_output(key).prediction.astype(np.float64)
+        assert teacher.prediction[row] == pytest.approx([valence, np.nan, activation], nan_ok=True)
+        # w, b of valence .5, .25; of activation 1, 0.
+        expected = [0.5 * valence + 0.25 - table.labels[row, 0], np.nan, activation - table.labels[row, 2]]
+        assert teacher.residual[row] == pytest.approx(expected, nan_ok=True)
+        within = [abs(expected[0]) <= 8 * CONDITION.deviation[1], abs(expected[2]) <= 8 * CONDITION.deviation[0]]
+        assert teacher.kept[row] == all(np.isnan(r) or ok for r, ok in zip(expected[::2], within, strict=True))
+    assert 0 < teacher.kept.sum() < len(table), "else the gate is not seen"
+
+
+def test_wider_gate_lets_all_pass(shard_set: ShardSet, tmp_path: Path):
+    cache = example_cache(tmp_path / "cache", shard_set)
+    table = table_of(shard_set, ("valence",))
+    teacher = with_teacher(table, cache, shard_set, "Train", threshold=1e6).teacher
+    assert teacher is not None
+    assert teacher.kept.all()
+
+
+def test_teacher_of_other_targets_is_refused(shard_set: ShardSet, tmp_path: Path):
+    cache = example_cache(tmp_path / "cache", shard_set)
+    with pytest.raises(
+        TeacherError, match="its teacher predicts activation, valence, dominance, and the model arousal"
+    ):
+        with_teacher(table_of(shard_set, ("arousal",)), cache, shard_set, "Train")
