@@ -6,7 +6,7 @@ from pathlib import Path
 from ccts_dist.distributed import leave, process_group, rank_facts, take_device, together
 from ccts_dist.errors import run_main
 from ccts_dist.probe import ProbeSplits, open_encoders, probe_layers
-from ccts_dist.registry.pull import pull_model_on_ranks
+from ccts_dist.registry import parse_model_name, pull_model_on_ranks
 from ccts_dist.report.layers import make_folder, write_layers
 from ccts_dist.shards.read import open_shard_set
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     with process_group(ranks):
         shard_set = together(lambda: open_shard_set(args.shards))
         together(lambda: make_folder(args.out) if ranks.is_first else None)
-        place = pull_model_on_ranks(args.model, ranks).folder if args.model.startswith("models:/") else args.model
+        place = pull_model_on_ranks(args.model, ranks).folder if parse_model_name(args.model) else args.model
         encoders = together(lambda: open_encoders(place, device, normalise=args.normalise, pooling=args.pooling))
         result = probe_layers(encoders, shard_set, splits, args.targets, ranks=ranks, device=device, micro=args.micro)
         if ranks.is_first:

@@ -34,6 +34,7 @@ def model_card(
     num_parameters: int,
     run_name: str,
     facts: Mapping[str, Any],
+    preprocessing: Mapping[str, Any],
     metrics: Mapping[str, Any] | None,
 ) -> str:
     """What a stranger must know before using the model, in Markdown.
@@ -47,6 +48,7 @@ def model_card(
         num_parameters: of the whole model.
         run_name: the run it comes from; "" if unknown.
         facts: where it comes from: digests, teacher, splits.
+        preprocessing: what is done to audio before the model hears it.
         metrics: figures of the run, nested as the run wrote them; None if unknown.
     """
     low, high = scale
@@ -62,6 +64,10 @@ def model_card(
         "",
         f"- run: {run_name or 'unknown'}",
         *(f"- {fact}: {_text(value)}" for fact, value in facts.items()),
+        "",
+        "## What it hears",
+        "",
+        *(f"- {what}: {_text(value)}" for what, value in preprocessing.items()),
         "",
         "## Figures",
         "",

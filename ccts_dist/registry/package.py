@@ -30,6 +30,7 @@ def write_package(
     card: str,
     run_file: Path | None = None,
     metrics: Mapping[str, Any] | None = None,
+    documents: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, str]:
     """Copy a model folder to ``package`` with what belongs beside it; the SHA-256 of every file, by path, comes back.
 
@@ -39,6 +40,7 @@ def write_package(
         card: text of the model card.
         run_file: the run the model comes from.
         metrics: its figures.
+        documents: further JSON, by file name.
 
     Raises:
         RegistryError: the folder holds a file that may be a pickle.
@@ -50,8 +52,9 @@ def write_package(
     (package / CARD_FILE).write_text(card, encoding="utf-8")
     if run_file is not None:
         shutil.copyfile(run_file, package / RUN_FILE)
-    if metrics is not None:
-        (package / METRICS_FILE).write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    trees = {} if metrics is None else {METRICS_FILE: metrics}
+    for name, tree in (trees | dict(documents or {})).items():
+        (package / name).write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     digests = {path.relative_to(package).as_posix(): file_sha256(path) for path in files_of(package)}
     digests.pop(DIGESTS_FILE, None)
     (package / DIGESTS_FILE).write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n", encoding="utf-8")

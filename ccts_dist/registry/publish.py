@@ -14,6 +14,7 @@ from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import load_model
 from ccts_dist.registry.card import model_card
+from ccts_dist.registry.contents import LINEAGE_FILE, PREPROCESSING_FILE, lineage_of, preprocessing_of, version_tags
 from ccts_dist.registry.package import METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
 from ccts_dist.registry.predict import CATEGORY, answer_columns
 from ccts_dist.registry.served import AUDIO, PATH
@@ -78,7 +79,7 @@ def register(
             if tags is None:
                 run_id = _new_run(client, uri, name)
         package = Path(scratch) / PACKAGE
-        digests, version_tags, columns = _fill_package(found, package, name, tags or {})
+        digests, version_tags, columns = _fill_package(found, package, name, run_id, tags or {})
         model = Path(scratch) / "model"
         _save_mlflow_model(package, model, columns)
         with asking_the_server(uri, f"registering {name!r}"):
@@ -136,13 +137,13 @@ def _new_run(client: "MlflowClient", uri: str, name: str) -> str:
 
 
 def _fill_package(
-    found: Checkpoint, package: Path, name: str, run_tags: Mapping[str, str]
+    found: Checkpoint, package: Path, name: str, run_id: str, run_tags: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
     """Write the package; its digests, the version's other tags and the columns of the model's answers come back."""
     loaded = load_model(found.model)  # a model that cannot be loaded is not registered
-    extra = dict(loaded.extra)
-    run_name = extra.pop("run", "") or ("" if found.run_file is None else read_run(found.run_file).name)
-    data = {key: value for key, value in run_tags.items() if key.startswith("data.")}
+    run_name = loaded.extra.get("run", "") or ("" if found.run_file is None else read_run(found.run_file).name)
+    lineage, preprocessing = lineage_of(loaded, run_id, run_name, run_tags), preprocessing_of(loaded)
+    known = {key: value for key, value in lineage.items() if key != "run_name" and value not in ("", None, [])}
     card = model_card(
         name=name,
         targets=loaded.config.targets,
@@ -151,20 +152,16 @@ def _fill_package(
         needs_text=loaded.config.text is not None,
         num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
         run_name=run_name,
-        facts={**data, **extra, "weights_sha256": loaded.digest},
+        facts=known | {key: loaded.extra[key] for key in ("epoch", "valid_ccc") if key in loaded.extra},
+        preprocessing=preprocessing,
         metrics=found.metrics,
     )
-    digests = write_package(found.model, package, card=card, run_file=found.run_file, metrics=found.metrics)
-    tags = {
-        "targets": ",".join(loaded.config.targets),
-        "categories": ",".join(loaded.config.categories),
-        "scale": "{:g},{:g}".format(*loaded.scale),
-        "run_name": run_name,
-        "shard_set_digest": str(extra.get("shards") or data.get("data.shard_set_digest", "")),
-        "weights_sha256": loaded.digest,
-    }
+    documents = {LINEAGE_FILE: lineage, PREPROCESSING_FILE: preprocessing}
+    digests = write_package(
+        found.model, package, card=card, run_file=found.run_file, metrics=found.metrics, documents=documents
+    )
     columns = answer_columns(loaded.config.targets, loaded.config.categories)
-    return digests, {key: value for key, value in tags.items() if value}, columns
+    return digests, version_tags(loaded, lineage, preprocessing), columns
 
 
 def _save_mlflow_model(package: Path, out: Path, columns: Sequence[str]) -> None:

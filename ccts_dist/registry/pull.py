@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.registry.package import check_digests
-from ccts_dist.registry.store import DIGEST_TAG, PACKAGE, SCHEME, ModelName, asking_the_server, parse_model_name
+from ccts_dist.registry.store import (
+    DIGEST_TAG,
+    PACKAGE,
+    RUN_SCHEME,
+    SCHEME,
+    ModelName,
+    asking_the_server,
+    parse_model_name,
+)
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
-from ccts_dist.tracking.uri import resolve_tracking_uri
+from ccts_dist.tracking.uri import resolve_tracking_uri, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,10 +42,11 @@ class PulledModel:
 
 
 def resolve_model(model: str, *, tracking_uri: str = "", cache: Path | None = None) -> Path:
-    """The folder of a model: ``model`` itself if it is one, else the fetched and checked package of ``models:/...``.
+    """The folder of a model: ``model`` itself if it is one, else the fetched and checked package of what it names.
 
     Args:
-        model: a folder, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        model: a folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or ``runs:/RUN_ID`` for what was registered
+            of that run last.
         tracking_uri: server; "" for the default.
         cache: where fetched models are kept; None for ``ccts_dist/models`` in the user's cache folder.
 
@@ -49,7 +58,7 @@ def resolve_model(model: str, *, tracking_uri: str = "", cache: Path | None = No
 
 
 def resolve_version(model: str, *, tracking_uri: str = "") -> str:
-    """ "NAME/3" for what ``models:/...`` means now; "" for a folder.
+    """ "NAME/3" for what ``models:/...`` or ``runs:/...`` means now; "" for a folder.
 
     An alias may move between two calls: ``pull_model`` gives folder and version that belong together.
     """
@@ -68,7 +77,8 @@ def pull_model(model: str, *, tracking_uri: str = "", cache: Path | None = None)
     if named is None:
         if not Path(model).is_dir():
             raise ConfigError(
-                f"model {model!r}: no such folder. Give a model folder, {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION."
+                f"model {model!r}: no such folder. Give a model folder, {SCHEME}NAME@ALIAS, {SCHEME}NAME/VERSION or "
+                f"{RUN_SCHEME}RUN_ID."
             )
         return PulledModel(folder=Path(model), version="")
     uri = resolve_tracking_uri(tracking_uri)
@@ -124,6 +134,8 @@ def _digests_of(found: "ModelVersion") -> dict[str, str]:
 def _look_up(client: "MlflowClient", named: ModelName, model: str, uri: str) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
+    if named.run:
+        return _newest_of_run(client, named.run, model, uri)
     try:
         if named.alias:
             return client.get_model_version_by_alias(named.name, named.alias)
@@ -133,6 +145,16 @@ def _look_up(client: "MlflowClient", named: ModelName, model: str, uri: str) -> 
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise RegistryError(f"{model}: not in the registry at {uri}. Check name, version and alias.") from error
+
+
+def _newest_of_run(client: "MlflowClient", run: str, model: str, uri: str) -> "ModelVersion":
+    versions = client.search_model_versions(f"run_id='{run}'")
+    if not versions:
+        raise RegistryError(
+            f"{model}: no model of this run is in the registry at {without_password(uri)}. "
+            "Check the id, or register one with launch/register.py."
+        )
+    return max(versions, key=lambda version: (version.creation_timestamp, int(version.version)))
 
 
 def _default_cache() -> Path:

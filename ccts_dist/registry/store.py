@@ -9,6 +9,7 @@ from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.tracking.uri import without_password
 
 SCHEME = "models:/"
+RUN_SCHEME = "runs:/"
 DIGEST_TAG = "sha256."
 """Tags of a model version: ``sha256.<path in the package>`` -> the file's SHA-256."""
 
@@ -25,13 +26,21 @@ class ModelName:
     version: str = ""
     """One of alias and version is given."""
 
+    run: str = ""
+    """Id of a run, in place of all of the above: the model that was registered of it last."""
+
 
 def parse_model_name(model: str) -> ModelName | None:
-    """What ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` names; None for anything that is no such address.
+    """What ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID`` names; None for no such address.
 
     Raises:
-        ConfigError: it begins with ``models:/`` and is neither of the two.
+        ConfigError: it begins like one of them and is none.
     """
+    if model.startswith(RUN_SCHEME):
+        run = model.removeprefix(RUN_SCHEME)
+        if re.fullmatch(r"[\w-]+", run, re.ASCII) is None:
+            raise ConfigError(f"model {model!r} must be {RUN_SCHEME}RUN_ID, the id alone. Copy it from the run's page.")
+        return ModelName("", run=run)
     if not model.startswith(SCHEME):
         return None
     match = re.fullmatch(r"([^/@:]+)(?:@([^/@:]+)|/([1-9]\d*))", model.removeprefix(SCHEME))

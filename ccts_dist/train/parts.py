@@ -63,6 +63,8 @@ def save_trained(parts: Parts, name: str, valid: Mapping[str, float]) -> None:
         "shards": session.shard_set.digest,
         "corpus": manifest.corpus,
         "teacher_cache": session.teacher.digest if session.teacher else "",
+        "teacher_version": session.teacher.facts.registry_version if session.teacher else "",
+        "teacher_weights_sha256": session.teacher.facts.weight_digest if session.teacher else "",
     }
 
     def save() -> None:

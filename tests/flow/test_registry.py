@@ -18,6 +18,7 @@ from ccts_dist.config import ModelConfig, TrackingConfig
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry import load_student, pull_model, register, resolve_model, resolve_version
+from ccts_dist.registry.contents import code_digest
 from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import open_client
 from tests.flow.mlflow_server import free_port, mlflow_server
@@ -46,6 +47,7 @@ def _save_run_folder(folder: Path, *, seed: int) -> None:
     config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
     model = build_model(config)
     extra = {"run": "student", "shards": "5ha2d5", "valid_ccc": {"valence": 0.5}}
+    extra |= {"teacher_cache": "cac4e", "teacher_version": "teacher/3", "teacher_weights_sha256": "7eac4e5"}
     save_model(
         folder / "best",
         model.state_dict(),
@@ -138,9 +140,11 @@ def test_a_version_holds_no_pickle_no_path_of_this_machine_and_a_card(registry: 
         "pyfunc_model.py",
         "artifacts/package/MODEL_CARD.md",
         "artifacts/package/digests.json",
+        "artifacts/package/lineage.json",
         "artifacts/package/metrics.json",
         "artifacts/package/model.json",
         "artifacts/package/model.safetensors",
+        "artifacts/package/preprocessing.json",
         "artifacts/package/speech_encoder/config.json",
     }
     for name in names - {"artifacts/package/model.safetensors"}:
@@ -159,6 +163,39 @@ def test_a_version_belongs_to_its_run_and_its_tags_say_what_it_is(registry: Regi
     assert (tags["targets"], tags["scale"], tags["run_name"]) == ("activation,valence,dominance", "1,7", "student")
     assert tags["shard_set_digest"] == "5ha2d5"
     assert tags["weights_sha256"] == tags["sha256.model.safetensors"]
+    assert (tags["teacher_cache_digest"], tags["teacher_version"]) == ("cac4e", "teacher/3")
+    assert (tags["teacher_weights_sha256"], tags["sample_rate_hz"]) == ("7eac4e5", "16000")
+    assert tags["code_sha256"] == code_digest()
+
+
+def test_a_version_tells_where_it_comes_from_and_how_audio_is_prepared(registry: Registry, tmp_path: Path) -> None:
+    folder = resolve_model("models:/emotion/1", tracking_uri=registry.uri, cache=tmp_path)
+    lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
+    assert (lineage["run_id"], lineage["run_name"]) == (registry.run_id, "student")
+    assert (lineage["shard_set_digest"], lineage["teacher_version"]) == ("5ha2d5", "teacher/3")
+    prepared = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
+    assert (prepared["sample_rate_hz"], prepared["normalised_per_utterance"]) == (16_000, {"model.speech": False})
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "- teacher_version: teacher/3" in card
+    assert '{"activation": ..., "valence": ..., "dominance": ...}' in card
+
+
+def test_a_run_names_the_model_that_was_registered_of_it_last(registry: Registry, tmp_path: Path) -> None:
+    tracking = open_tracking(
+        TrackingConfig(uri=registry.uri), run_name="another", output=tmp_path / "run", resume=False
+    )
+    tracking.close("FINISHED")
+    model = f"runs:/{tracking.run_id}"
+    with pytest.raises(RegistryError, match=rf"{model}: no model of this run is in the registry at http://127"):
+        resolve_version(model, tracking_uri=registry.uri)
+    for seed, name in ((5, "of a run"), (6, "of the same run")):
+        _save_run_folder(tmp_path / "run", seed=seed)
+        register(tmp_path / "run", name, tracking_uri=registry.uri)
+    assert resolve_version(model, tracking_uri=registry.uri) == "of the same run/1"
+    pulled = pull_model(model, tracking_uri=registry.uri, cache=tmp_path / "cache")
+    assert pulled.version == "of the same run/1"
+    weights = (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
+    assert (pulled.folder / "model.safetensors").read_bytes() == weights
 
 
 def test_an_alias_is_followed_once_and_given_with_its_version(registry: Registry, tmp_path: Path) -> None:

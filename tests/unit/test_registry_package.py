@@ -113,12 +113,14 @@ def test_the_card_says_what_is_predicted_on_which_scale_from_what() -> None:
         num_parameters=1_234_567,
         run_name="student",
         facts={"corpus": "MSP-Podcast", "train_splits": ["Train"]},
+        preprocessing={"sample_rate_hz": 16_000},
         metrics={"test": {"valence": 0.61234}, "steps": 100},
     )
     assert "Predicts activation, valence of an utterance from speech alone, on the scale 1 to 7" in card
     assert "which of these categories it sounds like: sad, happy." in card
     assert "1,234,567 parameters" in card
     assert '- run: student\n- corpus: MSP-Podcast\n- train_splits: ["Train"]\n' in card
+    assert "- sample_rate_hz: 16000\n" in card
     assert "- test / valence: 0.6123\n- steps: 100\n" in card
     assert "licence" in card
 
@@ -133,9 +135,11 @@ def test_a_card_without_figures_says_how_to_measure_them() -> None:
         num_parameters=1,
         run_name="",
         facts={},
+        preprocessing={},
         metrics=None,
     )
     assert "speech and its transcript" in card
+    assert "over HTTP" not in card, "who reads transcripts is not served"
     assert "- run: unknown" in card
     assert "launch/evaluate.py" in card
 
@@ -143,6 +147,7 @@ def test_a_card_without_figures_says_how_to_measure_them() -> None:
 def test_addresses_of_models_are_read() -> None:
     assert parse_model_name("models:/speech emotion@champion") == ModelName("speech emotion", alias="champion")
     assert parse_model_name("models:/emotion/12") == ModelName("emotion", version="12")
+    assert parse_model_name("runs:/0a1b") == ModelName("", run="0a1b")
     assert parse_model_name("runs/student/best") is None
 
 
@@ -151,6 +156,12 @@ def test_addresses_of_models_are_read() -> None:
 )
 def test_addresses_that_are_neither_alias_nor_version_are_refused(model: str) -> None:
     with pytest.raises(ConfigError, match="must be models:/NAME@ALIAS or models:/NAME/VERSION"):
+        parse_model_name(model)
+
+
+@pytest.mark.parametrize("model", ["runs:/", "runs:/a/b", "runs:/a' OR run_id='b"])
+def test_addresses_that_name_no_single_run_are_refused(model: str) -> None:
+    with pytest.raises(ConfigError, match="must be runs:/RUN_ID, the id alone"):
         parse_model_name(model)
 
 
