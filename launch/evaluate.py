@@ -5,8 +5,9 @@ import argparse
 from ccts_dist.distributed import leave, process_group, rank_facts, together
 from ccts_dist.errors import run_main
 from ccts_dist.evaluation.options import asked_of, build_parser
-from ccts_dist.evaluation.results import make_folder, result_in_words, write_results
+from ccts_dist.evaluation.results import PAGE, beside_of, make_folder, result_in_words, write_results
 from ccts_dist.evaluation.run import run_evaluation
+from ccts_dist.registry.attach import attach
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -21,8 +22,10 @@ def main(argv: list[str] | None = None) -> int:
         together(lambda: make_folder(asked.out) if ranks.is_first else None)
         result = run_evaluation(asked, ranks)
     if ranks.is_first:
-        write_results(asked.out, result)
+        write_results(asked.out, result, beside_of(asked, result))
         print(result_in_words(result))
+        if asked.track:
+            attach(asked.out / PAGE, result.models[0].pulled, tracking_uri=asked.uri)
     return 0
 
 

@@ -13,8 +13,8 @@ EPILOG = """examples:
   deepspeed --num_gpus 2 launch/evaluate.py --model models:/emotion@candidate --model models:/emotion@champion \\
       --shards data/msp --split Test1 --split Test2 --out scores
   python launch/evaluate.py --model M --shards S --split Test1 --out scores --snr 0 10 20 --noises babble noise/street
-files in DIR: metrics.json, and predictions-SPLIT.parquet, a row for each utterance (predictions-SPLIT.2.parquet of
-the second model)
+files in DIR: report.html, a page that stands by itself; metrics.json; and predictions-SPLIT.parquet, a row for each
+utterance (predictions-SPLIT.2.parquet of the second model)
 exit codes: 0 done, 1 damaged shards or a failing registry, 2 a mistake in what was asked for"""
 
 
@@ -36,6 +36,17 @@ class Asked:
 
     snr_db: tuple[float, ...] = ()
     noises: tuple[str, ...] = GENERATED
+    run: str = ""
+    """Whose training curves the page shows; "" for none."""
+
+    transcripts: bool = False
+    """Whether the page has the words of the worst utterances."""
+
+    players: bool = False
+    """Whether it has their sound."""
+
+    track: bool = False
+    """Whether the page goes to the model's run at the MLflow server."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--snr", type=float, nargs="+", default=[], metavar="DB", help="also in noise, at these ratios to the speech")
     add("--noises", nargs="+", default=list(GENERATED), metavar="NOISE",
         help="with --snr: white, pink, babble (all three), or folders of audio")  # fmt: skip
+    add("--run", default="", metavar="RUN", help="also the training curves of this run folder, or runs:/ID")
+    add("--transcripts", action="store_true", help="put the words of the worst utterances into the page; they may be "
+        "licensed")  # fmt: skip
+    add("--players", action="store_true", help="put their sound into the page; it may be licensed")
+    add("--track", action="store_true", help="also put the page into the first model's run at the MLflow server")
     add("--micro", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
@@ -86,4 +102,8 @@ def asked_of(args: argparse.Namespace) -> Asked:
         teacher=args.teacher,
         snr_db=tuple(dict.fromkeys(args.snr)),
         noises=tuple(dict.fromkeys(args.noises)),
+        run=args.run,
+        transcripts=args.transcripts,
+        players=args.players,
+        track=args.track,
     )

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.evaluation.extracts import with_contents, worst_utterances
+from ccts_dist.evaluation.options import Asked
+from ccts_dist.evaluation.page import Beside, make_page
 from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
+from ccts_dist.report.recorded import read_run_of, read_validations
 from ccts_dist.report.score_tables import scores_to_text
 from ccts_dist.report.table import format_table
 from ccts_dist.scores import Difference, Interval, few_speakers, write_table
+from ccts_dist.shards.read import open_shard_set
 from ccts_dist.train.evaluate import scores_to_tree
 
-METRICS = "metrics.json"
+METRICS, PAGE = "metrics.json", "report.html"
 
 
 def predictions_name(split: str, number: int) -> str:
@@ -34,8 +39,30 @@ def make_folder(out: Path) -> None:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}). Name another folder with --out.") from error
 
 
-def write_results(out: Path, result: Result) -> None:
-    """Write ``metrics.json``, and a table of predictions for each model and split.
+def beside_of(asked: Asked, result: Result) -> Beside:
+    """What the page has beside the figures.
+
+    Raises:
+        ConfigError: no such run, or none that has taken a step.
+        ShardError: words or sound of an utterance are damaged.
+    """
+    worst = {one.split: worst_utterances(one.table) for one in result.models[0].splits}
+    if asked.transcripts or asked.players:
+        shard_set = open_shard_set(asked.shards)
+        worst = {
+            one.split: with_contents(
+                worst[one.split], one.table, shard_set, one.split, transcripts=asked.transcripts, sound=asked.players
+            )
+            for one in result.models[0].splits
+        }
+    if not asked.run:
+        return Beside(worst=worst)
+    run = read_run_of(asked.run, tracking_uri=asked.uri)
+    return Beside(worst=worst, run=asked.run, steps=run.steps, validations=read_validations(asked.run))
+
+
+def write_results(out: Path, result: Result, beside: Beside) -> None:
+    """Write ``report.html``, ``metrics.json``, and a table of predictions for each model and split.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -47,6 +74,7 @@ def write_results(out: Path, result: Result) -> None:
     tree = {**first, "shards": result.shards_digest, **({"others": others} if others else {})}
     try:
         (out / METRICS).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        (out / PAGE).write_text(make_page(result, beside), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}). Name another folder with --out.") from error
 

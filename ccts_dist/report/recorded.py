@@ -11,7 +11,7 @@ from typing import Any
 from ccts_dist.errors import ConfigError
 from ccts_dist.tracking.read_back import SCHEME, read_back
 
-HISTORY, SETTINGS, SUMMARY = "history.jsonl", "run.toml", "summary.json"
+HISTORY, VALIDATIONS, SETTINGS, SUMMARY = "history.jsonl", "validations.jsonl", "run.toml", "summary.json"
 OF_A_STEP, OF_THE_TEST = "train/", "test/ccc_"
 """How the names of a step's figures begin, and those of the final scores, where a server keeps them."""
 
@@ -93,6 +93,18 @@ def read_recorded(folder: Path) -> RecordedRun:
         scores={key: as_figure(value) for key, value in flat(_parse(folder / SUMMARY, json.loads)).items()},
         notes=notes,
     )
+
+
+def read_validations(place: str) -> dict[int, dict[str, Any]]:
+    """What was written of each validation of the run in a run folder, by its step; empty where there is none.
+
+    A run at a tracking server (``runs:/ID``) has none either: ``read_tracked`` gives what its steps have.
+
+    Raises:
+        ConfigError: a file that is not what training writes there.
+    """
+    path = Path(place) / VALIDATIONS
+    return parse_history(_read(path), str(path))[0] if path.is_file() else {}
 
 
 def parse_history(text: str, source: str) -> tuple[dict[int, dict[str, Any]], tuple[str, ...]]:

@@ -17,7 +17,7 @@ from ccts_dist.metrics import row_sums
 from ccts_dist.scores.speakers import clusters_of, sums_by_speaker
 
 _FACTS = b"ccts_dist.predictions"
-"""In the file's metadata: targets, and whether there is a teacher."""
+"""In the file's metadata: targets, and what the teacher's gate lets pass, null without a teacher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,6 +32,9 @@ class TeacherColumns:
 
     kept: Bool[np.ndarray, " rows"]
     """Whether the gate lets the utterance pass."""
+
+    widest: tuple[float, ...]
+    """Residual of each target that the gate lets pass at most; NaN where there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,7 +99,8 @@ class UtteranceTable:
         if self.teacher is not None:
             columns = (self.teacher.prediction, self.teacher.residual, self.teacher.kept)
             prediction, residual, kept = (column[numbers] for column in columns)
-            teacher = TeacherColumns(prediction=prediction, residual=residual, kept=kept)
+            widest = self.teacher.widest
+            teacher = TeacherColumns(prediction=prediction, residual=residual, kept=kept, widest=widest)
         return replace(
             self,
             keys=some(self.keys),
@@ -171,7 +175,8 @@ def write_table(path: Path, table: UtteranceTable) -> None:
     if table.predicted_categories:
         columns["category"] = pa.array(table.categories, pa.string())
         columns["prediction.category"] = pa.array(table.predicted_categories, pa.string())
-    facts = json.dumps({"targets": table.targets}).encode()
+    widest = None if table.teacher is None else table.teacher.widest
+    facts = json.dumps({"targets": table.targets, "widest": widest}).encode()
     try:
         pq.write_table(pa.table(columns).replace_schema_metadata({_FACTS: facts}), path)
     except OSError as error:
@@ -186,7 +191,8 @@ def read_table(path: Path) -> UtteranceTable:
     """
     try:
         table = pq.read_table(path, use_threads=False)
-        targets = tuple(json.loads((table.schema.metadata or {})[_FACTS])["targets"])
+        facts = json.loads((table.schema.metadata or {})[_FACTS])
+        targets, widest = tuple(facts["targets"]), facts["widest"]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise ConfigError(
             f"{path}: no table of predictions ({type(error).__name__}). Give one that launch/evaluate.py wrote."
@@ -202,9 +208,12 @@ def read_table(path: Path) -> UtteranceTable:
         return np.stack([numbers(f"{kind}.{target}").astype(np.float64) for target in targets], axis=1)
 
     teacher = None
-    if "kept" in table.column_names:
+    if widest is not None:
         teacher = TeacherColumns(
-            prediction=by_target("teacher"), residual=by_target("residual"), kept=numbers("kept").astype(bool)
+            prediction=by_target("teacher"),
+            residual=by_target("residual"),
+            kept=numbers("kept").astype(bool),
+            widest=tuple(widest),
         )
     return UtteranceTable(
         targets=targets,

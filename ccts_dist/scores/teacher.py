@@ -1,6 +1,7 @@
 """What a cached teacher says of the utterances of a table, and which of them its condition would let pass."""
 
 from dataclasses import replace
+from math import nan
 
 import numpy as np
 import torch
@@ -38,11 +39,15 @@ def with_teacher(
     for target in shared:
         labels[:, cache.targets.index(target)] = torch.from_numpy(table.labels[:, table.targets.index(target)])
     off = residuals(cache.condition, torch.from_numpy(said), labels)
+    widest = [nan] * len(table.targets)
     for target in shared:
         here, there = table.targets.index(target), cache.targets.index(target)
         prediction[:, here], residual[:, here] = said[:, there], off[:, there].numpy()
+        widest[here] = threshold * cache.condition.deviation[there]
     kept = gate_any_dimension(off, cache.condition.deviation, threshold).numpy()
-    return replace(table, teacher=TeacherColumns(prediction=prediction, residual=residual, kept=kept))
+    return replace(
+        table, teacher=TeacherColumns(prediction=prediction, residual=residual, kept=kept, widest=tuple(widest))
+    )
 
 
 def _read(table: UtteranceTable, cache: TeacherCache, shard_set: ShardSet, split: str) -> np.ndarray:

@@ -10,7 +10,10 @@ OPTIONS = {
     "launch/train.py": "--check --config --gpu-memory --ranks --resume --set",
     "launch/cache_teacher.py": "--batch-seconds --fit-splits --out --shards --splits --teacher --timeout-s",
     "launch/compare.py": "--key --picture --tolerance --uri",
-    "launch/evaluate.py": "--bins --micro --model --noises --out --shards --snr --split --teacher --uri",
+    "launch/evaluate.py": (
+        "--bins --micro --model --noises --out --players --run --shards --snr --split --teacher --track --transcripts "
+        "--uri"
+    ),
     "launch/register.py": "--alias --checkpoint --force --margin --name --promote --shards --split --target --uri",
     "launch/predict.py": "--format --model --uri",
     "launch/probe.py": "--micro --model --normalise --out --pooling --shards --targets --test --train --valid",

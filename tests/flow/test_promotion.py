@@ -15,6 +15,7 @@ from ccts_dist.registry import promote as promoting
 from ccts_dist.registry.promote import Contest, Outcome, promote
 from ccts_dist.shards.build.write import build_shard_set
 from ccts_dist.tracking.mlflow_client import open_client
+from launch import evaluate as evaluate_command
 from launch import register as command
 from tests.small_teacher import save_small_teacher
 
@@ -198,6 +199,20 @@ def test_model_that_was_altered_takes_part_in_no_comparison(arena: Arena, uri: s
     with pytest.raises(RegistryError, match=r"model\.safetensors: its SHA-256 is"):
         run(contest(arena, name), uri, tmp_path)
     assert champion_of(name, uri) == "1"
+
+
+def test_page_of_an_evaluation_goes_into_the_run_of_the_model(arena: Arena, uri: str, tmp_path: Path):
+    register(arena.good, "tracked", tracking_uri=uri)
+    args = ["--shards", arena.shards, "--split", "Test1", "--out", str(tmp_path), "--uri", uri, "--track"]
+    assert evaluate_command.main(["--model", "models:/tracked@candidate", *args]) == 0
+    client = open_client(uri)
+    run_id = client.get_model_version("tracked", "1").run_id
+    assert run_id is not None
+    stored = client.download_artifacts(run_id, "evaluation/report.html", str(tmp_path))
+    assert Path(stored).read_bytes() == (tmp_path / "report.html").read_bytes()
+    assert "Evaluation of tracked/1" in Path(stored).read_text()
+    with pytest.raises(ConfigError, match=r"good: the run it comes from was not tracked.*Leave --track out"):
+        evaluate_command.main(["--model", str(arena.good), *args])
 
 
 @pytest.mark.parametrize(

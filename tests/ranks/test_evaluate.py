@@ -1,6 +1,8 @@
 """The command that evaluates models, as it is started: the same answer on one rank and on two."""
 
+import base64
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from ccts_dist.errors import ConfigError
 from ccts_dist.evaluation.options import asked_of
 from ccts_dist.scores import read_table
+from ccts_dist.shards import open_shard_set
 from launch import evaluate as command
 from tests.launching import launch_well
 from tests.small_runs import make_cache
@@ -36,7 +39,7 @@ def outs(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> l
         *("--model", str(places["student"]), "--model", str(places["teacher"]), "--shards", str(places["shards"])),
         *("--split", "Test1", "--teacher", str(places["cache"]), "--snr", "0", "20", "--noises", "white", "babble"),
     ]
-    assert command.main([*args, "--out", str(outs[0])]) == 0
+    assert command.main([*args, "--out", str(outs[0]), "--transcripts", "--players"]) == 0
     launch_well(2, "launch/evaluate.py", *args, "--out", str(outs[1]), "--micro", "3")
     return outs
 
@@ -82,6 +85,36 @@ def test_every_noise_and_ratio_is_scored_and_little_noise_changes_less(outs: lis
     assert heard.keys() == {("white", 0), ("white", 20), ("babble", 0), ("babble", 20)}
     clean = split["ccc"]["activation"]
     assert abs(heard["white", 20] - clean) < abs(heard["white", 0] - clean)
+
+
+def test_page_has_words_and_sound_only_where_they_were_asked_for(outs: list[Path], places: dict[str, Path]):
+    asked, plain = ((out / "report.html").read_text() for out in outs)
+    assert asked.count("<audio ") == 20
+    assert plain.count("<audio ") == 0
+    said = next(iter(set(re.findall(r"(?:\b(?:good|bad|loud|soft|rain|sun|never) ){3}", asked))), "")
+    assert said
+    assert said not in plain
+    shard_set = open_shard_set(places["shards"])
+    (shard, *_) = shard_set.shards_of(("Test1",))
+    rows = shard_set.rows(shard.name)
+    sound = [base64.b64encode(shard_set.member(rows, row, "flac")).decode() for row in range(len(rows))]
+    assert any(one in asked for one in sound)
+    for page in (asked, plain):
+        assert page.count("<svg ") == 3 + 1 + 3 + 3, "predictions, the gap, residuals, noise"
+
+
+def test_page_draws_the_curves_of_a_run(places: dict[str, Path], tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [{"step": step, "train/loss": 1 / step, "train/loss_ccc": None} for step in range(1, 1001)]
+    (run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "validations.jsonl").write_text('{"step": 500, "valid/loss": 0.5, "valid/ccc_valence": 0.25}\n')
+    args = ["--model", str(places["student"]), "--shards", str(places["shards"]), "--split", "Test1"]
+    assert command.main([*args, "--out", str(tmp_path / "out"), "--run", str(run)]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    # Means of three neighbours: (1 + 1/2 + 1/3) / 3 at first.
+    assert "training loss by step of training: loss from 0.611 to 0.001." in page
+    assert "CCC on validation by step of training: valence from 0.250 to 0.250." in page
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,9 @@ def test_gap_to_a_teacher_is_told_of_what_it_predicts():
     table = make_table(noise=0.3)
     prediction = np.nan_to_num(table.labels, nan=0.5)
     prediction[:, 1] = np.nan
-    teacher = TeacherColumns(prediction=prediction, residual=prediction - table.labels, kept=np.ones(len(table), bool))
+    teacher = TeacherColumns(
+        prediction=prediction, residual=prediction - table.labels, kept=np.ones(len(table), bool), widest=(1.0,) * 3
+    )
     gaps = teacher_gap(replace(table, teacher=teacher))
     assert [one.target for one in gaps] == ["activation", "dominance", MEAN]
     assert gaps[0].first == pytest.approx(1)
@@ -106,7 +108,7 @@ def test_gap_to_a_teacher_is_told_of_what_it_predicts():
 
 
 def test_few_speakers_are_warned_of():
-    assert few_speakers(149).startswith("149 speakers, fewer than 150: 95 % intervals are narrower")
+    assert few_speakers(149).startswith("149 speakers, fewer than 150: 95 % intervals may be too narrow")
     assert few_speakers(150) == ""
 
 

@@ -20,6 +20,7 @@ def same(one: UtteranceTable, other: UtteranceTable) -> None:
     for field in fields(UtteranceTable):
         mine, theirs = getattr(one, field.name), getattr(other, field.name)
         if isinstance(mine, TeacherColumns):
+            assert mine.widest == theirs.widest
             for name in ("prediction", "residual", "kept"):
                 np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name), err_msg=name)
         elif isinstance(mine, np.ndarray):
@@ -32,7 +33,10 @@ def same(one: UtteranceTable, other: UtteranceTable) -> None:
 def whole_table() -> UtteranceTable:
     table = make_table()
     teacher = TeacherColumns(
-        prediction=table.predictions + 0.1, residual=table.predictions - table.labels, kept=table.duration_s > 3
+        prediction=table.predictions + 0.1,
+        residual=table.predictions - table.labels,
+        kept=table.duration_s > 3,
+        widest=(0.25, 0.5, 0.125),
     )
     count = len(table)
     return replace(

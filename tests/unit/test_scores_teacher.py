@@ -45,6 +45,7 @@ def test_residual_and_gate_are_those_of_the_condition_in_the_tables_own_order(sh
         assert teacher.residual[row] == pytest.approx(expected, nan_ok=True)
         within = [abs(expected[0]) <= 8 * CONDITION.deviation[1], abs(expected[2]) <= 8 * CONDITION.deviation[0]]
         assert teacher.kept[row] == all(np.isnan(r) or ok for r, ok in zip(expected[::2], within, strict=True))
+    assert teacher.widest == pytest.approx((1.6, np.nan, 0.8), nan_ok=True)
     assert 0 < teacher.kept.sum() < len(table), "else the gate is not seen"
 
 

@@ -1,0 +1,150 @@
+"""The page of an evaluation in a real browser: wide and narrow, light and dark."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from ccts_dist.evaluation.page import make_page
+from tests.pages import HOSTILE, LONG_KEY, whole_beside, whole_result
+
+WIDTHS = {"wide": 1280, "narrow": 360}
+
+OVERFLOWING = """
+() => {
+  const width = document.documentElement.clientWidth, found = [];
+  if (document.documentElement.scrollWidth > width) found.push(`page ${document.documentElement.scrollWidth}`);
+  for (const element of document.body.querySelectorAll("*")) {
+    if (element.closest("svg") && element.tagName !== "svg") continue;
+    const box = element.getBoundingClientRect(), scrolls = element.closest(".wide");
+    const right = scrolls && scrolls !== element
+      ? scrolls.getBoundingClientRect().left - scrolls.scrollLeft + scrolls.scrollWidth : width;
+    if (box.left < -0.5 || box.right > right + 0.5) found.push(`${element.tagName} ${element.className} ${box.right}`);
+    const cut = element.scrollWidth > element.clientWidth + 1 && getComputedStyle(element).display !== "inline";
+    if (cut && element !== scrolls && element.tagName !== "svg")
+      found.push(`${element.tagName} ${element.className} holds ${element.scrollWidth} in ${element.clientWidth}`);
+  }
+  return found;
+}
+"""
+"""What sticks out of the page, or out of a table that may be scrolled; what is wider than its own box."""
+
+CONTRAST = """
+() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map((part) => {
+      const share = part / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = light(getComputedStyle(document.body).backgroundColor);
+  const found = [];
+  for (const element of document.querySelectorAll("p, h1, h2, h3, th, td, small, caption, figcaption, svg")) {
+    const ink = light(getComputedStyle(element).color);
+    found.push((Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05));
+  }
+  return [ground, Math.min(...found)];
+}
+"""
+"""Luminance of the ground, and the lowest contrast of any words with it (WCAG 2)."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+    assert program, "no Chromium: apt-get install chromium-headless-shell"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    result = whole_result()
+    (folder / "report.html").write_text(make_page(result, whole_beside(result, folder)), encoding="utf-8")
+    return folder / "report.html"
+
+
+@pytest.fixture(params=[(size, scheme) for size in WIDTHS for scheme in ("light", "dark")], ids="-".join)
+def shown(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Iterator[tuple[Page, list[str]]]:
+    """The page as it is shown, and whatever the browser has said or asked for."""
+    size, scheme = request.param
+    context = browser.new_context(viewport={"width": WIDTHS[size], "height": 800}, color_scheme=scheme)
+    page, said = context.new_page(), []
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"error: {error}"))
+    page.on("request", lambda asked: said.append(f"asked for {asked.url[:80]}"))
+    page.goto(report.as_uri(), wait_until="load")
+    yield page, said
+    context.close()
+
+
+def test_nothing_overflows_nothing_is_said_and_nothing_is_asked_for(shown: tuple[Page, list[str]], report: Path):
+    page, said = shown
+    assert page.evaluate(OVERFLOWING) == []
+    kept = [words for words in said if words != f"asked for {report.as_uri()[:80]}" and "asked for data:" not in words]
+    assert kept == []
+
+
+def test_element_that_sticks_out_would_be_found(browser: Browser, report: Path):
+    page = browser.new_page(viewport={"width": WIDTHS["narrow"], "height": 800})
+    page.goto(report.as_uri())
+    for hurt in ("document.querySelector('figure').style.width = '500px'",
+                 "document.querySelector('figcaption').style.cssText = 'width: 9px; white-space: nowrap'"):  # fmt: skip
+        assert page.evaluate(OVERFLOWING) == []
+        page.evaluate(hurt)
+        assert page.evaluate(OVERFLOWING) != []
+        page.reload()
+    page.close()
+
+
+def test_words_can_be_read_on_their_ground(shown: tuple[Page, list[str]], request: pytest.FixtureRequest):
+    page, _ = shown
+    ground, contrast = page.evaluate(CONTRAST)
+    dark = "dark" in request.node.name
+    assert ground < 0.1 if dark else ground > 0.9
+    assert contrast >= 4.5
+
+
+def test_every_picture_has_words_and_fits_its_place(shown: tuple[Page, list[str]]):
+    page, _ = shown
+    pictures = page.locator("svg, img, audio, video, canvas")
+    found = pictures.evaluate_all("all => all.map(one => [one.tagName, one.getAttribute('aria-label') || one.alt])")
+    # 3 predictions, the gap, 3 residuals, 3 noises, 3 curves; a player for each of five utterances.
+    assert [kind for kind, _ in found].count("svg") == 13
+    assert [kind for kind, _ in found].count("AUDIO") == 5
+    words = [alternative for _, alternative in found]
+    assert all(len(one) > 20 for one in words)
+    assert len(set(words)) == len(words)
+    boxes = page.locator("svg[role=img]").evaluate_all("all => all.map(one => one.getBoundingClientRect().width)")
+    assert min(boxes) > 200
+
+
+def test_tables_that_are_cut_can_be_scrolled_by_keys(shown: tuple[Page, list[str]]):
+    page, _ = shown
+    for region in page.locator(".wide").all():
+        assert region.get_attribute("tabindex") == "0"
+        assert region.evaluate("one => getComputedStyle(one).overflowX") == "auto"
+
+
+def test_keys_and_words_of_a_corpus_are_shown_and_never_run(shown: tuple[Page, list[str]]):
+    page, _ = shown
+    assert page.title() == "Evaluation of emotion/4"
+    assert page.locator("script, img").count() == 0
+    cells = page.locator("td").all_inner_texts()
+    assert any(HOSTILE in cell for cell in cells)
+    assert any(LONG_KEY in cell for cell in cells)
+
+
+def test_ids_of_pictures_do_not_meet(browser: Browser, report: Path):
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    ids = page.locator("[id]").evaluate_all("all => all.map(one => one.id)")
+    assert len(ids) > 100
+    assert len(set(ids)) == len(ids)
+    page.close()
