@@ -55,7 +55,7 @@ check: setup  ## formatting, lint, types, layers
 
 lock:  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
-	  --extra demo --extra s3 --extra dev --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	  --extra demo --extra s3 --extra onnx --extra dev --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) demo

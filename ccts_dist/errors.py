@@ -66,6 +66,10 @@ class RegistryError(CctsError):
     """A registered model that cannot be found or is not what its tags say."""
 
 
+class ExportError(CctsError):
+    """An exported model that does not say what the model itself says."""
+
+
 class RequestError(CctsError):
     """A request to a served model that asks for what it does not give: the fault of whoever sent it."""
 

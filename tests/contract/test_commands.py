@@ -14,6 +14,7 @@ OPTIONS = {
         "--bins --micro --model --noises --out --players --run --shards --snr --split --teacher --track --transcripts "
         "--uri"
     ),
+    "launch/export.py": "--format --model --out --uri",
     "launch/register.py": "--alias --checkpoint --force --margin --name --promote --shards --split --target --uri",
     "launch/predict.py": "--format --model --uri",
     "launch/probe.py": "--micro --model --normalise --out --pooling --shards --targets --test --train --valid",
