@@ -17,6 +17,9 @@ files in DIR: report.html, a page that stands by itself; metrics.json; and predi
 utterance (predictions-SPLIT.2.parquet of the second model)
 exit codes: 0 done, 1 damaged shards or a failing registry, 2 a mistake in what was asked for"""
 
+MERGED = "merged"
+"""In the place of a teacher's cache: the shards carry it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
@@ -32,7 +35,7 @@ class Asked:
     bins: tuple[float, ...] = ()
     micro: int = 16
     teacher: str = ""
-    """Cache of a teacher; "" for none."""
+    """Cache of a teacher, or ``MERGED``; "" for none."""
 
     snr_db: tuple[float, ...] = ()
     noises: tuple[str, ...] = GENERATED
@@ -66,7 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="DIR", help="where everything is written")
     add("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
     add("--bins", type=float, nargs="+", default=[], metavar="EDGE", help="also recall: --bins 2 4")
-    add("--teacher", default="", metavar="CACHE", help="also how far the model is from this cache's teacher")
+    add(
+        "--teacher",
+        default="",
+        metavar="CACHE",
+        help='also how far the model is from this cache\'s teacher; "merged": the shards carry it',
+    )
     add("--snr", type=float, nargs="+", default=[], metavar="DB", help="also in noise, at these ratios to the speech")
     add("--noises", nargs="+", default=list(GENERATED), metavar="NOISE",
         help="with --snr: white, pink, babble (all three), or folders of audio")  # fmt: skip

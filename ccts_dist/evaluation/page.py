@@ -13,6 +13,7 @@ from ccts_dist.evaluation.pictures import (
     draw_residuals,
 )
 from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
+from ccts_dist.evaluation.scale import on_scale
 from ccts_dist.report.html import Cell, Markup, heading, page, paragraph, pictures, player, table, with_small
 from ccts_dist.report.recorded import as_figure
 from ccts_dist.scores import MEAN, Difference, Interval, concordances, few_speakers
@@ -141,10 +142,9 @@ def _of_utterances(split: SplitResult, worst: Sequence[Extract], scale: tuple[fl
     if not worst:
         return
     rows = split.table
-    low, high = scale
 
-    def rating(value: float) -> str:
-        return f"{low + (high - low) * value:.2f}"
+    def rating(target: str, value: float) -> str:
+        return f"{on_scale(target, float(value), scale):.2f}"
 
     lines: list[tuple[Cell, ...]] = []
     for one in worst:
@@ -152,8 +152,10 @@ def _of_utterances(split: SplitResult, worst: Sequence[Extract], scale: tuple[fl
         if one.flac:
             who = Markup(who.text + player(one.flac, f"Recording {rows.keys[one.row]}").text)
         figures = [
-            with_small(rating(prediction), f"label {rating(label)}" if label == label else "no label")
-            for prediction, label in zip(rows.predictions[one.row], rows.labels[one.row], strict=True)
+            with_small(rating(target, prediction), f"label {rating(target, label)}" if label == label else "no label")
+            for target, prediction, label in zip(
+                rows.targets, rows.predictions[one.row], rows.labels[one.row], strict=True
+            )
         ]
         lines.append(
             (who, f"{one.error:.3f}", *figures, *([one.transcript] if any(e.transcript for e in worst) else []))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ccts_dist.evaluation.run import SplitResult
+from ccts_dist.evaluation.scale import ends_of, on_scale
 from ccts_dist.report.svg import COLOURS, drawing, to_svg
 from ccts_dist.scores import Interval, TargetFigures, UtteranceTable
 
@@ -19,14 +20,16 @@ def draw_predictions(
     name: str, split: str, table: UtteranceTable, figures: TargetFigures, scale: tuple[float, float]
 ) -> Picture:
     """Predictions against labels of one target, on the scale of the ratings, with the line where they are equal."""
-    low, high = scale
+    low, high = ends_of(figures.target, scale)
     place = table.targets.index(figures.target)
-    labels, predictions = (low + (high - low) * values[:, place] for values in (table.labels, table.predictions))
+    labels, predictions = (
+        on_scale(figures.target, values[:, place], scale) for values in (table.labels, table.predictions)
+    )
     with drawing(name) as figure:
         axes = figure.subplots()
         # As an image within the picture: ten thousand marks would be a megabyte of text.
         axes.plot(
-            labels, predictions, ".", markersize=4, alpha=min(0.7, 60 / len(table) ** 0.5 / 2), rasterized=True,
+            labels, predictions, "o", markersize=3, alpha=min(0.7, 60 / len(table) ** 0.5 / 2), rasterized=True,
             markeredgewidth=0,
         )  # fmt: skip
         axes.axline((low, low), (high, high), color=COLOURS[1], linewidth=1)
@@ -106,6 +109,7 @@ def draw_noise(name: str, split: SplitResult, target: str) -> Picture:
             ratios, found = zip(*own, strict=True)
             _bars(axes, ratios, [one.value for one in found], found, _short(noise), vertical=True, line="-")
             words.append(f"{_short(noise)} {', '.join(f'{one.value:.3f} at {ratio:g} dB' for ratio, one in own)}")
+        axes.set_xticks(sorted({one.snr_db for one in split.in_noise}))
         axes.set_xlabel("signal-to-noise ratio, dB")
         axes.set_ylabel("CCC, 95 %")
         axes.legend(fontsize="small")

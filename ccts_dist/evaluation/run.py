@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ccts_dist.distributed import Ranks, together
-from ccts_dist.evaluation.options import Asked
+from ccts_dist.evaluation.options import MERGED, Asked
 from ccts_dist.progress import Progress
 from ccts_dist.registry.evaluate import Evaluation, Evaluator
 from ccts_dist.registry.pull import PulledModel, pull_model_on_ranks
@@ -22,8 +22,8 @@ from ccts_dist.scores import (
     teacher_gap,
     with_teacher,
 )
-from ccts_dist.shards.read import open_shard_set
-from ccts_dist.shards.teacher_cache import open_teacher_cache
+from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
 from ccts_dist.train.evaluate import Scores
 
 
@@ -128,7 +128,7 @@ def _predict(asked: Asked, evaluator: Evaluator, ranks: Ranks, name: str) -> _Pr
 def _splits(
     asked: Asked, evaluator: Evaluator, predicted: _Predicted, first: ModelResult | None
 ) -> tuple[SplitResult, ...]:
-    cache = open_teacher_cache(asked.teacher, evaluator.shard_set) if asked.teacher else None
+    cache = _teacher(asked.teacher, evaluator.shard_set) if asked.teacher else None
     results = []
     for number, split in enumerate(asked.splits):
         table = predicted.clean[number].table
@@ -151,3 +151,7 @@ def _splits(
             )
         )
     return tuple(results)
+
+
+def _teacher(place: str, shard_set: ShardSet) -> TeacherCache:
+    return open_merged_teacher(shard_set) if place == MERGED else open_teacher_cache(place, shard_set)

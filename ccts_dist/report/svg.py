@@ -13,6 +13,9 @@ _INK = "#010203"
 COLOURS = ("#3b82c4", "#d9772b", "#3f9b5f", "#b05fc0", "#b8922e", "#5f7fa8")
 """Seen on white and on black."""
 
+_DPI = 160
+"""Of what is an image within a picture: as fine as a phone shows it."""
+
 
 @contextmanager
 def drawing(name: str, *, width: float = 4.2, height: float = 3.4) -> Iterator[Any]:
@@ -57,7 +60,7 @@ def to_svg(figure: Any, name: str, alternative: str) -> str:
         alternative: what the picture shows, in words.
     """
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    figure.savefig(file, format="svg", dpi=_DPI, metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
     text = file.getvalue()
     text = text[text.index("<svg") :].rstrip()
     # Ids are shared by the whole page.

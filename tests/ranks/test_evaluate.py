@@ -11,7 +11,8 @@ import pytest
 from ccts_dist.errors import ConfigError
 from ccts_dist.evaluation.options import asked_of
 from ccts_dist.scores import read_table
-from ccts_dist.shards import open_shard_set
+from ccts_dist.shards import open_shard_set, open_teacher_cache
+from ccts_dist.shards.merge import merge_shards
 from launch import evaluate as command
 from tests.launching import launch_well
 from tests.small_runs import make_cache
@@ -101,6 +102,18 @@ def test_page_has_words_and_sound_only_where_they_were_asked_for(outs: list[Path
     assert any(one in asked for one in sound)
     for page in (asked, plain):
         assert page.count("<svg ") == 3 + 1 + 3 + 3, "predictions, the gap, residuals, noise"
+
+
+def test_shards_that_carry_a_teacher_need_no_cache(outs: list[Path], places: dict[str, Path], tmp_path: Path):
+    shard_set = open_shard_set(places["shards"])
+    merge_shards(shard_set, open_teacher_cache(places["cache"], shard_set), tmp_path / "merged")
+    args = ["--model", str(places["student"]), "--shards", str(tmp_path / "merged"), "--split", "Test1"]
+    assert command.main([*args, "--out", str(tmp_path / "out"), "--teacher", "merged"]) == 0
+    mine, theirs = (read_table(out / "predictions-Test1.parquet").teacher for out in (tmp_path / "out", outs[0]))
+    assert mine is not None
+    assert theirs is not None
+    np.testing.assert_array_equal(mine.residual, theirs.residual)
+    np.testing.assert_array_equal(mine.kept, theirs.kept)
 
 
 def test_page_draws_the_curves_of_a_run(places: dict[str, Path], tmp_path: Path):
