@@ -74,6 +74,10 @@ class RequestError(CctsError):
     """A request to a served model that asks for what it does not give: the fault of whoever sent it."""
 
 
+class TrackingError(CctsError):
+    """A tracking server that does not take what waits for it."""
+
+
 class TrainingError(CctsError):
     """Training that cannot go on: the loss is not finite step after step."""
 

@@ -250,6 +250,9 @@ class TrackingConfig:
     experiment: str = "ccts"
     """MLflow's experiment that the run belongs to."""
 
+    parent: str = ""
+    """Name of the run that this one is listed under, made in the experiment if it is not there; "" for none."""
+
     register: str = ""
     """Name under which the best model is registered after training, with alias "candidate"; "" does not register."""
 

@@ -29,6 +29,9 @@ class NoTracking:
     def artifact(self, path: Path, folder: str = "") -> None:
         """Does nothing."""
 
+    def text(self, text: str, name: str) -> None:
+        """Does nothing."""
+
     def inputs(
         self,
         *,

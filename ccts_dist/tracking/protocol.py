@@ -12,7 +12,9 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 @runtime_checkable
 class Tracking(Protocol):
-    """Where rank 0 reports a run. No call waits for a server, and none raises because a server is away.
+    """Where rank 0 reports a run. No call waits for a server, and none raises because a server or a disk fails.
+
+    What a call was given is on disk when it returns, so that no SIGKILL loses it.
 
     Metrics are kept once per (key, step): the steps of one key must rise, and an event at or below the last step of
     its key is dropped. So a resumed run may simply report again what it repeats.
@@ -37,6 +39,10 @@ class Tracking(Protocol):
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """A file to keep with the run, under ``folder``. It is read later: leave it in place until ``close``."""
+        ...
+
+    def text(self, text: str, name: str) -> None:
+        """A small file by its content; ``name`` may be within folders."""
         ...
 
     def inputs(

@@ -56,3 +56,9 @@ def write_run_file(output: Path, run: TrackedRun) -> None:
     output.mkdir(parents=True, exist_ok=True)
     stored = asdict(run) | {"tracking_uri": without_password(run.tracking_uri)}
     write_whole(output / NAME, (json.dumps(stored, indent=2) + "\n").encode())
+
+
+def forget_run_file(output: Path) -> TrackedRun:
+    """Make a run folder forget an earlier run, so that nobody takes it for the new one; gives the empty one."""
+    (output / NAME).unlink(missing_ok=True)
+    return TrackedRun()

@@ -22,6 +22,7 @@ OPTIONS = {
         "--collect --corpus --folds --jobs --out --rows --seeds --set --shards --starter --table --transcripts "
         "--utterances --wrong"
     ),
+    "launch/sync.py": "--uri",
     "shards/build.py": "",  # its sub-commands have the options
     "shards/check.py": "--fast --teacher --threads",
     "shards/info.py": "--json --picture",

@@ -3,18 +3,21 @@
 import json
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ccts_dist.config import TrackingConfig
-from ccts_dist.errors import ConfigError
+from ccts_dist.errors import ConfigError, TrackingError
 from ccts_dist.records import Condition
 from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.mlflow_run import MlflowRun
 from ccts_dist.tracking.run_file import read_run_file
+from ccts_dist.tracking.spooled_run import begin_run, spooled_runs
+from ccts_dist.tracking.sync import Synced, sync
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,7 @@ def test_a_resumed_run_goes_on_and_holds_no_step_twice(store: Store) -> None:
     first.close("KILLED")
     second = store.open(resume=True)
     assert second.run_id == first.run_id
+    second.flush()
     assert store.status(first.run_id) == "RUNNING"
     for step in range(4, 12):
         second.metrics({"train/loss": 2.0 / step}, step)
@@ -166,23 +170,23 @@ def test_many_settings_are_sent_in_calls_that_mlflow_takes(store: Store) -> None
     assert len(store.params(run.run_id)) == 250
 
 
-def test_an_absent_file_is_left_out_and_written_to_unsent(store: Store) -> None:
+def test_an_absent_file_is_left_out_and_put_aside_with_its_reason(store: Store) -> None:
     run = store.open()
     run.artifact(store.output / "absent.png")
     run.metrics({"loss": 1.0}, 1)
     run.close("FINISHED")
     assert store.steps(run.run_id, "loss") == [1]
-    (line,) = (store.output / "unsent.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(line)["path"].endswith("absent.png")
+    (line,) = (store.output / "tracking/0001/files-refused.jsonl").read_text(encoding="utf-8").splitlines()
+    assert "absent.png is not there" in line
 
 
 def test_a_server_that_is_never_there_stops_nothing_and_what_was_meant_for_it_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     began = time.monotonic()
-    run = MlflowRun(
-        uri="http://127.0.0.1:9", experiment="ccts", run_name="demo", output=tmp_path, continued="", close_s=0.5
-    )
+    dead = "http://127.0.0.1:9"
+    spooled = begin_run(tmp_path, run_name="demo", experiment="ccts", parent="", tracking_uri=dead)
+    run = MlflowRun(uri=dead, run=spooled, output=tmp_path, close_s=0.5)
     run.params({"seed": 1})
     for step in range(1000):
         run.metrics({"loss": float("inf")}, step)
@@ -190,10 +194,130 @@ def test_a_server_that_is_never_there_stops_nothing_and_what_was_meant_for_it_is
     run.close("FINISHED")
     run.close("FINISHED")
     assert time.monotonic() - began < 10
-    lines = [json.loads(line) for line in (tmp_path / "unsent.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["kind"] for line in lines] == ["param", *["metric"] * 1000, "status"]
     assert "1002 events did not reach the server" in caplog.text
+    assert f"python launch/sync.py {tmp_path}" in caplog.text
     assert not (tmp_path / "tracking.json").exists()
+
+
+def _never_heard(store: Store, steps: range, *, resume: bool = False) -> None:
+    """Tell a server that is not there of some steps, as a process that is then killed."""
+    dead = replace(store.config, uri="http://127.0.0.1:9")
+    run = open_tracking(dead, run_name="demo", output=store.output, resume=resume)
+    assert isinstance(run, MlflowRun)
+    run.params({"seed": 1})
+    plot = store.output / "plot.txt"
+    plot.write_text("curve", encoding="utf-8")
+    run.artifact(plot, "plots")
+    for step in steps:
+        run.metrics({"loss": 1.0 / step}, step)
+    run._events.close(0.0)
+    run._files.close(0.0)
+
+
+def test_what_no_server_heard_is_sent_later_in_order_and_nothing_twice(store: Store) -> None:
+    """Two starts without a server, which repeat steps; the folder is moved before its run is sent."""
+    _never_heard(store, range(1, 8))
+    _never_heard(store, range(4, 12), resume=True)
+    (spooled,) = spooled_runs(store.output)
+    assert spooled.run_id == ""
+    store.output = store.output.rename(store.output.with_name("moved"))
+    said: list[str] = []
+    done = sync(store.output, uri=store.config.uri, say=said.append)
+    # Of each start a setting and a file, eleven steps, and that the second one went on.
+    assert done == Synced(num_sent=2 + 2 + 11 + 1, num_refused=0)
+    tracked = read_run_file(store.output)
+    assert store.steps(tracked.run_id, "loss") == list(range(1, 12))
+    assert store.params(tracked.run_id) == {"seed": "1"}
+    assert list(store.database.parent.glob(f"mlruns/*/{tracked.run_id}/artifacts/plots/plot.txt"))
+    assert f"16 events for run {tracked.run_id} at {store.config.uri}" in said[0]
+    assert sync(store.output, uri=store.config.uri) == Synced(num_sent=0, num_refused=0)
+    third = store.open(resume=True)
+    assert third.run_id == tracked.run_id
+    third.metrics({"loss": 9.0}, 11)
+    third.metrics({"loss": 9.0}, 12)
+    third.close("FINISHED")
+    assert store.steps(tracked.run_id, "loss") == list(range(1, 13))
+    assert store.status(tracked.run_id) == "FINISHED"
+
+
+def test_a_run_that_a_killed_process_made_at_the_server_and_could_not_note_is_found_again(store: Store) -> None:
+    first = store.open()
+    first.close("KILLED")
+    (spooled,) = spooled_runs(store.output)
+    replace(spooled, run_id="").write()
+    (store.output / "tracking.json").unlink()
+    second = store.open(resume=True)
+    second.close("FINISHED")
+    assert second.run_id == first.run_id
+
+
+def test_sending_again_what_the_server_has_adds_nothing(store: Store) -> None:
+    """As after a kill between the server's answer and the note of it."""
+    run = store.open()
+    for step in range(1, 6):
+        run.metrics({"loss": 1.0 / step, "not a number": float("nan")}, step)
+    run.close("KILLED")
+    (store.output / "tracking/0001/events-sent.json").unlink()
+    done = sync(store.output)
+    assert done.num_sent == 11
+    assert store.steps(run.run_id, "loss") == store.steps(run.run_id, "not a number") == list(range(1, 6))
+
+
+def test_a_run_ends_when_it_ended_and_not_when_that_was_sent(store: Store) -> None:
+    before = time.time_ns() // 1_000_000
+    dead = replace(store.config, uri="http://127.0.0.1:9")
+    spooled = begin_run(store.output, run_name="a", experiment=dead.experiment, parent="", tracking_uri=dead.uri)
+    MlflowRun(uri=dead.uri, run=spooled, output=store.output, close_s=0.0).close("FINISHED")
+    ended = time.time_ns() // 1_000_000
+    time.sleep(0.01)
+    sync(store.output, uri=store.config.uri)
+    query = "select start_time, end_time from runs where run_uuid = ?"
+    ((start, end),) = store.ask(query, read_run_file(store.output).run_id)
+    assert before <= start <= end <= ended
+
+
+def test_sync_while_the_server_is_still_away_keeps_all_and_fails_in_one_line(store: Store) -> None:
+    _never_heard(store, range(1, 4))
+    with pytest.raises(TrackingError, match=r"http://127.0.0.1:9 is away: .* 5 of 5 events of .* are kept"):
+        sync(store.output)
+
+
+def test_sync_where_nothing_was_tracked_is_the_users_mistake(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ConfigError, match="no tracking/ with a tracked run in it"):
+            sync(folder)
+
+
+def test_sync_beside_a_training_is_refused(store: Store) -> None:
+    run = store.open()
+    run.metrics({"loss": 1.0}, 1)
+    run.flush()
+    run.metrics({"loss": 1.0}, 2)
+    with pytest.raises(ConfigError, match="a training is under way in it, which sends by itself"):
+        sync(store.output)
+    run.close("FINISHED")
+    assert store.steps(run.run_id, "loss") == [1, 2]
+
+
+def test_a_spooled_run_of_another_kind_is_refused_by_name(store: Store) -> None:
+    store.open().close("FINISHED")
+    (store.output / "tracking/0001/run.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"run\.json: not what tracking writes there"):
+        store.open(resume=True)
+
+
+def test_a_start_without_resume_leaves_the_earlier_run_alone(store: Store) -> None:
+    _never_heard(store, range(1, 4))
+    second = store.open()
+    second.metrics({"loss": 7.0}, 1)
+    second.close("FINISHED")
+    assert store.steps(second.run_id, "loss") == [1]
+    assert sync(store.output, uri=store.config.uri).num_sent == 5
+    assert store.steps(second.run_id, "loss") == [1]
+    assert read_run_file(store.output).run_id == second.run_id
+    names = store.ask("select count(*) from runs join experiments using (experiment_id) where experiments.name = ?",
+                      store.config.experiment)  # fmt: skip
+    assert names == [(2,)]
 
 
 def test_an_address_that_mlflow_does_not_know_is_the_users_mistake(tmp_path: Path) -> None:
