@@ -27,7 +27,8 @@ def demo_stages(folder: Path, *, num_utterances: int, runs: Path) -> list[Stage]
     def train(name: str) -> Stage:
         config = runs / f"{name}.toml"
         # --resume auto also begins: a demo that was killed goes on where it was.
-        command = (*launcher(NUM_RANKS), "launch/train.py", "--config", str(config), "--resume", "auto")
+        words = ("launch/train.py", "--config", str(config), "--set", "tracking.parent=demo", "--resume", "auto")
+        command = (*launcher(NUM_RANKS), *words)
         return Stage(name=name, command=command, inputs=(config,))
 
     build = ("shards/build.py", "demo", "--out", shards, "--corpus", str(folder / "corpus"))

@@ -57,6 +57,11 @@ class Reproduction:
         return self.shards or str(self.folder / "shards")
 
     @property
+    def parent(self) -> str:
+        """Name of the tracked run under which those of the table are listed."""
+        return f"{self.table.name} table in {self.folder.absolute().name}"
+
+    @property
     def folds(self) -> list[Fold]:
         """The folds that were asked for."""
         known = self.table.folds
@@ -136,6 +141,7 @@ def _train_stage(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> Stage
         f"name={wanted.table.name}-{name}",
         f"output={wanted.output(row, seed, fold)}",
         f"seed={seed}",
+        f"tracking.parent={wanted.parent}",
         f"data.shards={wanted.shard_set}",
         f"data.train_splits={json.dumps(fold.train)}",
         f"data.valid_splits={json.dumps(fold.valid)}",

@@ -113,6 +113,7 @@ def _stage(study: Study, task: Task, name: str, share: Path, chain: Path) -> Sta
         # One rank takes in one pass what the demo's two take together.
         "batch.micro_utterances=32",
         "tracking.experiment=ccts-demo-study",
+        f"tracking.parent=demo study in {study.folder.absolute().name}",
         "tracking.register=",
         *study.overrides,
     ]

@@ -10,6 +10,7 @@ Why no (key, step) is ever there twice, whoever is killed:
   agree in key, step, time stamp and value.
 """
 
+import hashlib
 import logging
 import sys
 import threading
@@ -43,6 +44,8 @@ _MOST_PARAMS = 100
 _FOR_GOOD = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 _TOO_LARGE = 413
 _TOKEN = "ccts_dist.token"
+_PARENT = "ccts_dist.parent"
+_PARENT_ID = "mlflow.parentRunId"
 
 
 @final
@@ -152,9 +155,25 @@ class MlflowSender:
         tags = {_TOKEN: self._run.token}
         if self._run.run_id:
             tags["ccts_dist.continues"] = self._run.run_id
+        if self._run.parent:
+            tags[_PARENT_ID] = self._parent_id(experiment_id)
         return self._client.create_run(
             experiment_id, run_name=self._run.run_name, tags=tags, start_time=self._run.began_ms
         )
+
+    def _parent_id(self, experiment_id: str) -> str:
+        """The run of that name in the experiment; made if it is not there. Jobs that make it at once agree on one."""
+        name = self._run.parent
+        digest = hashlib.sha256(name.encode()).hexdigest()  # any name can be asked for
+        wanted = f"tags.`{_PARENT}` = '{digest}'"
+        found = self._client.search_runs([experiment_id], wanted)
+        if not found:
+            own = self._client.create_run(experiment_id, run_name=name, tags={_PARENT: digest}).info.run_id
+            self._client.set_terminated(own, "FINISHED")
+            found = self._client.search_runs([experiment_id], wanted)
+            if _first(found) != own:
+                self._client.delete_run(own)
+        return _first(found)
 
     def _create_experiment(self) -> str:
         name = self._run.experiment
@@ -251,6 +270,11 @@ def _store_errors() -> tuple[type[Exception], ...]:
     if boto3 is not None:
         found.append(boto3.exceptions.Boto3Error if hasattr(boto3, "exceptions") else boto3.Boto3Error)
     return tuple(found)
+
+
+def _first(runs: Sequence[Run]) -> str:
+    """The id of the run that began first; the same for everyone who asks."""
+    return min((run.info.start_time, run.info.run_id) for run in runs)[1]
 
 
 def _words(error: Exception) -> str:

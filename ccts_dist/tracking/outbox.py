@@ -129,7 +129,7 @@ class Outbox:
     def _went_well(self) -> None:
         with self._changed:
             if self._pause_s:
-                log.warning("tracking: no longer '%s'; sending what was kept", self._what)
+                log.warning("tracking: what was kept can be sent again")
             self._pause_s = 0.0
             # What waits behind a batch that was due is due too.
             self._next_attempt = time.monotonic()

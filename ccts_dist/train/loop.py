@@ -2,13 +2,13 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from ccts_dist.config import run_to_tree
+from ccts_dist.config.credentials import public_tree
 from ccts_dist.distributed import Ballot, attempt, barrier, sum_over_ranks, together
 from ccts_dist.errors import StopRequested
 from ccts_dist.model.folder import load_model
@@ -16,10 +16,11 @@ from ccts_dist.progress import Progress
 from ccts_dist.records import StepBatches
 from ccts_dist.train.checkpoint import write_checkpoint
 from ccts_dist.train.evaluate import scores_to_tree
-from ccts_dist.train.figures import finite, step_figures
+from ccts_dist.train.figures import add_to_epoch, epoch_figures, finite, step_figures
 from ccts_dist.train.history import History
 from ccts_dist.train.judge import Judge
 from ccts_dist.train.left_out import count_damaged, give_up
+from ccts_dist.train.meter import Meter
 from ccts_dist.train.parts import Parts, save_trained
 from ccts_dist.train.peak import peak_over_ranks_gb
 from ccts_dist.train.step import StepResult, train_step
@@ -71,6 +72,7 @@ class Trainer:
         self._folder, self._tracking, self._watch = parts.folder, parts.tracking, parts.watch
         self.state = parts.state
         self._judge = Judge(parts, self._check)
+        self._meter = Meter(parts.session.ranks, parts.engine.device)
         self._first = parts.is_first
         self._history: History | None = None
         self._saved_place = self._place()
@@ -161,11 +163,15 @@ class Trainer:
                 # What comes of reading the next batch rides along with the loss: ranks wait for each other once less.
                 ballot = self._read_ahead(source, what, 1)
                 self._watch.at(f"{what}, step {state.step_in_epoch + 1}", brief=True)
-                aside = torch.cat([ballot.votes, torch.tensor([took > LONG_STEP_S], dtype=torch.float64)])
+                slow = torch.tensor([took > LONG_STEP_S], dtype=torch.float64)
+                aside = torch.cat([ballot.votes, slow, self._meter.aside(batches)])
                 result = train_step(self._engine, batches, self._session.objective, seed=self._run.seed, aside=aside)
-                *votes, is_slow = result.aside
+                *votes, is_slow = result.aside[:3]
+                metered = self._meter.heard(
+                    result.aside[3:], num_rows=result.num_rows, seconds=time.monotonic() - started
+                )
                 self._count(result, batches)
-                self._report_step(result, batches)
+                self._report_step(result, batches, metered)
                 count_damaged(state, result.num_damaged, batches, self._run, visible=self._first)
                 left_out = f", {state.num_skipped} skipped" if state.num_skipped else ""
                 progress.advance(figures=f"loss {result.loss:.3f}{left_out}")
@@ -222,33 +228,26 @@ class Trainer:
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if left_out else 0
         if state.skipped_in_a_row >= self._run.train.most_skipped_in_a_row:
             give_up(state, batches)
-        if not left_out:
-            sums = {"steps": 1.0, "loss": result.loss, "kept": result.num_kept, "rows": result.num_rows}
-            sums |= {"padding": sum(batch.padding for batch in batches.passes) / len(batches.passes)}
-            for name, value in sums.items():
-                state.epoch_sums[name] = state.epoch_sums.get(name, 0.0) + value
 
-    def _report_step(self, result: StepResult, batches: StepBatches) -> None:
+    def _report_step(self, result: StepResult, batches: StepBatches, metered: Mapping[str, float]) -> None:
+        """Tell of a step; ``metered`` differs from run to run and has no place in the history."""
+        figures = step_figures(result, self._run, self._optimizer, self.state.num_skipped)
+        add_to_epoch(self.state.epoch_sums, result, figures, metered)
         if not self._first:
             return
-        figures = step_figures(result, self._run, self._optimizer, self.state.num_skipped)
-        self._tracking.metrics(finite(figures), self.state.step)
+        self._tracking.metrics(finite({**figures, **metered}), self.state.step)
         assert self._history is not None
         self._history.write({"step": self.state.step, "epoch": batches.epoch, "keys": result.key_checksum, **figures})
 
     def _end_epoch(self, steps_per_s: float) -> None:
         state = self.state
-        sums = state.epoch_sums
-        steps = max(1.0, sums.get("steps", 0.0))
-        figures = {
-            "epoch/train_loss": sums.get("loss", 0.0) / steps,
-            "epoch/padding": sums.get("padding", 0.0) / steps,
-        }
-        if steps_per_s > 0:  # not when a stopped run only validates
-            figures["epoch/utterances_per_s"] = steps_per_s * self._session.loader.plan.largest_batch
-        kept_share = state.kept_share
-        if self._session.objective.distill is not None:
-            kept_share = figures["epoch/kept_share"] = sums.get("kept", 0.0) / max(1.0, sums.get("rows", 0.0))
+        figures = epoch_figures(
+            state.epoch_sums,
+            steps_per_s,
+            largest_batch=self._session.loader.plan.largest_batch,
+            distils=self._session.objective.distill is not None,
+        )
+        kept_share = figures.get("epoch/kept_share", state.kept_share)
         self._judge.validate(f"epoch {state.epoch + 1}: train loss {figures['epoch/train_loss']:.4f}, ", figures)
         state.kept_share = kept_share
         if not self._is_enough() or state.step_in_epoch == self._session.loader.steps_per_epoch:
@@ -266,7 +265,7 @@ class Trainer:
         write_checkpoint(
             self._folder.path,
             self.state,
-            run=run_to_tree(self._run),
+            run=public_tree(self._run),
             plan_digest=self._session.plan_digest,
             ranks=self._session.ranks,
             save_engine=self._engine.save,

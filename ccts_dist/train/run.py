@@ -4,13 +4,16 @@ from pathlib import Path
 
 import torch
 
-from ccts_dist.config import RunConfig, run_to_toml, run_to_tree
+from ccts_dist.config import RunConfig
+from ccts_dist.config.credentials import public_toml, public_tree
 from ccts_dist.distributed import Ranks, agree_on_nodes, barrier, limit_waiting, rank_facts, together
-from ccts_dist.errors import StopRequested
+from ccts_dist.errors import OutputError, StopRequested
 from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.progress import say
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
+from ccts_dist.tracking.packages import installed_packages
 from ccts_dist.train.checkpoint import TrainState, read_state
+from ccts_dist.train.curves import draw_training
 from ccts_dist.train.engine import Engine
 from ccts_dist.train.forecast import Forecast
 from ccts_dist.train.loop import Outcome, Trainer
@@ -106,7 +109,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         state = read_state(point)
         schedule.restore(state.schedule)
         say(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
-    folder.write_file("run.toml", run_to_toml(run))
+    folder.write_file("run.toml", public_toml(run))
     tracking = together(lambda: _open_tracking(session, folder, resume=bool(resume)))
     if forecast is not None:
         tracking.metrics({"system/estimated_memory_gb": forecast.peak_bytes / 1e9}, state.step)
@@ -122,8 +125,8 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
             watch=watch,
         )
         outcome = Trainer(parts, optimizer).train()
-        tracking.artifact(folder.path / "run.toml")
-        tracking.artifact(folder.path / "summary.json")
+        if ranks.is_first and run.tracking.kind != "none":
+            _tell_outcome(tracking, folder)
         status = "FINISHED"
     except StopRequested:
         status = "KILLED"
@@ -136,6 +139,14 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     if forecast is not None:
         say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB; estimated: {forecast.peak_bytes / 1e9:.2f} GB")
     return outcome
+
+
+def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:
+    tracking.artifact(folder.path / "summary.json")
+    try:
+        tracking.artifact(draw_training(folder.path), "plots")
+    except OutputError as error:  # the model is there, and a picture is no reason to lose it
+        say(f"no curves are drawn: {error}")
 
 
 def _introduce(session: Session) -> Forecast:
@@ -155,7 +166,9 @@ def _open_tracking(session: Session, folder: RunFolder, *, resume: bool) -> Trac
         return NoTracking()
     run = session.run
     tracking = open_tracking(run.tracking, run_name=run.name, output=folder.path, resume=resume)
-    tracking.params(run_to_tree(run) | {"num_ranks": session.ranks.num_ranks})
+    tracking.params(public_tree(run) | {"num_ranks": session.ranks.num_ranks})
+    tracking.artifact(folder.path / "run.toml")
+    tracking.text(installed_packages(), "packages.txt")
     splits = session.shard_set.manifest.splits
     used = (*run.data.train_splits, *run.data.valid_splits, *run.data.test_splits)
     tracking.inputs(

@@ -3,12 +3,14 @@
 run.toml          the resolved run file
 history.jsonl     one line per optimizer step, of the run as it counts: replayed steps stand once
 validations.jsonl one line per validation, likewise
+tracking/         what is told of the run, and how far the tracking server has it, see ``tracking.spool``
 STOP              made by whoever wants the run to stop; removed when it has
 .ranks/           signs of life, see ``beats``
 tokenizer/        SentencePiece model of a text branch trained from scratch
 checkpoints/      see ``checkpoint``
 best/  last/      model folders: lowest validation loss, and the end of training
 summary.json      written when training has ended: scores and seconds
+curves.png        likewise, of a run that is tracked
 """
 
 import fcntl
@@ -17,7 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ccts_dist.config import RunConfig, complete_tree, run_to_tree
+from ccts_dist.config import RunConfig, complete_tree
+from ccts_dist.config.credentials import public_tree
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
 from ccts_dist.shards.durable import write_whole
@@ -181,7 +184,7 @@ class RunFolder:
         say: Callable[[str], None],
     ) -> None:
         before = complete_tree(manifest.run, source=path.name)
-        for key, (then, now) in changed_keys(before, run_to_tree(run)).items():
+        for key, (then, now) in changed_keys(before, public_tree(run)).items():
             section, _, rest = key.partition(".")
             frozen = section in FROZEN_SECTIONS or (section == "data" and rest not in FREE_DATA_KEYS)
             frozen = (frozen and key not in FREE_KEYS) or key in FROZEN_KEYS

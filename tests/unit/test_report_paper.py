@@ -68,6 +68,7 @@ def test_row_brings_its_teacher_and_the_cache_and_no_other_row(tmp_path: Path):
     assert run.data.teacher == cache[cache.index("--out") + 1]
     assert (run.seed, run.data.shards, run.train.epochs) == (18, "s3://ours/msp", 3)
     assert run.output == str(tmp_path / "runs" / "12-cts-seed18")
+    assert run.tracking.parent == f"msp table in {tmp_path.name}"
 
 
 def test_every_fold_has_a_teacher_of_its_own(tmp_path: Path):

@@ -104,6 +104,7 @@ def test_commands_of_a_chain_belong_together_and_touch_no_other():
         assert run.data.shards == shards.command[shards.command.index("--out") + 1] == "s/wrong30/shards"
         assert run.data.teacher == ("" if stage is teacher else cache.command[cache.command.index("--out") + 1])
         assert (run.train.epochs, run.tracking.register) == (1, "")
+        assert run.tracking.parent == "demo study in s"
         assert run.batch.micro_utterances == run.batch.global_utterances, "one rank, one pass"
     gates = [read_run(stage.inputs[0], overrides(stage)).distill for stage in (ts, cts)]
     assert [gate and gate.gate for gate in gates] == ["none", "any-dimension"]

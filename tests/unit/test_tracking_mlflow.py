@@ -263,6 +263,46 @@ def test_sending_again_what_the_server_has_adds_nothing(store: Store) -> None:
     assert store.steps(run.run_id, "loss") == store.steps(run.run_id, "not a number") == list(range(1, 6))
 
 
+def test_runs_of_one_table_are_listed_under_one_parent_that_the_first_of_them_makes(store: Store) -> None:
+    """Its name may hold anything; a start that goes on makes no other."""
+    name = "the 'table' of \N{SNOWMAN}"
+    store.config = replace(store.config, parent=name)
+    children = []
+    for number in range(2):
+        store.output = store.output.with_name(f"run{number}")
+        run = store.open(run_name=f"row {number}")
+        run.close("KILLED")
+        store.open(resume=True).close("FINISHED")
+        children.append(run.run_id)
+    parents = {store.tags(child)["mlflow.parentRunId"] for child in children}
+    assert len(parents) == 1
+    (parent,) = parents
+    assert store.ask("select name, status from runs where run_uuid = ?", parent) == [(name, "FINISHED")]
+    query = "select count(*) from runs join experiments using (experiment_id) where experiments.name = ?"
+    assert store.ask(query, store.config.experiment) == [(3,)]
+
+
+def test_jobs_that_make_a_parent_at_once_agree_on_the_one_that_began_first(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.config = replace(store.config, parent="table")
+    client = open_client(store.config.uri)
+    make, others = client.create_run, []
+
+    def make_late(self: Any, experiment_id: str, **more: Any) -> Any:
+        """Another job is a moment earlier."""
+        if more["run_name"] == "table" and not others:
+            others.append(make(experiment_id, **more, start_time=1).info.run_id)
+        return make(experiment_id, **more)
+
+    monkeypatch.setattr(type(client), "create_run", make_late)
+    run = store.open()
+    run.close("FINISHED")
+    assert store.tags(run.run_id)["mlflow.parentRunId"] == others[0]
+    query = "select count(*) from runs where name = 'table' and lifecycle_stage = 'active'"
+    assert store.ask(query) == [(1,)]
+
+
 def test_a_run_ends_when_it_ended_and_not_when_that_was_sent(store: Store) -> None:
     before = time.time_ns() // 1_000_000
     dead = replace(store.config, uri="http://127.0.0.1:9")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ccts_dist.config import parse_run
-from ccts_dist.train.figures import step_figures
+from ccts_dist.train.engine import Update
+from ccts_dist.train.figures import add_to_epoch, epoch_figures, step_figures
 from ccts_dist.train.step import StepResult
 
 RESULT: dict[str, Any] = {
@@ -45,3 +46,39 @@ def test_soft_gate_tells_the_mean_share():
 def test_loss_of_the_categories_is_told_where_there_are_any():
     assert "train/loss_category" not in figures()
     assert figures(categories=["a", "b"], category_loss=0.7)["train/loss_category"] == 0.7
+
+
+def test_figures_of_an_epoch_are_means_over_the_steps_that_moved_weights():
+    """Three steps of ten rows: losses 3, 1 and one that was left out; CCC of valence is unknown in the second."""
+    sums: dict[str, float] = {}
+    moved, skipped = Update(gradient_norm=2.0, skipped=False), Update(gradient_norm=9.0, skipped=True)
+    for result, share in (
+        ({"loss": 3.0, "ccc": (0.1, 0.2, 0.3), "num_kept": 4.0, "update": moved}, 0.1),
+        ({"loss": 1.0, "ccc": (0.3, float("nan"), 0.3), "num_kept": 7.0, "update": moved}, 0.3),
+        ({"loss": 50.0, "update": skipped}, 0.9),
+    ):
+        step = StepResult(**RESULT | result)
+        add_to_epoch(sums, step, figures(**result), {"train/padding": share, "train/audio_s": 20.0})
+    told = epoch_figures(sums, steps_per_s=0.5, largest_batch=10, distils=True)
+    assert told == pytest.approx(
+        {
+            "epoch/train_loss": 2.0,
+            "epoch/train_loss_ccc": 1.0,
+            "epoch/train_loss_embedding": 0.5,
+            "epoch/train_loss_prediction": 0.25,
+            "epoch/train_ccc_activation": 0.2,
+            "epoch/train_ccc_valence": 0.2,
+            "epoch/train_ccc_dominance": 0.3,
+            "epoch/train_gradient_norm": 2.0,
+            "epoch/padding": 0.2,
+            "epoch/skipped_steps": 1.0,
+            "epoch/kept_share": 0.55,
+            "epoch/utterances_per_s": 5.0,
+            "epoch/audio_s_per_s": 10.0,
+        }
+    )
+
+
+def test_epoch_without_a_step_has_figures_all_the_same():
+    told = epoch_figures({}, steps_per_s=0.0, largest_batch=10, distils=False)
+    assert told == {"epoch/train_loss": 0.0, "epoch/padding": 0.0, "epoch/skipped_steps": 0.0}
