@@ -21,7 +21,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from ccts_dist.errors import CctsError
+from ccts_dist.errors import CctsError, ConfigError
 
 Answer = TypeVar("Answer")
 
@@ -73,6 +73,21 @@ def agree_on_nodes(ranks: Ranks) -> Ranks:
 def best_device(ranks: Ranks) -> torch.device:
     """This rank's GPU when there is one, else the CPU."""
     return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def named_device(name: str | torch.device | None) -> torch.device:
+    """The device of that name, as torch spells it; None for a GPU if there is one, else the CPU.
+
+    Raises:
+        ConfigError: torch knows no such device, or cannot compute on it.
+    """
+    if name is None:
+        return best_device(Ranks())
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
+        what = " ".join(str(error).split())[:200]
+        raise ConfigError(f"device {str(name)!r} cannot be used ({what}). Change --device, or leave it out.") from error
 
 
 def take_device(ranks: Ranks) -> torch.device:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from ccts_dist.distributed import Ranks, best_device
+from ccts_dist.distributed import named_device
 from ccts_dist.errors import ConfigError
 from ccts_dist.recognition.ears import Ear, Piece, load_ear
 from ccts_dist.records import SAMPLE_RATE_HZ
@@ -139,7 +139,7 @@ def load_recogniser(
             f"batch_seconds={batch_seconds:g}: must be above 0 and finite. Leave --batch-seconds out for "
             f"{BATCH_SECONDS:g}."
         )
-    ear, digest = load_ear(place, device=_device(device), language=language)
+    ear, digest = load_ear(place, device=named_device(device), language=language)
     name = Path(place).absolute().name if Path(place).is_dir() else place
     return Recogniser(ear, name=name, digest=digest, language=language, batch_seconds=batch_seconds)
 
@@ -147,16 +147,6 @@ def load_recogniser(
 def _plain(text: str) -> str:
     """White space and control characters, which a model that writes bytes can write, as single spaces."""
     return " ".join("".join(" " if category(one) == "Cc" else one for one in text).split())
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return best_device(Ranks())
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
-        what = " ".join(str(error).split())[:200]
-        raise ConfigError(f"device {name!r} cannot be used ({what}). Change --device, or leave it out.") from error
 
 
 def cut_windows(wave: Float32[np.ndarray, " _samples"], most: int) -> list[Float32[np.ndarray, " _samples"]]:

@@ -35,7 +35,8 @@ _MP3_SHARE = 0.98
 
 _FULL_SCALE = 32_768
 
-_NOT_FINITE = "holds samples that are not finite"
+NO_AUDIO = "holds no audio"
+NOT_FINITE = "holds samples that are not finite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,25 +91,31 @@ def decode_audio(
     try:
         with _opened(source) as opened:
             read = _read(opened, max_duration_s, max_values_per_s)
-    except FileNotFoundError:
-        return "the audio file is missing"
-    except OSError as error:
-        return f"cannot be opened ({error.strerror})"
-    except soundfile.LibsndfileError as error:
+    except (OSError, soundfile.LibsndfileError) as error:
+        return why_not_decoded(error)
+    return read if isinstance(read, str) else _decoded(*read)
+
+
+def why_not_decoded(error: OSError | soundfile.LibsndfileError) -> str:
+    """In words, why a file could not be opened or decoded."""
+    if isinstance(error, soundfile.LibsndfileError):
         return f"cannot be decoded ({error.error_string.strip().removeprefix('Error : ').rstrip('.')})"
-    if isinstance(read, str):
-        return read
-    samples, rate = read
+    if isinstance(error, FileNotFoundError):
+        return "the audio file is missing"
+    return f"cannot be opened ({error.strerror})"
+
+
+def _decoded(samples: Float64[np.ndarray, "samples channels"], rate: int) -> Decoded | str:
     if not np.isfinite(samples).all():
-        return _NOT_FINITE
+        return NOT_FINITE
     mono = samples.mean(axis=1)
     if rate != SAMPLE_RATE_HZ:
         if not can_resample(rate):
-            return f"has a sample rate of {rate} Hz, which cannot be resampled to {SAMPLE_RATE_HZ} Hz"
+            return cannot_resample(rate)
         mono = resample(mono, rate)
     if len(mono) < MIN_SAMPLES:
-        return _too_short(len(mono))
-    return Decoded(whole=_to_whole(mono), resampled=rate != SAMPLE_RATE_HZ, mixed_down=samples.shape[1] > 1)
+        return too_short(len(mono))
+    return Decoded(whole=to_whole(mono), resampled=rate != SAMPLE_RATE_HZ, mixed_down=samples.shape[1] > 1)
 
 
 def _read(
@@ -118,7 +125,7 @@ def _read(
     missing, counted = missing_audio(opened), mp3_samples(opened)
     if missing:
         return missing
-    with _AnyLength(_for_libsndfile(with_length(opened)), closefd=False) as file:
+    with AnyLength(for_libsndfile(with_length(opened)), closefd=False) as file:
         rate, num_frames = file.samplerate, file.frames
         if max_values_per_s is not None and rate * file.channels > max_values_per_s:
             return f"has {file.channels} channels of {rate} Hz, more than {max_values_per_s} samples a second together"
@@ -129,15 +136,26 @@ def _read(
         else:
             samples = _read_to_end(file, limit=int(max_duration_s * rate))
             num_frames = len(samples)
-    if num_frames == 0:
-        return "holds no audio"
     if num_frames > max_duration_s * rate:
         return f"lasts more than {max_duration_s:g} s"
-    if len(samples) < num_frames:
-        return f"is cut: {len(samples)} of {num_frames} samples"
-    if num_frames < _MP3_SHARE * counted:
-        return f"states no length, and {num_frames} of its {counted} samples are found; write it anew"
-    return samples, rate
+    return why_incomplete(len(samples), num_frames, counted) or (samples, rate)
+
+
+def why_incomplete(read: int, stated: int, counted: int) -> str:
+    """In words, that a file's audio is not all there; "" if it is.
+
+    Args:
+        read: samples per channel that were found.
+        stated: that its header says; ``_UNKNOWN_FRAMES`` or more for none.
+        counted: that an MP3's frames hold which has no such header, else 0.
+    """
+    if read == 0 and not 0 < stated < _UNKNOWN_FRAMES:
+        return NO_AUDIO
+    if read < stated < _UNKNOWN_FRAMES:
+        return f"is cut: {read} of {stated} samples"
+    if read < _MP3_SHARE * counted:
+        return f"states no length, and {read} of its {counted} samples are found; write it anew"
+    return ""
 
 
 def _read_to_end(file: soundfile.SoundFile, limit: int) -> Float64[np.ndarray, "samples channels"]:
@@ -148,17 +166,18 @@ def _read_to_end(file: soundfile.SoundFile, limit: int) -> Float64[np.ndarray, "
     return np.concatenate(blocks)
 
 
-def decode_samples(samples: Float[np.ndarray, " samples"], *, max_duration_s: float) -> Decoded | str:
-    """Samples on -1..1 at 16 kHz as a shard would carry them, or in words why they cannot be used."""
+def decode_samples(
+    samples: Float[np.ndarray, " samples"] | Float[np.ndarray, "samples channels"],
+    rate_hz: int = SAMPLE_RATE_HZ,
+    *,
+    max_duration_s: float,
+) -> Decoded | str:
+    """Samples on -1..1 as a shard would carry them, or in words why they cannot be used."""
     if not len(samples):
-        return "holds no audio"
-    if len(samples) > max_duration_s * SAMPLE_RATE_HZ:
-        return _too_long(len(samples), SAMPLE_RATE_HZ, max_duration_s)
-    if not np.isfinite(samples).all():
-        return _NOT_FINITE
-    if len(samples) < MIN_SAMPLES:
-        return _too_short(len(samples))
-    return Decoded(whole=_to_whole(samples.astype(np.float64)), resampled=False, mixed_down=False)
+        return NO_AUDIO
+    if len(samples) > max_duration_s * rate_hz:
+        return _too_long(len(samples), rate_hz, max_duration_s)
+    return _decoded(samples.astype(np.float64).reshape(len(samples), -1), rate_hz)
 
 
 def to_wave(whole: Int16[np.ndarray, " samples"]) -> Float32[np.ndarray, " samples"]:
@@ -182,7 +201,7 @@ class _Memory(io.BytesIO):
         return super().seek(max(0, offset) if whence == os.SEEK_SET else offset, whence)
 
 
-def _for_libsndfile(opened: io.BufferedReader | io.BytesIO) -> int | _Memory:
+def for_libsndfile(opened: io.BufferedReader | io.BytesIO) -> int | _Memory:
     """The descriptor of a file, which libsndfile reads without the interpreter's lock; or a copy in memory."""
     if isinstance(opened, io.BytesIO):
         return _Memory(opened.getbuffer())
@@ -190,7 +209,7 @@ def _for_libsndfile(opened: io.BufferedReader | io.BytesIO) -> int | _Memory:
     return opened.fileno()
 
 
-class _AnyLength(soundfile.SoundFile):
+class AnyLength(soundfile.SoundFile):
     """Reads on without seeking, which libsndfile cannot do in a FLAC of unknown length."""
 
     def seekable(self) -> bool:
@@ -205,8 +224,14 @@ def _too_long(num_samples: int, rate: int, max_duration_s: float) -> str:
     return f"lasts {num_samples / rate:.1f} s, more than {max_duration_s:g} s"
 
 
-def _too_short(num_samples: int) -> str:
+def too_short(num_samples: int) -> str:
+    """In words, that so few samples at 16 kHz are of no use."""
     return f"lasts {num_samples} samples at {SAMPLE_RATE_HZ} Hz, fewer than an encoder's first frame ({MIN_SAMPLES})"
+
+
+def cannot_resample(rate_hz: int) -> str:
+    """In words, that audio of this rate is of no use."""
+    return f"has a sample rate of {rate_hz} Hz, which cannot be resampled to {SAMPLE_RATE_HZ} Hz"
 
 
 def can_resample(rate_hz: int) -> bool:
@@ -221,7 +246,8 @@ def resample(mono: Float64[np.ndarray, " samples"], rate: int) -> Float64[np.nda
     return torchaudio.functional.resample(wave, rate, SAMPLE_RATE_HZ).numpy()
 
 
-def _to_whole(mono: Float64[np.ndarray, " samples"]) -> Int16[np.ndarray, " samples"]:
+def to_whole(mono: Float64[np.ndarray, " samples"]) -> Int16[np.ndarray, " samples"]:
+    """Samples on -1..1 as whole numbers of 16 bit; what lies beyond full scale is clipped."""
     return np.clip(np.rint(mono * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
 
 

@@ -18,7 +18,7 @@ from ccts_dist.loader.fetch import read_audio as read_audio_of_shard
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.registry.evaluate import evaluate_split
-from ccts_dist.registry.predict import Student, _batches, load_student, read_audio
+from ccts_dist.registry.predict import Student, cut_batches, load_student, read_audio
 from ccts_dist.report.score_tables import HEADER, scores_to_rows
 from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.build.write import build_shard_set
@@ -58,8 +58,10 @@ def test_a_prediction_is_on_the_corpus_scale(student: Student, folder: Path) -> 
 def test_answers_come_in_the_order_of_the_recordings_and_do_not_depend_on_their_neighbours(student: Student) -> None:
     waves = [_noise(length, seed=length)[:, 0] for length in (8_000, 30_000, 500, 16_000, 400)]
     together = student.predict(waves)
-    for wave, answer in zip(waves, together, strict=True):
-        assert answer == pytest.approx(student.predict([wave])[0], abs=1e-4)
+    in_small_batches = student.predict(waves, batch_seconds=1.0)
+    for wave, answer, other in zip(waves, together, in_small_batches, strict=True):
+        assert answer == pytest.approx(student.predict([wave])[0], abs=1e-5)
+        assert other == pytest.approx(answer, abs=1e-5)
 
 
 def test_a_file_in_stereo_at_another_rate_is_mixed_and_resampled(student: Student, tmp_path: Path) -> None:
@@ -76,8 +78,15 @@ def test_a_file_in_stereo_at_another_rate_is_mixed_and_resampled(student: Studen
 
 def test_recordings_are_batched_by_duration_within_the_bound() -> None:
     minute = 60 * 16_000
-    assert list(_batches([minute, 10, 3 * minute, minute, 20])) == [[2], [0, 3], [4, 1]]
-    assert list(_batches([])) == []
+    assert list(cut_batches([minute, 10, 3 * minute, minute, 20], 120.0)) == [[2], [0, 3], [4, 1]]
+    assert list(cut_batches([], 120.0)) == []
+    assert list(cut_batches([16_000, 16_000, 16_001], 2.0)) == [[2], [0, 1]]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf, math.nan])
+def test_a_pass_of_no_or_endless_duration_is_refused(student: Student, seconds: float) -> None:
+    with pytest.raises(ConfigError, match=r"batch_seconds=.*: must be above 0 and finite"):
+        student.predict([np.zeros(400, dtype=np.float32)], batch_seconds=seconds)
 
 
 def _write_kinds(folder: Path) -> dict[str, Path]:
