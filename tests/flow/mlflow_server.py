@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,17 +20,37 @@ def free_port() -> int:
 
 
 @contextmanager
-def mlflow_server(folder: Path, *, port: int) -> Iterator[str]:
-    """The address of a server whose store and files lie in ``folder``; it is killed, with its workers, at the end."""
+def mlflow_server(
+    folder: Path,
+    *,
+    port: int,
+    store: str = "",
+    files: str = "",
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """The address of a server; it is killed, with its workers, at the end.
+
+    Args:
+        folder: of its log, and of what the next two leave to it.
+        port: is free.
+        store: address of the database; "" for an SQLite file in ``folder``.
+        files: where the server keeps artifacts, which pass through it; "" for a folder in ``folder``.
+        options: more, for the command.
+        environment: more, for the server.
+    """
     log = (folder / "server.log").open("ab")
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
-            *("--artifacts-destination", str(folder / "files")),
+            *("--backend-store-uri", store or f"sqlite:///{folder / 'server.db'}"),
+            *("--artifacts-destination", files or str(folder / "files")),
+            *options,
         ],
         # The server's job helpers are nine processes of 240 MB.
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=os.environ
+        | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        | dict(environment or {}),
         stdout=log,
         stderr=log,
         start_new_session=True,
