@@ -235,7 +235,7 @@ def _text_rows(path: Path, source: str, partitions: Partitions, speakers: Speake
 
 def is_rater_line(parts: list[str]) -> bool:
     """Whether these are the parts of a rater's line: ``WORKER1; Neutral; Neutral,Other; A:3; V:4; D:3;``."""
-    if is_audio(parts[0]):
+    if any(map(is_audio, parts)):  # of a file whose name has a semicolon, not the first part is one
         return False
     words = [part for part in parts[1:] if part and not _RATING.fullmatch(part)]
     return parts[0].casefold().startswith("worker") or (len(words) >= 2 and bool(parse_ratings(parts[1:])))

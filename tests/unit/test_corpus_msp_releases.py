@@ -133,6 +133,12 @@ def test_ratings_below_a_line_of_no_file_count_for_nobody(corpus_of: Make):
     assert kept(corpus_of(files))["a"].num_raters == 1
 
 
+def test_label_line_of_a_name_with_a_semicolon_is_rejected_and_no_raters_line(corpus_of: Make):
+    labels = "a.wav; N; A:4; V:4; D:4;\nx; y.wav; N; A:2; V:3; D:4;\n"
+    corpus = corpus_of({"labels.txt": labels, "Partitions.txt": "Train; a.wav\nTrain; x; y.wav\n"})
+    assert list(reasons(corpus).values()) == ["line 2: no label line: 'x; y.wav; N; A:2; V:3; D:4;'"]
+
+
 def test_text_form_without_speakers_has_none(corpus_of: Make):
     corpus = corpus_of({"labels.txt": "a.wav; N; A:4; V:4; D:4;\n", "Partitions.txt": "a.wav; Train\n"})
     utterance = kept(corpus)["a"]
