@@ -13,7 +13,7 @@ from ccts_dist.errors import ConfigError, OutputError
 from ccts_dist.progress import Progress, say
 from ccts_dist.registry.predict import CATEGORY, Student, load_student, samples_per_batch
 from ccts_dist.use.embeddings import check_suffix, keys_beside
-from ccts_dist.use.hearing import answered_in_order, decoded_ahead, twins_of, usable_cores
+from ccts_dist.use.hearing import answered_in_order, decoded_ahead, keep_few_kernels, twins_of, usable_cores
 from ccts_dist.use.output import check_outputs
 from ccts_dist.use.picture import draw_curve, picture_in, pictures_are_in_folder
 from ccts_dist.use.recordings import Unheard, find_recordings, shown
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         OutputError: a file cannot be written.
     """
     asked = _check(args)
+    keep_few_kernels()
     student = load_student(args.model, tracking_uri=args.uri, device=args.device)
     for one in asked.empty:
         say(one.in_words)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import soundfile
 import torch
 from pyarrow import parquet
 
-from ccts_dist.config import ModelConfig
+from ccts_dist.config import ModelConfig, parse_run
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry.predict import load_student
 from tests.launching import ROOT, environment
@@ -151,6 +152,50 @@ def test_a_full_disk_is_said_in_one_line(model: Path, recordings: Path) -> None:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: stdout: cannot be written (No space left on device). Make room")
+
+
+@pytest.fixture(scope="module")
+def demo_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the demo's shape: what a pass leaves behind is told better than with the smallest."""
+    folder = tmp_path_factory.mktemp("demo") / "best"
+    torch.manual_seed(0)
+    config = parse_run(tomllib.loads((ROOT / "launch" / "runs" / "demo" / "cts.toml").read_text())).model
+    built = build_model(config)
+    save_model(folder, built.state_dict(), config, encoders=built.encoder_configs, scale=(1.0, 7.0), extra={})
+    return folder
+
+
+def _peak_mb(model: Path, *args: str | Path) -> float:
+    """The largest memory of the command."""
+    command = [sys.executable, SCRIPT, "--model", str(model), "--format", "csv", *map(str, args)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss / 1000
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_number_of_files(demo_student: Path, tmp_path: Path) -> None:
+    """Each pass has a shape of its own; oneDNN kept something of each, 500 MB of these."""
+    lengths = np.random.default_rng(0).integers(8_000, 120_000, 1_200)
+    noise = np.random.default_rng(1).normal(0.0, 0.1, 120_000).astype(np.float32)
+    for number, length in enumerate(lengths):
+        soundfile.write(tmp_path / f"{number:04}.wav", noise[:length], 16_000)
+    files = sorted(tmp_path.iterdir())
+    few, many = _peak_mb(demo_student, *files[:300]), _peak_mb(demo_student, *files)
+    assert many < few + 200
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_duration_of_a_recording(demo_student: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).normal(0.0, 0.1, 60 * 22_050)
+    for minutes in (4, 40):
+        with soundfile.SoundFile(tmp_path / f"{minutes}.flac", "w", 22_050, 2) as file:
+            for _ in range(minutes):
+                file.write(np.stack([noise, noise], axis=1))
+    few, many = (_peak_mb(demo_student, "--window", "5", tmp_path / f"{minutes}.flac") for minutes in (4, 40))
+    assert many < few + 200, "40 minutes are 850 MB as they are decoded"
 
 
 @pytest.mark.long
