@@ -18,7 +18,6 @@ def test_most_talkative_tenth_of_the_uneven_speakers_says_two_fifths():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("amounts", ["even", "uneven"])
-def test_intervals_of_two_thousand_splits_of_150_speakers_hold_the_truth(amounts: str):
-    for share in covered(2_000, 150, amounts):
+def test_intervals_of_two_thousand_splits_of_150_uneven_speakers_hold_the_truth():
+    for share in covered(2_000, 150, "uneven"):  # the harder case; the bench has the others
         assert 0.92 <= share <= 0.97
