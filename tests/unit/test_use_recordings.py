@@ -1,7 +1,9 @@
 """Finding recordings: files, folders, and what libsndfile reads in them."""
 
 import os
-import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +51,27 @@ def test_a_folder_without_audio_is_named_beside_one_with(tmp_path: Path) -> None
     assert empty.in_words == f"error: {tmp_path}/y: holds no audio file, nor do the folders in it. Left out."
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and sys.platform == "linux", reason="root may list every folder")
-def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
-    _touch(tmp_path / "x" / "a.wav", tmp_path / "x" / "closed" / "b.wav")
-    (tmp_path / "x" / "closed").chmod(0)
-    _, (closed,) = find_recordings([str(tmp_path / "x")])
-    assert (closed.name, closed.reason) == (str(tmp_path / "x" / "closed"), "cannot be listed (Permission denied)")
+def test_a_folder_that_cannot_be_listed_is_named() -> None:
+    with tempfile.TemporaryDirectory() as scratch:  # not within tmp_path, which is closed to all but its owner
+        Path(scratch).chmod(0o755)
+        folder = Path(scratch) / "closed"
+        _touch(Path(scratch) / "a.wav", folder / "b.wav")
+        folder.chmod(0)
+        with _without_privileges():
+            _, (closed,) = find_recordings([scratch])
+    assert (closed.name, closed.reason) == (str(folder), "cannot be listed (Permission denied)")
+
+
+@contextmanager
+def _without_privileges() -> Iterator[None]:
+    """Root may list every folder: be nobody for a while."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def test_nothing_at_all_is_a_mistake(tmp_path: Path) -> None:
