@@ -1,6 +1,7 @@
 """Commands as a user starts them: the real launcher, real processes, every exit code read."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,11 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     }
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return {**kept, **own, **(extra or {})}
+
+
+def hear_interrupts() -> None:
+    """For ``preexec_fn``: tests that run in the background, and so their children, may be deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def free_port() -> int:

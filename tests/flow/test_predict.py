@@ -20,7 +20,7 @@ from pyarrow import parquet
 from ccts_dist.config import ModelConfig, parse_run
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry.predict import load_student
-from tests.launching import ROOT, environment
+from tests.launching import ROOT, environment, hear_interrupts
 from tests.unit import model_shapes
 
 SCRIPT = str(ROOT / "launch" / "predict.py")
@@ -112,7 +112,9 @@ def test_ctrl_c_leaves_what_was_written(model: Path, recordings: Path, tmp_path:
     file = str(recordings / "speaker 0" / "ein" / "00.wav")
     args = ("--model", model, "--format", "json", "--out", out, "--embeddings", embeddings, "--batch-seconds", "0.5")
     command = [sys.executable, SCRIPT, *map(str, args), *([file] * 20_000)]
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    ) as process:
         partial, deadline = tmp_path / "answers.json.partial", time.monotonic() + 120
         while not (partial.exists() and partial.stat().st_size > 2_000) and time.monotonic() < deadline:
             assert process.poll() is None

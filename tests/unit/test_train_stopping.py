@@ -8,6 +8,7 @@ import time
 import pytest
 
 from ccts_dist.train.stopping import IMPATIENT_EXIT, StopSignals, newest_complete
+from tests.launching import hear_interrupts
 
 PATIENT = """
 import select, sys, time
@@ -59,15 +60,10 @@ def test_ignored_signals_stay_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def _hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.fixture
 def patient():
-    # Whoever runs the tests in the background may have made them deaf to interrupts, and children inherit that.
     child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PATIENT)], stdout=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
+        [sys.executable, "-c", textwrap.dedent(PATIENT)], stdout=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
     )
     try:
         assert child.stdout is not None
