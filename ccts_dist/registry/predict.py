@@ -4,12 +4,12 @@ import copy
 import io
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from ccts_dist.shards.audio import MAX_DURATION_S, decode_audio, decode_samples,
 Audio = str | Path | io.BytesIO | np.ndarray | Tensor
 """A file, an opened file, or samples: an array [samples] or [samples channels], as soundfile reads them, or a tensor
 [samples] or [channels samples], as torchaudio does; on -1..1, or whole numbers of 16 or 32 bit."""
+
+Sound = TypeVar("Sound")
 
 CATEGORY = "category"
 """In an answer: the likeliest one."""
@@ -199,7 +201,7 @@ class Student:
 
     def _hear_all(self, audio: Sequence[Audio], sample_rate_hz: int, batch_seconds: int | float) -> list[Heard]:
         heard: list[Heard] = []
-        for waves in _stretches((read_audio(one, sample_rate_hz) for one in audio), batch_seconds):
+        for waves in stretches((read_audio(one, sample_rate_hz) for one in audio), len, batch_seconds):
             found: dict[int, Heard] = {}
             for rows in cut_batches([len(wave) for wave in waves], batch_seconds):
                 found |= zip(rows, self.hear([waves[row] for row in rows]), strict=True)
@@ -277,15 +279,22 @@ def _by_channel(audio: np.ndarray | Tensor, name: str) -> np.ndarray:
     return samples
 
 
-def _stretches(
-    waves: Iterator[Float32[Tensor, " _samples"]], batch_seconds: int | float
-) -> Iterator[list[Float32[Tensor, " _samples"]]]:
-    """Waves that are in memory together: enough to be sorted by duration."""
-    stretch, held = [], 0
-    most = LOOK_AHEAD * samples_per_batch(batch_seconds)
-    for wave in waves:
-        stretch.append(wave)
-        held += len(wave)
+def stretches(
+    source: Iterable[Sound], num_samples: Callable[[Sound], int], batch_seconds: int | float
+) -> Iterator[list[Sound]]:
+    """What is in memory together: enough of it to be sorted by duration.
+
+    Args:
+        num_samples: of one of the source, at 16 kHz.
+
+    Raises:
+        ConfigError: ``batch_seconds`` out of range.
+    """
+    stretch: list[Sound] = []
+    held, most = 0, LOOK_AHEAD * samples_per_batch(batch_seconds)
+    for sound in source:
+        stretch.append(sound)
+        held += num_samples(sound)
         if held >= most:
             yield stretch
             stretch, held = [], 0

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float32, Int16
 
 from ccts_dist.records import SAMPLE_RATE_HZ
-from ccts_dist.registry.predict import LOOK_AHEAD, Heard, Student, cut_batches, samples_per_batch
+from ccts_dist.registry.predict import Heard, Student, cut_batches, stretches
 from ccts_dist.shards.audio import MAX_DURATION_S, Decoded, decode_audio, to_wave
 from ccts_dist.use.recordings import Unheard, shown
 
@@ -137,7 +137,7 @@ def answered_in_order(
             waiting.append(_Stretch(places=[_place(piece) for piece in pieces], passes=passes))
 
         try:
-            for pieces in _stretches(source, LOOK_AHEAD * samples_per_batch(batch_seconds)):
+            for pieces in stretches(source, _length, batch_seconds):
                 begin(pieces)
                 pieces.clear()  # else the audio stays while its answers are awaited
                 if len(waiting) > 1:
@@ -147,20 +147,6 @@ def answered_in_order(
         finally:
             for _, future in chain.from_iterable(stretch.passes for stretch in waiting):
                 future.cancel()
-
-
-def _stretches(source: Iterable[Piece | Unheard], most: int) -> Iterator[list[Piece | Unheard]]:
-    """Pieces that are in memory together."""
-    stretch: list[Piece | Unheard] = []
-    held = 0
-    for piece in source:
-        stretch.append(piece)
-        held += _length(piece)
-        if held >= most:
-            yield stretch
-            stretch, held = [], 0
-    if stretch:
-        yield stretch
 
 
 def _length(piece: Piece | Unheard) -> int:
