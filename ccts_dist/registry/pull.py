@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ccts_dist.config.credentials import without_credentials
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.registry.package import check_digests
@@ -25,7 +26,7 @@ from ccts_dist.registry.store import (
     parse_model_name,
 )
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
-from ccts_dist.tracking.uri import resolve_tracking_uri, without_password
+from ccts_dist.tracking.uri import resolve_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -151,7 +152,7 @@ def _newest_of_run(client: "MlflowClient", run: str, model: str, uri: str) -> "M
     versions = client.search_model_versions(f"run_id='{run}'")
     if not versions:
         raise RegistryError(
-            f"{model}: no model of this run is in the registry at {without_password(uri)}. "
+            f"{model}: no model of this run is in the registry at {without_credentials(uri)}. "
             "Check the id, or register one with launch/register.py."
         )
     return max(versions, key=lambda version: (version.creation_timestamp, int(version.version)))

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError, RegistryError
-from ccts_dist.tracking.uri import without_password
 
 SCHEME = "models:/"
 RUN_SCHEME = "runs:/"
@@ -74,4 +74,4 @@ def asking_the_server(uri: str, doing: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, requests.RequestException, OSError) as error:
         reason = " ".join(str(error).split())[:500]
-        raise RegistryError(f"{doing} at {without_password(uri)} failed: {reason}") from error
+        raise RegistryError(f"{doing} at {without_credentials(uri)} failed: {reason}") from error

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
-from ccts_dist.tracking.uri import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,13 +51,13 @@ def open_client(uri: str) -> "MlflowClient":
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except UnsupportedModelRegistryStoreURIException as error:
         raise ConfigError(
-            f"tracking uri {without_password(uri)!r} is of no kind that MLflow knows. "
+            f"tracking uri {without_credentials(uri)!r} is of no kind that MLflow knows. "
             "Use sqlite:///PATH.db or the address of a server (http://HOST:PORT)."
         ) from error
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"tracking uri {without_password(uri)!r} needs the Python package {error.name!r}, which is not installed. "
-            "Install it, or use a server's http address."
+            f"tracking uri {without_credentials(uri)!r} needs the Python package {error.name!r}, which is not "
+            "installed. Install it, or use a server's http address."
         ) from error
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
 
+from ccts_dist.config.credentials import without_credentials
 from ccts_dist.config.schema import TrackingConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import Condition
@@ -19,7 +20,6 @@ from ccts_dist.tracking.protocol import Status
 from ccts_dist.tracking.run_file import forget_run_file, read_run_file
 from ccts_dist.tracking.spool import Spool
 from ccts_dist.tracking.spooled_run import QUEUES, SpooledRun, begin_run, spooled_runs
-from ccts_dist.tracking.uri import without_password
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class MlflowRun:
             log.warning("tracking: the server is away; training goes on, events are kept: %s", error)
         except RefusedError as error:
             raise ConfigError(
-                f"tracking: {without_password(uri)} refuses experiment {run.experiment!r}: {error}. "
+                f"tracking: {without_credentials(uri)} refuses experiment {run.experiment!r}: {error}. "
                 "Change tracking.uri or tracking.experiment in the run file."
             ) from error
         events, files = (Spool(run.folder, name) for name in QUEUES)

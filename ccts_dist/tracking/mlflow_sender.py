@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, final
 import requests
 from sqlalchemy.exc import SQLAlchemyError
 
+from ccts_dist.config.credentials import without_credentials
 from ccts_dist.tracking.delivery import AwayError, RefusedError
 from ccts_dist.tracking.events import Event, FileEvent, MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client, prepare_mlflow
 from ccts_dist.tracking.run_file import TrackedRun, write_run_file
 from ccts_dist.tracking.spooled_run import SpooledRun, is_newest
-from ccts_dist.tracking.uri import artifact_location, without_password
+from ccts_dist.tracking.uri import artifact_location
 
 prepare_mlflow()
 from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402 - after the settings that it reads
@@ -141,7 +142,7 @@ class MlflowSender:
                 return run
         self.began_anew = True
         log.warning(
-            "tracking: %s has no run %s any more; a new one is begun", without_password(self._uri), self._run.run_id
+            "tracking: %s has no run %s any more; a new one is begun", without_credentials(self._uri), self._run.run_id
         )
         return None
 

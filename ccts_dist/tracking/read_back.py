@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
 from ccts_dist.tracking.mlflow_client import open_client
-from ccts_dist.tracking.uri import resolve_tracking_uri, sqlite_file, without_password
+from ccts_dist.tracking.uri import resolve_tracking_uri, sqlite_file
 
 SCHEME = "runs:/"
 
@@ -48,7 +49,7 @@ def read_back(address: str, *, tracking_uri: str = "") -> ReadBackRun:
     except (MlflowException, SQLAlchemyError, requests.RequestException, OSError) as error:
         words = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{address}: cannot be read at {without_password(uri)} ({words}). Give the id of a run there, or another "
-            "--uri."
+            f"{address}: cannot be read at {without_credentials(uri)} ({words}). Give the id of a run there, or "
+            "another --uri."
         ) from error
     return ReadBackRun(params=dict(data.params), metrics=metrics)

@@ -5,9 +5,10 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
 from ccts_dist.shards.durable import write_whole
-from ccts_dist.tracking.uri import resolve_tracking_uri, without_password
+from ccts_dist.tracking.uri import resolve_tracking_uri
 
 NAME = "tracking.json"
 
@@ -54,7 +55,7 @@ def read_run_file(output: Path) -> TrackedRun:
 def write_run_file(output: Path, run: TrackedRun) -> None:
     """Remember a run, at one stroke."""
     output.mkdir(parents=True, exist_ok=True)
-    stored = asdict(run) | {"tracking_uri": without_password(run.tracking_uri)}
+    stored = asdict(run) | {"tracking_uri": without_credentials(run.tracking_uri)}
     write_whole(output / NAME, (json.dumps(stored, indent=2) + "\n").encode())
 
 

@@ -10,9 +10,9 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
 from ccts_dist.shards.durable import write_whole
-from ccts_dist.tracking.uri import without_password
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class SpooledRun:
 
     def known_as(self, run_id: str, tracking_uri: str) -> "SpooledRun":
         """The same run, written down with its id at a server."""
-        known = replace(self, run_id=run_id, tracking_uri=without_password(tracking_uri), is_new=False)
+        known = replace(self, run_id=run_id, tracking_uri=without_credentials(tracking_uri), is_new=False)
         if known != replace(self, is_new=False):
             known.write()
         return known
@@ -73,7 +73,7 @@ def begin_run(output: Path, *, run_name: str, experiment: str, parent: str, trac
         run_name=run_name,
         experiment=experiment,
         parent=parent,
-        tracking_uri=without_password(tracking_uri),
+        tracking_uri=without_credentials(tracking_uri),
         began_ms=time.time_ns() // 1_000_000,
         is_new=True,
     )

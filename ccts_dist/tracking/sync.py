@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError, TrackingError
 from ccts_dist.tracking.delivery import AwayError, RefusedError, deliver
 from ccts_dist.tracking.spool import Spool
 from ccts_dist.tracking.spooled_run import FOLDER, QUEUES, SpooledRun, spooled_runs
-from ccts_dist.tracking.uri import resolve_tracking_uri, without_password
+from ccts_dist.tracking.uri import resolve_tracking_uri
 
 _BATCH_EVENTS = 1_000
 """MLflow takes no more metrics in one call."""
@@ -69,7 +70,7 @@ def _sync_run(
     before = sum(spool.num_waiting for spool in spools)
     try:
         sender.connect()
-        say(f"{run.folder}: {before:,} events for run {sender.run_id} at {without_password(address)}")
+        say(f"{run.folder}: {before:,} events for run {sender.run_id} at {without_credentials(address)}")
         for spool in spools:
             while spool.num_waiting:
                 deliver(spool, sender.send, _BATCH_EVENTS)
@@ -77,8 +78,8 @@ def _sync_run(
         left = sum(spool.num_waiting for spool in spools)
         verdict = "is away" if isinstance(error, AwayError) else f"refuses experiment {run.experiment!r}"
         raise TrackingError(
-            f"{without_password(address)} {verdict}: {error}. {left:,} of {before:,} events of {run.folder} are kept. "
-            "Run the same command again when it is mended, or name another server with --uri."
+            f"{without_credentials(address)} {verdict}: {error}. {left:,} of {before:,} events of {run.folder} are "
+            "kept. Run the same command again when it is mended, or name another server with --uri."
         ) from error
     refused = sum(spool.num_refused for spool in spools)
     return before - refused, refused

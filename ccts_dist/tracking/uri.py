@@ -3,7 +3,6 @@
 import os
 import re
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 from ccts_dist.errors import ConfigError
 
@@ -46,11 +45,3 @@ def artifact_location(uri: str, experiment: str) -> str | None:
         return None
     folder = re.sub(r"[^\w.-]+", "_", experiment)
     return (Path(uri.removeprefix(_SQLITE)).parent / "mlruns" / folder).as_uri()
-
-
-def without_password(uri: str) -> str:
-    """The address as it may be written down: user and password taken out."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

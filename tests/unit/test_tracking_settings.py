@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.config import TrackingConfig
+from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file, write_run_file
-from ccts_dist.tracking.uri import artifact_location, default_tracking_uri, resolve_tracking_uri, without_password
+from ccts_dist.tracking.uri import artifact_location, default_tracking_uri, resolve_tracking_uri
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +47,9 @@ def test_files_of_an_sqlite_store_lie_beside_it_and_a_server_decides_itself() ->
 
 
 def test_passwords_are_not_written_down() -> None:
-    assert without_password("postgresql://me:secret@db:5432/mlflow") == "postgresql://db:5432/mlflow"
-    assert without_password("sqlite:////data/a.db") == "sqlite:////data/a.db"
+    assert without_credentials("postgresql://me:secret@db:5432/mlflow") == "postgresql://db:5432/mlflow"
+    assert without_credentials("postgresql://me:se/cret@db:5432/mlflow") == "postgresql://db:5432/mlflow"
+    assert without_credentials("sqlite:////data/a.db") == "sqlite:////data/a.db"
 
 
 def test_a_run_folder_remembers_its_run_without_the_password(tmp_path: Path) -> None:
