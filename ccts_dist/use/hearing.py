@@ -116,11 +116,17 @@ def answered_in_order(
     idle: SimpleQueue[Student] = SimpleQueue()
     for student in students:
         idle.put(student)
+    failed: list[BaseException] = []
 
     def hear(pieces: list[Piece]) -> list[Heard]:
+        if failed:
+            raise failed[0]  # what was queued before anyone knew
         student = idle.get()
         try:
             return student.hear([torch.from_numpy(to_wave(piece.whole)) for piece in pieces])
+        except BaseException as error:
+            failed.append(error)
+            raise
         finally:
             idle.put(student)
 
