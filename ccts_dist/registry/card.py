@@ -10,7 +10,7 @@ _ASKING = """\
 ## Asking it over HTTP
 
 ```
-mlflow models serve -m models:/NAME@ALIAS --env-manager local --port 5001
+python launch/serve.py models:/NAME@ALIAS --port 5001
 printf '{{"dataframe_records": [{{"audio": "%s"}}]}}' "$(base64 -w0 a.wav)" |
   curl -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5001/invocations
 ```
@@ -21,6 +21,7 @@ A row is a recording: `audio`, the base64 of a whole audio file, or `path`, a fi
 are answered in order by `{{"predictions": [{{{answer}}}, ...]}}`. What is refused gets status 400 with the reason, and
 the recording's number counted from 0. Limits, and the variables that change them: 32 recordings a request
 (`CCTS_MAX_RECORDINGS`), 16 MiB each (`CCTS_MAX_RECORDING_BYTES`), 120 s each (`CCTS_MAX_SECONDS`).
+`mlflow models serve` answers the same, but reads a body of any size before it refuses.
 """
 
 

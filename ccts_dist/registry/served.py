@@ -39,7 +39,7 @@ _META_FILE = "registered_model_meta"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one request may ask for. MLflow's server takes no options of ours, so they come from the environment."""
+    """What is answered. MLflow's server takes no options of ours, so they come from the environment."""
 
     recordings: int = 32
     """Of one request."""
@@ -53,9 +53,16 @@ class Limits:
     audio_root: Path | None = None
     """Folder below which files may be asked for by path; None: no paths."""
 
+    request_bytes: int = 128 << 20
+    """Of the body of one request. Only ``registry.server`` can hold to it; MLflow's server does not ask."""
+
+    connections: int = 32
+    """At a time; as above."""
+
 
 def read_limits(environment: Mapping[str, str]) -> Limits:
-    """``CCTS_MAX_RECORDINGS``, ``CCTS_MAX_RECORDING_BYTES``, ``CCTS_MAX_SECONDS`` and ``CCTS_AUDIO_ROOT``.
+    """``CCTS_AUDIO_ROOT``, and ``CCTS_MAX_`` with ``RECORDINGS``, ``RECORDING_BYTES``, ``SECONDS``, ``REQUEST_BYTES``
+    and ``CONNECTIONS``.
 
     Raises:
         ConfigError: not a number, out of range, or a root that is no folder.
@@ -69,6 +76,8 @@ def read_limits(environment: Mapping[str, str]) -> Limits:
         recording_bytes=int(_number(environment, "CCTS_MAX_RECORDING_BYTES", usual.recording_bytes)),
         seconds=_number(environment, "CCTS_MAX_SECONDS", usual.seconds, highest=MAX_DURATION_S),
         audio_root=Path(root).resolve() if root else None,
+        request_bytes=int(_number(environment, "CCTS_MAX_REQUEST_BYTES", usual.request_bytes)),
+        connections=int(_number(environment, "CCTS_MAX_CONNECTIONS", usual.connections)),
     )
 
 
@@ -249,7 +258,16 @@ def rows_of(frame: "pd.DataFrame") -> list[dict[str, Any]]:
     ]
     if len(rows) != 1 or not any(isinstance(cell, list) for cell in rows[0].values()):
         return rows
-    lists = {name: cell if isinstance(cell, list) else [cell] for name, cell in rows[0].items()}
+    return rows_of_columns(rows[0])
+
+
+def rows_of_columns(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of ``{"audio": [A, B]}``; a column's only cell needs no list.
+
+    Raises:
+        RequestError: lists of unlike length side by side.
+    """
+    lists = {name: cell if isinstance(cell, list) else [cell] for name, cell in columns.items()}
     counts = {name: len(cells) for name, cells in lists.items()}
     if len(set(counts.values())) > 1:
         raise RequestError(f"columns of unlike length: {counts}. Give each recording an entry in every column.")

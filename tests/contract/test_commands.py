@@ -22,6 +22,10 @@ OPTIONS = {
         "--collect --corpus --folds --jobs --out --rows --seeds --set --shards --starter --table --transcripts "
         "--utterances --wrong"
     ),
+    "launch/serve.py": (
+        "--audio-root --host --max-connections --max-recording-bytes --max-recordings --max-request-bytes "
+        "--max-seconds --port --uri"
+    ),
     "launch/sync.py": "--uri",
     "shards/build.py": "",  # its sub-commands have the options
     "shards/check.py": "--fast --teacher --threads",

@@ -1,7 +1,6 @@
 """Real servers of MLflow on this machine, for the length of a test: the registry's, and a model's."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -9,14 +8,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-
-def free_port() -> int:
-    """A port nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.launching import ROOT, free_port, hear_interrupts
 
 
 @contextmanager
@@ -65,16 +60,20 @@ def mlflow_server(
 
 
 def start_model_server(
-    model: str, log: Path, *, port: int, uri: str, environment: Mapping[str, str]
+    model: str, log: Path, *, port: int, uri: str, environment: Mapping[str, str], by: str = "mlflow"
 ) -> subprocess.Popen[bytes]:
-    """``mlflow models serve``, begun; whoever starts it ends its process group."""
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
+    """``mlflow models serve``, begun, or ``launch/serve.py``; whoever starts it ends its process group."""
+    program = {
+        "mlflow": ["-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"],
+        "launch/serve.py": ["launch/serve.py", model],
+    }[by]
     with log.open("wb") as file:
         return subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, *program, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=ROOT,
             env=os.environ
             | {
-                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # it looks for uvicorn there
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # MLflow looks for uvicorn there
                 "MLFLOW_TRACKING_URI": uri,
                 "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
                 "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -84,20 +83,33 @@ def start_model_server(
             stdout=file,
             stderr=file,
             start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelServer:
+    """One that answers."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    """Killed, with its workers, at the end."""
+
+
 @contextmanager
-def model_server(model: str, log: Path, *, uri: str, environment: Mapping[str, str]) -> Iterator[str]:
-    """The address of ``mlflow models serve``, without unpickling; it is killed, with its workers, at the end."""
+def model_server(
+    model: str, log: Path, *, uri: str, environment: Mapping[str, str], by: str = "mlflow"
+) -> Iterator[ModelServer]:
+    """A server of a model, without unpickling; it must be there still at the end."""
     port = free_port()
-    server = start_model_server(model, log, port=port, uri=uri, environment=environment)
+    server = start_model_server(model, log, port=port, uri=uri, environment=environment, by=by)
     try:
         wait_until_healthy(server, port, log)
-        yield f"http://127.0.0.1:{port}"
+        yield ModelServer(address=f"http://127.0.0.1:{port}", process=server)
         assert server.poll() is None, log.read_text(errors="replace")
     finally:
-        os.killpg(server.pid, 9)
+        if server.poll() is None:
+            os.killpg(server.pid, 9)
         server.wait()
 
 

@@ -21,7 +21,8 @@ from ccts_dist.registry import load_student, pull_model, register, resolve_model
 from ccts_dist.registry.contents import code_digest
 from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import open_client
-from tests.flow.mlflow_server import free_port, mlflow_server
+from tests.flow.mlflow_server import mlflow_server
+from tests.launching import free_port
 from tests.unit import model_shapes
 
 ROOT = Path(__file__).parents[2]

@@ -1,10 +1,15 @@
-"""A registered model behind a real ``mlflow models serve``: what it answers, what it refuses, and that it goes on."""
+"""A registered model behind ``mlflow models serve`` and behind ``launch/serve.py``: what is answered, what is refused,
+and that it goes on.
+"""
 
 import base64
 import hashlib
 import io
 import json
 import os
+import re
+import signal
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,10 +24,13 @@ import soundfile
 import torch
 
 from ccts_dist.config import ModelConfig
+from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry import load_student, register
+from ccts_dist.registry.server import serve
 from ccts_dist.tracking.mlflow_client import open_client
-from tests.flow.mlflow_server import free_port, model_server, start_model_server
+from tests.flow.mlflow_server import model_server, start_model_server, wait_until_healthy
+from tests.launching import free_port
 from tests.unit import model_shapes
 
 JSON = "application/json"
@@ -32,7 +40,9 @@ JSON = "application/json"
 class Server:
     """Serves one student with small limits; below its audio root lies ``deep/0.wav``."""
 
+    by: str
     address: str
+    process_id: int
     recordings: tuple[bytes, ...]
     expected: list[dict[str, float]]
     """What the model said of each before it was registered."""
@@ -65,22 +75,35 @@ def _uri(place: Path) -> str:
     return f"sqlite:///{place / 'mlflow.db'}"
 
 
-@pytest.fixture(scope="module")
-def server(place: Path) -> Iterator[Server]:
+@pytest.fixture(scope="module", params=["mlflow", "launch/serve.py"])
+def server(place: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     recordings = tuple(_wav(0.5 + 0.3 * number, seed=number) for number in range(4))
     expected = load_student(place / "run" / "best").predict([io.BytesIO(data) for data in recordings])
-    root = place / "root"
+    root = place / request.param.replace("/", "-")
     (root / "deep").mkdir(parents=True)
     (root / "deep" / "0.wav").write_bytes(recordings[0])
     (place / "secret.wav").write_bytes(recordings[0])
     (root / "out.wav").symlink_to(place / "secret.wav")
-    limits = {"CCTS_MAX_RECORDINGS": "4", "CCTS_MAX_RECORDING_BYTES": "100000", "CCTS_MAX_SECONDS": "2"}
-    environment = limits | {"CCTS_AUDIO_ROOT": str(root)}
-    with model_server("models:/emotion@champion", place / "log", uri=_uri(place), environment=environment) as address:
-        yield Server(address=address, recordings=recordings, expected=expected)
+    environment = {
+        "CCTS_AUDIO_ROOT": str(root),
+        "CCTS_MAX_RECORDINGS": "4",
+        "CCTS_MAX_RECORDING_BYTES": "100000",
+        "CCTS_MAX_SECONDS": "2",
+        "CCTS_MAX_REQUEST_BYTES": "60000000",
+    }
+    with model_server(
+        "models:/emotion@champion", place / "log", uri=_uri(place), environment=environment, by=request.param
+    ) as running:
+        yield Server(
+            by=request.param,
+            address=running.address,
+            process_id=running.process.pid,
+            recordings=recordings,
+            expected=expected,
+        )
 
 
-def _ask(server: Server, body: bytes, content_type: str = JSON) -> tuple[int, str]:
+def _ask(server: Server, body: bytes | Iterator[bytes], content_type: str = JSON) -> tuple[int, str]:
     """Status and text of the answer."""
     request = urllib.request.Request(f"{server.address}/invocations", body, {"Content-Type": content_type})
     try:
@@ -124,17 +147,26 @@ def test_every_form_of_request_in_the_model_card_is_answered(server: Server, for
     _assert_like(_answers(server, trees[form]), expected)
 
 
+ours = pytest.mark.parametrize("server", ["launch/serve.py"], indirect=True)
+
+MLFLOW_SAYS = {
+    "a list": "Received a list",
+    "a number": "unexpected input type",
+    "another column": "no recording",  # MLflow has taken it out
+}
+"""Where its words differ from ours."""
+
 BAD: dict[str, tuple[bytes, str]] = {
     "not JSON": (b"{no json", "valid JSON"),
     "not UTF-8": (b'{"inputs": "\xff\xfe"}', "valid JSON"),
-    "a list": (b"[]", "Received a list"),
-    "a number": (b"7", "unexpected input type"),
+    "a list": (b"[]", "must be a JSON object"),
+    "a number": (b"7", "must be a JSON object"),
     "no field that is known": (b'{"rows": []}', "exactly one of the input fields"),
     "two fields": (b'{"inputs": [], "dataframe_records": []}', "exactly one of the input fields"),
     "records that are no list": (b'{"dataframe_records": 5}', "must be a list of records"),
     "a split without data": (b'{"dataframe_split": {"columns": ["audio"]}}', "must have 'data' field"),
     "no rows": (b'{"dataframe_records": []}', "no recording"),
-    "another column": (_record(sound="AAAA"), "no recording"),
+    "another column": (_record(sound="AAAA"), "recording 0: unknown column 'sound'"),
     "a number for audio": (_record(audio=12), "recording 0: 'audio' is int"),
     "a list for audio": (_record(audio=[[1]]), "recording 0: 'audio' is list"),
     "neither column": (_record(audio=None), "recording 0: has neither"),
@@ -160,7 +192,8 @@ def test_what_is_malformed_oversized_or_no_audio_is_refused_with_a_reason_and_th
     for kind, (body, reason) in BAD.items():
         status, text = _ask(server, body)
         assert status == 400, f"{kind}: {status} {text}"
-        assert reason in json.loads(text)["message"], kind
+        expected = MLFLOW_SAYS.get(kind, reason) if server.by == "mlflow" else reason
+        assert expected in json.loads(text)["message"], kind
     _assert_like(_answers(server, good), server.expected[:1])
 
 
@@ -179,6 +212,55 @@ def test_an_oversized_body_is_refused_and_the_server_goes_on(server: Server) -> 
     _assert_like(_answers(server, {"inputs": {"audio": [_b64(server.recordings[0])]}}), server.expected[:1])
 
 
+OURS: dict[str, tuple[bytes, str]] = {
+    "too deep": (b'{"inputs": ' + b"[" * 200_000, "not valid JSON that can be read"),
+    "a number of ten thousand digits": (b'{"inputs": ' + b"7" * 10_000 + b"}", "not valid JSON that can be read"),
+    "a text for the rows": (b'{"inputs": "AAAA"}', "inputs must be a list of records"),
+    "a row that is a list": (b'{"inputs": [["AAAA"]]}', "recording 0: is list, must be an object"),
+    "columns that are no names": (b'{"dataframe_split": {"columns": [[]], "data": [[]]}}', "must have 'columns'"),
+    "a split that is a list": (b'{"dataframe_split": []}', "must have 'columns'"),
+    "a row too short": (b'{"dataframe_split": {"columns": ["audio"], "data": [[]]}}', "a cell for each column"),
+    "columns of unlike length": (b'{"inputs": {"audio": ["AAAA"], "path": []}}', "columns of unlike length"),
+    "nothing": (b"", "not valid JSON that can be read"),
+}
+"""What MLflow's server makes a 500 of, or something else of its own."""
+
+
+@ours
+def test_our_server_also_refuses_what_mlflow_trips_over(server: Server) -> None:
+    for kind, (body, reason) in OURS.items():
+        status, text = _ask(server, body)
+        assert status == 400, f"{kind}: {status} {text}"
+        assert reason in json.loads(text)["message"], kind
+    host, port = server.address.removeprefix("http://").split(":")
+    for request, status in [
+        (b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", b"415"),
+        (b"GET /invocations HTTP/1.1\r\nHost: x\r\n\r\n", b"405"),
+        (b"GET /elsewhere HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+        (b"no HTTP at all\r\n\r\n", b"400"),
+    ]:
+        with socket.create_connection((host, int(port)), timeout=60) as line:
+            line.sendall(request)
+            assert line.recv(4096).split()[1] == status, request
+    _assert_like(_answers(server, {"inputs": {"audio": _b64(server.recordings[0])}}), server.expected[:1])
+
+
+@ours
+def test_our_server_keeps_no_more_of_a_body_than_its_limit(server: Server) -> None:
+
+    def peak_mb() -> float:
+        status = Path(f"/proc/{server.process_id}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1000
+
+    before = peak_mb()
+    for body in (b"A" * 500_000_000, iter([b"A" * 10_000_000] * 50)):  # its length said, and in chunks
+        status, text = _ask(server, body)
+        assert status == 413
+        assert "a body of more than 60000000 bytes" in json.loads(text)["message"]
+    assert peak_mb() < before + 150
+    _assert_like(_answers(server, {"inputs": {"audio": _b64(server.recordings[0])}}), server.expected[:1])
+
+
 def test_requests_in_parallel_are_answered_as_each_would_be_alone(server: Server) -> None:
     def ask(number: int) -> list[dict[str, float]]:
         rows = [{"audio": _b64(server.recordings[number % 4])}, {"audio": _b64(server.recordings[number * 3 % 4])}]
@@ -190,9 +272,11 @@ def test_requests_in_parallel_are_answered_as_each_would_be_alone(server: Server
         _assert_like(answers, [server.expected[number % 4], server.expected[number * 3 % 4]])
 
 
-def test_a_model_altered_in_the_store_with_its_own_list_of_digests_is_not_served(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["mlflow", "launch/serve.py"])
+def test_a_model_altered_in_the_store_with_its_own_list_of_digests_is_not_served(tmp_path: Path, by: str) -> None:
     """Only the registry's tags can tell: file and list agree with each other."""
-    uri = _uri(place)
+    uri, place = _uri(tmp_path), tmp_path
+    _save_run_folder(place / "run")
     version = register(place / "run", "altered", alias="champion", tracking_uri=uri)
     true = open_client(uri).get_model_version("altered", version).tags["sha256.digests.json"]
     (stored,) = (place / "mlruns").rglob(f"models/{true[:16]}/**/package/model.safetensors")
@@ -204,11 +288,45 @@ def test_a_model_altered_in_the_store_with_its_own_list_of_digests_is_not_served
     listed.write_text(json.dumps(forged))
     found = hashlib.sha256(listed.read_bytes()).hexdigest()
     port, log = free_port(), tmp_path / "log"
-    server = start_model_server("models:/altered@champion", log, port=port, uri=uri, environment={})
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    server = start_model_server("models:/altered@champion", log, port=port, uri=uri, environment=environment, by=by)
     try:
         assert server.wait(300) != 0
     finally:
         if server.poll() is None:
             os.killpg(server.pid, 9)
-    refused = f"RegistryError: digests.json: its SHA-256 is {found}, and the registry's tag of models:/altered/1 says "
+    refused = f"digests.json: its SHA-256 is {found}, and the registry's tag of models:/altered/1 says "
     assert f"{refused}{true}" in log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_our_server_says_where_it_is_and_ends_at_a_signal(place: Path, tmp_path: Path, number: signal.Signals) -> None:
+    model, log, port = str(place / "run" / "best"), tmp_path / "log", free_port()
+    server = start_model_server(model, log, port=port, uri=_uri(place), environment={}, by="launch/serve.py")
+    try:
+        wait_until_healthy(server, port, log)
+        server.send_signal(number)
+        assert server.wait(30) == 0
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, 9)
+    assert log.read_text() == f"{model} at http://127.0.0.1:{port}/invocations; Ctrl-C ends it\n"
+
+
+@ours
+@pytest.mark.parametrize(
+    ("model", "limit", "reason"),
+    [
+        ("best", {"CCTS_AUDIO_ROOT": "/absent"}, "CCTS_AUDIO_ROOT='/absent': no such folder"),
+        ("best", {"CCTS_MAX_SECONDS": "601"}, "CCTS_MAX_SECONDS=601: must be 1 to 600"),
+        ("best", {"CCTS_MAX_REQUEST_BYTES": "many"}, "CCTS_MAX_REQUEST_BYTES='many': must be a number"),
+        ("best", {}, "cannot listen on 127.0.0.1:"),  # the other server does
+        ("absent", {}, "no such folder"),
+    ],
+)
+def test_our_server_names_a_mistake_before_it_starts(
+    place: Path, server: Server, model: str, limit: dict[str, str], reason: str
+) -> None:
+    port = int(server.address.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        serve(str(place / "run" / model), host="127.0.0.1", port=port, environment=limit)

@@ -21,11 +21,11 @@ from ccts_dist.registry import load_student, pull_model, register
 from ccts_dist.tracking.mlflow_client import open_client
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.sync import sync
-from tests.flow.mlflow_server import free_port, mlflow_server
+from tests.flow.mlflow_server import mlflow_server
 from tests.flow.postgres_server import postgres_server
 from tests.flow.running import num_steps
 from tests.flow.s3_server import s3_server
-from tests.launching import ROOT
+from tests.launching import ROOT, free_port
 from tests.plain_engine import train_plainly
 from tests.small_runs import build_two_kinds, read_history, read_validations, write_run
 

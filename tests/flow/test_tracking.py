@@ -16,8 +16,8 @@ from ccts_dist.tracking.mlflow_run import open_mlflow_run
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.sync import sync
 from tests.flow.faulty_proxy import FAULTS, faulty_proxy
-from tests.flow.mlflow_server import free_port, mlflow_server
-from tests.launching import ROOT
+from tests.flow.mlflow_server import mlflow_server
+from tests.launching import ROOT, free_port
 
 WRITER = """
 import sys, time
