@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 import soundfile
 
+from ccts_dist.distributed import Ranks
 from ccts_dist.registry import load_student, pull_model, register
+from ccts_dist.registry.promote import Contest, promote
 from ccts_dist.tracking.mlflow_client import open_client
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.sync import sync
@@ -147,15 +149,24 @@ def _check_told(output: Path, uri: str, undisturbed: Path) -> None:
 
 
 def _check_model_comes_back(output: Path, uri: str, cache: Path) -> None:
-    """Registered, pulled and asked, all over the wire; the answer is that of the model in the run folder."""
-    heard = output.parent.parent / "heard.wav"
+    """Registered, promoted, pulled and asked, all over the wire; the answer is that of the model in the run folder."""
+    place = output.parent.parent
+    heard = place / "heard.wav"
     soundfile.write(heard, [0.1, -0.2, 0.3, 0.0] * 2_000, 16_000)
+    contest = Contest(name="student", shards=str(place / "shards"), splits=("Development", "Test1"))
     version = register(output, "student", tracking_uri=uri)
-    pulled = pull_model("models:/student@candidate", tracking_uri=uri, cache=cache)
+    first = promote(contest, ranks=Ranks(), tracking_uri=uri, cache=cache)
+    assert (first.verdict, first.candidate) == ("first", f"student/{version}")
+    pulled = pull_model("models:/student@champion", tracking_uri=uri, cache=cache)
     assert pulled.version == f"student/{version}"
     assert pulled.folder.is_relative_to(cache)
     expected = load_student(output / "best").predict([heard])
     assert load_student(pulled.folder).predict([heard]) == expected
+
+    assert register(output, "student", tracking_uri=uri) != version
+    again = promote(contest, ranks=Ranks(), tracking_uri=uri, cache=cache)
+    assert (again.verdict, again.champion, again.num_utterances) == ("not better", f"student/{version}", 24)
+    assert pull_model("models:/student@champion", tracking_uri=uri, cache=cache).version == f"student/{version}"
 
 
 def test_a_file_needs_no_server_and_has_all_of_a_run(place: Path, tmp_path: Path) -> None:
