@@ -46,6 +46,8 @@ def missing_audio(file: Opened) -> str:
     states no length, as written to a pipe, is taken at its word.
     """
     size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return "is an empty file"
     head = _read_at(file, 0, 16)
     if head[:4] == b"OggS":
         return _damaged_ogg(file)

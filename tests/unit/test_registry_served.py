@@ -103,7 +103,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "not base64": ([{"audio": "no base64!"}], r"recording 0: 'audio' is not base64 \(.*\)\. Encode the whole file"),
     "not ascii": ([{"audio": "päper"}], "recording 0: 'audio' is not base64"),
     "cut base64": ([{"audio": "AAAAA"}], "recording 0: 'audio' is not base64"),
-    "empty": ([{"audio": ""}], "recording 0: cannot be decoded"),
+    "empty": ([{"audio": ""}], "recording 0: is an empty file"),
     "no audio": ([{"audio": _b64(b"plain text, and rather long")}], "recording 0: cannot be decoded"),
     "second": ([{"audio": _b64(_wav(4_000))}, {"audio": _b64(_wav(399))}], "recording 1: lasts 399 samples"),
     "cut file": ([{"audio": _b64(_wav(4_000)[:5_000])}], "recording 0: is cut"),

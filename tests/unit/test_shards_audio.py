@@ -94,7 +94,7 @@ def test_what_cannot_be_decoded_is_told_in_words_without_a_path(tmp_path: Path):
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 16_000)
     soundfile.write(tmp_path / "nan.wav", np.full(500, np.nan), 16_000, subtype="FLOAT")
     assert convert_audio(noise, max_duration_s=2.0) == "cannot be decoded (Format not recognised)"
-    assert "cannot be decoded" in str(convert_audio(empty, max_duration_s=2.0))
+    assert convert_audio(empty, max_duration_s=2.0) == "is an empty file"
     assert convert_audio(raw, max_duration_s=2.0) == "cannot be decoded (Format not recognised)"
     assert convert_audio(tmp_path / "none.wav", max_duration_s=2.0) == "holds no audio"
     assert convert_audio(tmp_path / "nan.wav", max_duration_s=2.0) == "holds samples that are not finite"
