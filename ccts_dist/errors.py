@@ -103,18 +103,31 @@ class StageError(CctsError):
 def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """The exit code of a command: what ``main`` returns, or that of the ``CctsError`` it raises.
 
-    The error becomes one line on stderr, of rank 0 alone: errors are agreed on by all ranks, and said once.
+    The error becomes one line on stderr, of rank 0 alone: errors are agreed on by all ranks, and said once. Ctrl-C
+    becomes one as well; the process then ends by it, so that a shell's loop around the command ends too.
     """
     try:
         return main(argv)
     except CctsError as error:
-        if os.environ.get("RANK", "0") == "0":
-            kind = [] if isinstance(error, StopRequested) else ["error:"]
-            with suppress(OSError):  # whoever read it has gone; the exit code still tells
-                print(*kind, " ".join(str(error).split()), file=sys.stderr, flush=True)
+        if _is_rank_0():
+            _say("" if isinstance(error, StopRequested) else "error: ", " ".join(str(error).split()))
         elif not isinstance(error, StopRequested):
             _let_rank_0_speak()
         return error.exit_code
+    except KeyboardInterrupt:
+        if _is_rank_0():
+            _say("stopped by Ctrl-C; what was finished is kept")
+        sys.excepthook = lambda *_: None  # no traceback, but Python's way of ending by the signal
+        raise
+
+
+def _is_rank_0() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _say(*words: str) -> None:
+    with suppress(OSError):  # whoever read it has gone; the exit code still tells
+        print(*words, sep="", file=sys.stderr, flush=True)
 
 
 def _let_rank_0_speak() -> None:

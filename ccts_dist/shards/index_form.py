@@ -4,6 +4,7 @@ Digests tell damage. This is for what a faulty tool has written and sealed: it i
 in words, and never met as some library's error by one rank in the middle of a step.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -95,6 +96,10 @@ def rows_fault(rows: ShardRows, size_bytes: int, num_samples: int) -> str:
         num_samples: the same of its samples.
     """
     keys, lengths = rows.keys, rows.num_samples
+    if "" in keys:
+        return "a key is empty"
+    if len(set(keys)) < len(keys):
+        return f"key {next(key for key, count in Counter(keys).items() if count > 1)!r} is there twice"
     for member, places in rows.members.items():
         if fault := places_fault(places, size_bytes, member, keys):
             return fault

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,11 @@ from ccts_dist.shards.index import IndexPlace
 from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, NO_TABLE, TeacherFacts, foreign_name
 from ccts_dist.shards.stores.store import FileStore, LocalStore
 from ccts_dist.shards.table import RecordTable, texts_of
+
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '<f4', 'fortran_order': False, 'shape': \((\d{1,9}),\), \} *\n", re.S
+)
+"""Begins an array as ``encode_output`` leaves it. Nothing else is parsed: NumPy would evaluate what stands there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,13 +130,18 @@ def encode_output(output: TeacherOutput) -> bytes:
 
 
 def decode_output(data: bytes, embedding_size: int, num_targets: int) -> TeacherOutput:
-    """The inverse of ``encode_output``; never unpickles.
+    """The inverse of ``encode_output``.
 
     Raises:
-        ValueError: no plain float32 array of that length.
+        ValueError: no float32 array of that length as ``encode_output`` leaves it, or not finite; says which.
     """
-    vector = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     wanted = embedding_size + num_targets
-    if vector.dtype != np.dtype("<f4") or vector.shape != (wanted,):
-        raise ValueError(f"holds {vector.dtype}{list(vector.shape)}, must be float32[{wanted}]")
+    head = _NPY.match(data)
+    if head is None or len(data) - head.end() != 4 * int(head[1]):
+        raise ValueError(f"is no float32[{wanted}] as NumPy writes it")
+    if int(head[1]) != wanted:
+        raise ValueError(f"holds float32[{int(head[1])}], must be float32[{wanted}]")
+    vector = np.frombuffer(data, "<f4", offset=head.end()).copy()
+    if not np.isfinite(vector).all():
+        raise ValueError("holds numbers that are not finite")
     return TeacherOutput(embedding=vector[:embedding_size], prediction=vector[embedding_size:])

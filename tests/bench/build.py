@@ -4,14 +4,17 @@
 
 The corpus is made on the spot in a temporary folder: voiced sounds of 2 to 11 s in wave files, which FLAC brings to
 about half their size, as it does speech. Prints every repeat and the medians; one process is one process with one
-thread. Several processes start within the time that is measured.
+thread. Several processes start within the time that is measured. What two cores could give at most is measured beside
+it: two builds of one process each, in processes that know nothing of each other.
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +72,29 @@ def build_once(utterances: list[Utterance], out: Path, num_processes: int, shard
     return time.perf_counter() - began, summary.digest
 
 
+def _build_at(
+    utterances: list[Utterance], out: Path, shard_bytes: float, ready: Barrier, ends: "multiprocessing.Queue[float]"
+) -> None:
+    ready.wait()
+    ends.put(build_once(utterances, out, 1, shard_bytes)[0])
+
+
+def build_two_apart(utterances: list[Utterance], folder: Path, shard_bytes: float) -> float:
+    """Seconds that each of two builds takes beside the other one: the longer time."""
+    spawn = multiprocessing.get_context("spawn")
+    ready, ends = spawn.Barrier(2), spawn.Queue()
+    both = [
+        spawn.Process(target=_build_at, args=(utterances, folder / f"{number}", shard_bytes, ready, ends))
+        for number in range(2)
+    ]
+    for one in both:
+        one.start()
+    seconds = max(ends.get() for _ in both)
+    for one in both:
+        one.join()
+    return seconds
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,8 +105,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         utterances = make_corpus(Path(folder), args.hours)
         print(f"{len(utterances)} utterances, {args.hours:g} h; {len(os.sched_getaffinity(0))} cores")
-        print(f"{'repeat':>8}{'one, s':>10}{'two, s':>10}{'ratio':>8}")
+        print(f"{'repeat':>8}{'one, s':>10}{'two, s':>10}{'ratio':>8}{'at most':>10}{'of it':>8}")
         times: dict[int, list[float]] = {1: [], 2: []}
+        most = []
         digests = set()
         for repeat in range(args.repeats):
             for num_processes in (1, 2) if repeat % 2 else (2, 1):
@@ -88,16 +115,23 @@ def main() -> None:
                     seconds, digest = build_once(utterances, Path(out) / "s", num_processes, 1e6 * args.shard_mb)
                 times[num_processes].append(seconds)
                 digests.add(digest)
+            with tempfile.TemporaryDirectory(dir=folder) as out:
+                apart = build_two_apart(utterances, Path(out), 1e6 * args.shard_mb)
             one, two = times[1][-1], times[2][-1]
-            print(f"{repeat + 1:>8}{one:>10.2f}{two:>10.2f}{one / two:>8.2f}", flush=True)
+            most.append(2 * one / apart)
+            print(_line(str(repeat + 1), one, two, one / two, most[-1]), flush=True)
         if len(digests) != 1:
             raise ShardError(f"{len(digests)} different shard sets were built of one corpus")
         one, two = statistics.median(times[1]), statistics.median(times[2])
         ratio = statistics.median(first / second for first, second in zip(times[1], times[2], strict=True))
-        print(f"{'median':>8}{one:>10.2f}{two:>10.2f}{ratio:>8.2f}")
+        print(_line("median", one, two, ratio, statistics.median(most)))
         print(
             f"seconds of audio a second: {3600 * args.hours / one:.0f} with one, {3600 * args.hours / two:.0f} with two"
         )
+
+
+def _line(name: str, one: float, two: float, ratio: float, most: float) -> str:
+    return f"{name:>8}{one:>10.2f}{two:>10.2f}{ratio:>8.2f}{most:>10.2f}{ratio / most:>8.2f}"
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ def offline(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[tuple[str, ...], Path]:
+    """Teacher caches by what their teachers were trained on; filled as they are needed."""
+    return {}
+
+
 def untrained_teacher(folder: Path, train_splits: tuple[str, ...]) -> Path:
     """A model folder of the paper's teacher, as if it had been trained on these splits."""
     config = read_run(Path("launch/runs/paper/msp/09-teacher.toml")).model
@@ -50,12 +56,17 @@ def untrained_teacher(folder: Path, train_splits: tuple[str, ...]) -> Path:
 
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: "/".join(path.parts[2:]))
-def test_shipped_run_file_passes_its_check(path: Path, shard_set: ShardSet, tmp_path: Path, capsys):
+def test_shipped_run_file_passes_its_check(
+    path: Path, shard_set: ShardSet, made: dict[tuple[str, ...], Path], tmp_path: Path, capsys
+):
     run = read_run(path)
     settings = [f"data.shards={shard_set.root}", f"output={tmp_path / 'run'}"]
     if run.data.teacher:
-        teacher = untrained_teacher(tmp_path / "teacher", run.data.train_splits)
-        settings.append(f"data.teacher={make_cache(teacher, shard_set, tmp_path / 'cache')}")
+        trained_on = run.data.train_splits
+        if trained_on not in made:
+            teacher = untrained_teacher(tmp_path / "teacher", trained_on)
+            made[trained_on] = make_cache(teacher, shard_set, tmp_path / "cache")
+        settings.append(f"data.teacher={made[trained_on]}")
     if run.model.speech is not None and run.model.speech.encoder == "msp/encoders/modified-cpc":
         convert(write_checkpoint(tmp_path / "published.pt", published()), tmp_path / "cpc")
         settings.append(f"model.speech.encoder={tmp_path / 'cpc'}")

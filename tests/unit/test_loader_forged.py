@@ -74,6 +74,8 @@ def test_the_set_is_read_as_it_was_built(root: Path):
         ("label.valence", 5.0, f"label 'valence' of {KEYS[1]!r} is 5.0, not 0..1"),
         ("label.valence", float("inf"), "is inf, not 0..1"),
         ("key", None, "column 'key' has no value everywhere"),
+        ("key", "", "a key is empty"),
+        ("key", KEYS[0], f"key {KEYS[0]!r} is there twice"),
         ("num_samples", None, "column 'num_samples' has no value everywhere"),
     ],
 )

@@ -276,6 +276,10 @@ RECORD |= dict.fromkeys(("key", "split", "transcript", "source", "speaker", "gen
         (RECORD | {"labels": {"v": "x"}}, "json is not an utterance's: labels is {'v': 'x'}, and must be"),
         (RECORD | {"labels": {"v": float("nan")}}, "json is not an utterance's: labels is {'v': nan}, and must be"),
         (RECORD | {"scale": [1]}, "json is not an utterance's: scale is [1], and must be two numbers"),
+        (
+            RECORD | {"transcript": "\ud800"},
+            r"json is not an utterance's: transcript is '\ud800', and must be a string",
+        ),
         (RECORD | {"speaker": 5}, "json is not an utterance's: speaker is 5, and must be a string or null"),
         (RECORD | {"num_raters": 1.5}, "json is not an utterance's: num_raters is 1.5, and must be a whole number or"),
         (RECORD | {"num_samples": 10**30}, "json is not an utterance's: num_samples is 1000"),

@@ -2,17 +2,15 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.shards.flac import flac_samples
 from ccts_dist.shards.index import ShardRows
-from ccts_dist.shards.schema import Manifest, ShardEntry, TeacherFacts
+from ccts_dist.shards.schema import TEACHER_MEMBER, Manifest, ShardEntry, TeacherFacts
 from ccts_dist.shards.tars import short
+from ccts_dist.shards.teacher_format import decode_output
 
 _TEXT, _NUMBER, _COUNT, _TABLE, _SCALE = "a string", "a number", "a whole number", "an object of numbers", "two numbers"
 _FIELDS = {
@@ -32,10 +30,6 @@ _FIELDS = {
     "num_samples": _COUNT,
 }
 _MAX_JSON_BYTES = 1 << 24
-_NPY = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '<f4', 'fortran_order': False, 'shape': \((\d{1,9}),\), \} *\n", re.S
-)
-"""Begins an array as the cache's writer leaves it. Nothing else is parsed: NumPy would evaluate what stands there."""
 
 
 def json_faults(data: bytes, rows: ShardRows, row: int, entry: ShardEntry, manifest: Manifest) -> Iterator[str]:
@@ -87,7 +81,16 @@ def _fits(value: Any, wanted: str) -> bool:
         return _is_number(value)
     if wanted.startswith(_COUNT):
         return isinstance(value, int) and _is_number(value)
-    return isinstance(value, str)
+    return isinstance(value, str) and _is_unicode(value)
+
+
+def _is_unicode(text: str) -> bool:
+    """Half a surrogate, which JSON can say, is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(value: Any) -> bool:
@@ -142,14 +145,10 @@ def audio_faults(data: bytes, num_samples: int) -> Iterator[str]:
 
 def teacher_faults(data: bytes, facts: TeacherFacts) -> Iterator[str]:
     """What is wrong with a ``teacher.npy`` member, in words."""
-    wanted = facts.embedding_size + len(facts.targets)
-    head = _NPY.match(data)
-    if head is None or len(data) - head.end() != 4 * int(head[1]):
-        yield f"teacher.npy is no float32[{wanted}] as NumPy writes it"
-    elif int(head[1]) != wanted:
-        yield f"teacher.npy holds float32[{int(head[1])}], must be float32[{wanted}]"
-    elif not np.isfinite(np.frombuffer(data, "<f4", offset=head.end())).all():
-        yield "teacher.npy holds numbers that are not finite"
+    try:
+        decode_output(data, facts.embedding_size, len(facts.targets))
+    except ValueError as error:
+        yield f"{TEACHER_MEMBER} {error}"
 
 
 def _names(names: Any) -> str:
