@@ -6,6 +6,8 @@ from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
 from tests.small_runs import build_two_kinds, read_history, read_validations, write_run
 
+pytestmark = pytest.mark.long
+
 CHANGED = {
     "data": {"max_duration_s": 0.2},
     "augment": {"noises": ["pink", "babble"], "snr_db": [0, 10], "speed": [0.9, 1.1]},

@@ -11,6 +11,8 @@ from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
 from tests.small_runs import SPEECH, build_two_kinds, read_history, write_run
 
+pytestmark = pytest.mark.long
+
 STEPS = 12
 RUNS = {"one rank": (1, "zero0"), "two ranks": (2, "zero2"), "two ranks, all spread": (2, "zero3")}
 SCRATCH = {**SPEECH["scratch"], "num_hidden_layers": 2}

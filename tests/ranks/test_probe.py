@@ -7,6 +7,8 @@ import pytest
 from tests.launching import launch, launch_well
 from tests.small_teacher import build_small_shards, save_small_teacher
 
+pytestmark = pytest.mark.long
+
 SPLITS = ("--train", "Train", "--valid", "Development", "--test", "Test1")
 
 

@@ -8,6 +8,8 @@ import pytest
 from tests.plain_engine import train_plainly
 from tests.small_runs import build_two_kinds, read_history, read_validations, write_run
 
+pytestmark = pytest.mark.long
+
 NUM_STEPS = 12
 """Three epochs of four steps."""
 
