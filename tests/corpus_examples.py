@@ -57,7 +57,7 @@ class Example:
 FAULTY_AUDIO = {
     "gone": "missing",
     "cut": "is cut",
-    "empty": "cannot be decoded",
+    "empty": "is an empty file",
     "text": "cannot be decoded",
     "short": "fewer than an encoder's first frame",
     "long": "more than 0.5 s",
