@@ -109,25 +109,27 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
     try:
         return main(argv)
     except CctsError as error:
-        if _is_rank_0():
-            _say("" if isinstance(error, StopRequested) else "error: ", " ".join(str(error).split()))
+        if is_first_rank():
+            kind = "" if isinstance(error, StopRequested) else "error: "
+            _say(kind + " ".join(str(error).split()))
         elif not isinstance(error, StopRequested):
             _let_rank_0_speak()
         return error.exit_code
     except KeyboardInterrupt:
-        if _is_rank_0():
+        if is_first_rank():
             _say("stopped by Ctrl-C; what was finished is kept")
         sys.excepthook = lambda *_: None  # no traceback, but Python's way of ending by the signal
         raise
 
 
-def _is_rank_0() -> bool:
+def is_first_rank() -> bool:
+    """Whether this process speaks for all: launchers tell each its rank."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say(*words: str) -> None:
+def _say(line: str) -> None:
     with suppress(OSError):  # whoever read it has gone; the exit code still tells
-        print(*words, sep="", file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
 
 def _let_rank_0_speak() -> None:

@@ -18,7 +18,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '  printf \'{"inputs": [{"audio": "%%s"}, {"path": "2026/a.wav"}]}\' "$(base64 -w0 a.wav)" |\n'
         "    curl -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5001/invocations\n"
         "Each limit may come from the environment instead: CCTS_AUDIO_ROOT, CCTS_MAX_RECORDINGS, ...\n"
-        "At most --max-connections bodies of --max-request-bytes are in memory.\n"
+        "Up to --max-connections bodies of --max-request-bytes each may wait in memory.\n"
         "exit codes: 0 ended by a signal, 1 the registry failed, 2 a mistake, or a port that is taken",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

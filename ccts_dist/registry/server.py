@@ -79,7 +79,6 @@ def application(served: Served, *, max_body_bytes: int) -> Starlette:
     What it refuses it answers as MLflow does, with ``{"error_code": ..., "message": ...}``: 400, or 413 for a body
     above ``max_body_bytes``, 415 for one that is not JSON by its own account.
     """
-
     turns = asyncio.Semaphore(_AT_ONCE)
 
     async def invocations(request: Request) -> Response:
@@ -111,7 +110,6 @@ def application(served: Served, *, max_body_bytes: int) -> Starlette:
 
 
 def _check_content_type(given: str) -> None:
-
     kind, _, parameters = given.lower().replace(" ", "").partition(";")
     if kind != "application/json" or parameters not in ("", "charset=utf-8", 'charset="utf-8"'):
         raise HTTPException(415, f"this server supports the content type application/json in UTF-8, not {given!r}.")
@@ -119,7 +117,6 @@ def _check_content_type(given: str) -> None:
 
 async def _read_body(request: Request, most: int) -> bytes:
     """The body, of which no more than ``most`` bytes are ever kept; the rest is read so that the answer is heard."""
-
     body, size = bytearray(), 0
     try:
         async for chunk in request.stream():

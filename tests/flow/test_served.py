@@ -247,7 +247,6 @@ def test_our_server_also_refuses_what_mlflow_trips_over(server: Server) -> None:
 
 @ours
 def test_our_server_keeps_no_more_of_a_body_than_its_limit(server: Server) -> None:
-
     def peak_mb() -> float:
         status = Path(f"/proc/{server.process_id}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1000

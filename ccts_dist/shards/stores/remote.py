@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccts_dist.errors import CctsError, ConfigError, FetchError, ShardError
+from ccts_dist.errors import CctsError, ConfigError, FetchError, ShardError, is_first_rank
 from ccts_dist.progress import SECONDS_BETWEEN_LINES, say
 from ccts_dist.shards.stores.address import is_address
 from ccts_dist.shards.stores.fetch_cache import FetchCache, Refusal, Reservation, cached_name
 from ccts_dist.shards.stores.store import FetchStatistics, FileStore, LocalStore, Opened
-from ccts_dist.shards.stores.transfer import Patience, Place, StoredFile, is_first_rank
+from ccts_dist.shards.stores.transfer import Patience, Place, StoredFile
 
 DEFAULT_CACHE_BYTES = 100 * 10**9
 THREADS = 4

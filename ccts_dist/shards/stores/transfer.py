@@ -24,7 +24,7 @@ import fsspec.config
 from fsspec.asyn import AsyncFileSystem, get_loop
 from fsspec.callbacks import Callback
 
-from ccts_dist.errors import FetchError, MissingShardsError, ShardError
+from ccts_dist.errors import FetchError, MissingShardsError, ShardError, is_first_rank
 from ccts_dist.progress import say
 from ccts_dist.shards.stores.address import check_address
 
@@ -368,8 +368,3 @@ def _status_of(error: BaseException) -> tuple[int | None, str]:
         if isinstance(status := getattr(error, name, None), int):
             return status, ""
     return None, ""
-
-
-def is_first_rank() -> bool:
-    """Whether this process speaks for all: launchers tell each its rank."""
-    return os.environ.get("RANK", "0") == "0"
