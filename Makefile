@@ -33,6 +33,8 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --system-certs --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock \
 	  || $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@# Before anything waits for it: else the first training of all would compile.
+	$(BIN)/python -c "from ccts_dist.train.engine import compile_for_ranks; compile_for_ranks()"
 	touch $@
 
 demo: setup  ## the whole pipeline on a spoken corpus: two ranks, ZeRO-2, no GPU

@@ -86,6 +86,10 @@ class OutputError(CctsError):
     """A run folder that cannot be written any more: full, read-only, or gone."""
 
 
+class BuildError(CctsError):
+    """What DeepSpeed compiles at its first start on a host, and cannot."""
+
+
 class PeerLostError(CctsError):
     """Another rank has gone, or does not come. The one error that is not agreed on: there is nobody to agree with."""
 

@@ -18,7 +18,7 @@ from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, agree_or_raise, barrier, together
 from ccts_dist.errors import CheckpointError, OutputError
 from ccts_dist.records import Batch
-from ccts_dist.train.compiled import compiled_folder, forget_dead_builds
+from ccts_dist.train.compiled import compile_once
 from ccts_dist.train.ds_config import read_ds_config, resolve_ds_config
 from ccts_dist.train.storage import writing
 from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile
@@ -62,11 +62,12 @@ class Engine:
 
         Raises:
             CheckpointError: on all ranks alike: what is there is not of this model.
+            BuildError: on all ranks alike: DeepSpeed cannot compile what it needs.
         """
         # Imported late: it takes seconds and starts loggers, and --check does without.
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-        forget_dead_builds(compiled_folder(), ranks)
+        together(compile_for_ranks)
         stored = together(lambda: _open_stored(resume_from)) if resume_from is not None else {}
         if stored:
             # What is frozen, and what ZeRO-3 will spread, is easiest to load while the model is still whole.
@@ -192,6 +193,22 @@ class Engine:
                     pass
             agree_or_raise(error)
         return written
+
+
+def compile_for_ranks() -> None:
+    """Have what DeepSpeed's ranks talk by where there is no GPU: one small library, compiled at a host's first start.
+
+    Raises:
+        BuildError: the compiler is missing or fails.
+    """
+    # Imported late: it takes seconds.
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator: Any = get_accelerator()
+    library = accelerator.create_op_builder("ShareMemCommBuilder") if accelerator.device_name() == "cpu" else None
+    if library is not None and deepspeed.ops.__compatible_ops__.get(library.NAME, False):
+        compile_once(library.NAME, library.load)
 
 
 def _accelerator(run: RunConfig, passes: int) -> Any:

@@ -1,13 +1,19 @@
-"""A killed build's lock goes; one of a build that may be under way stays."""
+"""A killed build of DeepSpeed's library goes; one that may be under way stays; processes take turns."""
 
 import os
+import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from ccts_dist.distributed import Ranks
-from ccts_dist.train.compiled import OLDEST_BUILD_S, compiled_folder, forget_dead_builds
+from ccts_dist.errors import BuildError
+from ccts_dist.train.compiled import OLDEST_BUILD_S, compile_once, compiled_folder, one_build_at_a_time
+from tests.launching import ROOT, environment
+
+BUILD = [sys.executable, "-c", "from ccts_dist.train.engine import compile_for_ranks; compile_for_ranks()"]
 
 
 def lock(path: Path, age_s: float) -> Path:
@@ -18,21 +24,61 @@ def lock(path: Path, age_s: float) -> Path:
 
 
 @pytest.mark.parametrize("under", ["", "py311_cpu"], ids=["folder of one's own", "torch's default"])
-def test_old_lock_is_removed_and_a_fresh_one_stays(tmp_path: Path, under: str, capsys: pytest.CaptureFixture[str]):
+def test_old_build_is_removed_and_a_fresh_one_stays(tmp_path: Path, under: str, capsys: pytest.CaptureFixture[str]):
     old = lock(tmp_path / under / "deepspeed_shm_comm" / "lock", OLDEST_BUILD_S + 60)
     fresh = lock(tmp_path / under / "deepspeed_fresh" / "lock", OLDEST_BUILD_S - 60)
     other = lock(tmp_path / under / "my_kernel" / "lock", 1e6)
-    forget_dead_builds(tmp_path, Ranks())
-    assert not old.exists()
+    with one_build_at_a_time(tmp_path):
+        assert not old.parent.exists()
     assert fresh.exists()
     assert other.exists(), "not DeepSpeed's"
-    assert str(old) in capsys.readouterr().err
+    assert str(old.parent) in capsys.readouterr().err
 
 
-def test_only_one_rank_of_a_host_removes_anything(tmp_path: Path):
-    old = lock(tmp_path / "deepspeed_shm_comm" / "lock", 1e6)
-    forget_dead_builds(tmp_path, Ranks(local_rank=1))
-    assert old.exists()
+@pytest.mark.parametrize(("host", "stays"), [(platform.node(), False), ("another", True)])
+def test_build_whose_holder_was_killed_is_removed_at_once_but_not_another_hosts(tmp_path: Path, host: str, stays: bool):
+    fresh = lock(tmp_path / "deepspeed_shm_comm" / "lock", 1.0)
+    (tmp_path / "deepspeed.turn").write_text(host)
+    with one_build_at_a_time(tmp_path):
+        assert fresh.exists() == stays
+    assert (tmp_path / "deepspeed.turn").read_bytes() == b"", "this one finished"
+
+
+def test_a_build_waits_for_another_and_leaves_it_alone(tmp_path: Path):
+    told = tmp_path / "told"
+    waiting = (
+        "import sys, pathlib; from ccts_dist.train.compiled import one_build_at_a_time\n"
+        "print('begun', flush=True)\n"
+        f"with one_build_at_a_time(pathlib.Path({str(tmp_path)!r})): pathlib.Path({str(told)!r}).touch()"
+    )
+    with one_build_at_a_time(tmp_path):
+        under_way = lock(tmp_path / "deepspeed_shm_comm" / "lock", 0.0)
+        second = subprocess.Popen([sys.executable, "-c", waiting], cwd=ROOT, stdout=subprocess.PIPE)
+        assert second.stdout is not None
+        with second.stdout:
+            second.stdout.readline()
+        time.sleep(0.5)
+        assert not told.exists()
+        assert under_way.exists()
+        under_way.unlink()
+    assert second.wait(60) == 0
+    assert told.exists()
+
+
+def test_folder_that_cannot_be_written_is_left_to_torch(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with one_build_at_a_time(tmp_path / "file" / "under"):
+        pass
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def load() -> None:
+        raise RuntimeError("Error building extension 'deepspeed_shm_comm'\nand a page of words")
+
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    with pytest.raises(BuildError, match=r"Error building extension 'deepspeed_shm_comm'\. It needs g\+\+"):
+        compile_once("deepspeed_shm_comm", load)
 
 
 def test_folder_is_the_one_torch_would_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -40,3 +86,22 @@ def test_folder_is_the_one_torch_would_use(monkeypatch: pytest.MonkeyPatch, tmp_
     assert compiled_folder() == tmp_path
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
     assert compiled_folder().name == "torch_extensions"
+
+
+@pytest.mark.long
+def test_start_that_is_killed_while_it_compiles_stops_no_later_one(tmp_path: Path):
+    env = environment({"TORCH_EXTENSIONS_DIR": str(tmp_path)})
+    with subprocess.Popen(BUILD, cwd=ROOT, env=env) as first:
+        waited_until = time.monotonic() + 120
+        while not (tmp_path / "deepspeed_shm_comm" / "lock").exists() and time.monotonic() < waited_until:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        first.kill()
+    assert (tmp_path / "deepspeed_shm_comm" / "lock").exists(), "the kill came in the middle"
+    second = subprocess.run(BUILD, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
+    assert second.returncode == 0, second.stderr
+    assert "removed, a build that was killed had left it" in second.stderr
+    assert (tmp_path / "deepspeed_shm_comm" / "deepspeed_shm_comm.so").exists()
+    third = subprocess.run(BUILD, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
+    assert third.returncode == 0, third.stderr
+    assert "compiling" not in third.stderr
