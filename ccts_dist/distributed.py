@@ -3,16 +3,14 @@
 Works without a process group too: then there is one rank. Knows neither Accelerate nor DeepSpeed.
 """
 
-import atexit
 import hashlib
 import os
 import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -134,19 +132,6 @@ def process_group(ranks: Ranks, *, timeout_s: float = 600.0) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def leave(code: int) -> NoReturn:
-    """End this process with ``code`` after its exit handlers, without taking the interpreter apart.
-
-    For commands that were in a process group. Threads of gloo may still hold tensors of the last collective; one that
-    lets go of them while the interpreter is taken apart makes the process abort, whatever its exit code was to be
-    (pytorch issue 190489).
-    """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def limit_waiting(timeout_s: float) -> None:

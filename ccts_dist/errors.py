@@ -5,12 +5,14 @@ Every message says what value was met, which rule it breaks and what to do, and 
 traceback.
 """
 
+import atexit
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 STOPPED = 75
 """Exit code of a run that stopped on request with a complete checkpoint: run it again to go on (EX_TEMPFAIL)."""
@@ -124,6 +126,19 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
             _say("stopped by Ctrl-C; what was finished is kept")
         sys.excepthook = lambda *_: None  # no traceback, but Python's way of ending by the signal
         raise
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with ``code`` after its exit handlers, without taking the interpreter apart.
+
+    For commands that were in a process group. Threads of gloo may still hold tensors of the last collective; one that
+    lets go of them while the interpreter is taken apart makes the process abort, whatever its exit code was to be
+    (pytorch issue 190489).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def is_first_rank() -> bool:

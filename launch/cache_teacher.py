@@ -3,13 +3,7 @@
 import argparse
 from pathlib import Path
 
-import torch
-
-from ccts_dist.distributed import best_device, leave, process_group, rank_facts, together
-from ccts_dist.errors import run_main
-from ccts_dist.registry import pull_model_on_ranks
-from ccts_dist.shards.read import open_shard_set
-from ccts_dist.teacher import cache_teacher
+from ccts_dist.errors import leave, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -39,10 +33,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.distributed import process_group, rank_facts, take_device, together
+    from ccts_dist.registry import pull_model_on_ranks
+    from ccts_dist.shards.read import open_shard_set
+    from ccts_dist.teacher import cache_teacher
+
     ranks = rank_facts()
-    device = best_device(ranks)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = take_device(ranks)
     with process_group(ranks, timeout_s=args.timeout_s):
         shard_set = together(lambda: open_shard_set(args.shards))
         pulled = pull_model_on_ranks(args.teacher, ranks)

@@ -4,11 +4,6 @@ import argparse
 from pathlib import Path
 
 from ccts_dist.errors import run_main
-from ccts_dist.report.comparison import compare_runs
-from ccts_dist.report.comparison_text import comparison_in_words
-from ccts_dist.report.curves import draw_curves
-from ccts_dist.report.recorded import read_run_of
-from ccts_dist.shards.picture import check_picture
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -41,6 +36,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.report.comparison import compare_runs
+    from ccts_dist.report.comparison_text import comparison_in_words
+    from ccts_dist.report.curves import draw_curves
+    from ccts_dist.report.recorded import read_run_of
+    from ccts_dist.shards.picture import check_picture
+
     if args.picture is not None:
         check_picture(args.picture)
     a, b = (read_run_of(run, tracking_uri=args.uri) for run in args.runs)

@@ -2,12 +2,8 @@
 
 import argparse
 
-from ccts_dist.distributed import leave, process_group, rank_facts, together
-from ccts_dist.errors import run_main
+from ccts_dist.errors import leave, run_main
 from ccts_dist.evaluation.options import asked_of, build_parser
-from ccts_dist.evaluation.results import PAGE, beside_of, make_folder, result_in_words, write_results
-from ccts_dist.evaluation.run import run_evaluation
-from ccts_dist.registry.attach import attach
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -17,7 +13,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
-    asked, ranks = asked_of(parse_args(argv)), rank_facts()
+    asked = asked_of(parse_args(argv))
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.distributed import process_group, rank_facts, together
+    from ccts_dist.evaluation.results import PAGE, beside_of, make_folder, result_in_words, write_results
+    from ccts_dist.evaluation.run import run_evaluation
+    from ccts_dist.registry.attach import attach
+
+    ranks = rank_facts()
     with process_group(ranks):
         together(lambda: make_folder(asked.out) if ranks.is_first else None)
         result = run_evaluation(asked, ranks)

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from ccts_dist.errors import run_main
-from ccts_dist.registry.export import export_model
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -33,6 +32,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.registry.export import export_model
+
     report = export_model(args.model, args.format, args.out, tracking_uri=args.uri)
     print(f"wrote {args.out}; largest difference from torch {report.largest_difference:.2g}, over "
           f"{report.num_recordings} recordings in {report.num_batches} batches")  # fmt: skip

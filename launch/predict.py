@@ -4,7 +4,6 @@ import argparse
 
 from ccts_dist.errors import run_main
 from ccts_dist.use.command import build_parser
-from ccts_dist.use.predicting import run
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -14,7 +13,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
-    return run(parse_args(argv))
+    args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.use.predicting import run
+
+    return run(args)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ccts_dist.distributed import leave, process_group, rank_facts, take_device, together
-from ccts_dist.errors import run_main
-from ccts_dist.probe import ProbeSplits, open_encoders, probe_layers
-from ccts_dist.registry import parse_model_name, pull_model_on_ranks
-from ccts_dist.report.layers import make_folder, write_layers
-from ccts_dist.shards.read import open_shard_set
+from ccts_dist.errors import leave, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -42,7 +37,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
-    args, ranks = parse_args(argv), rank_facts()
+    args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.distributed import process_group, rank_facts, take_device, together
+    from ccts_dist.probe import ProbeSplits, open_encoders, probe_layers
+    from ccts_dist.registry import parse_model_name, pull_model_on_ranks
+    from ccts_dist.report.layers import make_folder, write_layers
+    from ccts_dist.shards.read import open_shard_set
+
+    ranks = rank_facts()
     device = take_device(ranks)
     splits = ProbeSplits(train=tuple(args.train), valid=tuple(args.valid), test=tuple(args.test))
     with process_group(ranks):

@@ -3,10 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ccts_dist.distributed import leave, process_group, rank_facts
-from ccts_dist.errors import run_main
-from ccts_dist.registry import register
-from ccts_dist.registry.promote import Contest, promote
+from ccts_dist.errors import leave, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -41,7 +38,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
-    args, ranks = parse_args(argv), rank_facts()
+    args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.distributed import process_group, rank_facts
+    from ccts_dist.registry import register
+    from ccts_dist.registry.promote import Contest, promote
+
+    ranks = rank_facts()
     if not args.promote:
         version = register(args.checkpoint, args.name, alias=args.alias, tracking_uri=args.uri)
         print(f"registered models:/{args.name}/{version}" + (f", alias {args.alias}" if args.alias else ""))

@@ -4,7 +4,6 @@ import argparse
 import os
 
 from ccts_dist.errors import run_main
-from ccts_dist.registry.server import serve
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -39,6 +38,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.registry.server import serve
+
     limits = {f"CCTS_{name.upper()}": value for name, value in vars(args).items() if name.startswith(("max_", "audio"))}
     given = {name: value for name, value in limits.items() if value}
     serve(args.model, host=args.host, port=args.port, environment=os.environ | given, tracking_uri=args.uri)

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from ccts_dist.errors import run_main
-from ccts_dist.tracking.sync import sync
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -32,6 +31,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.tracking.sync import sync
+
     num_refused = 0
     for run in args.runs:
         done = sync(run, uri=args.uri, say=print)

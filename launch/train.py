@@ -3,10 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ccts_dist.config import read_run
-from ccts_dist.distributed import leave, process_group, rank_facts
-from ccts_dist.errors import run_main
-from ccts_dist.train.run import check, train
+from ccts_dist.errors import leave, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -39,6 +36,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.config import read_run
+    from ccts_dist.distributed import process_group, rank_facts
+    from ccts_dist.train.run import check, train
+
     run = read_run(args.config, args.set)
     ranks = rank_facts()
     if args.check:
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     with process_group(ranks, timeout_s=run.train.timeout_s):
         train(run, ranks, resume=args.resume)
     if run.tracking.register and ranks.is_first:
-        from ccts_dist.registry import register  # late: it takes seconds, and every rank would wait for it
+        from ccts_dist.registry import register  # it takes seconds, and every rank would wait for it
 
         version = register(Path(run.output), run.tracking.register, alias="candidate", tracking_uri=run.tracking.uri)
         print(f"registered models:/{run.tracking.register}/{version}, alias candidate")

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 
 from ccts_dist.errors import run_main
 from ccts_dist.progress import Progress
-from ccts_dist.shards.check.check import check_shard_set
 
 EPILOG = """Unpacks nothing, follows no link. A finding that is of no single utterance has "-" for its key.
 By default every byte is read, and all audio decoded: cuts, blocks of zeros, flipped bits, members that are missing,
@@ -33,6 +32,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Check, print the findings, and say how it stands."""
     args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.shards.check.check import check_shard_set
+
     with ExitStack() as shown:
         bars: list[tuple[Progress, list[int]]] = []
 

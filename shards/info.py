@@ -4,11 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ccts_dist.errors import run_main
-from ccts_dist.shards import ShardSet, open_shard_set
-from ccts_dist.shards.picture import check_picture, draw_set
-from ccts_dist.shards.statistics import set_statistics, split_statistics
+
+if TYPE_CHECKING:
+    from ccts_dist.shards import ShardSet
 
 EPILOG = """Reads the index alone, no audio. A histogram has ten bars, from label 0 to label 1.
 Exit codes: 0 done; 1 a damaged set; 2 a mistake, or no shard set there."""
@@ -25,7 +26,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def head(shard_set: ShardSet) -> list[str]:
+def head(shard_set: "ShardSet") -> list[str]:
     """What is said of the whole set."""
     manifest, (low, high) = shard_set.manifest, shard_set.manifest.scale
     lines = [f"{manifest.corpus} {manifest.release}, rated {low:g} to {high:g}, digest {shard_set.digest[:12]}"]
@@ -37,6 +38,11 @@ def head(shard_set: ShardSet) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Print a block per split, or JSON; draw the picture."""
     args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.shards import open_shard_set
+    from ccts_dist.shards.picture import check_picture, draw_set
+    from ccts_dist.shards.statistics import set_statistics, split_statistics
+
     if args.picture is not None:
         check_picture(args.picture)
     shard_set = open_shard_set(args.shards)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from ccts_dist.errors import run_main
 from ccts_dist.progress import Progress
-from ccts_dist.shards import open_shard_set, open_teacher_cache
-from ccts_dist.shards.merge import merge_shards
 
 EPILOG = """Train on the result with [data] shards = "MERGED" and teacher = "merged": bit-equal to training
 with the cache beside the shards. The cache must have been made for these very shards.
@@ -28,6 +26,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Open both, merge, say the new digest."""
     args = parse_args(argv)
+    # Imported late, as by the other commands: help and mistakes in options are answered at once.
+    from ccts_dist.shards import open_shard_set, open_teacher_cache
+    from ccts_dist.shards.merge import merge_shards
+
     shard_set = open_shard_set(args.shards)
     cache = open_teacher_cache(args.teacher, shard_set)
     with Progress(len(shard_set.manifest.shards), f"merge into {args.out}", unit="shards") as progress:

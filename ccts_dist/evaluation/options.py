@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.augment import GENERATED
 
 EPILOG = """examples:
   python launch/evaluate.py --model runs/student/best --shards data/msp --split Test1 --out runs/student/test
@@ -38,7 +37,9 @@ class Asked:
     """Cache of a teacher, or ``MERGED``; "" for none."""
 
     snr_db: tuple[float, ...] = ()
-    noises: tuple[str, ...] = GENERATED
+    noises: tuple[str, ...] = ()
+    """Empty for those that are generated."""
+
     run: str = ""
     """Whose training curves the page shows; "" for none."""
 
@@ -76,8 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
         help='also how far the model is from this cache\'s teacher; "merged": the shards carry it',
     )
     add("--snr", type=float, nargs="+", default=[], metavar="DB", help="also in noise, at these ratios to the speech")
-    add("--noises", nargs="+", default=list(GENERATED), metavar="NOISE",
-        help="with --snr: white, pink, babble (all three), or folders of audio")  # fmt: skip
+    add("--noises", nargs="+", default=[], metavar="NOISE",
+        help="with --snr: white, pink, babble (these three if not given), or folders of audio")  # fmt: skip
     add("--run", default="", metavar="RUN", help="also the training curves of this run folder, or runs:/ID")
     add("--transcripts", action="store_true", help="put the words of the worst utterances into the page; they may be "
         "licensed")  # fmt: skip
@@ -97,7 +98,7 @@ def asked_of(args: argparse.Namespace) -> Asked:
     for ratio in args.snr:
         if not math.isfinite(ratio):
             raise ConfigError(f"--snr {ratio}: must be a number of decibels. Give one.")
-    if tuple(args.noises) != GENERATED and not args.snr:
+    if args.noises and not args.snr:
         raise ConfigError("--noises: at which ratio to the speech is not said. Give --snr too.")
     return Asked(
         models=tuple(args.model),

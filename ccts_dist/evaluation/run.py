@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ccts_dist.distributed import Ranks, together
 from ccts_dist.evaluation.options import MERGED, Asked
+from ccts_dist.loader.augment import GENERATED
 from ccts_dist.progress import Progress
 from ccts_dist.registry.evaluate import Evaluation, Evaluator
 from ccts_dist.registry.pull import PulledModel, pull_model_on_ranks
@@ -112,7 +113,7 @@ def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
 
 def _predict(asked: Asked, evaluator: Evaluator, ranks: Ranks, name: str) -> _Predicted:
     clean, in_noise = [], []
-    noises = [(noise, ratio) for noise in asked.noises for ratio in asked.snr_db]
+    noises = [(noise, ratio) for noise in asked.noises or GENERATED for ratio in asked.snr_db]
     with Progress(len(asked.splits) * (1 + len(noises)), name, unit="passes", visible=ranks.is_first) as progress:
         for split in asked.splits:
             clean.append(evaluator.split(split))

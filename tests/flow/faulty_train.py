@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccts_dist.distributed import leave, rank_facts
-from ccts_dist.errors import run_main
+from ccts_dist.distributed import rank_facts
+from ccts_dist.errors import leave, run_main
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import StepBatches
 from ccts_dist.train import run as training

@@ -11,7 +11,8 @@ import sys
 import torch
 import torch.distributed as dist
 
-from ccts_dist.distributed import leave, process_group, rank_facts, sum_over_ranks
+from ccts_dist.distributed import process_group, rank_facts, sum_over_ranks
+from ccts_dist.errors import leave
 from tests.launching import free_port
 
 kept = []

@@ -83,7 +83,8 @@ def _receive(receivers: list[Connection], deadline: float) -> list[tuple[bool, A
 def _run_rank(
     sender: Connection, rank: int, num_ranks: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
-    from ccts_dist.distributed import barrier, leave, process_group, rank_facts
+    from ccts_dist.distributed import barrier, process_group, rank_facts
+    from ccts_dist.errors import leave
 
     os.environ.update(
         RANK=str(rank),
