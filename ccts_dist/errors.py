@@ -111,6 +111,9 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
 
     The error becomes one line on stderr, of rank 0 alone: errors are agreed on by all ranks, and said once. Ctrl-C
     becomes one as well; the process then ends by it, so that a shell's loop around the command ends too.
+
+    Commands import what computes within ``main``, after they have read their options: help and mistakes in options are
+    answered at once, and Ctrl-C in the seconds of imports is heard here.
     """
     try:
         return main(argv)

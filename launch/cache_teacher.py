@@ -33,7 +33,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    # Imported late, as by the other commands: help and mistakes in options are answered at once.
     from ccts_dist.distributed import process_group, rank_facts, take_device, together
     from ccts_dist.registry import pull_model_on_ranks
     from ccts_dist.shards.read import open_shard_set

@@ -36,7 +36,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    # Imported late, as by the other commands: help and mistakes in options are answered at once.
     from ccts_dist.report.comparison import compare_runs
     from ccts_dist.report.comparison_text import comparison_in_words
     from ccts_dist.report.curves import draw_curves

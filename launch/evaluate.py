@@ -14,7 +14,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     asked = asked_of(parse_args(argv))
-    # Imported late, as by the other commands: help and mistakes in options are answered at once.
     from ccts_dist.distributed import process_group, rank_facts, together
     from ccts_dist.evaluation.results import PAGE, beside_of, make_folder, result_in_words, write_results
     from ccts_dist.evaluation.run import run_evaluation

@@ -32,7 +32,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    # Imported late, as by the other commands: help and mistakes in options are answered at once.
     from ccts_dist.registry.export import export_model
 
     report = export_model(args.model, args.format, args.out, tracking_uri=args.uri)

@@ -27,9 +27,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, metavar="DIR", help="where the table and the picture go")
     add("--targets", nargs="+", default=[], metavar="NAME", help="labels (default: all that the shards have)")
     add("--pooling", choices=("mean", "statistics"), default="mean", help="of frames; statistics: mean and deviation")
-    add(
-        "--normalise", choices=("auto", "on", "off"), default="auto", help="input of a folder or hub name (%(default)s)"
-    )
+    add("--normalise", choices=("auto", "on", "off"), default="auto", help="input of a folder or hub name (auto)")
     add("--micro", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -38,7 +36,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    # Imported late, as by the other commands: help and mistakes in options are answered at once.
     from ccts_dist.distributed import process_group, rank_facts, take_device, together
     from ccts_dist.probe import ProbeSplits, open_encoders, probe_layers
     from ccts_dist.registry import parse_model_name, pull_model_on_ranks

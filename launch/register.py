@@ -39,19 +39,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    # Imported late, as by the other commands: help and mistakes in options are answered at once.
     from ccts_dist.distributed import process_group, rank_facts
     from ccts_dist.registry import register
     from ccts_dist.registry.promote import Contest, promote
 
-    ranks = rank_facts()
     if not args.promote:
         version = register(args.checkpoint, args.name, alias=args.alias, tracking_uri=args.uri)
         print(f"registered models:/{args.name}/{version}" + (f", alias {args.alias}" if args.alias else ""))
         return 0
     contest = Contest(name=args.name, shards=args.shards, splits=tuple(args.split), margin=args.margin,
                       target=args.target, alias=args.alias, reason=args.force)  # fmt: skip
-    with process_group(ranks):
+    with process_group(ranks := rank_facts()):
         outcome = promote(contest, ranks=ranks, tracking_uri=args.uri)
     if ranks.is_first:
         print(outcome.words())

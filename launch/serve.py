@@ -38,7 +38,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    # Imported late, as by the other commands: help and mistakes in options are answered at once.
     from ccts_dist.registry.server import serve
 
     limits = {f"CCTS_{name.upper()}": value for name, value in vars(args).items() if name.startswith(("max_", "audio"))}

@@ -36,7 +36,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    # Imported late, as by the other commands: help and mistakes in options are answered at once.
     from ccts_dist.config import read_run
     from ccts_dist.distributed import process_group, rank_facts
     from ccts_dist.train.run import check, train

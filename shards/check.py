@@ -32,7 +32,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Check, print the findings, and say how it stands."""
     args = parse_args(argv)
-    # Imported late, as by the other commands: help and mistakes in options are answered at once.
     from ccts_dist.shards.check.check import check_shard_set
 
     with ExitStack() as shown:

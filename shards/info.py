@@ -38,7 +38,6 @@ def head(shard_set: "ShardSet") -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Print a block per split, or JSON; draw the picture."""
     args = parse_args(argv)
-    # Imported late, as by the other commands: help and mistakes in options are answered at once.
     from ccts_dist.shards import open_shard_set
     from ccts_dist.shards.picture import check_picture, draw_set
     from ccts_dist.shards.statistics import set_statistics, split_statistics

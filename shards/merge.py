@@ -26,7 +26,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Open both, merge, say the new digest."""
     args = parse_args(argv)
-    # Imported late, as by the other commands: help and mistakes in options are answered at once.
     from ccts_dist.shards import open_shard_set, open_teacher_cache
     from ccts_dist.shards.merge import merge_shards
 

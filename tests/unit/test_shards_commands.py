@@ -44,6 +44,15 @@ def msp(tmp_path: Path) -> Path:
     return root
 
 
+def test_every_command_has_a_help_and_stays_short():
+    scripts = sorted(SCRIPTS.glob("*.py"))
+    assert {path.stem for path in scripts} >= {"build", "check", "info", "merge"}
+    for path in scripts:
+        assert len(path.read_text().splitlines()) <= 60, path.name
+        with pytest.raises(SystemExit, match="0"):
+            main_of(path.stem)(["--help"])
+
+
 def test_a_corpus_is_built_checked_and_shown(msp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run("build", "msp-podcast", msp, "--out", tmp_path / "s", "--release", "1.11") == 0
     said = capsys.readouterr().out
