@@ -5,8 +5,11 @@ How DeepSpeed lays out weights and optimizer state is ``train.zero_state``'s par
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -201,14 +204,34 @@ def compile_for_ranks() -> None:
     Raises:
         BuildError: the compiler is missing or fails.
     """
-    # Imported late: it takes seconds.
-    import deepspeed
+    deepspeed = _import_deepspeed()
     from deepspeed.accelerator import get_accelerator
 
     accelerator: Any = get_accelerator()
     library = accelerator.create_op_builder("ShareMemCommBuilder") if accelerator.device_name() == "cpu" else None
     if library is not None and deepspeed.ops.__compatible_ops__.get(library.NAME, False):
         compile_once(library.NAME, library.load)
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed without what it imports and no run uses; that took each start of each rank three seconds.
+
+    MLflow is for its autotuner, which does without; torch's compiler is for Muon, an optimizer that we do not offer,
+    whose module it imports whatever the optimizer is.
+    """
+    sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]  # an ImportError, as where it is not installed
+    compile_function = torch.compile
+    try:
+        import deepspeed
+
+        torch.compile = lambda function: function
+        with suppress(ImportError):
+            import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        torch.compile = compile_function
+        if sys.modules.get("mlflow") is None:
+            sys.modules.pop("mlflow", None)
+    return deepspeed
 
 
 def _accelerator(run: RunConfig, passes: int) -> Any:
