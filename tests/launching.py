@@ -1,5 +1,7 @@
 """Commands as a user starts them: the real launcher, real processes, every exit code read."""
 
+import base64
+import json
 import os
 import signal
 import socket
@@ -39,6 +41,13 @@ def free_port() -> int:
 def launcher(num_ranks: int) -> list[str]:
     """The DeepSpeed launcher for so many ranks on this machine."""
     return [str(BIN / "deepspeed"), "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
+
+
+def inner_launcher(num_ranks: int) -> list[str]:
+    """What ``launcher`` starts on each host, and what starts and watches the ranks; four seconds sooner at work."""
+    hosts = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(num_ranks))}).encode()).decode()
+    where = (f"--world_info={hosts}", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
+    return [sys.executable, "-u", "-m", "deepspeed.launcher.launch", *where]
 
 
 def launch(

@@ -47,7 +47,8 @@ def test_job_that_is_asked_to_stop_is_queued_again_and_ends_as_the_undisturbed_r
     assert 5 <= stopped_at < STEPS
     assert slurm.marker(job).read_text().split() == ["1", f"step-{stopped_at:08d}"]
 
-    slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait for two minutes
+    # Slurm would wait for two minutes. In the second of its end, slurmd takes a job that comes back for the old one.
+    slurm.ask("scontrol", "update", f"JobId={job}", "StartTime=now+5")
     facts = slurm.wait_for(job, "COMPLETED", "FAILED")
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), slurm.words(job)
     assert f"resuming from step-{stopped_at:08d}" in slurm.words(job)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.launching import ROOT, environment, launcher
+from tests.launching import ROOT, environment, inner_launcher, launcher
 
 PATIENCE_S = 600.0
 """A start takes 15 s on a quiet machine; the machines of CI are not."""
@@ -16,13 +16,21 @@ PATIENCE_S = 600.0
 class Running:
     """A training that was started under the launcher, in a session of its own. Use as a context manager."""
 
-    def __init__(self, config: Path, output: Path, log: Path, *args: str, script: str = "launch/train.py") -> None:
+    def __init__(
+        self,
+        config: Path,
+        output: Path,
+        log: Path,
+        *args: str,
+        script: str = "launch/train.py",
+        whole_launcher: bool = True,
+    ) -> None:
         self.output, self.log = output, log
         self._config = config
         self._history_before = history_inode(output)
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [*launcher(2), script, "--config", str(config), *args],
+                [*(launcher if whole_launcher else inner_launcher)(2), script, "--config", str(config), *args],
                 cwd=ROOT,
                 env=environment(),
                 stdout=file,

@@ -91,7 +91,8 @@ def test_thirty_kills_change_nothing(tmp_path, capsys):
     config, killed = config_for(tmp_path, "killed")
     try:
         for number in range(KILLS):
-            with Running(config, killed, tmp_path / f"{number}.log", "--resume", "auto") as running:
+            log = tmp_path / f"{number}.log"
+            with Running(config, killed, log, "--resume", "auto", whole_launcher=False) as running:
                 told.append(f"kill {number + 1}: {killer.kill(running, number)}")
         launch_well(2, "launch/train.py", "--config", str(config), "--resume", "auto", timeout_s=600.0)
     finally:
