@@ -12,6 +12,8 @@ export TOKENIZERS_PARALLELISM := false
 # Empty is off: without compiled modules every start of a rank takes 17 s longer.
 export PYTHONDONTWRITEBYTECODE :=
 
+# A worker more than there are cores: much of what is tested waits, for a time-out, a start or a server.
+PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 # Begun first, so that no process is left alone with one of them at the end.
 LONGEST := tests/flow/test_thirty_kills.py tests/flow/test_stopping.py tests/ranks/test_elastic.py
 # Two ranks of HuBERT-large want the memory for themselves.
@@ -42,10 +44,10 @@ demo: setup  ## the whole pipeline on a spoken corpus: two ranks, ZeRO-2, no GPU
 
 test: setup check  ## the tests that need no GPU, but for the longest
 	@# By file, so that what a file sets up for its tests is set up once; in this order, the fast ones first.
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" tests/unit tests/contract tests/ranks tests/flow
+	$(PYTEST) -m "not long" tests/unit tests/contract tests/ranks tests/flow
 
 test-long: setup  ## what takes minutes by itself
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m long \
+	$(PYTEST) -m long \
 	  $(LONGEST) $(filter-out $(LONGEST) $(LARGEST),$(sort $(wildcard tests/*/test_*.py)))
 	$(BIN)/pytest -m long $(LARGEST)
 
