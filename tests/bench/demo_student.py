@@ -4,6 +4,7 @@ The teacher is an untrained model of the student's shape: what it says is of no 
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 import tomli_w
 import torch
 
 from ccts_dist.config import parse_run, run_to_tree
+from ccts_dist.corpus import SpokenConfig, make_spoken_corpus
 from ccts_dist.distributed import Ranks, seed_everything
 from ccts_dist.model import build_model, save_model
 from ccts_dist.shards.read import ShardSet, open_shard_set
@@ -29,13 +33,21 @@ def work_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ccts_dist" / "bench" / "demo"
 
 
-def prepare(folder: Path, num_utterances: int) -> ShardSet:
-    """The shards and the cache of a spoken corpus of so many utterances; made once."""
-    build = ("shards/build.py", "demo", "--out", str(folder / "shards"), "--corpus", str(folder / "corpus"))
+def prepare(folder: Path, num_utterances: int, *, seconds: float | None = None) -> ShardSet:
+    """The shards and the cache of a spoken corpus of so many utterances; made once.
+
+    Args:
+        seconds: cut each recording to this length, or repeat it until it has it.
+    """
+    corpus, shards = folder / "corpus", folder / "shards"
+    build = ["demo", "--corpus", str(corpus), "--utterances", str(num_utterances)]
+    if seconds is not None:
+        make_spoken_corpus(corpus, SpokenConfig(num_utterances=num_utterances))
+        build = ["msp-podcast", str(_of_one_length(corpus, folder / "of-one-length", seconds))]
     subprocess.run(
-        [sys.executable, *build, "--utterances", str(num_utterances)], cwd=ROOT, check=True, stdout=sys.stderr
+        [sys.executable, "shards/build.py", *build, "--out", str(shards)], cwd=ROOT, check=True, stdout=sys.stderr
     )
-    shard_set = open_shard_set(folder / "shards")
+    shard_set = open_shard_set(shards)
     seed_everything(0)
     config = parse_run(tomllib.loads(RUN_FILE.read_text())).model
     teacher = build_model(config)
@@ -50,6 +62,18 @@ def prepare(folder: Path, num_utterances: int) -> ShardSet:
         )
     cache_teacher(folder / "teacher", shard_set, folder / "cache", ranks=Ranks(), device=torch.device("cpu"))
     return shard_set
+
+
+def _of_one_length(corpus: Path, even: Path, seconds: float) -> Path:
+    """A copy of the corpus with recordings of one length."""
+    if even.exists():
+        return even
+    unfinished = even.with_suffix(".partial")
+    shutil.copytree(corpus, unfinished, dirs_exist_ok=True)
+    for path in (unfinished / "Audios").iterdir():
+        samples, rate = soundfile.read(path, dtype="int16")
+        soundfile.write(path, np.resize(samples, int(seconds * rate)), rate)
+    return unfinished.rename(even)
 
 
 def write_run(path: Path, data: Path, output: Path, **sections: Mapping[str, Any]) -> Path:

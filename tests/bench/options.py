@@ -1,13 +1,17 @@
 """What options cost a run that uses none: a step's time at an earlier revision and now, the same run file for both.
 
-    python -m tests.bench.options               15 turns, each a training of 80 steps per revision and case
-    python -m tests.bench.options --quick       2 turns of 20 steps
+    python -m tests.bench.options               5 turns, each of 100 steps per revision and case
+    python -m tests.bench.options --quick       1 turn of 30 steps
     python -m tests.bench.options --base HEAD   the present commit against itself: what the machine alone does
 
 The earlier revision (by default the last one before the options) is exported into a temporary folder and runs in the
 same environment, with the same corpus, cache and clock. Its own run files name no option that came later, so that all
-of those stand at their off values, which are their defaults. Every training is a process of its own on one core; the
-revisions take turns, every other turn the other way round, and a ratio is that of one turn's two medians.
+of those stand at their off values, which are their defaults.
+
+A turn is two trainings, one of each revision, on one core. They go step by step: one waits while the other takes a
+step, the first of a pair is now the one and now the other, and all recordings are of one length, so that a step is the
+same work whichever utterances it holds. The figure is the median of the pairs' ratios: what a shared machine does to a
+second, it does to both.
 """
 
 import argparse
@@ -15,11 +19,14 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -35,7 +42,9 @@ BASE = "a4dc43d"
 
 SCRIPT = ROOT / "tests" / "bench" / "under_launcher" / "train_timed.py"
 UTTERANCES = 16
+SECONDS = 1.5
 TARGET = 0.02
+PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,46 +63,51 @@ CASES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One training's figures."""
+class Pair:
+    """A step before and the same step now."""
 
-    step_s: float
-    """Median over its steps."""
+    before: tuple[float, float]
+    """Wall and CPU seconds."""
 
-    cpu_s: float
+    now: tuple[float, float]
+
+    def ratio(self, figure: int) -> float:
+        """Now over before: of wall seconds (0) or of CPU seconds (1)."""
+        return self.now[figure] / self.before[figure]
 
 
 def main() -> None:
     """Measure in turns, and print the table."""
     options = _options()
-    data = options.work / f"{options.utterances}"
-    core = sorted(os.sched_getaffinity(0))[:1]
-    prepare(data, options.utterances)
+    data = options.work / f"{options.utterances}-of-{SECONDS}s"
+    prepare(data, options.utterances, seconds=SECONDS)
     cases = {name: CASES[name] for name in options.cases}
-    turns: dict[str, dict[str, list[Turn]]] = {name: {"before": [], "now": []} for name in cases}
+    turns: dict[str, list[list[Pair]]] = {name: [] for name in cases}
     with tempfile.TemporaryDirectory() as place:
         trees = {"before": _export(options.base, Path(place) / "before"), "now": ROOT}
         for turn in range(options.turns):
             for name, case in cases.items():
-                for when in list(trees)[:: 1 if turn % 2 == 0 else -1]:
-                    config = _write_run(Path(place) / "run", trees["before"], case, data, options.steps)
-                    turns[name][when].append(_measure(config, trees[when], core, options.steps))
-                print(f"turn {turn + 1}: {name}: {_ratios(turns[name], 'step_s')[-1]:.3f}", file=sys.stderr)
+                configs = {
+                    when: _write_run(Path(place) / f"run-{when}", trees["before"], case, data, options.steps)
+                    for when in trees
+                }
+                turns[name].append(_take_turns(configs, trees, options.steps, Path(place) / "socket"))
+                print(f"turn {turn + 1}: {name}: {_middle(turns[name][-1], 0):.3f}", file=sys.stderr)
     print(_table(turns, options.base))
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2 turns of 20 steps")
+    parser.add_argument("--quick", action="store_true", help="1 turn of 30 steps")
     parser.add_argument("--base", default=BASE, metavar="REV", help="the earlier revision (%(default)s)")
-    parser.add_argument("--turns", type=int, metavar="N", help="default 15")
-    parser.add_argument("--steps", type=int, metavar="N", help="of each training; default 80")
+    parser.add_argument("--turns", type=int, metavar="N", help="default 5")
+    parser.add_argument("--steps", type=int, metavar="N", help="of each training; default 100")
     parser.add_argument("--utterances", type=int, default=400, metavar="N", help="of the corpus (%(default)s)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--work", type=Path, default=work_folder(), metavar="DIR", help="the corpus")
     options = parser.parse_args()
-    options.turns = options.turns or (2 if options.quick else 15)
-    options.steps = options.steps or (20 if options.quick else 80)
+    options.turns = options.turns or (1 if options.quick else 5)
+    options.steps = options.steps or (30 if options.quick else 100)
     return options
 
 
@@ -128,42 +142,69 @@ def _write_run(folder: Path, before: Path, case: Case, data: Path, steps: int) -
     return config
 
 
-def _measure(config: Path, tree: Path, core: list[int], steps: int) -> Turn:
-    warm_up = str(max(2, steps // 10))
-    process = start(1, core, str(SCRIPT), "--config", str(config), "--warm-up", warm_up, tree=tree)
-    finish(process, timeout_s=1800)
-    told = json.loads((config.parent / "output" / "times-0.json").read_text())
-    if not Path(told["library"]).is_relative_to(tree):
-        sys.exit(f"{told['library']} was measured, and not {tree}")
-    return Turn(median(told["steps"]), median(told["cpu"]))
+def _take_turns(configs: dict[str, Path], trees: dict[str, Path], steps: int, place: Path) -> list[Pair]:
+    """Two trainings, step by step; the pairs of steps after warming up, without those that follow a validation."""
+    core = sorted(os.sched_getaffinity(0))[:1]
+    told: dict[str, list[tuple[float, float] | None]] = {when: [] for when in trees}
+    processes, lines = {}, {}
+    for when, tree in trees.items():
+        with _listening(place) as listener:
+            words = ("--config", str(configs[when]), "--warm-up", str(max(2, steps // 10)), "--turns", str(place))
+            processes[when] = start(1, core, str(SCRIPT), *words, tree=tree)
+            lines[when] = listener.accept()[0].makefile("rw")
+        lines[when].readline()  # of the first step
+    for step in range(1, steps):
+        for when in list(trees)[:: 1 if step % 2 else -1]:
+            print("go", file=lines[when], flush=True)
+            told[when].append(json.loads(lines[when].readline()))
+    for when, tree in trees.items():
+        print("go", file=lines[when], flush=True)
+        finish(processes[when], timeout_s=PATIENCE_S)
+        library = json.loads((configs[when].parent / "output" / "times-0.json").read_text())["library"]
+        if not Path(library).is_relative_to(tree):
+            sys.exit(f"{library} was measured, and not {tree}")
+    return [Pair(*steps) for steps in zip(told["before"], told["now"], strict=True) if None not in steps]
 
 
-def _ratios(turns: dict[str, list[Turn]], figure: str) -> list[float]:
-    """Now over before, turn by turn."""
-    pairs = zip(turns["now"], turns["before"], strict=True)
-    return [getattr(now, figure) / getattr(before, figure) for now, before in pairs]
+@contextmanager
+def _listening(place: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        listener.settimeout(PATIENCE_S)
+        yield listener
+    place.unlink()
 
 
-def _table(turns: dict[str, dict[str, list[Turn]]], base: str) -> str:
-    num_turns = len(next(iter(turns.values()))["now"])
+def _middle(pairs: list[Pair], figure: int) -> float:
+    return median(pair.ratio(figure) for pair in pairs)
+
+
+def _table(turns: dict[str, list[list[Pair]]], base: str) -> str:
+    num_turns = len(next(iter(turns.values())))
     lines = [
-        f"{base} before; medians of {num_turns} turns; ratios now over before, in brackets the middle half and the "
-        f"range; load now {os.getloadavg()[0]:.1f}.",
+        f"{base} before; {num_turns} turns; a ratio is now over before, the median of all pairs of steps; in brackets "
+        f"the middle half of the pairs, then the range of the turns' medians; load now {os.getloadavg()[0]:.1f}.",
         "",
-        f"| step of | before, ms | now, ms | ratio | ratio of CPU time | within {TARGET:.0%} |",
-        "|:--|--:|--:|--:|--:|:--|",
+        f"| step of | pairs | before, ms | now, ms | ratio | ratio of CPU time | within {TARGET:.0%} |",
+        "|:--|--:|--:|--:|--:|--:|:--|",
     ]
     for name, measured in turns.items():
-        before, now = (1000 * median(turn.step_s for turn in measured[when]) for when in ("before", "now"))
-        steps, cpu = _ratios(measured, "step_s"), _ratios(measured, "cpu_s")
-        within = "yes" if median(steps) <= 1 + TARGET else "no"
-        lines.append(f"| {name} | {before:.1f} | {now:.1f} | {_spread(steps)} | {_spread(cpu)} | {within} |")
+        pairs = [pair for turn in measured for pair in turn]
+        before, now = (
+            1000 * median(seconds) for seconds in zip(*((p.before[0], p.now[0]) for p in pairs), strict=True)
+        )
+        within = "yes" if _middle(pairs, 0) <= 1 + TARGET else "no"
+        spreads = " | ".join(_spread(measured, figure) for figure in (0, 1))
+        lines.append(f"| {name} | {len(pairs)} | {before:.1f} | {now:.1f} | {spreads} | {within} |")
     return "\n".join(lines)
 
 
-def _spread(ratios: list[float]) -> str:
-    low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    return f"{median(ratios):.3f} ({low:.3f} to {high:.3f}; {min(ratios):.3f} to {max(ratios):.3f})"
+def _spread(turns: list[list[Pair]], figure: int) -> str:
+    ratios = [pair.ratio(figure) for turn in turns for pair in turn]
+    low, middle, high = quantiles(ratios, n=4, method="inclusive")
+    medians = [_middle(turn, figure) for turn in turns]
+    return f"{middle:.3f} ({low:.3f} to {high:.3f}; {min(medians):.3f} to {max(medians):.3f})"
 
 
 if __name__ == "__main__":

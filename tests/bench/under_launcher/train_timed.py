@@ -3,9 +3,13 @@
 
 Writes ``<output>/times-<rank>.json``: seconds of each step that is neither among the first of the run nor follows a
 validation, and the seconds of all these steps that went into each part.
+
+With ``--turns SOCKET`` it tells each step there as soon as it has ended, as a line of JSON (wall and CPU seconds, or
+null), and waits for a line before it begins the next.
 """
 
 import json
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -30,8 +34,13 @@ COLLECTIVES = ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into
 class Clock:
     """Seconds by step and by part of a step."""
 
-    def __init__(self, warm_up: int) -> None:
+    def __init__(self, warm_up: int, turns: str = "") -> None:
         self.warm_up = warm_up
+        self._turns = None
+        if turns:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(turns)
+            self._turns = connection.makefile("rw")
         self.steps: list[float] = []
         self.cpu: list[float] = []
         self.parts: dict[str, float] = {}
@@ -42,11 +51,17 @@ class Clock:
         """Count the step since the last one ended."""
         now = (time.perf_counter(), time.process_time())
         self._seen += 1
+        took = None
         if self._began is not None and self._seen > self.warm_up:
-            self.steps.append(now[0] - self._began[0])
-            self.cpu.append(now[1] - self._began[1])
+            took = (now[0] - self._began[0], now[1] - self._began[1])
+            self.steps.append(took[0])
+            self.cpu.append(took[1])
         if self._seen == self.warm_up:
             self.parts.clear()
+        if self._turns is not None:
+            print(json.dumps(took), file=self._turns, flush=True)
+            self._turns.readline()
+            now = (time.perf_counter(), time.process_time())
         self._began = now
 
     def interrupted(self) -> None:
@@ -69,8 +84,9 @@ class Clock:
 
 def main() -> None:
     """Train the run file's run, timed."""
-    config = read_run(Path(sys.argv[sys.argv.index("--config") + 1]))
-    clock = Clock(warm_up=int(sys.argv[sys.argv.index("--warm-up") + 1]))
+    options = dict(zip(sys.argv[1:], sys.argv[2:], strict=False))
+    config = read_run(Path(options["--config"]))
+    clock = Clock(int(options["--warm-up"]), options.get("--turns", ""))
 
     class TimedEngine(Engine):
         """The real engine."""
