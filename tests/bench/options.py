@@ -1,7 +1,7 @@
 """What options cost a run that uses none: a step's time at an earlier revision and now, the same run file for both.
 
-    python -m tests.bench.options               5 turns, each of 100 steps per revision and case
-    python -m tests.bench.options --quick       1 turn of 30 steps
+    python -m tests.bench.options               15 turns, each of 40 steps per revision and case
+    python -m tests.bench.options --quick       2 turns of 20 steps
     python -m tests.bench.options --base HEAD   the present commit against itself: what the machine alone does
 
 The earlier revision (by default the last one before the options) is exported into a temporary folder and runs in the
@@ -10,8 +10,9 @@ of those stand at their off values, which are their defaults.
 
 A turn is two trainings, one of each revision, on one core. They go step by step: one waits while the other takes a
 step, the first of a pair is now the one and now the other, and all recordings are of one length, so that a step is the
-same work whichever utterances it holds. The figure is the median of the pairs' ratios: what a shared machine does to a
-second, it does to both.
+same work whichever utterances it holds. What a shared machine does to a second, it does to both. A turn's figure is the
+median of its pairs' ratios; two processes differ by a few per cent for as long as they live, so there are many turns,
+and their median counts.
 """
 
 import argparse
@@ -98,16 +99,16 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="1 turn of 30 steps")
+    parser.add_argument("--quick", action="store_true", help="2 turns of 20 steps")
     parser.add_argument("--base", default=BASE, metavar="REV", help="the earlier revision (%(default)s)")
-    parser.add_argument("--turns", type=int, metavar="N", help="default 5")
-    parser.add_argument("--steps", type=int, metavar="N", help="of each training; default 100")
+    parser.add_argument("--turns", type=int, metavar="N", help="default 15")
+    parser.add_argument("--steps", type=int, metavar="N", help="of each training; default 40")
     parser.add_argument("--utterances", type=int, default=400, metavar="N", help="of the corpus (%(default)s)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--work", type=Path, default=work_folder(), metavar="DIR", help="the corpus")
     options = parser.parse_args()
-    options.turns = options.turns or (1 if options.quick else 5)
-    options.steps = options.steps or (30 if options.quick else 100)
+    options.turns = options.turns or (2 if options.quick else 15)
+    options.steps = options.steps or (20 if options.quick else 40)
     return options
 
 
@@ -183,28 +184,24 @@ def _middle(pairs: list[Pair], figure: int) -> float:
 def _table(turns: dict[str, list[list[Pair]]], base: str) -> str:
     num_turns = len(next(iter(turns.values())))
     lines = [
-        f"{base} before; {num_turns} turns; a ratio is now over before, the median of all pairs of steps; in brackets "
-        f"the middle half of the pairs, then the range of the turns' medians; load now {os.getloadavg()[0]:.1f}.",
+        f"{base} before; medians of {num_turns} turns; ratios now over before, in brackets the middle half and the "
+        f"range; load now {os.getloadavg()[0]:.1f}.",
         "",
-        f"| step of | pairs | before, ms | now, ms | ratio | ratio of CPU time | within {TARGET:.0%} |",
-        "|:--|--:|--:|--:|--:|--:|:--|",
+        f"| step of | before, ms | now, ms | ratio | ratio of CPU time | within {TARGET:.0%} |",
+        "|:--|--:|--:|--:|--:|:--|",
     ]
     for name, measured in turns.items():
         pairs = [pair for turn in measured for pair in turn]
-        before, now = (
-            1000 * median(seconds) for seconds in zip(*((p.before[0], p.now[0]) for p in pairs), strict=True)
-        )
-        within = "yes" if _middle(pairs, 0) <= 1 + TARGET else "no"
-        spreads = " | ".join(_spread(measured, figure) for figure in (0, 1))
-        lines.append(f"| {name} | {len(pairs)} | {before:.1f} | {now:.1f} | {spreads} | {within} |")
+        before, now = 1000 * median(pair.before[0] for pair in pairs), 1000 * median(pair.now[0] for pair in pairs)
+        steps, cpu = ([_middle(turn, figure) for turn in measured] for figure in (0, 1))
+        within = "yes" if median(steps) <= 1 + TARGET else "no"
+        lines.append(f"| {name} | {before:.1f} | {now:.1f} | {_spread(steps)} | {_spread(cpu)} | {within} |")
     return "\n".join(lines)
 
 
-def _spread(turns: list[list[Pair]], figure: int) -> str:
-    ratios = [pair.ratio(figure) for turn in turns for pair in turn]
-    low, middle, high = quantiles(ratios, n=4, method="inclusive")
-    medians = [_middle(turn, figure) for turn in turns]
-    return f"{middle:.3f} ({low:.3f} to {high:.3f}; {min(medians):.3f} to {max(medians):.3f})"
+def _spread(ratios: list[float]) -> str:
+    low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return f"{median(ratios):.3f} ({low:.3f} to {high:.3f}; {min(ratios):.3f} to {max(ratios):.3f})"
 
 
 if __name__ == "__main__":
