@@ -1,6 +1,8 @@
 """What a checkpoint and a step do when they fail on one rank alone, under every ds_config."""
 
 import os
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,20 @@ def shared_buffers() -> list[str]:
 
 def test_engine_leaves_nothing_in_the_hosts_memory():
     assert run_on_ranks(shared_buffers, 2) == [[], []]
+
+
+def imported_for_nothing() -> list[str]:
+    """On one rank: what an engine has imported and no run makes use of."""
+    compile_function = torch.compile
+    build_engine("zero2", "fp32")
+    found = [name for name in ("mlflow", "torch._inductor.compile_fx") if name in sys.modules]
+    assert torch.compile is compile_function
+    assert find_spec("mlflow") is not None, "tracking can still import it"
+    return found
+
+
+def test_engine_starts_without_what_no_run_makes_use_of():
+    assert run_on_ranks(imported_for_nothing, 1) == [[]]
 
 
 def take_step(engine: Engine, factor: float) -> bool:
