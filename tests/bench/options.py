@@ -157,7 +157,10 @@ def _take_turns(configs: dict[str, Path], trees: dict[str, Path], steps: int, pl
     for step in range(1, steps):
         for when in list(trees)[:: 1 if step % 2 else -1]:
             print("go", file=lines[when], flush=True)
-            told[when].append(json.loads(lines[when].readline()))
+            line = lines[when].readline()
+            if not line:  # it has ended; how, it says itself
+                finish(processes[when], timeout_s=PATIENCE_S)
+            told[when].append(json.loads(line))
     for when, tree in trees.items():
         print("go", file=lines[when], flush=True)
         finish(processes[when], timeout_s=PATIENCE_S)
