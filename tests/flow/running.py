@@ -23,7 +23,7 @@ class Running:
         log: Path,
         *args: str,
         script: str = "launch/train.py",
-        whole_launcher: bool = True,
+        whole_launcher: bool = False,
     ) -> None:
         self.output, self.log = output, log
         self._config = config

@@ -63,7 +63,7 @@ def test_every_request_to_stop_leaves_a_checkpoint_from_which_the_run_ends_as_if
     launch_well(2, "launch/train.py", "--config", str(config), timeout_s=600.0)
     config, output = config_for(tmp_path, "stopped")
 
-    with Running(config, output, tmp_path / "1.log") as running:
+    with Running(config, output, tmp_path / "1.log", whole_launcher=True) as running:
         running.wait_for_step(5)
         running.rank(1).send_signal(signal.SIGTERM)
         assert running.wait_for_exit() == STOPPED, running.words()
@@ -86,14 +86,14 @@ def test_every_request_to_stop_leaves_a_checkpoint_from_which_the_run_ends_as_if
         assert expect_stop(running, "SIGUSR1 on rank 0") == reached
 
     # The launcher dies of the signal and hands nothing on; its own exit code is the signal's.
-    with Running(config, output, tmp_path / "4.log", "--resume", "auto") as running:
+    with Running(config, output, tmp_path / "4.log", "--resume", "auto", whole_launcher=True) as running:
         running.wait_for_step(reached + 5)
         running.process.send_signal(signal.SIGTERM)
         assert running.wait_for_exit(10) == -signal.SIGTERM
         running.wait_for_silence(60)
         reached = expect_stop(running, "the launcher of rank [01] has gone")
 
-    with Running(config, output, tmp_path / "5.log", "--resume", "auto") as running:
+    with Running(config, output, tmp_path / "5.log", "--resume", "auto", whole_launcher=True) as running:
         running.wait_for_step(reached + 5)
         ranks = [running.rank(0), running.rank(1)]
         running.inner_launcher().kill()

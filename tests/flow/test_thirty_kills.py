@@ -92,7 +92,7 @@ def test_thirty_kills_change_nothing(tmp_path, capsys):
     try:
         for number in range(KILLS):
             log = tmp_path / f"{number}.log"
-            with Running(config, killed, log, "--resume", "auto", whole_launcher=False) as running:
+            with Running(config, killed, log, "--resume", "auto") as running:
                 told.append(f"kill {number + 1}: {killer.kill(running, number)}")
         launch_well(2, "launch/train.py", "--config", str(config), "--resume", "auto", timeout_s=600.0)
     finally:

@@ -114,7 +114,7 @@ def test_more_ranks_than_utterances_in_a_batch_are_refused(place, capfd):
 @pytest.mark.parametrize("kind", ["unknown key", "cache of other shards"])
 def test_launcher_passes_exit_code_2_on_and_one_rank_speaks(place, kind):
     sections, named, _ = WRONG[kind]
-    done = launch(2, "launch/train.py", "--config", str(write_wrong(place, sections)))
+    done = launch(2, "launch/train.py", "--config", str(write_wrong(place, sections)), whole_launcher=True)
     assert done.returncode == 2, done.stderr[-4000:]
     told = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
     assert len(told) == 1
