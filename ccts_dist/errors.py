@@ -6,12 +6,13 @@ traceback.
 """
 
 import atexit
+import gc
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 STOPPED = 75
@@ -129,6 +130,20 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
             _say("stopped by Ctrl-C; what was finished is kept")
         sys.excepthook = lambda *_: None  # no traceback, but Python's way of ending by the signal
         raise
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """For a command's imports: done a tenth sooner while the garbage collector does not look for what is not there.
+
+    It leaves alone what was imported afterwards as well, so that its passes within the work are short.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def leave(code: int) -> NoReturn:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ccts_dist.errors import leave, run_main
+from ccts_dist.errors import leave, quick_imports, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -33,10 +33,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    from ccts_dist.distributed import process_group, rank_facts, take_device, together
-    from ccts_dist.registry import pull_model_on_ranks
-    from ccts_dist.shards.read import open_shard_set
-    from ccts_dist.teacher import cache_teacher
+    with quick_imports():
+        from ccts_dist.distributed import process_group, rank_facts, take_device, together
+        from ccts_dist.registry import pull_model_on_ranks
+        from ccts_dist.shards.read import open_shard_set
+        from ccts_dist.teacher import cache_teacher
 
     ranks = rank_facts()
     device = take_device(ranks)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ccts_dist.errors import run_main
+from ccts_dist.errors import quick_imports, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -36,11 +36,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    from ccts_dist.report.comparison import compare_runs
-    from ccts_dist.report.comparison_text import comparison_in_words
-    from ccts_dist.report.curves import draw_curves
-    from ccts_dist.report.recorded import read_run_of
-    from ccts_dist.shards.picture import check_picture
+    with quick_imports():
+        from ccts_dist.report.comparison import compare_runs
+        from ccts_dist.report.comparison_text import comparison_in_words
+        from ccts_dist.report.curves import draw_curves
+        from ccts_dist.report.recorded import read_run_of
+        from ccts_dist.shards.picture import check_picture
 
     if args.picture is not None:
         check_picture(args.picture)

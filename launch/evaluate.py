@@ -2,7 +2,7 @@
 
 import argparse
 
-from ccts_dist.errors import leave, run_main
+from ccts_dist.errors import leave, quick_imports, run_main
 from ccts_dist.evaluation.options import asked_of, build_parser
 
 
@@ -14,10 +14,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     asked = asked_of(parse_args(argv))
-    from ccts_dist.distributed import process_group, rank_facts, together
-    from ccts_dist.evaluation.results import PAGE, beside_of, make_folder, result_in_words, write_results
-    from ccts_dist.evaluation.run import run_evaluation
-    from ccts_dist.registry.attach import attach
+    with quick_imports():
+        from ccts_dist.distributed import process_group, rank_facts, together
+        from ccts_dist.evaluation.results import PAGE, beside_of, make_folder, result_in_words, write_results
+        from ccts_dist.evaluation.run import run_evaluation
+        from ccts_dist.registry.attach import attach
 
     ranks = rank_facts()
     with process_group(ranks):

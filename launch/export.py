@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ccts_dist.errors import run_main
+from ccts_dist.errors import quick_imports, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -32,7 +32,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    from ccts_dist.registry.export import export_model
+    with quick_imports():
+        from ccts_dist.registry.export import export_model
 
     report = export_model(args.model, args.format, args.out, tracking_uri=args.uri)
     print(f"wrote {args.out}; largest difference from torch {report.largest_difference:.2g}, over "

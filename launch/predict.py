@@ -2,7 +2,7 @@
 
 import argparse
 
-from ccts_dist.errors import run_main
+from ccts_dist.errors import quick_imports, run_main
 from ccts_dist.use.command import build_parser
 
 
@@ -14,7 +14,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    from ccts_dist.use.predicting import run
+    with quick_imports():
+        from ccts_dist.use.predicting import run
 
     return run(args)
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ccts_dist.errors import leave, run_main
+from ccts_dist.errors import leave, quick_imports, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -36,11 +36,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    from ccts_dist.distributed import process_group, rank_facts, take_device, together
-    from ccts_dist.probe import ProbeSplits, open_encoders, probe_layers
-    from ccts_dist.registry import parse_model_name, pull_model_on_ranks
-    from ccts_dist.report.layers import make_folder, write_layers
-    from ccts_dist.shards.read import open_shard_set
+    with quick_imports():
+        from ccts_dist.distributed import process_group, rank_facts, take_device, together
+        from ccts_dist.probe import ProbeSplits, open_encoders, probe_layers
+        from ccts_dist.registry import parse_model_name, pull_model_on_ranks
+        from ccts_dist.report.layers import make_folder, write_layers
+        from ccts_dist.shards.read import open_shard_set
 
     ranks = rank_facts()
     device = take_device(ranks)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ccts_dist.errors import leave, run_main
+from ccts_dist.errors import leave, quick_imports, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -39,9 +39,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    from ccts_dist.distributed import process_group, rank_facts
-    from ccts_dist.registry import register
-    from ccts_dist.registry.promote import Contest, promote
+    with quick_imports():
+        from ccts_dist.distributed import process_group, rank_facts
+        from ccts_dist.registry import register
+        from ccts_dist.registry.promote import Contest, promote
 
     if not args.promote:
         version = register(args.checkpoint, args.name, alias=args.alias, tracking_uri=args.uri)

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from ccts_dist.errors import run_main
+from ccts_dist.errors import quick_imports, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -38,7 +38,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    from ccts_dist.registry.server import serve
+    with quick_imports():
+        from ccts_dist.registry.server import serve
 
     limits = {f"CCTS_{name.upper()}": value for name, value in vars(args).items() if name.startswith(("max_", "audio"))}
     given = {name: value for name, value in limits.items() if value}

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ccts_dist.errors import leave, run_main
+from ccts_dist.errors import leave, quick_imports, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -36,9 +36,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    from ccts_dist.config import read_run
-    from ccts_dist.distributed import process_group, rank_facts
-    from ccts_dist.train.run import check, train
+    with quick_imports():
+        from ccts_dist.config import read_run
+        from ccts_dist.distributed import process_group, rank_facts
+        from ccts_dist.train.run import check, train
 
     run = read_run(args.config, args.set)
     ranks = rank_facts()

@@ -4,7 +4,7 @@ import argparse
 import sys
 from contextlib import ExitStack
 
-from ccts_dist.errors import run_main
+from ccts_dist.errors import quick_imports, run_main
 from ccts_dist.progress import Progress
 
 EPILOG = """Unpacks nothing, follows no link. A finding that is of no single utterance has "-" for its key.
@@ -32,7 +32,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Check, print the findings, and say how it stands."""
     args = parse_args(argv)
-    from ccts_dist.shards.check.check import check_shard_set
+    with quick_imports():
+        from ccts_dist.shards.check.check import check_shard_set
 
     with ExitStack() as shown:
         bars: list[tuple[Progress, list[int]]] = []

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ccts_dist.errors import run_main
+from ccts_dist.errors import quick_imports, run_main
 
 if TYPE_CHECKING:
     from ccts_dist.shards import ShardSet
@@ -38,9 +38,10 @@ def head(shard_set: "ShardSet") -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Print a block per split, or JSON; draw the picture."""
     args = parse_args(argv)
-    from ccts_dist.shards import open_shard_set
-    from ccts_dist.shards.picture import check_picture, draw_set
-    from ccts_dist.shards.statistics import set_statistics, split_statistics
+    with quick_imports():
+        from ccts_dist.shards import open_shard_set
+        from ccts_dist.shards.picture import check_picture, draw_set
+        from ccts_dist.shards.statistics import set_statistics, split_statistics
 
     if args.picture is not None:
         check_picture(args.picture)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ccts_dist.errors import run_main
+from ccts_dist.errors import quick_imports, run_main
 from ccts_dist.progress import Progress
 
 EPILOG = """Train on the result with [data] shards = "MERGED" and teacher = "merged": bit-equal to training
@@ -26,8 +26,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Open both, merge, say the new digest."""
     args = parse_args(argv)
-    from ccts_dist.shards import open_shard_set, open_teacher_cache
-    from ccts_dist.shards.merge import merge_shards
+    with quick_imports():
+        from ccts_dist.shards import open_shard_set, open_teacher_cache
+        from ccts_dist.shards.merge import merge_shards
 
     shard_set = open_shard_set(args.shards)
     cache = open_teacher_cache(args.teacher, shard_set)

@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ccts_dist.errors import run_main
+from ccts_dist.errors import quick_imports, run_main
 from ccts_dist.progress import Progress
 
 EPILOG = """MODEL is a folder or a name of the hub: a CTC model (wav2vec 2.0, HuBERT, WavLM ...), Whisper or Moonshine.
@@ -34,11 +34,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Read the corpus, load the model, hear what has no transcript; say what came of it."""
     args = parse_args(argv)
-    from ccts_dist.corpus import read_msp_podcast
-    from ccts_dist.corpus.iemocap import read_iemocap
-    from ccts_dist.corpus.manifest import read_manifest
-    from ccts_dist.recognition.recognise import load_recogniser
-    from ccts_dist.recognition.transcribe import check_place, heard_place, transcribe, wanted_utterances
+    with quick_imports():
+        from ccts_dist.corpus import read_msp_podcast
+        from ccts_dist.corpus.iemocap import read_iemocap
+        from ccts_dist.corpus.manifest import read_manifest
+        from ccts_dist.recognition.recognise import load_recogniser
+        from ccts_dist.recognition.transcribe import check_place, heard_place, transcribe, wanted_utterances
 
     readers = (read_msp_podcast, read_iemocap, partial(read_manifest, targets=()))  # no rating is read
     corpus = dict(zip(CORPORA, readers, strict=True))[args.kind](args.root)
