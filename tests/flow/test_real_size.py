@@ -40,7 +40,7 @@ ZERO_3 = {
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")
     save_large_student(folder / "hubert-large")
-    build_seconds(folder, num_train=4, num_valid=2, shortest_s=2.0, longest_s=3.0)
+    build_seconds(folder, num_train=4, num_valid=2, shortest_s=1.0, longest_s=1.5)
     (folder / "zero3.json").write_text(json.dumps({"zero_optimization": ZERO_3, "zero_allow_untested_optimizer": True}))
     yield folder
     shutil.rmtree(folder)  # gigabytes, which pytest would keep for three runs

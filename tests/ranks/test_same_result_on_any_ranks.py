@@ -1,4 +1,4 @@
-"""One run file, one and two ranks under the real launcher: the same batches, losses and weights."""
+"""One run file, one and two ranks, some of them under the real launcher: the same batches, losses and weights."""
 
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from ccts_dist.shards.read import open_shard_set
 from ccts_dist.shards.teacher_cache import open_teacher_cache
 from ccts_dist.train.setup import open_session
 from tests.launching import launch_well
+from tests.ranks.processes import run_on_ranks
+from tests.ranks.trainings import Job, run_trainings
 from tests.small_runs import LONG, build_two_kinds, make_cache, read_history, write_run
 from tests.small_teacher import save_small_teacher
 
@@ -29,6 +31,7 @@ SETTINGS = {
     "soft": {**DISTIL, "gate": "soft", "distance": "cosine", "prediction_distance": "ccc"},
     "a share left out": {**DISTIL, "gate": "per-dimension", "leave_out": 0.4},
 }
+LAUNCHED = "rank 0 gated out"
 MANY_PASSES = ("distilled", "soft", "a share left out")
 """Runs that take four passes a step on one rank and one on two: that must not matter either."""
 
@@ -42,24 +45,54 @@ def place(tmp_path_factory):
     return folder
 
 
-def train(place: Path, name: str, num_ranks: int, distil: dict | None, **sections: dict) -> Path:
-    output = place / "runs" / name / str(num_ranks)
+def config_for(place: Path, name: str, num_ranks: int, distil: dict | None, **sections: dict) -> Path:
     if distil is not None:
         sections = {"distill": distil, "data": {"teacher": str(place / "cache")}, **sections}
-    config = write_run(place / f"{name}-{num_ranks}.toml", place / "shards", output, **sections)
-    launch_well(num_ranks, "launch/train.py", "--config", str(config))
-    return output
+    return write_run(
+        place / f"{name}-{num_ranks}.toml", place / "shards", output_of(place, name, num_ranks), **sections
+    )
+
+
+def output_of(place: Path, name: str, num_ranks: int) -> Path:
+    return place / "runs" / name / str(num_ranks)
+
+
+def train(place: Path, name: str, num_ranks: int, distil: dict | None, **sections: dict) -> Path:
+    launch_well(num_ranks, "launch/train.py", "--config", str(config_for(place, name, num_ranks, distil, **sections)))
+    return output_of(place, name, num_ranks)
+
+
+def fifty_steps(setting: str, num_ranks: int) -> dict:
+    micro = 4 if setting in MANY_PASSES and num_ranks == 1 else 16
+    return {"distil": SETTINGS[setting], "batch": {"micro_utterances": micro}}
+
+
+MICRO_BATCH = {"loss": {"scope": "micro-batch"}, "batch": {"micro_utterances": 4}, "train": {"max_steps": 12}}
+
+
+@pytest.fixture(scope="module")
+def without_launcher(place):
+    """All that the launcher is not asked for, one after the other in ranks that are there already."""
+    for ranks in (1, 2):
+        configs = [config_for(place, name, ranks, **fifty_steps(name, ranks)) for name in SETTINGS if name != LAUNCHED]
+        configs.append(config_for(place, "micro-batch", ranks, SETTINGS[LAUNCHED], **MICRO_BATCH))
+        run_on_ranks(run_trainings, ranks, [Job(config=config) for config in configs], timeout_s=900)
+
+
+@pytest.fixture
+def one_and_two(place, setting, request):
+    """The folders of a setting's run on one rank and of that on two."""
+    if setting == LAUNCHED:
+        return [train(place, setting, ranks, **fifty_steps(setting, ranks)) for ranks in (1, 2)]
+    request.getfixturevalue("without_launcher")
+    return [output_of(place, setting, ranks) for ranks in (1, 2)]
 
 
 @pytest.mark.parametrize(
-    "setting", [name if name == "rank 0 gated out" else pytest.param(name, marks=pytest.mark.long) for name in SETTINGS]
+    "setting", [name if name == LAUNCHED else pytest.param(name, marks=pytest.mark.long) for name in SETTINGS]
 )
-def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(place, setting):
-    micro = {1: 4 if setting in MANY_PASSES else 16, 2: 16}
-    one, two = (
-        train(place, setting.replace(" ", "-"), ranks, SETTINGS[setting], batch={"micro_utterances": micro[ranks]})
-        for ranks in (1, 2)
-    )
+def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(setting, one_and_two):
+    one, two = one_and_two
     compared = compare_runs(read_recorded(one), read_recorded(two), tolerance=1e-5)
     assert compared.num_steps == (50, 50)
     assert compared.same_steps
@@ -71,7 +104,7 @@ def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(plac
     steps = read_history(two)
     assert steps[0]["train/loss"] != steps[-1]["train/loss"], "nothing was learnt, so nothing was compared"
     assert all(np.isfinite(step["train/loss"]) for step in steps), "two runs without a loss agree as well"
-    if setting == "rank 0 gated out":
+    if setting == LAUNCHED:
         kept = [step["train/kept_share"] for step in steps]
         assert min(kept) > 0
         assert sum(kept[:4]) / 4 == pytest.approx(0.5, abs=0.1), "the short ones are kept, the long ones are not"
@@ -81,10 +114,9 @@ def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(plac
 
 
 @pytest.mark.long
-def test_losses_by_micro_batch_agree_where_the_micro_batches_are_the_same(place):
+def test_losses_by_micro_batch_agree_where_the_micro_batches_are_the_same(place, without_launcher):
     """Four passes of one rank and two of two ranks are the same four parts of a batch."""
-    scope = {"loss": {"scope": "micro-batch"}, "batch": {"micro_utterances": 4}, "train": {"max_steps": 12}}
-    one, two = (train(place, "micro-batch", ranks, SETTINGS["rank 0 gated out"], **scope) for ranks in (1, 2))
+    one, two = (output_of(place, "micro-batch", ranks) for ranks in (1, 2))
     compared = compare_runs(read_recorded(one), read_recorded(two), tolerance=1e-5)
     assert compared.num_steps == (12, 12)
     assert compared.same_utterances
@@ -106,7 +138,7 @@ def test_rank_0_has_batches_of_long_utterances_alone(place):
 
 
 def test_training_on_merged_shards_is_bit_equal_to_the_side_car(place):
-    distil = SETTINGS["rank 0 gated out"]
+    distil = SETTINGS[LAUNCHED]
     side_car = train(place, "side-car", 2, distil, train={"max_steps": 9})
     shard_set = open_shard_set(place / "shards")
     merge_shards(shard_set, open_teacher_cache(place / "cache", shard_set), place / "merged")
@@ -125,7 +157,7 @@ def test_first_reduced_gradient_and_every_steps_keys_agree_with_adam(place):
     for num_ranks in (1, 2):
         output = place / "runs" / f"adam-{num_ranks}"
         config = write_run(
-            place / f"adam-{num_ranks}.toml", place / "shards", output, distill=SETTINGS["rank 0 gated out"],
+            place / f"adam-{num_ranks}.toml", place / "shards", output, distill=SETTINGS[LAUNCHED],
             data={"teacher": str(place / "cache")}, optim={"name": "adam", "learning_rate": 1e-3},
             train={"max_steps": 12},
         )  # fmt: skip
