@@ -15,7 +15,9 @@ export PYTHONDONTWRITEBYTECODE :=
 # A worker more than there are cores: much of what is tested waits, for a time-out, a start or a server.
 PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 # Begun first, so that no process is left alone with one of them at the end.
-LONGEST := tests/flow/test_thirty_kills.py tests/flow/test_stopping.py tests/ranks/test_elastic.py
+LONGEST := tests/flow/test_thirty_kills.py tests/flow/test_stopping.py tests/ranks/test_stages.py
+# Each worker imports every file that it is given.
+LONG = $(sort $(shell grep -l pytest.mark.long tests/*/test_*.py))
 # Two ranks of HuBERT-large want the memory for themselves.
 LARGEST := tests/flow/test_real_size.py
 
@@ -48,7 +50,7 @@ test: setup check  ## the tests that need no GPU, but for the longest
 
 test-long: setup  ## what takes minutes by itself
 	$(PYTEST) -m long \
-	  $(LONGEST) $(filter-out $(LONGEST) $(LARGEST),$(sort $(wildcard tests/*/test_*.py)))
+	  $(LONGEST) $(filter-out $(LONGEST) $(LARGEST),$(LONG))
 	$(BIN)/pytest -m long $(LARGEST)
 
 check: setup  ## formatting, lint, types, layers
