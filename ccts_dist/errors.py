@@ -134,9 +134,9 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """For a command's imports: done a tenth sooner while the garbage collector does not look for what is not there.
+    """What is imported within is there a tenth sooner: the garbage collector rests, since imports leave no garbage.
 
-    It leaves alone what was imported afterwards as well, so that its passes within the work are short.
+    It passes over what is there by the end for good, which keeps its passes short while the command works.
     """
     gc.disable()
     try:

@@ -42,7 +42,6 @@ def main(argv: list[str] | None = None) -> int:
         from ccts_dist.registry import parse_model_name, pull_model_on_ranks
         from ccts_dist.report.layers import make_folder, write_layers
         from ccts_dist.shards.read import open_shard_set
-
     ranks = rank_facts()
     device = take_device(ranks)
     splits = ProbeSplits(train=tuple(args.train), valid=tuple(args.valid), test=tuple(args.test))

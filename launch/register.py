@@ -43,7 +43,6 @@ def main(argv: list[str] | None = None) -> int:
         from ccts_dist.distributed import process_group, rank_facts
         from ccts_dist.registry import register
         from ccts_dist.registry.promote import Contest, promote
-
     if not args.promote:
         version = register(args.checkpoint, args.name, alias=args.alias, tracking_uri=args.uri)
         print(f"registered models:/{args.name}/{version}" + (f", alias {args.alias}" if args.alias else ""))

@@ -40,7 +40,6 @@ def main(argv: list[str] | None = None) -> int:
         from ccts_dist.corpus.manifest import read_manifest
         from ccts_dist.recognition.recognise import load_recogniser
         from ccts_dist.recognition.transcribe import check_place, heard_place, transcribe, wanted_utterances
-
     readers = (read_msp_podcast, read_iemocap, partial(read_manifest, targets=()))  # no rating is read
     corpus = dict(zip(CORPORA, readers, strict=True))[args.kind](args.root)
     out = args.out or heard_place(args.root)
