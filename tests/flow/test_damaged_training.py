@@ -234,8 +234,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.long
-# Of an utterance and of a shard; what ranks are told of all kinds is tried above.
-@pytest.mark.parametrize("kind", ["flipped bit in text", "missing shard"])
+@pytest.mark.parametrize("kind", ["flipped bit in text", "cut shard", "missing shard", "stale index"])
 def test_damage_stops_a_model_of_speech_and_text(place: Path, kind: str):
     harm, words = HARMS[kind]
     harm(place / "shards")

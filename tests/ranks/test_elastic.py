@@ -1,4 +1,4 @@
-"""One run on two ranks, then one, then three, each with another ds_config, each under the real launcher."""
+"""One run on two ranks, then one, then three, and under every ds_config, each under the real launcher."""
 
 from pathlib import Path
 
@@ -11,11 +11,8 @@ from tests.small_runs import build_two_kinds, read_history, write_run
 
 STEPS = 30
 
-LEGS = ((2, "zero2", 7), (1, "zero0", 13), (3, "zero3", STEPS))
-"""Ranks, ds_config and the step at which the run is stopped, in the middle of an epoch of four.
-
-``test_stages`` goes from every ds_config to another.
-"""
+LEGS = ((2, "zero2", 7), (1, "zero0", 13), (3, "zero3", 19), (2, "zero3_offload", 25), (2, "zero1", STEPS))
+"""Ranks, ds_config and the step at which the run is stopped; four steps make an epoch, so most lie within one."""
 
 
 @pytest.mark.long
@@ -39,7 +36,7 @@ def test_run_moves_between_ranks_and_stages_and_ends_as_if_it_had_not(tmp_path):
             "--set", f"train.max_steps={until}", "--set", f"train.deepspeed=ds_configs/{stage}.json", timeout_s=900,
         )  # fmt: skip
         assert len(read_history(moved)) == until
-    assert "train.deepspeed: 'ds_configs/zero0.json' -> 'ds_configs/zero3.json'" in said
+    assert "train.deepspeed: 'ds_configs/zero3_offload.json' -> 'ds_configs/zero1.json'" in said
 
     one, other = read_history(undisturbed), read_history(moved)
     assert [step["keys"] for step in one] == [step["keys"] for step in other]
