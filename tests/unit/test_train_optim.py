@@ -65,6 +65,23 @@ def test_optimizer_is_the_one_that_is_named(name, kind):
     assert type(optimizer_for(OptimConfig(name=name))) is kind
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.03])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_every_group_has_the_weight_decay_of_the_run_file(name, weight_decay):
+    optimizer = optimizer_for(OptimConfig(name=name, weight_decay=weight_decay))
+    assert [group["name"] for group in optimizer.param_groups] == ["encoder", "rest"]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [weight_decay, weight_decay]
+
+
+def test_adamw_shrinks_a_weight_without_a_gradient_by_rate_times_decay():
+    weight = nn.Parameter(torch.tensor([2.0]))
+    config = OptimConfig(name="adamw", learning_rate=0.1, weight_decay=0.25)
+    optimizer = build_optimizer({"rest": [weight]}, config)
+    weight.grad = torch.zeros(1)
+    optimizer.step()
+    assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.25))
+
+
 def test_plateau_lowers_the_rate_after_more_than_two_validations_without_a_fall():
     config = OptimConfig(learning_rate=1.0, encoder_factor=0.25, plateau_factor=0.75, plateau_patience=2)
     optimizer = optimizer_for(config)
