@@ -82,16 +82,17 @@ def test_adamw_shrinks_a_weight_without_a_gradient_by_rate_times_decay():
     assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.25))
 
 
-def test_plateau_lowers_the_rate_after_more_than_two_validations_without_a_fall():
-    config = OptimConfig(learning_rate=1.0, encoder_factor=0.25, plateau_factor=0.75, plateau_patience=2)
+@pytest.mark.parametrize("factor", [0.75, 0.5])
+def test_plateau_lowers_the_rate_after_more_than_two_validations_without_a_fall(factor):
+    config = OptimConfig(learning_rate=1.0, encoder_factor=0.25, plateau_factor=factor, plateau_patience=2)
     optimizer = optimizer_for(config)
     schedule = build_schedule(optimizer, config, total_steps=100)
     rates = []
     for loss in (1.0, 0.9, 0.9, 0.95, 0.91, 0.8):  # best 0.9, then three that do not fall below it
         schedule.after_validation(loss)
         rates.append(rates_by_group(optimizer)["rest"])
-    assert rates == [1.0, 1.0, 1.0, 1.0, 0.75, 0.75]
-    assert rates_by_group(optimizer)["encoder"] == 0.25 * 0.75
+    assert rates == [1.0, 1.0, 1.0, 1.0, factor, factor]
+    assert rates_by_group(optimizer)["encoder"] == 0.25 * factor
 
 
 @pytest.mark.parametrize(
