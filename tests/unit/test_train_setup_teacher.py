@@ -13,7 +13,7 @@ from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import TeacherError, run_main
 from ccts_dist.records import Condition
-from ccts_dist.shards import ShardSet
+from ccts_dist.shards import ShardSet, TeacherFacts
 from ccts_dist.shards.teacher_cache import write_cache_manifest
 from ccts_dist.train.setup import check_session, open_session
 from launch import train as command
@@ -28,11 +28,11 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return example_shard_set(tmp_path_factory.mktemp("set"), count=24)
 
 
-def plant(root: Path, shard_set: ShardSet, condition: Condition) -> Path:
-    """A whole cache with this condition."""
+def plant(root: Path, shard_set: ShardSet, condition: Condition, facts: TeacherFacts | None = None) -> Path:
+    """A whole cache with this condition, and these facts or the example's."""
     write_example_shards(root, shard_set)
     splits = list(shard_set.manifest.splits)
-    write_cache_manifest(root, shard_set, example_facts(), splits=splits, condition=condition, sums={})
+    write_cache_manifest(root, shard_set, facts or example_facts(), splits=splits, condition=condition, sums={})
     return root
 
 
@@ -88,7 +88,19 @@ def test_every_setting_of_the_run_file_reaches_the_terms(shard_set, tmp_path):
     }  # fmt: skip
     with check_session(read_run(write(tmp_path, shard_set, cache, **settings)), 1) as session:
         terms = session.objective.distill
+    assert terms is not None
     assert {name: getattr(terms, name) for name in settings} == settings
+    assert (terms.embedding_mean, terms.embedding_deviation) == (None, None)
+
+
+def test_standardised_embeddings_are_in_the_units_of_the_cache(shard_set, tmp_path):
+    facts = replace(example_facts(), embedding_deviation=(1.0, 2.0, 3.0, 4.0, 5.0))
+    cache = plant(tmp_path / "cache", shard_set, CONDITION, facts)
+    with check_session(read_run(write(tmp_path, shard_set, cache, standardise=True)), 1) as session:
+        terms = session.objective.distill
+    assert terms is not None
+    units = [one.tolist() for one in (terms.embedding_mean, terms.embedding_deviation) if one is not None]
+    assert units == [list(facts.embedding_mean), list(facts.embedding_deviation)]
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 9), (0.1, 1), (0.75, 13)])
