@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from ccts_dist.config import read_run
+from ccts_dist.config import TrackingConfig, read_run
 from ccts_dist.errors import ConfigError
 from ccts_dist.report.paper import Reproduction, _stages, reproduce, table_text
 from ccts_dist.report.paper_tables import IEMOCAP, MSP, TABLES
+from ccts_dist.tracking import open_tracking
+from ccts_dist.tracking.run_file import forget_run_file
 
 SUMS = {
     # n, p, y, p^2, y^2, p y, |p - y|: predictions equal to labels 0 and 1, then 1 and 0 for them.
@@ -119,6 +121,29 @@ def test_figures_stand_beside_the_papers_with_their_spread(tmp_path: Path):
         "+0.179", "2", "0.050", "25.0%", "21",
     ]  # fmt: skip
     assert teacher[-3:] == ["0.000", "-", "21"]
+
+
+def test_figures_of_a_tracked_run_are_those_of_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = tmp_path / "mlflow.db"
+    output = tmp_path / "runs" / "08-bert-base-seed17"
+    summary(output, 0.1, SUMS["right"])
+    config = TrackingConfig(uri=f"sqlite:///{store}")
+    tracking = open_tracking(config, run_name="msp-08", output=output, resume=False)
+    tracking.metrics({"test/ccc_activation": 0.5, "test/ccc_valence": 0.6, "test/ccc_dominance": 0.7}, 40)
+    tracking.close("FINISHED")
+    wanted = Reproduction(table=MSP, folder=tmp_path, rows=(8,))
+
+    def ours() -> list[str]:
+        row = cells(table_text(wanted, wanted.runnable(), {output.name: 1.0}).splitlines()[-1])
+        return [row[at] for at in (3, 6, 9)]
+
+    assert ours() == ["0.500", "0.600", "0.700"]
+    store.unlink()
+    with pytest.raises(ConfigError, match=r"there is no file .*mlflow\.db to read it from"):
+        ours()
+    forget_run_file(output)
+    assert ours() == ["0.100", "0.200", "0.300"], "a run that was never tracked has its summary alone"
 
 
 def test_folds_are_averaged_and_pooled(tmp_path: Path):
