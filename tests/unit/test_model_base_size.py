@@ -2,18 +2,23 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.model import build_model
+from ccts_dist.model.front_end import MaskedGroupNorm
 from tests.unit.model_shapes import utterances
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask"),  # WavLM's own attention
+]
 
 LENGTHS = [4_000, 16_000, 40_000]
 
 
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own attention
-@pytest.mark.parametrize("model_type", ["hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech-sat", "sew"])
-def test_predictions_at_the_real_base_configuration_are_the_same_alone_and_in_a_batch(model_type):
+def heard(model_type: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a base-size model makes of utterances in one batch, and of each alone."""
     torch.manual_seed(0)
     # No key but the type: transformers' defaults are the base configuration, with group norm but for data2vec.
     speech = SpeechConfig(encoder="scratch", scratch={"model_type": model_type}, pooling="statistics")
@@ -27,6 +32,32 @@ def test_predictions_at_the_real_base_configuration_are_the_same_alone_and_in_a_
     with torch.no_grad():
         together = model(audio, num_samples)
         alone = [model(audio[i : i + 1, :n], num_samples[i : i + 1]) for i, n in enumerate(LENGTHS)]
-    torch.testing.assert_close(together.prediction, torch.cat([one.prediction for one in alone]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(together.embedding, torch.cat([one.embedding for one in alone]), atol=1e-4, rtol=0)
     assert together.embedding.std(dim=0).max() > 5e-3
+    return (
+        {"prediction": together.prediction, "embedding": together.embedding},
+        {
+            "prediction": torch.cat([one.prediction for one in alone]),
+            "embedding": torch.cat([one.embedding for one in alone]),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat", "wav2vec2-conformer", "sew"],
+)
+def test_predictions_at_the_real_base_configuration_are_the_same_alone_and_in_a_batch(model_type: str):
+    together, alone = heard(model_type)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+
+
+def test_with_the_usual_group_norm_they_would_not_be(monkeypatch: pytest.MonkeyPatch):
+    def over_padding_too(norm: MaskedGroupNorm, hidden: Tensor, num_frames: Tensor) -> Tensor:
+        return nn.functional.group_norm(hidden, hidden.shape[1], norm.weight, norm.bias, norm.eps)
+
+    monkeypatch.setattr(MaskedGroupNorm, "forward", over_padding_too)
+    together, alone = heard("hubert")
+    for name, ours in together.items():
+        *shorter, longest = (ours - alone[name]).abs().amax(dim=1).tolist()
+        assert min(shorter) > 1e-2, f"{name}: more than 0.05 was measured"
+        assert longest < 1e-4, f"{name}: the longest has no padding"
