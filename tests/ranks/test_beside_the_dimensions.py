@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,23 @@ def test_losses_agree_on_any_ranks_and_stage(outputs, figure: str):
     assert np.ptp(plain) > 0.01, "nothing was learnt, so nothing was compared"
     for name, others in found.items():
         np.testing.assert_allclose(others, plain, atol=1e-5, err_msg=name)
+
+
+def loss_by_hand(told: dict[str, Any], split: str, cross_entropy: str) -> float:
+    """The CCCs of ``TARGETS`` and the categories, with the weights of ``SECTIONS``."""
+    activation, valence, variance = (told[f"{split}/ccc_{target}"] for target in TARGETS)
+    return 0.2 * (1 - activation) + 0.2 * (1 - valence) + 0.6 * (1 - variance) + 0.5 * told[f"{split}/{cross_entropy}"]
+
+
+def test_loss_is_the_sum_of_its_parts_with_the_weights_of_the_run_file(outputs):
+    for name, output in outputs.items():
+        history, validations = read_history(output), read_validations(output)
+        assert len(validations) > 1
+        for told in history:
+            assert told["train/loss"] == pytest.approx(loss_by_hand(told, "train", "loss_category"), abs=1e-5), name
+        for told in validations:
+            by_hand = loss_by_hand(told, "valid", "category_cross_entropy")
+            assert told["valid/loss"] == pytest.approx(by_hand, abs=1e-5), name
 
 
 def test_head_of_the_categories_is_trained_and_saved(outputs):
