@@ -39,8 +39,10 @@ class SpeechConfig:
     """The speech branch: encoder, what of it is trained, and how its frames become one vector."""
 
     encoder: str
-    """Folder or hub name of a transformers speech encoder; "scratch" for random weights shaped by ``scratch``;
-    "filterbank" for a small encoder of log-mel energies, shaped by ``filterbank``."""
+    """Folder or hub name of a transformers speech encoder, whose type is "hubert", "wav2vec2", "wavlm",
+    "data2vec-audio", "unispeech", "unispeech-sat", "wav2vec2-conformer", "sew", "sew-d", or "modified-cpc", which is
+    ours; "scratch" for random weights shaped by ``scratch``; "filterbank" for a small encoder of log-mel energies,
+    shaped by ``filterbank``."""
 
     scratch: Mapping[str, Any] = field(default_factory=dict)
     """With encoder = "scratch": ``model_type`` ("hubert", ...) and keys of that model's transformers configuration."""
@@ -55,7 +57,7 @@ class SpeechConfig:
     layers: str = "last"
     """Which frames are pooled. "last": what leaves the encoder; "layer:N": what leaves its layer N, counted from 1 (0:
     what enters the first), and no layer above is computed; "weighted": a learnt softmax-weighted mean of all of these,
-    equally weighted at first."""
+    equally weighted at first. SEW, SEW-D and "filterbank" give "last" only."""
 
     train_front_end: bool = False
     """Train the convolutional front end too."""
@@ -68,8 +70,9 @@ class SpeechConfig:
     """Zero mean, unit variance per utterance before the encoder; "auto" does as the encoder was pretrained."""
 
     pooling: Pooling = "gru"
-    """Frames to one vector: GRU output at the last real frame; mean; mean and deviation; both weighted by a learnt
-    attention (Okabe 2018); or the mean weighted by the frames' likeness to a learnt query."""
+    """Frames to one vector. "gru": the GRU's output at the last real frame; "mean"; "statistics": mean and deviation;
+    "attentive-statistics": both weighted by a learnt attention (Okabe 2018); "self-attention": the mean weighted by the
+    frames' likeness to a learnt query."""
 
     gru_hidden: Count = 128
     """Units of the GRU."""
@@ -86,7 +89,8 @@ class TextConfig:
     """The text branch."""
 
     encoder: str
-    """Folder or hub name of a BERT-like encoder, or "scratch" for random weights shaped by ``scratch``."""
+    """Folder or hub name of a BERT-like encoder with its own tokenizer, SentencePiece's too; BERT, ELECTRA, ALBERT,
+    DeBERTa-v3 and XLM-R are tested. "scratch" for random weights shaped by ``scratch``."""
 
     scratch: Mapping[str, Any] = field(default_factory=dict)
     """With encoder = "scratch": ``model_type`` ("bert", ...) and keys of that model's transformers configuration."""
@@ -98,7 +102,7 @@ class TextConfig:
     """As in the speech branch."""
 
     layers: str = "last"
-    """As in the speech branch."""
+    """As in the speech branch. N begins at 1 in ALBERT and DeBERTa; ALBERT always computes all of its layers."""
 
     max_tokens: Annotated[int, Between(3)] = 128
     """Longer transcripts are cut."""
@@ -127,7 +131,8 @@ class ModelConfig:
 
     categories: tuple[str, ...] = ()
     """Emotions to tell apart beside the targets, as the corpus spells them: a linear layer on the embedding gives each
-    a score. Utterances of another category, or of none, count for the targets alone. Empty for none."""
+    a score. Utterances of another category, or of none, count for the targets alone. What is told of them on validation
+    and test splits: weighted and unweighted accuracy, macro F1, cross-entropy. Empty for none."""
 
     embedding: Count = 128
     """Size of the embedding that a teacher hands on."""

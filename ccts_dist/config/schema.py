@@ -116,7 +116,8 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
-    """What a student learns from the cached teacher, and from which utterances."""
+    """What a student learns from the cached teacher, and from which utterances. One that nobody rated is distilled, and
+    counts in no CCC."""
 
     embedding_weight: NotNegative = 30.0
     """Lambda of the paper: weight of the embedding term."""
@@ -179,7 +180,9 @@ class OptimConfig:
 
     schedule: Literal["plateau", "onecycle", "constant", "linear", "cosine"] = "plateau"
     """"plateau": times ``plateau_factor`` when the validation loss has not fallen for more than ``plateau_patience``
-    validations. "linear" and "cosine" fall to 0 at the end of training, along a line and half a cosine."""
+    validations. "onecycle": from 1/25 of the learning rate up to all of it over 30 % of training, then down to almost 0
+    (torch's OneCycleLR). "constant": always all of it. "linear" and "cosine" fall to 0 at the end of training, along a
+    line and half a cosine."""
 
     warmup_steps: CountOrZero = 0
     """With "constant", "linear" and "cosine": steps over which the learning rate first rises, from its
@@ -259,7 +262,9 @@ class TrackingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
-    """What is told of validation and test splits beside CCC; nothing of it chooses the best model."""
+    """What is told of validation and test splits beside CCC; nothing of it chooses the best model. Pearson's and
+    Spearman's correlations of the test splits stand in ``summary.json`` in any case, and ``launch/evaluate.py`` tells
+    them of each split."""
 
     bins: tuple[float, ...] = ()
     """Edges on the corpus's own scale, rising: ratings and predictions are sorted into the classes between them, and

@@ -1,8 +1,13 @@
 """The page of all keys is the one that the dataclasses give, and says something of each of them."""
 
+import typing
 from pathlib import Path
 
+import pytest
+
+from ccts_dist.config import DistillConfig, OptimConfig, SpeechConfig
 from ccts_dist.config.reference import page
+from ccts_dist.model.encoders import SPEECH_TYPES
 
 PAGE = Path("launch/runs/README.md")
 
@@ -28,3 +33,29 @@ def test_every_key_stands_there_with_its_range_its_default_and_a_meaning():
     assert "| number, at least 0 or absent | absent |" in by_key["speech_factor"]
     assert "| list: whole number, at least 1 | `[64, 64]` |" in by_key["channels"]
     assert "## `[[model.also]]`" in page()
+
+
+def meaning_of(table: str, key: str) -> str:
+    section = page().split(f"## `[{table}]`\n")[1].split("\n## ")[0]
+    (row,) = (line for line in section.splitlines() if line.startswith(f"| `{key}` |"))
+    return row.strip("| ").replace("\\|", "/").split(" | ")[3]
+
+
+def test_meaning_of_an_encoder_names_every_type_that_is_taken():
+    told = meaning_of("model.speech", "encoder")
+    assert [name for name in SPEECH_TYPES if f'"{name}"' not in told] == []
+
+
+@pytest.mark.parametrize(
+    ("table", "config", "key"),
+    [
+        ("optim", OptimConfig, "schedule"),
+        ("distill", DistillConfig, "gate"),
+        ("model.speech", SpeechConfig, "pooling"),
+    ],
+)
+def test_every_choice_has_words_of_its_own_in_the_meaning(table: str, config: type, key: str):
+    choices = typing.get_args(typing.get_type_hints(config)[key])
+    assert len(choices) >= 4
+    told = meaning_of(table, key)
+    assert [choice for choice in choices if f'"{choice}"' not in told] == []
