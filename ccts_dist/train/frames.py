@@ -177,8 +177,9 @@ def _digest(
     if isinstance(branch, SpeechBranch):
         settings["normalise"] = branch.normalise
         parts["front_end"] = branch.front_end
-    elif tokenizer is not None:
+    elif tokenizer is not None and isinstance(config, TextConfig):
         settings["tokenizer"] = _files_of(tokenizer)
+        settings["max_tokens"] = config.max_tokens
     settings["shape"] = _without_names(branch.encoder.config.to_dict())
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for part, module in parts.items():

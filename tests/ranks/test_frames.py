@@ -109,10 +109,10 @@ def test_second_run_makes_nothing_and_decodes_nothing(place: Path, outputs):
 
 
 def test_other_encoders_get_frames_of_their_own(place: Path, outputs):
-    run = read_run(write(place, "other", "frames"), ["seed=4"])
-    session = open_session(run, Ranks())
-    session.close()
-    assert len(list((place / "frames").iterdir())) == 4
+    for change, num_folders in (("seed=4", 4), ("model.text.max_tokens=8", 5)):  # of speech and text, or of text alone
+        session = open_session(read_run(write(place, "other", "frames"), [change]), Ranks())
+        session.close()
+        assert len(list((place / "frames").iterdir())) == num_folders
 
 
 def test_damaged_frames_stop_the_run_or_give_the_row_weight_0(place: Path, outputs):
