@@ -1,8 +1,9 @@
 """The layers of a transformers encoder: which are there, used, mixed, trained, and recomputed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -203,10 +204,24 @@ def recompute_layers(*parts: nn.Module, padding: ZeroPadding | None = None) -> N
         return checkpoint(with_its_own_padding, *args, use_reentrant=False)
 
     for part in parts:
-        for module in part.modules():
+        for name, module in part.named_modules():
             if hasattr(module, "gradient_checkpointing"):
                 module._gradient_checkpointing_func = recompute  # type: ignore[assignment]
                 module.gradient_checkpointing = True  # type: ignore[assignment]
+            elif name.rpartition(".")[0].endswith("albert_layers"):
+                _recompute_in_training(module, recompute)
+
+
+def _recompute_in_training(layer: nn.Module, recompute: Callable[..., Any]) -> None:
+    """For layers that transformers cannot recompute: ALBERT's. A class of their own: they may be copied."""
+    kind = type(layer)
+
+    def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if not self.training:
+            return kind.forward(self, *args, **kwargs)
+        return recompute(partial(kind.forward, self, **kwargs), *args)
+
+    layer.__class__ = type(kind.__name__, (kind,), {"forward": forward})
 
 
 def _speech_layers(encoder: PreTrainedModel) -> nn.ModuleList:

@@ -9,7 +9,7 @@ published checkpoint is one file that torch pickled; made into a folder, it is n
 import argparse
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast, no_type_check
 
@@ -140,12 +140,19 @@ class _Lstms(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.layers = nn.ModuleList(nn.LSTM(size, size, batch_first=True) for _ in range(config.num_hidden_layers))
+        # As layers of transformers have them, set by ``recompute_layers``.
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Any] | None = None
 
     def forward(self, hidden: Float[Tensor, "batch frames features"]) -> list[Float[Tensor, "batch frames features"]]:
         """What leaves each, the lowest first, after what came in."""
         states = [hidden]
         for layer in self.layers:
-            states.append(layer(states[-1].to(cast(nn.LSTM, layer).all_weights[0][0].dtype))[0])
+            entering = states[-1].to(cast(nn.LSTM, layer).all_weights[0][0].dtype)
+            if self.gradient_checkpointing and self.training and self._gradient_checkpointing_func is not None:
+                states.append(self._gradient_checkpointing_func(layer, entering)[0])
+            else:
+                states.append(layer(entering)[0])
         return states
 
 

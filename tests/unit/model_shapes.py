@@ -1,12 +1,15 @@
 """Small real encoders for the model tests: a few thousand parameters, every mechanism of the large ones."""
 
 import json
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
@@ -137,6 +140,17 @@ def save_text_encoder(folder: Path, family: str) -> PreTrainedModel:
     encoder = _random_encoder(TEXT | {"vocab_size": VOCABULARY} | TEXT_FAMILIES[family])
     encoder.save_pretrained(folder)
     return encoder
+
+
+def most_calls(part: nn.Module, run: Callable[[], object]) -> int:
+    """How often ``run`` calls that layer within ``part`` which it calls most often."""
+    layers = [module for module in part.modules() if isinstance(module, nn.Linear | nn.LSTM)]
+    calls: Counter[nn.Module] = Counter()
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(lambda module, *_: calls.update([module])))
+        run()
+    return max(calls.values(), default=0)
 
 
 def _random_encoder(shape: dict[str, Any]) -> PreTrainedModel:

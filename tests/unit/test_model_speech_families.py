@@ -7,7 +7,15 @@ from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.model.encoders import SPEECH_TYPES
-from tests.unit.model_shapes import SPEECH, SPEECH_FAMILIES, save_speech_encoder, speech_config, utterances
+from ccts_dist.model.layers import _speech_layers
+from tests.unit.model_shapes import (
+    SPEECH,
+    SPEECH_FAMILIES,
+    most_calls,
+    save_speech_encoder,
+    speech_config,
+    utterances,
+)
 
 # WavLM's own attention.
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
@@ -130,6 +138,10 @@ def test_recomputed_layers_give_the_gradient_of_those_that_are_kept(tmp_path, fa
     expected = gradients(plain)
     for name, gradient in gradients(frugal).items():
         torch.testing.assert_close(gradient, expected[name], msg=name)
+    top, top_recomputed = (_speech_layers(model.speech.encoder)[-1] for model in (plain, frugal))
+    once, twice = most_calls(top, lambda: gradients(plain)), most_calls(top_recomputed, lambda: gradients(frugal))
+    assert once > 0
+    assert twice == 2 * once
 
 
 @pytest.mark.parametrize("family", FAMILIES)

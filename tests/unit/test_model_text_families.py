@@ -10,7 +10,7 @@ import torch
 
 from ccts_dist.config import ModelConfig, TextConfig
 from ccts_dist.model import build_model, load_model, load_tokenizer, save_model
-from tests.unit.model_shapes import TEXT_FAMILIES, VOCABULARY, save_text_encoder, transcripts, utterances
+from tests.unit.model_shapes import TEXT_FAMILIES, VOCABULARY, most_calls, save_text_encoder, transcripts, utterances
 
 FAMILIES = sorted(TEXT_FAMILIES)
 LENGTHS = [2, 17, 9, 30]
@@ -105,6 +105,9 @@ def test_recomputed_layers_give_the_gradient_of_those_that_are_kept(tmp_path, fa
     expected = gradients(plain)
     for name, gradient in gradients(frugal).items():
         torch.testing.assert_close(gradient, expected[name], msg=name)
+    once, twice = (most_calls(model.text.encoder.encoder, lambda m=model: gradients(m)) for model in (plain, frugal))
+    assert once > 0
+    assert twice == 2 * once
 
 
 @pytest.mark.parametrize("family", sorted(SENTENCE_PIECE))
