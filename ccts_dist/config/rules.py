@@ -2,7 +2,7 @@
 
 import math
 
-from ccts_dist.config.model_rules import kept_branches
+from ccts_dist.config.model_rules import kept_branches, speech_tables
 from ccts_dist.config.schema import DistillConfig, RunConfig
 from ccts_dist.errors import ConfigError
 
@@ -30,16 +30,16 @@ def check_input(run: RunConfig, source: str) -> None:
             f"{source}: data.max_duration_s = {cap}: must be 0, or at least the {_SHORTEST_S} s of an encoder's first "
             "frame. Raise it."
         )
-    speech = run.model.speech
-    if speech is not None and speech.spec_augment is not None and speech.trainable == "none":
-        raise ConfigError(
-            f"{source}: [model.speech.spec_augment] with model.speech.trainable = 'none': a frozen encoder is never "
-            "masked. Leave one of them out."
-        )
+    for table, speech in speech_tables(run.model).items():
+        if speech.spec_augment is not None and speech.trainable == "none":
+            raise ConfigError(
+                f"{source}: [{table}.spec_augment] with {table}.trainable = 'none': a frozen encoder is never "
+                "masked. Leave one of them out."
+            )
     augment = run.augment
     if augment is None:
         return
-    if speech is None:
+    if run.model.speech is None:
         raise ConfigError(f"{source}: [augment] changes audio, and there is no [model.speech]. Leave it out.")
     snr = augment.snr_db
     if len(snr) != 2 or snr[0] > snr[1]:
@@ -73,10 +73,20 @@ def check_frames(run: RunConfig, source: str) -> None:
 
 def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:
     """Raises: ConfigError, for options of the distillation that contradict each other, or would do nothing."""
+    if distill.embedding_weight == distill.prediction_weight == 0:
+        raise ConfigError(
+            f"{source}: [distill] with distill.embedding_weight = 0 and distill.prediction_weight = 0 distils nothing. "
+            "Set one above 0, or leave the table out."
+        )
     if distill.gate == "per-dimension" and distill.prediction_weight == 0:
         raise ConfigError(
             f"{source}: distill.gate = 'per-dimension' acts on the prediction term, and distill.prediction_weight = 0 "
             "leaves that out. Set distill.prediction_weight above 0, or take another gate."
+        )
+    if distill.prediction_distance == "ccc" and distill.prediction_weight == 0:
+        raise ConfigError(
+            f"{source}: distill.prediction_distance = 'ccc' shapes the prediction term, and distill.prediction_weight "
+            "= 0 leaves that out. Set distill.prediction_weight above 0, or leave the distance out."
         )
     if distill.prediction_distance == "ccc" and run.loss.scope == "micro-batch":
         raise ConfigError(
@@ -84,7 +94,13 @@ def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:
             "loss.scope = 'micro-batch' does not collect. Set loss.scope = \"global\", or "
             'distill.prediction_distance = "squared".'
         )
-    if distill.leave_out > 0 and distill.gate not in ("any-dimension", "per-dimension"):
+    leaves_out = distill.gate in ("any-dimension", "per-dimension")
+    if distill.threshold != DistillConfig().threshold and not leaves_out:
+        raise ConfigError(
+            f"{source}: distill.threshold = {distill.threshold}: distill.gate = {distill.gate!r} leaves nobody out. "
+            'Set distill.gate = "any-dimension" or "per-dimension", or leave the threshold out.'
+        )
+    if distill.leave_out > 0 and not leaves_out:
         raise ConfigError(
             f"{source}: distill.leave_out = {distill.leave_out}: distill.gate = {distill.gate!r} leaves nobody out. "
             'Set distill.gate = "any-dimension" or "per-dimension", or distill.leave_out = 0.'

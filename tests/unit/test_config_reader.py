@@ -143,6 +143,34 @@ def test_defaults_are_those_of_the_paper():
             {"model": {"speech": {"encoder": "e", "trainable": "none", "spec_augment": {}}}},
             r"\[model.speech.spec_augment\] with model.speech.trainable = 'none'",
         ),
+        (
+            {
+                "model": {
+                    "speech": {"encoder": "e"},
+                    "also": [{"encoder": "f", "trainable": "none", "spec_augment": {}}],
+                }
+            },
+            r"\[model.also\[0\].spec_augment\] with model.also\[0\].trainable = 'none'",
+        ),
+        (
+            {"model": {"speech": {"encoder": "filterbank", "spec_augment": {}}}},
+            r"\[model.speech.spec_augment\] masks what enters transformer layers",
+        ),
+        (
+            {
+                "model": {
+                    "gradient_checkpointing": True,
+                    "speech": {"encoder": "e", "trainable": "none"},
+                    "also": [{"encoder": "filterbank"}],
+                    "text": {"encoder": "t", "trainable": "none"},
+                }
+            },
+            "gradient_checkpointing = true: recomputes the layers of trained encoders, and none is",
+        ),
+        (taught(embedding_weight=0.0), "embedding_weight = 0 and distill.prediction_weight = 0 distils nothing"),
+        (taught(gate="soft", threshold=1.0), r"distill.threshold = 1\.0: distill.gate = 'soft' leaves nobody out"),
+        (taught(gate="none", threshold=1.0), r"distill.threshold = 1\.0: distill.gate = 'none' leaves nobody out"),
+        (taught(prediction_distance="ccc"), "'ccc' shapes the prediction term, and distill.prediction_weight"),
         (taught(distance="cosin"), "distill.distance = 'cosin': must be one of .*did you mean 'cosine'"),
         (taught(gate="soft", leave_out=0.1), r"distill.leave_out = 0\.1: distill.gate = 'soft' leaves nobody out"),
         (taught(gate="none", leave_out=0.1), r"distill.leave_out = 0\.1: distill.gate = 'none' leaves nobody out"),
@@ -153,7 +181,7 @@ def test_defaults_are_those_of_the_paper():
             "'per-dimension' acts on the prediction term, and distill.prediction_weight = 0",
         ),
         (
-            taught(prediction_distance="ccc") | {"loss": {"scope": "micro-batch"}},
+            taught(prediction_distance="ccc", prediction_weight=1.0) | {"loss": {"scope": "micro-batch"}},
             "'ccc' is taken over the global batch, .* Set loss.scope = .global.",
         ),
     ],
