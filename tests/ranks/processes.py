@@ -1,4 +1,8 @@
-"""Run a function on several real ranks: spawned processes joined by gloo on this machine."""
+"""Run a function on several real ranks: processes joined by gloo on this machine.
+
+They are forked from a process that has imported all that a training imports and done nothing else: imports take longer
+than most of what is run here, and each rank would begin with them.
+"""
 
 import multiprocessing
 import os
@@ -17,6 +21,9 @@ install_import_hook("ccts_dist", "beartype.beartype")  # for the ranks, which se
 
 HOST = "127.0.0.1"
 
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__, "tests.ranks.trainings"])
+
 
 def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
     """What ``function(*args)`` returns on each rank, in rank order; runs within a process group.
@@ -28,12 +35,11 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any, timeo
         function: of a module, so that a new process can import it; finds its rank with ``rank_facts``.
         args: anything that can be pickled, as must be what ``function`` returns.
     """
-    context = multiprocessing.get_context("spawn")
     # This process keeps the store, on a port that the system chose: no other test can take it in between.
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
-    pipes = [context.Pipe(duplex=False) for _ in range(num_ranks)]
+    pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(num_ranks)]
     ranks = [
-        context.Process(target=_run_rank, args=(sender, rank, num_ranks, store.port, function, args))
+        _CONTEXT.Process(target=_run_rank, args=(sender, rank, num_ranks, store.port, function, args))
         for rank, (_, sender) in enumerate(pipes)
     ]
     for rank in ranks:
