@@ -193,7 +193,7 @@ def table_text(wanted: Reproduction, rows: Sequence[Row], seconds: Mapping[str, 
     several = len(wanted.folds) > 1
     where = wanted.table.title + (f": mean over {len(wanted.folds)} folds" if several else "")
     text = [
-        f"CCC on {where}. Spread: deviation over seeds, where it is largest.",
+        f"CCC on {where}. Spread: deviation over seeds, where it is largest. Seconds: of each training's last start.",
         "",
         format_table(header, lines),
     ]

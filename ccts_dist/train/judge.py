@@ -142,5 +142,8 @@ class Judge:
 def _told(split: str, scores: Scores) -> dict[str, float]:
     """Figures by the names under which they are tracked."""
     told = {f"{split}/ccc_{target}": value for target, value in scores.ccc.items()}
+    if scores.spearman:  # of a test: correlations stand beside CCC
+        told |= {f"{split}/pearson_{target}": value for target, value in scores.pearson.items()}
+        told |= {f"{split}/spearman_{target}": value for target, value in scores.spearman.items()}
     told |= {f"{split}/unweighted_recall_{target}": value for target, value in scores.unweighted_recall.items()}
     return told | {f"{split}/category_{figure}": value for figure, value in scores.categories.items()}

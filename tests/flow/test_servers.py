@@ -3,6 +3,7 @@
 The servers are killed in the middle of the training, and are there again later.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import soundfile
 
 from ccts_dist.distributed import Ranks
+from ccts_dist.records import DIMENSIONS
 from ccts_dist.registry import load_student, pull_model, register
 from ccts_dist.registry.promote import Contest, promote
 from ccts_dist.tracking.mlflow_client import open_client
@@ -143,6 +145,9 @@ def _check_told(output: Path, uri: str, undisturbed: Path) -> None:
     assert sorted(metric.step for metric in speeds) == list(range(1, NUM_STEPS + 1))
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
+    scores = json.loads((output / "summary.json").read_text())["test_scores"]
+    for figure in ("ccc", "pearson", "spearman"):
+        assert {name: run.data.metrics[f"test/{figure}_{name}"] for name in DIMENSIONS} == scores[figure]
     assert run.data.params["optim.learning_rate"] == "0.01"
     assert run.data.tags["data.shard_set_digest"]
     assert client.get_run(run.data.tags["mlflow.parentRunId"]).info.run_name == "table of servers"
