@@ -1,5 +1,7 @@
-"""Every shipped run file passes ``--check``: on shards with the splits it names and encoders under its names."""
+"""Every shipped run file passes ``--check``: on shards of its corpus in miniature and encoders under its names."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,17 +9,18 @@ import pytest
 from ccts_dist.config import read_run
 from ccts_dist.model import build_model, load_tokenizer, save_model
 from ccts_dist.model.modified_cpc import convert
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.read import ShardSet, open_shard_set
 from launch import train as command
 from tests.hub import write_hub
+from tests.launching import ROOT, environment
 from tests.published_cpc import published, write_checkpoint
+from tests.small_corpora import write_iemocap, write_msp_podcast
 from tests.small_runs import make_cache
-from tests.small_teacher import build_small_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own attention
 
 RUN_FILES = sorted(Path("launch/runs").rglob("*.toml"))
-SPLITS = ("Train", "Development", "Test1", *(f"Session{number}" for number in range(1, 6)))
+MSP_SPLITS = {"Train": 40, "Development": 20, "Test1": 20}
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +29,17 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shard_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    return build_small_shards(tmp_path_factory.mktemp("corpus"), dict.fromkeys(SPLITS, 40))
+def shard_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardSet]:
+    """As the builder makes them, by the corpus that it is told."""
+    place = tmp_path_factory.mktemp("corpora")
+    corpora = {
+        "msp-podcast": write_msp_podcast(place / "MSP-Podcast", MSP_SPLITS),
+        "iemocap": write_iemocap(place / "IEMOCAP", per_session=20),
+    }
+    for name, root in corpora.items():
+        command = [sys.executable, "shards/build.py", name, str(root), "--out", str(place / name)]
+        subprocess.run(command, cwd=ROOT, env=environment(), check=True, timeout=300)
+    return {name: open_shard_set(place / name) for name in corpora}
 
 
 @pytest.fixture(autouse=True)
@@ -57,9 +69,10 @@ def untrained_teacher(folder: Path, train_splits: tuple[str, ...]) -> Path:
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: "/".join(path.parts[2:]))
 def test_shipped_run_file_passes_its_check(
-    path: Path, shard_set: ShardSet, made: dict[tuple[str, ...], Path], tmp_path: Path, capsys
+    path: Path, shard_sets: dict[str, ShardSet], made: dict[tuple[str, ...], Path], tmp_path: Path, capsys
 ):
     run = read_run(path)
+    shard_set = shard_sets["iemocap" if "iemocap" in path.parts else "msp-podcast"]
     settings = [f"data.shards={shard_set.root}", f"output={tmp_path / 'run'}"]
     if run.data.teacher:
         trained_on = run.data.train_splits
