@@ -263,8 +263,8 @@ class TrackingConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
     """What is told of validation and test splits beside CCC; nothing of it chooses the best model. Pearson's and
-    Spearman's correlations of the test splits stand in ``summary.json`` in any case, and ``launch/evaluate.py`` tells
-    them of each split."""
+    Spearman's correlations of the test splits are tracked and stand in ``summary.json`` in any case, and
+    ``launch/evaluate.py`` tells them of each split."""
 
     bins: tuple[float, ...] = ()
     """Edges on the corpus's own scale, rising: ratings and predictions are sorted into the classes between them, and
