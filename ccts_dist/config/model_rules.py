@@ -23,14 +23,6 @@ def check_model(model: ModelConfig, source: str) -> None:
     if len(model.categories) == 1 or len(set(model.categories)) != len(model.categories):
         named = f"model.categories = {list(model.categories)}"
         raise ConfigError(f"{source}: {named}: must be two or more, each once, or none. Change the list.")
-    trained = [
-        branch for branch in (*speech_tables(model).values(), model.text) if branch and _has_trained_layers(branch)
-    ]
-    if model.gradient_checkpointing and not trained:
-        raise ConfigError(
-            f"{source}: model.gradient_checkpointing = true: recomputes the layers of trained encoders, and none is "
-            "trained. Leave it out."
-        )
     if model.text is not None:
         _check_branch(model.text, f"{source}: model.text")
     for name, branch in speech_tables(model).items():
@@ -56,10 +48,6 @@ def kept_branches(model: ModelConfig) -> dict[str, SpeechConfig | TextConfig]:
     return {
         name: branch for name, branch in branches.items() if branch.trainable == "none" and branch.layers != "weighted"
     }
-
-
-def _has_trained_layers(branch: SpeechConfig | TextConfig) -> bool:
-    return branch.trainable != "none" and branch.encoder != "filterbank"
 
 
 def _check_branch(branch: SpeechConfig | TextConfig, table: str) -> None:
@@ -103,9 +91,3 @@ def _check_filterbank(branch: SpeechConfig, table: str) -> None:
                 f'{table}.{key} = {value!r}: must be {only!r} with encoder = "filterbank", which has neither '
                 "pretrained weights nor transformer layers. Leave it out."
             )
-    if branch.spec_augment is not None:
-        name = table.rpartition(" ")[2]
-        raise ConfigError(
-            f'{table}.encoder = "filterbank": the table [{name}.spec_augment] masks what enters transformer layers, '
-            "and there are none. Leave it out."
-        )

@@ -22,6 +22,17 @@ def check_schedule(run: RunConfig, source: str) -> None:
         )
 
 
+def check_checkpointing(run: RunConfig, source: str) -> None:
+    """Raises: ConfigError, when there are no layers to recompute."""
+    branches = [branch for branch in (*speech_tables(run.model).values(), run.model.text) if branch is not None]
+    recomputed = [one for one in branches if one.trainable != "none" and one.encoder != "filterbank"]
+    if run.model.gradient_checkpointing and not recomputed:
+        raise ConfigError(
+            f"{source}: model.gradient_checkpointing = true: recomputes the layers of trained encoders, and none is "
+            "trained. Leave it out."
+        )
+
+
 def check_input(run: RunConfig, source: str) -> None:
     """Raises: ConfigError, for a duration cap or an augmentation that cannot be, or that nothing would come of."""
     cap = run.data.max_duration_s
@@ -31,6 +42,11 @@ def check_input(run: RunConfig, source: str) -> None:
             "frame. Raise it."
         )
     for table, speech in speech_tables(run.model).items():
+        if speech.spec_augment is not None and speech.encoder == "filterbank":
+            raise ConfigError(
+                f"{source}: [{table}.spec_augment] masks what enters transformer layers, and {table}.encoder = "
+                "'filterbank' has none. Leave it out."
+            )
         if speech.spec_augment is not None and speech.trainable == "none":
             raise ConfigError(
                 f"{source}: [{table}.spec_augment] with {table}.trainable = 'none': a frozen encoder is never "

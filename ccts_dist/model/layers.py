@@ -1,9 +1,8 @@
 """The layers of a transformers encoder: which are there, used, mixed, trained, and recomputed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ccts_dist.config import layer_number, num_trainable_layers
 from ccts_dist.errors import ConfigError
@@ -205,23 +205,11 @@ def recompute_layers(*parts: nn.Module, padding: ZeroPadding | None = None) -> N
 
     for part in parts:
         for name, module in part.named_modules():
+            if name.rpartition(".")[0].endswith("albert_layers"):  # transformers does not recompute ALBERT's by itself
+                module.__class__ = type(type(module).__name__, (GradientCheckpointingLayer, type(module)), {})
             if hasattr(module, "gradient_checkpointing"):
                 module._gradient_checkpointing_func = recompute  # type: ignore[assignment]
                 module.gradient_checkpointing = True  # type: ignore[assignment]
-            elif name.rpartition(".")[0].endswith("albert_layers"):
-                _recompute_in_training(module, recompute)
-
-
-def _recompute_in_training(layer: nn.Module, recompute: Callable[..., Any]) -> None:
-    """For layers that transformers cannot recompute: ALBERT's. A class of their own: they may be copied."""
-    kind = type(layer)
-
-    def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if not self.training:
-            return kind.forward(self, *args, **kwargs)
-        return recompute(partial(kind.forward, self, **kwargs), *args)
-
-    layer.__class__ = type(kind.__name__, (kind,), {"forward": forward})
 
 
 def _speech_layers(encoder: PreTrainedModel) -> nn.ModuleList:

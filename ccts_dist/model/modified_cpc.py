@@ -9,7 +9,7 @@ published checkpoint is one file that torch pickled; made into a folder, it is n
 import argparse
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, no_type_check
 
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from ccts_dist.errors import ConfigError, run_main
@@ -135,24 +136,21 @@ class _Convolutions(nn.Module):
         return hidden
 
 
+class _Lstm(GradientCheckpointingLayer, nn.LSTM):
+    """One that can be recomputed in the backward pass."""
+
+
 class _Lstms(nn.Module):
     def __init__(self, config: ModifiedCpcConfig) -> None:
         super().__init__()
         size = config.hidden_size
-        self.layers = nn.ModuleList(nn.LSTM(size, size, batch_first=True) for _ in range(config.num_hidden_layers))
-        # As layers of transformers have them, set by ``recompute_layers``.
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable[..., Any] | None = None
+        self.layers = nn.ModuleList(_Lstm(size, size, batch_first=True) for _ in range(config.num_hidden_layers))
 
     def forward(self, hidden: Float[Tensor, "batch frames features"]) -> list[Float[Tensor, "batch frames features"]]:
         """What leaves each, the lowest first, after what came in."""
         states = [hidden]
         for layer in self.layers:
-            entering = states[-1].to(cast(nn.LSTM, layer).all_weights[0][0].dtype)
-            if self.gradient_checkpointing and self.training and self._gradient_checkpointing_func is not None:
-                states.append(self._gradient_checkpointing_func(layer, entering)[0])
-            else:
-                states.append(layer(entering)[0])
+            states.append(layer(states[-1].to(cast(nn.LSTM, layer).all_weights[0][0].dtype))[0])
         return states
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, patch
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +149,11 @@ def most_calls(part: nn.Module, run: Callable[[], object]) -> int:
     calls: Counter[nn.Module] = Counter()
     with ExitStack() as hooks:
         for layer in layers:
-            hooks.enter_context(layer.register_forward_pre_hook(lambda module, *_: calls.update([module])))
+            if isinstance(layer, nn.LSTM):  # its hooks do not hear of recomputing, which begins beneath them
+                counted = MagicMock(side_effect=lambda *_, layer=layer: calls.update([layer]))
+                hooks.enter_context(patch.object(layer, "check_forward_args", counted))
+            else:
+                hooks.enter_context(layer.register_forward_pre_hook(lambda module, *_: calls.update([module])))
         run()
     return max(calls.values(), default=0)
 

@@ -12,6 +12,7 @@ from ccts_dist.config import (
     complete_tree,
     layer_number,
     num_trainable_layers,
+    parse_model,
     parse_run,
     read_run,
     run_to_toml,
@@ -270,3 +271,8 @@ def test_tree_of_an_earlier_version_gets_the_defaults_of_keys_it_did_not_know():
     assert complete_tree(earlier, source="c") == run_to_tree(run)
     with pytest.raises(ConfigError, match="c: unknown key later = 1"):
         complete_tree({**earlier, "later": 1}, source="c")
+
+
+def test_model_of_an_earlier_run_is_read_whatever_a_run_may_no_longer_ask_for():
+    model = parse_model({"gradient_checkpointing": True, "speech": {"encoder": "filterbank", "spec_augment": {}}})
+    assert model.gradient_checkpointing
