@@ -39,13 +39,16 @@ class SpeechConfig:
     """The speech branch: encoder, what of it is trained, and how its frames become one vector."""
 
     encoder: str
-    """Folder or hub name of a transformers speech encoder, whose type is "hubert", "wav2vec2", "wavlm",
-    "data2vec-audio", "unispeech", "unispeech-sat", "wav2vec2-conformer", "sew", "sew-d", or "modified-cpc", which is
-    ours; "scratch" for random weights shaped by ``scratch``; "filterbank" for a small encoder of log-mel energies,
-    shaped by ``filterbank``."""
+    """Folder or hub name of a transformers speech encoder. Of type "hubert", "wav2vec2", "wavlm", "data2vec-audio",
+    "unispeech", "unispeech-sat", "wav2vec2-conformer", "sew", "sew-d" and "modified-cpc", which is ours, the waveform
+    is heard in batches. Any other that gives frames hears through the feature extractor saved with it: "whisper" (its
+    encoder, in pieces of 30 s, filled up) and "wav2vec2-bert" in batches; all others are tried out when they are
+    loaded, and hear one utterance at a time, not under ZeRO-3. "scratch" for random weights shaped by ``scratch``;
+    "filterbank" for a small encoder of log-mel energies, shaped by ``filterbank``."""
 
     scratch: Mapping[str, Any] = field(default_factory=dict)
-    """With encoder = "scratch": ``model_type`` ("hubert", ...) and keys of that model's transformers configuration."""
+    """With encoder = "scratch": ``model_type`` ("hubert", ...; of those that hear the waveform in batches) and keys of
+    that model's transformers configuration."""
 
     filterbank: FilterbankConfig | None = None
     """With encoder = "filterbank": its shape; absent for the defaults."""
@@ -60,14 +63,17 @@ class SpeechConfig:
     equally weighted at first. SEW, SEW-D and "filterbank" give "last" only."""
 
     train_front_end: bool = False
-    """Train the convolutional front end too."""
+    """Train the convolutional front end too. Not of encoders that hear through a feature extractor, whose convolutions
+    belong to what ``trainable`` "all" trains."""
 
     spec_augment: SpecAugmentConfig | None = None
     """Masking while it is trained; without this table it is as the encoder's own configuration says, and none with
-    encoder = "scratch" unless ``scratch`` names ``apply_spec_augment``. To turn it off set both shares to 0."""
+    encoder = "scratch" unless ``scratch`` names ``apply_spec_augment``. To turn it off set both shares to 0. Encoders
+    that hear through a feature extractor mask nothing, and refuse the table."""
 
     normalise: Literal["auto", "on", "off"] = "auto"
-    """Zero mean, unit variance per utterance before the encoder; "auto" does as the encoder was pretrained."""
+    """Zero mean, unit variance per utterance before the encoder; "auto" does as the encoder was pretrained. A feature
+    extractor decides by itself: beside one it must be "auto"."""
 
     pooling: Pooling = "gru"
     """Frames to one vector. "gru": the GRU's output at the last real frame; "mean"; "statistics": mean and deviation;

@@ -8,11 +8,20 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from ccts_dist.config import ModelConfig, SpeechConfig, speech_tables
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.branches import SpeechBranch, TextBranch
-from ccts_dist.model.encoders import does_normalise, encoder_from_config, load_speech_encoder, load_text_encoder
+from ccts_dist.model.encoders import (
+    does_normalise,
+    encoder_from_config,
+    hears_extracted,
+    load_speech_encoder,
+    load_text_encoder,
+    read_extractor,
+)
+from ccts_dist.model.extracted import ExtractedBranch, check_gives_frames
 from ccts_dist.model.filterbank import FilterbankBranch
 from ccts_dist.model.heads import build_heads
 from ccts_dist.model.precision import WideLinear
@@ -49,6 +58,12 @@ class EncoderConfigs:
     also_normalise: tuple[bool, ...] = ()
     """As ``normalise``, of each further speech encoder."""
 
+    extractor: FeatureExtractionMixin | None = None
+    """What makes the speech encoder's input of audio; None for one that convolves the waveform, or a filter bank."""
+
+    also_extractors: tuple[FeatureExtractionMixin | None, ...] = ()
+    """As ``extractor``, of each further speech encoder."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartSize:
@@ -68,6 +83,9 @@ class SpeechEncoder:
     normalise: bool
     """Zero mean, unit variance per utterance before the encoder."""
 
+    extractor: FeatureExtractionMixin | None = None
+    """What makes its input of audio; None where that is the audio itself."""
+
 
 class EmotionModel(nn.Module):
     """Predicts the targets of a ``ModelConfig`` from speech, from a transcript, or from both."""
@@ -86,7 +104,7 @@ class EmotionModel(nn.Module):
             _speech_branch(encoder, table, branch, config)
             for encoder, (table, branch) in zip(speech, speech_tables(config).items(), strict=True)
         ]
-        self.speech: SpeechBranch | FilterbankBranch | None = branches[0] if branches else None
+        self.speech: SpeechBranch | ExtractedBranch | FilterbankBranch | None = branches[0] if branches else None
         self.text: TextBranch | None = None
         if config.text is not None:
             assert text is not None
@@ -159,9 +177,12 @@ def rebuild_model(config: ModelConfig, encoders: EncoderConfigs) -> EmotionModel
     tables = speech_tables(config)
     shapes = (encoders.speech, *encoders.also)[: len(tables)]
     normalise = (encoders.normalise, *encoders.also_normalise)[: len(tables)]
+    extractors = (encoders.extractor, *(encoders.also_extractors or [None] * len(encoders.also)))[: len(tables)]
     speech = [
-        SpeechEncoder(encoder=None if shape is None else encoder_from_config("speech", shape), normalise=on)
-        for shape, on in zip(shapes, normalise, strict=True)
+        SpeechEncoder(
+            encoder=None if shape is None else encoder_from_config("speech", shape), normalise=on, extractor=extractor
+        )
+        for shape, on, extractor in zip(shapes, normalise, extractors, strict=True)
     ]
     text = None if encoders.text is None else encoder_from_config("text", encoders.text)
     return EmotionModel(config, speech=speech, text=text)
@@ -212,11 +233,15 @@ def _size(parameter: nn.Parameter) -> int:
 
 
 def _load_speech(table: str, config: SpeechConfig) -> SpeechEncoder:
-    """The encoder that a table names, and whether it wants its input normalised."""
+    """The encoder that a table names, and what is done to the audio before it."""
     try:
         # The encoder first: one that is not there has no such property.
         encoder = None if config.encoder == "filterbank" else load_speech_encoder(config)
-        return SpeechEncoder(encoder=encoder, normalise=does_normalise(config))
+        if encoder is None or not hears_extracted(encoder.config):
+            return SpeechEncoder(encoder=encoder, normalise=does_normalise(config))
+        extractor = read_extractor(config.encoder)
+        check_gives_frames(encoder, extractor, config)
+        return SpeechEncoder(encoder=encoder, normalise=False, extractor=extractor)
     except ConfigError as error:
         # Loading knows one table of speech encoders.
         raise ConfigError(str(error).replace("model.speech", table)) from error
@@ -224,25 +249,27 @@ def _load_speech(table: str, config: SpeechConfig) -> SpeechEncoder:
 
 def _speech_branch(
     speech: SpeechEncoder, table: str, branch: SpeechConfig, config: ModelConfig
-) -> SpeechBranch | FilterbankBranch:
+) -> SpeechBranch | ExtractedBranch | FilterbankBranch:
     if speech.encoder is None:
         return FilterbankBranch(branch, normalise=speech.normalise)
+    recompute = config.gradient_checkpointing
+    if speech.extractor is not None:
+        return ExtractedBranch(speech.encoder, speech.extractor, branch, gradient_checkpointing=recompute, table=table)
     return SpeechBranch(
-        speech.encoder,
-        branch,
-        normalise=speech.normalise,
-        gradient_checkpointing=config.gradient_checkpointing,
-        table=table,
+        speech.encoder, branch, normalise=speech.normalise, gradient_checkpointing=recompute, table=table
     )
 
 
 def _configs_of(speech: Sequence[SpeechEncoder], text: PreTrainedModel | None) -> EncoderConfigs:
     shapes = [None if one.encoder is None else one.encoder.config for one in speech] or [None]
     normalise = [one.normalise for one in speech] or [False]
+    extractors = [one.extractor for one in speech] or [None]
     return EncoderConfigs(
         speech=shapes[0],
         text=None if text is None else text.config,
         normalise=normalise[0],
         also=tuple(shapes[1:]),
         also_normalise=tuple(normalise[1:]),
+        extractor=extractors[0],
+        also_extractors=tuple(extractors[1:]),
     )

@@ -9,13 +9,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import logging as transformers_logging
 
@@ -23,6 +30,7 @@ from ccts_dist.config import SpecAugmentConfig, SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.loaded import check_loaded
 from ccts_dist.model.modified_cpc import MODEL_TYPE as MODIFIED_CPC
+from ccts_dist.records import SAMPLE_RATE_HZ
 
 SPEECH_TYPES = (
     "hubert",
@@ -36,7 +44,12 @@ SPEECH_TYPES = (
     "sew-d",
     MODIFIED_CPC,
 )
-"""Model types, transformers' and one of ours, whose frames are known here not to depend on padding."""
+"""Model types, transformers' and one of ours, that convolve the waveform, and whose frames are known here not to depend
+on padding."""
+
+BATCHED_TYPES = ("wav2vec2-bert",)
+"""Model types that hear through a feature extractor, and whose real frames are known here not to depend on padding, if
+they are given a mask."""
 
 Branch = Literal["speech", "text"]
 
@@ -44,7 +57,7 @@ Branch = Literal["speech", "text"]
 _LOAD_ERRORS = (OSError, ValueError, TypeError, RuntimeError, StrictDataclassError, SafetensorError, pickle.PickleError)
 
 # What it raises while it builds a model of a shape that cannot be: each model type checks in its own way, if at all.
-_SHAPE_ERRORS = (
+SHAPE_ERRORS = (
     ValueError,
     TypeError,
     RuntimeError,
@@ -84,13 +97,51 @@ def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
         config.apply_spec_augment = bool(speech.scratch.get("apply_spec_augment", False))
     else:
         config = _read_config("speech", speech.encoder)
-    if speech.spec_augment is not None:
+    if hears_extracted(config):
+        _check_extracted(config, speech)
+        config.apply_spec_augment, config.mask_time_prob, config.mask_feature_prob = False, 0.0, 0.0
+    elif speech.spec_augment is not None:
         _mask_as(config, speech.spec_augment)
     _check_speech_config(config, speech)
     config.layerdrop = 0.0
+    if hasattr(config, "encoder_layerdrop"):
+        config.encoder_layerdrop = 0.0
     if speech.encoder == "scratch":
         return encoder_from_config("speech", config)
-    return _load_weights("speech", speech.encoder, config)
+    encoder = _without_decoder(_load_weights("speech", speech.encoder, config))
+    if hears_extracted(config):
+        _hold_fixed(encoder)
+    return encoder
+
+
+def hears_extracted(config: PreTrainedConfig) -> bool:
+    """Whether a speech encoder of this configuration is given what a feature extractor makes of audio."""
+    return config.model_type not in SPEECH_TYPES
+
+
+def read_extractor(place: str | Path) -> FeatureExtractionMixin:
+    """The feature extractor in a folder or on the hub.
+
+    Raises:
+        ConfigError: there is none, or none of audio at 16 kHz.
+    """
+    try:
+        with quiet_transformers():
+            extractor = AutoFeatureExtractor.from_pretrained(
+                str(place), local_files_only=Path(place).is_dir(), trust_remote_code=False
+            )
+    except (*_LOAD_ERRORS, LookupError) as error:
+        raise ConfigError(
+            f"model.speech.encoder = {str(place)!r} has no preprocessor_config.json that transformers can read: only "
+            f"encoders of type {', '.join(SPEECH_TYPES)} do without. Save one beside it, or name another."
+        ) from error
+    rate_hz = getattr(extractor, "sampling_rate", None)
+    if rate_hz != SAMPLE_RATE_HZ:
+        raise ConfigError(
+            f"model.speech.encoder = {str(place)!r} hears audio at {rate_hz} Hz: must be {SAMPLE_RATE_HZ} Hz. "
+            "Name another."
+        )
+    return extractor
 
 
 def load_text_encoder(text: TextConfig, vocabulary_size: int | None) -> PreTrainedModel:
@@ -141,12 +192,30 @@ def _mask_as(config: PreTrainedConfig, masks: SpecAugmentConfig) -> None:
 
 
 def encoder_from_config(branch: Branch, config: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder of that shape with random weights, drawn from torch's global generator."""
+    """An encoder of that shape with random weights, drawn from torch's global generator; without a decoder."""
     try:
-        encoder = AutoModel.from_config(config)
-    except _SHAPE_ERRORS as error:
+        if config.is_encoder_decoder:
+            with torch.device("meta"):  # the decoder may be larger than the encoder
+                kind = type(_without_decoder(AutoModel.from_config(config)))
+            encoder = kind(config)
+        else:
+            encoder = AutoModel.from_config(config)
+    except SHAPE_ERRORS as error:
         raise ConfigError(f"model.{branch}: no {config.model_type} can have this shape: {_line(error)}") from error
     return without_pooler(encoder.float())
+
+
+def _hold_fixed(encoder: PreTrainedModel) -> None:
+    """Take from training what transformers does not let learn, such as Whisper's positions: loading forgets it."""
+    with torch.device("meta"):
+        built = type(encoder)(encoder.config)
+    for name, parameter in built.named_parameters():
+        if not parameter.requires_grad:
+            encoder.get_parameter(name).requires_grad_(False)
+
+
+def _without_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    return cast(PreTrainedModel, model.get_encoder()) if model.config.is_encoder_decoder else model
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
@@ -249,12 +318,22 @@ def _load_weights(branch: Branch, place: str, config: PreTrainedConfig) -> PreTr
     return encoder
 
 
+def _check_extracted(config: PreTrainedConfig, speech: SpeechConfig) -> None:
+    """Refuse settings that have no meaning for an encoder that hears through a feature extractor."""
+    read_extractor(speech.encoder)
+    for key, value, only in (
+        ("normalise", speech.normalise, "auto"),
+        ("train_front_end", speech.train_front_end, False),
+        ("spec_augment", speech.spec_augment, None),
+    ):
+        if value != only:
+            raise ConfigError(
+                f"model.speech.{key}: has no meaning for a {config.model_type} encoder, which hears what its feature "
+                "extractor makes of audio. Leave it out."
+            )
+
+
 def _check_speech_config(config: PreTrainedConfig, speech: SpeechConfig) -> None:
-    if config.model_type not in SPEECH_TYPES:
-        raise ConfigError(
-            f"model.speech.encoder = {speech.encoder!r} is of type {config.model_type!r}: must be one of "
-            f"{', '.join(SPEECH_TYPES)}. Name another."
-        )
     if getattr(config, "add_adapter", False):
         raise ConfigError(
             f"model.speech.encoder = {speech.encoder!r} has add_adapter = true, whose strided convolutions mix padding "

@@ -1,7 +1,8 @@
 """A model as a folder that needs nothing else: no hub, no encoder folders, no unpickling.
 
     model.safetensors            weights
-    speech_encoder/config.json   the encoders' shapes, as transformers spells them; none for a filter bank
+    speech_encoder/config.json   the encoders' shapes, as transformers spells them; none for a filter bank; beside it
+                                 preprocessor_config.json for encoders that hear through a feature extractor
     also_encoder_0/config.json   of further speech encoders
     text_encoder/config.json
     tokenizer/                   with a text branch
@@ -24,10 +25,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.utils import FEATURE_EXTRACTOR_NAME
 
 from ccts_dist.config import ModelConfig, SpeechConfig, parse_model, run_to_tree
 from ccts_dist.errors import CheckpointError, ConfigError
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model
+from ccts_dist.model.encoders import read_extractor
 from ccts_dist.model.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 1
@@ -95,6 +99,10 @@ def save_model(
         for name, encoder in ({"speech_encoder": encoders.speech, "text_encoder": encoders.text} | also).items():
             if encoder is not None:
                 encoder.save_pretrained(unfinished / name)
+        also = {f"also_encoder_{number}": extractor for number, extractor in enumerate(encoders.also_extractors)}
+        for name, extractor in ({"speech_encoder": encoders.extractor} | also).items():
+            if extractor is not None:
+                extractor.save_pretrained(unfinished / name)
         if tokenizer is not None:
             tokenizer.save(unfinished / "tokenizer")
         digest = weights_digest(unfinished)
@@ -149,6 +157,8 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Loaded
             _read_speech_config(branch, folder / f"also_encoder_{number}") for number, branch in enumerate(config.also)
         ),
         also_normalise=tuple(description.get("also_normalise", ())),  # absent in folders of earlier versions
+        extractor=_read_extractor(folder / "speech_encoder"),
+        also_extractors=tuple(_read_extractor(folder / f"also_encoder_{number}") for number in range(len(config.also))),
     )
     model = rebuild_model(config, encoders)
     try:
@@ -220,6 +230,15 @@ def _read_encoder_config(folder: Path) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:240]
         raise CheckpointError(f"{folder}: no encoder configuration: {reason} Fetch or save the model again.") from error
+
+
+def _read_extractor(folder: Path) -> FeatureExtractionMixin | None:
+    if not (folder / FEATURE_EXTRACTOR_NAME).exists():
+        return None
+    try:
+        return read_extractor(folder)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: no feature extractor. Fetch or save the model again. ({error})") from error
 
 
 def _refuse_unless_json(extra: Mapping[str, Any], folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The layers of a transformers encoder: which are there, used, mixed, trained, and recomputed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -62,10 +62,18 @@ class LayerFrames(NamedTuple):
 class EncoderLayers:
     """An encoder's transformer layers; knows where each family of encoders keeps them."""
 
-    def __init__(self, encoder: PreTrainedModel, *, table: str) -> None:
-        """``table`` is the encoder's in the run file, for errors."""
-        self._encoder, self._table = encoder, table
-        self._layers = _speech_layers(encoder) if table != "model.text" else _text_layers(encoder)
+    def __init__(self, encoder: PreTrainedModel, *, table: str, is_known: bool = True) -> None:
+        """Of an encoder that is not known here, what it names after its layers is taken for what lies above them.
+
+        Args:
+            table: the encoder's in the run file, for errors.
+            is_known: whether it is of a family of speech encoders that is known here, or reads text.
+        """
+        self._encoder, self._table, self._is_known = encoder, table, is_known
+        if table == "model.text":
+            self._layers = _text_layers(encoder)
+        else:
+            self._layers = _speech_layers(encoder) if is_known else _named_layers(encoder)
 
     def choose(self, layers: str) -> ChosenLayers:
         """Make the encoder compute what ``layers`` names and no more.
@@ -121,11 +129,15 @@ class EncoderLayers:
 
     @property
     def _num_layers(self) -> int:
+        if not self._is_known:  # the configuration of an encoder with a decoder may count the layers of either
+            return len(self._layers or ())
         settings = self._encoder.config
         return settings.num_hidden_layers * getattr(settings, "inner_group_num", 1)
 
     def _above(self) -> list[nn.Module]:
         """What an encoder applies to what leaves its top layer: a last norm, SEW's way back to all frames."""
+        if not self._is_known:
+            return list(_named_after(self._encoder, self._layers))
         parts = [getattr(self._encoder, name, None) for name in ("final_norm", "LayerNorm")]
         inner = getattr(self._encoder, "encoder", None)
         parts.append(getattr(inner, "upsample", None))
@@ -146,7 +158,8 @@ class EncoderLayers:
         for owner in (self._encoder, getattr(self._encoder, "encoder", None)):
             for name, part in list(owner.named_children()) if isinstance(owner, nn.Module) else ():
                 if any(part is one for one in above):
-                    setattr(owner, name, nn.Identity())
+                    # w2v-BERT adds half of what this gives, if it is there.
+                    setattr(owner, name, None if name == "intermediate_ffn" else nn.Identity())
 
 
 def run_encoder(encoder: nn.Module, chosen: ChosenLayers, inputs: dict[str, Tensor], *, frozen: bool) -> Tensor:
@@ -170,6 +183,10 @@ def run_every_layer(encoder: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tens
 
 
 def _states_of(output: Any) -> tuple[Tensor, ...]:
+    if getattr(output, "hidden_states", None) is None:
+        raise ConfigError(
+            "this encoder does not tell what leaves each of its layers. Use what leaves it: layers = 'last'."
+        )
     # What leaves the top layer has not yet passed the encoder's last norm, and what leaves the encoder has.
     return (*output.hidden_states[:-1], output.last_hidden_state)
 
@@ -215,6 +232,29 @@ def recompute_layers(*parts: nn.Module, padding: ZeroPadding | None = None) -> N
 def _speech_layers(encoder: PreTrainedModel) -> nn.ModuleList:
     inner = cast(Any, encoder.encoder)
     return inner.layers if hasattr(inner, "layers") else inner.encoder.layer  # SEW-D wraps DeBERTa's encoder
+
+
+def _named_layers(encoder: PreTrainedModel) -> nn.ModuleList | None:
+    """The layers of an encoder that is not known here; None if they have none of the usual names."""
+    for owner in (encoder, getattr(encoder, "encoder", None)):
+        for name in ("layers", "layer", "blocks"):
+            layers = getattr(owner, name, None)
+            if isinstance(layers, nn.ModuleList):
+                return layers
+    return None
+
+
+def _named_after(owner: nn.Module, part: nn.Module | None) -> Iterator[nn.Module]:
+    """What has weights and comes after ``part`` among the children of ``owner``, and of the child that holds it."""
+    is_past = False
+    for child in owner.children():
+        if is_past and any(True for _ in child.parameters()):
+            yield child
+        elif child is part:
+            is_past = True
+        elif not is_past and any(one is part for one in child.children()):
+            yield from _named_after(child, part)
+            is_past = True
 
 
 def _text_layers(encoder: PreTrainedModel) -> nn.ModuleList | None:

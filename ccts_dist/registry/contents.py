@@ -20,6 +20,7 @@ def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:
     """What is done to a recording before the model hears it; enough to do the same elsewhere."""
     encoders = loaded.model.encoder_configs
     normalise = (encoders.normalise, *encoders.also_normalise)
+    extractors = (encoders.extractor, *encoders.also_extractors)
     tables = speech_tables(loaded.config)
     return {
         "sample_rate_hz": SAMPLE_RATE_HZ,
@@ -31,6 +32,11 @@ def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:
         "longest_s": MAX_DURATION_S,
         # Zero mean and unit variance of each utterance, by table of the run file.
         "normalised_per_utterance": dict(zip(tables, normalise, strict=False)),
+        # What the encoder is given in place of the waveform, by table; null where it is the waveform.
+        "feature_extractor": {
+            table: None if extractor is None else type(extractor).__name__
+            for table, extractor in zip(tables, extractors, strict=False)
+        },
     }
 
 

@@ -17,6 +17,8 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.model import LoadedModel
 from ccts_dist.model.branches import SpeechBranch
 from ccts_dist.model.encoders import quiet_transformers
+from ccts_dist.model.extracted import ExtractedBranch
+from ccts_dist.model.filterbank import FilterbankBranch
 from ccts_dist.model.modified_cpc import MODEL_TYPE as MODIFIED_CPC
 from ccts_dist.model.pooling import VARIANCE_FLOOR
 from ccts_dist.records import SAMPLE_RATE_HZ
@@ -44,8 +46,9 @@ def write_transformers(loaded: LoadedModel, folder: Path) -> Exported:
     if loaded.config.also:
         raise ConfigError("--format transformers: several speech encoders are no one model. Use --format onnx.")
     if not isinstance(branch, SpeechBranch) or branch.encoder.config.model_type == MODIFIED_CPC:
-        kind = branch.encoder.config.model_type if isinstance(branch, SpeechBranch) else "filterbank"
-        raise ConfigError(f"--format transformers: a {kind} encoder is not in transformers. Use ccts_dist.")
+        kind = "filterbank" if isinstance(branch, FilterbankBranch) else cast(Any, branch).encoder.config.model_type
+        why = "hears through a feature extractor" if isinstance(branch, ExtractedBranch) else "is not in transformers"
+        raise ConfigError(f"--format transformers: a {kind} encoder {why}. Use ccts_dist.")
     if hasattr(branch.encoder.config, "squeeze_factor"):
         raise ConfigError(
             f"--format transformers: of a {branch.encoder.config.model_type} encoder transformers alone hears frames "

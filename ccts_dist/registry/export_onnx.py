@@ -86,10 +86,12 @@ def write_onnx(loaded: LoadedModel, folder: Path) -> Exported:
         if find_spec(package) is None:
             raise ConfigError(f"--format onnx needs the package {package}. Install it: pip install ccts-dist[onnx]")
     found = [loaded.model.speech, *loaded.model.also]
-    if any(isinstance(branch, FilterbankBranch) for branch in found):
-        raise ConfigError(
-            "--format onnx: a filterbank encoder has a Fourier transform, which torch does not export. Use ccts_dist."
-        )
+    for branch in found:
+        if not isinstance(branch, SpeechBranch):
+            kind = "filterbank" if isinstance(branch, FilterbankBranch) else cast(Any, branch).encoder.config.model_type
+            raise ConfigError(
+                f"--format onnx: a {kind} encoder has a Fourier transform, which torch does not export. Use ccts_dist."
+            )
     branches = [cast(SpeechBranch, branch) for branch in found]
     for branch in branches:
         branch.encoder.set_attn_implementation("eager")  # type: ignore[operator] - a PreTrainedModel

@@ -7,19 +7,19 @@ with and without gradient checkpointing. What a kernel takes for itself while it
 
 import copy
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedConfig
 
-from ccts_dist.config import FilterbankConfig, ModelConfig, SpeechConfig, TextConfig
+from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model
-from ccts_dist.model.filterbank import filterbank_fields
+from ccts_dist.model.extracted import ExtractedBranch
 
 _Branch = TypeVar("_Branch", SpeechConfig, TextConfig)
 
@@ -55,14 +55,17 @@ def trace_peak(
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             model = rebuild_model(_without_gru(config), _simplified(encoders, on_gpu=on_gpu)).train(training)
+        for branch in model.modules():
+            if isinstance(branch, ExtractedBranch):
+                branch.rehearse(shape.rows, shape.samples)
         with FakeTensorMode():
             _make_fake(model, dtype)
             try:
-                peak, kept = _run(model, shape, training=training)
+                peak, kept, nums_frames = _run(model, shape, training=training)
             except RuntimeError:  # what a fake tensor raises when asked for a number, or on meeting an unknown operator
                 return None
     # The GRU comes last in the forward pass, and its backward pass is over before the encoder's begins.
-    return max(peak, kept + _gru_bytes(config, encoders, shape, dtype, training=training))
+    return max(peak, kept + _gru_bytes(config, nums_frames, shape.rows, dtype, training=training))
 
 
 def _without_gru(config: ModelConfig) -> ModelConfig:
@@ -80,38 +83,21 @@ def _without_own_gru(branch: _Branch) -> _Branch:
 
 
 def _gru_bytes(
-    config: ModelConfig, encoders: EncoderConfigs, shape: BatchShape, dtype: torch.dtype, *, training: bool
+    config: ModelConfig, nums_frames: Sequence[int], num_rows: int, dtype: torch.dtype, *, training: bool
 ) -> int:
     """What the GRUs keep: per unit and step two times three gates before and three after their activation, the
     difference that the update gate weighs, the output, and its copy in the sequence. Without gradient less than half.
+
+    Args:
+        nums_frames: that each branch pools; further speech branches stand before the text branch.
     """
     kept = 12 if training else 5
-    heard = (
-        []
-        if config.speech is None
-        else [(config.speech, encoders.speech), *zip(config.also, encoders.also, strict=True)]
-    )
-    steps: list[tuple[SpeechConfig | TextConfig, int]] = [
-        (branch, _num_frames(branch, encoder, shape.samples)) for branch, encoder in heard
-    ]
-    if config.text is not None:
-        steps.append((config.text, shape.tokens))
+    branches = [branch for branch in (config.speech, *config.also, config.text) if branch is not None]
     return sum(
-        kept * branch.gru_hidden * branch.gru_layers * shape.rows * count * dtype.itemsize
-        for branch, count in steps
+        kept * branch.gru_hidden * branch.gru_layers * num_rows * num_frames * dtype.itemsize
+        for branch, num_frames in zip(branches, nums_frames, strict=True)
         if branch.pooling == "gru"
     )
-
-
-def _num_frames(branch: SpeechConfig, encoder: PreTrainedConfig | None, num_samples: int) -> int:
-    if encoder is None:
-        kernels, strides = filterbank_fields(branch.filterbank or FilterbankConfig())
-    else:
-        kernels, strides = encoder.conv_kernel, encoder.conv_stride
-    frames = num_samples
-    for kernel, stride in zip(kernels, strides, strict=True):
-        frames = max(1, (frames - kernel) // stride + 1)
-    return frames
 
 
 def _make_fake(model: nn.Module, dtype: torch.dtype) -> None:
@@ -144,8 +130,13 @@ def _simplified(encoders: EncoderConfigs, *, on_gpu: bool) -> EncoderConfigs:
     return replace(encoders, speech=speech, text=text, also=also)
 
 
-def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[int, int]:
-    """Most bytes alive during a pass, and those alive between forward and backward."""
+def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[int, int, list[int]]:
+    """Most bytes alive during a pass, those alive between forward and backward, and the frames each branch pools."""
+    nums_frames: list[int] = []
+    for branch in (model.speech, *model.also, model.text):
+        if branch is not None:
+            pooling = cast(nn.Module, branch.pooling)
+            pooling.register_forward_pre_hook(lambda _, inputs: nums_frames.append(inputs[0].shape[1]))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
@@ -160,7 +151,7 @@ def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[int
         kept = live.now
         if training:
             (output.prediction.sum() + output.embedding.sum()).backward()
-    return live.peak, kept
+    return live.peak, kept, nums_frames
 
 
 def _drop_gradient(parameter: Tensor) -> None:

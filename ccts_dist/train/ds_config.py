@@ -14,6 +14,8 @@ from typing import Any
 
 from ccts_dist.config import RunConfig
 from ccts_dist.errors import ConfigError
+from ccts_dist.model.emotion import EmotionModel
+from ccts_dist.model.extracted import ExtractedBranch
 
 OWNED_BY_RUN_FILE = {
     "train_batch_size": "batch.global_utterances",
@@ -105,6 +107,22 @@ def read_ds_config(path: Path) -> dict[str, Any]:
     assert isinstance(zero, dict)
     _check_layout(path, zero)
     return tree
+
+
+def check_calls(path: Path, model: EmotionModel) -> None:
+    """Refuse encoders that would have ranks wait for each other for ever.
+
+    Raises:
+        ConfigError: stage 3, and an encoder that is called once for each utterance.
+    """
+    if read_ds_config(path)["zero_optimization"]["stage"] < 3:
+        return
+    for branch in (model.speech, *model.also):
+        if isinstance(branch, ExtractedBranch) and branch.calls_vary:
+            raise ConfigError(
+                f"{path}: ZeRO-3 needs ranks that call each layer equally often, and a "
+                f"{branch.encoder.config.model_type} encoder is called once for each utterance. Use stage 2 or lower."
+            )
 
 
 def _check_layout(path: Path, zero: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.loader.collate import EncodeText
 from ccts_dist.model import EmotionModel
 from ccts_dist.model.branches import SpeechBranch, TextBranch
+from ccts_dist.model.extracted import ExtractedBranch
 from ccts_dist.model.tokenizer import Tokenizer
 from ccts_dist.progress import Progress, say
 from ccts_dist.records import Batch
@@ -57,7 +58,7 @@ def keep_frames(
     caches = {}
     for name, config in kept_branches(run.model).items():
         branch = model.get_submodule(name)
-        assert isinstance(branch, SpeechBranch | TextBranch)
+        assert isinstance(branch, SpeechBranch | ExtractedBranch | TextBranch)
         digest = together(lambda branch=branch, config=config: _digest(branch, config, run, tokenizer))
         if len(set(gather_objects(digest))) > 1:
             raise ConfigError(f"model.{name}: ranks have different encoders there. Give all hosts the same files.")
@@ -80,7 +81,7 @@ def keep_frames(
 class _Work:
     """One encoder's frames to be made."""
 
-    branch: SpeechBranch | TextBranch
+    branch: SpeechBranch | ExtractedBranch | TextBranch
     folder: Path
     shard_set: ShardSet
     encode_text: EncodeText | None
@@ -100,12 +101,12 @@ class _Work:
     def _frames(self, batches: Iterable[tuple[list[int], Batch]]) -> Iterator[tuple[int, np.ndarray]]:
         for numbers, batch in batches:
             moved = batch.to(self.device)
-            if isinstance(self.branch, SpeechBranch):
-                hidden, num_frames = self.branch.encode(moved.audio, moved.num_samples)
-            else:
+            if isinstance(self.branch, TextBranch):
                 assert moved.tokens is not None
                 assert moved.num_tokens is not None
                 hidden, num_frames = self.branch.encode(moved.tokens, moved.num_tokens)
+            else:
+                hidden, num_frames = self.branch.encode(moved.audio, moved.num_samples)
             rows = zip(numbers, hidden.float().cpu().numpy(), num_frames.tolist(), batch.weight.tolist(), strict=True)
             for number, row, count, weight in rows:
                 yield number, row[: max(1, count) if weight else 0]
@@ -166,7 +167,7 @@ def _open(folder: Path, shards: Sequence[ShardEntry]) -> FrameCache:
 
 
 def _digest(
-    branch: SpeechBranch | TextBranch,
+    branch: SpeechBranch | ExtractedBranch | TextBranch,
     config: SpeechConfig | TextConfig,
     run: RunConfig,
     tokenizer: Tokenizer | None,
@@ -177,6 +178,8 @@ def _digest(
     if isinstance(branch, SpeechBranch):
         settings["normalise"] = branch.normalise
         parts["front_end"] = branch.front_end
+    elif isinstance(branch, ExtractedBranch):
+        settings["extractor"] = branch.extractor.to_dict()
     elif tokenizer is not None and isinstance(config, TextConfig):
         settings["tokenizer"] = _files_of(tokenizer)
         settings["max_tokens"] = config.max_tokens

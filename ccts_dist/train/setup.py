@@ -30,7 +30,7 @@ from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, op
 from ccts_dist.teacher.threshold import threshold_leaving_out
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoint import checkpoints_folder
-from ccts_dist.train.ds_config import read_ds_config
+from ccts_dist.train.ds_config import check_calls, read_ds_config
 from ccts_dist.train.evaluate import Extras, bin_edges
 from ccts_dist.train.frames import hears_nothing, keep_frames
 from ccts_dist.train.optim import check_warmup
@@ -203,6 +203,7 @@ def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> S
     loader = open_loader(run, shard_set, run.data.train_splits, tokenizer, teacher, ranks, augmenter, training=True)
     check_cache_holds(int(run.data.cache_gb * 1e9), loader.bytes_at_once())
     model = build_model(run.model, vocabulary_size=tokenizer.vocabulary_size if tokenizer else None)
+    check_calls(Path(run.train.deepspeed), model)
     session = Session(
         run=run,
         ranks=ranks,

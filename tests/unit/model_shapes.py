@@ -11,7 +11,16 @@ from unittest.mock import MagicMock, patch
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    ParakeetFeatureExtractor,
+    PreTrainedModel,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
+from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
 
@@ -109,6 +118,52 @@ SPEECH_FAMILIES: dict[str, dict[str, Any]] = {
 }
 """One small encoder for each way in which the real ones of a family differ."""
 
+_NARROW = {"num_attention_heads": 4, "intermediate_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+_WITH_DECODER = {"vocab_size": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+EXTRACTED_FAMILIES: dict[str, tuple[dict[str, Any], FeatureExtractionMixin]] = {
+    # Pieces of one second; the published ones have 30.
+    "whisper": (
+        _WITH_DECODER
+        | {
+            "model_type": "whisper",
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "max_source_positions": 50,
+        },
+        WhisperFeatureExtractor(chunk_length=1),
+    ),
+    "w2v-bert": (
+        _NARROW | {"model_type": "wav2vec2-bert", "conv_depthwise_kernel_size": 7, "conformer_conv_dropout": 0.0},
+        SeamlessM4TFeatureExtractor(),
+    ),
+    # Not known to this library: group norm over all of a waveform, convolutions that see padding.
+    "moonshine": (
+        _WITH_DECODER
+        | {
+            "model_type": "moonshine",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "encoder_num_hidden_layers": 2,
+            "decoder_num_hidden_layers": 1,
+            "encoder_num_attention_heads": 4,
+            "decoder_num_attention_heads": 4,
+        },
+        Wav2Vec2FeatureExtractor(do_normalize=False),
+    ),
+    "parakeet": (
+        _NARROW
+        | {"model_type": "parakeet_encoder", "subsampling_conv_channels": 16, "conv_kernel_size": 5}
+        | dict.fromkeys(["dropout", "activation_dropout", "attention_dropout", "dropout_positions"], 0.0),
+        ParakeetFeatureExtractor(),
+    ),
+}
+"""Encoders that hear what a feature extractor makes of audio, and that extractor."""
+
 _DEBERTA = {
     "relative_attention": True,
     "position_buckets": 4,
@@ -134,6 +189,15 @@ def save_speech_encoder(folder: Path, family: str, *, do_normalize: bool = False
     encoder.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": do_normalize}))
     return encoder
+
+
+def save_extracted_encoder(folder: Path, family: str, **changes: Any) -> PreTrainedModel:
+    """Write the small model of a family that hears through a feature extractor, and give its encoder."""
+    shape, extractor = EXTRACTED_FAMILIES[family]
+    model = _random_encoder(shape | changes)
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 def save_text_encoder(folder: Path, family: str) -> PreTrainedModel:

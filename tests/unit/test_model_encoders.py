@@ -16,7 +16,6 @@ from transformers import (
     RobertaConfig,
     RobertaModel,
     T5Config,
-    WhisperConfig,
 )
 
 from ccts_dist.config import ModelConfig, SpecAugmentConfig, SpeechConfig, TextConfig
@@ -198,8 +197,10 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 
 
 def test_encoders_that_are_no_speech_encoders_are_refused(tmp_path):
-    WhisperConfig().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"is of type 'whisper': must be one of hubert, wav2vec2"):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"has no preprocessor_config.json .*: only encoders of type hubert, wav2vec2"
+    ):
         load_speech_encoder(SpeechConfig(encoder=str(tmp_path)))
 
 
