@@ -5,7 +5,8 @@ A terminal that was closed, or a log whose reader has gone, silences it and is n
 
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 
 from tqdm import tqdm
@@ -74,6 +75,26 @@ class Progress:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+@contextmanager
+def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress in MiB of work whose size is known when it begins.
+
+    What this gives is called with the bytes that were dealt with since the last call, and with those of all.
+    """
+    done = 0
+    progress: Progress | None = None
+    with ExitStack() as shown:
+
+        def advance(count: int, total: int) -> None:
+            nonlocal done, progress
+            if progress is None:
+                progress = shown.enter_context(Progress(total >> 20, what, unit="MiB"))
+            done += count
+            progress.advance((done >> 20) - (done - count >> 20))
+
+        yield advance
 
 
 def say(line: str, *, visible: bool = True) -> None:

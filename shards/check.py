@@ -2,15 +2,15 @@
 
 import argparse
 import sys
-from contextlib import ExitStack
 
 from ccts_dist.errors import quick_imports, run_main
-from ccts_dist.progress import Progress
+from ccts_dist.progress import byte_progress
 
 EPILOG = """Unpacks nothing, follows no link. A finding that is of no single utterance has "-" for its key.
 By default every byte is read, and all audio decoded: cuts, blocks of zeros, flipped bits, members that are missing,
 doubled, out of order or foreign, tars that are compressed or empty, indexes and manifests that are stale, damaged or
 another set's, and audio that was damaged before its checksum was made (by the checksums of its frames and its MD5).
+If all that is sound, a teacher's condition is fitted once more on the splits that it names, and must come out the same.
 --fast reads manifests, indexes and small files, and looks at the size of the tars: it finds whatever is wrong with
 those, and tars that are missing, cut or of another build, but no damage that leaves a tar's size alone.
 What an interrupted build has left is told on stderr, and is no damage.
@@ -35,19 +35,14 @@ def main(argv: list[str] | None = None) -> int:
     with quick_imports():
         from ccts_dist.shards.check.check import check_shard_set
 
-    with ExitStack() as shown:
-        bars: list[tuple[Progress, list[int]]] = []
-
-        def advance(count: int, total: int) -> None:
-            if not bars:
-                bars.append((shown.enter_context(Progress(total >> 20, f"check {args.shards}", unit="MiB")), [0]))
-            bar, done = bars[0]
-            done[0] += count
-            bar.advance((done[0] >> 20) - (done[0] - count >> 20))
-
+    with byte_progress(f"check {args.shards}") as advance:
         findings = check_shard_set(
             args.shards, args.teacher, fast=args.fast, num_threads=args.threads, progress=advance
         )
+    if not args.fast and all(finding.leftover for finding in findings):
+        with quick_imports():  # twice as many as the check itself needs
+            from ccts_dist.teacher.refit import refit_findings
+        findings += refit_findings(args.shards, args.teacher)
     damage = [finding for finding in findings if not finding.leftover]
     for finding in findings:
         print(f"note: {finding}" if finding.leftover else finding, file=sys.stderr if finding.leftover else sys.stdout)

@@ -18,8 +18,10 @@ from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.check.check import check_shard_set
 from ccts_dist.shards.check.findings import Finding
 from ccts_dist.shards.read import read_shard_set
+from ccts_dist.shards.teacher_cache import open_teacher_cache, write_cache_manifest
+from ccts_dist.teacher.refit import fit_again
 from tests import damage
-from tests.shard_examples import example_shard_set
+from tests.shard_examples import example_facts, example_shard_set
 from tests.sound_sets import KEYS, SHARD, build_sound, findings
 
 
@@ -107,6 +109,10 @@ def command(*arguments: str | Path) -> int:
 
 def test_the_command_says_sound_and_notes_leftovers_apart(root: Path, cache: Path, capsys: pytest.CaptureFixture[str]):
     damage.leave_over(root)
+    shard_set = open_shard_set(root)
+    fitted = fit_again(shard_set, open_teacher_cache(cache, shard_set))
+    splits = list(shard_set.manifest.splits)
+    write_cache_manifest(cache, shard_set, example_facts(), splits=splits, condition=fitted, sums={})
     assert command(root, "--teacher", cache, "--threads", "2") == 0
     said = capsys.readouterr()
     assert said.out == ""

@@ -1,0 +1,71 @@
+"""Whether a condition is the fit of a set's labels on a cache's outputs that it says it is; for ``shards/check.py``."""
+
+import math
+from collections.abc import Iterator
+from functools import reduce
+
+import numpy as np
+import torch
+
+from ccts_dist.errors import TeacherError
+from ccts_dist.losses.condition import condition_sums, fit_condition
+from ccts_dist.records import Condition
+from ccts_dist.shards.check.findings import Finding
+from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.schema import CONDITION_NAME
+from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
+
+TOLERANCE = 1e-6
+"""Of w, b and deviation, all of them near 1 on labels of 0..1: far above what another order of sums changes."""
+
+
+def refit_findings(shards: str, teacher: str | None) -> list[Finding]:
+    """What speaks against the condition of a teacher cache, or of the outputs that merged shards carry.
+
+    It is fitted once more, on the labelled utterances of the splits that it names, and must come out the same: a fit
+    that knew labels of other utterances does not. Reads every cached output of those splits. The set and the cache must
+    be sound otherwise.
+    """
+    shard_set = open_shard_set(shards)
+    if teacher is not None:
+        cache = open_teacher_cache(teacher, shard_set)
+    elif shard_set.manifest.teacher is not None:
+        cache = open_merged_teacher(shard_set)
+    else:
+        return []
+    stated = cache.condition
+    try:
+        found = fit_again(shard_set, cache)
+    except TeacherError as error:
+        return [Finding(shard=CONDITION_NAME, what=f"cannot be the fit on {', '.join(stated.splits)}: {error}")]
+    return [Finding(shard=CONDITION_NAME, what=what) for what in _differences(stated, found)]
+
+
+def fit_again(shard_set: ShardSet, cache: TeacherCache) -> Condition:
+    """The condition that a cache's outputs and the set's labels give on the splits that its own names.
+
+    Raises:
+        TeacherError: an output is missing or damaged, or there are too few labels.
+        ShardError: a shard's index cannot be read.
+    """
+    sums = []
+    for shard in shard_set.shards_of(cache.condition.splits):
+        rows = shard_set.rows(shard.name)
+        label = np.stack([rows.labels[target] for target in cache.targets], axis=1)
+        prediction = np.zeros(label.shape, np.float32)
+        for row in np.flatnonzero(~np.isnan(label).all(1)):
+            prediction[row] = cache.read(shard.name, int(row), rows.keys[int(row)]).prediction
+        sums.append(condition_sums(torch.from_numpy(prediction), torch.from_numpy(label)))
+    return fit_condition(reduce(torch.add, sums), cache.targets, cache.condition.splits)
+
+
+def _differences(stated: Condition, found: Condition) -> Iterator[str]:
+    for number, target in enumerate(stated.targets):
+        for name in ("num_rows", "w", "b", "deviation"):
+            is_stated, is_found = getattr(stated, name)[number], getattr(found, name)[number]
+            if not math.isclose(is_stated, is_found, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+                yield (
+                    f"is not the fit on {', '.join(stated.splits)}: it has {is_stated:.9g} for {name} of {target!r}, "
+                    f"and the labels and outputs there give {is_found:.9g}"
+                )
+                break
