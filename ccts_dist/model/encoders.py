@@ -120,7 +120,7 @@ def hears_extracted(config: PreTrainedConfig) -> bool:
 
 
 def read_extractor(place: str | Path) -> FeatureExtractionMixin:
-    """The feature extractor in a folder or on the hub.
+    """The feature extractor in a folder or on the hub, set to pad on the right and to add no noise.
 
     Raises:
         ConfigError: there is none, or none of audio at 16 kHz.
@@ -141,6 +141,10 @@ def read_extractor(place: str | Path) -> FeatureExtractionMixin:
             f"model.speech.encoder = {str(place)!r} hears audio at {rate_hz} Hz: must be {SAMPLE_RATE_HZ} Hz. "
             "Name another."
         )
+    # Real frames are taken from the left, and noise under the audio would differ each time that it is heard.
+    for name, value in (("padding_side", "right"), ("dither", 0.0)):
+        if hasattr(extractor, name):
+            setattr(extractor, name, value)
     return extractor
 
 

@@ -188,9 +188,11 @@ def extract(
     """What the encoder is to be given for these waveforms at 16 kHz, by argument."""
     call = cast(Callable[..., Any], extractor)
     # Some compute spectra where they are told to, others on the CPU.
-    where = {"device": str(device)} if "device" in inspect.signature(call).parameters else {}
+    settings: dict[str, Any] = {"device": str(device)} if "device" in inspect.signature(call).parameters else {}
+    if encoder.config.model_type in BATCHED_TYPES:
+        settings["return_attention_mask"] = True
     arguments = inspect.signature(encoder.forward).parameters
-    given = call(list(waves), sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", **where)
+    given = call(list(waves), sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", **settings)
     return {name: tensor for name, tensor in given.items() if name in arguments}
 
 

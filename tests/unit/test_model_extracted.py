@@ -95,6 +95,20 @@ def test_gradients_do_not_see_padding_whether_layers_are_recomputed_or_not(tmp_p
             torch.testing.assert_close(other[name], gradient, atol=1e-8, rtol=1e-5, msg=name)
 
 
+def test_what_an_extractor_says_of_padding_and_noise_does_not_reach_the_frames(tmp_path):
+    settings = {"w2v-bert": {"padding_side": "left", "return_attention_mask": False}, "whisper": {"dither": 0.01}}
+    audio, num_samples = utterances(LENGTHS)
+    for family, changes in settings.items():
+        plain, _ = build(tmp_path, family).eval().speech.encode(audio, num_samples)
+        extractor = AutoFeatureExtractor.from_pretrained(tmp_path / family)
+        for name, value in changes.items():
+            assert hasattr(extractor, name)
+            setattr(extractor, name, value)
+        extractor.save_pretrained(tmp_path / family)
+        changed, _ = build(tmp_path, family).eval().speech.encode(audio, num_samples)
+        torch.testing.assert_close(changed, plain)
+
+
 def test_longer_audio_than_whisper_hears_at_once_is_heard_in_pieces(tmp_path):
     encoder = save_extracted_encoder(tmp_path / "whisper", "whisper")
     branch = build(tmp_path, "whisper").eval().speech
