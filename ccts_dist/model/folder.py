@@ -26,12 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.feature_extraction_utils import FeatureExtractionMixin
-from transformers.utils import FEATURE_EXTRACTOR_NAME
 
 from ccts_dist.config import ModelConfig, SpeechConfig, parse_model, run_to_tree
 from ccts_dist.errors import CheckpointError, ConfigError
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model
-from ccts_dist.model.encoders import read_extractor
+from ccts_dist.model.encoders import hears_extracted, read_extractor
 from ccts_dist.model.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT_VERSION = 1
@@ -149,17 +148,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Loaded
             "those that were saved. Fetch or save the model again."
         )
     config = parse_model(description["model"], source=str(folder / DESCRIPTION))
-    encoders = EncoderConfigs(
-        speech=_read_speech_config(config.speech, folder / "speech_encoder"),
-        text=None if config.text is None else _read_encoder_config(folder / "text_encoder"),
-        normalise=description["normalise"],
-        also=tuple(
-            _read_speech_config(branch, folder / f"also_encoder_{number}") for number, branch in enumerate(config.also)
-        ),
-        also_normalise=tuple(description.get("also_normalise", ())),  # absent in folders of earlier versions
-        extractor=_read_extractor(folder / "speech_encoder"),
-        also_extractors=tuple(_read_extractor(folder / f"also_encoder_{number}") for number in range(len(config.also))),
-    )
+    encoders = _read_encoders(folder, config, description)
     model = rebuild_model(config, encoders)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
@@ -220,6 +209,21 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def _read_encoders(folder: Path, config: ModelConfig, description: Mapping[str, Any]) -> EncoderConfigs:
+    places = [folder / "speech_encoder", *(folder / f"also_encoder_{number}" for number in range(len(config.also)))]
+    shapes = [_read_speech_config(*pair) for pair in zip((config.speech, *config.also), places, strict=True)]
+    extractors = [_read_extractor(*pair) for pair in zip(shapes, places, strict=True)]
+    return EncoderConfigs(
+        speech=shapes[0],
+        text=None if config.text is None else _read_encoder_config(folder / "text_encoder"),
+        normalise=description["normalise"],
+        also=tuple(shapes[1:]),
+        also_normalise=tuple(description.get("also_normalise", ())),  # absent in folders of earlier versions
+        extractor=extractors[0],
+        also_extractors=tuple(extractors[1:]),
+    )
+
+
 def _read_speech_config(branch: SpeechConfig | None, folder: Path) -> PreTrainedConfig | None:
     return None if branch is None or branch.encoder == "filterbank" else _read_encoder_config(folder)
 
@@ -232,8 +236,8 @@ def _read_encoder_config(folder: Path) -> PreTrainedConfig:
         raise CheckpointError(f"{folder}: no encoder configuration: {reason} Fetch or save the model again.") from error
 
 
-def _read_extractor(folder: Path) -> FeatureExtractionMixin | None:
-    if not (folder / FEATURE_EXTRACTOR_NAME).exists():
+def _read_extractor(encoder: PreTrainedConfig | None, folder: Path) -> FeatureExtractionMixin | None:
+    if encoder is None or not hears_extracted(encoder):
         return None
     try:
         return read_extractor(folder)
