@@ -23,6 +23,7 @@ from ccts_dist.model.layers import (
     recompute_layers,
     run_encoder,
     run_every_layer,
+    still_batch_norms,
 )
 from ccts_dist.model.padding import zero_before_convolutions
 from ccts_dist.model.pooling import build_pooling, real_positions
@@ -58,6 +59,7 @@ class SpeechBranch(nn.Module):
         # The front end runs here, where the lengths are known; the encoder is handed its frames as "input_values".
         encoder.feature_extractor = nn.Identity()
         self.encoder = encoder
+        still_batch_norms(encoder)
         layers = EncoderLayers(encoder, table=table)
         self._chosen = layers.choose(config.layers)
         self.mixture = self._chosen.mixture
@@ -85,7 +87,7 @@ class SpeechBranch(nn.Module):
             filler.requires_grad_(False)  # no loss reaches it, and ZeRO waits for a gradient of all that is trained
 
     def train(self, mode: bool = True) -> "SpeechBranch":
-        """As in any module, but a frozen encoder stays in evaluation mode, and batch norm keeps its statistics."""
+        """As in any module, but a frozen encoder stays in evaluation mode."""
         super().train(mode)
         hold_still(self.encoder, frozen=self._frozen)
         self.front_end.train(mode and self._trains_front_end)

@@ -21,10 +21,11 @@ from ccts_dist.model.encoders import (
     load_text_encoder,
     read_extractor,
 )
-from ccts_dist.model.extracted import ExtractedBranch, check_gives_frames
+from ccts_dist.model.extracted import ExtractedBranch
 from ccts_dist.model.filterbank import FilterbankBranch
 from ccts_dist.model.heads import build_heads
 from ccts_dist.model.precision import WideLinear
+from ccts_dist.model.trial import try_out
 from ccts_dist.records import FrameBatch
 
 
@@ -240,7 +241,7 @@ def _load_speech(table: str, config: SpeechConfig) -> SpeechEncoder:
         if encoder is None or not hears_extracted(encoder.config):
             return SpeechEncoder(encoder=encoder, normalise=does_normalise(config))
         extractor = read_extractor(config.encoder)
-        check_gives_frames(encoder, extractor, config)
+        try_out(encoder, extractor, config)
         return SpeechEncoder(encoder=encoder, normalise=False, extractor=extractor)
     except ConfigError as error:
         # Loading knows one table of speech encoders.

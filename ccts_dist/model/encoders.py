@@ -99,13 +99,11 @@ def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
         config = _read_config("speech", speech.encoder)
     if hears_extracted(config):
         _check_extracted(config, speech)
-        config.apply_spec_augment, config.mask_time_prob, config.mask_feature_prob = False, 0.0, 0.0
+        _drop_and_mask_nothing(config)
     elif speech.spec_augment is not None:
         _mask_as(config, speech.spec_augment)
     _check_speech_config(config, speech)
     config.layerdrop = 0.0
-    if hasattr(config, "encoder_layerdrop"):
-        config.encoder_layerdrop = 0.0
     if speech.encoder == "scratch":
         return encoder_from_config("speech", config)
     encoder = _without_decoder(_load_weights("speech", speech.encoder, config))
@@ -130,7 +128,7 @@ def read_extractor(place: str | Path) -> FeatureExtractionMixin:
             extractor = AutoFeatureExtractor.from_pretrained(
                 str(place), local_files_only=Path(place).is_dir(), trust_remote_code=False
             )
-    except (*_LOAD_ERRORS, LookupError) as error:
+    except (*_LOAD_ERRORS, *SHAPE_ERRORS) as error:
         raise ConfigError(
             f"model.speech.encoder = {str(place)!r} has no preprocessor_config.json that transformers can read: only "
             f"encoders of type {', '.join(SPEECH_TYPES)} do without. Save one beside it, or name another."
@@ -209,10 +207,23 @@ def encoder_from_config(branch: Branch, config: PreTrainedConfig) -> PreTrainedM
     return without_pooler(encoder.float())
 
 
+def _drop_and_mask_nothing(config: PreTrainedConfig) -> None:
+    """Neither LayerDrop nor SpecAugment; nor in the configuration of an encoder within that of a larger model."""
+    for one in (config, *(getattr(config, name, None) for name in cast(Any, config).sub_configs)):
+        if isinstance(one, PreTrainedConfig):
+            one.apply_spec_augment = False
+            for name in ("layerdrop", "encoder_layerdrop", "mask_time_prob", "mask_feature_prob"):
+                setattr(one, name, 0.0)
+
+
 def _hold_fixed(encoder: PreTrainedModel) -> None:
-    """Take from training what transformers does not let learn, such as Whisper's positions: loading forgets it."""
+    """Take from training what transformers does not let learn, such as Whisper's positions: loading forgets it.
+
+    Raises:
+        ConfigError: an encoder that cannot be built of its configuration, as it will be when the model is read again.
+    """
     with torch.device("meta"):
-        built = type(encoder)(encoder.config)
+        built = encoder_from_config("speech", encoder.config)
     for name, parameter in built.named_parameters():
         if not parameter.requires_grad:
             encoder.get_parameter(name).requires_grad_(False)

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ccts_dist.config import SpeechConfig
 from ccts_dist.errors import ConfigError
-from ccts_dist.model.encoders import BATCHED_TYPES, SHAPE_ERRORS
+from ccts_dist.model.encoders import BATCHED_TYPES
 from ccts_dist.model.layers import (
     EncoderLayers,
     LayerFrames,
@@ -29,12 +30,10 @@ from ccts_dist.model.layers import (
     recompute_layers,
     run_encoder,
     run_every_layer,
+    still_batch_norms,
 )
 from ccts_dist.model.pooling import build_pooling
 from ccts_dist.records import SAMPLE_RATE_HZ, FrameBatch
-
-KNOWN_TYPES = ("whisper", *BATCHED_TYPES)
-"""Model types that are known here to give frames; all others are tried out when they are loaded."""
 
 SHORTEST_SAMPLES = SAMPLE_RATE_HZ // 4
 """Shorter utterances are filled up with silence: some encoders make one frame of sixteen spectra."""
@@ -69,10 +68,15 @@ class ExtractedBranch(nn.Module):
         gradient_checkpointing: bool,
         table: str = "model.speech",
     ) -> None:
-        """``table`` is the branch's in the run file, for errors."""
+        """``table`` is the branch's in the run file, for errors.
+
+        Raises:
+            ConfigError: no such layer, or layers that shall be recomputed and cannot.
+        """
         super().__init__()
         self.encoder, self.extractor = encoder, extractor
         fixed = [parameter for parameter in encoder.parameters() if not parameter.requires_grad]
+        still_batch_norms(encoder)
         layers = EncoderLayers(encoder, table=table, is_known=False)
         self._chosen = layers.choose(config.layers)
         self.mixture = self._chosen.mixture
@@ -84,6 +88,7 @@ class ExtractedBranch(nn.Module):
         self._rehearsed: list[_Call] | None = None
         encoder.config.use_cache = False  # nothing is generated, and it is at odds with recomputing layers
         if gradient_checkpointing and not self._frozen:
+            _check_recomputes(encoder, table)
             recompute_layers(encoder)
 
     @property
@@ -93,7 +98,7 @@ class ExtractedBranch(nn.Module):
         return self._piece_samples is None and self.encoder.config.model_type not in BATCHED_TYPES
 
     def train(self, mode: bool = True) -> "ExtractedBranch":
-        """As in any module, but a frozen encoder stays in evaluation mode, and batch norm keeps its statistics."""
+        """As in any module, but a frozen encoder stays in evaluation mode."""
         super().train(mode)
         hold_still(self.encoder, frozen=self._frozen)
         return self
@@ -196,45 +201,12 @@ def extract(
     return {name: tensor for name, tensor in given.items() if name in arguments}
 
 
-def check_gives_frames(encoder: PreTrainedModel, extractor: FeatureExtractionMixin, speech: SpeechConfig) -> None:
-    """Try out an encoder that is not known here, on a quarter of a second of noise and on four seconds.
-
-    Raises:
-        ConfigError: it does not run on what the extractor gives; what comes out are no frames, or as many of short
-            audio as of long; or ``layers`` asks for what leaves its layers, and it does not tell.
-    """
-    if encoder.config.model_type in KNOWN_TYPES:
-        return
-    words = f"model.speech.encoder = {speech.encoder!r} is of type {encoder.config.model_type!r}, and"
-    noise = np.random.default_rng(0).normal(scale=0.1, size=16 * SHORTEST_SAMPLES).astype(np.float32)
-    tells_layers = speech.layers == "weighted"
-    counts = []
-    for wave in (noise[:SHORTEST_SAMPLES], noise):
-        try:
-            inputs = extract(extractor, encoder, [wave], torch.device("cpu"))
-            with torch.no_grad():
-                output = encoder.eval()(**inputs, **({"output_hidden_states": True} if tells_layers else {}))
-            counts.append(_num_frames(output, encoder.config.hidden_size))
-            states = output.hidden_states if tells_layers else None
-        except SHAPE_ERRORS as error:
-            reason = " ".join(str(error).split())[:240]
-            raise ConfigError(
-                f"{words} gives no frames of audio: {reason or type(error).__name__}. Name another."
-            ) from error
-        if tells_layers and (states is None or {state.shape[1] for state in states} != {counts[-1]}):
-            raise ConfigError(f"{words} does not tell what leaves each of its layers. Set layers = 'last'.")
-    if not hasattr(extractor, "n_samples") and counts[1] < 8 * counts[0]:
+def _check_recomputes(encoder: PreTrainedModel, table: str) -> None:
+    if not any(isinstance(module, GradientCheckpointingLayer) for module in encoder.modules()):
         raise ConfigError(
-            f"{words} makes {counts[0]} frames of 0.25 s of audio and {counts[1]} of 4 s: must be as many of each "
-            "second. Name another."
+            f"model.gradient_checkpointing = true: transformers recomputes no layer of a {encoder.config.model_type} "
+            f"encoder, as {table} has. Leave it out."
         )
-
-
-def _num_frames(output: Any, features: int) -> int:
-    frames = output.last_hidden_state
-    if frames.ndim != 3 or frames.shape[2] != features or frames.shape[1] < 1 or not frames.isfinite().all():
-        raise ValueError(f"its output has the shape {tuple(frames.shape)}, or is not finite")
-    return frames.shape[1]
 
 
 def _as_weights(tensor: Tensor, weights: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class EncoderLayers:
         if table == "model.text":
             self._layers = _text_layers(encoder)
         else:
-            self._layers = _speech_layers(encoder) if is_known else _named_layers(encoder)
+            self._layers = _speech_layers(encoder) if is_known else named_layers(encoder)
 
     def choose(self, layers: str) -> ChosenLayers:
         """Make the encoder compute what ``layers`` names and no more.
@@ -87,6 +87,11 @@ class EncoderLayers:
             raise ConfigError(
                 f"{self._table}.layers = {layers!r}: must be 'last' for a {self._encoder.config.model_type} encoder, "
                 "whose layers have fewer frames than what leaves it. Leave it out."
+            )
+        if self._layers is None and not self._is_known:
+            raise ConfigError(
+                f"{self._table}.layers = {layers!r}: must be 'last' for a {self._encoder.config.model_type} encoder, "
+                "whose layers are not found under any usual name. Leave it out."
             )
         number = layer_number(layers)
         if number is None:
@@ -169,7 +174,7 @@ def run_encoder(encoder: nn.Module, chosen: ChosenLayers, inputs: dict[str, Tens
         output = encoder(**inputs, **wanted)
     if chosen.is_last:
         return output.last_hidden_state
-    states = _states_of(output)
+    states = states_of(output)
     if chosen.mixture is not None:
         return chosen.mixture(states)
     assert chosen.number is not None
@@ -179,25 +184,47 @@ def run_encoder(encoder: nn.Module, chosen: ChosenLayers, inputs: dict[str, Tens
 def run_every_layer(encoder: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """What enters the first layer, and what leaves each, the lowest first [batch frames features]; without a graph."""
     with torch.no_grad():
-        return _states_of(encoder(**inputs, output_hidden_states=True))
+        return states_of(encoder(**inputs, output_hidden_states=True))
 
 
-def _states_of(output: Any) -> tuple[Tensor, ...]:
+def states_of(output: Any) -> tuple[Tensor, ...]:
+    """What enters an encoder's first layer, and what leaves each, out of what the encoder gave.
+
+    Raises:
+        ConfigError: it does not tell.
+    """
     if getattr(output, "hidden_states", None) is None:
         raise ConfigError(
-            "this encoder does not tell what leaves each of its layers. Use what leaves it: layers = 'last'."
+            "does not tell what leaves each of its layers: layers must be 'last', and no probe can hear it."
         )
     # What leaves the top layer has not yet passed the encoder's last norm, and what leaves the encoder has.
     return (*output.hidden_states[:-1], output.last_hidden_state)
 
 
+class StillBatchNorm(nn.BatchNorm1d):
+    """Batch norm by the statistics that it came with, in training too.
+
+    Those of a batch would depend on padding and on the cut into ranks. In float32 at least: bf16 training rounds its
+    weights and not its statistics, and torch takes no mixture.
+    """
+
+    def forward(self, input: Float[Tensor, "batch features frames"]) -> Float[Tensor, "batch features frames"]:
+        parts = (self.running_mean, self.running_var, self.weight, self.bias)
+        wide = [None if part is None else widened(part) for part in parts]
+        return nn.functional.batch_norm(widened(input), *wide, training=False, eps=self.eps).to(input.dtype)
+
+
+def still_batch_norms(encoder: nn.Module) -> None:
+    """Let each batch norm keep its statistics."""
+    for module in encoder.modules():
+        if type(module) is nn.BatchNorm1d:
+            module.__class__ = StillBatchNorm
+
+
 def hold_still(encoder: nn.Module, *, frozen: bool) -> None:
-    """Keep a frozen encoder in evaluation mode, and batch norm's statistics as they are."""
+    """Keep a frozen encoder in evaluation mode."""
     if frozen:
         encoder.eval()
-    for module in encoder.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.eval()  # its batch statistics would depend on padding and on the cut into ranks
 
 
 def recompute_layers(*parts: nn.Module, padding: ZeroPadding | None = None) -> None:
@@ -234,7 +261,7 @@ def _speech_layers(encoder: PreTrainedModel) -> nn.ModuleList:
     return inner.layers if hasattr(inner, "layers") else inner.encoder.layer  # SEW-D wraps DeBERTa's encoder
 
 
-def _named_layers(encoder: PreTrainedModel) -> nn.ModuleList | None:
+def named_layers(encoder: PreTrainedModel) -> nn.ModuleList | None:
     """The layers of an encoder that is not known here; None if they have none of the usual names."""
     for owner in (encoder, getattr(encoder, "encoder", None)):
         for name in ("layers", "layer", "blocks"):

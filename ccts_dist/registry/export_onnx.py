@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import LoadedModel
 from ccts_dist.model.branches import SpeechBranch
-from ccts_dist.model.filterbank import FilterbankBranch
+from ccts_dist.model.extracted import ExtractedBranch
 from ccts_dist.model.pooling import GruPooling
 from ccts_dist.registry.export_answers import Answers, Exported, scale_of
 
@@ -88,10 +88,10 @@ def write_onnx(loaded: LoadedModel, folder: Path) -> Exported:
     found = [loaded.model.speech, *loaded.model.also]
     for branch in found:
         if not isinstance(branch, SpeechBranch):
-            kind = "filterbank" if isinstance(branch, FilterbankBranch) else cast(Any, branch).encoder.config.model_type
-            raise ConfigError(
-                f"--format onnx: a {kind} encoder has a Fourier transform, which torch does not export. Use ccts_dist."
-            )
+            what = "a filterbank encoder has a Fourier transform"
+            if isinstance(branch, ExtractedBranch):
+                what = f"a {branch.encoder.config.model_type} encoder hears through a feature extractor"
+            raise ConfigError(f"--format onnx: {what}, which torch does not export. Use ccts_dist.")
     branches = [cast(SpeechBranch, branch) for branch in found]
     for branch in branches:
         branch.encoder.set_attn_implementation("eager")  # type: ignore[operator] - a PreTrainedModel

@@ -194,7 +194,12 @@ def save_speech_encoder(folder: Path, family: str, *, do_normalize: bool = False
 def save_extracted_encoder(folder: Path, family: str, **changes: Any) -> PreTrainedModel:
     """Write the small model of a family that hears through a feature extractor, and give its encoder."""
     shape, extractor = EXTRACTED_FAMILIES[family]
-    model = _random_encoder(shape | changes)
+    return save_extracted(folder, shape | changes, extractor)
+
+
+def save_extracted(folder: Path, shape: dict[str, Any], extractor: FeatureExtractionMixin) -> PreTrainedModel:
+    """Likewise a model of any shape, with any extractor."""
+    model = _random_encoder(shape)
     model.save_pretrained(folder)
     extractor.save_pretrained(folder)
     return model.get_encoder() if model.config.is_encoder_decoder else model

@@ -106,6 +106,24 @@ def test_gradients_do_not_see_padding(tmp_path, family):
             torch.testing.assert_close(together[name], p.grad, atol=1e-8, rtol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("family", ["conformer", "hubert, batch norm"])
+def test_statistics_of_batch_norm_stay_and_are_not_rounded_with_the_weights(tmp_path, family):
+    model = build(tmp_path, family)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm1d)]
+    for norm in norms:
+        norm.running_mean.normal_()
+    before = [norm.running_mean.clone() for norm in norms]
+    wide = model(*utterances(LENGTHS)).prediction
+    for parameter in model.parameters():  # as DeepSpeed does in bf16
+        parameter.data = parameter.data.bfloat16()
+    rounded = model(*utterances(LENGTHS)).prediction
+    torch.testing.assert_close(rounded, wide, atol=0.05, rtol=0)
+    assert norms
+    for norm, mean in zip(norms, before, strict=True):
+        assert norm.running_mean.dtype == torch.float32
+        assert torch.equal(norm.running_mean, mean)
+
+
 @pytest.mark.parametrize("trainable", ["none", "top:1", "all"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_just_what_is_named_is_trained_and_all_of_it_gets_a_gradient(tmp_path, family, trainable):

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from ccts_dist.distributed import Ranks
+from ccts_dist.losses.condition import condition_sums, fit_condition
 from ccts_dist.shards.merge import merge_shards
 from ccts_dist.shards.read import ShardSet
 from ccts_dist.shards.teacher_cache import open_teacher_cache, write_cache_manifest
 from ccts_dist.shards.teacher_format import read_cache_manifest
 from ccts_dist.teacher import cache_teacher
 from ccts_dist.teacher.fit import FitSums, fit_teacher, read_shard_fit
-from ccts_dist.teacher.refit import fit_again, refit_findings
+from ccts_dist.teacher.refit import _differences, fit_again, refit_findings
 from tests.launching import ROOT
 from tests.small_teacher import build_small_shards, save_small_teacher
 
@@ -78,7 +79,8 @@ def test_a_fit_on_as_many_other_utterances_is_found_in_cache_and_merged_shards(m
         plant(shard_set, cache, leaked)
         found = [str(finding) for finding in refit_findings(str(shard_set.root), str(cache))]
         assert len(found) == 3
-        assert found[0].startswith(f"condition.json - is not the fit on Train: it has {leaked.w[0]:.9g} for w of ")
+        assert found[0].startswith("condition.json - is not the fit on Train: of 'activation' it has ")
+        assert f"w = {leaked.w[0]:.9g}, b = {leaked.b[0]:.9g}, and the labels and outputs there give w = " in found[0]
         merge_shards(shard_set, open_teacher_cache(cache, shard_set), tmp_path / "merged")
         assert [str(finding) for finding in refit_findings(str(tmp_path / "merged"), None)] == found
         command = [sys.executable, "shards/check.py", str(shard_set.root), "--teacher", str(cache)]
@@ -98,7 +100,8 @@ def test_one_number_that_is_off_is_named(made, name: str):
     try:
         plant(shard_set, cache, replace(true, **{name: tuple(values)}))
         (found,) = refit_findings(str(shard_set.root), str(cache))
-        assert f"for {name} of {true.targets[1]!r}" in found.what
+        assert f"of {true.targets[1]!r} it has " in found.what
+        assert f"{name} = " in found.what
     finally:
         plant(shard_set, cache, true)
 
@@ -114,3 +117,15 @@ def test_a_condition_on_too_few_labels_cannot_be(made):
     plant(small, cache.parent / "cache of few", replace(true, splits=("Two",)))
     (found,) = refit_findings(str(small.root), str(cache.parent / "cache of few"))
     assert "cannot be the fit on Two: Target" in found.what
+
+
+def test_rounding_of_a_teacher_that_says_nearly_the_same_of_all_is_no_finding():
+    said = 0.5 + 5e-6 * np.random.default_rng(0).standard_normal(3_000).astype(np.float32)[:, None]
+    label = np.random.default_rng(1).random((3_000, 1))
+    sums = condition_sums(torch.from_numpy(said), torch.from_numpy(label))
+    other = sums.clone()
+    other[3] *= 1 + 4e-16  # what another order of adding may change
+    one, two = (fit_condition(given, ["valence"], ["Train"]) for given in (sums, other))
+    assert abs(one.w[0] - two.w[0]) > 1e-4
+    assert list(_differences(one, two, sums)) == []
+    assert list(_differences(replace(one, w=(one.w[0] + 1,), b=(one.b[0],)), two, sums)) != []
