@@ -18,13 +18,13 @@ from ccts_dist.model.encoders import (
     encoder_from_config,
     hears_extracted,
     load_speech_encoder,
-    load_text_encoder,
     read_extractor,
 )
 from ccts_dist.model.extracted import ExtractedBranch
 from ccts_dist.model.filterbank import FilterbankBranch
 from ccts_dist.model.heads import build_heads
 from ccts_dist.model.precision import WideLinear
+from ccts_dist.model.text_encoders import load_text_encoder
 from ccts_dist.model.trial import try_out
 from ccts_dist.records import FrameBatch
 

@@ -1,4 +1,4 @@
-"""Speech and text encoders out of transformers: from a folder, from the hub, or with random weights.
+"""Encoders out of transformers: from a folder, from the hub, or with random weights; speech encoders from end to end.
 
 Build these before any Accelerator: transformers' weight loading fails once DeepSpeed's ZeRO-3 is announced.
 """
@@ -14,7 +14,6 @@ from typing import Any, Literal, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -26,7 +25,7 @@ from transformers import (
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import logging as transformers_logging
 
-from ccts_dist.config import SpecAugmentConfig, SpeechConfig, TextConfig
+from ccts_dist.config import SpecAugmentConfig, SpeechConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.loaded import check_loaded
 from ccts_dist.model.modified_cpc import MODEL_TYPE as MODIFIED_CPC
@@ -96,7 +95,7 @@ def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
         config = scratch_config("speech", speech.scratch, {})
         config.apply_spec_augment = bool(speech.scratch.get("apply_spec_augment", False))
     else:
-        config = _read_config("speech", speech.encoder)
+        config = read_config("speech", speech.encoder)
     if hears_extracted(config):
         _check_extracted(config, speech)
         _drop_and_mask_nothing(config)
@@ -106,7 +105,7 @@ def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
     config.layerdrop = 0.0
     if speech.encoder == "scratch":
         return encoder_from_config("speech", config)
-    encoder = _without_decoder(_load_weights("speech", speech.encoder, config))
+    encoder = _without_decoder(load_weights("speech", speech.encoder, config))
     if hears_extracted(config):
         _hold_fixed(encoder)
     return encoder
@@ -144,41 +143,6 @@ def read_extractor(place: str | Path) -> FeatureExtractionMixin:
         if hasattr(extractor, name):
             setattr(extractor, name, value)
     return extractor
-
-
-def load_text_encoder(text: TextConfig, vocabulary_size: int | None) -> PreTrainedModel:
-    """The text encoder that ``[model.text]`` names, with its weights, in float32, without a pooler.
-
-    Args:
-        vocabulary_size: pieces of the tokenizer; needed for "scratch", else checked if given.
-
-    Raises:
-        ConfigError: no such place, not an encoder, weights that did not arrive, or too small for the tokenizer.
-    """
-    if text.encoder == "scratch":
-        if "vocab_size" in text.scratch:
-            raise ConfigError(
-                f"model.text.scratch.vocab_size = {text.scratch['vocab_size']}: the tokenizer decides it. "
-                "Remove it and set model.text.vocabulary."
-            )
-        if vocabulary_size is None:
-            raise ConfigError(
-                'model.text.encoder = "scratch" needs a trained tokenizer. Train one, or name an encoder.'
-            )
-        config = scratch_config("text", text.scratch, {"vocab_size": vocabulary_size})
-    else:
-        config = _read_config("text", text.encoder)
-    if config.is_encoder_decoder:
-        raise ConfigError(
-            f"model.text.encoder = {text.encoder!r} is a {config.model_type} model with a decoder: must be an "
-            "encoder such as BERT. Name another."
-        )
-    if text.encoder == "scratch":
-        encoder = encoder_from_config("text", config)
-    else:
-        encoder = without_pooler(_load_weights("text", text.encoder, config))
-    _check_text_encoder(encoder, text, vocabulary_size)
-    return encoder
 
 
 def augments(config: PreTrainedConfig) -> bool:
@@ -306,7 +270,12 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _read_config(branch: Branch, place: str) -> PreTrainedConfig:
+def read_config(branch: Branch, place: str) -> PreTrainedConfig:
+    """The transformers configuration in a folder or on the hub.
+
+    Raises:
+        ConfigError: no such place, or none that transformers can read.
+    """
     folder = Path(place)
     if not folder.is_dir() and (folder.is_absolute() or place.startswith((".", "~")) or place.count("/") > 1):
         raise ConfigError(f"model.{branch}.encoder = {place!r}: no such folder. Name a folder or a model of the hub.")
@@ -317,7 +286,12 @@ def _read_config(branch: Branch, place: str) -> PreTrainedConfig:
         raise _unloadable(branch, place, error) from error
 
 
-def _load_weights(branch: Branch, place: str, config: PreTrainedConfig) -> PreTrainedModel:
+def load_weights(branch: Branch, place: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model in a folder or on the hub, in float32.
+
+    Raises:
+        ConfigError: weights that are not there, or did not arrive.
+    """
     try:
         with quiet_transformers():
             encoder, info = AutoModel.from_pretrained(
@@ -360,34 +334,6 @@ def _check_speech_config(config: PreTrainedConfig, speech: SpeechConfig) -> None
         raise ConfigError(
             f"model.speech: mask_feature_length = {config.mask_feature_length} is longer than hidden_size = "
             f"{config.hidden_size}. Shorten it, or mask no features."
-        )
-
-
-def _check_text_encoder(encoder: PreTrainedModel, text: TextConfig, vocabulary_size: int | None) -> None:
-    try:
-        pieces = encoder.get_input_embeddings()
-    except NotImplementedError:
-        pieces = None
-    if not isinstance(pieces, nn.Embedding):
-        raise ConfigError(
-            f"model.text.encoder = {text.encoder!r} is a {encoder.config.model_type} model, which does not read text "
-            "alone: must be an encoder such as BERT. Name another."
-        )
-    rows = pieces.num_embeddings
-    if vocabulary_size is not None and vocabulary_size > rows:
-        raise ConfigError(
-            f"model.text.encoder = {text.encoder!r} knows {rows} pieces, the tokenizer has {vocabulary_size}. "
-            "Use the tokenizer that belongs to the encoder."
-        )
-    places = getattr(encoder.config, "max_position_embeddings", None)
-    embeddings = getattr(encoder, "embeddings", None)
-    table = getattr(embeddings, "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    if places is not None and padding is not None:
-        places -= padding + 1  # RoBERTa's positions begin after its padding number
-    if places is not None and 0 < places < text.max_tokens:
-        raise ConfigError(
-            f"model.text.max_tokens = {text.max_tokens}: encoder {text.encoder!r} reads at most {places}. Lower it."
         )
 
 

@@ -195,7 +195,7 @@ def states_of(output: Any) -> tuple[Tensor, ...]:
     """
     if getattr(output, "hidden_states", None) is None:
         raise ConfigError(
-            "does not tell what leaves each of its layers: layers must be 'last', and no probe can hear it."
+            "this encoder does not tell what leaves each of its layers: layers must be 'last', and no probe hears it."
         )
     # What leaves the top layer has not yet passed the encoder's last norm, and what leaves the encoder has.
     return (*output.hidden_states[:-1], output.last_hidden_state)

@@ -52,8 +52,6 @@ def try_out(encoder: PreTrainedModel, extractor: FeatureExtractionMixin, speech:
     except SHAPE_ERRORS as error:
         reason = " ".join(str(error).split())[:240] or type(error).__name__
         raise ConfigError(f"{words} cannot be used: {reason}. Name another, or change its extractor.") from error
-    except ConfigError as error:
-        raise ConfigError(f"{words} {error}") from error
 
 
 def _noise(num_samples: int) -> np.ndarray:
@@ -92,14 +90,14 @@ def _num_frames(encoder: PreTrainedModel, extractor: FeatureExtractionMixin, num
 
 
 def _check_layers(encoder: PreTrainedModel, extractor: FeatureExtractionMixin, layers: str) -> None:
-    """Raises: ConfigError: what is taken is not what leaves the encoder's layers as transformers tells it."""
+    """Raises: ValueError: what is taken is not what leaves the encoder's layers as transformers tells it."""
     if layers == "last":
         return
     inputs = _inputs(encoder, extractor, LONG)
     with torch.no_grad():
         states = states_of(encoder(**inputs, output_hidden_states=True))
         if len(states) != len(named_layers(encoder) or ()) + 1:
-            raise ConfigError(f"does not tell what leaves each of its layers: layers = {layers!r} must be 'last'.")
+            raise ValueError(f"it does not tell what leaves each of its layers, and layers = {layers!r}, not 'last'")
         number = layer_number(layers)
         if number is None:
             taken = states
@@ -109,7 +107,7 @@ def _check_layers(encoder: PreTrainedModel, extractor: FeatureExtractionMixin, l
             taken, states = (cut(**inputs).last_hidden_state,), states[number : number + 1]
     size = encoder.config.hidden_size
     if any(one.shape[2] != size for one in taken) or not _agree(taken, states):
-        raise ConfigError(f"does more than its layers between them: layers = {layers!r} must be 'last'.")
+        raise ValueError(f"it does more than its layers between them, and layers = {layers!r}, not 'last'")
 
 
 def _agree(taken: tuple[Tensor, ...], told: tuple[Tensor, ...]) -> bool:

@@ -21,8 +21,9 @@ from transformers import (
 from ccts_dist.config import ModelConfig, SpecAugmentConfig, SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model
-from ccts_dist.model.encoders import augments, load_speech_encoder, load_text_encoder
+from ccts_dist.model.encoders import augments, load_speech_encoder
 from ccts_dist.model.loaded import check_loaded
+from ccts_dist.model.text_encoders import load_text_encoder
 from tests.unit.model_shapes import SPEECH, TEXT, VOCABULARY, speech_config, text_config, utterances
 
 HUBERT = {key: value for key, value in SPEECH.items() if key != "model_type"}

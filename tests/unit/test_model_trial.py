@@ -55,7 +55,7 @@ REFUSED = {
     ),
     "the same, and its layers mixed": (QWEN2, ONE_SECOND, "weighted", "does more than its layers between them"),
     "layers of unequal width": (
-        NARROW | {"model_type": "fun_asr_nano_encoder"}, FunAsrNanoFeatureExtractor(), "weighted", "must be 'last'",
+        NARROW | {"model_type": "fun_asr_nano_encoder"}, FunAsrNanoFeatureExtractor(), "weighted", "not 'last'",
     ),
 }  # fmt: skip
 
