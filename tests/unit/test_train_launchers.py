@@ -71,20 +71,22 @@ def test_system_without_proc_misses_nobody():
 
 
 def test_process_is_read_with_its_parent_and_its_end_is_seen_before_anyone_waits_for_it():
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        found = read_process(child.pid)
-        assert found is not None
-        assert found.parent == os.getpid()
-        assert found.command[-1] == "input()"
-        assert not has_gone(found)
-        assert child.stdin is not None
-        child.stdin.close()
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended and is left for Popen to wait for
-        assert has_gone(found)
-    finally:
-        child.kill()
-        child.wait()
+    program = "print('here', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdout.readline()  # the kernel shows no command of a process that is only now becoming the program
+            found = read_process(child.pid)
+            assert found is not None
+            assert found.parent == os.getpid()
+            assert found.command[-1] == program
+            assert not has_gone(found)
+            child.stdin.close()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended and is left for Popen to wait for
+            assert has_gone(found)
+        finally:
+            child.kill()
     assert has_gone(found)
 
 
