@@ -178,7 +178,7 @@ def rebuild_model(config: ModelConfig, encoders: EncoderConfigs) -> EmotionModel
     tables = speech_tables(config)
     shapes = (encoders.speech, *encoders.also)[: len(tables)]
     normalise = (encoders.normalise, *encoders.also_normalise)[: len(tables)]
-    extractors = (encoders.extractor, *(encoders.also_extractors or [None] * len(encoders.also)))[: len(tables)]
+    extractors = (encoders.extractor, *encoders.also_extractors)[: len(tables)]
     speech = [
         SpeechEncoder(
             encoder=None if shape is None else encoder_from_config("speech", shape), normalise=on, extractor=extractor

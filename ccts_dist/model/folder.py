@@ -94,14 +94,12 @@ def save_model(
     try:
         unfinished.mkdir(parents=True)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, unfinished / WEIGHTS)
-        also = {f"also_encoder_{number}": encoder for number, encoder in enumerate(encoders.also)}
-        for name, encoder in ({"speech_encoder": encoders.speech, "text_encoder": encoders.text} | also).items():
-            if encoder is not None:
-                encoder.save_pretrained(unfinished / name)
-        also = {f"also_encoder_{number}": extractor for number, extractor in enumerate(encoders.also_extractors)}
-        for name, extractor in ({"speech_encoder": encoders.extractor} | also).items():
-            if extractor is not None:
-                extractor.save_pretrained(unfinished / name)
+        also = zip(encoders.also, encoders.also_extractors, strict=True)
+        settings = {"speech_encoder": (encoders.speech, encoders.extractor), "text_encoder": (encoders.text,)}
+        for name, parts in (settings | {f"also_encoder_{number}": both for number, both in enumerate(also)}).items():
+            for part in parts:
+                if part is not None:
+                    part.save_pretrained(unfinished / name)
         if tokenizer is not None:
             tokenizer.save(unfinished / "tokenizer")
         digest = weights_digest(unfinished)

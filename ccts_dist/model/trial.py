@@ -48,7 +48,8 @@ def try_out(encoder: PreTrainedModel, extractor: FeatureExtractionMixin, speech:
             raise ValueError(f"it makes {counts[0]} frames of 0.25 s of audio and {counts[1]} of 4 s")
         if not is_known:
             _check_layers(encoder, extractor, speech.layers)
-            _leave_unused_untrained(encoder, extractor)
+            if speech.trainable != "none":
+                _leave_unused_untrained(encoder, extractor)
     except SHAPE_ERRORS as error:
         reason = " ".join(str(error).split())[:240] or type(error).__name__
         raise ConfigError(f"{words} cannot be used: {reason}. Name another, or change its extractor.") from error

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from functools import reduce
 
-import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -15,6 +14,7 @@ from ccts_dist.shards.check.findings import Finding
 from ccts_dist.shards.read import ShardSet, open_shard_set
 from ccts_dist.shards.schema import CONDITION_NAME
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
+from ccts_dist.teacher.threshold import labelled_predictions
 
 TOLERANCE = 1e-6
 """Of labels on 0..1, and of the deviation: far above what another order of sums changes."""
@@ -36,33 +36,23 @@ def refit_findings(shards: str, teacher: str | None) -> list[Finding]:
         return []
     stated = cache.condition
     try:
-        sums = _sums(shard_set, cache)
-        found = fit_condition(sums, cache.targets, stated.splits)
+        found, sums = fit_again(shard_set, cache)
     except TeacherError as error:
         return [Finding(shard=CONDITION_NAME, what=f"cannot be the fit on {', '.join(stated.splits)}: {error}")]
     return [Finding(shard=CONDITION_NAME, what=what) for what in _differences(stated, found, sums)]
 
 
-def fit_again(shard_set: ShardSet, cache: TeacherCache) -> Condition:
-    """The condition that a cache's outputs and the set's labels give on the splits that its own names.
+def fit_again(shard_set: ShardSet, cache: TeacherCache) -> tuple[Condition, Float64[Tensor, "6 dim"]]:
+    """The condition that a cache's outputs and the set's labels give on the splits that its own names, and its sums.
 
     Raises:
         TeacherError: an output is missing or damaged, or there are too few labels.
         ShardError: a shard's index cannot be read.
     """
-    return fit_condition(_sums(shard_set, cache), cache.targets, cache.condition.splits)
-
-
-def _sums(shard_set: ShardSet, cache: TeacherCache) -> Float64[Tensor, "6 dim"]:
-    sums = []
-    for shard in shard_set.shards_of(cache.condition.splits):
-        rows = shard_set.rows(shard.name)
-        label = np.stack([rows.labels[target] for target in cache.targets], axis=1)
-        prediction = np.zeros(label.shape, np.float32)
-        for row in np.flatnonzero(~np.isnan(label).all(1)):
-            prediction[row] = cache.read(shard.name, int(row), rows.keys[int(row)]).prediction
-        sums.append(condition_sums(torch.from_numpy(prediction), torch.from_numpy(label)))
-    return reduce(torch.add, sums)
+    splits = cache.condition.splits
+    parts = (labelled_predictions(cache, shard_set.rows(shard.name)) for shard in shard_set.shards_of(splits))
+    sums = reduce(torch.add, (condition_sums(*part) for part in parts))
+    return fit_condition(sums, cache.targets, splits), sums
 
 
 def _differences(stated: Condition, found: Condition, sums: Float64[Tensor, "6 dim"]) -> Iterator[str]:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt32
+from jaxtyping import Float32, Float64, UInt32
+from torch import Tensor
 
 from ccts_dist.distributed import Ranks, sum_over_ranks, together
 from ccts_dist.errors import FetchError, ShardError, TeacherError
@@ -56,6 +57,24 @@ def threshold_leaving_out(
 
 def _widest(cache: TeacherCache, rows: ShardRows, skip_damaged: bool) -> Float32[np.ndarray, " rows"]:
     """max_j |r_j| / s_j of one shard's labelled utterances."""
+    prediction, label = labelled_predictions(cache, rows, skip_damaged=skip_damaged)
+    residual = residuals(cache.condition, prediction, label)
+    judged = ~torch.isnan(residual).all(1)
+    return widest_residual(residual[judged], cache.condition.deviation).float().numpy()
+
+
+def labelled_predictions(
+    cache: TeacherCache, rows: ShardRows, *, skip_damaged: bool = False
+) -> tuple[Float32[Tensor, "rows dim"], Float64[Tensor, "rows dim"]]:
+    """What the teacher said of one shard's utterances, and their labels.
+
+    Utterances without any label are not looked up: their predictions are NaN, as those of damaged ones are that are
+    skipped.
+
+    Raises:
+        TeacherError: an output is missing, or damaged and not skipped.
+        FetchError: a store does not answer.
+    """
     label = np.stack([rows.labels[target] for target in cache.targets], axis=1)
     prediction = np.full(label.shape, np.nan, np.float32)
     for row in np.flatnonzero(~np.isnan(label).all(1)):
@@ -64,9 +83,7 @@ def _widest(cache: TeacherCache, rows: ShardRows, skip_damaged: bool) -> Float32
         except (ShardError, TeacherError) as error:
             if not skip_damaged or isinstance(error, FetchError):
                 raise
-    residual = residuals(cache.condition, torch.from_numpy(prediction), torch.from_numpy(label))
-    judged = ~torch.isnan(residual).all(1)
-    return widest_residual(residual[judged], cache.condition.deviation).float().numpy()
+    return torch.from_numpy(prediction), torch.from_numpy(label)
 
 
 def _cut(own: Float32[np.ndarray, " rows"], share: float, whose: str) -> float:

@@ -110,7 +110,7 @@ def command(*arguments: str | Path) -> int:
 def test_the_command_says_sound_and_notes_leftovers_apart(root: Path, cache: Path, capsys: pytest.CaptureFixture[str]):
     damage.leave_over(root)
     shard_set = open_shard_set(root)
-    fitted = fit_again(shard_set, open_teacher_cache(cache, shard_set))
+    fitted, _ = fit_again(shard_set, open_teacher_cache(cache, shard_set))
     splits = list(shard_set.manifest.splits)
     write_cache_manifest(cache, shard_set, example_facts(), splits=splits, condition=fitted, sums={})
     assert command(root, "--teacher", cache, "--threads", "2") == 0

@@ -56,7 +56,7 @@ def plant(shard_set: ShardSet, cache: Path, condition) -> None:
 def test_the_condition_of_a_pass_is_found_again_and_agrees_with_numpy(made):
     shard_set, cache = made
     opened = open_teacher_cache(cache, shard_set)
-    again = fit_again(shard_set, opened)
+    again, _ = fit_again(shard_set, opened)
     assert again.num_rows == opened.condition.num_rows == (21, 18, 21)
     assert refit_findings(str(shard_set.root), str(cache)) == []
     assert refit_findings(str(shard_set.root), None) == []  # no teacher, nothing to say
