@@ -126,7 +126,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks, resume_from=point)
     limit_waiting(run.train.timeout_s)
     together(watch.check)
-    if engine.device.type == "cuda":
+    if tries_largest(engine.device):
         try_largest(engine, session, watch)
     state = TrainState()
     if point is not None:
@@ -163,6 +163,11 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     if forecast is not None:
         say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB; estimated: {forecast.peak_bytes / 1e9:.2f} GB")
     return outcome
+
+
+def tries_largest(device: torch.device) -> bool:
+    """Whether the largest micro-batch is tried before the first step: on GPUs, where memory is what is short."""
+    return device.type == "cuda"
 
 
 def try_largest(engine: Engine, session: Session, watch: Watch) -> None:
