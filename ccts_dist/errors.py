@@ -132,7 +132,7 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
     try:
         return main(argv)
     except CctsError as error:
-        if is_first_rank():
+        if is_first_rank() or isinstance(error, PeerLostError):  # rank 0 may be the lost one
             kind = "" if isinstance(error, StopRequested) else "error: "
             _say(kind + " ".join(str(error).split()))
         elif not isinstance(error, StopRequested):
