@@ -92,7 +92,7 @@ def train(checkout: Checkout, name: str, num_steps: int) -> Trained:
     """
     folder = checkout.folder / "demo" / "runs" / name
     while True:
-        command = ["launch/train.py", "--config", f"launch/runs/demo/{name}.toml", *_settings(checkout, num_steps)]
+        command = ["launch/train.py", "--config", f"launch/runs/demo/{name}.toml", *settings(checkout, num_steps)]
         code, said, moments = checkout.launch(NUM_RANKS, *command, history=folder / "history.jsonl")
         if code == 0:
             return Trained(folder=folder, seconds_per_step=median_step(moments))
@@ -131,7 +131,8 @@ def try_next_name(checkout: Checkout, said: str) -> bool:
     return False
 
 
-def _settings(checkout: Checkout, num_steps: int) -> list[str]:
+def settings(checkout: Checkout, num_steps: int) -> list[str]:
+    """The options that change a run file, with the names that this revision takes."""
     words = []
     for names, value in SETTINGS:
         name = names[checkout.spellings.get(names[0], 0)]

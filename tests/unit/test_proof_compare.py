@@ -8,7 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ccts_dist.config import read_run
+from ccts_dist.errors import ConfigError
+from tests.launching import ROOT
 from tests.proof.__main__ import parse_args, wanted
+from tests.proof.checkout import Checkout
 from tests.proof.compare import (
     ProofError,
     compare_files,
@@ -17,7 +21,7 @@ from tests.proof.compare import (
     first_unequal,
     read_history,
 )
-from tests.proof.runs import median_step
+from tests.proof.runs import SETTINGS, median_step, settings, try_next_name
 
 STEP = {"step": 1, "epoch": 0, "keys": "aa", "train/loss": 0.1 + 0.2, "train/gradient_norm": 1.5}
 
@@ -165,3 +169,31 @@ def test_students_bring_their_teacher_and_come_after_it():
     assert wanted(["cts", "text"]) == ["text", "teacher", "cts"]
     assert wanted(["speech"]) == ["speech"]
     assert wanted(parse_args(["main"]).only) == ["text", "speech", "teacher", "ts", "cts"]
+
+
+def test_key_that_a_revision_refuses_is_given_by_its_next_name_and_stays_so(tmp_path: Path):
+    checkout = Checkout(name="BASE", tree=ROOT, folder=tmp_path)
+    assert settings(checkout, 30)[:4] == ["--set", "train.max_steps=30", "--set", "tracking.kind=none"]
+    refused = "epoch 1 of tracking.register\nerror: text.toml: unknown key tracking.kind = 'none'. Did you mean 'x'?\n"
+    assert try_next_name(checkout, refused)
+    assert settings(checkout, 30)[3:] == ["tracking.backend=none", "--set", "tracking.register="]
+    assert not try_next_name(checkout, "error: text.toml: unknown key tracking.backend = 'none'."), (
+        "it has no third name"
+    )
+    assert not try_next_name(checkout, "error: data.shards = 'x': no shard set here.")
+
+
+def refusal(override: str) -> str:
+    """The error of an override of a run file of the demo; "" when it is taken."""
+    try:
+        read_run(ROOT / "launch" / "runs" / "demo" / "text.toml", [override])
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(("names", "value"), SETTINGS)
+def test_this_revision_takes_one_name_of_each_key_and_refuses_others_by_that_name(names: tuple[str, ...], value: str):
+    refusals = [refusal(f"{name}={value.format(steps=3)}") for name in names]
+    assert "" in refusals
+    assert all(not words or f"unknown key {name} = " in words for name, words in zip(names, refusals, strict=True))
