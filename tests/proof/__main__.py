@@ -22,6 +22,7 @@ from tests.proof.runs import (
     CACHE,
     RUNS,
     SHARDS,
+    SOURCES,
     STUDENTS,
     TEACHER,
     Trained,
@@ -75,11 +76,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def prove(args: argparse.Namespace) -> int:
     """Run and compare; 0 for equal, 1 for different."""
-    before = code_digest(ROOT)
+    before = code_digest(ROOT, SOURCES)
     with checkouts(args.base) as (base, head):
         say(f"BASE is {_named(base)}; HEAD is the working tree, {_named(head)}{_changed()}")
         difference, ratios = compare_all(base, head, args)
-    if code_digest(ROOT) != before:
+    if code_digest(ROOT, SOURCES) != before:
         raise ProofError("sources of the working tree were changed meanwhile. Run it again, and leave them alone.")
     if ratios:
         mean = math.exp(statistics.fmean(map(math.log, ratios)))

@@ -31,8 +31,12 @@ SETTINGS = (
 )
 """What is changed in a run file. A key that was renamed has several names: the first that a revision takes is used."""
 
+SHARD_SOURCES = ("ccts_dist", "shards")
+SOURCES = (*SHARD_SOURCES, "launch", "ds_configs")
+"""Folders of a tree that figures may depend on."""
+
 _KEPT_SHARD_SETS = 6
-_SOURCES = ("ccts_dist", "shards")
+_SUFFIXES = (".py", ".toml", ".json")
 _PACKAGES = ("torch", "numpy", "espeakng-loader", "vaderSentiment")
 
 
@@ -47,10 +51,11 @@ class Trained:
     """Median of the times between steps; None for fewer than three steps."""
 
 
-def code_digest(tree: Path) -> str:
-    """SHA-256 of every source that shards may come from, whatever module it lies in."""
+def code_digest(tree: Path, folders: Sequence[str] = SHARD_SOURCES) -> str:
+    """SHA-256 of every program and setting in folders of a tree; by default of all that shards may come from."""
     digest = hashlib.sha256()
-    for path in sorted(path for name in _SOURCES for path in (tree / name).rglob("*.py")):
+    files = (path for name in folders for path in (tree / name).rglob("*") if path.suffix in _SUFFIXES)
+    for path in sorted(files):
         data = path.read_bytes()
         digest.update(f"{path.relative_to(tree)}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()

@@ -21,7 +21,7 @@ from tests.proof.compare import (
     first_unequal,
     read_history,
 )
-from tests.proof.runs import SETTINGS, median_step, settings, try_next_name
+from tests.proof.runs import SETTINGS, SOURCES, code_digest, median_step, settings, try_next_name
 
 STEP = {"step": 1, "epoch": 0, "keys": "aa", "train/loss": 0.1 + 0.2, "train/gradient_norm": 1.5}
 
@@ -197,3 +197,18 @@ def test_this_revision_takes_one_name_of_each_key_and_refuses_others_by_that_nam
     refusals = [refusal(f"{name}={value.format(steps=3)}") for name in names]
     assert "" in refusals
     assert all(not words or f"unknown key {name} = " in words for name, words in zip(names, refusals, strict=True))
+
+
+def test_digest_of_a_tree_is_of_its_programs_and_settings(tmp_path: Path):
+    for name in ("ccts_dist/losses/ccc.py", "launch/runs/demo/text.toml"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("eps = 1e-8")
+    of_shards, of_all = code_digest(tmp_path), code_digest(tmp_path, SOURCES)
+    (tmp_path / "launch" / "__pycache__").mkdir()
+    (tmp_path / "launch" / "__pycache__" / "train.pyc").write_text("left by Python")
+    assert code_digest(tmp_path, SOURCES) == of_all
+    (tmp_path / "launch/runs/demo/text.toml").write_text("eps = 1e-7")
+    assert code_digest(tmp_path) == of_shards
+    assert code_digest(tmp_path, SOURCES) != of_all
+    (tmp_path / "ccts_dist/losses/ccc.py").write_text("eps = 1e-7")
+    assert code_digest(tmp_path) != of_shards
