@@ -106,7 +106,7 @@ def compare_all(base: Checkout, head: Checkout, args: argparse.Namespace) -> tup
         if difference is None and name == TEACHER and set(args.only) & set(STUDENTS):
             for checkout in turn:
                 cache_teacher(checkout)
-            difference = compare_files("teacher cache", base.folder / CACHE, head.folder / CACHE, "*.safetensors")
+            difference = compare_files("teacher cache", base.folder / CACHE, head.folder / CACHE, "*.tar")
             say(f"teacher cache: {'equal' if difference is None else 'different'}")
     return difference, ratios
 
