@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import Any, Generic, TypeVar, cast
@@ -144,7 +145,9 @@ def write_nccl_record(folder: Path, rank: int, *, wait_s: float = 5.0) -> None:
     """
 
     def write() -> None:
-        dump: Any = getattr(torch._C._distributed_c10d, "_dump_nccl_trace", None)  # torch without CUDA has none
+        dump: Any = getattr(
+            import_module("torch._C._distributed_c10d"), "_dump_nccl_trace", None
+        )  # torch without CUDA has none
         with suppress(RuntimeError, OSError):
             if dump is not None:
                 (folder / f"nccl_{rank}").write_bytes(dump())
