@@ -234,6 +234,16 @@ class Loader:
         )
         return max(largest, key=lambda part: part.padded_samples)
 
+    def read_largest(self) -> Batch:
+        """The batch of ``largest_part``, as epoch 0 has it.
+
+        Raises:
+            ShardError: a member is damaged, and damage stops the run.
+            TeacherError: an utterance has no sound teacher output.
+            FetchError: a shard cannot be fetched.
+        """
+        return read_batch(self.largest_part(self._batch.micro_utterances), self._reading, 0)
+
     def longest(self, part: Part) -> int:
         """Samples that the longest utterance of a part may have in any epoch: some are played more slowly."""
         hearing, num_samples = self._reading.hearing, part.rows[0].num_samples

@@ -20,14 +20,19 @@ from torch import Tensor, nn
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, agree_or_raise, barrier, together
 from ccts_dist.errors import CheckpointError, OutputError
+from ccts_dist.ranks import chosen_backend
 from ccts_dist.records import Batch
 from ccts_dist.train.compiled import compile_once
 from ccts_dist.train.ds_config import read_ds_config, resolve_ds_config
+from ccts_dist.train.out_of_memory import MemoryWords
 from ccts_dist.train.storage import writing
 from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile
 from ccts_dist.train.zero_state import WEIGHTS, ZeroState, undo_first_step
 
 _SUFFIX = ".safetensors"
+
+_HARMLESS = ("ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE")
+"""Variables of Accelerate that change no result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +90,7 @@ class Engine:
         _forget_shared_buffer(ranks)
         self.ranks = ranks
         self.passes = passes
+        self._memory = MemoryWords(run, ranks)
         self.device: torch.device = self._accelerator.device
         # Under stage 0 in float32 DeepSpeed looks at no norm: see ``_norm_of_plain_gradients``.
         self._is_plain = self._engine.optimizer is optimizer
@@ -98,9 +104,32 @@ class Engine:
             together(lambda: self._state.restore({kind: tensors.get for kind, tensors in stored.items()}))
 
     def forward(self, batch: Batch) -> Any:
-        """The model's output for a micro-batch that is on ``device``."""
+        """The model's output for a micro-batch that is on ``device``.
+
+        Raises:
+            OutOfMemoryError: on this rank alone, as from all that follows here; see ``Watch``.
+        """
         frames = (batch.frames,) if batch.frames else ()
-        return self._engine(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens, *frames)
+        training = self._engine.training
+        if training:
+            self._memory.enter(len(batch.keys), int(batch.audio.shape[1]))
+        with self._memory.named("the forward pass" if training else "a forward pass of validation"):
+            return self._engine(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens, *frames)
+
+    def try_out(self, batch: Batch) -> None:
+        """Take the forward and backward pass of a micro-batch, and change nothing: its gradient is zero.
+
+        Every rank must call it, before the first step. What does not fit is known then, and the allocator has its
+        largest blocks.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self._engine.module.named_buffers()}
+        output = self.forward(batch)
+        outputs = (output.embedding, output.prediction, output.categories)
+        self.backward(torch.stack([0.0 * one.float().sum() for one in outputs if one is not None]).sum())
+        with torch.no_grad():
+            for name, buffer in self._engine.module.named_buffers():
+                buffer.copy_(buffers[name])  # a batch norm's, say
+        self._memory.finish()
 
     def train(self, training: bool) -> None:
         """Training mode on or off."""
@@ -111,7 +140,8 @@ class Engine:
 
         DeepSpeed takes means over ranks and over passes; the factor undoes both.
         """
-        self._engine.backward(surrogate * (self.ranks.num_ranks * self.passes))
+        with self._memory.named("the backward pass"):
+            self._engine.backward(surrogate * (self.ranks.num_ranks * self.passes))
 
     def step(self) -> Update:
         """Count a pass; after the last of a step, reduce the gradient and move the weights.
@@ -122,7 +152,10 @@ class Engine:
         is_last = self._engine.is_gradient_accumulation_boundary()
         if self._is_plain and is_last:
             self._norm = self._norm_of_plain_gradients()
-        self._engine.step()
+        with self._memory.named("the optimizer's step"):
+            self._engine.step()
+        if is_last:
+            self._memory.finish()
         if self._is_plain and is_last:
             return Update(gradient_norm=self._norm, skipped=not isfinite(self._norm))
         norm = self._engine.get_global_grad_norm()
@@ -239,18 +272,22 @@ def _accelerator(run: RunConfig, passes: int) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
+    # What `accelerate launch` was told of devices, precision and steps would go before the run file's word; under its
+    # --cpu Accelerate replaces DeepSpeed by plain DDP silently.
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in _HARMLESS]:
+        del os.environ[name]
     # Accelerate reads these; a launcher has set them, plain `python launch/train.py` has not.
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     tree = resolve_ds_config(read_ds_config(Path(run.train.deepspeed)), run, passes=passes)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
     return Accelerator(
         # The plugin is passed by hand: plain `deepspeed` does not set the variable that `accelerate launch` sets.
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=tree, gradient_accumulation_steps=passes),
-        # Without this, Accelerate on a machine without a GPU believes in a single process.
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
+        # Without this, Accelerate on a machine without a GPU believes in a single process. Several ranks have a group
+        # already, and keep it.
+        kwargs_handlers=[InitProcessGroupKwargs(backend=chosen_backend())],
         mixed_precision="bf16" if run.train.precision == "bf16" else "no",
     )
 

@@ -6,8 +6,8 @@ import torch
 
 from ccts_dist.config import RunConfig
 from ccts_dist.config.credentials import public_toml, public_tree
-from ccts_dist.distributed import Ranks, agree_on_nodes, barrier, limit_waiting, rank_facts, together
-from ccts_dist.errors import OutputError, StopRequested
+from ccts_dist.distributed import Ranks, agree_on_nodes, barrier, best_device, limit_waiting, rank_facts, together
+from ccts_dist.errors import ConfigError, OutputError, StopRequested
 from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.progress import say
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
@@ -18,6 +18,7 @@ from ccts_dist.train.engine import Engine
 from ccts_dist.train.forecast import Forecast
 from ccts_dist.train.loop import Outcome, Trainer
 from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups
+from ccts_dist.train.out_of_memory import MemoryWords, is_out_of_memory
 from ccts_dist.train.parts import Parts
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session, check_session, open_session
@@ -32,6 +33,7 @@ def check(run: RunConfig, *, num_ranks: int | None, gpu_memory_gb: float | None 
         num_ranks: None for as many as the launcher has started.
         gpu_memory_gb: GB (10^9 bytes) of each GPU, which the run must fit; None where that is not asked.
     """
+    check_precision(run, best_device(Ranks()) if num_ranks is None else torch.device("cpu"))
     if rank_facts().local_rank:
         return 0  # under the launcher one rank of each host checks: the weights need not be in memory for each
     with check_session(run, rank_facts().num_ranks if num_ranks is None else num_ranks) as session:
@@ -59,14 +61,34 @@ def train(run: RunConfig, ranks: Ranks, *, resume: str) -> Outcome:
 
     A rank that loses its peers does not return: see ``Watch``.
     """
-    with Watch(ranks, timeout_s=run.train.timeout_s, grace_s=run.train.grace_s) as watch:
+    device = best_device(ranks)
+    on_gpu = device.type == "cuda"
+    with Watch(ranks, timeout_s=run.train.timeout_s, grace_s=run.train.grace_s, on_gpu=on_gpu) as watch:
         try:
+            together(lambda: check_precision(run, device))
             return _train_watched(run, ranks, resume, watch)
-        except RuntimeError as error:
-            lost = watch.explain(error)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise MemoryWords(run, ranks).error(watch.place, error) from error
+            lost = watch.explain(error) if isinstance(error, RuntimeError) else None
             if lost is None:
                 raise
             raise lost from error
+
+
+def check_precision(run: RunConfig, device: torch.device) -> None:
+    """Refuse bfloat16 on a GPU that has none: torch would emulate it, many times slower.
+
+    Raises:
+        ConfigError: it does not have it, and what to set.
+    """
+    if run.train.precision != "bf16" or device.type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            f'train.precision = "bf16": {torch.cuda.get_device_name(device)} does not compute in bfloat16 (NVIDIA has '
+            'it from the A100 and RTX 30 on). Set train.precision = "fp32".'
+        )
 
 
 def _train_watched(run: RunConfig, ranks: Ranks, resume: str, watch: Watch) -> Outcome:
@@ -106,6 +128,8 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks, resume_from=point)
     limit_waiting(run.train.timeout_s)
     together(watch.check)
+    if tries_largest(engine.device):
+        try_largest(engine, session, watch)
     state = TrainState()
     if point is not None:
         state = read_state(point)
@@ -141,6 +165,24 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     if forecast is not None:
         say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB; estimated: {forecast.peak_bytes / 1e9:.2f} GB")
     return outcome
+
+
+def tries_largest(device: torch.device) -> bool:
+    """Whether the largest micro-batch is tried before the first step: on GPUs, where memory is what is short."""
+    return device.type == "cuda"
+
+
+def try_largest(engine: Engine, session: Session, watch: Watch) -> None:
+    """Take the forward and backward pass of the plan's largest micro-batch before any step, and change nothing.
+
+    Raises:
+        OutOfMemoryError: on this rank alone: it does not fit.
+        CctsError: on all ranks alike: it cannot be read.
+    """
+    watch.at("trying the largest micro-batch")
+    batch = together(session.loader.read_largest)
+    engine.train(True)
+    engine.try_out(batch.to(engine.device))
 
 
 def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:
