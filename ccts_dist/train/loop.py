@@ -22,7 +22,7 @@ from ccts_dist.train.judge import Judge
 from ccts_dist.train.left_out import count_damaged, give_up
 from ccts_dist.train.meter import Meter
 from ccts_dist.train.parts import Parts, save_trained
-from ccts_dist.train.peak import peak_over_ranks_gb
+from ccts_dist.train.peak import peaks_over_ranks_gb
 from ccts_dist.train.step import StepResult, train_step
 
 
@@ -57,6 +57,9 @@ class Outcome:
 
     peak_memory_gb: float
     """Most memory that a rank held (10^9 bytes; on a GPU by its tensors, else resident), also of this start alone."""
+
+    peak_memory_reserved_gb: float | None
+    """Likewise, most that torch's allocator took of a GPU; None on CPUs."""
 
 
 LONG_STEP_S = 1.0
@@ -279,6 +282,7 @@ class Trainer:
         loaded = load_model(self._folder.path / "best")
         scores = self._judge.test(loaded) if self._run.data.test_splits else None
         self._watch.at("writing the summary")
+        held_gb, reserved_gb = peaks_over_ranks_gb(self._engine.device)
         outcome = Outcome(
             steps=self.state.step,
             best_epoch=self.state.best_epoch + 1,
@@ -289,7 +293,8 @@ class Trainer:
             test_scores={} if scores is None else scores_to_tree(scores),
             kept_share=self.state.kept_share,
             seconds=seconds,
-            peak_memory_gb=peak_over_ranks_gb(self._engine.device),
+            peak_memory_gb=held_gb,
+            peak_memory_reserved_gb=reserved_gb,
         )
         self._folder.write_file("summary.json", json.dumps(asdict(outcome), indent=1))
         return outcome

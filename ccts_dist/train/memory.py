@@ -29,8 +29,15 @@ HOST_PROCESS_BYTES = 1_100_000_000
 """Resident memory of a rank that is no tensor of a model, measured: 0.8 GB of Python, torch, transformers and their
 libraries, 0.1 of DeepSpeed and gloo, 0.2 that the allocator has had back from tensors below 32 MB and keeps."""
 
-GPU_PROCESS_BYTES = 1_000_000_000
-"""A CUDA context, cuBLAS and cuDNN workspaces, NCCL's buffers. A rule of thumb: they belong to driver and library."""
+GPU_CONTEXT_BYTES = 500_000_000
+"""A CUDA context with the kernels that it loads. A rule of thumb, as is the next: they belong to driver and library."""
+
+NCCL_BYTES = 2_000_000_000
+"""Buffers of two communicators, the trainer's and DeepSpeed's, among the GPUs of a host that NVLink joins."""
+
+FRAGMENTATION = 0.1
+"""Share on top of the tensors of a GPU, for gaps between blocks under varying lengths, and for workspaces of cuBLAS and
+cuDNN. A rule of thumb."""
 
 _DDP_BUCKET = 500_000_000
 """Elements that DeepSpeed reduces at a time at stage 0 (engine.py, MEMORY_OPT_ALLREDUCE_SIZE)."""
@@ -51,6 +58,9 @@ class Part:
     on_host: bool = False
     """In the host's memory although the model is on a GPU."""
 
+    fragments: bool = True
+    """Given out by torch's allocator, block by block."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -62,12 +72,20 @@ class Estimate:
     def peak(self, *, on_host: bool | None = None) -> tuple[Phase, int]:
         """The phase that needs most, and how many bytes; of the device that trains, unless ``on_host`` is given."""
         host = (not self.on_gpu) if on_host is None else on_host
-        needs = {
-            phase: sum(p.size_bytes for p in self.parts if phase in p.phases and (p.on_host == host or not self.on_gpu))
-            for phase in PHASES
-        }
+        needs = {phase: self._needed(phase, on_host=host) for phase in PHASES}
         phase = max(PHASES, key=needs.__getitem__)
         return phase, needs[phase]
+
+    def fragmentation(self, phase: Phase, *, on_host: bool) -> int:
+        """Margin beside the tensors of a GPU in a phase; none for the host's memory."""
+        if on_host or not self.on_gpu:
+            return 0
+        tensors = (p.size_bytes for p in self.parts if phase in p.phases and p.fragments and not p.on_host)
+        return int(FRAGMENTATION * sum(tensors))
+
+    def _needed(self, phase: Phase, *, on_host: bool) -> int:
+        there = (p for p in self.parts if phase in p.phases and (p.on_host == on_host or not self.on_gpu))
+        return sum(p.size_bytes for p in there) + self.fragmentation(phase, on_host=on_host)
 
     def table(self) -> list[str]:
         """The parts and the peak as lines for people."""
@@ -81,6 +99,10 @@ class Estimate:
                 if part.size_bytes and (part.on_host == on_host or not self.on_gpu)
             ]
             phase, most = self.peak(on_host=on_host)
+            if margin := self.fragmentation(phase, on_host=on_host):
+                lines.append(
+                    f"  {'fragmentation':30} {margin / 1e9:7.2f}  {FRAGMENTATION:.0%} of the tensors [{phase}]"
+                )
             lines.append(f"  {'at most':30} {most / 1e9:7.2f}  in this phase: {phase}")
         return lines
 
@@ -135,9 +157,18 @@ def estimate_memory(
         *_files(numbers, activations.scoring if tests else None),
     ]
     if on_gpu:
-        parts.append(Part(what="CUDA, NCCL", size_bytes=GPU_PROCESS_BYTES, why="rule of thumb"))
+        parts += _of_the_driver(num_ranks)
     parts.append(Part(what="process", size_bytes=HOST_PROCESS_BYTES, why="programs and libraries", on_host=on_gpu))
     return Estimate(parts=tuple(parts), on_gpu=on_gpu)
+
+
+def _of_the_driver(num_ranks: int) -> list[Part]:
+    """What driver and libraries take of a GPU beside torch's allocator."""
+    nccl = NCCL_BYTES if num_ranks > 1 else 0
+    return [
+        Part(what="CUDA context", size_bytes=GPU_CONTEXT_BYTES, why="rule of thumb", fragments=False),
+        Part(what="NCCL", size_bytes=nccl, why="two communicators, rule of thumb", fragments=False),
+    ]
 
 
 class _Numbers:

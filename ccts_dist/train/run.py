@@ -137,7 +137,10 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
     say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}", visible=ranks.is_first)
     if forecast is not None:
-        say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB; estimated: {forecast.peak_bytes / 1e9:.2f} GB")
+        reserved = outcome.peak_memory_reserved_gb
+        reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
+        taken = f"{outcome.peak_memory_gb:.2f} GB{reserving}"
+        say(f"most memory of a rank: {taken}; estimated: {forecast.peak_bytes / 1e9:.2f} GB")
     return outcome
 
 
