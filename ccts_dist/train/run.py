@@ -17,6 +17,7 @@ from ccts_dist.train.curves import draw_training
 from ccts_dist.train.engine import Engine
 from ccts_dist.train.forecast import Forecast
 from ccts_dist.train.loop import Outcome, Trainer
+from ccts_dist.train.memory import HOST_FLOOR
 from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups
 from ccts_dist.train.parts import Parts
 from ccts_dist.train.run_folder import RunFolder
@@ -140,7 +141,8 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         reserved = outcome.peak_memory_reserved_gb
         reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
         taken = f"{outcome.peak_memory_gb:.2f} GB{reserving}"
-        say(f"most memory of a rank: {taken}; estimated: {forecast.peak_bytes / 1e9:.2f} GB")
+        bound = "" if forecast.estimate.on_gpu else f" or more: {HOST_FLOOR}"
+        say(f"most memory of a rank: {taken}; estimated: {forecast.peak_bytes / 1e9:.2f} GB{bound}")
     return outcome
 
 

@@ -42,8 +42,9 @@ def test_check_shows_parts_and_peak_without_a_gpu(config, capfd):
     assert check(config, "--ranks", "2") == 0
     out, _ = capfd.readouterr()
     assert re.search(r"memory per rank +on the host +GB", out)
-    for what in ("weights, fp32", "master weights, fp32", "gradient buckets", "activations", "process", "at most"):
+    for what in ("weights, fp32", "master weights, fp32", "gradient buckets", "activations", "process", "at least"):
         assert re.search(rf"^  {what} +\d+\.\d\d", out, re.MULTILINE) or what.startswith("weights"), what
+    assert "freed memory that the C library keeps is not in it" in out, "without a GPU the figure is a floor"
     assert "check passed\n" in out
 
 
@@ -128,7 +129,7 @@ def test_training_tells_what_it_took_beside_what_was_foreseen(place):
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    words = re.search(r"most memory of a rank: ([\d.]+) GB; estimated: ([\d.]+) GB", done.stdout + done.stderr)
+    words = re.search(r"most memory of a rank: ([\d.]+) GB; estimated: ([\d.]+) GB or more", done.stdout + done.stderr)
     assert words is not None
     summary = json.loads((output / "summary.json").read_text())
     assert summary["peak_memory_gb"] == pytest.approx(float(words[1]), abs=0.01)
