@@ -176,6 +176,7 @@ class Forecast:
             activations=self._activations(choice) or Activations(training=0, scoring=0, shape="unknown"),
             on_gpu=self._on_gpu,
             tests=bool(self._run.data.test_splits),
+            async_save=self._run.train.async_save,
         )
 
     def _activations(self, choice: _Choice) -> Activations | None:

@@ -14,7 +14,8 @@ from ccts_dist.errors import StopRequested
 from ccts_dist.model.folder import load_model
 from ccts_dist.progress import Progress
 from ccts_dist.records import StepBatches
-from ccts_dist.train.checkpoint import write_checkpoint
+from ccts_dist.train.checkpoint import CheckpointFiles, write_checkpoint
+from ccts_dist.train.checkpoint_writer import CheckpointWriter
 from ccts_dist.train.evaluate import scores_to_tree
 from ccts_dist.train.figures import add_to_epoch, epoch_figures, finite, step_figures
 from ccts_dist.train.history import History
@@ -75,6 +76,7 @@ class Trainer:
         self._folder, self._tracking, self._watch = parts.folder, parts.tracking, parts.watch
         self.state = parts.state
         self._judge = Judge(parts, self._check)
+        self._writer = CheckpointWriter(parts.session.ranks)
         self._meter = Meter(parts.session.ranks, parts.engine.device)
         self._first = parts.is_first
         self._history: History | None = None
@@ -97,8 +99,11 @@ class Trainer:
             self._watch.met()
             if self._place() != self._saved_place:
                 self._checkpoint()
+            self._writer.wait()
             self._watch.saved()
             raise
+        finally:
+            self._writer.close()
 
     def _train_all(self) -> None:
         state = self.state
@@ -122,6 +127,7 @@ class Trainer:
             save_trained(self._parts, "last", {})
             state.finished = True
             self._checkpoint()
+        self._writer.wait()
 
     def _place(self) -> tuple[int, int, int, int, bool]:
         """What distinguishes two states that are both worth a checkpoint."""
@@ -142,6 +148,7 @@ class Trainer:
         if self._history is not None:
             self._history.check()
         self._judge.check()
+        self._writer.check()
         self._watch.check()
 
     def _train_epoch(self) -> None:
@@ -257,23 +264,25 @@ class Trainer:
             state.epoch += 1
             state.step_in_epoch = 0
             state.epoch_sums = {}
-        if self._has_more():
+        if self._has_more() and state.epoch % self._run.train.save_epochs == 0:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
+        """Write a checkpoint of ``state``, or begin to: ``_writer`` says when it is complete."""
         self._watch.at("saving a checkpoint")
         together(lambda: self._folder.check_there() if self._first else None)
         self.state.schedule = self._parts.schedule.state()
         self._tracking.flush()
-        write_checkpoint(
-            self._folder.path,
-            self.state,
-            run=public_tree(self._run),
-            plan_digest=self._session.plan_digest,
-            ranks=self._session.ranks,
-            save_engine=self._engine.save,
-            keep=self._run.train.keep_checkpoints,
-        )
+        of = {
+            "run": public_tree(self._run),
+            "plan_digest": self._session.plan_digest,
+            "ranks": self._session.ranks,
+            "keep": self._run.train.keep_checkpoints,
+        }
+        if self._run.train.async_save:
+            self._writer.start(CheckpointFiles(self._folder.path, self.state, **of), self._engine.snapshot)
+        else:
+            write_checkpoint(self._folder.path, self.state, save_engine=self._engine.save, **of)
         self._saved_place, self._saved_at = self._place(), time.monotonic()
 
     def _finish(self, seconds: float) -> Outcome:

@@ -24,13 +24,14 @@ PHASES: tuple[Phase, ...] = (
 )
 _START, _BACKWARD, _STEP, _SAVING, _SCORING = PHASES
 _TRAINING = PHASES[1:]
+_WRITING = PHASES[1:4]
 
 HOST_PROCESS_BYTES = 1_100_000_000
 """Resident memory of a rank that is no tensor of a model, measured: 0.8 GB of Python, torch, transformers and their
 libraries, 0.1 of DeepSpeed and gloo, 0.2 that the allocator has had back from tensors below 32 MB and keeps."""
 
 HOST_FLOOR = "freed memory that the C library keeps is not in it"
-"""Why the host's figure is a floor. Tensors below 32 MB lie in glibc's heap, where blocks of ever new lengths leave gaps:
+"""Why the host's figure is a floor. Tensors below 32 MB lie in glibc's heap, where blocks of new lengths leave gaps:
 a student of 0.4 million parameters, foreseen at 1.23 GB, took 1.43 GB, and 1.17 GB with MALLOC_MMAP_THRESHOLD_=131072,
 which gives such blocks back, and costs time."""
 
@@ -144,6 +145,7 @@ def estimate_memory(
     activations: Activations,
     on_gpu: bool,
     tests: bool = True,
+    async_save: bool = False,
 ) -> Estimate:
     """A rank's parts; the rank that needs most, which is the first, since it saves models.
 
@@ -152,6 +154,7 @@ def estimate_memory(
         passes: forward passes per step and rank.
         on_gpu: where the model is; the parts of the host are then told apart.
         tests: whether the best model is scored on test splits at the end; it is read in any case.
+        async_save: whether checkpoints are written from a copy.
     """
     numbers = _Numbers(sizes, layout, optim, precision, num_ranks, passes, on_gpu)
     parts = [
@@ -161,6 +164,7 @@ def estimate_memory(
         *_buckets(numbers),
         Part(what="activations", size_bytes=activations.training, why=activations.shape, phases=(_BACKWARD,)),
         *_files(numbers, activations.scoring if tests else None),
+        *([_checkpoint_copy(numbers)] if async_save else []),
     ]
     if on_gpu:
         parts += _of_the_driver(num_ranks)
@@ -279,11 +283,12 @@ def _optimizer(n: _Numbers) -> list[Part]:
 def _update_bytes(n: _Numbers, own: int) -> int:
     """Temporaries of an optimizer step: the flat gradient in fp32, and those of torch's Adam.
 
-    Adam on the CPU holds the root of the second moment and its corrected copy; on a GPU the corrected one alone.
+    Adam on the CPU holds the root of the second moment and its corrected copy; where there is a GPU it is fused, and
+    holds nothing.
     """
-    at_host = n.offloads or not n.on_gpu
-    temporaries = {"sgd": 0, "adam": 2 if at_host else 1, "adamw": 2 if at_host else 1}[n.optim.name]
-    if n.optim.weight_decay and n.optim.name != "adamw":
+    is_fused = n.on_gpu and n.optim.name != "sgd"
+    temporaries = 0 if is_fused or n.optim.name == "sgd" else 2
+    if n.optim.weight_decay and n.optim.name != "adamw" and not is_fused:
         temporaries += 1  # the gradient with the decay in it
     if n.stage == 0:
         if n.precision == "bf16":
@@ -331,6 +336,13 @@ def _buckets(n: _Numbers) -> list[Part]:
             )
         )
     return parts
+
+
+def _checkpoint_copy(n: _Numbers) -> Part:
+    """What rank 0 writes a checkpoint from while training goes on."""
+    moments = 0 if n.optim.name == "sgd" else 8 * n.trained
+    size = 4 * n.parameters + moments
+    return Part(what="copy for a checkpoint", size_bytes=size, why="async_save", phases=_WRITING, on_host=n.on_gpu)
 
 
 def _files(n: _Numbers, scoring: int | None) -> list[Part]:

@@ -97,7 +97,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     session = open_session(run, ranks)
     together(watch.check)
     # The weights are in the model before the engine is made: see Engine.
-    optimizer = build_optimizer(parameter_groups(session.model), run.optim)
+    optimizer = build_optimizer(parameter_groups(session.model), run.optim, fused=torch.cuda.is_available())
     say(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
     forecast = together(lambda: _introduce(session) if ranks.is_first else None)

@@ -141,13 +141,26 @@ def test_on_a_gpu_the_hosts_memory_is_told_apart():
     assert "on the host" in table
 
 
+def test_copy_for_a_checkpoint_lies_on_the_host_while_training_goes_on():
+    there, without = (estimate(ZeroLayout(stage=2), on_gpu=True, async_save=asked) for asked in (True, False))
+    copy = 4 * 1_000 + 8 * 900  # weights, and the two moments of what is trained; the other ranks have no copy
+    for phase in ("forward and backward", "optimizer step", "saving a model"):
+        assert part(there, "copy for a checkpoint", phase) == copy
+        assert needed(there, phase) == needed(without, phase)
+    assert part(there, "copy for a checkpoint", "scoring the best model") == 0
+    assert (
+        part(estimate(ZeroLayout(stage=2), OptimConfig(name="sgd"), async_save=True), "copy", "optimizer step") == 4_000
+    )
+
+
 def test_margins_of_a_gpu_are_a_tenth_of_the_tensors_a_context_and_communicators_between_ranks():
     one, two = (estimate(ZeroLayout(stage=0), on_gpu=True, num_ranks=ranks) for ranks in (1, 2))
     step = "optimizer step"
     assert part(one, "CUDA context", step) == part(two, "CUDA context", step) == GPU_CONTEXT_BYTES
     assert (part(one, "NCCL", step), part(two, "NCCL", step)) == (0, NCCL_BYTES)
-    # Weights, gradients, two moments and one temporary of all 900: 4 x 1,000 + 4 x 900 + 8 x 900 + 4 x 900.
-    assert one.fragmentation(step, on_host=False) == (4_000 + 3_600 + 7_200 + 3_600) // 10
+    # Weights, gradients and two moments: 4 x 1,000 + 4 x 900 + 8 x 900. Fused Adam has no temporaries.
+    assert part(one, "update", step) == 0
+    assert one.fragmentation(step, on_host=False) == (4_000 + 3_600 + 7_200) // 10
     assert one.fragmentation(step, on_host=True) == 0
     assert estimate(ZeroLayout(stage=0)).fragmentation(step, on_host=True) == 0
 
