@@ -219,6 +219,11 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of forward and backward; the optimizer's weights and the prediction are float32 in both."""
 
+    torch_compile: bool = False
+    """Compile each encoder layer that has attention with torch (inductor): fewer and larger kernels, for GPUs where the
+    host launches them too slowly. The first steps take minutes; numbers change by rounding. Needs a C++ compiler; not
+    under ZeRO-3."""
+
     deepspeed: str = "ds_configs/zero2.json"
     """DeepSpeed's JSON file; what this run file owns is "auto" or absent there."""
 

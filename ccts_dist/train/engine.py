@@ -23,6 +23,7 @@ from ccts_dist.errors import CheckpointError, OutputError
 from ccts_dist.records import Batch
 from ccts_dist.train.compiled import compile_once
 from ccts_dist.train.ds_config import read_ds_config, resolve_ds_config
+from ccts_dist.train.regional_compile import compile_layers
 from ccts_dist.train.storage import writing
 from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile
 from ccts_dist.train.zero_state import WEIGHTS, ZeroState, undo_first_step
@@ -75,6 +76,8 @@ class Engine:
         if stored:
             # What is frozen, and what ZeRO-3 will spread, is easiest to load while the model is still whole.
             together(lambda: _load_whole(model, stored[WEIGHTS]))
+        if run.train.torch_compile:
+            compile_layers(model)
         self._accelerator = _accelerator(run, passes)
         # Our loader stays out of prepare(): Accelerate would read it on rank 0 alone and broadcast.
         self._engine: Any

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from ccts_dist.config import parse_run
+from ccts_dist.config import RunConfig, parse_run
 from ccts_dist.errors import ConfigError
-from ccts_dist.train.ds_config import OFFLOAD_KEYS, OWNED_BY_RUN_FILE, ZERO_KEYS, read_ds_config, resolve_ds_config
+from ccts_dist.train.ds_config import (
+    OFFLOAD_KEYS,
+    OWNED_BY_RUN_FILE,
+    ZERO_KEYS,
+    check_compiled,
+    read_ds_config,
+    resolve_ds_config,
+)
 
 SHIPPED = sorted(Path("ds_configs").glob("*.json"))
 
@@ -132,6 +139,20 @@ def test_unusable_file_is_the_users_mistake(tmp_path, text, words):
 def test_missing_file_is_the_users_mistake(tmp_path):
     with pytest.raises(ConfigError, match="cannot read it"):
         read_ds_config(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("stage", ["zero0", "zero1_gpu", "zero2_gpu", "zero3", "zero3_offload"])
+def test_layers_are_compiled_only_where_their_weights_stay_whole(stage):
+    def run(asked: bool) -> RunConfig:
+        tree = {"name": "r", "output": "o", "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}}
+        return parse_run({**tree, "train": {"deepspeed": f"ds_configs/{stage}.json", "torch_compile": asked}})
+
+    check_compiled(run(False))
+    if stage.startswith("zero3"):
+        with pytest.raises(ConfigError, match=r"torch_compile = true .*layers cannot be compiled under ZeRO-3"):
+            check_compiled(run(True))
+    else:
+        check_compiled(run(True))
 
 
 def test_run_files_numbers_are_filled_in():
