@@ -40,7 +40,7 @@ def test_outputs_and_gradients_agree_with_dropout_at_any_length_and_names_stay()
         vocabulary_size=None,
     ).train()  # fmt: skip
     compiled = copy.deepcopy(plain)
-    assert compile_layers(compiled) == plain.encoder_configs.speech.num_hidden_layers
+    assert compile_layers(compiled) == 2
     for samples in (8_000, 9_600, 12_320):
         expected, gradients, _ = run(plain, samples)
         prediction, own_gradients, again = run(compiled, samples)
