@@ -125,6 +125,21 @@ def check_calls(path: Path, model: EmotionModel) -> None:
             )
 
 
+def check_compiled(run: RunConfig) -> None:
+    """Refuse to compile what ZeRO-3 takes apart.
+
+    Raises:
+        ConfigError: ``train.torch_compile`` under stage 3, whose hooks fetch weights between a layer's operators; or
+            what ``read_ds_config`` refuses.
+    """
+    stage = read_ds_config(Path(run.train.deepspeed))["zero_optimization"]["stage"]
+    if run.train.torch_compile and stage == 3:
+        raise ConfigError(
+            f"train.torch_compile = true with train.deepspeed = '{run.train.deepspeed}': layers cannot be compiled "
+            "under ZeRO-3. Use stage 2 or lower, or leave it out."
+        )
+
+
 def _check_layout(path: Path, zero: dict[str, Any]) -> None:
     """Raises: ConfigError: ``zero_optimization`` holds what is not about layout, or what does not fit its stage."""
     _refuse_unknown(path, "zero_optimization.", zero, ZERO_KEYS)

@@ -30,7 +30,7 @@ from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, op
 from ccts_dist.teacher.threshold import threshold_leaving_out
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoint import checkpoints_folder
-from ccts_dist.train.ds_config import check_calls, read_ds_config
+from ccts_dist.train.ds_config import check_calls, check_compiled
 from ccts_dist.train.evaluate import Extras, bin_edges
 from ccts_dist.train.frames import hears_nothing, keep_frames
 from ccts_dist.train.optim import check_warmup
@@ -155,7 +155,7 @@ def _agree_on_sounds(session: Session) -> None:
 
 def _open_shards(run: RunConfig) -> ShardSet:
     """The shard set, once its splits and labels can carry the run; also the checks that need nothing more."""
-    read_ds_config(Path(run.train.deepspeed))
+    check_compiled(run)
     shard_set = open_shard_set(run.data.shards, **_cache_of(run))
     shard_set.shards_of(run.data.test_splits)
     _bins(run, shard_set)
