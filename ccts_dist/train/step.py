@@ -36,6 +36,7 @@ from ccts_dist.losses.total import (
 )
 from ccts_dist.records import Batch, StepBatches
 from ccts_dist.train.engine import Update
+from ccts_dist.train.two_rounds import TwoRounds
 from ccts_dist.transfer import fetched, queued
 
 
@@ -125,6 +126,7 @@ class _Part:
     """Seed, epoch, step, rank."""
 
     aside: Callable[[], Tensor]
+    rounds: TwoRounds | None
 
     def forward(self, number: int) -> Any:
         """One pass, with its own random state."""
@@ -229,6 +231,8 @@ def train_step(
     *,
     seed: int,
     aside: Tensor | Callable[[], Tensor] | None = None,
+    moved: Callable[[], tuple[Batch, ...]] | None = None,
+    rounds: TwoRounds | None = None,
 ) -> StepResult:
     """Move the weights by the gradient of the loss of the global batch of which ``batches`` are this rank's part.
 
@@ -244,8 +248,10 @@ def train_step(
     Args:
         aside: numbers that are added up over ranks on the way, at no further cost; as many on every rank. A function is
             called for them while the device is at work on the first round: it may take its time.
+        moved: gives the batches on the engine's device, if they have been copied there.
+        rounds: compares the predictions of both rounds.
     """
-    passes = tuple(batch.to(engine.device) for batch in batches.passes)
+    passes = tuple(batch.to(engine.device) for batch in batches.passes) if moved is None else moved()
     assert passes, "a step has at least one pass"
     part = _Part(
         engine=engine,
@@ -255,6 +261,7 @@ def train_step(
         objective=objective,
         place=(seed, batches.epoch, batches.step, engine.ranks.rank),
         aside=aside if callable(aside) else lambda: torch.zeros(0, dtype=torch.float64) if aside is None else aside,
+        rounds=rounds,
     )
     return _micro_batch_step(part) if objective.scope == "micro-batch" else _global_step(part)
 
@@ -279,6 +286,8 @@ def _global_step(part: _Part) -> StepResult:
         cross_entropy = part.cross_entropy(number, output).detach()
         collected.append((pack_sums(own_sums), part.distances(number, output), cross_entropy))
         outputs.append(None if two_rounds else output)
+        if two_rounds and part.rounds is not None:
+            part.rounds.first(number, output.prediction)
     own = [torch.stack(pieces).sum(0) for pieces in zip(*collected, strict=True)]
     packed, distances, cross_entropy, counts, aside = _summed(*own, _counts(part.read), part.aside())
     sums = unpack_sums(packed, objective.distill)
@@ -301,6 +310,8 @@ def _global_step(part: _Part) -> StepResult:
         for number in range(len(part.passes)):
             output = outputs[number] if outputs[number] is not None else part.forward(number)
             outputs[number] = None
+            if two_rounds and part.rounds is not None:
+                part.rounds.second(number, output.prediction)
             _, update = part.backward(surrogate, number, output, there, num_categorised)
     return figures.result(objective, update)
 
