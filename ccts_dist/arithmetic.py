@@ -49,8 +49,8 @@ def tf32() -> Iterator[None]:
 
 
 def tf32_is_on() -> bool:
-    """Whether any float32 product or convolution would be in TF32."""
-    return any(_flags())
+    """Whether products of float32 matrices would be in TF32; convolutions are, unless somebody has turned it off."""
+    return _flags()[0]
 
 
 def avoid_plans_per_shape() -> None:

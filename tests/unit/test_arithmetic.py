@@ -37,7 +37,7 @@ class Seen(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if str(func).startswith(PRODUCTS):
-            self.flags.append(tf32_is_on())
+            self.flags.append(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
         return func(*args, **(kwargs or {}))
 
 
@@ -104,7 +104,7 @@ def test_blocks_within_each_other_put_back_what_was():
 
 def test_exact_block_of_one_thread_outlasts_that_of_another():
     """Threads that serve share one switch: the first to end must not turn TF32 on under the other."""
-    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     both_within, first_has_left = Barrier(2), Barrier(2)
     found: list[bool] = []
 
@@ -125,6 +125,7 @@ def test_exact_block_of_one_thread_outlasts_that_of_another():
     for thread in threads:
         thread.join()
     assert found == [False]
+    assert torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.allow_tf32
 
 
