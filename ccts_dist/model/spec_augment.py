@@ -58,7 +58,7 @@ class SpecAugment:
                 (num_rows, size),
                 mask_prob=config.mask_feature_prob,
                 mask_length=config.mask_feature_length,
-                min_masks=config.mask_feature_min_masks,
+                min_masks=getattr(config, "mask_feature_min_masks", 0),  # WavLM has none
             )
             masked = queued(torch.from_numpy(drawn), hidden_states.device)
             hidden_states = torch.where(masked[:, None], 0.0, hidden_states)
