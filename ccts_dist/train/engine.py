@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccts_dist.arithmetic import exact_float32, tf32
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, agree_or_raise, barrier, together
 from ccts_dist.errors import CheckpointError, OutputError
@@ -101,6 +102,7 @@ class Engine:
         if self._is_plain:
             # Between DeepSpeed's clipping, which wants gradients, and the step.
             optimizer.register_step_pre_hook(self._refuse_what_is_not_finite)
+        self._arithmetic = tf32 if run.train.precision == "tf32" else exact_float32
         self._rounds_to = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
         self._state = ZeroState(self._engine, optimizer, ranks, self.device)
         if stored:
@@ -116,7 +118,10 @@ class Engine:
         training = self._engine.training
         if training:
             self._memory.enter(len(batch.keys), int(batch.audio.shape[1]))
-        with self._memory.named("the forward pass" if training else "a forward pass of validation"):
+        with (
+            self._memory.named("the forward pass" if training else "a forward pass of validation"),
+            self._arithmetic() if training else exact_float32(),
+        ):
             return self._engine(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens, *frames)
 
     def try_out(self, batch: Batch) -> None:
@@ -143,7 +148,7 @@ class Engine:
 
         DeepSpeed takes means over ranks and over passes; the factor undoes both.
         """
-        with self._memory.named("the backward pass"):
+        with self._memory.named("the backward pass"), self._arithmetic():
             self._engine.backward(surrogate * (self.ranks.num_ranks * self.passes))
 
     def step(self) -> Update:
@@ -157,9 +162,10 @@ class Engine:
             self._norm = self._norm_of_plain_gradients()
         with self._memory.named("the optimizer's step"):
             self._engine.step()
-        if is_last:
-            self._memory.finish()
-        if self._is_plain and is_last:
+        if not is_last:
+            return Update(gradient_norm=float("nan"), skipped=False)  # the last norm would be waited for in vain
+        self._memory.finish()
+        if self._is_plain:
             return Update(gradient_norm=self._norm, skipped=not isfinite(self._norm))
         norm = self._engine.get_global_grad_norm()
         return Update(
