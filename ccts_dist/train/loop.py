@@ -165,7 +165,14 @@ class Trainer:
                 self._watch.at(f"{what}, step {state.step_in_epoch + 1}", brief=True)
                 slow = torch.tensor([took > LONG_STEP_S], dtype=torch.float64)
                 aside = torch.cat([ballot.votes, slow, self._meter.aside(batches)])
-                result = train_step(self._engine, batches, self._session.objective, seed=self._run.seed, aside=aside)
+                result = train_step(
+                    self._engine,
+                    batches,
+                    self._session.objective,
+                    seed=self._run.seed,
+                    aside=aside,
+                    graph_samples=self._parts.graph_samples,
+                )
                 *votes, is_slow = result.aside[:3]
                 metered = self._meter.heard(
                     result.aside[3:], num_rows=result.num_rows, seconds=time.monotonic() - started

@@ -2,6 +2,7 @@
 run file asks for it, a CCC for each micro-batch."""
 
 import math
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from ccts_dist.losses.total import (
     unpack_sums,
     with_distillation,
 )
-from ccts_dist.records import Batch, StepBatches
+from ccts_dist.records import Batch, StepBatches, padded_samples
 from ccts_dist.train.engine import Update
 
 
@@ -47,6 +48,10 @@ class StepEngine(Protocol):
 
     def forward(self, batch: Batch) -> Any:
         """Embedding and prediction, and scores of categories if the batch has any."""
+        ...
+
+    def start_step(self, num_passes: int) -> None:
+        """Announce how many passes the step has."""
         ...
 
     def backward(self, surrogate: Tensor) -> None:
@@ -119,6 +124,8 @@ class _Part:
     """Seed, epoch, step, rank."""
 
     aside: Tensor
+    one_round: bool
+    """Whether the graphs of all passes are kept until the loss is known."""
 
     def forward(self, number: int) -> Any:
         """One pass, with its own random state."""
@@ -217,20 +224,30 @@ class _Figures:
 
 
 def train_step(
-    engine: StepEngine, batches: StepBatches, objective: Objective, *, seed: int, aside: Tensor | None = None
+    engine: StepEngine,
+    batches: StepBatches,
+    objective: Objective,
+    *,
+    seed: int,
+    aside: Tensor | None = None,
+    graph_samples: int = sys.maxsize,
 ) -> StepResult:
     """Move the weights by the gradient of the loss of the global batch of which ``batches`` are this rank's part.
 
-    With several passes and the exact loss, a first round without gradient collects the predictions whose sums the loss
-    needs. Each forward draws its random state from (seed, epoch, step, rank, pass), so that the second round repeats
-    the first, and so that resuming needs no generator's state.
+    With several passes and the exact loss, all forward passes come before the first backward pass, since the loss needs
+    the sums of all predictions. Where their graphs fit in memory they wait for it; else the first round is one without
+    gradient, and a second one repeats it pass by pass. Each forward draws its random state from (seed, epoch, step,
+    rank, pass), so that the second round repeats the first, and so that resuming needs no generator's state.
 
     A loss that is not finite is seen by all ranks alike, since all see the same sums: then none backpropagates. With
     scope "micro-batch" that holds for the first pass; a later one's makes the reduced gradient not finite.
 
     Args:
         aside: numbers that are added up over ranks on the way, at no further cost; as many on every rank.
+        graph_samples: most samples of padded audio whose graphs fit in memory at a time. How many rounds a rank takes
+            need not be what others take: no collective lies in a forward pass, but under ZeRO-3, where it must be 0.
     """
+    one_round = len(batches.passes) == 1 or sum(map(padded_samples, batches.passes)) <= graph_samples
     passes = tuple(batch.to(engine.device) for batch in batches.passes)
     assert passes, "a step has at least one pass"
     part = _Part(
@@ -240,18 +257,19 @@ def train_step(
         objective=objective,
         place=(seed, batches.epoch, batches.step, engine.ranks.rank),
         aside=torch.zeros(0, dtype=torch.float64) if aside is None else aside,
+        one_round=one_round,
     )
+    engine.start_step(len(passes))
     return _micro_batch_step(part) if objective.scope == "micro-batch" else _global_step(part)
 
 
 def _global_step(part: _Part) -> StepResult:
     """By the CCC of the global batch: all predictions' sums first, then a backward for each pass."""
     objective = part.objective
-    two_rounds = len(part.passes) > 1
     outputs: list[Any] = []
     collected: list[tuple[Tensor, ...]] = []
     for number, batch in enumerate(part.passes):
-        with torch.set_grad_enabled(not two_rounds):
+        with torch.set_grad_enabled(part.one_round):
             output = part.forward(number)
         own_sums = batch_sums(
             output.prediction,
@@ -263,7 +281,7 @@ def _global_step(part: _Part) -> StepResult:
         )
         cross_entropy = part.cross_entropy(number, output).detach()
         collected.append((pack_sums(own_sums), part.distances(number, output), cross_entropy, _counts(batch)))
-        outputs.append(None if two_rounds else output)
+        outputs.append(output if part.one_round else None)
     own = [torch.stack(pieces).sum(0) for pieces in zip(*collected, strict=True)]
     packed, distances, cross_entropy, counts, aside = _summed(*own, part.aside)
     sums = unpack_sums(packed, objective.distill)
