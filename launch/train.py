@@ -1,9 +1,11 @@
 """Train one run: ``deepspeed launch/train.py --config RUN.toml``. See ``--help``."""
 
 import argparse
+import os
 from pathlib import Path
 
 from ccts_dist.errors import leave, quick_imports, run_main
+from ccts_dist.train.allocator import prefer_expandable_segments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -36,6 +38,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
+    prefer_expandable_segments(os.environ)
     with quick_imports():
         from ccts_dist.config import read_run
         from ccts_dist.distributed import process_group, rank_facts

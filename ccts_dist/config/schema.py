@@ -192,6 +192,10 @@ class OptimConfig:
     weight_decay: NotNegative = 0.0
     """As the optimizer takes it."""
 
+    decay_norms_and_biases: bool = False
+    """Whether ``weight_decay`` also holds for norms, biases and other parameters of one dimension; the field spares
+    them."""
+
     clip_norm: NotNegative = 0.0
     """Largest norm of the global gradient; 0 does not clip."""
 
@@ -237,6 +241,13 @@ class TrainConfig:
 
     checkpoint_steps: CountOrZero = 0
     """Steps between checkpoints; 0 writes none within an epoch, only at its end."""
+
+    save_epochs: Count = 1
+    """Epochs between the checkpoints that are written at an epoch's end; the end of training always has one."""
+
+    async_save: bool = True
+    """Write checkpoints in a thread while training goes on: steps wait only for a copy of weights and optimizer state,
+    which rank 0 keeps in the host's memory meanwhile. false: steps wait until the checkpoint is complete."""
 
     checkpoint_minutes: NotNegative = 0.0
     """Minutes without a checkpoint after which one is written, by rank 0's clock; 0 for no such limit."""

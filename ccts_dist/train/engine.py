@@ -6,7 +6,7 @@ How DeepSpeed lays out weights and optimizer state is ``train.zero_state``'s par
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -207,6 +207,41 @@ class Engine:
             agree_or_raise(error)
         return written
 
+    def snapshot(self) -> "Snapshot":
+        """Copy what ``save`` would write, so that it can be written while training goes on; every rank must call it.
+
+        Rank 0 holds all of it in the host's memory, the other ranks nothing.
+        """
+        kinds = self._state.kinds()
+        copies: dict[str, list[tuple[str, Tensor]]] = {}
+        for kind, entries in kinds.items():
+            gathered = self._state.gather(kind, entries)
+            # On a CPU what one rank has whole is the tensor itself, which the next step changes.
+            copies[kind] = [(name, tensor.clone()) for name, tensor in gathered if tensor is not None]
+        return Snapshot(entries=kinds, tensors=copies)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A copy of weights and optimizer state by kind."""
+
+    entries: Mapping[str, Mapping[str, Entry]]
+    tensors: Mapping[str, Sequence[tuple[str, Tensor]]]
+    """By name, in the entries' order; none on other ranks than the first."""
+
+    def write(self, folder: Path) -> dict[str, tuple[int, str]]:
+        """The files of ``Engine.save``, byte for byte, with size and SHA-256 of each; waits for no other rank.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        written: dict[str, tuple[int, str]] = {}
+        for kind, entries in self.entries.items():
+            path = folder / f"{kind}{_SUFFIX}"
+            with writing(path):
+                written[path.name] = _write_all(path, entries, iter(self.tensors[kind]))
+        return written
+
 
 def compile_for_ranks() -> None:
     """Have what DeepSpeed's ranks talk by where there is no GPU: one small library, compiled at a host's first start.
@@ -276,7 +311,9 @@ def _forget_shared_buffer(ranks: Ranks) -> None:
 
 
 def _write_all(
-    path: Path, entries: Mapping[str, Entry], tensors: Iterator[tuple[str, Tensor | None]]
+    path: Path,
+    entries: Mapping[str, Entry],
+    tensors: Iterator[tuple[str, Tensor | None]] | Iterator[tuple[str, Tensor]],
 ) -> tuple[int, str]:
     file = TensorFile(path, entries)
     try:

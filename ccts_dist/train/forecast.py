@@ -117,7 +117,7 @@ class Forecast:
         )
 
     def check_fits(self, gpu_memory_gb: float) -> str:
-        """One line on how well the run fits a GPU of so many GB (10^9 bytes).
+        """One line on how well the run fits a GPU of so many GB (10^9 bytes), and on what would fit and be faster.
 
         Raises:
             ConfigError: it does not: what is needed, what there is, and which three keys would help most.
@@ -127,7 +127,8 @@ class Forecast:
         limit = int(gpu_memory_gb * 1e9)
         most = self._largest_micro(self._as_is, limit)
         if self.peak_bytes <= limit:
-            return f"fits {gpu_memory_gb:g} GB; the largest batch.micro_utterances that does is {most}"
+            largest = f"the largest batch.micro_utterances that does is {most}"
+            return "; ".join(filter(None, (f"fits {gpu_memory_gb:g} GB", largest, self._faster(limit))))
         helpful = "; ".join(f"{words} ({size / 1e9:.2f} GB)" for size, words in self._alternatives(limit)[:3])
         micro = (
             f"batch.micro_utterances = {most} is the largest that fits"
@@ -138,6 +139,41 @@ class Forecast:
             f"--gpu-memory {gpu_memory_gb:g}: does not fit: a rank needs {describe_peak(self.estimate)}. {micro}. "
             f"What helps most: {helpful or 'more ranks, or larger GPUs'}."
         )
+
+    def _faster(self, limit: int) -> str:
+        """Settings with which layers are not recomputed or micro-batches are fewer, and that fit too; "" for none."""
+        now, passes = self._as_is, self._passes(self._as_is.micro)
+        for checkpointing in (False, True) if now.checkpointing else (False,):
+            choice = replace(now, checkpointing=checkpointing)
+            # Another cut of the batch is another loss where each micro-batch has its own.
+            largest = self._largest_micro(choice, limit) if self._run.loss.scope == "global" else now.micro
+            if largest == 0:
+                continue
+            fewest = min(passes, self._passes(largest))
+            if fewest < passes or largest < now.micro:
+                choice = replace(choice, micro=-(-self._batch_size // (fewest * self._session.ranks.num_ranks)))
+            size = self._estimate(choice).peak()[1]
+            if choice == now or size > limit:
+                continue
+            changes, saved = [], []
+            if choice.micro != now.micro:
+                changes.append(f"batch.micro_utterances = {choice.micro}")
+            if fewest < passes:
+                saved.append(f"{fewest} micro-batch{'es' * (fewest > 1)} a step in place of {passes}")
+            if checkpointing != now.checkpointing:
+                changes.append("model.gradient_checkpointing = false")
+                saved.append("no recomputation of layers")
+            if saved:
+                return f"{' and '.join(changes)} would fit too ({size / 1e9:.2f} GB): {', '.join(saved)}"
+        return ""
+
+    @property
+    def _batch_size(self) -> int:
+        return self._session.loader.plan.largest_batch
+
+    def _passes(self, micro: int) -> int:
+        """Most micro-batches of a step on each rank."""
+        return self._session.loader.cuts(micro_utterances=micro).most_passes
 
     def _alternatives(self, limit: int) -> list[tuple[int, str]]:
         """Single changes of the run file and what a rank then needs, the most helpful first."""
@@ -171,7 +207,7 @@ class Forecast:
     def _largest_micro(self, choice: _Choice, limit: int) -> int:
         """The largest ``batch.micro_utterances`` that fits ``limit``; 0 when none does."""
         ranks = self._session.ranks.num_ranks
-        low, high = 0, -(-self._session.loader.plan.largest_batch // ranks)
+        low, high = 0, -(-self._batch_size // ranks)
         while low < high:
             micro = (low + high + 1) // 2
             if self._estimate(replace(choice, micro=micro)).peak()[1] <= limit:
@@ -181,17 +217,17 @@ class Forecast:
         return low
 
     def _estimate(self, choice: _Choice) -> Estimate:
-        ranks = self._session.ranks.num_ranks
         return estimate_memory(
             self._sizes,
             choice.layout,
             self._run.optim,
             precision=choice.precision,
-            num_ranks=ranks,
-            passes=self._session.loader.cuts(micro_utterances=choice.micro).most_passes,
+            num_ranks=self._session.ranks.num_ranks,
+            passes=self._passes(choice.micro),
             activations=self._activations(choice) or Activations(training=0, scoring=0, shape="unknown"),
             on_gpu=self._on_gpu,
             tests=bool(self._run.data.test_splits),
+            async_save=self._run.train.async_save,
         )
 
     def _activations(self, choice: _Choice) -> Activations | None:

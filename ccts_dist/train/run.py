@@ -26,6 +26,7 @@ from ccts_dist.train.curves import draw_training
 from ccts_dist.train.engine import Engine
 from ccts_dist.train.forecast import Forecast
 from ccts_dist.train.loop import Outcome, Trainer
+from ccts_dist.train.memory import HOST_FLOOR
 from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups
 from ccts_dist.train.parts import Parts
 from ccts_dist.train.rounds import memory_of_a_rank
@@ -109,7 +110,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     session = open_session(run, ranks)
     together(watch.check)
     # The weights are in the model before the engine is made: see Engine.
-    optimizer = build_optimizer(parameter_groups(session.model), run.optim)
+    optimizer = build_optimizer(parameter_groups(session.model), run.optim, fused=torch.cuda.is_available())
     say(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
     point = folder.find_resume_point(resume, run, session.plan_digest, say) if resume else None
@@ -154,7 +155,11 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
     say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}", visible=ranks.is_first)
     if forecast is not None:
-        say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB; estimated: {forecast.peak_bytes / 1e9:.2f} GB")
+        reserved = outcome.peak_memory_reserved_gb
+        reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
+        taken = f"{outcome.peak_memory_gb:.2f} GB{reserving}"
+        bound = "" if forecast.estimate.on_gpu else f" or more: {HOST_FLOOR}"
+        say(f"most memory of a rank: {taken}; estimated: {forecast.peak_bytes / 1e9:.2f} GB{bound}")
     return outcome
 
 
