@@ -19,6 +19,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from ccts_dist.arithmetic import avoid_plans_per_shape
 from ccts_dist.errors import CctsError, ConfigError
 
 Answer = TypeVar("Answer")
@@ -80,12 +81,15 @@ def named_device(name: str | torch.device | None) -> torch.device:
         ConfigError: torch knows no such device, or cannot compute on it.
     """
     if name is None:
-        return best_device(Ranks())
+        return take_device(Ranks())
     try:
-        return torch.zeros(1, device=name).device
+        device = torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
         what = " ".join(str(error).split())[:200]
         raise ConfigError(f"device {str(name)!r} cannot be used ({what}). Change --device, or leave it out.") from error
+    if device.type == "cuda":
+        avoid_plans_per_shape()
+    return device
 
 
 def take_device(ranks: Ranks) -> torch.device:
@@ -93,6 +97,7 @@ def take_device(ranks: Ranks) -> torch.device:
     device = best_device(ranks)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        avoid_plans_per_shape()
     return device
 
 

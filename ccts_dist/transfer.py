@@ -1,9 +1,13 @@
 """Copies between the host and its device: queued like any other work, and waited for only where they must be."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Answer = TypeVar("Answer")
 
 
 def queued(tensor: Tensor, device: torch.device) -> Tensor:
@@ -14,6 +18,51 @@ def queued(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda" and torch.cuda.is_available() and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+class SideStream:
+    """A stream for copies that run beside what the device is computing; where there is no GPU they are made at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" and torch.cuda.is_available() else None
+
+    def run(self, copy: Callable[[], Answer]) -> Callable[[], Answer]:
+        """Queue copies now. The result takes them up: what is queued afterwards waits for them, and the host does not.
+
+        Args:
+            copy: queues them, and gives a dataclass whose tensors they fill, or a tuple of such.
+        """
+        stream = self._stream
+        if stream is None:
+            answer = copy()
+            return lambda: answer
+        with torch.cuda.stream(stream):
+            copied = copy()
+            done = stream.record_event()
+
+        def take() -> Answer:
+            current = torch.cuda.current_stream(stream.device)
+            current.wait_event(done)
+            for tensor in tensors_of(copied):
+                if tensor.is_cuda:
+                    tensor.record_stream(current)  # else its memory could be given away while it is in use
+            return copied
+
+        return take
+
+
+def tensors_of(value: object) -> Iterator[Tensor]:
+    """All tensors in a dataclass, and in those, tuples and mappings that it holds."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_of(getattr(value, field.name))
+    elif isinstance(value, tuple | list):
+        for one in value:
+            yield from tensors_of(one)
+    elif isinstance(value, Mapping):
+        yield from tensors_of(tuple(value.values()))
 
 
 def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:

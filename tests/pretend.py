@@ -109,10 +109,10 @@ class _Dispatch(TorchDispatchMode):
             assert not foreign, f"{name} mixes devices: {foreign} are on the CPU, at {_place()}"
         if name in _LOOKS:
             self._waits.note(name)
-        if indexes and any(index is not None and index.dtype == torch.bool for index in args[1]):
-            # One number for all chosen places is written without counting them.
-            if name == "index" or args[2].numel() != 1:
-                self._waits.note("index of a mask")
+        # One number for all chosen places is written without counting them.
+        counts = indexes and (name == "index" or args[2].numel() != 1)
+        if counts and any(index is not None and index.dtype == torch.bool for index in args[1]):
+            self._waits.note("index of a mask")
 
 
 class _Function(TorchFunctionMode):

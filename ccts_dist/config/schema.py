@@ -44,6 +44,12 @@ class DataConfig:
     """Parts of the shards that give equal shares of every batch. When the nodes divide them, each node reads its own
     and no others, so that it need not fetch the whole corpus; the order depends on it, not on the nodes."""
 
+    pad_multiple_s: NotNegative | None = None
+    """Padded audio is as long as the next multiple of so many seconds; 0 for the longest utterance's own length. A GPU
+    keeps a plan for each length that its convolutions meet, and makes it in the first pass of that length. Absent for
+    0.5 on GPUs and 0 on CPUs. Added frames are masked: only dropout, which is drawn for them too, then draws otherwise.
+    """
+
     workers: CountOrZero = 1
     """Threads per rank that read and decode; 0 reads in the training thread."""
 
@@ -233,8 +239,10 @@ class TrainConfig:
     stop_after: CountOrZero = 0
     """Training ends after so many validations in a row without a lower loss; 0 for no such end."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of forward and backward; the optimizer's weights and the prediction are float32 in both."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of forward and backward; the optimizer's weights and the prediction are float32 in all. "fp32" is never rounded
+    to TF32 on a GPU. "tf32" is float32 whose matrix products and convolutions are, in training steps: several times as
+    fast there, with three digits; the head, the norms and the filter bank stay exact, and so does validation."""
 
     deepspeed: str = "ds_configs/zero2.json"
     """DeepSpeed's JSON file; what this run file owns is "auto" or absent there."""

@@ -16,7 +16,7 @@ from ccts_dist.config import FilterbankConfig, SpeechConfig
 from ccts_dist.model.front_end import normalise_utterances
 from ccts_dist.model.layers import LayerFrames
 from ccts_dist.model.pooling import build_pooling, real_positions
-from ccts_dist.model.precision import widened
+from ccts_dist.model.precision import exact_product, widened
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.transfer import queued
 
@@ -84,7 +84,7 @@ class Filterbank(nn.Module):
             self._constants = _window_and_bands(self.config, audio.device)
         window, bands = self._constants
         pieces = audio.unfold(1, self.kernels[0], self.strides[0]) * window.to(audio.dtype)
-        energy = torch.fft.rfft(pieces, n=FFT_SIZE).abs().square() @ bands.to(audio.dtype)
+        energy = exact_product(torch.fft.rfft(pieces, n=FFT_SIZE).abs().square(), bands.to(audio.dtype))
         return (energy.clamp(min=ENERGY_FLOOR).log10() + 4) / 4
 
 

@@ -204,5 +204,7 @@ def resolve_ds_config(tree: dict[str, Any], run: RunConfig) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         # DeepSpeed counts samples by the two numbers above, which is not what we train on: keep it from printing them.
         "steps_per_print": 2**31 - 1,
+        # It waits for the whole GPU in every forward pass and step, and measures what train.meter does without waiting.
+        "timers": {"throughput": {"enabled": False}},
     }
     return resolved

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccts_dist.arithmetic import exact_float32, tf32
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, agree_or_raise, barrier, together
 from ccts_dist.errors import CheckpointError, OutputError
@@ -90,6 +91,7 @@ class Engine:
         if self._is_plain:
             # Between DeepSpeed's clipping, which wants gradients, and the step.
             optimizer.register_step_pre_hook(self._refuse_what_is_not_finite)
+        self._arithmetic = tf32 if run.train.precision == "tf32" else exact_float32
         self._rounds_to = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
         self._state = ZeroState(self._engine, optimizer, ranks, self.device)
         if stored:
@@ -98,7 +100,8 @@ class Engine:
     def forward(self, batch: Batch) -> Any:
         """The model's output for a micro-batch that is on ``device``."""
         frames = (batch.frames,) if batch.frames else ()
-        return self._engine(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens, *frames)
+        with self._arithmetic() if self._engine.training else exact_float32():
+            return self._engine(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens, *frames)
 
     def train(self, training: bool) -> None:
         """Training mode on or off."""
@@ -120,7 +123,8 @@ class Engine:
         reset = getattr(self._engine.optimizer, "clear_backward_seen_flag", None)
         if reset is not None:
             reset()
-        self._engine.backward(surrogate * self.ranks.num_ranks)
+        with self._arithmetic():
+            self._engine.backward(surrogate * self.ranks.num_ranks)
 
     def step(self) -> Update:
         """Count a pass; after the last of a step, reduce the gradient and move the weights.
@@ -133,7 +137,9 @@ class Engine:
         if self._is_plain and is_last:
             self._norm = self._norm_of_plain_gradients()
         self._engine.step()
-        if self._is_plain and is_last:
+        if not is_last:
+            return Update(gradient_norm=float("nan"), skipped=False)  # the last norm would be waited for in vain
+        if self._is_plain:
             return Update(gradient_norm=self._norm, skipped=not isfinite(self._norm))
         norm = self._engine.get_global_grad_norm()
         return Update(

@@ -46,7 +46,7 @@ class Forecast:
         self._encoders = session.model.encoder_configs
         self._as_is = _Choice(
             layout=read_layout(read_ds_config(Path(self._run.train.deepspeed))),
-            precision=self._run.train.precision,
+            precision="bf16" if self._run.train.precision == "bf16" else "fp32",
             checkpointing=self._run.model.gradient_checkpointing,
             micro=self._run.batch.micro_utterances,
         )

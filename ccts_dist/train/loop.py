@@ -2,18 +2,19 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ccts_dist.config.credentials import public_tree
 from ccts_dist.distributed import Ballot, attempt, barrier, sum_over_ranks, together
 from ccts_dist.errors import StopRequested
 from ccts_dist.model.folder import load_model
-from ccts_dist.progress import Progress
-from ccts_dist.records import StepBatches
+from ccts_dist.progress import Progress, say
+from ccts_dist.records import Batch, StepBatches
 from ccts_dist.train.checkpoint import CheckpointFiles, write_checkpoint
 from ccts_dist.train.checkpoint_writer import CheckpointWriter
 from ccts_dist.train.evaluate import scores_to_tree
@@ -25,6 +26,9 @@ from ccts_dist.train.meter import Meter
 from ccts_dist.train.parts import Parts, save_trained
 from ccts_dist.train.peak import peaks_over_ranks_gb
 from ccts_dist.train.step import StepResult, train_step
+from ccts_dist.train.two_rounds import TwoRounds
+from ccts_dist.train.two_rounds import words as words_of_difference
+from ccts_dist.transfer import SideStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,12 @@ class Trainer:
         self._judge = Judge(parts, self._check)
         self._writer = CheckpointWriter(parts.session.ranks)
         self._meter = Meter(parts.session.ranks, parts.engine.device)
+        self._copies = SideStream(parts.engine.device)
+        self._ahead: Ballot[StepBatches] = Ballot(None, None)
+        self._moved: Callable[[], tuple[Batch, ...]] | None = None
+        self._moved_ahead: Callable[[], tuple[Batch, ...]] | None = None
+        self._rounds = TwoRounds(torch.bfloat16 if parts.run.train.precision == "bf16" else torch.float32)
+        self._difference, self._has_warned = 0.0, False
         self._first = parts.is_first
         self._history: History | None = None
         self._saved_place = self._place()
@@ -161,7 +171,7 @@ class Trainer:
             loader.steps_per_epoch, what, unit="step", visible=self._first, start=state.step_in_epoch
         ) as progress:
             source = loader.epoch(state.epoch, state.step_in_epoch)
-            ballot = self._read_ahead(source, what, 0)
+            ballot, self._moved = self._read_ahead(source, what, 0)
             votes, is_slow, took = sum_over_ranks(ballot.votes).tolist(), 0.0, 0.0
             while self._is_within_epoch():
                 started = time.monotonic()
@@ -170,23 +180,24 @@ class Trainer:
                 batches, save = ballot.settle(*votes)
                 if save and self._place() != self._saved_place:
                     self._checkpoint()
-                # What comes of reading the next batch rides along with the loss: ranks wait for each other once less.
-                ballot = self._read_ahead(source, what, 1)
                 self._watch.at(f"{what}, step {state.step_in_epoch + 1}", brief=True)
-                slow = torch.tensor([took > LONG_STEP_S], dtype=torch.float64)
-                aside = torch.cat([ballot.votes, slow, self._meter.aside(batches)])
                 result = train_step(
                     self._engine,
                     batches,
                     self._session.objective,
                     seed=self._run.seed,
-                    aside=aside,
+                    aside=self._aside(source, what, batches, took),
+                    moved=self._moved,
+                    rounds=self._rounds,
                     graph_samples=self._parts.graph_samples,
                 )
-                *votes, is_slow = result.aside[:3]
+                ballot, self._moved = self._ahead, self._moved_ahead
+                self._difference = self._rounds.difference()
+                *votes, is_slow, difference = result.aside[:4]
                 metered = self._meter.heard(
-                    result.aside[3:], num_rows=result.num_rows, seconds=time.monotonic() - started
+                    result.aside[4:], num_rows=result.num_rows, seconds=time.monotonic() - started
                 )
+                self._warn_of(difference)
                 self._count(result, batches)
                 self._report_step(result, batches, metered)
                 count_damaged(state, result.num_damaged, batches, self._run, visible=self._first)
@@ -216,11 +227,35 @@ class Trainer:
         self._engine.train(True)
         return time.monotonic() - began
 
-    def _read_ahead(self, source: Iterator[StepBatches], what: str, steps: int) -> Ballot[StepBatches]:
-        """The batches of the step that comes after so many more; nobody asks for the answer where there is none."""
+    def _aside(
+        self, source: Iterator[StepBatches], what: str, batches: StepBatches, took: float
+    ) -> Callable[[], Tensor]:
+        """What rides along with the loss, so that ranks wait for each other once less; gathered while the GPU works."""
+
+        def numbers() -> Tensor:
+            self._ahead, self._moved_ahead = self._read_ahead(source, what, 1)
+            self._watch.at(f"{what}, step {self.state.step_in_epoch + 1}", brief=True)
+            own = torch.tensor([took > LONG_STEP_S, self._difference], dtype=torch.float64)
+            return torch.cat([self._ahead.votes, own, self._meter.aside(batches)])
+
+        return numbers
+
+    def _warn_of(self, difference: float) -> None:
+        """Tell once of two rounds of forward passes that differ; ``difference`` is added up over ranks."""
+        if difference > 0 and not self._has_warned:
+            say(f"warning: {words_of_difference(difference)}", visible=self._first)
+            self._has_warned = True
+
+    def _read_ahead(
+        self, source: Iterator[StepBatches], what: str, steps: int
+    ) -> tuple[Ballot[StepBatches], Callable[[], tuple[Batch, ...]] | None]:
+        """The batches of the step that comes after so many more, and they on the device, where they are on their way.
+
+        Nobody asks for the answer where there is no such step.
+        """
         number = self.state.step_in_epoch + steps
         if number >= self._session.loader.steps_per_epoch or self._is_enough(steps):
-            return Ballot(None, None)
+            return Ballot(None, None), None
 
         def read() -> StepBatches:
             self._watch.at(f"{what}, step {number + 1}: reading", brief=True)
@@ -228,7 +263,11 @@ class Trainer:
             self._check()
             return batches
 
-        return attempt(read, wish=self._is_time())
+        ballot = attempt(read, wish=self._is_time())
+        if ballot.answer is None:
+            return ballot, None
+        passes = ballot.answer.passes
+        return ballot, self._copies.run(lambda: tuple(batch.to(self._engine.device) for batch in passes))
 
     def _is_time(self) -> bool:
         """Whether this rank's clock asks for a checkpoint; rank 0's alone is asked."""

@@ -6,7 +6,7 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,10 +33,11 @@ from ccts_dist.losses.total import (
     pack_sums,
     surrogate,
     unpack_sums,
-    with_distillation,
 )
 from ccts_dist.records import Batch, StepBatches, padded_samples
 from ccts_dist.train.engine import Update
+from ccts_dist.train.step_figures import Figures, Objective, StepResult
+from ccts_dist.train.two_rounds import TwoRounds
 from ccts_dist.transfer import fetched, queued
 
 
@@ -61,53 +62,6 @@ class StepEngine(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
-    """What is minimised, by plain numbers."""
-
-    target_weights: tuple[float, ...]
-    category_weight: float = 0.0
-    """Of the cross-entropy; plays no part where batches have no categories."""
-
-    distill: DistillTerms | None = None
-    scope: Literal["global", "micro-batch"] = "global"
-    """Whose CCC: see ``losses.total`` and ``losses.micro_batch``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepResult:
-    """A step's figures, of the global batch; the same on every rank."""
-
-    loss: float
-    ccc_loss: float
-    ccc: tuple[float, ...]
-    """Of the global batch; with scope "micro-batch" the mean over the micro-batches."""
-
-    category_loss: float
-    """Mean cross-entropy in nats; 0 where no row has a category."""
-
-    embedding_loss: float
-    prediction_loss: float
-    num_rows: int
-    num_kept: float
-    """Utterances that are distilled: their shares added up; with a gate per dimension the mean of ``kept_in``."""
-
-    kept_in: tuple[float, ...]
-    """With a gate per dimension: utterances that are distilled in each; else empty."""
-
-    num_damaged: int
-    """Utterances that were left out because they are damaged."""
-
-    key_checksum: int
-    """Sum of the CRC-32 of the keys of the rows that count: equal for equal global batches, however they are cut."""
-
-    update: Update | None
-    """None when the loss was not finite and the step was left out."""
-
-    aside: tuple[float, ...]
-    """``train_step``'s, added up over ranks."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
     """This rank's part of a step."""
 
@@ -128,6 +82,8 @@ class _Part:
     aside: Callable[[], Tensor]
     one_round: bool
     """Whether the graphs of all passes are kept until the loss is known."""
+
+    rounds: TwoRounds | None
 
     def forward(self, number: int) -> Any:
         """One pass, with its own random state."""
@@ -185,46 +141,6 @@ class _Part:
         return torch.cat([sums.embedding[None], sums.prediction])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Figures:
-    """A step's figures over all ranks, as tensors of the host."""
-
-    ccc_loss: Tensor
-    ccc: Tensor
-    category_loss: Tensor
-    distilled: DistillParts
-    num_rows: Tensor
-    num_kept: Tensor
-    kept_in: Tensor | None
-    counts: Tensor
-    """As ``_counts`` gives them."""
-
-    aside: Tensor
-
-    def loss(self, objective: Objective) -> float:
-        """The whole objective."""
-        labelled = self.ccc_loss + objective.category_weight * self.category_loss
-        return float(with_distillation(labelled, self.distilled, objective.distill))
-
-    def result(self, objective: Objective, update: Update | None) -> StepResult:
-        """In plain numbers."""
-        return StepResult(
-            loss=self.loss(objective),
-            ccc_loss=float(self.ccc_loss),
-            ccc=tuple(self.ccc.tolist()),
-            category_loss=float(self.category_loss),
-            embedding_loss=float(self.distilled.embedding),
-            prediction_loss=float(self.distilled.prediction),
-            num_rows=int(self.num_rows),
-            num_kept=float(self.num_kept if self.kept_in is None else self.kept_in.mean()),
-            kept_in=() if self.kept_in is None else tuple(self.kept_in.tolist()),
-            num_damaged=int(self.counts[1]),
-            key_checksum=int(self.counts[0]),
-            update=update,
-            aside=tuple(self.aside.tolist()),
-        )
-
-
 def train_step(
     engine: StepEngine,
     batches: StepBatches,
@@ -233,6 +149,8 @@ def train_step(
     seed: int,
     aside: Tensor | Callable[[], Tensor] | None = None,
     graph_samples: int = sys.maxsize,
+    moved: Callable[[], tuple[Batch, ...]] | None = None,
+    rounds: TwoRounds | None = None,
 ) -> StepResult:
     """Move the weights by the gradient of the loss of the global batch of which ``batches`` are this rank's part.
 
@@ -249,11 +167,13 @@ def train_step(
     Args:
         aside: numbers that are added up over ranks on the way, at no further cost; as many on every rank. A function is
             called for them while the device is at work on the first round: it may take its time.
+        moved: gives the batches on the engine's device, if they have been copied there.
+        rounds: compares the predictions of both rounds.
         graph_samples: most samples of padded audio whose graphs fit in memory at a time. How many rounds a rank takes
             need not be what others take: no collective lies in a forward pass, but under ZeRO-3, where it must be 0.
     """
     one_round = len(batches.passes) == 1 or sum(map(padded_samples, batches.passes)) <= graph_samples
-    passes = tuple(batch.to(engine.device) for batch in batches.passes)
+    passes = tuple(batch.to(engine.device) for batch in batches.passes) if moved is None else moved()
     assert passes, "a step has at least one pass"
     part = _Part(
         engine=engine,
@@ -264,6 +184,7 @@ def train_step(
         place=(seed, batches.epoch, batches.step, engine.ranks.rank),
         aside=aside if callable(aside) else lambda: torch.zeros(0, dtype=torch.float64) if aside is None else aside,
         one_round=one_round,
+        rounds=rounds,
     )
     engine.start_step(len(passes))
     return _micro_batch_step(part) if objective.scope == "micro-batch" else _global_step(part)
@@ -288,11 +209,13 @@ def _global_step(part: _Part) -> StepResult:
         cross_entropy = part.cross_entropy(number, output).detach()
         collected.append((pack_sums(own_sums), part.distances(number, output), cross_entropy))
         outputs.append(output if part.one_round else None)
+        if not part.one_round and part.rounds is not None:
+            part.rounds.first(number, output.prediction)
     own = [torch.stack(pieces).sum(0) for pieces in zip(*collected, strict=True)]
     packed, distances, cross_entropy, counts, aside = _summed(*own, _counts(part.read), part.aside())
     sums = unpack_sums(packed, objective.distill)
     parts = DistanceSums(embedding=distances[0], prediction=distances[1:]).over(sums.num_kept, sums.kept_in)
-    figures = _Figures(
+    figures = Figures(
         ccc_loss=ccc_loss_from_sums(sums.concordance, objective.target_weights),
         ccc=concordance_from_sums(sums.concordance),
         category_loss=mean_cross_entropy(cross_entropy),
@@ -310,6 +233,8 @@ def _global_step(part: _Part) -> StepResult:
         for number in range(len(part.passes)):
             output = outputs[number] if outputs[number] is not None else part.forward(number)
             outputs[number] = None
+            if not part.one_round and part.rounds is not None:
+                part.rounds.second(number, output.prediction)
             _, update = part.backward(surrogate, number, output, there, num_categorised)
     return figures.result(objective, update)
 
@@ -346,7 +271,7 @@ def _micro_batch_step(part: _Part) -> StepResult:
         if objective.distill is not None or part.passes[0].categories is not None or len(parts) > 1:
             later, shares = _summed(later, torch.stack(parts).sum(0))
             summed = summed + later
-    figures = _Figures(
+    figures = Figures(
         ccc_loss=micro_ccc_loss(summed, divisors.num_scored, objective.target_weights),
         ccc=mean_concordance(summed, divisors.num_scored),
         category_loss=shares[2],

@@ -1,7 +1,9 @@
 """What a checkpoint and a step do when they fail on one rank alone, under every ds_config."""
 
 import os
+import subprocess
 import sys
+import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from ccts_dist.errors import OutputError
 from ccts_dist.train.checkpoint import CheckpointFiles, TrainState, find_checkpoint, write_checkpoint
 from ccts_dist.train.checkpoint_writer import CheckpointWriter
 from ccts_dist.train.engine import Engine, Snapshot
-from tests.launching import ROOT
+from tests.launching import ROOT, environment
 from tests.ranks.processes import run_on_ranks
 
 SHIPPED = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
@@ -83,7 +85,7 @@ def test_engine_leaves_nothing_in_the_hosts_memory():
 
 
 def imported_for_nothing() -> list[str]:
-    """On one rank: what an engine has imported and no run makes use of."""
+    """On one rank, in a process of its own: what an engine has imported and no run makes use of."""
     compile_function = torch.compile
     build_engine("zero2", "fp32")
     found = [name for name in ("mlflow", "torch._inductor.compile_fx") if name in sys.modules]
@@ -93,7 +95,34 @@ def imported_for_nothing() -> list[str]:
 
 
 def test_engine_starts_without_what_no_run_makes_use_of():
-    assert run_on_ranks(imported_for_nothing, 1) == [[]]
+    program = "import tests.ranks.test_engine as test; assert test.imported_for_nothing() == []"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def waits_for_the_whole_device() -> dict[str, list[str]]:
+    """On one rank: what waits for all that the device has to do, in steps of training and in validation."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator, waits = get_accelerator(), []
+    accelerator.synchronize = lambda *_: waits.append("".join(traceback.format_stack(limit=4)))
+    told = {}
+    for case in (("zero0", "fp32"), ("zero2", "bf16"), ("zero3", "fp32")):
+        engine = build_engine(*case)
+        engine.train(True)
+        waits.clear()
+        for _ in range(3):
+            take_step(engine, 1.0)
+        engine.train(False)
+        with torch.no_grad():
+            engine._engine(torch.ones(4, 5, dtype=next(engine._engine.module.parameters()).dtype))
+        told["-".join(case)] = list(waits)
+    return told
+
+
+def test_no_step_and_no_validation_waits_for_the_whole_device():
+    (told,) = run_on_ranks(waits_for_the_whole_device, 1)
+    assert told == {"zero0-fp32": [], "zero2-bf16": [], "zero3-fp32": []}
 
 
 def take_step(engine: Engine, factor: float) -> bool:

@@ -152,3 +152,4 @@ def test_run_files_numbers_are_filled_in():
     assert resolved["gradient_clipping"] == 0.5
     assert resolved["bf16"] == {"enabled": True, "check_grad_overflow": True}
     assert resolved["zero_force_ds_cpu_optimizer"] is False
+    assert resolved["timers"] == {"throughput": {"enabled": False}}, "it waits for the whole GPU in every forward pass"

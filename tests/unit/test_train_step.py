@@ -15,6 +15,7 @@ from ccts_dist.losses.total import DistillTerms
 from ccts_dist.records import DIMENSIONS, Batch, Condition, StepBatches, TeacherBatch
 from ccts_dist.train.engine import Update
 from ccts_dist.train.step import Objective, StepResult, train_step
+from ccts_dist.train.two_rounds import TwoRounds, words
 from tests.distillation import direct_distillation, every_way
 
 CONDITION = Condition(
@@ -281,3 +282,59 @@ def test_batches_without_categories_leave_the_loss_as_it_is_whatever_the_weight(
         for weight in (0.0, 7.0)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("scope", ["global", "micro-batch"])
+def test_numbers_beside_the_loss_are_asked_for_while_the_device_is_at_work_on_the_first_round(scope):
+    engine = PlainEngine()
+    calls: list[str] = []
+    forward, backward = engine.forward, engine.backward
+    engine.forward = lambda batch: (calls.append("forward"), forward(batch))[1]  # type: ignore[method-assign]
+    engine.backward = lambda value: (calls.append("backward"), backward(value))[1]  # type: ignore[method-assign]
+
+    def aside() -> Tensor:
+        calls.append("aside")
+        return torch.tensor([3.0], dtype=torch.float64)
+
+    objective = Objective(target_weights=WEIGHTS, scope=scope)
+    result = train_step(engine, step_of(whole_batch(), [6]), objective, seed=0, aside=aside)
+    assert result.aside == (3.0,)
+    first = 1 if scope == "micro-batch" else 2
+    assert calls[: first + 1] == ["forward"] * first + ["aside"]
+    assert calls.count("backward") == 2
+
+
+def test_batches_that_have_been_copied_are_taken_as_they_are():
+    batches, halves = step_of(whole_batch(), [6]), PlainEngine()
+    doubled = tuple(replace(batch, audio=2 * batch.audio) for batch in batches.passes)
+    objective = Objective(target_weights=WEIGHTS)
+    copied = train_step(PlainEngine(), batches, objective, seed=0, moved=lambda: doubled)
+    direct = train_step(halves, replace(batches, passes=doubled), objective, seed=0)
+    assert copied == direct
+
+
+def test_rounds_that_differ_by_more_than_rounding_are_told_once():
+    rounds, engine = TwoRounds(torch.float32), PlainEngine(dropout=0.5)
+    objective, batches = Objective(target_weights=WEIGHTS), step_of(whole_batch(), [6])
+    train_step(engine, batches, objective, seed=0, rounds=rounds, graph_samples=TWO_ROUNDS)
+    assert rounds.difference() == 0, "each pass draws from its own state"
+    rounds = TwoRounds(torch.float32)
+    forward = engine.forward
+
+    def drifting(batch: Batch) -> Output:
+        output = forward(batch)
+        return output._replace(prediction=output.prediction + (0.25 if torch.is_grad_enabled() else 0.0))
+
+    engine.forward = drifting  # type: ignore[method-assign]
+    train_step(engine, batches, objective, seed=0, rounds=rounds, graph_samples=TWO_ROUNDS)
+    found = rounds.difference()
+    assert found == pytest.approx(0.25)
+    assert "differ by 0.25" in words(found)
+    train_step(engine, batches, objective, seed=0, rounds=rounds, graph_samples=TWO_ROUNDS)
+    assert rounds.difference() == 0
+
+
+def test_step_of_one_round_has_nothing_to_compare():
+    rounds = TwoRounds(torch.float32)
+    train_step(PlainEngine(), step_of(whole_batch(), []), Objective(target_weights=WEIGHTS), seed=0, rounds=rounds)
+    assert rounds.difference() == 0
