@@ -59,6 +59,7 @@ class StepEngine(Protocol):
 
     def step(self) -> Update:
         """Count a pass; move the weights after the last."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
