@@ -178,6 +178,11 @@ class Batch:
         return 1.0 - float(self.num_samples.sum()) / max(1, len(self.keys) * int(self.num_samples.max()))
 
 
+def padded_samples(batch: Batch) -> int:
+    """Samples of a batch's audio, padding included, also where only frames of it are read."""
+    return len(batch.keys) * max(int(batch.num_samples.max()), batch.audio.shape[1])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatches:
     """One optimizer step's micro-batches on this rank, in the order of their passes."""

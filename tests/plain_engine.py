@@ -27,14 +27,12 @@ class PlainEngine(Engine):
         optimizer: torch.optim.Optimizer,
         run: RunConfig,
         *,
-        passes: int,
         ranks: Ranks,
         resume_from: Path | None = None,
     ) -> None:
         del run
         self.model, self.optimizer = model, optimizer
-        self.passes, self.ranks, self.device = passes, ranks, torch.device("cpu")
-        self._seen = 0
+        self.passes, self.ranks, self.device = 1, ranks, torch.device("cpu")
         if resume_from is not None:
             stored = torch.load(resume_from / _FILE, weights_only=True)
             model.load_state_dict(stored["model"])
@@ -46,12 +44,15 @@ class PlainEngine(Engine):
     def train(self, training: bool) -> None:
         self.model.train(training)
 
+    def start_step(self, num_passes: int) -> None:
+        self.passes, self._seen = num_passes, 0
+
     def backward(self, surrogate: Tensor) -> None:
         surrogate.backward()
 
     def step(self) -> Update:
         self._seen += 1
-        if self._seen % self.passes == 0:
+        if self._seen == self.passes:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return Update(gradient_norm=0.0, skipped=False)

@@ -92,8 +92,25 @@ class BatchConfig:
     micro_utterances: Count = 32
     """Most utterances per forward pass on one rank."""
 
+    micro_batch_seconds: Positive | None = None
+    """Most seconds of padded audio in a micro-batch on one rank: utterances times the longest one's duration. The
+    global batch is then sorted by duration and cut into as many micro-batches per rank as make the step shortest, which
+    differs from step to step and is the same on all ranks. Training takes no utterance that is longer; validation takes
+    a longer one alone. Absent: as few micro-batches as ``micro_utterances`` allows, the same number in every step."""
+
+    micro_batch_overhead_seconds: Annotated[float, Between(0.01, 1_000_000)] = 3.0
+    """With ``micro_batch_seconds``: seconds of padded audio that take as long as what a forward and backward pass costs
+    whatever it is given. More of it makes fewer, larger micro-batches. About 3 on a CPU; on a GPU, which has to be kept
+    busy, 50 and more."""
+
+    forward_rounds: Literal["auto", "one", "two"] = "auto"
+    """With ``loss.scope`` = "global" and several micro-batches in a step. "one": the graphs of all of them are kept
+    until the loss is known. "two": a first round of forward passes without gradient finds the loss, and each is then
+    repeated with its graph, which takes the memory of one graph and the time of one more forward pass. "auto": one
+    round in each step whose graphs fit in memory by the forecast. ZeRO-3 takes two. The loss is the same."""
+
     def passes(self, num_ranks: int, largest_batch: int | None = None) -> int:
-        """Forward passes per optimizer step on each rank; refuses more ranks than utterances."""
+        """Fewest forward passes per optimizer step on each rank; refuses more ranks than utterances."""
         if self.global_utterances < num_ranks:
             raise ConfigError(
                 f"batch.global_utterances={self.global_utterances} leaves some of {num_ranks} ranks without an "
@@ -116,8 +133,8 @@ class LossConfig:
 
     scope: Literal["global", "micro-batch"] = "global"
     """Whose CCC. "global": of the global batch, exactly, however many ranks and passes it is spread over; with several
-    passes this takes a first round of forward passes without gradient. "micro-batch": of each rank's each pass, the
-    mean over those that have two labels; saves that round, and is another loss with every other cut of the batch."""
+    passes see ``batch.forward_rounds``. "micro-batch": of each rank's each pass, the mean over those that have two
+    labels; needs the graph of one pass at a time, and is another loss with every other cut of the batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

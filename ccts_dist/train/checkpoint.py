@@ -59,6 +59,9 @@ class TrainState:
     kept_share: float | None = None
     """Share of the utterances that were distilled, in the last whole epoch; None without a teacher."""
 
+    graph_samples: int | None = None
+    """``Rounds.graph_samples``, where it follows from the memory that happened to be free; None where it was not."""
+
     finished: bool = False
 
 

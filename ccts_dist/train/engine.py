@@ -60,14 +60,12 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         run: RunConfig,
         *,
-        passes: int,
         ranks: Ranks,
         resume_from: Path | None = None,
     ) -> None:
         """Every rank must make it.
 
         Args:
-            passes: forward passes per optimizer step on each rank.
             resume_from: a folder that ``save`` wrote, on any number of ranks and under any ZeRO stage.
 
         Raises:
@@ -84,7 +82,7 @@ class Engine:
             together(lambda: _load_whole(model, stored[WEIGHTS]))
         if run.train.torch_compile:
             compile_layers(model)
-        self._accelerator = _accelerator(run, passes)
+        self._accelerator = _accelerator(run)
         # Our loader stays out of prepare(): Accelerate would read it on rank 0 alone and broadcast.
         self._engine: Any
         self._engine, _ = self._accelerator.prepare(model, optimizer)
@@ -93,7 +91,7 @@ class Engine:
         undo_first_step(self._engine.optimizer, optimizer)
         _forget_shared_buffer(ranks)
         self.ranks = ranks
-        self.passes = passes
+        self.passes, self._passes_left = 1, 0
         self._memory = MemoryWords(run, ranks)
         self.device: torch.device = self._accelerator.device
         # Under stage 0 in float32 DeepSpeed looks at no norm: see ``_norm_of_plain_gradients``.
@@ -143,13 +141,24 @@ class Engine:
         """Training mode on or off."""
         self._engine.train(training)
 
+    def start_step(self, num_passes: int) -> None:
+        """Announce that the gradient of the next step comes from so many passes; as many on every rank."""
+        self.passes = self._passes_left = num_passes
+
     def backward(self, surrogate: Tensor) -> None:
         """Add one pass's gradient to the global gradient: the *sum* over all passes and ranks.
 
-        DeepSpeed takes means over ranks and over passes; the factor undoes both.
+        DeepSpeed takes the mean over ranks, which the factor undoes, and here none over passes, whose number varies:
+        it is told of one, and which pass is the last. Forward passes of others may have come between a pass's own and
+        this.
         """
+        self._engine.set_gradient_accumulation_boundary(self._passes_left == 1)
+        # What a forward pass resets, it resets for the backward pass that follows; a second one would find it used.
+        reset = getattr(self._engine.optimizer, "clear_backward_seen_flag", None)
+        if reset is not None:
+            reset()
         with self._memory.named("the backward pass"), self._arithmetic():
-            self._engine.backward(surrogate * (self.ranks.num_ranks * self.passes))
+            self._engine.backward(surrogate * self.ranks.num_ranks)
 
     def step(self) -> Update:
         """Count a pass; after the last of a step, reduce the gradient and move the weights.
@@ -157,7 +166,8 @@ class Engine:
         A gradient that is not finite on any rank moves no weights, under every stage and in both precisions.
         """
         skipped_before = self._engine.skipped_steps
-        is_last = self._engine.is_gradient_accumulation_boundary()
+        is_last = self._passes_left == 1
+        self._passes_left -= 1
         if self._is_plain and is_last:
             self._norm = self._norm_of_plain_gradients()
         with self._memory.named("the optimizer's step"):
@@ -311,7 +321,7 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _accelerator(run: RunConfig, passes: int) -> Any:
+def _accelerator(run: RunConfig) -> Any:
     """Accelerate, over DeepSpeed as the run file and its ds_config want it."""
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
@@ -325,10 +335,10 @@ def _accelerator(run: RunConfig, passes: int) -> Any:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    tree = resolve_ds_config(read_ds_config(Path(run.train.deepspeed)), run, passes=passes)
+    tree = resolve_ds_config(read_ds_config(Path(run.train.deepspeed)), run)
     return Accelerator(
         # The plugin is passed by hand: plain `deepspeed` does not set the variable that `accelerate launch` sets.
-        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=tree, gradient_accumulation_steps=passes),
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=tree, gradient_accumulation_steps=1),
         # Without this, Accelerate on a machine without a GPU believes in a single process. Several ranks have a group
         # already, and keep it.
         kwargs_handlers=[InitProcessGroupKwargs(backend=chosen_backend())],

@@ -9,10 +9,11 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.loader.cut import Part as Cut
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import SAMPLE_RATE_HZ
-from ccts_dist.train.activations import BatchShape, trace_peak
+from ccts_dist.train.activations import BatchShape, trace_pass, trace_peak
 from ccts_dist.train.ds_config import read_ds_config
 from ccts_dist.train.layout import ZeroLayout, read_layout, sizes_of
-from ccts_dist.train.memory import Activations, Estimate, describe_peak, estimate_memory
+from ccts_dist.train.memory import Activations, Estimate, Part, describe_peak, estimate_memory
+from ccts_dist.train.rounds import NO_ROUNDS, GraphMemory, decide_rounds
 from ccts_dist.train.setup import Session
 
 
@@ -51,6 +52,7 @@ class Forecast:
         )
         self._trace, self._parts = cache(self._trace_once), cache(self._largest_parts)
         self.estimate = self._estimate(self._as_is)
+        self.rounds = NO_ROUNDS
 
     @property
     def peak_bytes(self) -> int:
@@ -59,10 +61,60 @@ class Forecast:
 
     def lines(self) -> list[str]:
         """The table of parts, for people."""
-        lines = self.estimate.table()
+        rounds = [f"{'forward passes':24} {self.rounds.words}"] if self.rounds.words else []
+        lines = [*rounds, *self.estimate.table()]
         if self._activations(self._as_is) is None:
             lines.append("  activations of this encoder cannot be foreseen, and are not in it")
         return lines
+
+    def decide_rounds(self, rank_bytes: int, recorded: int | None = None) -> None:
+        """Decide whether graphs are kept beside that of the micro-batch whose backward pass is taken, and count them.
+
+        Args:
+            rank_bytes: memory that each rank may use.
+            recorded: see ``train.rounds.decide_rounds``.
+        """
+        batch, cuts = self._run.batch, self._session.loader.cuts()
+        always_one = batch.micro_batch_seconds is None and cuts.most_passes == 1
+        if always_one or self._run.loss.scope == "micro-batch":
+            return
+        self.rounds = decide_rounds(
+            batch.forward_rounds,
+            cuts,
+            stage=self._as_is.layout.stage,
+            memory=self._graph_memory(),
+            rank_bytes=rank_bytes,
+            recorded=recorded,
+        )
+        graphs = Part(
+            what="graphs of other micro-batches",
+            size_bytes=self.rounds.extra_bytes,
+            why="one round (batch.forward_rounds)",
+            phases=("forward and backward",),
+        )
+        self.estimate = replace(self.estimate, parts=(*self.estimate.parts, graphs))
+
+    def _graph_memory(self) -> GraphMemory | None:
+        """None for an encoder whose activations cannot be foreseen.
+
+        A second of a longer utterance takes more, as attention does: so all are taken for as long as the longest.
+        """
+        loader = self._session.loader
+        largest, samples = self._shape(loader.cuts().largest, loader), loader.longest_of(loader.cuts().longest_samples)
+        shape = replace(largest, rows=max(1, largest.rows * largest.samples // samples), samples=samples)
+        precision = self._as_is.precision
+        traced = trace_pass(
+            self._run.model, self._encoders, shape, precision=precision, training=True, on_gpu=self._on_gpu
+        )
+        if traced is None:
+            return None
+        here = [part for part in self.estimate.parts if not (self._on_gpu and part.on_host)]
+        return GraphMemory(
+            graph_bytes=traced.kept,
+            graph_samples=shape.rows * shape.samples,
+            other_bytes=sum(part.size_bytes for part in here if "forward and backward" in part.phases),
+            on_gpu=self._on_gpu,
+        )
 
     def check_fits(self, gpu_memory_gb: float) -> str:
         """One line on how well the run fits a GPU of so many GB (10^9 bytes), and on what would fit and be faster.
@@ -120,9 +172,8 @@ class Forecast:
         return self._session.loader.plan.largest_batch
 
     def _passes(self, micro: int) -> int:
-        """Micro-batches of a step on each rank."""
-        batch = replace(self._run.batch, micro_utterances=micro)
-        return batch.passes(self._session.ranks.num_ranks, self._batch_size)
+        """Most micro-batches of a step on each rank."""
+        return self._session.loader.cuts(micro_utterances=micro).most_passes
 
     def _alternatives(self, limit: int) -> list[tuple[int, str]]:
         """Single changes of the run file and what a rank then needs, the most helpful first."""

@@ -189,6 +189,7 @@ class Trainer:
                     aside=self._aside(source, what, batches, took),
                     moved=self._moved,
                     rounds=self._rounds,
+                    graph_samples=self._parts.graph_samples,
                 )
                 ballot, self._moved = self._ahead, self._moved_ahead
                 self._difference = self._rounds.difference()

@@ -54,8 +54,9 @@ FREE_DATA_KEYS = (
 )
 """Keys of [data] that may: shards and cache may have moved, and their digests are compared."""
 
-FREE_KEYS = ("augment.noises", "augment.impulse_responses")
-"""Keys that may in sections that may not, for the same reason: what is in the folders goes into the plan's digest."""
+FREE_KEYS = ("augment.noises", "augment.impulse_responses", "batch.forward_rounds")
+"""Keys that may in sections that may not: what is in the folders of [augment] goes into the plan's digest, and the
+rounds of a step's forward passes leave its loss as it is."""
 
 
 class RunFolder:

@@ -2,10 +2,11 @@
 run file asks for it, a CCC for each micro-batch."""
 
 import math
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,10 +33,10 @@ from ccts_dist.losses.total import (
     pack_sums,
     surrogate,
     unpack_sums,
-    with_distillation,
 )
-from ccts_dist.records import Batch, StepBatches
+from ccts_dist.records import Batch, StepBatches, padded_samples
 from ccts_dist.train.engine import Update
+from ccts_dist.train.step_figures import Figures, Objective, StepResult
 from ccts_dist.train.two_rounds import TwoRounds
 from ccts_dist.transfer import fetched, queued
 
@@ -49,62 +50,16 @@ class StepEngine(Protocol):
 
     def forward(self, batch: Batch) -> Any:
         """Embedding and prediction, and scores of categories if the batch has any."""
-        ...
+
+    def start_step(self, num_passes: int) -> None:
+        """Announce how many passes the step has."""
 
     def backward(self, surrogate: Tensor) -> None:
         """Add to the global gradient."""
-        ...
 
     def step(self) -> Update:
         """Count a pass; move the weights after the last."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
-    """What is minimised, by plain numbers."""
-
-    target_weights: tuple[float, ...]
-    category_weight: float = 0.0
-    """Of the cross-entropy; plays no part where batches have no categories."""
-
-    distill: DistillTerms | None = None
-    scope: Literal["global", "micro-batch"] = "global"
-    """Whose CCC: see ``losses.total`` and ``losses.micro_batch``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepResult:
-    """A step's figures, of the global batch; the same on every rank."""
-
-    loss: float
-    ccc_loss: float
-    ccc: tuple[float, ...]
-    """Of the global batch; with scope "micro-batch" the mean over the micro-batches."""
-
-    category_loss: float
-    """Mean cross-entropy in nats; 0 where no row has a category."""
-
-    embedding_loss: float
-    prediction_loss: float
-    num_rows: int
-    num_kept: float
-    """Utterances that are distilled: their shares added up; with a gate per dimension the mean of ``kept_in``."""
-
-    kept_in: tuple[float, ...]
-    """With a gate per dimension: utterances that are distilled in each; else empty."""
-
-    num_damaged: int
-    """Utterances that were left out because they are damaged."""
-
-    key_checksum: int
-    """Sum of the CRC-32 of the keys of the rows that count: equal for equal global batches, however they are cut."""
-
-    update: Update | None
-    """None when the loss was not finite and the step was left out."""
-
-    aside: tuple[float, ...]
-    """``train_step``'s, added up over ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +81,9 @@ class _Part:
     """Seed, epoch, step, rank."""
 
     aside: Callable[[], Tensor]
+    one_round: bool
+    """Whether the graphs of all passes are kept until the loss is known."""
+
     rounds: TwoRounds | None
 
     def forward(self, number: int) -> Any:
@@ -184,46 +142,6 @@ class _Part:
         return torch.cat([sums.embedding[None], sums.prediction])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Figures:
-    """A step's figures over all ranks, as tensors of the host."""
-
-    ccc_loss: Tensor
-    ccc: Tensor
-    category_loss: Tensor
-    distilled: DistillParts
-    num_rows: Tensor
-    num_kept: Tensor
-    kept_in: Tensor | None
-    counts: Tensor
-    """As ``_counts`` gives them."""
-
-    aside: Tensor
-
-    def loss(self, objective: Objective) -> float:
-        """The whole objective."""
-        labelled = self.ccc_loss + objective.category_weight * self.category_loss
-        return float(with_distillation(labelled, self.distilled, objective.distill))
-
-    def result(self, objective: Objective, update: Update | None) -> StepResult:
-        """In plain numbers."""
-        return StepResult(
-            loss=self.loss(objective),
-            ccc_loss=float(self.ccc_loss),
-            ccc=tuple(self.ccc.tolist()),
-            category_loss=float(self.category_loss),
-            embedding_loss=float(self.distilled.embedding),
-            prediction_loss=float(self.distilled.prediction),
-            num_rows=int(self.num_rows),
-            num_kept=float(self.num_kept if self.kept_in is None else self.kept_in.mean()),
-            kept_in=() if self.kept_in is None else tuple(self.kept_in.tolist()),
-            num_damaged=int(self.counts[1]),
-            key_checksum=int(self.counts[0]),
-            update=update,
-            aside=tuple(self.aside.tolist()),
-        )
-
-
 def train_step(
     engine: StepEngine,
     batches: StepBatches,
@@ -231,14 +149,16 @@ def train_step(
     *,
     seed: int,
     aside: Tensor | Callable[[], Tensor] | None = None,
+    graph_samples: int = sys.maxsize,
     moved: Callable[[], tuple[Batch, ...]] | None = None,
     rounds: TwoRounds | None = None,
 ) -> StepResult:
     """Move the weights by the gradient of the loss of the global batch of which ``batches`` are this rank's part.
 
-    With several passes and the exact loss, a first round without gradient collects the predictions whose sums the loss
-    needs. Each forward draws its random state from (seed, epoch, step, rank, pass), so that the second round repeats
-    the first, and so that resuming needs no generator's state.
+    With several passes and the exact loss, all forward passes come before the first backward pass, since the loss needs
+    the sums of all predictions. Where their graphs fit in memory they wait for it; else the first round is one without
+    gradient, and a second one repeats it pass by pass. Each forward draws its random state from (seed, epoch, step,
+    rank, pass), so that the second round repeats the first, and so that resuming needs no generator's state.
 
     A loss that is not finite is seen by all ranks alike, since all see the same sums: then none backpropagates. With
     scope "micro-batch" that holds for the first pass; a later one's makes the reduced gradient not finite.
@@ -250,7 +170,10 @@ def train_step(
             called for them while the device is at work on the first round: it may take its time.
         moved: gives the batches on the engine's device, if they have been copied there.
         rounds: compares the predictions of both rounds.
+        graph_samples: most samples of padded audio whose graphs fit in memory at a time. How many rounds a rank takes
+            need not be what others take: no collective lies in a forward pass, but under ZeRO-3, where it must be 0.
     """
+    one_round = len(batches.passes) == 1 or sum(map(padded_samples, batches.passes)) <= graph_samples
     passes = tuple(batch.to(engine.device) for batch in batches.passes) if moved is None else moved()
     assert passes, "a step has at least one pass"
     part = _Part(
@@ -261,19 +184,20 @@ def train_step(
         objective=objective,
         place=(seed, batches.epoch, batches.step, engine.ranks.rank),
         aside=aside if callable(aside) else lambda: torch.zeros(0, dtype=torch.float64) if aside is None else aside,
+        one_round=one_round,
         rounds=rounds,
     )
+    engine.start_step(len(passes))
     return _micro_batch_step(part) if objective.scope == "micro-batch" else _global_step(part)
 
 
 def _global_step(part: _Part) -> StepResult:
     """By the CCC of the global batch: all predictions' sums first, then a backward for each pass."""
     objective = part.objective
-    two_rounds = len(part.passes) > 1
     outputs: list[Any] = []
     collected: list[tuple[Tensor, ...]] = []
     for number, batch in enumerate(part.passes):
-        with torch.set_grad_enabled(not two_rounds):
+        with torch.set_grad_enabled(part.one_round):
             output = part.forward(number)
         own_sums = batch_sums(
             output.prediction,
@@ -285,14 +209,14 @@ def _global_step(part: _Part) -> StepResult:
         )
         cross_entropy = part.cross_entropy(number, output).detach()
         collected.append((pack_sums(own_sums), part.distances(number, output), cross_entropy))
-        outputs.append(None if two_rounds else output)
-        if two_rounds and part.rounds is not None:
+        outputs.append(output if part.one_round else None)
+        if not part.one_round and part.rounds is not None:
             part.rounds.first(number, output.prediction)
     own = [torch.stack(pieces).sum(0) for pieces in zip(*collected, strict=True)]
     packed, distances, cross_entropy, counts, aside = _summed(*own, _counts(part.read), part.aside())
     sums = unpack_sums(packed, objective.distill)
     parts = DistanceSums(embedding=distances[0], prediction=distances[1:]).over(sums.num_kept, sums.kept_in)
-    figures = _Figures(
+    figures = Figures(
         ccc_loss=ccc_loss_from_sums(sums.concordance, objective.target_weights),
         ccc=concordance_from_sums(sums.concordance),
         category_loss=mean_cross_entropy(cross_entropy),
@@ -310,7 +234,7 @@ def _global_step(part: _Part) -> StepResult:
         for number in range(len(part.passes)):
             output = outputs[number] if outputs[number] is not None else part.forward(number)
             outputs[number] = None
-            if two_rounds and part.rounds is not None:
+            if not part.one_round and part.rounds is not None:
                 part.rounds.second(number, output.prediction)
             _, update = part.backward(surrogate, number, output, there, num_categorised)
     return figures.result(objective, update)
@@ -348,7 +272,7 @@ def _micro_batch_step(part: _Part) -> StepResult:
         if objective.distill is not None or part.passes[0].categories is not None or len(parts) > 1:
             later, shares = _summed(later, torch.stack(parts).sum(0))
             summed = summed + later
-    figures = _Figures(
+    figures = Figures(
         ccc_loss=micro_ccc_loss(summed, divisors.num_scored, objective.target_weights),
         ccc=mean_concordance(summed, divisors.num_scored),
         category_loss=shares[2],

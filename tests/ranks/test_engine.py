@@ -70,7 +70,7 @@ def build_engine(stage: str, precision: str) -> Engine:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     optimizer = torch.optim.AdamW([{"params": model.parameters(), "lr": 1e-2, "name": "rest"}], weight_decay=0.1)
-    return Engine(model, optimizer, run, passes=1, ranks=rank_facts())
+    return Engine(model, optimizer, run, ranks=rank_facts())
 
 
 def shared_buffers() -> list[str]:
@@ -128,6 +128,7 @@ def test_no_step_and_no_validation_waits_for_the_whole_device():
 def take_step(engine: Engine, factor: float) -> bool:
     """One step on a loss times ``factor``; whether it was skipped."""
     dtype = next(engine._engine.module.parameters()).dtype
+    engine.start_step(1)
     engine.backward(engine._engine(torch.ones(4, 5, dtype=dtype)).float().pow(2).mean() * factor)
     return engine.step().skipped
 

@@ -70,7 +70,7 @@ def test_rank_without_memory_names_its_micro_batch_and_ends_all(shards: Path, tm
     config = write_run(
         tmp_path / "run.toml", shards, tmp_path / "run",
         batch={"global_utterances": 8, "micro_utterances": 4},
-        train={"deepspeed": f"ds_configs/{stage}.json", "checkpoint_steps": 1},
+        train={"deepspeed": f"ds_configs/{stage}.json", "checkpoint_steps": 1, "async_save": False},
     )  # fmt: skip
     codes, words = end_ranks(train_greedily, 2, config, part, place=tmp_path)
     assert codes == [1, 1], words

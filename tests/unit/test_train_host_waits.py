@@ -1,6 +1,7 @@
 """How often the host waits for the GPU in a step and in a validation: counted on a pretended GPU, so that no GPU is
 needed. Every such wait leaves the GPU without work for as long as it takes to queue some."""
 
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -52,6 +53,9 @@ class PlainEngine:
     def forward(self, batch: Batch) -> Any:
         return self.model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens)
 
+    def start_step(self, num_passes: int) -> None:
+        pass
+
     def backward(self, surrogate: Tensor) -> None:
         surrogate.backward()
 
@@ -79,7 +83,7 @@ def on_gpu(model: nn.Module) -> Iterator[Tensor]:
     return chain(model.parameters(), model.buffers())
 
 
-def waits_of_step(session: Session) -> HostWaits:
+def waits_of_step(session: Session, graph_samples: int) -> HostWaits:
     """Of the second step: what is made once has been made."""
     engine = PlainEngine(session.model.train())
     source = chain.from_iterable(session.loader.epoch(epoch) for epoch in range(2))
@@ -87,19 +91,27 @@ def waits_of_step(session: Session) -> HostWaits:
         for _ in range(2):
             waits.clear()
             aside = torch.zeros(10, dtype=torch.float64)
-            result = train_step(engine, next(source), session.objective, seed=1, aside=aside)
+            result = train_step(
+                engine, next(source), session.objective, seed=1, aside=aside, graph_samples=graph_samples
+            )
     assert result.update is not None, "the loss is finite"
     assert result.num_rows == 16
     return waits
 
 
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize(("micro", "ceiling"), [(16, 2), (8, 3)], ids=["one micro-batch", "two micro-batches"])
-def test_host_waits_for_a_step_no_more_often_than_its_sums_need(place: Path, name: str, micro: int, ceiling: int):
+@pytest.mark.parametrize(
+    ("micro", "graph_samples", "ceiling"),
+    [(16, sys.maxsize, 2), (8, sys.maxsize, 3), (8, 0, 3)],
+    ids=["one micro-batch", "two micro-batches", "two micro-batches, two rounds"],
+)
+def test_host_waits_for_a_step_no_more_often_than_its_sums_need(
+    place: Path, name: str, micro: int, graph_samples: int, ceiling: int
+):
     """The step of an engine that waits for nothing; DeepSpeed's own norm of the gradient comes on top."""
     with session_of(place, name, micro=micro) as session:
-        assert session.loader.passes == 16 // micro
-        waits = waits_of_step(session)
+        assert session.loader.cuts().most_passes == 16 // micro
+        waits = waits_of_step(session, graph_samples)
     assert waits.total() <= ceiling, waits
 
 
