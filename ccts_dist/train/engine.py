@@ -23,6 +23,7 @@ from ccts_dist.errors import CheckpointError, OutputError
 from ccts_dist.records import Batch
 from ccts_dist.train.compiled import compile_once
 from ccts_dist.train.ds_config import read_ds_config, resolve_ds_config
+from ccts_dist.train.step_profile import BACKWARD, FORWARD, OPTIMIZER, timed
 from ccts_dist.train.storage import writing
 from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile
 from ccts_dist.train.zero_state import WEIGHTS, ZeroState, undo_first_step
@@ -97,6 +98,7 @@ class Engine:
         if stored:
             together(lambda: self._state.restore({kind: tensors.get for kind, tensors in stored.items()}))
 
+    @timed(FORWARD)
     def forward(self, batch: Batch) -> Any:
         """The model's output for a micro-batch that is on ``device``."""
         frames = (batch.frames,) if batch.frames else ()
@@ -106,6 +108,7 @@ class Engine:
         """Training mode on or off."""
         self._engine.train(training)
 
+    @timed(BACKWARD)
     def backward(self, surrogate: Tensor) -> None:
         """Add one pass's gradient to the global gradient: the *sum* over all passes and ranks.
 
@@ -113,6 +116,7 @@ class Engine:
         """
         self._engine.backward(surrogate * (self.ranks.num_ranks * self.passes))
 
+    @timed(OPTIMIZER)
     def step(self) -> Update:
         """Count a pass; after the last of a step, reduce the gradient and move the weights.
 

@@ -15,6 +15,7 @@ from ccts_dist.model.folder import load_model
 from ccts_dist.progress import Progress
 from ccts_dist.records import StepBatches
 from ccts_dist.train.checkpoint import write_checkpoint
+from ccts_dist.train.devices import peak_tflops
 from ccts_dist.train.evaluate import scores_to_tree
 from ccts_dist.train.figures import add_to_epoch, epoch_figures, finite, step_figures
 from ccts_dist.train.history import History
@@ -24,6 +25,7 @@ from ccts_dist.train.meter import Meter
 from ccts_dist.train.parts import Parts, save_trained
 from ccts_dist.train.peak import peak_over_ranks_gb
 from ccts_dist.train.step import StepResult, train_step
+from ccts_dist.train.step_profile import DATA_WAIT, StepProfiler, timed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,10 @@ class Trainer:
         self._folder, self._tracking, self._watch = parts.folder, parts.tracking, parts.watch
         self.state = parts.state
         self._judge = Judge(parts, self._check)
-        self._meter = Meter(parts.session.ranks, parts.engine.device)
+        peak = peak_tflops(parts.engine.device, parts.run.train.precision, override=parts.run.train.peak_tflops)
+        self._meter = Meter(parts.session.ranks, parts.engine.device, flops=parts.flops, peak_tflops=peak)
+        profiled = parts.run.train.profile if parts.is_first else ()
+        self._profiler = StepProfiler(profiled, parts.folder.path, parts.engine.device, title=parts.run.name)
         self._first = parts.is_first
         self._history: History | None = None
         self._saved_place = self._place()
@@ -112,6 +117,7 @@ class Trainer:
         finally:
             if self._history is not None:
                 self._history.close()
+            self._profiler.close()
             self._judge.close()
             self._session.close()
         together(self._check)
@@ -155,6 +161,7 @@ class Trainer:
             votes, is_slow, took = sum_over_ranks(ballot.votes).tolist(), 0.0, 0.0
             while self._is_within_epoch():
                 started = time.monotonic()
+                self._profiler.begin(state.step + 1)
                 if is_slow:
                     together(self._check)  # a request that came since the batch was read waits for no second long step
                 batches, save = ballot.settle(*votes)
@@ -175,6 +182,7 @@ class Trainer:
                 count_damaged(state, result.num_damaged, batches, self._run, visible=self._first)
                 left_out = f", {state.num_skipped} skipped" if state.num_skipped else ""
                 progress.advance(figures=f"loss {result.loss:.3f}{left_out}")
+                self._profiler.end(state.step)
                 took = time.monotonic() - started
                 began += self._validate_within()
                 every = self._run.train.checkpoint_steps
@@ -207,7 +215,8 @@ class Trainer:
 
         def read() -> StepBatches:
             self._watch.at(f"{what}, step {number + 1}: reading", brief=True)
-            batches = next(source)
+            with timed(DATA_WAIT):
+                batches = next(source)
             self._check()
             return batches
 

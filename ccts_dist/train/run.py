@@ -15,12 +15,14 @@ from ccts_dist.tracking.packages import installed_packages
 from ccts_dist.train.checkpoint import TrainState, read_state
 from ccts_dist.train.curves import draw_training
 from ccts_dist.train.engine import Engine
+from ccts_dist.train.flops import flops_of
 from ccts_dist.train.forecast import Forecast
 from ccts_dist.train.loop import Outcome, Trainer
 from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups
 from ccts_dist.train.parts import Parts
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session, check_session, open_session
+from ccts_dist.train.step_profile import check_profiled_steps
 from ccts_dist.train.stopping import STOP_FILE
 from ccts_dist.train.watch import Watch, stopped_words
 
@@ -35,6 +37,7 @@ def check(run: RunConfig, *, num_ranks: int | None, gpu_memory_gb: float | None 
     if rank_facts().local_rank:
         return 0  # under the launcher one rank of each host checks: the weights need not be in memory for each
     with check_session(run, rank_facts().num_ranks if num_ranks is None else num_ranks) as session:
+        check_profiled_steps(run.train.profile, session.total_steps)
         forecast = Forecast(session, on_gpu=gpu_memory_gb is not None or torch.cuda.is_available())
         if rank_facts().is_first:
             for line in (*_described(session), *forecast.lines()):
@@ -95,11 +98,14 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     watch.at("setting up")
     session = open_session(run, ranks)
     together(watch.check)
+    check_profiled_steps(run.train.profile, session.total_steps)
     # The weights are in the model before the engine is made: see Engine.
     optimizer = build_optimizer(parameter_groups(session.model), run.optim)
     say(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
     forecast = together(lambda: _introduce(session) if ranks.is_first else None)
+    is_told = ranks.is_first and run.tracking.kind != "none"
+    flops = together(lambda: flops_of(session) if is_told else None)
     point = folder.find_resume_point(resume, run, session.plan_digest, say) if resume else None
     engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks, resume_from=point)
     limit_waiting(run.train.timeout_s)
@@ -123,6 +129,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
             tracking=tracking,
             state=state,
             watch=watch,
+            flops=None if flops is None else flops.training,
         )
         outcome = Trainer(parts, optimizer).train()
         if ranks.is_first and run.tracking.kind != "none":

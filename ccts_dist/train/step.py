@@ -36,6 +36,7 @@ from ccts_dist.losses.total import (
 )
 from ccts_dist.records import Batch, StepBatches
 from ccts_dist.train.engine import Update
+from ccts_dist.train.step_profile import LOSS, SUMS, timed
 
 
 @runtime_checkable
@@ -216,6 +217,7 @@ class _Figures:
         )
 
 
+@timed(LOSS)
 def train_step(
     engine: StepEngine, batches: StepBatches, objective: Objective, *, seed: int, aside: Tensor | None = None
 ) -> StepResult:
@@ -360,6 +362,7 @@ def _pack_shares(distilled: DistillParts, category: Tensor) -> Tensor:
     return torch.stack([distilled.embedding, distilled.prediction, category])
 
 
+@timed(SUMS)
 def _summed(*pieces: Tensor) -> list[Tensor]:
     """These flat tensors, each added up over ranks: in one all-reduce, since ranks wait for each other in every one."""
     packed = torch.cat([piece.to(pieces[0].device) for piece in pieces])
