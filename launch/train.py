@@ -13,7 +13,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         epilog="examples:\n"
         "  deepspeed --num_gpus 2 launch/train.py --config launch/runs/demo/teacher.toml\n"
         "  deepspeed launch/train.py --config RUN.toml --set optim.learning_rate=1e-4 --resume auto\n"
-        "  python launch/train.py --config RUN.toml --check --ranks 64 --gpu-memory 80\n"
+        "  python launch/train.py --config RUN.toml --check --ranks 64 --gpu-memory 80 --assume device=a100\n"
         "to stop: SIGTERM or SIGUSR1 to a rank (a launcher passes none on), Ctrl-C, or a file STOP in the run folder\n"
         "exit codes: 0 done; 1 failed; 2 a mistake in what was asked for (one line on stderr says which);\n"
         "  75 stopped on request, with a complete checkpoint: run again with --resume auto to go on",
@@ -29,6 +29,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="open everything the run needs, train nothing")
     parser.add_argument("--ranks", type=int, metavar="N", help="with --check: as N ranks would see it")
     parser.add_argument("--gpu-memory", type=float, metavar="GB", help="with --check: must suffice on each GPU")
+    parser.add_argument("--assume", action="append", default=[], metavar="K=V", help="with --ranks: figures of GPUs")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     run = read_run(args.config, args.set)
     ranks = rank_facts()
     if args.check:
-        return check(run, num_ranks=args.ranks, gpu_memory_gb=args.gpu_memory)
+        return check(run, num_ranks=args.ranks, gpu_memory_gb=args.gpu_memory, assume=args.assume)
     with process_group(ranks, timeout_s=run.train.timeout_s):
         train(run, ranks, resume=args.resume)
     if run.tracking.register and ranks.is_first:

@@ -234,6 +234,10 @@ class Loader:
         )
         return max(largest, key=lambda part: part.padded_samples)
 
+    def parts(self, epoch: int, step: int) -> list[list[Part]]:
+        """What the ranks of this node read of a step, by pass and rank; reads no audio."""
+        return self._parts(epoch, step)
+
     def longest(self, part: Part) -> int:
         """Samples that the longest utterance of a part may have in any epoch: some are played more slowly."""
         hearing, num_samples = self._reading.hearing, part.rows[0].num_samples

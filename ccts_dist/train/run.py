@@ -1,5 +1,6 @@
 """A run from its file to its outcome, in order."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,18 +22,23 @@ from ccts_dist.train.loop import Outcome, Trainer
 from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups
 from ccts_dist.train.parts import Parts
 from ccts_dist.train.run_folder import RunFolder
+from ccts_dist.train.scaling import scaling_lines
 from ccts_dist.train.setup import Session, check_session, open_session
 from ccts_dist.train.step_profile import check_profiled_steps
 from ccts_dist.train.stopping import STOP_FILE
 from ccts_dist.train.watch import Watch, stopped_words
 
 
-def check(run: RunConfig, *, num_ranks: int | None, gpu_memory_gb: float | None = None) -> int:
+def check(
+    run: RunConfig, *, num_ranks: int | None, gpu_memory_gb: float | None = None, assume: Sequence[str] = ()
+) -> int:
     """Print what the run would do on ``num_ranks`` ranks; 0 when nothing is wrong, else raises what is.
 
     Args:
         num_ranks: None for as many as the launcher has started.
         gpu_memory_gb: GB (10^9 bytes) of each GPU, which the run must fit; None where that is not asked.
+        assume: figures of the GPUs for the cost model, as ``read_assumptions`` takes them; it is shown where these or
+            ``num_ranks`` are given.
     """
     if rank_facts().local_rank:
         return 0  # under the launcher one rank of each host checks: the weights need not be in memory for each
@@ -42,6 +48,8 @@ def check(run: RunConfig, *, num_ranks: int | None, gpu_memory_gb: float | None 
         if rank_facts().is_first:
             for line in (*_described(session), *forecast.lines()):
                 print(line)
+            if assume or num_ranks is not None:
+                print("\n".join(scaling_lines(session, assume, session.ranks.num_ranks)))
         verdict = "" if gpu_memory_gb is None else f": {forecast.check_fits(gpu_memory_gb)}"
     if rank_facts().is_first:
         print(f"check passed{verdict}")

@@ -1,0 +1,209 @@
+"""How long a run's steps and epochs take on many GPUs, by ``train.cost``, and what keeps those GPUs busy.
+
+The work of a step comes from the shard set: its durations, in the order of the plan and cut as the loader cuts them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ccts_dist.distributed import Ranks
+from ccts_dist.errors import ConfigError
+from ccts_dist.loader.cut import Part
+from ccts_dist.loader.loader import Loader
+from ccts_dist.train.cost import (
+    Assumptions,
+    StepCost,
+    Work,
+    gradient_traffic,
+    read_assumptions,
+    scaled_rates,
+    step_cost,
+)
+from ccts_dist.train.devices import DEVICES, find_device
+from ccts_dist.train.ds_config import read_ds_config
+from ccts_dist.train.flops import ModelFlops, flops_of
+from ccts_dist.train.layout import read_layout, sizes_of
+from ccts_dist.train.setup import Session, open_loader
+
+_STEPS = 32
+"""Steps of the first window that stand for all."""
+
+_LARGER = 2
+_MOST_LARGER = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """The mean step of a run on so many GPUs."""
+
+    num_ranks: int
+    global_utterances: int
+    passes: int
+    """Most in a step."""
+
+    steps_per_epoch: int
+    cost: StepCost
+
+    @property
+    def utterances_per_s(self) -> float:
+        """Of all GPUs."""
+        return self.global_utterances / self.cost.seconds
+
+    def efficiency(self, single: "Row") -> float:
+        """Utterances per second and GPU, against those of one GPU."""
+        return self.utterances_per_s / self.num_ranks / single.utterances_per_s
+
+
+def scaling_lines(session: Session, pairs: Sequence[str], num_ranks: int) -> list[str]:
+    """The cost model's table and its suggestion, for people.
+
+    Args:
+        pairs: as after ``--assume``.
+
+    Raises:
+        ConfigError: an assumption that cannot be.
+    """
+    run = session.run
+    assumed = read_assumptions(pairs, device=visible_device()).completed(run.train.precision)
+    flops = flops_of(session, recomputation=True)
+    if flops is None:
+        return ["cost model: operations of this encoder cannot be counted on shapes alone"]
+    model = _Model(session, flops, assumed)
+    single = model.row(1, run.batch.global_utterances)
+    within_host = min(num_ranks, int(assumed.gpus_per_host))
+    rows = [model.row(ranks, run.batch.global_utterances) for ranks in sorted({within_host, num_ranks} - {1})]
+    lines = [
+        f"cost model of {run.train.precision} on {assumed.device}, not measured but assumed (--assume KEY=VALUE):",
+        f"  {assumed.described()}",
+        *_table([single, *rows], single),
+    ]
+    if run.model.text is not None:
+        lines.append("  transcripts count as if each had model.text.max_tokens")
+    if num_ranks > 1:
+        lines += _suggestion(model, rows[-1], single)
+    return lines
+
+
+def visible_device() -> str:
+    """The name of this machine's GPU in ``DEVICES``; "h100" where there is none, or another one."""
+    if torch.cuda.is_available():
+        found = find_device(torch.cuda.get_device_name(0))
+        return next((name for name, device in DEVICES.items() if device is found), "h100")
+    return "h100"
+
+
+class _Model:
+    """A run's steps on any number of ranks."""
+
+    def __init__(self, session: Session, flops: ModelFlops, assumed: Assumptions) -> None:
+        self.session, self.assumed = session, assumed
+        self._flops, self._run = flops, session.run
+        self._sizes = sizes_of(session.model)
+        self._layout = read_layout(read_ds_config(Path(self._run.train.deepspeed)))
+        self._tokens = 0 if self._run.model.text is None else self._run.model.text.max_tokens
+
+    def row(self, num_ranks: int, global_utterances: int) -> Row:
+        """The mean step with that global batch.
+
+        Raises:
+            ConfigError: the ranks are more than the utterances.
+        """
+        loader = self._loader(num_ranks, global_utterances)
+        steps = min(_STEPS, loader.plan.window_steps, loader.steps_per_epoch)
+        found = [loader.parts(0, step) for step in range(steps)]
+        costs = [self._step(parts, loader, num_ranks) for parts in found]
+        return Row(
+            num_ranks=num_ranks,
+            global_utterances=loader.plan.largest_batch,
+            passes=max(map(len, found)),
+            steps_per_epoch=loader.steps_per_epoch,
+            cost=StepCost(
+                compute_s=sum(cost.compute_s for cost in costs) / steps,
+                reduction_s=sum(cost.reduction_s for cost in costs) / steps,
+                waits_s=sum(cost.waits_s for cost in costs) / steps,
+            ),
+        )
+
+    def _loader(self, num_ranks: int, global_utterances: int) -> Loader:
+        batch = replace(self._run.batch, global_utterances=global_utterances)
+        run = replace(self._run, batch=batch)
+        ranks, shard_set = Ranks(num_ranks=num_ranks), self.session.shard_set
+        return open_loader(run, shard_set, run.data.train_splits, None, None, ranks, training=True)
+
+    def _step(self, passes: Sequence[Sequence[Part]], loader: Loader, num_ranks: int) -> StepCost:
+        """A step, by pass and rank."""
+        rounds = self._rounds(len(passes))
+        of_ranks = [sum(self._flops_of(part, loader, rounds) for part in parts) for parts in zip(*passes, strict=True)]
+        kernels = self._flops.training_kernels + (rounds - 1) * self._flops.forward_kernels
+        traffic = gradient_traffic(
+            self._layout,
+            parameters=self._sizes.parameters,
+            trained=self._sizes.trained,
+            precision=self._run.train.precision,
+            passes=len(passes),
+            rounds=rounds,
+        )
+        work = Work(flops=max(of_ranks), kernels=float(kernels * len(passes)))
+        return step_cost(work, traffic, self.assumed, num_ranks)
+
+    def _flops_of(self, part: Part, loader: Loader, rounds: int) -> float:
+        """Padding included: the device computes over it."""
+        samples = loader.longest(part)
+        once = self._flops.training.of_row(samples, self._tokens)
+        again = (rounds - 1) * self._flops.forward.of_row(samples, self._tokens)
+        return len(part.rows) * (once + again)
+
+    def _rounds(self, passes: int) -> int:
+        """Of forward passes: with several micro-batches the exact loss takes a first one without gradient."""
+        return 2 if passes > 1 and self._run.loss.scope == "global" else 1
+
+
+def _table(rows: Sequence[Row], single: Row) -> list[str]:
+    """Rows of figures; milliseconds are those of the mean step."""
+    heads = ("GPUs", "batch", "passes", "compute ms", "reduction ms", "waits ms", "step ms", "epoch s", "utt/s", "eff.")
+    lines = ["  " + " ".join(f"{head:>{max(7, len(head))}}" for head in heads)]
+    for row in rows:
+        cost = row.cost
+        milliseconds = (1e3 * value for value in (cost.compute_s, cost.reduction_s, cost.waits_s, cost.seconds))
+        cells = [
+            *(str(number) for number in (row.num_ranks, row.global_utterances, row.passes)),
+            *(f"{value:.1f}" for value in milliseconds),
+            f"{row.steps_per_epoch * cost.seconds:.1f}",
+            f"{row.utterances_per_s:.0f}",
+            f"{row.efficiency(single):.0%}",
+        ]
+        lines.append("  " + " ".join(f"{cell:>{max(7, len(head))}}" for cell, head in zip(cells, heads, strict=True)))
+    return lines
+
+
+def _suggestion(model: _Model, now: Row, single: Row) -> list[str]:
+    """The smallest global batch, by doubling, that keeps all GPUs busy, and learning rates to go with it."""
+    asked, rate = model.assumed.busy, model.session.run.optim.learning_rate
+    if now.efficiency(single) >= asked:
+        return [f"  {now.num_ranks} GPUs are busy: an efficiency of {asked:.0%} is reached"]
+    larger: list[Row] = []
+    factor = _LARGER
+    while factor <= _MOST_LARGER and factor * now.global_utterances <= model.session.loader.num_utterances:
+        try:
+            larger.append(model.row(now.num_ranks, factor * now.global_utterances))
+        except ConfigError:  # more than there is to read at a time
+            break
+        if larger[-1].efficiency(single) >= asked:
+            break
+        factor *= _LARGER
+    if not larger:
+        return [f"  no larger global batch of this corpus keeps {now.num_ranks} GPUs busy; take fewer"]
+    best = larger[-1]
+    linear, root = scaled_rates(rate, best.global_utterances / now.global_utterances)
+    reached = best.efficiency(single)
+    words = f"{asked:.0%}" if reached >= asked else f"{asked:.0%}, which none of these reaches"
+    return [
+        f"  larger global batches, for an efficiency of {words}:",
+        *_table(larger, single)[1:],
+        f"  suggestion, to be tried: batch.global_utterances = {best.global_utterances}, optim.learning_rate between "
+        f"{root:.3g} (square root, for Adam) and {linear:.3g} (linear, for SGD) instead of {rate:g};",
+        f"  an epoch then has {best.steps_per_epoch} steps instead of {now.steps_per_epoch}",
+    ]
