@@ -99,8 +99,15 @@ def read_assumptions(pairs: Sequence[str], *, device: str = "h100") -> Assumptio
 
 _SMALLEST = 1e-6
 
-_RANGES = dict.fromkeys(("compute_efficiency", "link_efficiency", "busy"), (_SMALLEST, 1.0))
-_RANGES |= dict.fromkeys(("latency_us", "launch_us", "step_ms"), (0.0, inf)) | {"gpus_per_host": (1.0, inf)}
+_RANGES: dict[str, tuple[float, float]] = {
+    "compute_efficiency": (_SMALLEST, 1.0),
+    "link_efficiency": (_SMALLEST, 1.0),
+    "busy": (_SMALLEST, 1.0),
+    "gpus_per_host": (1.0, inf),
+    "latency_us": (0.0, inf),
+    "launch_us": (0.0, inf),
+    "step_ms": (0.0, inf),
+}
 """Of figures that are not just above 0."""
 
 

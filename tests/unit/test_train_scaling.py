@@ -9,7 +9,8 @@ from ccts_dist.config import read_run
 from ccts_dist.errors import run_main
 from ccts_dist.train.cost import read_assumptions
 from ccts_dist.train.flops import flops_of
-from ccts_dist.train.scaling import _Model, scaling_lines
+from ccts_dist.train.layout import sizes_of
+from ccts_dist.train.scaling import CostModel, _steps_of, scaling_lines
 from ccts_dist.train.setup import Session, check_session
 from launch import train as command
 from tests.small_runs import build_two_kinds, write_run
@@ -41,7 +42,7 @@ def test_step_is_that_of_the_rank_with_most_to_compute(session: Session):
     flops = flops_of(session)
     assert flops is not None
     assumed = read_assumptions([*SLOW, "compute_efficiency=0.5"]).completed("fp32")
-    row = _Model(session, flops, assumed).row(4, 8)
+    row = CostModel(session.run, sizes_of(session.model), flops, assumed, _steps_of(session)).row(4, 8)
     loader = session.loader
     slowest = [
         max(len(part.rows) * flops.training.of_row(part.rows[0].num_samples) for part in loader.parts(0, step)[0])
@@ -56,8 +57,8 @@ def test_second_round_of_forward_passes_is_computed_as_well(config: Path):
     with check_session(read_run(config, ["batch.micro_utterances=1"]), 4) as session:
         flops = flops_of(session)
         assert flops is not None
-        model = _Model(session, flops, read_assumptions(SLOW).completed("fp32"))
-        row = model.row(4, 8)
+        assumed = read_assumptions(SLOW).completed("fp32")
+        row = CostModel(session.run, sizes_of(session.model), flops, assumed, _steps_of(session)).row(4, 8)
         assert row.passes == 2
         slowest = [
             max(
