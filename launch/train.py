@@ -20,11 +20,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="RUN.toml", help="the run file")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a key; may be repeated")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=VALUE", help="change a key of the run file; may be repeated"
-    )
-    parser.add_argument(
-        "--resume", default="", metavar="auto|PATH", help="go on: from the newest complete checkpoint, or from this one"
+        "--resume", default="", metavar="auto|PATH", help="go on from the newest checkpoint, or this one"
     )
     parser.add_argument("--check", action="store_true", help="open everything the run needs, train nothing")
     parser.add_argument("--ranks", type=int, metavar="N", help="with --check: as N ranks would see it")

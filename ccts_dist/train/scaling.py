@@ -202,7 +202,10 @@ class CostModel:
         return 2 if passes > 1 and self._run.loss.scope == "global" else 1
 
     def _suggestion(self, now: Row, single: Row, num_utterances: int) -> list[str]:
-        """The smallest global batch, by doubling, that keeps all GPUs busy, and learning rates to go with it."""
+        """The smallest global batch, by doubling, that keeps all GPUs busy, and learning rates to go with it.
+
+        Where none does, the one that comes closest.
+        """
         asked, rate = self._assumed.busy, self._run.optim.learning_rate
         if now.efficiency(single) >= asked:
             return [f"  {now.num_ranks} GPUs are busy: an efficiency of {asked:.0%} is reached"]
@@ -218,7 +221,7 @@ class CostModel:
             factor *= _LARGER
         if not larger:
             return [f"  no larger global batch of this corpus keeps {now.num_ranks} GPUs busy; take fewer"]
-        best = larger[-1]
+        best = max(larger, key=lambda row: row.efficiency(single))
         linear, root = scaled_rates(rate, best.global_utterances / now.global_utterances)
         reached = best.efficiency(single)
         words = f"{asked:.0%}" if reached >= asked else f"{asked:.0%}, which none of these reaches"

@@ -8,7 +8,7 @@ import pytest
 from ccts_dist.config import read_run
 from ccts_dist.errors import run_main
 from ccts_dist.train.cost import read_assumptions
-from ccts_dist.train.flops import flops_of
+from ccts_dist.train.flops import ModelFlops, flops_of
 from ccts_dist.train.layout import sizes_of
 from ccts_dist.train.scaling import CostModel, _steps_of, scaling_lines
 from ccts_dist.train.setup import Session, check_session
@@ -32,15 +32,27 @@ def session(config: Path):
         yield session
 
 
+@pytest.fixture(scope="module")
+def flops(session: Session) -> ModelFlops:
+    found = flops_of(session)
+    assert found is not None
+    return found
+
+
+def lines_of(session: Session, flops: ModelFlops, *pairs: str) -> list[str]:
+    """As ``scaling_lines`` gives them, without counting once more."""
+    assumed = read_assumptions(pairs).completed("fp32")
+    model = CostModel(session.run, sizes_of(session.model), flops, assumed, _steps_of(session))
+    return model.lines(4, session.loader.num_utterances)
+
+
 def table(lines: list[str]) -> dict[tuple[int, int], list[float]]:
     """Figures of each row, by GPUs and batch."""
     rows = [re.findall(r"[\d.]+", line) for line in lines if re.fullmatch(r"[\s\d.%]+", line)]
     return {(int(row[0]), int(row[1])): [float(cell) for cell in row[2:]] for row in rows}
 
 
-def test_step_is_that_of_the_rank_with_most_to_compute(session: Session):
-    flops = flops_of(session)
-    assert flops is not None
+def test_step_is_that_of_the_rank_with_most_to_compute(session: Session, flops: ModelFlops):
     assumed = read_assumptions([*SLOW, "compute_efficiency=0.5"]).completed("fp32")
     row = CostModel(session.run, sizes_of(session.model), flops, assumed, _steps_of(session)).row(4, 8)
     loader = session.loader
@@ -53,10 +65,8 @@ def test_step_is_that_of_the_rank_with_most_to_compute(session: Session):
     assert row.cost.waits_s == 0
 
 
-def test_second_round_of_forward_passes_is_computed_as_well(config: Path):
+def test_second_round_of_forward_passes_is_computed_as_well(config: Path, flops: ModelFlops):
     with check_session(read_run(config, ["batch.micro_utterances=1"]), 4) as session:
-        flops = flops_of(session)
-        assert flops is not None
         assumed = read_assumptions(SLOW).completed("fp32")
         row = CostModel(session.run, sizes_of(session.model), flops, assumed, _steps_of(session)).row(4, 8)
         assert row.passes == 2
@@ -83,10 +93,10 @@ def test_table_has_one_gpu_a_host_and_all_of_them(session: Session):
     assert utterances == pytest.approx(8 / (step / 1e3), abs=1)
 
 
-def test_larger_batches_are_suggested_where_gpus_wait_for_the_network(session: Session):
+def test_larger_batches_are_suggested_where_gpus_wait_for_the_network(session: Session, flops: ModelFlops):
     # Computing a batch takes milliseconds, and so does the reduction: 48 kB and more over one megabyte per second.
-    lines = scaling_lines(session, ["peak_tflops=0.01", "launch_us=0", "step_ms=1", "host_gbit_s=0.01",
-                                    "gpus_per_host=1", "busy=0.9"], 4)  # fmt: skip
+    slow_network = ("peak_tflops=0.01", "launch_us=0", "step_ms=1", "host_gbit_s=0.01", "gpus_per_host=1")
+    lines = lines_of(session, flops, *slow_network, "busy=0.9")
     rows = table(lines)
     small, large = rows[4, 8], rows[4, 16]
     assert small[-1] < large[-1] < rows[4, 64][-1]
@@ -96,11 +106,13 @@ def test_larger_batches_are_suggested_where_gpus_wait_for_the_network(session: S
     assert "batch.global_utterances = 64, optim.learning_rate between 0.0283 (square root" in words
     assert "and 0.08 (linear, for SGD) instead of 0.01" in words
     assert "an epoch then has 1 steps instead of 8" in words
-    assert "suggestion" in words
+    assert "suggestion, to be tried" in words
+    none = "\n".join(lines_of(session, flops, *slow_network, "busy=1"))
+    assert "an efficiency of 100%, which none of these reaches:" in none
 
 
-def test_busy_gpus_need_no_larger_batch(session: Session):
-    lines = scaling_lines(session, [*SLOW, "busy=0.3"], 4)
+def test_busy_gpus_need_no_larger_batch(session: Session, flops: ModelFlops):
+    lines = lines_of(session, flops, *SLOW, "busy=0.3")
     assert lines[-1] == "  4 GPUs are busy: an efficiency of 30% is reached"
 
 
