@@ -136,6 +136,7 @@ def test_attention_costs_the_same_with_every_kernel(kernel):
     assert counter.get_total_flops() == 3 * forward
 
 
+@pytest.mark.integration
 def test_hubert_large_takes_056_teraflop_for_an_utterance_of_five_and_a_half_seconds():
     """Of 24 layers, from what one and two cost."""
     config = ModelConfig(embedding=128, speech=SpeechConfig(encoder="hubert", trainable="all", pooling="gru"))

@@ -121,6 +121,7 @@ def test_steps_beyond_the_run_are_refused():
         check_profiled_steps((9, 11), 10)
 
 
+@pytest.mark.integration
 def test_run_that_goes_on_beyond_the_steps_is_not_profiled_and_one_within_them_is(tmp_path):
     build_two_kinds(tmp_path, num_train=32, num_valid=4)
     config = write_run(
