@@ -17,9 +17,6 @@ from ccts_dist.train.layout import ZeroLayout
 _SMALL_COLLECTIVES = 4
 """Of each step: the loss's sums, whether a gradient overflowed, and the norms of two groups."""
 
-_BACKWARD_SHARE = 2 / 3
-"""Of computing: overlapped reduction hides behind it."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumptions:
@@ -129,8 +126,8 @@ class Traffic:
     reduced: float
     gathered: float
     collectives: int
-    overlaps: bool
-    """Whether the reduction runs beside the backward pass."""
+    beside: float
+    """Share of the computing that the reduction may run beside: that of the backward passes which it belongs to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,12 +163,15 @@ def gradient_traffic(
     size = 2 if precision == "bf16" else 4
     buckets = ceil(trained / layout.reduce_bucket)
     reductions = passes if layout.stage >= 2 else 1
+    # A backward pass takes two units, a forward pass of each round one. Where gradients are added up first, they are
+    # reduced in the last pass alone.
+    beside = 2 / (2 + rounds) * reductions / passes if layout.overlap else 0.0
     if layout.stage < 3:
         return Traffic(
             reduced=2.0 * size * trained * reductions,
             gathered=float(size * trained) if layout.stage else 0.0,
             collectives=buckets * reductions + (buckets if layout.stage else 0) + _SMALL_COLLECTIVES,
-            overlaps=layout.overlap,
+            beside=beside,
         )
     # Weights are gathered once where all may stay, else before each forward and each backward pass.
     gathers = 1 if parameters <= layout.most_live else passes * (rounds + 1)
@@ -179,7 +179,7 @@ def gradient_traffic(
         reduced=float(size * trained * passes),
         gathered=float(size * parameters * gathers),
         collectives=buckets * passes + ceil(parameters / layout.prefetch_bucket) * gathers + _SMALL_COLLECTIVES,
-        overlaps=layout.overlap,
+        beside=beside,
     )
 
 
@@ -190,9 +190,8 @@ def step_cost(work: Work, traffic: Traffic, assumed: Assumptions, num_ranks: int
     reduction = 0.0
     if num_ranks > 1:
         ring = (num_ranks - 1) / num_ranks / bytes_per_s(assumed, num_ranks)
-        hidden = _BACKWARD_SHARE * compute if traffic.overlaps else 0.0
         latency = traffic.collectives * assumed.latency_us / 1e6 * log2(num_ranks)
-        reduction = max(0.0, traffic.reduced * ring - hidden) + traffic.gathered * ring + latency
+        reduction = max(0.0, traffic.reduced * ring - traffic.beside * compute) + traffic.gathered * ring + latency
     return StepCost(compute_s=compute, reduction_s=reduction, waits_s=late + assumed.step_ms / 1e3)
 
 

@@ -96,6 +96,16 @@ def test_overlapped_reduction_hides_behind_the_backward_pass():
     )
 
 
+@pytest.mark.parametrize(
+    ("stage", "passes", "rounds", "beside"),
+    [(1, 1, 1, 2 / 3), (1, 4, 1, 2 / 12), (1, 4, 2, 2 / 16), (2, 4, 1, 2 / 3), (3, 4, 2, 1 / 2)],
+)
+def test_reduction_runs_beside_the_backward_passes_that_it_belongs_to(stage, passes, rounds, beside):
+    layout = ZeroLayout(stage=stage, overlap=True)
+    assert traffic(layout, passes=passes, rounds=rounds).beside == pytest.approx(beside)
+    assert traffic(replace(layout, overlap=False), passes=passes, rounds=rounds).beside == 0
+
+
 def test_learning_rates_go_with_the_batch_and_with_its_root():
     assert scaled_rates(5e-4, 4.0) == (2e-3, 1e-3)
 
