@@ -6,6 +6,7 @@ The work of a step comes from the shard set: its durations, in the order of the 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import wrap
 
 import torch
 
@@ -144,7 +145,7 @@ class CostModel:
         rows = [self.row(ranks, run.batch.global_utterances) for ranks in sorted({within_host, num_ranks} - {1})]
         lines = [
             f"cost model of {run.train.precision} on {assumed.device}, not measured but assumed (--assume KEY=VALUE):",
-            f"  {assumed.described()}",
+            *wrap(assumed.described(), 112, initial_indent="  ", subsequent_indent="  "),
             *_table([single, *rows], single),
         ]
         if run.model.text is not None:
@@ -229,8 +230,9 @@ class CostModel:
             f"  larger global batches, for an efficiency of {words}:",
             *_table(larger, single)[1:],
             f"  suggestion, to be tried: batch.global_utterances = {best.global_utterances}, optim.learning_rate "
-            f"between {root:.3g} (square root, for Adam) and {linear:.3g} (linear, for SGD) instead of {rate:g};",
-            f"  an epoch then has {best.steps_per_epoch} steps instead of {now.steps_per_epoch}",
+            f"between {root:.3g} (square root, for Adam)",
+            f"  and {linear:.3g} (linear, for SGD) instead of {rate:g}; an epoch then has {best.steps_per_epoch} steps "
+            f"instead of {now.steps_per_epoch}",
         ]
 
 
