@@ -18,16 +18,35 @@ import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from multiprocessing import popen_forkserver
+from multiprocessing.connection import Connection, Pipe
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.forkserver import ForkServer
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import fsspec.config
 
-CONTEXT = multiprocessing.get_context("forkserver")
+_SERVER = ForkServer()
 # The second is no module, and passed over: it makes the fork server's command line long enough for those of commands.
-CONTEXT.set_forkserver_preload(["tests.preloaded", "-" * 8_000])
+_SERVER.set_forkserver_preload(["tests.preloaded", "-" * 8_000])
+
+
+class ForkedProcess(ForkServerProcess):
+    """A process from the tests' own fork server; the usual one is the shard builder's, in the tests' process too."""
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> popen_forkserver.Popen:  # noqa: N802
+        usual = popen_forkserver.forkserver
+        own = {**vars(usual), "connect_to_new_process": _SERVER.connect_to_new_process}
+        popen_forkserver.forkserver = SimpleNamespace(**own)  # type: ignore[assignment]
+        try:
+            return popen_forkserver.Popen(process_obj)
+        finally:
+            popen_forkserver.forkserver = usual
+
 
 INNER_LAUNCHER = "deepspeed.launcher.launch"
 
@@ -50,11 +69,11 @@ class Forked:
     ) -> None:
         """Start ``python [-u] SCRIPT ...``, ``python [-u] -m MODULE ...`` or ``python -c CODE ...``."""
         self.args = list(command)
-        pipes = [CONTEXT.Pipe(duplex=False) if target == subprocess.PIPE else None for target in (stdout, stderr)]
+        pipes = [Pipe(duplex=False) if target == subprocess.PIPE else None for target in (stdout, stderr)]
         targets = [
             pipe[1] if pipe is not None else target for pipe, target in zip(pipes, (stdout, stderr), strict=True)
         ]
-        self._process = CONTEXT.Process(target=_begin, args=(self.args, str(cwd), dict(env), *targets), daemon=True)
+        self._process = ForkedProcess(target=_begin, args=(self.args, str(cwd), dict(env), *targets), daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid

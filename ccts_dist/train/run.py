@@ -104,6 +104,8 @@ def _take_away(request: Path) -> None:
 
 def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watch: Watch) -> Outcome:
     watch.at("setting up")
+    if not torch.cuda.is_available():
+        say(f"{'ranks':24} {describe_cpu_ranks(ranks.num_ranks)}", visible=ranks.is_first)
     session = open_session(run, ranks)
     together(watch.check)
     check_profiled_steps(run.train.profile, session.total_steps)
@@ -174,6 +176,18 @@ def _introduce(session: Session) -> Forecast:
 
 def _described(session: Session) -> list[str]:
     return [f"{name:24} {value}" for name, value in session.derived().items()]
+
+
+def describe_cpu_ranks(num_ranks: int) -> str:
+    """The number of ranks where no GPU is found, and how to choose another.
+
+    ``deepspeed`` without ``--num_gpus`` then starts one rank per NUMA node, on most machines one in all.
+    """
+    more = "two" if num_ranks == 1 else "N"
+    option = "2" if num_ranks == 1 else "N"
+    return (
+        f"{num_ranks} on the CPU, since no GPU is found; for {more}: deepspeed --num_gpus {option} launch/train.py ..."
+    )
 
 
 def _open_tracking(session: Session, folder: RunFolder, *, resume: bool) -> Tracking:

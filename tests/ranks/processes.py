@@ -9,13 +9,13 @@ import pickle
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 import torch
 from torch.distributed import TCPStore
 
-from tests.forked import CONTEXT
+from tests.forked import ForkedProcess
 
 HOST = "127.0.0.1"
 
@@ -32,9 +32,9 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any, timeo
     """
     # This process keeps the store, on a port that the system chose: no other test can take it in between.
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
-    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(num_ranks)]
+    pipes = [Pipe(duplex=False) for _ in range(num_ranks)]
     ranks = [
-        CONTEXT.Process(target=_run_rank, args=(sender, rank, num_ranks, store.port, function, args))
+        ForkedProcess(target=_run_rank, args=(sender, rank, num_ranks, store.port, function, args))
         for rank, (_, sender) in enumerate(pipes)
     ]
     for rank in ranks:
