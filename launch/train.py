@@ -1,17 +1,18 @@
 """Train one run: ``deepspeed launch/train.py --config RUN.toml``. See ``--help``."""
 
 import argparse
+import os
 from pathlib import Path
 
 from ccts_dist.errors import leave, quick_imports, run_main
+from ccts_dist.train.allocator import prefer_expandable_segments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ``--local_rank`` comes from the launcher."""
     parser = argparse.ArgumentParser(
         description="Train the model that a run file describes: text, speech, teacher or student.",
-        epilog="examples:\n"
-        "  deepspeed --num_gpus 2 launch/train.py --config launch/runs/demo/teacher.toml\n"
+        epilog="examples:\n  deepspeed --num_gpus 2 launch/train.py --config launch/runs/demo/teacher.toml\n"
         "  deepspeed launch/train.py --config RUN.toml --set optim.learning_rate=1e-4 --resume auto\n"
         "  python launch/train.py --config RUN.toml --check --ranks 64 --gpu-memory 80 --assume device=a100\n"
         "to stop: SIGTERM or SIGUSR1 to a rank (a launcher passes none on), Ctrl-C, or a file STOP in the run folder\n"
@@ -35,6 +36,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
+    prefer_expandable_segments(os.environ)
     with quick_imports():
         from ccts_dist.config import read_run
         from ccts_dist.distributed import process_group, rank_facts

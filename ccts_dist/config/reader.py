@@ -16,6 +16,7 @@ from ccts_dist.config.model_rules import check_model
 from ccts_dist.config.model_schema import ModelConfig
 from ccts_dist.config.ranges import Between
 from ccts_dist.config.rules import (
+    check_batch,
     check_checkpointing,
     check_distill,
     check_frames,
@@ -185,6 +186,7 @@ def _check_together(run: RunConfig, source: str) -> None:
     check_model(run.model, source)
     check_schedule(run, source)
     check_profile(run, source)
+    check_batch(run, source)
     check_checkpointing(run, source)
     check_input(run, source)
     check_frames(run, source)

@@ -6,7 +6,7 @@ How DeepSpeed lays out weights and optimizer state is ``train.zero_state``'s par
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -54,14 +54,12 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         run: RunConfig,
         *,
-        passes: int,
         ranks: Ranks,
         resume_from: Path | None = None,
     ) -> None:
         """Every rank must make it.
 
         Args:
-            passes: forward passes per optimizer step on each rank.
             resume_from: a folder that ``save`` wrote, on any number of ranks and under any ZeRO stage.
 
         Raises:
@@ -76,7 +74,7 @@ class Engine:
         if stored:
             # What is frozen, and what ZeRO-3 will spread, is easiest to load while the model is still whole.
             together(lambda: _load_whole(model, stored[WEIGHTS]))
-        self._accelerator = _accelerator(run, passes)
+        self._accelerator = _accelerator(run)
         # Our loader stays out of prepare(): Accelerate would read it on rank 0 alone and broadcast.
         self._engine: Any
         self._engine, _ = self._accelerator.prepare(model, optimizer)
@@ -85,7 +83,7 @@ class Engine:
         undo_first_step(self._engine.optimizer, optimizer)
         _forget_shared_buffer(ranks)
         self.ranks = ranks
-        self.passes = passes
+        self.passes, self._passes_left = 1, 0
         self.device: torch.device = self._accelerator.device
         # Under stage 0 in float32 DeepSpeed looks at no norm: see ``_norm_of_plain_gradients``.
         self._is_plain = self._engine.optimizer is optimizer
@@ -108,13 +106,24 @@ class Engine:
         """Training mode on or off."""
         self._engine.train(training)
 
+    def start_step(self, num_passes: int) -> None:
+        """Announce that the gradient of the next step comes from so many passes; as many on every rank."""
+        self.passes = self._passes_left = num_passes
+
     @timed(BACKWARD)
     def backward(self, surrogate: Tensor) -> None:
         """Add one pass's gradient to the global gradient: the *sum* over all passes and ranks.
 
-        DeepSpeed takes means over ranks and over passes; the factor undoes both.
+        DeepSpeed takes the mean over ranks, which the factor undoes, and here none over passes, whose number varies:
+        it is told of one, and which pass is the last. Forward passes of others may have come between a pass's own and
+        this.
         """
-        self._engine.backward(surrogate * (self.ranks.num_ranks * self.passes))
+        self._engine.set_gradient_accumulation_boundary(self._passes_left == 1)
+        # What a forward pass resets, it resets for the backward pass that follows; a second one would find it used.
+        reset = getattr(self._engine.optimizer, "clear_backward_seen_flag", None)
+        if reset is not None:
+            reset()
+        self._engine.backward(surrogate * self.ranks.num_ranks)
 
     @timed(OPTIMIZER)
     def step(self) -> Update:
@@ -123,7 +132,8 @@ class Engine:
         A gradient that is not finite on any rank moves no weights, under every stage and in both precisions.
         """
         skipped_before = self._engine.skipped_steps
-        is_last = self._engine.is_gradient_accumulation_boundary()
+        is_last = self._passes_left == 1
+        self._passes_left -= 1
         if self._is_plain and is_last:
             self._norm = self._norm_of_plain_gradients()
         self._engine.step()
@@ -201,6 +211,41 @@ class Engine:
             agree_or_raise(error)
         return written
 
+    def snapshot(self) -> "Snapshot":
+        """Copy what ``save`` would write, so that it can be written while training goes on; every rank must call it.
+
+        Rank 0 holds all of it in the host's memory, the other ranks nothing.
+        """
+        kinds = self._state.kinds()
+        copies: dict[str, list[tuple[str, Tensor]]] = {}
+        for kind, entries in kinds.items():
+            gathered = self._state.gather(kind, entries)
+            # On a CPU what one rank has whole is the tensor itself, which the next step changes.
+            copies[kind] = [(name, tensor.clone()) for name, tensor in gathered if tensor is not None]
+        return Snapshot(entries=kinds, tensors=copies)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A copy of weights and optimizer state by kind."""
+
+    entries: Mapping[str, Mapping[str, Entry]]
+    tensors: Mapping[str, Sequence[tuple[str, Tensor]]]
+    """By name, in the entries' order; none on other ranks than the first."""
+
+    def write(self, folder: Path) -> dict[str, tuple[int, str]]:
+        """The files of ``Engine.save``, byte for byte, with size and SHA-256 of each; waits for no other rank.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        written: dict[str, tuple[int, str]] = {}
+        for kind, entries in self.entries.items():
+            path = folder / f"{kind}{_SUFFIX}"
+            with writing(path):
+                written[path.name] = _write_all(path, entries, iter(self.tensors[kind]))
+        return written
+
 
 def compile_for_ranks() -> None:
     """Have what DeepSpeed's ranks talk by where there is no GPU: one small library, compiled at a host's first start.
@@ -238,7 +283,7 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _accelerator(run: RunConfig, passes: int) -> Any:
+def _accelerator(run: RunConfig) -> Any:
     """Accelerate, over DeepSpeed as the run file and its ds_config want it."""
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
@@ -248,11 +293,11 @@ def _accelerator(run: RunConfig, passes: int) -> Any:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    tree = resolve_ds_config(read_ds_config(Path(run.train.deepspeed)), run, passes=passes)
+    tree = resolve_ds_config(read_ds_config(Path(run.train.deepspeed)), run)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     return Accelerator(
         # The plugin is passed by hand: plain `deepspeed` does not set the variable that `accelerate launch` sets.
-        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=tree, gradient_accumulation_steps=passes),
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=tree, gradient_accumulation_steps=1),
         # Without this, Accelerate on a machine without a GPU believes in a single process.
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
         mixed_precision="bf16" if run.train.precision == "bf16" else "no",
@@ -270,7 +315,9 @@ def _forget_shared_buffer(ranks: Ranks) -> None:
 
 
 def _write_all(
-    path: Path, entries: Mapping[str, Entry], tensors: Iterator[tuple[str, Tensor | None]]
+    path: Path,
+    entries: Mapping[str, Entry],
+    tensors: Iterator[tuple[str, Tensor | None]] | Iterator[tuple[str, Tensor]],
 ) -> tuple[int, str]:
     file = TensorFile(path, entries)
     try:

@@ -14,7 +14,8 @@ from ccts_dist.errors import StopRequested
 from ccts_dist.model.folder import load_model
 from ccts_dist.progress import Progress
 from ccts_dist.records import StepBatches
-from ccts_dist.train.checkpoint import write_checkpoint
+from ccts_dist.train.checkpoint import CheckpointFiles, write_checkpoint
+from ccts_dist.train.checkpoint_writer import CheckpointWriter
 from ccts_dist.train.devices import peak_tflops
 from ccts_dist.train.evaluate import scores_to_tree
 from ccts_dist.train.figures import add_to_epoch, epoch_figures, finite, step_figures
@@ -23,9 +24,9 @@ from ccts_dist.train.judge import Judge
 from ccts_dist.train.left_out import count_damaged, give_up
 from ccts_dist.train.meter import Meter
 from ccts_dist.train.parts import Parts, save_trained
-from ccts_dist.train.peak import peak_over_ranks_gb
+from ccts_dist.train.peak import peaks_over_ranks_gb
 from ccts_dist.train.step import StepResult, train_step
-from ccts_dist.train.step_profile import DATA_WAIT, StepProfiler, timed
+from ccts_dist.train.step_profile import DATA_WAIT, LOSS, StepProfiler, timed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,9 @@ class Outcome:
     peak_memory_gb: float
     """Most memory that a rank held (10^9 bytes; on a GPU by its tensors, else resident), also of this start alone."""
 
+    peak_memory_reserved_gb: float | None
+    """Likewise, most that torch's allocator took of a GPU; None on CPUs."""
+
 
 LONG_STEP_S = 1.0
 """After a step that took longer, ranks meet once more before the next: a request to stop is heard a step earlier."""
@@ -74,6 +78,7 @@ class Trainer:
         self._folder, self._tracking, self._watch = parts.folder, parts.tracking, parts.watch
         self.state = parts.state
         self._judge = Judge(parts, self._check)
+        self._writer = CheckpointWriter(parts.session.ranks)
         peak = peak_tflops(parts.engine.device, parts.run.train.precision, override=parts.run.train.peak_tflops)
         self._meter = Meter(parts.session.ranks, parts.engine.device, flops=parts.flops, peak_tflops=peak)
         profiled = parts.run.train.profile if parts.is_first else ()
@@ -99,8 +104,11 @@ class Trainer:
             self._watch.met()
             if self._place() != self._saved_place:
                 self._checkpoint()
+            self._writer.wait()
             self._watch.saved()
             raise
+        finally:
+            self._writer.close()
 
     def _train_all(self) -> None:
         state = self.state
@@ -125,6 +133,7 @@ class Trainer:
             save_trained(self._parts, "last", {})
             state.finished = True
             self._checkpoint()
+        self._writer.wait()
 
     def _place(self) -> tuple[int, int, int, int, bool]:
         """What distinguishes two states that are both worth a checkpoint."""
@@ -145,6 +154,7 @@ class Trainer:
         if self._history is not None:
             self._history.check()
         self._judge.check()
+        self._writer.check()
         self._watch.check()
 
     def _train_epoch(self) -> None:
@@ -172,7 +182,15 @@ class Trainer:
                 self._watch.at(f"{what}, step {state.step_in_epoch + 1}", brief=True)
                 slow = torch.tensor([took > LONG_STEP_S], dtype=torch.float64)
                 aside = torch.cat([ballot.votes, slow, self._meter.aside(batches)])
-                result = train_step(self._engine, batches, self._session.objective, seed=self._run.seed, aside=aside)
+                with timed(LOSS):
+                    result = train_step(
+                        self._engine,
+                        batches,
+                        self._session.objective,
+                        seed=self._run.seed,
+                        aside=aside,
+                        graph_samples=self._parts.graph_samples,
+                    )
                 *votes, is_slow = result.aside[:3]
                 metered = self._meter.heard(
                     result.aside[3:], num_rows=result.num_rows, seconds=time.monotonic() - started
@@ -263,23 +281,25 @@ class Trainer:
             state.epoch += 1
             state.step_in_epoch = 0
             state.epoch_sums = {}
-        if self._has_more():
+        if self._has_more() and state.epoch % self._run.train.save_epochs == 0:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
+        """Write a checkpoint of ``state``, or begin to: ``_writer`` says when it is complete."""
         self._watch.at("saving a checkpoint")
         together(lambda: self._folder.check_there() if self._first else None)
         self.state.schedule = self._parts.schedule.state()
         self._tracking.flush()
-        write_checkpoint(
-            self._folder.path,
-            self.state,
-            run=public_tree(self._run),
-            plan_digest=self._session.plan_digest,
-            ranks=self._session.ranks,
-            save_engine=self._engine.save,
-            keep=self._run.train.keep_checkpoints,
-        )
+        of = {
+            "run": public_tree(self._run),
+            "plan_digest": self._session.plan_digest,
+            "ranks": self._session.ranks,
+            "keep": self._run.train.keep_checkpoints,
+        }
+        if self._run.train.async_save:
+            self._writer.start(CheckpointFiles(self._folder.path, self.state, **of), self._engine.snapshot)
+        else:
+            write_checkpoint(self._folder.path, self.state, save_engine=self._engine.save, **of)
         self._saved_place, self._saved_at = self._place(), time.monotonic()
 
     def _finish(self, seconds: float) -> Outcome:
@@ -288,6 +308,7 @@ class Trainer:
         loaded = load_model(self._folder.path / "best")
         scores = self._judge.test(loaded) if self._run.data.test_splits else None
         self._watch.at("writing the summary")
+        held_gb, reserved_gb = peaks_over_ranks_gb(self._engine.device)
         outcome = Outcome(
             steps=self.state.step,
             best_epoch=self.state.best_epoch + 1,
@@ -298,7 +319,8 @@ class Trainer:
             test_scores={} if scores is None else scores_to_tree(scores),
             kept_share=self.state.kept_share,
             seconds=seconds,
-            peak_memory_gb=peak_over_ranks_gb(self._engine.device),
+            peak_memory_gb=held_gb,
+            peak_memory_reserved_gb=reserved_gb,
         )
         self._folder.write_file("summary.json", json.dumps(asdict(outcome), indent=1))
         return outcome

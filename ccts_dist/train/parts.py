@@ -29,6 +29,8 @@ class Parts:
     tracking: Tracking
     state: TrainState
     watch: Watch
+    graph_samples: int
+    """See ``train_step``."""
     flops: RowFlops | None = None
     """Model FLOPs of a row, on rank 0 where they are told; None elsewhere, and where they cannot be counted."""
 

@@ -7,20 +7,31 @@ import torch
 
 from ccts_dist.config import RunConfig
 from ccts_dist.config.credentials import public_toml, public_tree
-from ccts_dist.distributed import Ranks, agree_on_nodes, barrier, limit_waiting, rank_facts, together
+from ccts_dist.distributed import (
+    Ranks,
+    agree_on_nodes,
+    barrier,
+    broadcast_object,
+    gather_objects,
+    limit_waiting,
+    rank_facts,
+    together,
+)
 from ccts_dist.errors import OutputError, StopRequested
 from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.progress import say
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
 from ccts_dist.tracking.packages import installed_packages
-from ccts_dist.train.checkpoint import TrainState, read_state
+from ccts_dist.train.checkpoint import TrainState, read_manifest, read_state
 from ccts_dist.train.curves import draw_training
 from ccts_dist.train.engine import Engine
 from ccts_dist.train.flops import flops_of
 from ccts_dist.train.forecast import Forecast
 from ccts_dist.train.loop import Outcome, Trainer
+from ccts_dist.train.memory import HOST_FLOOR
 from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups
 from ccts_dist.train.parts import Parts
+from ccts_dist.train.rounds import memory_of_a_rank
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.scaling import scaling_lines
 from ccts_dist.train.setup import Session, check_session, open_session
@@ -45,6 +56,9 @@ def check(
     with check_session(run, rank_facts().num_ranks if num_ranks is None else num_ranks) as session:
         check_profiled_steps(run.train.profile, session.total_steps)
         forecast = Forecast(session, on_gpu=gpu_memory_gb is not None or torch.cuda.is_available())
+        on_gpu = torch.cuda.is_available()
+        share = memory_of_a_rank(session.ranks, on_gpu=on_gpu) if gpu_memory_gb is None else int(gpu_memory_gb * 1e9)
+        forecast.decide_rounds(share)
         if rank_facts().is_first:
             for line in (*_described(session), *forecast.lines()):
                 print(line)
@@ -110,19 +124,22 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     together(watch.check)
     check_profiled_steps(run.train.profile, session.total_steps)
     # The weights are in the model before the engine is made: see Engine.
-    optimizer = build_optimizer(parameter_groups(session.model), run.optim)
+    optimizer = build_optimizer(parameter_groups(session.model), run.optim, fused=torch.cuda.is_available())
     say(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
-    forecast = together(lambda: _introduce(session) if ranks.is_first else None)
     is_told = ranks.is_first and run.tracking.kind != "none"
     flops = together(lambda: flops_of(session) if is_told else None)
     point = folder.find_resume_point(resume, run, session.plan_digest, say) if resume else None
-    engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks, resume_from=point)
+    state = TrainState() if point is None else read_state(point)
+    recorded = state.graph_samples if point is not None and read_manifest(point).num_ranks == ranks.num_ranks else None
+    share = min(gather_objects(memory_of_a_rank(ranks, on_gpu=torch.cuda.is_available())))
+    forecast = together(lambda: _introduce(session, share, recorded) if ranks.is_first else None)
+    rounds = broadcast_object(None if forecast is None else forecast.rounds)
+    state.graph_samples = rounds.recorded
+    engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=point)
     limit_waiting(run.train.timeout_s)
     together(watch.check)
-    state = TrainState()
     if point is not None:
-        state = read_state(point)
         schedule.restore(state.schedule)
         say(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
     folder.write_file("run.toml", public_toml(run))
@@ -139,6 +156,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
             tracking=tracking,
             state=state,
             watch=watch,
+            graph_samples=rounds.graph_samples,
             flops=None if flops is None else flops.training,
         )
         outcome = Trainer(parts, optimizer).train()
@@ -154,7 +172,11 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
     say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}", visible=ranks.is_first)
     if forecast is not None:
-        say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB; estimated: {forecast.peak_bytes / 1e9:.2f} GB")
+        reserved = outcome.peak_memory_reserved_gb
+        reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
+        taken = f"{outcome.peak_memory_gb:.2f} GB{reserving}"
+        bound = "" if forecast.estimate.on_gpu else f" or more: {HOST_FLOOR}"
+        say(f"most memory of a rank: {taken}; estimated: {forecast.peak_bytes / 1e9:.2f} GB{bound}")
     return outcome
 
 
@@ -166,9 +188,10 @@ def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:
         say(f"no curves are drawn: {error}")
 
 
-def _introduce(session: Session) -> Forecast:
-    """Say every number that follows from the run file, and what memory a rank will need."""
+def _introduce(session: Session, rank_bytes: int, recorded: int | None) -> Forecast:
+    """Say every number that follows from the run file, and what a rank will need of the memory it has."""
     forecast = Forecast(session, on_gpu=torch.cuda.is_available())
+    forecast.decide_rounds(rank_bytes, recorded)
     for line in (*_described(session), *forecast.lines()):
         say(line)
     return forecast

@@ -199,8 +199,10 @@ class CostModel:
         return once + (rounds - 1) * self._flops.forward.of_row(samples, self._tokens)
 
     def _rounds(self, passes: int) -> int:
-        """Of forward passes: with several micro-batches the exact loss takes a first one without gradient."""
-        return 2 if passes > 1 and self._run.loss.scope == "global" else 1
+        """Of forward passes; where the forecast of memory decides about them, as if all graphs fit."""
+        asked = self._run.batch.forward_rounds
+        two = asked == "two" or self._layout.stage == 3
+        return 2 if passes > 1 and two and self._run.loss.scope == "global" else 1
 
     def _suggestion(self, now: Row, single: Row, num_utterances: int) -> list[str]:
         """The smallest global batch, by doubling, that keeps all GPUs busy, and learning rates to go with it.

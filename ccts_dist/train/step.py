@@ -2,8 +2,9 @@
 run file asks for it, a CCC for each micro-batch."""
 
 import math
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -34,9 +35,10 @@ from ccts_dist.losses.total import (
     unpack_sums,
     with_distillation,
 )
-from ccts_dist.records import Batch, StepBatches
+from ccts_dist.records import Batch, StepBatches, padded_samples
 from ccts_dist.train.engine import Update
-from ccts_dist.train.step_profile import LOSS, SUMS, timed
+from ccts_dist.train.step_profile import SUMS, timed
+from ccts_dist.transfer import fetched, queued
 
 
 @runtime_checkable
@@ -48,15 +50,15 @@ class StepEngine(Protocol):
 
     def forward(self, batch: Batch) -> Any:
         """Embedding and prediction, and scores of categories if the batch has any."""
-        ...
+
+    def start_step(self, num_passes: int) -> None:
+        """Announce how many passes the step has."""
 
     def backward(self, surrogate: Tensor) -> None:
         """Add to the global gradient."""
-        ...
 
     def step(self) -> Update:
         """Count a pass; move the weights after the last."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +114,11 @@ class _Part:
 
     engine: StepEngine
     passes: tuple[Batch, ...]
+    """On the engine's device."""
+
+    read: tuple[Batch, ...]
+    """The same as they were read: on the host, which need not wait for them."""
+
     kept: tuple[Tensor | None, ...]
     """What of each pass is distilled."""
 
@@ -119,7 +126,9 @@ class _Part:
     place: tuple[int, ...]
     """Seed, epoch, step, rank."""
 
-    aside: Tensor
+    aside: Callable[[], Tensor]
+    one_round: bool
+    """Whether the graphs of all passes are kept until the loss is known."""
 
     def forward(self, number: int) -> Any:
         """One pass, with its own random state."""
@@ -179,7 +188,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Figures:
-    """A step's figures over all ranks, as tensors."""
+    """A step's figures over all ranks, as tensors of the host."""
 
     ccc_loss: Tensor
     ccc: Tensor
@@ -217,43 +226,57 @@ class _Figures:
         )
 
 
-@timed(LOSS)
 def train_step(
-    engine: StepEngine, batches: StepBatches, objective: Objective, *, seed: int, aside: Tensor | None = None
+    engine: StepEngine,
+    batches: StepBatches,
+    objective: Objective,
+    *,
+    seed: int,
+    aside: Tensor | Callable[[], Tensor] | None = None,
+    graph_samples: int = sys.maxsize,
 ) -> StepResult:
     """Move the weights by the gradient of the loss of the global batch of which ``batches`` are this rank's part.
 
-    With several passes and the exact loss, a first round without gradient collects the predictions whose sums the loss
-    needs. Each forward draws its random state from (seed, epoch, step, rank, pass), so that the second round repeats
-    the first, and so that resuming needs no generator's state.
+    With several passes and the exact loss, all forward passes come before the first backward pass, since the loss needs
+    the sums of all predictions. Where their graphs fit in memory they wait for it; else the first round is one without
+    gradient, and a second one repeats it pass by pass. Each forward draws its random state from (seed, epoch, step,
+    rank, pass), so that the second round repeats the first, and so that resuming needs no generator's state.
 
     A loss that is not finite is seen by all ranks alike, since all see the same sums: then none backpropagates. With
     scope "micro-batch" that holds for the first pass; a later one's makes the reduced gradient not finite.
 
+    The host waits for the device once a round, for all sums in one copy; what follows from them it computes itself.
+
     Args:
-        aside: numbers that are added up over ranks on the way, at no further cost; as many on every rank.
+        aside: numbers that are added up over ranks on the way, at no further cost; as many on every rank. A function is
+            called for them while the device is at work on the first round: it may take its time.
+        graph_samples: most samples of padded audio whose graphs fit in memory at a time. How many rounds a rank takes
+            need not be what others take: no collective lies in a forward pass, but under ZeRO-3, where it must be 0.
     """
+    one_round = len(batches.passes) == 1 or sum(map(padded_samples, batches.passes)) <= graph_samples
     passes = tuple(batch.to(engine.device) for batch in batches.passes)
     assert passes, "a step has at least one pass"
     part = _Part(
         engine=engine,
         passes=passes,
+        read=batches.passes,
         kept=tuple(_kept(batch, objective.distill) for batch in passes),
         objective=objective,
         place=(seed, batches.epoch, batches.step, engine.ranks.rank),
-        aside=torch.zeros(0, dtype=torch.float64) if aside is None else aside,
+        aside=aside if callable(aside) else lambda: torch.zeros(0, dtype=torch.float64) if aside is None else aside,
+        one_round=one_round,
     )
+    engine.start_step(len(passes))
     return _micro_batch_step(part) if objective.scope == "micro-batch" else _global_step(part)
 
 
 def _global_step(part: _Part) -> StepResult:
     """By the CCC of the global batch: all predictions' sums first, then a backward for each pass."""
     objective = part.objective
-    two_rounds = len(part.passes) > 1
     outputs: list[Any] = []
     collected: list[tuple[Tensor, ...]] = []
     for number, batch in enumerate(part.passes):
-        with torch.set_grad_enabled(not two_rounds):
+        with torch.set_grad_enabled(part.one_round):
             output = part.forward(number)
         own_sums = batch_sums(
             output.prediction,
@@ -264,10 +287,10 @@ def _global_step(part: _Part) -> StepResult:
             distill=objective.distill,
         )
         cross_entropy = part.cross_entropy(number, output).detach()
-        collected.append((pack_sums(own_sums), part.distances(number, output), cross_entropy, _counts(batch)))
-        outputs.append(None if two_rounds else output)
+        collected.append((pack_sums(own_sums), part.distances(number, output), cross_entropy))
+        outputs.append(output if part.one_round else None)
     own = [torch.stack(pieces).sum(0) for pieces in zip(*collected, strict=True)]
-    packed, distances, cross_entropy, counts, aside = _summed(*own, part.aside)
+    packed, distances, cross_entropy, counts, aside = _summed(*own, _counts(part.read), part.aside())
     sums = unpack_sums(packed, objective.distill)
     parts = DistanceSums(embedding=distances[0], prediction=distances[1:]).over(sums.num_kept, sums.kept_in)
     figures = _Figures(
@@ -283,10 +306,12 @@ def _global_step(part: _Part) -> StepResult:
     )
     update = None
     if math.isfinite(figures.loss(objective)):
+        there = unpack_sums(queued(packed, part.engine.device), objective.distill)
+        num_categorised = queued(cross_entropy[1], part.engine.device)
         for number in range(len(part.passes)):
             output = outputs[number] if outputs[number] is not None else part.forward(number)
             outputs[number] = None
-            _, update = part.backward(surrogate, number, output, sums, cross_entropy[1])
+            _, update = part.backward(surrogate, number, output, there, num_categorised)
     return figures.result(objective, update)
 
 
@@ -299,12 +324,13 @@ def _micro_batch_step(part: _Part) -> StepResult:
         pack_counts(micro_counts(batch.labels, batch.weight, kept))
         for batch, kept in zip(part.passes, part.kept, strict=True)
     ]
-    counted = torch.stack([_counts(batch) for batch in part.passes]).sum(0)
-    known = torch.tensor([float(sum(_num_categorised(batch) for batch in part.passes))], dtype=torch.float64)
+    known = torch.tensor([float(sum(_num_categorised(batch) for batch in part.read))], dtype=torch.float64)
     summed, packed, categorised_rows, counts, aside = _summed(
-        concordances, torch.stack(divided).sum(0), known, counted, part.aside
+        concordances, torch.stack(divided).sum(0), known, _counts(part.read), part.aside()
     )
     divisors = unpack_counts(packed, objective.distill)
+    there = unpack_counts(queued(packed, part.engine.device), objective.distill)
+    num_categorised = queued(categorised_rows[0], part.engine.device)
     later = torch.zeros_like(concordances)
     parts: list[Tensor] = []
     update = None
@@ -313,14 +339,14 @@ def _micro_batch_step(part: _Part) -> StepResult:
             output = first if number == 0 else part.forward(number)
             if number > 0:
                 later = later + _own_concordance(output, batch)
-            share, update = part.backward(micro_surrogate, number, output, divisors, categorised_rows[0])
+            share, update = part.backward(micro_surrogate, number, output, there, num_categorised)
             parts.append(share)
     shares = torch.full((3,), math.nan, dtype=torch.float64)
     if parts:
-        shares = torch.stack(parts).sum(0)
+        shares = torch.zeros_like(shares)
         if objective.distill is not None or part.passes[0].categories is not None or len(parts) > 1:
-            later, shares = _summed(later, shares)
-        summed = summed + later
+            later, shares = _summed(later, torch.stack(parts).sum(0))
+            summed = summed + later
     figures = _Figures(
         ccc_loss=micro_ccc_loss(summed, divisors.num_scored, objective.target_weights),
         ccc=mean_concordance(summed, divisors.num_scored),
@@ -339,11 +365,16 @@ def _own_concordance(output: Any, batch: Batch) -> Tensor:
     return micro_concordance(output.prediction, batch.labels, batch.weight)
 
 
-def _counts(batch: Batch) -> Tensor:
+def _counts(passes: Sequence[Batch]) -> Tensor:
     """Checksum of the keys that count, and number of damaged utterances."""
     # Exact in float64 below 2^53, that is for two million keys.
-    keys = (zlib.crc32(key.encode()) for key, w in zip(batch.keys, batch.weight.tolist(), strict=True) if w > 0)
-    return torch.tensor([float(sum(keys)), float(len(batch.damaged))], dtype=torch.float64)
+    keys = (
+        zlib.crc32(key.encode())
+        for batch in passes
+        for key, weight in zip(batch.keys, batch.weight.tolist(), strict=True)
+        if weight > 0
+    )
+    return torch.tensor([float(sum(keys)), float(sum(len(batch.damaged) for batch in passes))], dtype=torch.float64)
 
 
 def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
@@ -354,7 +385,7 @@ def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
 
 
 def _num_categorised(batch: Batch) -> int:
-    return 0 if batch.categories is None else len(categorised(batch.categories, batch.weight))
+    return 0 if batch.categories is None else int(categorised(batch.categories, batch.weight).sum())
 
 
 def _pack_shares(distilled: DistillParts, category: Tensor) -> Tensor:
@@ -364,6 +395,5 @@ def _pack_shares(distilled: DistillParts, category: Tensor) -> Tensor:
 
 @timed(SUMS)
 def _summed(*pieces: Tensor) -> list[Tensor]:
-    """These flat tensors, each added up over ranks: in one all-reduce, since ranks wait for each other in every one."""
-    packed = torch.cat([piece.to(pieces[0].device) for piece in pieces])
-    return list(sum_over_ranks(packed).split([len(piece) for piece in pieces]))
+    """These flat tensors, each added up over ranks, on the host; waits for the device and for the ranks once each."""
+    return list(sum_over_ranks(torch.cat(fetched(pieces))).split([len(piece) for piece in pieces]))

@@ -23,7 +23,17 @@ def test_every_shipped_file_is_accepted_and_named_after_its_stage(path):
 
 
 def test_there_is_a_file_for_every_stage_and_for_offload():
-    assert [path.stem for path in SHIPPED] == ["zero0", "zero1", "zero2", "zero3", "zero3_offload"]
+    names = ["zero0", "zero1", "zero1_gpu", "zero2", "zero2_gpu", "zero3", "zero3_offload"]
+    assert [path.stem for path in SHIPPED] == names
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_file_for_gpus_reduces_large_buckets_beside_the_backward_pass_and_is_else_that_of_its_stage(stage):
+    for_gpus, plain = (read_ds_config(Path(f"ds_configs/zero{stage}{suffix}.json")) for suffix in ("_gpu", ""))
+    zero = for_gpus.pop("zero_optimization")
+    sizes = {"reduce_bucket_size": 200_000_000, "allgather_bucket_size": 200_000_000}
+    assert zero == plain.pop("zero_optimization") | {"overlap_comm": True} | sizes
+    assert for_gpus == plain
 
 
 # Keys of DeepSpeed's own documentation, each of which decides something that the run file decides too, or that only the
@@ -136,9 +146,9 @@ def test_run_files_numbers_are_filled_in():
             "train": {"precision": "bf16"},
         }
     )
-    resolved = resolve_ds_config({"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}}, run, passes=4)
+    resolved = resolve_ds_config({"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}}, run)
     assert resolved["train_micro_batch_size_per_gpu"] == 8
-    assert resolved["gradient_accumulation_steps"] == 4
+    assert resolved["gradient_accumulation_steps"] == 1  # the engine marks the last pass of a step itself
     assert resolved["gradient_clipping"] == 0.5
     assert resolved["bf16"] == {"enabled": True, "check_grad_overflow": True}
     assert resolved["zero_force_ds_cpu_optimizer"] is False

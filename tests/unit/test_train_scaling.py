@@ -66,7 +66,7 @@ def test_step_is_that_of_the_rank_with_most_to_compute(session: Session, flops: 
 
 
 def test_second_round_of_forward_passes_is_computed_as_well(config: Path, flops: ModelFlops):
-    with check_session(read_run(config, ["batch.micro_utterances=1"]), 4) as session:
+    with check_session(read_run(config, ["batch.micro_utterances=1", "batch.forward_rounds=two"]), 4) as session:
         assumed = read_assumptions(SLOW).completed("fp32")
         row = CostModel(session.run, sizes_of(session.model), flops, assumed, _steps_of(session)).row(4, 8)
         assert row.passes == 2

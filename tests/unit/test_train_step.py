@@ -1,5 +1,6 @@
 """One step by plain torch: any cut into passes gives the gradient of the loss of the whole batch."""
 
+import sys
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -21,6 +22,8 @@ CONDITION = Condition(
     splits=("Train",),
 )  # fmt: skip
 WEIGHTS = (0.5, 0.3, 0.2)
+TWO_ROUNDS = 0
+"""No graph fits beside another."""
 
 
 class Output(NamedTuple):
@@ -45,6 +48,9 @@ class PlainEngine:
         self.draws.append(float(torch.rand(())))
         embedding = self.dropout(self.embed(batch.audio.double()))
         return Output(embedding, self.predict(embedding), self.tell(embedding))
+
+    def start_step(self, num_passes: int) -> None:
+        self.num_passes = num_passes
 
     def backward(self, surrogate: Tensor) -> None:
         surrogate.backward()
@@ -117,10 +123,12 @@ def direct_loss(engine: PlainEngine, batch: Batch, distil: DistillTerms | None) 
 
 @pytest.mark.parametrize("cuts", [[], [6], [1, 5], [3, 6, 9]])
 @pytest.mark.parametrize("distil", EVERY_WAY.values(), ids=EVERY_WAY)
-def test_any_cut_into_passes_gives_the_whole_batchs_gradient_and_loss(cuts, distil):
+@pytest.mark.parametrize("graph_samples", [TWO_ROUNDS, sys.maxsize])
+def test_any_cut_into_passes_gives_the_whole_batchs_gradient_and_loss(cuts, distil, graph_samples):
     batch = whole_batch()
     engine = PlainEngine()
-    result = train_step(engine, step_of(batch, cuts), Objective(target_weights=WEIGHTS, distill=distil), seed=0)
+    objective = Objective(target_weights=WEIGHTS, distill=distil)
+    result = train_step(engine, step_of(batch, cuts), objective, seed=0, graph_samples=graph_samples)
     reference = PlainEngine()
     loss = direct_loss(reference, batch, distil)
     loss.backward()
@@ -164,9 +172,32 @@ def test_distillation_terms_are_the_global_batchs_where_the_ccc_is_a_micro_batch
 
 def test_second_round_of_passes_repeats_the_random_state_of_the_first():
     engine = PlainEngine(dropout=0.5)
-    train_step(engine, step_of(whole_batch(), [4, 8]), Objective(target_weights=WEIGHTS), seed=0)
+    objective = Objective(target_weights=WEIGHTS)
+    train_step(engine, step_of(whole_batch(), [4, 8]), objective, seed=0, graph_samples=TWO_ROUNDS)
     assert engine.draws[:3] == engine.draws[3:]
     assert len(set(engine.draws)) == 3
+
+
+def test_one_round_has_the_random_state_and_the_gradient_of_two():
+    objective = Objective(target_weights=WEIGHTS, distill=DISTILL)
+    one, two = PlainEngine(dropout=0.5), PlainEngine(dropout=0.5)
+    for engine, graph_samples in ((one, sys.maxsize), (two, TWO_ROUNDS)):
+        train_step(engine, step_of(whole_batch(), [4, 8]), objective, seed=0, graph_samples=graph_samples)
+    assert one.draws == two.draws[:3]
+    assert torch.allclose(one.gradient(), two.gradient(), rtol=1e-12, atol=1e-12)
+
+
+def test_graphs_are_kept_where_the_padded_audio_of_all_passes_is_within_the_limit():
+    """Twelve rows of four samples: 48 in all."""
+    for graph_samples, num_forward in ((47, 6), (48, 3)):
+        engine = PlainEngine()
+        objective = Objective(target_weights=WEIGHTS)
+        train_step(engine, step_of(whole_batch(), [4, 8]), objective, seed=0, graph_samples=graph_samples)
+        assert len(engine.draws) == num_forward
+        assert engine.num_passes == engine.num_steps == 3
+    alone = PlainEngine()
+    train_step(alone, step_of(whole_batch(), []), Objective(target_weights=WEIGHTS), seed=0, graph_samples=0)
+    assert len(alone.draws) == 1, "one pass is differentiated at once"
 
 
 def test_random_state_depends_on_seed_epoch_step_and_rank():
