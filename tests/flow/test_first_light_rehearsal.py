@@ -28,7 +28,7 @@ RUNS = {
     "E": {"two ranks, zero1", "two ranks, zero2", "two ranks, zero3"},
     "F": {"forecast of memory", "profile of three steps", "lengths exact, cuDNN attention off"},
     "G": {"bare torch", "bare torch, compiled layers", "transformers Trainer", "ours over the bare loop"},
-    "H": {"checkpoint", "resume", "teacher cache", "memory over many lengths, as torch has it"},
+    "H": {"checkpoint", "resume", "teacher cache", "memory over many lengths, fixed segments"},
 }
 
 

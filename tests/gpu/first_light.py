@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _options(argv)
     began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="first-light-") as place:
+    with tempfile.TemporaryDirectory(prefix="first-light-", ignore_cleanup_errors=True) as place:
         site = Path(place) / "site"
         installed = _install(options.pack, site)
         env = _environment(options.device, site)

@@ -2,8 +2,10 @@
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from ccts_dist.config.schema import BatchConfig
 from tests.gpu.material import CATEGORIES, RUN_FILES, student_speech
 from tests.large_student import LARGE
 
@@ -45,6 +47,14 @@ SETTINGS: Mapping[str, Sections] = {
     "attentive statistics": {"model": {"speech": student_speech(pooling="attentive-statistics")}},
     "teacher with text": {"data": {"teacher": None}, "model": {"text": _text_without_dropout()}},
 }
+
+_SECONDS = {"micro_utterances": 16, "micro_batch_seconds": 8.0}
+_OF_BATCH: Mapping[str, Sections] = {
+    "two micro-batches, two rounds": {"batch": {**_TWO, "forward_rounds": "two"}},
+    "micro-batches by seconds": {"batch": _SECONDS},
+}
+if {"forward_rounds", "micro_batch_seconds"} <= {field.name for field in fields(BatchConfig)}:
+    SETTINGS = {**SETTINGS, **_OF_BATCH}
 
 NUM_STEPS = 10
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.gpu import b_losses, first_light, supervision, wheels
+from ccts_dist.train.memory import Estimate, Part
+from tests.gpu import b_losses, f_speed, first_light, supervision, wheels
 from tests.gpu.outcome import FAILED, PASSED, SKIPPED, NotApplicable, Outcome
 from tests.gpu.settings import SETTINGS
 from tests.gpu.table import table
@@ -115,6 +116,20 @@ def test_differences_are_relative_above_one_and_what_is_not_finite_is_refused():
         b_losses.far_apart([{**step, "loss": float("nan")}], [step])
     with pytest.raises(AssertionError, match="1 steps, and 2"):
         b_losses.far_apart([step], [step, step])
+
+
+def test_forecast_of_tensors_is_that_of_steps_alone():
+    parts = (
+        Part(what="weights", size_bytes=100, why=""),
+        Part(what="activations", size_bytes=50, why="", phases=("forward and backward",)),
+        Part(what="update", size_bytes=20, why="", phases=("optimizer step",)),
+        Part(what="file", size_bytes=900, why="", phases=("saving a model",)),
+        Part(what="offloaded", size_bytes=700, why="", on_host=True),
+        Part(what="NCCL", size_bytes=800, why=""),
+    )
+    assert f_speed.tensor_bytes(Estimate(parts=parts, on_gpu=True)) == 150
+    # Without a GPU the host holds what is offloaded beside the rest.
+    assert f_speed.tensor_bytes(Estimate(parts=parts, on_gpu=False)) == 850
 
 
 def test_settings_differ_from_one_another():

@@ -3,16 +3,21 @@
 import sys
 from pathlib import Path
 
+from ccts_dist.config import read_run
 from ccts_dist.distributed import process_group, rank_facts
 from ccts_dist.errors import leave
-from tests.ranks.trainings import Job, run_trainings
+from ccts_dist.train.run import train
+from tests.gpu.steps import forget_engines
 
 
 def main() -> None:
     """Train."""
     configs = [Path(argument) for argument in sys.argv[1:] if argument.endswith(".toml")]
-    with process_group(rank_facts(), timeout_s=60.0):
-        run_trainings([Job(config=config) for config in configs])
+    ranks = rank_facts()
+    with process_group(ranks, timeout_s=60.0) as settled:
+        for config in configs:
+            forget_engines()
+            train(read_run(config, []), settled or ranks, resume="")
 
 
 if __name__ == "__main__":
