@@ -12,16 +12,16 @@ export TOKENIZERS_PARALLELISM := false
 # Empty is off: without compiled modules every start of a rank takes 17 s longer.
 export PYTHONDONTWRITEBYTECODE :=
 
-# A worker more than there are cores: much of what is tested waits, for a time-out, a start or a server.
-PYTEST := $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+# By file, so that what a file sets up for its tests is set up once. The tiers are in tests/tiers.py.
+PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder --durations 10
+# A worker more than there are cores: much of what the later tiers do is waiting, for a time-out, a start or a server.
+WORKERS := -n 3
 # Begun first, so that no process is left alone with one of them at the end.
 LONGEST := tests/flow/test_thirty_kills.py tests/flow/test_stopping.py tests/ranks/test_stages.py
-# Each worker imports every file that it is given.
-LONG = $(sort $(shell grep -l pytest.mark.long tests/*/test_*.py))
 # Two ranks of HuBERT-large want the memory for themselves.
 LARGEST := tests/flow/test_real_size.py
 
-.PHONY: help setup demo test test-long check lock clean
+.PHONY: help setup demo test test-integration test-long say-test check lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,16 +44,21 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 demo: setup  ## the whole pipeline on a spoken corpus: two ranks, ZeRO-2, no GPU
 	$(BIN)/python launch/reproduce.py --table demo
 
-test: setup check  ## the tests that need no GPU, but for the longest
-	@# By file, so that what a file sets up for its tests is set up once; in this order, the fast ones first.
-	$(PYTEST) -m "not long" tests/unit tests/contract tests/ranks tests/flow
+test: say-test setup  ## the fast tests: units, contracts, and one whole way on two ranks
+	$(PYTEST) -n 2 --tier fast tests/unit tests/contract tests/flow
 
-test-long: setup  ## what takes minutes by itself
-	$(PYTEST) -m long \
-	  $(LONGEST) $(filter-out $(LONGEST) $(LARGEST),$(LONG))
-	$(BIN)/pytest -m long $(LARGEST)
+test-integration: setup  ## real ranks and whole commands
+	$(PYTEST) $(WORKERS) --tier integration tests/ranks tests/flow tests/unit
 
-check: setup  ## formatting, lint, types, layers
+test-long: setup  ## kills, clusters, servers, tables, and many more examples of each property
+	$(PYTEST) $(WORKERS) --tier long --ignore $(LARGEST) $(LONGEST) tests
+	$(BIN)/pytest --tier long $(LARGEST)
+
+say-test:
+	@test -e $(VENV)/.ready && echo "the fast tests, about three minutes" \
+	  || echo "first the environment, once (downloads 3 GB, two minutes), then the fast tests, about three minutes"
+
+check: setup  ## formatting, lint, types, layers: no tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright

@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from tests.forked import INNER_LAUNCHER, Forked
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-_LAUNCH = "import runpy, sys; sys.modules['mlflow'] = None; runpy.run_module(sys.argv.pop(1), run_name='__main__')"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -45,14 +47,13 @@ def launcher(num_ranks: int) -> list[str]:
 
 
 def inner_launcher(num_ranks: int) -> list[str]:
-    """What ``launcher`` starts on each host, and what starts and watches the ranks.
+    """What ``launcher`` starts on each host, and what starts and watches the ranks; for ``tests.forked``.
 
-    Where launching is not what is tested: each launcher imports all of DeepSpeed first, as long as a small training,
-    and with it MLflow, which only DeepSpeed's autotuner wants; that is left out here, and four tenths of the time.
+    Where launching is not what is tested: each launcher and each rank imports for longer than a small training takes.
     """
     hosts = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(num_ranks))}).encode()).decode()
     where = (f"--world_info={hosts}", "--master_addr=127.0.0.1", f"--master_port={free_port()}")
-    return [sys.executable, "-u", "-c", _LAUNCH, "deepspeed.launcher.launch", *where]
+    return [sys.executable, "-u", "-m", INNER_LAUNCHER, *where]
 
 
 def launch(
@@ -64,8 +65,10 @@ def launch(
     whole_launcher: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script under the inner launcher, or the whole one, to its end, whatever that is."""
+    if not whole_launcher:
+        return run_forked([*inner_launcher(num_ranks), script, *args], timeout_s=timeout_s, env=env)
     return subprocess.run(
-        [*(launcher if whole_launcher else inner_launcher)(num_ranks), script, *args],
+        [*launcher(num_ranks), script, *args],
         cwd=ROOT,
         env=environment(env),
         capture_output=True,
@@ -73,6 +76,19 @@ def launch(
         timeout=timeout_s,
         check=False,
     )
+
+
+def run_forked(
+    command: Sequence[str], *, timeout_s: float = 240.0, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python SCRIPT ...`` or a launcher to its end, in processes that have the imports: see ``tests.forked``."""
+    process = Forked(command, cwd=cwd, env=environment(env), stderr=subprocess.PIPE)
+    try:
+        out, error = process.communicate(timeout_s)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # of a launcher that was killed, the ranks
+    return subprocess.CompletedProcess(list(command), process.wait(), out, error)
 
 
 def launch_well(num_ranks: int, script: str, *args: str, timeout_s: float = 240.0) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import TypeVar
 
-from ccts_dist.scores.student import t_quantile
+from ccts_dist.scores.intervals import t_quantile
 
 Key = TypeVar("Key", bound=Hashable)
 

@@ -13,9 +13,8 @@ from statistics import NormalDist
 import numpy as np
 import torch
 from jaxtyping import Float64
+from scipy.special import stdtrit
 from torch import Tensor
-
-from ccts_dist.scores.student import t_quantile
 
 REPLICATES = 1_000
 
@@ -88,6 +87,16 @@ def _draws(
         times = np.bincount(who.ravel(), minlength=count * num_speakers).reshape(count, num_speakers)
         drawn = torch.from_numpy(times).double() @ sums.flatten(1)
         yield drawn.unflatten(1, sums.shape[1:]).transpose(0, 1)
+
+
+def t_quantile(freedom: int, coverage: float = 0.95) -> float:
+    """The t that a Student variable lies below in size with probability ``coverage``.
+
+    Args:
+        freedom: degrees of freedom, at least 1.
+        coverage: above 0 and below 1.
+    """
+    return float(stdtrit(freedom, (1 + coverage) / 2))
 
 
 def _ends(num_speakers: float) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.forked import Forked
 from tests.launching import ROOT, environment, inner_launcher, launcher
 
 PATIENCE_S = 600.0
@@ -28,15 +29,20 @@ class Running:
         self.output, self.log = output, log
         self._config = config
         self._history_before = history_inode(output)
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [*(launcher if whole_launcher else inner_launcher)(2), script, "--config", str(config), *args],
-                cwd=ROOT,
-                env=environment(),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.process: subprocess.Popen[bytes] | Forked
+        words = (script, "--config", str(config), *args)
+        if whole_launcher:
+            with log.open("w") as file:
+                self.process = subprocess.Popen(
+                    [*launcher(2), *words],
+                    cwd=ROOT,
+                    env=environment(),
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        else:
+            self.process = Forked([*inner_launcher(2), *words], cwd=ROOT, env=environment(), stdout=log)
         self._began = time.monotonic()
 
     def __enter__(self) -> "Running":

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from ccts_dist.config import ModelConfig, parse_run
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry.predict import load_student
-from tests.launching import ROOT, environment, hear_interrupts
+from tests.launching import ROOT, environment, hear_interrupts, run_forked
 from tests.unit import model_shapes
 
 SCRIPT = str(ROOT / "launch" / "predict.py")
@@ -61,6 +61,8 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predict(*args: str | Path, **kwargs) -> subprocess.CompletedProcess[str]:
+    if not kwargs:
+        return run_forked([sys.executable, SCRIPT, *map(str, args)])
     return subprocess.run(
         [sys.executable, SCRIPT, *map(str, args)],
         env=environment(kwargs.pop("env", None)),

@@ -1,7 +1,6 @@
 """From a checkpoint through a real MLflow server to predictions elsewhere."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from ccts_dist.registry.contents import code_digest
 from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import open_client
 from tests.flow.mlflow_server import mlflow_server
-from tests.launching import free_port
+from tests.launching import free_port, run_forked
 from tests.unit import model_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -87,20 +86,15 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 
 def _python(code: str, *args: str, uri: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return run_forked(
         [sys.executable, *(("-c", code) if code else ()), *args],
-        env=os.environ
-        | {
+        env={
             "MLFLOW_TRACKING_URI": uri,
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "XDG_CACHE_HOME": str(cache),
-            "OMP_NUM_THREADS": "1",
         },
         cwd=cache.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
     )
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from tests.flow.fetch_files import Listed, list_files
 from tests.flow.s3_server import ACCESS_KEY, FAULTS, SECRET_KEY, Rule, S3Server, s3_server
+from tests.forked import Forked
 from tests.launching import ROOT, environment, free_port
 
 HASTY = {"attempts": 10, "stall_s": 2.0, "first_wait_s": 0.05, "longest_wait_s": 0.5}
@@ -31,23 +32,15 @@ def make_files(folder: Path, count: int = 10, size: int = 1_000_000) -> list[Lis
     return list_files(folder)
 
 
-def start(
-    root: str, files: list[Listed], env: dict[str, str], *readers: dict[str, Any], **options: Any
-) -> "subprocess.Popen[str]":
+def start(root: str, files: list[Listed], env: dict[str, str], *readers: dict[str, Any], **options: Any) -> Forked:
     """A process that reads the files; for each of ``readers`` one, if there are any, with options of its own."""
     given = {"root": root, "files": [asdict(file) for file in files]} | options
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.flow.fetch_files"]
-        + [json.dumps(given | reader, default=str) for reader in readers or ({},)],
-        cwd=ROOT,
-        env=environment(env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "tests.flow.fetch_files"]
+    command += [json.dumps(given | reader, default=str) for reader in readers or ({},)]
+    return Forked(command, cwd=ROOT, env=environment(env), stderr=subprocess.PIPE)
 
 
-def end(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+def end(process: Forked) -> tuple[int, str, str]:
     """Exit code and words of a process; none of them is a secret."""
     out, err = process.communicate(timeout=180)
     assert SECRET_KEY not in out + err
@@ -56,7 +49,7 @@ def end(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def end_well(process: "subprocess.Popen[str]") -> list[dict[str, Any]]:
+def end_well(process: Forked) -> list[dict[str, Any]]:
     """The statistics of each reader."""
     code, out, err = end(process)
     assert code == 0, err

@@ -11,7 +11,8 @@ import pytest
 
 from ccts_dist.shards.build.output import BUILDING
 from ccts_dist.shards.check.check import check_shard_set
-from tests.launching import ROOT, hear_interrupts
+from tests.forked import Forked
+from tests.launching import ROOT, environment
 from tests.shard_examples import build_example, make_utterances
 
 COUNT = 24
@@ -36,20 +37,10 @@ SCRIPT = textwrap.dedent(
 )
 
 
-def start(corpus: Path, out: Path, num_processes: int, script: Path) -> subprocess.Popen[str]:
+def start(corpus: Path, out: Path, num_processes: int, script: Path) -> Forked:
     script.write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(corpus), str(out), str(num_processes)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        start_new_session=True,
-        preexec_fn=hear_interrupts,
-    )
+    return Forked(command, cwd=ROOT, env=environment({"PYTHONPATH": str(ROOT)}), stderr=subprocess.PIPE)
 
 
 @pytest.mark.parametrize(("after", "num_processes"), [(3, 1), (11, 1), (23, 1), (1, 2), (11, 2)])

@@ -13,6 +13,8 @@ import pytest
 from ccts_dist.errors import ShardError
 from ccts_dist.records import Utterance
 from ccts_dist.shards.build.pool import run_tasks
+from tests.forked import Forked
+from tests.launching import environment, run_forked
 from tests.shard_examples import build_example, make_utterances
 
 ROOT = Path(__file__).parents[2]
@@ -56,12 +58,18 @@ def test_several_processes_make_the_bytes_of_one(tmp_path: Path):
 def test_parts_at_the_same_time_are_joined_into_the_set_of_one_builder(table: Path, tmp_path: Path):
     options = ["manifest", table, "--shard-mb", 0.012, "--processes", 1]
     parts = [
-        subprocess.Popen(command(*options, "--out", tmp_path / "parts", "--part", f"{number}/3"), cwd=ROOT)
+        Forked(
+            command(*options, "--out", tmp_path / "parts", "--part", f"{number}/3"),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+        )
         for number in (1, 2, 3)
     ]
     assert [part.wait(timeout=300) for part in parts] == [0, 0, 0]
-    subprocess.run(command("join", tmp_path / "parts"), cwd=ROOT, check=True, timeout=300)
-    subprocess.run(command(*options[:-1], 2, "--out", tmp_path / "whole"), cwd=ROOT, check=True, timeout=300)
+    for words in (("join", tmp_path / "parts"), (*options[:-1], 2, "--out", tmp_path / "whole")):
+        done = run_forked(command(*words))
+        assert done.returncode == 0, done.stderr
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
 
 

@@ -13,7 +13,8 @@ import fsspec
 import pytest
 
 from tests.flow.s3_server import ACCESS_KEY, SECRET_KEY, Rule, S3Server, s3_server
-from tests.launching import ROOT, environment
+from tests.forked import Forked
+from tests.launching import ROOT, environment, run_forked
 from tests.shard_examples import make_utterances
 
 COUNT = 40
@@ -36,7 +37,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(table: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The same build in a folder."""
     out = tmp_path_factory.mktemp("local") / "s"
-    subprocess.run(command("manifest", table, "--out", out, "--processes", 1, *OPTIONS), cwd=ROOT, check=True)
+    assert run_forked(command("manifest", table, "--out", out, "--processes", 1, *OPTIONS)).returncode == 0
     return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
 
 
@@ -75,18 +76,11 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "shards" / "build.py"), *map(str, arguments)]
 
 
-def start(server: S3Server, *arguments: object) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command(*arguments),
-        cwd=ROOT,
-        env=environment(server.environment()),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(server: S3Server, *arguments: object) -> Forked:
+    return Forked(command(*arguments), cwd=ROOT, env=environment(server.environment()), stderr=subprocess.PIPE)
 
 
-def end(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+def end(process: Forked) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
     assert SECRET_KEY not in out + err
     assert ACCESS_KEY not in out + err

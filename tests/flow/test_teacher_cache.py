@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ import pytest
 
 from ccts_dist.shards.read import ShardSet
 from ccts_dist.shards.teacher_cache import open_teacher_cache
+from tests.forked import Forked
+from tests.launching import ROOT, environment, inner_launcher
 from tests.small_teacher import build_small_shards, cache_bytes, save_small_teacher
 
 REPOSITORY = Path(__file__).parents[2]
@@ -59,29 +60,16 @@ class Done:
         return [line for line in self.stderr.splitlines() if line.startswith("error:")]
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
+def start(command: list[str]) -> Forked:
     """A command in a process group of its own, one thread per process, without a GPU."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return Forked(command, cwd=ROOT, env=environment({"CUDA_VISIBLE_DEVICES": ""}), stderr=subprocess.PIPE)
 
 
-def start_two_ranks(options: list[str]) -> subprocess.Popen[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    deepspeed = Path(sys.executable).with_name("deepspeed")
-    return start([str(deepspeed), "--num_gpus", "2", "--master_port", str(port), str(SCRIPT), *options])
+def start_two_ranks(options: list[str]) -> Forked:
+    return start([*inner_launcher(2), str(SCRIPT), *options])
 
 
-def finish(process: subprocess.Popen[str]) -> Done:
+def finish(process: Forked) -> Done:
     try:
         stdout, stderr = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -90,7 +78,7 @@ def finish(process: subprocess.Popen[str]) -> Done:
     return Done(process.returncode, stdout, stderr)
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
+def kill_all(process: Forked) -> None:
     """SIGKILL to everything that the command has started; returns when all of it has gone."""
     group = process.pid
     os.killpg(group, signal.SIGKILL)

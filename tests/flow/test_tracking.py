@@ -17,7 +17,8 @@ from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.sync import sync
 from tests.flow.faulty_proxy import FAULTS, faulty_proxy
 from tests.flow.mlflow_server import mlflow_server
-from tests.launching import ROOT, free_port
+from tests.forked import Forked
+from tests.launching import ROOT, environment, free_port, run_forked
 
 WRITER = """
 import sys, time
@@ -60,10 +61,9 @@ def _steps(database: Path, run_id: str, key: str) -> list[int]:
 
 
 @contextmanager
-def _writing(uri: str, output: Path) -> Iterator[subprocess.Popen[str]]:
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, uri, str(output)], stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
-    )
+def _writing(uri: str, output: Path) -> Iterator[Forked]:
+    command = [sys.executable, "-c", WRITER, uri, str(output)]
+    writer = Forked(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
     assert writer.stdout is not None
     with writer.stdout:
         try:
@@ -73,7 +73,7 @@ def _writing(uri: str, output: Path) -> Iterator[subprocess.Popen[str]]:
             writer.wait()
 
 
-def _wait_for_step(writer: subprocess.Popen[str], step: int) -> int:
+def _wait_for_step(writer: Forked, step: int) -> int:
     assert writer.stdout is not None
     for line in writer.stdout:
         if int(line) >= step:
@@ -81,7 +81,7 @@ def _wait_for_step(writer: subprocess.Popen[str], step: int) -> int:
     raise AssertionError("the writer ended by itself")
 
 
-def _kill_at(writer: subprocess.Popen[str], step: int, *, after_s: float) -> int:
+def _kill_at(writer: Forked, step: int, *, after_s: float) -> int:
     """SIGKILL a while after a step; the last one that it had reported."""
     reached = _wait_for_step(writer, step)
     assert writer.stdout is not None
@@ -109,9 +109,7 @@ def test_no_reported_step_is_lost_or_there_twice_however_often_the_writer_is_kil
             last = max(last, _kill_at(writer, step, after_s=after_s))
     run_id = read_run_file(output).run_id
     assert len(_steps(database, run_id, "train/loss")) >= 250
-    done = subprocess.run(
-        [sys.executable, "launch/sync.py", str(output)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_forked([sys.executable, "launch/sync.py", str(output)])
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("sent; nothing waits\n")
     assert read_run_file(output).run_id == run_id

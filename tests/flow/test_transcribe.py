@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.corpus import read_msp_podcast
@@ -25,7 +25,9 @@ from ccts_dist.errors import run_main
 from ccts_dist.recognition.recognise import Recogniser, load_recogniser
 from ccts_dist.recognition.transcribe import transcribe, wanted_utterances
 from ccts_dist.records import Utterance
+from tests.forked import Forked
 from tests.small_recognisers import chirps, save_ctc, save_whisper, write_podcast
+from tests.tiers import examples
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = [1_600 + 310 * (number * 7 % 23) for number in range(300)]
@@ -103,8 +105,8 @@ def test_a_killed_pass_goes_on_and_ends_with_the_file_of_one_that_was_not(
     out = tmp_path / "heard.jsonl"
     words = ("msp-podcast", corpus, "--model", model, "--out", out, "--batch-seconds", "2")
     for lines in (5, 60):
-        with subprocess.Popen(
-            command(*words, "--device", "cpu"), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
+        with Forked(
+            command(*words, "--device", "cpu"), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
         ) as process:
             while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < lines):
                 time.sleep(0.001)
@@ -116,7 +118,7 @@ def test_a_killed_pass_goes_on_and_ends_with_the_file_of_one_that_was_not(
     assert len(read_heard(out)) == len(LENGTHS)
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(st.data())
 def test_whatever_of_a_file_is_left_the_pass_ends_with_the_same_file(
     corpus: Path, recogniser: Recogniser, undisturbed: bytes, tmp_path_factory, data

@@ -4,25 +4,20 @@ They are forked from a process that has imported all that a training imports and
 than most of what is run here, and each rank would begin with them.
 """
 
-import multiprocessing
 import os
 import pickle
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 import torch
-from jaxtyping import install_import_hook
 from torch.distributed import TCPStore
 
-install_import_hook("ccts_dist", "beartype.beartype")  # for the ranks, which see no conftest.py
+from tests.forked import ForkedProcess
 
 HOST = "127.0.0.1"
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__, "tests.ranks.trainings"])
 
 
 def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
@@ -37,9 +32,9 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any, timeo
     """
     # This process keeps the store, on a port that the system chose: no other test can take it in between.
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
-    pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(num_ranks)]
+    pipes = [Pipe(duplex=False) for _ in range(num_ranks)]
     ranks = [
-        _CONTEXT.Process(target=_run_rank, args=(sender, rank, num_ranks, store.port, function, args))
+        ForkedProcess(target=_run_rank, args=(sender, rank, num_ranks, store.port, function, args))
         for rank, (_, sender) in enumerate(pipes)
     ]
     for rank in ranks:

@@ -1,6 +1,7 @@
 """What a checkpoint and a step do when they fail on one rank alone, under every ds_config."""
 
 import os
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from ccts_dist.distributed import barrier, rank_facts
 from ccts_dist.errors import OutputError
 from ccts_dist.train.checkpoint import TrainState, find_checkpoint, write_checkpoint
 from ccts_dist.train.engine import Engine
-from tests.launching import ROOT
+from tests.launching import ROOT, environment
 from tests.ranks.processes import run_on_ranks
 
 SHIPPED = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
@@ -82,7 +83,7 @@ def test_engine_leaves_nothing_in_the_hosts_memory():
 
 
 def imported_for_nothing() -> list[str]:
-    """On one rank: what an engine has imported and no run makes use of."""
+    """On one rank, in a process of its own: what an engine has imported and no run makes use of."""
     compile_function = torch.compile
     build_engine("zero2", "fp32")
     found = [name for name in ("mlflow", "torch._inductor.compile_fx") if name in sys.modules]
@@ -92,7 +93,9 @@ def imported_for_nothing() -> list[str]:
 
 
 def test_engine_starts_without_what_no_run_makes_use_of():
-    assert run_on_ranks(imported_for_nothing, 1) == [[]]
+    program = "import tests.ranks.test_engine as test; assert test.imported_for_nothing() == []"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def take_step(engine: Engine, factor: float) -> bool:

@@ -183,6 +183,12 @@ TEXT_FAMILIES: dict[str, dict[str, Any]] = {
 """Likewise, of text encoders."""
 
 
+SPEECH_MECHANISMS = ("hubert, group norm", "hubert, layer norm", "conformer, rotary", "sew", "modified-cpc")
+"""One family of each way to normalize, place, squeeze and carry on; what the fast tier tries."""
+
+TEXT_MECHANISMS = ("bert", "deberta-v3")
+
+
 def save_speech_encoder(folder: Path, family: str, *, do_normalize: bool = False) -> PreTrainedModel:
     """Write a family's small encoder as transformers would; its weights are random, and large enough to tell."""
     encoder = _random_encoder(SPEECH | SPEECH_FAMILIES[family] | {"apply_spec_augment": False})

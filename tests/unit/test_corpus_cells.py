@@ -5,17 +5,18 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.corpus.cells import csv_records, parse_label, parse_number, population_variance, text_fault, text_lines
 from ccts_dist.corpus.folders import AudioFolder, find_entry
 from ccts_dist.errors import CorpusError
+from tests.tiers import examples
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     st.lists(st.lists(CELL.filter(str.strip), min_size=3, max_size=3), min_size=1, max_size=6),
     st.sampled_from(",;\t"),

@@ -48,6 +48,7 @@ def bytes_of(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+@pytest.mark.integration
 def test_equal_configuration_gives_equal_bytes_on_one_and_on_two_processes(tiny_root, tmp_path):
     make_spoken_corpus(tmp_path / "again", TINY, progress=False, num_processes=2)
     again = bytes_of(tmp_path / "again")
@@ -147,6 +148,7 @@ def test_greater_share_of_wrong_transcripts_changes_nothing_else_and_keeps_those
     assert wrong == {split: round(more * num) for split, num in (("Train", 304), ("Development", 48), ("Test1", 48))}
 
 
+@pytest.mark.integration
 def test_usual_corpus_is_the_one_whose_results_are_published():
     """It may change, but not by accident: then the README's figures are of another corpus."""
     planned = repr(plan_spoken_corpus(SpokenConfig(num_utterances=4000))).encode()

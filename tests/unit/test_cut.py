@@ -4,7 +4,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
@@ -54,7 +54,6 @@ def test_batch_that_does_not_fit_is_refused():
         cut(rows_of(1, 2, 3, 4, 5), 1, 2, 2)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(
     lengths=st.lists(st.integers(1, 200_000), min_size=1, max_size=60),
     num_ranks=st.integers(1, 16),
@@ -72,7 +71,6 @@ def test_parts_are_the_batch_and_none_is_above_the_limit(lengths, num_ranks, mic
     assert all(part.rows[0].num_samples == max(row.num_samples for row in part.rows) for part in parts)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=9), num_parts=st.integers(1, 4), micro=st.integers(1, 9)
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.config import AugmentConfig
@@ -18,6 +18,7 @@ from ccts_dist.records import StepBatches
 from ccts_dist.shards.read import ShardSet, open_shard_set
 from ccts_dist.shards.teacher_cache import TeacherCache
 from tests.damage import flip
+from tests.tiers import examples
 from tests.tones import NUM_TRAIN, build_tones, make_loader, number_teacher, wave
 
 CAP_S = 0.2
@@ -153,7 +154,7 @@ def test_the_longest_a_part_may_be_is_foreseen(shard_set):
     assert make_loader(shard_set).longest(part) == part.rows[0].num_samples
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(num_ranks=st.integers(1, 4), workers=st.integers(0, 2), epoch=st.integers(0, 3), start=st.integers(0, 4))
 def test_an_utterance_sounds_the_same_on_any_ranks_threads_and_after_a_resume(
     shard_set, num_ranks, workers, epoch, start

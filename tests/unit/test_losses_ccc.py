@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.losses.ccc import (
@@ -13,6 +13,7 @@ from ccts_dist.losses.ccc import (
     concordance_gradient,
     concordance_sums,
 )
+from tests.tiers import examples
 
 NAN = math.nan
 
@@ -152,7 +153,7 @@ def test_sums_of_float32_predictions_are_taken_in_float64():
     assert sums[3].item() == 3 * (1.0 + 2**-20) ** 2
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     rows=st.integers(1, 40),
     cuts=st.lists(st.integers(0, 40), max_size=4),

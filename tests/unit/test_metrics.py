@@ -3,10 +3,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.metrics import ConfusionSums, SplitSums, binned, spearman
+from tests.tiers import examples
 
 NAN = math.nan
 
@@ -71,7 +72,7 @@ def test_sums_of_other_ranks_may_be_added():
     assert whole.ccc()["valence"] == pytest.approx(6 / 11, abs=1e-14)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(rows=st.integers(2, 40), cut=st.integers(0, 40), seed=st.integers(0, 1000))
 def test_batches_in_any_cut_give_the_measures_of_the_whole(rows: int, cut: int, seed: int):
     generator = torch.Generator().manual_seed(seed)

@@ -12,10 +12,11 @@ from ccts_dist.errors import CheckpointError, ConfigError
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.train.activations import BatchShape, trace_peak
 from ccts_dist.train.ds_config import check_calls
+from tests.tiers import with_long
 from tests.unit.model_shapes import EXTRACTED_FAMILIES, most_calls, save_extracted_encoder, utterances
 from tests.unit.test_train_activations import allocated_peak
 
-FAMILIES = sorted(EXTRACTED_FAMILIES)
+FAMILIES = with_long(("whisper", "w2v-bert"), sorted(EXTRACTED_FAMILIES))
 UNKNOWN = ["moonshine", "parakeet"]
 LENGTHS = [9_000, 16_000, 4_000, 12_345]
 
@@ -170,8 +171,8 @@ def test_a_saved_model_needs_nothing_of_the_encoders_folder(tmp_path, family):
         load_model(tmp_path / "m")
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", with_long(("whisper",), sorted(EXTRACTED_FAMILIES)))
 def test_memory_is_foreseen(tmp_path, family, checkpointing):
     if family == "whisper":  # else most of what is measured would be for the spectra of these twelve pieces
         save_extracted_encoder(tmp_path / family, family, encoder_layers=8, encoder_ffn_dim=512)
@@ -183,7 +184,7 @@ def test_memory_is_foreseen(tmp_path, family, checkpointing):
 
 
 def test_a_batch_heard_one_by_one_is_refused_under_zero_3(tmp_path):
-    for family in FAMILIES:
+    for family in sorted(EXTRACTED_FAMILIES):
         model = build(tmp_path, family)
         for stage in (0, 1, 2, 3):
             file = tmp_path / f"zero{stage}.json"

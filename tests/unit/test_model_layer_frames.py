@@ -7,9 +7,12 @@ import torch
 
 from ccts_dist.config import FilterbankConfig, ModelConfig, SpeechConfig, TextConfig
 from ccts_dist.model import build_model
+from tests.tiers import with_long
 from tests.unit.model_shapes import (
     SPEECH_FAMILIES,
+    SPEECH_MECHANISMS,
     TEXT_FAMILIES,
+    TEXT_MECHANISMS,
     VOCABULARY,
     save_speech_encoder,
     save_text_encoder,
@@ -46,14 +49,14 @@ def assert_same_alone_and_in_company(layers_of, lengths, make):
             torch.testing.assert_close(mean(one), mean(among, row), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", SPEECH_FAMILIES)
+@pytest.mark.parametrize("family", with_long(SPEECH_MECHANISMS, SPEECH_FAMILIES))
 def test_layers_of_a_speech_encoder_do_not_depend_on_padding(family, tmp_path):
     save_speech_encoder(tmp_path / "e", family)
     branch = speech_model(tmp_path / "e").speech
     assert_same_alone_and_in_company(branch.layer_frames, [900, 4_000, 2_300], utterances)
 
 
-@pytest.mark.parametrize("family", TEXT_FAMILIES)
+@pytest.mark.parametrize("family", with_long(TEXT_MECHANISMS, TEXT_FAMILIES))
 def test_layers_of_a_text_encoder_do_not_depend_on_padding(family, tmp_path):
     save_text_encoder(tmp_path / "e", family)
     assert_same_alone_and_in_company(text_model(tmp_path / "e").text.layer_frames, [3, 12, 7], transcripts)
@@ -67,7 +70,10 @@ def test_layers_of_a_filter_bank_do_not_depend_on_padding():
     assert [layer.frames.shape[2] for layer in branch.layer_frames(*utterances([9_000]))] == [20, 12, 8]
 
 
-@pytest.mark.parametrize("family", sorted(family for family in SPEECH_FAMILIES if not family.startswith("sew")))
+@pytest.mark.parametrize(
+    "family",
+    with_long(SPEECH_MECHANISMS, sorted(family for family in SPEECH_FAMILIES if not family.startswith("sew"))),
+)
 def test_each_layer_is_what_a_run_file_gets_by_its_number(family, tmp_path):
     save_speech_encoder(tmp_path / "e", family)
     audio = utterances([3_000, 1_500])

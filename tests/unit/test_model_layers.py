@@ -9,9 +9,12 @@ from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, load_model, parameter_groups, save_model
 from ccts_dist.model.layers import LayerMixture
+from tests.tiers import with_long
 from tests.unit.model_shapes import (
     SPEECH_FAMILIES,
+    SPEECH_MECHANISMS,
     TEXT_FAMILIES,
+    TEXT_MECHANISMS,
     VOCABULARY,
     save_speech_encoder,
     save_text_encoder,
@@ -23,8 +26,10 @@ from tests.unit.model_shapes import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
 
-SPEECH_LAYERED = sorted(family for family in SPEECH_FAMILIES if not family.startswith("sew"))
-TEXT_LAYERED = sorted(TEXT_FAMILIES)
+SPEECH_LAYERED = with_long(
+    SPEECH_MECHANISMS, sorted(family for family in SPEECH_FAMILIES if not family.startswith("sew"))
+)
+TEXT_LAYERED = with_long(TEXT_MECHANISMS, sorted(TEXT_FAMILIES))
 ONE = [185 + 11 * 160]
 
 

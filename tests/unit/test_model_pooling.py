@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.model.pooling import (
@@ -13,6 +13,7 @@ from ccts_dist.model.pooling import (
     StatisticsPooling,
     build_pooling,
 )
+from tests.tiers import examples
 from tests.unit.model_shapes import speech_config
 
 
@@ -124,7 +125,7 @@ def test_not_even_infinite_padding_reaches_the_pooled_vector(pooling):
     torch.testing.assert_close(pooling(frames, torch.tensor([2])), pooling(frames[:, :2], torch.tensor([2])))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(real=st.integers(1, 9), padding=st.integers(0, 9), seed=st.integers(0, 99))
 def test_pooling_does_not_see_padding(real, padding, seed):
     torch.manual_seed(seed)

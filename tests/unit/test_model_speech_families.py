@@ -8,9 +8,11 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.model.encoders import SPEECH_TYPES
 from ccts_dist.model.layers import _speech_layers
+from tests.tiers import with_long
 from tests.unit.model_shapes import (
     SPEECH,
     SPEECH_FAMILIES,
+    SPEECH_MECHANISMS,
     most_calls,
     save_speech_encoder,
     speech_config,
@@ -20,7 +22,7 @@ from tests.unit.model_shapes import (
 # WavLM's own attention.
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
 
-FAMILIES = sorted(SPEECH_FAMILIES)
+FAMILIES = with_long(SPEECH_MECHANISMS, sorted(SPEECH_FAMILIES))
 LENGTHS = [1000, 4000, 2500, 3200]
 ABOVE = {
     "hubert, layer norm": "encoder.layer_norm.",
@@ -48,7 +50,7 @@ def gradients(model):
 
 
 def test_every_known_type_has_a_family_here():
-    assert {SPEECH_FAMILIES[family].get("model_type", "hubert") for family in FAMILIES} == set(SPEECH_TYPES)
+    assert {SPEECH_FAMILIES[family].get("model_type", "hubert") for family in SPEECH_FAMILIES} == set(SPEECH_TYPES)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

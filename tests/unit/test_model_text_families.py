@@ -10,9 +10,19 @@ import torch
 
 from ccts_dist.config import ModelConfig, TextConfig
 from ccts_dist.model import build_model, load_model, load_tokenizer, save_model
-from tests.unit.model_shapes import TEXT_FAMILIES, VOCABULARY, most_calls, save_text_encoder, transcripts, utterances
+from tests.tiers import with_long
+from tests.unit.model_shapes import (
+    TEXT_FAMILIES,
+    TEXT_MECHANISMS,
+    VOCABULARY,
+    most_calls,
+    save_text_encoder,
+    transcripts,
+    utterances,
+)
 
-FAMILIES = sorted(TEXT_FAMILIES)
+FAMILIES = with_long(TEXT_MECHANISMS, sorted(TEXT_FAMILIES))
+TRAINABLE = ("none", "top:1", "all")
 LENGTHS = [2, 17, 9, 30]
 SENTENCES = [
     "what a wonderful day this is",
@@ -83,7 +93,10 @@ def test_predictions_are_the_same_alone_and_in_a_batch(tmp_path, family):
 # ALBERT's layers share their weights, and "top:1" is refused: see test_model_encoders.
 @pytest.mark.parametrize(
     ("family", "trainable"),
-    [(f, t) for f in FAMILIES for t in ("none", "top:1", "all") if (f, t) != ("albert", "top:1")],
+    with_long(
+        [(f, t) for f in TEXT_MECHANISMS for t in TRAINABLE],
+        [(f, t) for f in sorted(TEXT_FAMILIES) for t in TRAINABLE if (f, t) != ("albert", "top:1")],
+    ),
 )
 def test_just_what_is_named_is_trained_and_all_of_it_gets_a_gradient(tmp_path, family, trainable):
     model = build(tmp_path, family, trainable=trainable, checkpointing=trainable == "top:1")

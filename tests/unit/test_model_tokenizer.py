@@ -2,13 +2,14 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
 from ccts_dist.config import TextConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import PieceTokenizer, load_tokenizer, train_tokenizer
+from tests.tiers import examples
 
 SENTENCES = [
     "what a wonderful day this is",
@@ -51,7 +52,7 @@ def test_capitals_do_not_matter(trained):
     assert trained.encode("WHAT a Day") == trained.encode("what a day")
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(text=st.text(max_size=200))
 def test_any_text_is_encoded_within_the_limit_and_the_vocabulary(trained, text):
     tokens = trained.encode(text)

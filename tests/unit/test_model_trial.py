@@ -81,6 +81,7 @@ def test_what_leaves_such_an_encoder_can_be_used(tmp_path, shape):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.integration
 def test_weights_that_no_frame_depends_on_are_not_trained(tmp_path):
     save_extracted(tmp_path, NARROW | {"model_type": "pe_audio_encoder"}, PeAudioFeatureExtractor(sampling_rate=16_000))
     encoder = build(tmp_path).speech.encoder
@@ -94,6 +95,7 @@ def test_weights_that_no_frame_depends_on_are_not_trained(tmp_path):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.integration
 def test_layer_drop_of_an_encoder_within_a_larger_model_is_off(tmp_path):
     whole = {"model_type": "cohere_asr", "encoder_config": PARAKEET | {"layerdrop": 0.9}}
     save_extracted(tmp_path, whole, ParakeetFeatureExtractor(feature_size=128))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
@@ -88,7 +88,6 @@ def possible(counts: Sequence[int], choices: dict) -> dict:
     return choices | {"streams": min(choices["streams"], smallest)}
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(counts=layouts, choices=choices, epoch=st.integers(0, 5))
 def test_each_utterance_comes_exactly_once_per_epoch_in_batches_of_equal_size(counts, choices, epoch):
     batches = epoch_of(make_plan(Counts(counts), **possible(counts, choices)), epoch)
@@ -101,7 +100,6 @@ def test_each_utterance_comes_exactly_once_per_epoch_in_batches_of_equal_size(co
     assert len(batches) == -(-sum(counts) // choices["global_utterances"])
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(counts=layouts, choices=choices, data=st.data())
 def test_first_k_steps_plus_the_rest_is_the_epoch_after_resuming_twice(counts, choices, data):
     source, choices = Counts(counts), possible(counts, choices)
@@ -113,7 +111,6 @@ def test_first_k_steps_plus_the_rest_is_the_epoch_after_resuming_twice(counts, c
     assert whole[:first] + middle + last == whole
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(counts=layouts, choices=choices, micro=st.integers(1, 8))
 def test_every_number_of_ranks_cuts_the_same_batches_into_equally_many_passes(counts, choices, micro):
     plan = make_plan(Counts(counts), **possible(counts, choices))

@@ -220,6 +220,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path, make, words):
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.integration
 def test_tracked_run_is_compared_with_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracked = open_tracking(TrackingConfig(uri=uri), run_name="a", output=tmp_path / "t", resume=False)

@@ -123,6 +123,7 @@ def test_figures_stand_beside_the_papers_with_their_spread(tmp_path: Path):
     assert teacher[-3:] == ["0.000", "-", "21"]
 
 
+@pytest.mark.integration
 def test_figures_of_a_tracked_run_are_those_of_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store = tmp_path / "mlflow.db"

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.shards.audio import Converted, convert_audio, decode_audio, flac_facts
 from ccts_dist.shards.containers import missing_audio, mp3_samples
 from tests.shard_examples import write_noise
+from tests.tiers import examples
 
 
 def convert(path: Path) -> Converted:
@@ -29,7 +30,7 @@ def samples_of(converted: Converted) -> np.ndarray:
     return samples
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(st.integers(400, 3000), st.integers(0, 2**32 - 1))
 def test_sixteen_bit_audio_at_16_khz_comes_through_bit_by_bit(
     tmp_path_factory: pytest.TempPathFactory, num_samples: int, seed: int
@@ -329,7 +330,7 @@ def test_tags_behind_the_frames_of_an_mp3_are_no_audio(tags: bytes):
     assert (missing_audio(tagged), mp3_samples(tagged)) == ("", 33_408)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(st.sampled_from(ENCODINGS), st.data())
 def test_damaged_headers_give_words_or_audio_and_never_an_error(
     tmp_path_factory: pytest.TempPathFactory, which: tuple[str, str], data: st.DataObject

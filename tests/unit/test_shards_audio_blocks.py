@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.shards import audio_blocks
 from ccts_dist.shards.audio import Decoded, decode_audio, resample
 from ccts_dist.shards.audio_blocks import BlockResampler, decode_blocks
+from tests.tiers import examples
 
 RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 15_950)
 
@@ -19,7 +20,7 @@ def _noise(num_samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0.0, 0.3, (num_samples, channels))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     rate=st.sampled_from(RATES),
     lengths=st.lists(st.integers(1, 3_000) | st.sampled_from([1, 2, 441, 9_000]), min_size=1, max_size=8),

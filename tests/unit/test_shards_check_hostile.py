@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import CctsError
@@ -15,6 +15,7 @@ from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.check.check import check_shard_set
 from tests import damage
 from tests.shard_examples import build_example, example_cache, make_utterances
+from tests.tiers import examples
 
 FILES = ("shards/Train-000000.tar", "shards/index.arrow", "shards/manifest.json", "shards/rejected.jsonl")
 FILES += ("cache/Train-000000.tar", "cache/index.arrow", "cache/manifest.json", "cache/condition.json")
@@ -87,7 +88,7 @@ def check(folder: Path) -> list[str]:
     return found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(FILES), harm=st.sampled_from(HARMS), at=st.floats(0, 1), value=st.integers(1, 600))
 def test_no_byte_that_matters_can_change_unnoticed(
     folder: Path, name: str, harm: Callable[[bytes, int, int], bytes], at: float, value: int
@@ -102,7 +103,7 @@ def test_no_byte_that_matters_can_change_unnoticed(
     assert all(line.isprintable() for line in found)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from([name for name in FILES if name.endswith((".tar", ".arrow"))]),
     harm=st.sampled_from(HARMS),

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.corpus.heard import Heard, HeardFile, apply_heard, read_heard
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.recognition.transcribe import check_place, heard_place, wanted_utterances
 from ccts_dist.records import Rejected, Utterance
+from tests.tiers import examples
 
 DIGEST, OTHER = "1" * 64, "2" * 64
 
@@ -74,7 +75,7 @@ def test_folders_above_the_file_are_made(tmp_path: Path):
     assert list(read_heard(write(tmp_path / "new" / "heard.jsonl", [heard("a")]))) == ["a"]
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.data())
 def test_a_file_cut_anywhere_goes_on_with_its_whole_lines(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("cut") / "heard.jsonl"

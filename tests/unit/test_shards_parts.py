@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError, CorpusError, MissingShardsError, ShardError
@@ -15,6 +15,7 @@ from ccts_dist.shards.build.planning import Part
 from ccts_dist.shards.build.write import build_all, build_part, join_parts, num_to_join, plan_build
 from ccts_dist.shards.check.check import check_shard_set
 from tests.shard_examples import build_example, flip_bit, make_utterances
+from tests.tiers import examples
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def build_parts(build: PlannedBuild, of: int, but: tuple[int, ...] = ()) -> None
             build_part(build, Part(number=number, of=of))
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(of=st.integers(1, 12), twice=st.integers(1, 12))
 def test_parts_in_any_order_give_the_bytes_of_one_builder(
     corpus: Path, utterances: list[Utterance], whole: dict[str, bytes], tmp_path_factory, of: int, twice: int

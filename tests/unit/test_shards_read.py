@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
@@ -20,6 +20,7 @@ from ccts_dist.shards.durable import file_sha256
 from ccts_dist.shards.index import IndexPlace, IndexWriter, RowGroups, rows_to_table, table_to_rows
 from ccts_dist.shards.schema import MANIFEST_NAME
 from tests.shard_examples import example_shard_set, flip_bit
+from tests.tiers import examples
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def make_rows(shard: str, keys: tuple[str, ...], label: list[float]) -> ShardRow
     )
 
 
-@settings(deadline=None, max_examples=10)
+@examples(10)
 @given(st.lists(st.floats(0, 1) | st.just(float("nan")), min_size=1, max_size=5))
 def test_rows_come_back_from_their_batch(tmp_path_factory: pytest.TempPathFactory, labels: list[float]):
     path = tmp_path_factory.mktemp("index") / "index.arrow"
@@ -92,7 +93,7 @@ def test_one_batch_per_shard_however_large_for_every_arrow_reader(tmp_path: Path
     assert [file.get_batch(number).num_rows for number in range(file.num_record_batches)] == [1, 70_000, 2]
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.data())
 def test_any_changed_byte_is_seen_by_the_shards_it_touches(
     tmp_path_factory: pytest.TempPathFactory, counts: list[int], data: st.DataObject
@@ -248,6 +249,7 @@ def test_a_plain_set_is_its_own_content(shard_set: ShardSet):
     assert shard_set.content_digest == shard_set.digest
 
 
+@pytest.mark.integration
 def test_reading_the_index_starts_no_thread_that_could_outlive_the_interpreter(shard_set: ShardSet):
     """A thread of Arrow's own pool, met by the end of a training process, made it abort after all was done."""
     program = f"""

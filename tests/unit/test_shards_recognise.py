@@ -45,6 +45,7 @@ def words(heard: Words | str) -> Words:
     return heard
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", MODELS)
 def test_an_utterance_is_heard_the_same_alone_and_in_any_batch(kind: str, tmp_path: Path):
     recogniser = load(MODELS[kind](tmp_path / "model"), batch_seconds=20)

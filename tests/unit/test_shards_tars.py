@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ShardError
 from ccts_dist.shards.tars import BrokenTarError, walk_tar, write_tar
+from tests.tiers import examples
 
 SAMPLES = [("a", {"flac": b"x" * 700, "json": b"{}"}), ("k" * 180, {"flac": b"", "json": b"y" * 512})]
 
@@ -65,7 +66,7 @@ def test_every_cut_is_seen(tar: Path, tmp_path: Path):
             list(walk_tar(cut))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data())
 def test_a_flipped_bit_is_seen_or_leaves_every_member_in_its_place(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -83,7 +84,7 @@ def test_a_flipped_bit_is_seen_or_leaves_every_member_in_its_place(
     assert after == before
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.binary(max_size=3000))
 def test_bytes_of_any_kind_walk_or_raise_a_shard_error(tmp_path_factory: pytest.TempPathFactory, noise: bytes):
     path = tmp_path_factory.mktemp("noise") / "a.tar"

@@ -2,12 +2,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import TeacherError
 from ccts_dist.records import Condition
 from ccts_dist.teacher.fit import FitSums, ShardFit, add_fit_sums, fit_teacher, num_left_out
+from tests.tiers import examples
 
 
 def sums_of(embedding: np.ndarray) -> FitSums:
@@ -17,7 +18,7 @@ def sums_of(embedding: np.ndarray) -> FitSums:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(cuts=st.lists(st.integers(0, 60), max_size=5), offset=st.sampled_from([0.0, 1e6]))
 def test_mean_and_deviation_of_the_embedding_are_those_of_all_rows_whatever_shards_they_come_in(cuts, offset):
     embedding = np.random.default_rng(0).normal(size=(60, 4)) + offset

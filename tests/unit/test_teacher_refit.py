@@ -1,6 +1,5 @@
 """A condition is fitted once more by ``shards/check.py``: leaks that no count betrays are found."""
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from ccts_dist.shards.teacher_format import read_cache_manifest
 from ccts_dist.teacher import cache_teacher
 from ccts_dist.teacher.fit import FitSums, fit_teacher, read_shard_fit
 from ccts_dist.teacher.refit import _differences, fit_again, refit_findings
-from tests.launching import ROOT
+from tests.launching import run_forked
 from tests.small_teacher import build_small_shards, save_small_teacher
 
 SPLITS = {"Train": 21, "More": 21, "Development": 7}
@@ -69,6 +68,7 @@ def test_the_condition_of_a_pass_is_found_again_and_agrees_with_numpy(made):
     assert (again.w[0], again.b[0]) == pytest.approx(tuple(np.polyfit(said, label, 1)), rel=1e-6)
 
 
+@pytest.mark.integration
 def test_a_fit_on_as_many_other_utterances_is_found_in_cache_and_merged_shards(made, tmp_path):
     shard_set, cache = made
     opened = open_teacher_cache(cache, shard_set)
@@ -84,7 +84,7 @@ def test_a_fit_on_as_many_other_utterances_is_found_in_cache_and_merged_shards(m
         merge_shards(shard_set, open_teacher_cache(cache, shard_set), tmp_path / "merged")
         assert [str(finding) for finding in refit_findings(str(tmp_path / "merged"), None)] == found
         command = [sys.executable, "shards/check.py", str(shard_set.root), "--teacher", str(cache)]
-        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        said = run_forked(command)
         assert (said.returncode, said.stdout.splitlines()) == (1, found)
     finally:
         plant(shard_set, cache, true)

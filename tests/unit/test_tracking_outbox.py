@@ -8,13 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.tracking.delivery import AwayError, RefusedError, deliver
 from ccts_dist.tracking.events import Event, MetricEvent, ParamEvent, StatusEvent
 from ccts_dist.tracking.outbox import Outbox
 from ccts_dist.tracking.spool import Spool
+from tests.tiers import examples
 
 
 def _metrics(count: int, key: str = "loss") -> list[MetricEvent]:
@@ -68,7 +69,7 @@ def _left(folder: Path) -> list[Event]:
 
 
 @given(verdicts=st.lists(st.sampled_from(["takes", "away"]), max_size=12), count=st.integers(1, 20))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_whatever_fails_on_the_way_events_arrive_once_and_in_order(verdicts: list[str], count: int) -> None:
     server = Server(verdicts)
     events = _metrics(count)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.tracking.events import (
@@ -25,6 +25,7 @@ from ccts_dist.tracking.events import (
     to_line,
 )
 from ccts_dist.tracking.spool import Spool
+from tests.tiers import examples
 
 EVENTS: tuple[Event, ...] = (
     ParamEvent("a.b", "ü\n\u2028"),
@@ -159,7 +160,7 @@ def test_steps_may_come_again_once_they_go_to_another_run(tmp_path: Path) -> Non
     actions=st.lists(st.sampled_from(["put", "take", "restart"]), max_size=40),
     segment_bytes=st.sampled_from([1, 200, 100_000]),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_whatever_the_order_of_puts_sends_and_restarts_each_event_comes_once_and_in_order(
     actions: list[str], segment_bytes: int
 ) -> None:

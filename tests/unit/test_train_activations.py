@@ -1,6 +1,7 @@
 """Memory of a pass found on shapes alone, against what torch's allocator gave for the same pass."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from ccts_dist.config import ModelConfig
 from ccts_dist.model.emotion import EmotionModel, build_model
 from ccts_dist.train.activations import BatchShape, trace_peak
+from tests.tiers import with_long
 from tests.unit.model_shapes import LAYER_NORM, SPEECH_FAMILIES, VOCABULARY, both, speech_config, text_config
 
 SHAPE = BatchShape(rows=4, samples=32_000)
@@ -54,8 +56,9 @@ def allocated_peak(config: ModelConfig, shape: BatchShape) -> int:
     return peak + audio.nbytes
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("pooling", ["mean", "gru"])
+@pytest.mark.parametrize(
+    ("pooling", "checkpointing"), with_long([("gru", True)], product(["mean", "gru"], [False, True]))
+)
 def test_peak_is_what_the_allocator_gave(checkpointing, pooling):
     config = replace(speech_model(pooling=pooling), gradient_checkpointing=checkpointing)
     assert trace(config) == pytest.approx(allocated_peak(config, SHAPE), rel=0.02)
@@ -95,6 +98,7 @@ def test_frozen_encoder_keeps_next_to_nothing():
 
 
 # torch says so of WavLM's attention in every training too.
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask and attn_mask")
 @pytest.mark.parametrize("family", sorted(SPEECH_FAMILIES))
 def test_every_known_speech_encoder_can_be_traced(family):

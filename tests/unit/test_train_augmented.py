@@ -62,6 +62,7 @@ def place(tmp_path_factory):
     return place
 
 
+@pytest.mark.integration
 def test_losses_agree_however_a_batch_is_cut(place):
     one, two = (read_history(place / "runs" / f"by-{micro}") for micro in (4, 16))
     assert [step["keys"] for step in one] == [step["keys"] for step in two]

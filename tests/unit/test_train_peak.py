@@ -12,6 +12,7 @@ from ccts_dist.train.peak import peak_memory_bytes, peak_over_ranks_gb, peak_res
 MORE = 100_000_000
 
 
+@pytest.mark.integration
 def test_peak_grows_with_what_is_held_and_stays_when_it_is_let_go():
     before, resident = peak_resident_bytes(), psutil.Process().memory_info().rss
     assert before >= 0.99 * resident

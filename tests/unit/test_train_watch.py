@@ -63,6 +63,7 @@ with Watch(Ranks(), timeout_s=60.0, grace_s=1.0) as watch:
 """
 
 
+@pytest.mark.integration
 def test_process_that_is_stuck_ends_when_its_grace_is_over_and_says_what_remains(tmp_path: Path):
     (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
     child = subprocess.Popen(

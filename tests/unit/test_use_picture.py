@@ -63,6 +63,7 @@ def test_a_pdf_has_both_in_its_information(tmp_path: Path) -> None:
     assert b"/Subject (Emotion over the 6.0 s" in data
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
 @pytest.mark.parametrize("num_windows", [1, 700])
 def test_the_same_curve_gives_the_same_file_of_one_window_and_of_many(

@@ -79,6 +79,7 @@ def test_windows_of_files_come_with_their_place_and_bad_files_are_named(tmp_path
     assert [one.name for one in found] == [str(files[0]), str(files[0]), str(files[1]), str(files[2])]
 
 
+@pytest.mark.integration
 def test_little_of_a_long_recording_is_in_memory(tmp_path: Path) -> None:
     """Ten minutes in stereo, measured by what NumPy and Python allocate."""
     path = tmp_path / "long.flac"

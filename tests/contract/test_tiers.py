@@ -1,0 +1,62 @@
+"""Every test has one tier, and every tier is run by a target of its own, and by CI."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.launching import ROOT
+from tests.tiers import FOLDERS, TIERS, examples, folder_tier, may_have, tier_of
+
+BY_HAND = {"gpu", "bench"}
+"""Folders whose programs are started by hand: no machine of CI has a GPU, and none is quiet enough to be timed."""
+
+TARGETS = {"fast": "test", "integration": "test-integration", "long": "test-long"}
+
+
+def recipe(target: str) -> str:
+    """The commands of a target of the Makefile."""
+    found = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert found, target
+    return found[1]
+
+
+def test_every_folder_with_tests_has_a_tier() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("test_*.py")}
+    assert folders - BY_HAND == set(FOLDERS)
+    assert set(FOLDERS.values()) <= set(TIERS)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_every_tier_is_run_by_its_target_which_names_each_place_of_its_tests(tier: str) -> None:
+    words = recipe(TARGETS[tier])
+    assert f"--tier {tier}" in words
+    given = re.findall(r"(?<!=)\btests(?:/\w+)?(?= |\n)", words)
+    paths = [path for path in (ROOT / "tests").rglob("test_*.py") if path.parent.name not in BY_HAND]
+    for path in paths:
+        if may_have(path, tier):
+            assert any(path.is_relative_to(ROOT / folder) for folder in given), f"{path}: not run by {TARGETS[tier]}"
+
+
+def test_ci_calls_the_targets_and_the_one_of_the_readme_first() -> None:
+    called = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert called == ["test", "check", "test-integration", "test-long"]
+
+
+@pytest.mark.long
+def test_a_mark_goes_before_the_folder(request: pytest.FixtureRequest) -> None:
+    assert tier_of(request.node) == "long"
+    assert folder_tier(Path(__file__)) == "fast"
+
+
+def test_the_folder_decides_where_there_is_no_mark(request: pytest.FixtureRequest) -> None:
+    assert tier_of(request.node) == "fast"
+
+
+def test_a_test_outside_the_folders_has_no_tier(tmp_path: Path) -> None:
+    assert folder_tier(tmp_path / "test_it.py") is None
+
+
+def test_number_of_examples_follows_the_tier(request: pytest.FixtureRequest) -> None:
+    expected = {"fast": 12, "integration": 60, "long": 180, None: 60}[request.config.getoption("--tier")]
+    assert examples(60).max_examples == expected

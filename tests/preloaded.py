@@ -1,0 +1,47 @@
+"""All that commands import, for the process that tests fork them from: see tests/forked.py."""
+
+import gc
+import importlib
+import os
+
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+install_import_hook("ccts_dist", "beartype.beartype")  # forked ranks see no conftest.py
+gc.disable()
+
+from ccts_dist.train.engine import _import_deepspeed  # noqa: E402
+
+MODULES = (
+    "accelerate.utils.deepspeed",
+    "alembic.runtime.migration",
+    "ccts_dist.corpus.spoken",
+    "ccts_dist.evaluation.run",
+    "ccts_dist.registry",
+    "ccts_dist.report.demo",
+    "ccts_dist.shards.build.command",
+    "ccts_dist.shards.check",
+    "ccts_dist.teacher",
+    "ccts_dist.train.run",
+    "ccts_dist.use.command",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.pyplot",
+    "mlflow.pyfunc",
+    "mlflow.store.db.utils",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.tracking",
+    "pandas",
+    "scipy.optimize",
+    "torch._dynamo",
+    "torch.utils.checkpoint",
+    "transformers.integrations.deepspeed",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.hubert.modeling_hubert",
+    "transformers.models.wav2vec2.modeling_wav2vec2",
+)
+
+_import_deepspeed()
+for _name in MODULES:
+    importlib.import_module(_name)
+gc.enable()
+gc.freeze()
