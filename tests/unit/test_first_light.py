@@ -60,6 +60,7 @@ def test_part_that_ends_badly_has_failed_and_keeps_its_items(tmp_path, rest, rea
     assert told["reason"].startswith(reason)
 
 
+@pytest.mark.integration
 def test_part_that_hangs_is_ended_at_its_limit_with_all_that_it_started(tmp_path):
     pids = tmp_path / "pids"
     hang = f"os.fork()\nPath({str(pids)!r}).open('a').write(f'{{os.getpid()}} ')\ntime.sleep(600)\n"
