@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         fetch_wheels(options.out / "wheels")
     make_material(options.out)
     write_references(options.out, options.steps or NUM_STEPS, large=not options.no_large)
-    print(f"{options.out}: {_check_size(options.out) / 2**20:.1f} MiB")
+    print(f"{options.out}: {check_size(options.out) / 2**20:.1f} MiB")
 
 
 def make_material(out: Path) -> None:
@@ -74,7 +74,8 @@ def write_references(out: Path, num_steps: int, *, large: bool) -> None:
     (out / "references.json").write_text(json.dumps({"num_steps": num_steps, "settings": told}, indent=1))
 
 
-def _check_size(out: Path) -> int:
+def check_size(out: Path) -> int:
+    """Bytes in all; ends the program where they are too many to be carried."""
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size > MOST_BYTES:
         sys.exit(

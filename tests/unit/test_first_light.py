@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from ccts_dist.train.memory import Estimate, Part
-from tests.gpu import b_losses, f_speed, first_light, supervision, wheels
+from tests.gpu import b_losses, f_speed, first_light, pack, supervision, wheels
 from tests.gpu.outcome import FAILED, PASSED, SKIPPED, NotApplicable, Outcome
 from tests.gpu.settings import SETTINGS
 from tests.gpu.table import table
@@ -182,6 +182,13 @@ def test_what_is_missing_or_too_old_is_installed_with_what_it_needs_and_nothing_
     # Where the machine has it new enough, nothing of it comes along.
     enough = {"big": "5.21", "hub": "1.33", "there": "2.0", "sound-file": "0.13"}
     assert wheels.lacking(carried, enough, project) == []
+
+
+def test_pack_that_is_too_large_to_carry_is_refused(tmp_path):
+    with open(tmp_path / "a.whl", "wb") as file:
+        file.truncate(61 * 2**20)
+    with pytest.raises(SystemExit, match=r"61\.0 MiB, and at most 60 are carried"):
+        pack.check_size(tmp_path)
 
 
 def test_no_packed_folder_and_no_such_part_are_refused_in_words(tmp_path, capsys):
