@@ -26,7 +26,7 @@ def starts(outcome: Outcome, situation: Situation) -> None:
     with outcome.item("versions") as figures:
         figures |= {name: importlib.metadata.version(name) for name in PACKAGES}
         figures |= {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0))}
-        figures["device"] = device_name(situation)
+        figures["device"] = situation.device_name
         figures["deepspeed accelerator"] = _accelerator()
         if situation.on_gpu:
             figures["cuda"], figures["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
@@ -44,13 +44,6 @@ def starts(outcome: Outcome, situation: Situation) -> None:
             with outcome.item(f"engine under {path.stem}, {precision}") as figures:
                 _engine_under(path, precision, situation, figures)
                 outcome.show(f"{path.stem} {precision}", f"{figures['seconds']:.1f} s")
-
-
-def device_name(situation: Situation) -> str:
-    """The device, for people."""
-    if situation.on_gpu:
-        return torch.cuda.get_device_name()
-    return f"CPU, {len(os.sched_getaffinity(0))} cores"
 
 
 def collectives(backend: str, device: torch.device) -> None:

@@ -138,7 +138,7 @@ def _pack_here(folder: Path, env: dict[str, str], *, small: bool) -> Path:
 
 
 def _device_name(device: str, told: list[dict[str, Any]]) -> str:
-    """As part A has seen it; else what the system says."""
+    """As the parts have seen it; else what the system says."""
     names = [item["figures"].get("device") for part in told for item in part["items"]]
     found = next(filter(None, names), None)
     return found or f"{device} of {platform.node()}"

@@ -1,6 +1,7 @@
 """A part's place: device, size, packed material, and a folder to work in; every part starts here."""
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,13 @@ class Situation:
         """True where the device is CUDA's."""
         return self.device.type == "cuda"
 
+    @property
+    def device_name(self) -> str:
+        """The device, for people."""
+        if self.on_gpu:
+            return torch.cuda.get_device_name()
+        return f"CPU, {len(os.sched_getaffinity(0))} cores"
+
     def needs_gpu(self) -> None:
         """Raise ``NotApplicable`` on a CPU."""
         if not self.on_gpu:
@@ -56,7 +64,8 @@ def run_part(name: str, body: Callable[[Outcome, Situation], None]) -> None:
         work=options.work,
     )
     outcome = Outcome(options.json, name)
-    with outcome.item("everything between the items"):
+    with outcome.item("everything between the items") as figures:
+        figures["device"] = situation.device_name
         body(outcome, situation)
     outcome.write(finished=True)
     leave(0)  # a process group in this process may not let go: see ``leave``
