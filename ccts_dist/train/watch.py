@@ -111,7 +111,7 @@ class Watch:
             self._end(error.exit_code)
         if isinstance(error, OutOfMemoryError) and self._ranks.num_ranks > 1:
             self._leave_at_once(error)
-        if error is None:
+        if error is None or self._ranks.num_ranks == 1:  # nothing that one rank leaves behind can hang
             self._ended.set()
             self._thread.join()
             self._signals.restore()

@@ -15,7 +15,7 @@ from ccts_dist.records import Batch
 from tests.gpu.material import student_speech, write_run
 from tests.gpu.outcome import NotApplicable, Outcome, check
 from tests.gpu.situation import Situation, run_part
-from tests.gpu.steps import Training, start_step, training
+from tests.gpu.steps import Training, training
 
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "feat_proj_dropout": 0.1}
 MASKS = {"time_probability": 0.3, "time_length": 3}
@@ -76,7 +76,7 @@ def two_rounds(ready: Training, batch: Batch) -> dict[str, Any]:
             raise NotApplicable("this kernel takes no such attention here") from error
         raise
     second = output.prediction.detach().float()
-    start_step(ready.engine)
+    ready.engine.start_step(1)
     ready.engine.backward(output.prediction.sum() / output.prediction.numel())
     norm = ready.engine.step().gradient_norm
     ready.engine.train(False)

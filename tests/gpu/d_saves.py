@@ -18,7 +18,7 @@ from ccts_dist.train.step import train_step
 from tests.gpu.material import ROOT, write_run
 from tests.gpu.outcome import Outcome, check
 from tests.gpu.situation import Situation, run_part
-from tests.gpu.steps import Training, start_step, training
+from tests.gpu.steps import Training, training
 from tests.ranks.trainings import Job, run_trainings
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
@@ -107,7 +107,7 @@ def _move_no_weights(situation: Situation, stage: str) -> None:
         batches = next(iter(ready.session.loader.epoch(0)))
         before = ready.engine.full_state()
         output = ready.engine.forward(batches.passes[0].to(ready.engine.device))
-        start_step(ready.engine)
+        ready.engine.start_step(1)
         ready.engine.backward(output.prediction.sum() * float("nan"))
         check(ready.engine.step().skipped, "a gradient of NaN was not skipped")
         _check_same(ready, before, "a gradient of NaN")

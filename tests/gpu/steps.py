@@ -45,13 +45,6 @@ class Training:
     """That the engine took to be made, a checkpoint read included."""
 
 
-def start_step(engine: Engine) -> None:
-    """Announce a step of one micro-batch, where the engine wants to know; ``train_step`` does so by itself."""
-    start = getattr(engine, "start_step", None)
-    if start is not None:
-        start(1)
-
-
 @contextmanager
 def training(
     config: Path, *, before_engine: Callable[[Session], None] = lambda _: None, resume_from: Path | None = None
@@ -70,8 +63,7 @@ def training(
         before_engine(session)
         optimizer = build_optimizer(parameter_groups(session.model), run.optim)
         began = time.monotonic()
-        passes: Any = {"passes": session.loader.passes} if hasattr(session.loader, "passes") else {}
-        engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=resume_from, **passes)
+        engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=resume_from)
         engine.train(True)
         yield Training(run=run, session=session, engine=engine, seconds=time.monotonic() - began)
     finally:
@@ -84,8 +76,7 @@ def take_steps(config: Path, num_steps: int) -> list[dict[str, Any]]:
         source = islice(ready.session.loader.epoch(0), num_steps)
         objective, seed = ready.session.objective, ready.run.seed
         # Without room for a second graph, a step of several micro-batches takes its two rounds.
-        two = getattr(ready.run.batch, "forward_rounds", "") == "two"
-        rounds: Any = {"graph_samples": 0} if two else {}
+        rounds: Any = {"graph_samples": 0} if ready.run.batch.forward_rounds == "two" else {}
         return [figures_of(train_step(ready.engine, batches, objective, seed=seed, **rounds)) for batches in source]
 
 

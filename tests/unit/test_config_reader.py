@@ -68,7 +68,7 @@ def test_defaults_are_those_of_the_paper():
         ({"optim": {"plateau_factor": 1.5}}, "optim.plateau_factor = 1.5: must be between 0 and 1"),
         ({"optim": {"learning_rate": float("nan")}}, "optim.learning_rate = nan: must be a finite number"),
         ({"optim": {"learning_rate": float("inf")}}, "optim.learning_rate = inf: must be a finite number"),
-        ({"train": {"precision": "fp23"}}, r"must be one of 'fp32', 'bf16' \(did you mean 'fp32'\?\)"),
+        ({"train": {"precision": "fp23"}}, r"must be one of 'fp32', 'tf32', 'bf16' \(did you mean 'fp32'\?\)"),
         ({"model": {"speech": {"encoder": "e"}, "gradient_checkpointing": 1}}, "= 1: must be true or false"),
         ({"data": {"shards": "s", "train_splits": "Train"}}, "data.train_splits = 'Train': must be a list"),
         ({"data": {"shards": "s", "train_splits": [1]}}, r"data.train_splits\[0\] = 1: must be a string"),
