@@ -21,7 +21,7 @@ LONGEST := tests/flow/test_thirty_kills.py tests/flow/test_stopping.py tests/ran
 # Two ranks of HuBERT-large want the memory for themselves.
 LARGEST := tests/flow/test_real_size.py
 
-.PHONY: help setup demo test test-integration test-long say-test check lock clean
+.PHONY: help setup demo test test-integration test-long say-test check proof lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -63,6 +63,11 @@ check: setup  ## formatting, lint, types, layers: no tests
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+proof: $(if $(BASE),setup)  ## the demo's losses and weights at another revision and here: make proof BASE=main
+	@test -n "$(BASE)" || { echo "usage: make proof BASE=REVISION, such as BASE=main or BASE=HEAD~1." \
+	  "Exit codes: 0 equal; 2 different, or no comparison. python -m tests.proof --help says more." >&2; exit 2; }
+	$(BIN)/python -m tests.proof "$(BASE)"
 
 lock:  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \

@@ -1,4 +1,4 @@
-"""Rank facts, seeds, sums over ranks, and "all agree or all raise".
+"""Devices, process groups, seeds, sums over ranks, and "all agree or all raise".
 
 Works without a process group too: then there is one rank. Knows neither Accelerate nor DeepSpeed.
 """
@@ -6,10 +6,14 @@ Works without a process group too: then there is one rank. Knows neither Acceler
 import hashlib
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from threading import Thread
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -19,45 +23,15 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
+from ccts_dist.arithmetic import avoid_plans_per_shape
 from ccts_dist.errors import CctsError, ConfigError
+from ccts_dist.ranks import Ranks, chosen_backend, meet, rank_facts, ranks_of_this_host
 
 Answer = TypeVar("Answer")
 
 
 _NCCL_LATER_S = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranks:
-    """Where this process stands among all."""
-
-    rank: int = 0
-    num_ranks: int = 1
-    local_rank: int = 0
-    num_nodes: int = 1
-    """Hosts that have equally many ranks, in a row; 1 where they have not. See ``agree_on_nodes``."""
-
-    @property
-    def is_first(self) -> bool:
-        """True on the one rank that prints, tracks and writes shared files."""
-        return self.rank == 0
-
-
-def rank_facts() -> Ranks:
-    """This process's ranks as the launcher's environment says; one rank when there was no launcher."""
-    number = _from_environment
-    rank, local_rank = number("RANK", default=0), number("LOCAL_RANK", default=0)
-    num_ranks = number("WORLD_SIZE", default=1)
-    # DeepSpeed's launcher, then torch's: how many hosts, and how many ranks on this one.
-    num_nodes = number("CROSS_SIZE", "GROUP_WORLD_SIZE", default=1)
-    on_this_node = number("LOCAL_SIZE", "LOCAL_WORLD_SIZE", default=num_ranks)
-    even = num_nodes * on_this_node == num_ranks and rank % on_this_node == local_rank
-    return Ranks(rank=rank, num_ranks=num_ranks, local_rank=local_rank, num_nodes=num_nodes if even else 1)
-
-
-def _from_environment(*names: str, default: int) -> int:
-    """The number in the first of these variables that is set."""
-    return next((int(os.environ[name]) for name in names if name in os.environ), default)
+"""NCCL may wait so much longer than everything else: its watchdog does not know who is missing, and ours does."""
 
 
 def agree_on_nodes(ranks: Ranks) -> Ranks:
@@ -70,7 +44,8 @@ def agree_on_nodes(ranks: Ranks) -> Ranks:
 
 def best_device(ranks: Ranks) -> torch.device:
     """This rank's GPU when there is one, else the CPU."""
-    return torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    number = ranks.local_rank if ranks.gpu is None else ranks.gpu
+    return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def named_device(name: str | torch.device | None) -> torch.device:
@@ -80,12 +55,15 @@ def named_device(name: str | torch.device | None) -> torch.device:
         ConfigError: torch knows no such device, or cannot compute on it.
     """
     if name is None:
-        return best_device(Ranks())
+        return take_device(Ranks())
     try:
-        return torch.zeros(1, device=name).device
+        device = torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter: torch without CUDA
         what = " ".join(str(error).split())[:200]
         raise ConfigError(f"device {str(name)!r} cannot be used ({what}). Change --device, or leave it out.") from error
+    if device.type == "cuda":
+        avoid_plans_per_shape()
+    return device
 
 
 def take_device(ranks: Ranks) -> torch.device:
@@ -93,6 +71,7 @@ def take_device(ranks: Ranks) -> torch.device:
     device = best_device(ranks)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        avoid_plans_per_shape()
     return device
 
 
@@ -113,25 +92,74 @@ def share_cores(ranks: Ranks) -> None:
         os.sched_setaffinity(0, {cores[ranks.local_rank]})
 
 
-def ranks_of_this_host(ranks: Ranks) -> int:
-    """How many ranks the launcher says this host has; all of them when it says nothing."""
-    return _from_environment("LOCAL_SIZE", "LOCAL_WORLD_SIZE", default=ranks.num_ranks)
-
-
 @contextmanager
-def process_group(ranks: Ranks, *, timeout_s: float = 600.0) -> Iterator[None]:
-    """A process group over all ranks, which share the cores, for the duration of the block; nothing for one rank."""
+def process_group(ranks: Ranks, *, timeout_s: float = 600.0, nccl_records: Path | None = None) -> Iterator[Ranks]:
+    """A process group over all ranks, which share the cores, for the duration of the block; none for one rank.
+
+    Gives the rank facts as the ranks have settled them: go by these from then on. This rank's GPU is torch's current
+    device before anything else happens. Tensors on the CPU go through gloo, which all that ranks agree on uses; those
+    on GPUs through NCCL.
+
+    Args:
+        ranks: as ``rank_facts`` gives them.
+        timeout_s: longest time that a rank waits for its peers.
+        nccl_records: folder in which NCCL leaves its record of collectives when one fails; need not exist yet.
+
+    Raises:
+        ConfigError: on all ranks alike: what their hosts have does not suffice. See ``ranks.take_seats``.
+    """
     if ranks.num_ranks == 1:
-        yield
+        take_device(ranks)
+        yield ranks
         return
+    backend = chosen_backend()
+    ranks, store = meet(ranks, backend=backend, timeout_s=timeout_s)
     share_cores(ranks)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    timeout = timedelta(seconds=_group_timeout_s(timeout_s))
-    dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.num_ranks, timeout=timeout)
+    device = take_device(ranks)
+    over_nccl = backend == "nccl"
+    if over_nccl:
+        _prepare_nccl(nccl_records)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if over_nccl else "gloo",
+        store=distributed_c10d.PrefixStore("default_pg", store),
+        rank=ranks.rank,
+        world_size=ranks.num_ranks,
+        timeout=timedelta(seconds=timeout_s + _NCCL_LATER_S * over_nccl),
+        device_id=device if over_nccl else None,
+    )
     try:
-        yield
+        limit_waiting(timeout_s)
+        yield ranks
     finally:
         dist.destroy_process_group()
+
+
+def _prepare_nccl(records: Path | None) -> None:
+    """Let NCCL leave a failed collective to ``Watch``, which knows who is lost, rather than abort the process."""
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    if records is not None:
+        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", f"{records.absolute()}/nccl_")
+
+
+def write_nccl_record(folder: Path, rank: int, *, wait_s: float = 5.0) -> None:
+    """Write NCCL's record of this rank's last collectives into a folder, if it can be had.
+
+    For torch's ``torchfrtrace``. Never waits for long: what is wrong with NCCL may also hold this up.
+    """
+
+    def write() -> None:
+        dump: Any = getattr(
+            import_module("torch._C._distributed_c10d"), "_dump_nccl_trace", None
+        )  # torch without CUDA has none
+        with suppress(RuntimeError, OSError):
+            if dump is not None:
+                (folder / f"nccl_{rank}").write_bytes(dump())
+
+    thread = Thread(target=write, name="nccl-record", daemon=True)
+    thread.start()
+    thread.join(wait_s)
 
 
 def limit_waiting(timeout_s: float) -> None:
@@ -139,20 +167,35 @@ def limit_waiting(timeout_s: float) -> None:
 
     A group that is made without one does not take the first group's: it waits for torch's default, up to half an hour.
     """
-    if _grouped():
-        for group in list(distributed_c10d._world.pg_map):
-            distributed_c10d._set_pg_timeout(timedelta(seconds=_group_timeout_s(timeout_s)), group)
+    if not _grouped():
+        return
+    for group in list(distributed_c10d._world.pg_map):
+        for device in group._device_types:
+            backend: Any = group._get_backend(device)
+            if backend.name() in ("gloo", "nccl"):
+                later_s = _NCCL_LATER_S if backend.name() == "nccl" else 0.0
+                backend._set_default_timeout(timedelta(seconds=timeout_s + later_s))
 
 
-def _group_timeout_s(timeout_s: float) -> float:
-    # NCCL's own watchdog aborts the process without a word of who is missing; ours is to come first.
-    return timeout_s + (_NCCL_LATER_S if torch.cuda.is_available() else 0.0)
+_PLACE_IN_GLOO = re.compile(r"gloo/[\w/.-]+\.(?:cc|h):\d+|\bgloo\b.*\b(?:connect|timeout|timed out)", re.IGNORECASE)
+"""Gloo raises plain RuntimeErrors, each with the place in its source."""
+
+_LOST = re.compile(
+    r"connection (?:closed|reset|refused|timed out|aborted)|closed by peer|timed? ?out|broken pipe|no route to host"
+    r"|unreachable|not connected|connectfullmesh failed|pair closure|socket error|read error|write error",
+    re.IGNORECASE,
+)
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because a rank has gone or did not come in time, rather than by a mistake."""
-    # Gloo raises plain RuntimeErrors, each with the place in its source.
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    """Whether a collective failed because a rank has gone or did not come in time, rather than by a mistake.
+
+    Alone a rank loses nobody.
+    """
+    if dist.is_initialized() and dist.get_world_size() == 1:
+        return False
+    words = str(error)
+    return isinstance(error, dist.DistError) or bool(_PLACE_IN_GLOO.search(words) and _LOST.search(words))
 
 
 def _grouped() -> bool:
@@ -160,9 +203,10 @@ def _grouped() -> bool:
 
 
 def _collective_device() -> torch.device:
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    """Where tensors of collectives between ranks' programs are to be: on the CPU, if the group has it."""
+    if "cpu" in {device.type for device in distributed_c10d._get_default_group()._device_types}:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def sum_over_ranks(values: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
@@ -182,7 +226,8 @@ def sum_over_ranks(values: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
 def barrier() -> None:
     """Wait until every rank is here."""
     if _grouped():
-        dist.barrier()
+        # Torch's own would go by way of the GPU wherever there is one.
+        dist.all_reduce(torch.zeros(1, device=_collective_device()))
 
 
 def broadcast_object(value: Any) -> Any:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from ccts_dist.launched import adopt_launcher
+
 STOPPED = 75
 """Exit code of a run that stopped on request with a complete checkpoint: run it again to go on (EX_TEMPFAIL)."""
 
@@ -94,7 +96,11 @@ class BuildError(CctsError):
 
 
 class PeerLostError(CctsError):
-    """Another rank has gone, or does not come. The one error that is not agreed on: there is nobody to agree with."""
+    """Another rank has gone, or does not come. Not agreed on: there is nobody to agree with."""
+
+
+class OutOfMemoryError(CctsError):
+    """A micro-batch that does not fit the memory of a rank. Not agreed on: its peers may wait within the same pass."""
 
 
 class StopRequested(CctsError):  # noqa: N818 - no fault, but it ends all ranks by the same way
@@ -107,7 +113,7 @@ class StageError(CctsError):
     """A command of a pipeline that failed."""
 
 
-def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = None, *, on_ranks: bool = False) -> int:
     """The exit code of a command: what ``main`` returns, or that of the ``CctsError`` it raises.
 
     The error becomes one line on stderr, of rank 0 alone: errors are agreed on by all ranks, and said once. Ctrl-C
@@ -115,11 +121,18 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
 
     Commands import what computes within ``main``, after they have read their options: help and mistakes in options are
     answered at once, and Ctrl-C in the seconds of imports is heard here.
+
+    Args:
+        main: the command.
+        argv: its options; None for the process's.
+        on_ranks: the command computes on all ranks that a launcher has started, whichever launcher it was.
     """
+    if on_ranks:
+        adopt_launcher()
     try:
         return main(argv)
     except CctsError as error:
-        if is_first_rank():
+        if is_first_rank() or isinstance(error, PeerLostError):  # rank 0 may be the lost one
             kind = "" if isinstance(error, StopRequested) else "error: "
             _say(kind + " ".join(str(error).split()))
         elif not isinstance(error, StopRequested):

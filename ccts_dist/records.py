@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from ccts_dist.transfer import queued
+
 DIMENSIONS = ("activation", "valence", "dominance")
 """The order of the emotion dimensions, everywhere. Index by name: ``DIMENSIONS.index("valence")``."""
 
@@ -149,19 +151,23 @@ class Batch:
     """In words, what was wrong with the utterances that have weight 0 because they are damaged."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with every tensor on ``device``."""
+        """The same batch with every tensor on ``device`` but ``num_samples`` and ``num_tokens``; the copies are queued.
+
+        From lengths follow shapes and masks, which the host has to know: they stay there, and a model queues a copy of
+        its own.
+        """
         moved = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                moved[f.name] = value.to(device, non_blocking=True)
+            if isinstance(value, Tensor) and f.name not in ("num_samples", "num_tokens"):
+                moved[f.name] = queued(value, device)
         if self.teacher is not None:
             moved["teacher"] = TeacherBatch(
-                embedding=self.teacher.embedding.to(device), prediction=self.teacher.prediction.to(device)
+                embedding=queued(self.teacher.embedding, device), prediction=queued(self.teacher.prediction, device)
             )
         if self.frames:
             moved["frames"] = {
-                branch: FrameBatch(frames=one.frames.to(device), num_frames=one.num_frames.to(device))
+                branch: FrameBatch(frames=queued(one.frames, device), num_frames=queued(one.num_frames, device))
                 for branch, one in self.frames.items()
             }
         return replace(self, **moved)
@@ -170,6 +176,11 @@ class Batch:
     def padding(self) -> float:
         """Share of the batch's samples that is padding."""
         return 1.0 - float(self.num_samples.sum()) / max(1, len(self.keys) * int(self.num_samples.max()))
+
+
+def padded_samples(batch: Batch) -> int:
+    """Samples of a batch's audio, padding included, also where only frames of it are read."""
+    return len(batch.keys) * max(int(batch.num_samples.max()), batch.audio.shape[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,18 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
     with quick_imports():
-        from ccts_dist.distributed import process_group, rank_facts, take_device, together
+        from ccts_dist.distributed import best_device, process_group, rank_facts, together
         from ccts_dist.registry import pull_model_on_ranks
         from ccts_dist.shards.read import open_shard_set
         from ccts_dist.teacher import cache_teacher
 
-    ranks = rank_facts()
-    device = take_device(ranks)
-    with process_group(ranks, timeout_s=args.timeout_s):
+    with process_group(rank_facts(), timeout_s=args.timeout_s) as ranks:
         shard_set = together(lambda: open_shard_set(args.shards))
         pulled = pull_model_on_ranks(args.teacher, ranks)
         done = cache_teacher(
-            pulled.folder, shard_set, args.out, ranks=ranks, device=device, fit_splits=args.fit_splits,
+            pulled.folder, shard_set, args.out, ranks=ranks, device=best_device(ranks), fit_splits=args.fit_splits,
             splits=args.splits, name=args.teacher, registry_version=pulled.version, batch_seconds=args.batch_seconds,
         )  # fmt: skip
     if ranks.is_first:
@@ -54,4 +52,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(run_main(main))
+    leave(run_main(main, on_ranks=True))

@@ -20,8 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         from ccts_dist.evaluation.run import run_evaluation
         from ccts_dist.registry.attach import attach
 
-    ranks = rank_facts()
-    with process_group(ranks):
+    with process_group(rank_facts()) as ranks:
         together(lambda: make_folder(asked.out) if ranks.is_first else None)
         result = run_evaluation(asked, ranks)
     if ranks.is_first:
@@ -33,4 +32,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(run_main(main))
+    leave(run_main(main, on_ranks=True))

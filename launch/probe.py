@@ -37,15 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
     with quick_imports():
-        from ccts_dist.distributed import process_group, rank_facts, take_device, together
+        from ccts_dist.distributed import best_device, process_group, rank_facts, together
         from ccts_dist.probe import ProbeSplits, open_encoders, probe_layers
         from ccts_dist.registry import parse_model_name, pull_model_on_ranks
         from ccts_dist.report.layers import make_folder, write_layers
         from ccts_dist.shards.read import open_shard_set
-    ranks = rank_facts()
-    device = take_device(ranks)
     splits = ProbeSplits(train=tuple(args.train), valid=tuple(args.valid), test=tuple(args.test))
-    with process_group(ranks):
+    with process_group(rank_facts()) as ranks:
+        device = best_device(ranks)
         shard_set = together(lambda: open_shard_set(args.shards))
         together(lambda: make_folder(args.out) if ranks.is_first else None)
         place = pull_model_on_ranks(args.model, ranks).folder if parse_model_name(args.model) else args.model
@@ -57,4 +56,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(run_main(main))
+    leave(run_main(main, on_ranks=True))

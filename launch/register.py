@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     contest = Contest(name=args.name, shards=args.shards, splits=tuple(args.split), margin=args.margin,
                       target=args.target, alias=args.alias, reason=args.force)  # fmt: skip
-    with process_group(ranks := rank_facts()):
+    with process_group(rank_facts()) as ranks:
         outcome = promote(contest, ranks=ranks, tracking_uri=args.uri)
     if ranks.is_first:
         print(outcome.words())
@@ -57,4 +57,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(run_main(main))
+    leave(run_main(main, on_ranks=True))

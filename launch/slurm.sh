@@ -3,11 +3,12 @@
 #
 #   sbatch --nodes 8 --ntasks-per-node 4 --gpus-per-node 4 --cpus-per-task 8 --time 24:00:00 \
 #       launch/slurm.sh launch/train.py --config RUN.toml
-#   sbatch --nodes 4 launch/slurm.sh launch/cache_teacher.py --teacher MODEL --shards SHARDS --out CACHE
+#   sbatch --nodes 4 --cpus-per-task 8 launch/slurm.sh launch/cache_teacher.py --teacher MODEL --shards SHARDS --out CACHE
 #
 # Submit it where the command would be run by hand: the working directory, the checkout and every folder that is named
 # must be on storage that all nodes share. One task is one rank: --ntasks-per-node is ranks per node, with GPUs as many
-# as GPUs. Leave --gpus-per-task out: a rank finds its GPU by its number on the node, and must see them all.
+# as GPUs. A rank wants four cores and more (--cpus-per-task): without it srun binds each to a single one. Leave
+# --gpus-per-task out: ranks that see one GPU each train too, but NCCL then finds no direct way between them.
 #
 # Before the time is up Slurm tells this script, which asks the ranks for a complete checkpoint by a file STOP in the run
 # folder. They exit with 75, the job queues itself again under the same number, and its next start goes on with
@@ -16,7 +17,8 @@
 #
 # Settings, from the environment of sbatch:
 #   CCTS_PYTHON          the interpreter (default: .venv/bin/python here, else python)
-#   CCTS_IFNAME          the network interface between the nodes (default: the one that leads to another node)
+#   CCTS_IFNAME          the network interface between the nodes (default: the one that leads to another node, and
+#                        NCCL finds its own)
 #   CCTS_MASTER_PORT     a port that is free on the first node (default: from the job's number)
 #   CCTS_MAX_REQUEUES    how often the job may queue itself again (default: 100)
 #   CCTS_WAIT_S          when the first rank has left, how long the others may take (default: 300); it must cover
@@ -101,26 +103,29 @@ MASTER_ADDR=${nodes[0]}
 MASTER_PORT=${CCTS_MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 export MASTER_ADDR MASTER_PORT
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+if [[ -n ${SLURM_GPUS_ON_NODE:-${SLURM_JOB_GPUS:-}} ]] && ((${SLURM_CPUS_PER_TASK:-1} < 4)); then
+  echo "slurm.sh: warning: ${SLURM_CPUS_PER_TASK:-1} core(s) for each rank of a GPU: it will wait for its data." \
+    "Submit with --cpus-per-task 8, or as many as there are" >&2
+fi
+ulimit -c 0 # a rank that aborts would leave a core file as large as its memory
 # srun does not take this over from sbatch by itself.
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
-# What each task does: tell the rank its place in the words of torch's launcher, and become it. No launcher stands
-# between Slurm and the ranks: DeepSpeed's dies of a signal without passing it on, and Slurm already starts one process
-# per rank, tells them all when to end, and reads every exit code.
+# What each task does: find its network interface, and become the rank, which reads its place from the variables of
+# srun. No launcher stands between Slurm and the ranks: DeepSpeed's dies of a signal without passing it on, and Slurm
+# already starts one process per rank, tells them all when to end, and reads every exit code.
 # shellcheck disable=SC2016  # expanded in the task
 rank='
-export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
-export LOCAL_WORLD_SIZE=$((SLURM_NTASKS / SLURM_NNODES)) GROUP_RANK=$SLURM_NODEID GROUP_WORLD_SIZE=$SLURM_NNODES
 if ((SLURM_NNODES > 1)); then
   # Left to itself, gloo takes the address of the node'"'"'s own name, which on many systems is 127.0.1.1.
-  if [[ -z ${CCTS_IFNAME:-} ]]; then
+  if [[ -n ${CCTS_IFNAME:-} ]]; then
+    export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$CCTS_IFNAME}
+  else
     for peer in $CCTS_NODES; do [[ $peer == "$SLURMD_NODENAME" ]] || break; done
     address=$(getent ahostsv4 "$peer" | { read -r first _ && echo "$first"; })
     CCTS_IFNAME=$(ip -4 -o route get "$address" | sed -n "s/.* dev \([^ ]*\) .*/\1/p")
   fi
-  if [[ -n $CCTS_IFNAME ]]; then
-    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$CCTS_IFNAME} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$CCTS_IFNAME}
-  fi
+  if [[ -n $CCTS_IFNAME ]]; then export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$CCTS_IFNAME}; fi
 fi
 exec "$@"
 '

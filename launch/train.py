@@ -1,9 +1,11 @@
 """Train one run: ``deepspeed launch/train.py --config RUN.toml``. See ``--help``."""
 
 import argparse
+import os
 from pathlib import Path
 
 from ccts_dist.errors import leave, quick_imports, run_main
+from ccts_dist.train.allocator import prefer_expandable_segments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -36,16 +38,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
+    prefer_expandable_segments(os.environ)
     with quick_imports():
         from ccts_dist.config import read_run
         from ccts_dist.distributed import process_group, rank_facts
+        from ccts_dist.train.beats import beats_folder
         from ccts_dist.train.run import check, train
 
     run = read_run(args.config, args.set)
-    ranks = rank_facts()
     if args.check:
         return check(run, num_ranks=args.ranks, gpu_memory_gb=args.gpu_memory)
-    with process_group(ranks, timeout_s=run.train.timeout_s):
+    records = beats_folder(Path(run.output))
+    with process_group(rank_facts(), timeout_s=run.train.timeout_s, nccl_records=records) as ranks:
         train(run, ranks, resume=args.resume)
     if run.tracking.register and ranks.is_first:
         from ccts_dist.registry import register  # it takes seconds, and every rank would wait for it
@@ -56,4 +60,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(run_main(main))
+    leave(run_main(main, on_ranks=True))

@@ -1,5 +1,6 @@
 """Training by torch alone, on one rank: seconds instead of the time that DeepSpeed takes to come up."""
 
+import copy
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,12 @@ class PlainEngine(Engine):
         optimizer: torch.optim.Optimizer,
         run: RunConfig,
         *,
-        passes: int,
         ranks: Ranks,
         resume_from: Path | None = None,
     ) -> None:
         del run
         self.model, self.optimizer = model, optimizer
-        self.passes, self.ranks, self.device = passes, ranks, torch.device("cpu")
-        self._seen = 0
+        self.passes, self.ranks, self.device = 1, ranks, torch.device("cpu")
         if resume_from is not None:
             stored = torch.load(resume_from / _FILE, weights_only=True)
             model.load_state_dict(stored["model"])
@@ -45,12 +44,15 @@ class PlainEngine(Engine):
     def train(self, training: bool) -> None:
         self.model.train(training)
 
+    def start_step(self, num_passes: int) -> None:
+        self.passes, self._seen = num_passes, 0
+
     def backward(self, surrogate: Tensor) -> None:
         surrogate.backward()
 
     def step(self) -> Update:
         self._seen += 1
-        if self._seen % self.passes == 0:
+        if self._seen == self.passes:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return Update(gradient_norm=0.0, skipped=False)
@@ -58,8 +60,23 @@ class PlainEngine(Engine):
     def full_state(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
+    def snapshot(self) -> "PlainSnapshot":  # type: ignore[override]
+        return PlainSnapshot(
+            copy.deepcopy({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+        )
+
     def save(self, folder: Path) -> dict[str, tuple[int, str]]:
-        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / _FILE)
+        return self.snapshot().write(folder)
+
+
+class PlainSnapshot:
+    """A copy of model and optimizer."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self._state = state
+
+    def write(self, folder: Path) -> dict[str, tuple[int, str]]:
+        torch.save(self._state, folder / _FILE)
         data = (folder / _FILE).read_bytes()
         return {_FILE: (len(data), hashlib.sha256(data).hexdigest())}
 

@@ -117,7 +117,12 @@ def read_history(output: Path) -> list[dict[str, Any]]:
 def read_validations(output: Path) -> list[dict[str, Any]]:
     """The validations of a run, in order, without what differs between runs that are the same: speed and memory."""
     lines = (output / "validations.jsonl").read_text().splitlines()
-    uneven = ("epoch/utterances_per_s", "epoch/audio_s_per_s", "system/peak_memory_gb")
+    uneven = (
+        "epoch/utterances_per_s",
+        "epoch/audio_s_per_s",
+        "system/peak_memory_gb",
+        "system/peak_memory_reserved_gb",
+    )
     return [{key: value for key, value in json.loads(line).items() if key not in uneven} for line in lines]
 
 

@@ -99,7 +99,9 @@ def number_teacher(folder: Path, shard_set: ShardSet) -> TeacherCache:
 
 def make_loader(shard_set: ShardSet, *, ranks: Ranks | None = None, splits=("Train",), **settings) -> Loader:
     batch = BatchConfig(
-        global_utterances=settings.pop("global_utterances", 8), micro_utterances=settings.pop("micro_utterances", 3)
+        global_utterances=settings.pop("global_utterances", 8),
+        micro_utterances=settings.pop("micro_utterances", 3),
+        **{name: settings.pop(name) for name in tuple(settings) if name.startswith("micro_batch_")},
     )
     data = DataConfig(
         shards=str(shard_set.root),

@@ -15,7 +15,14 @@ import tomli_w
 from ccts_dist.config.model_rules import check_model
 from ccts_dist.config.model_schema import ModelConfig
 from ccts_dist.config.ranges import Between
-from ccts_dist.config.rules import check_checkpointing, check_distill, check_frames, check_input, check_schedule
+from ccts_dist.config.rules import (
+    check_batch,
+    check_checkpointing,
+    check_distill,
+    check_frames,
+    check_input,
+    check_schedule,
+)
 from ccts_dist.config.schema import RunConfig
 from ccts_dist.errors import ConfigError
 
@@ -177,6 +184,7 @@ def _check_together(run: RunConfig, source: str) -> None:
     """Rules that no single annotation can state."""
     check_model(run.model, source)
     check_schedule(run, source)
+    check_batch(run, source)
     check_checkpointing(run, source)
     check_input(run, source)
     check_frames(run, source)

@@ -3,7 +3,7 @@
 import math
 
 from ccts_dist.config.model_rules import kept_branches, speech_tables
-from ccts_dist.config.schema import DistillConfig, RunConfig
+from ccts_dist.config.schema import BatchConfig, DistillConfig, RunConfig
 from ccts_dist.errors import ConfigError
 
 _SHORTEST_S = 0.025
@@ -19,6 +19,21 @@ def check_schedule(run: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: optim.warmup_steps = {optim.warmup_steps} with optim.schedule = {optim.schedule!r}: only "
             f"{', '.join(_WARMS_UP)} warm up. Set it to 0, or change the schedule."
+        )
+
+
+def check_batch(run: RunConfig, source: str) -> None:
+    """Raises: ConfigError, for settings of the micro-batches that nothing would come of."""
+    overhead = run.batch.micro_batch_overhead_seconds
+    if run.batch.micro_batch_seconds is None and overhead != BatchConfig().micro_batch_overhead_seconds:
+        raise ConfigError(
+            f"{source}: batch.micro_batch_overhead_seconds = {overhead} weighs micro-batches against each other that "
+            "are cut by batch.micro_batch_seconds, which is absent. Set that one, or leave this out."
+        )
+    if run.batch.forward_rounds != "auto" and run.loss.scope == "micro-batch":
+        raise ConfigError(
+            f"{source}: batch.forward_rounds = {run.batch.forward_rounds!r}: loss.scope = 'micro-batch' takes one "
+            "round, a micro-batch at a time. Leave it out."
         )
 
 

@@ -44,6 +44,12 @@ class DataConfig:
     """Parts of the shards that give equal shares of every batch. When the nodes divide them, each node reads its own
     and no others, so that it need not fetch the whole corpus; the order depends on it, not on the nodes."""
 
+    pad_multiple_s: NotNegative | None = None
+    """Padded audio is as long as the next multiple of so many seconds; 0 for the longest utterance's own length. A GPU
+    keeps a plan for each length that its convolutions meet, and makes it in the first pass of that length. Absent for
+    0.5 on GPUs and 0 on CPUs. Added frames are masked: only dropout, which is drawn for them too, then draws otherwise.
+    """
+
     workers: CountOrZero = 1
     """Threads per rank that read and decode; 0 reads in the training thread."""
 
@@ -86,8 +92,25 @@ class BatchConfig:
     micro_utterances: Count = 32
     """Most utterances per forward pass on one rank."""
 
+    micro_batch_seconds: Positive | None = None
+    """Most seconds of padded audio in a micro-batch on one rank: utterances times the longest one's duration. The
+    global batch is then sorted by duration and cut into as many micro-batches per rank as make the step shortest, which
+    differs from step to step and is the same on all ranks. Training takes no utterance that is longer; validation takes
+    a longer one alone. Absent: as few micro-batches as ``micro_utterances`` allows, the same number in every step."""
+
+    micro_batch_overhead_seconds: Annotated[float, Between(0.01, 1_000_000)] = 3.0
+    """With ``micro_batch_seconds``: seconds of padded audio that take as long as what a forward and backward pass costs
+    whatever it is given. More of it makes fewer, larger micro-batches. About 3 on a CPU; on a GPU, which has to be kept
+    busy, 50 and more."""
+
+    forward_rounds: Literal["auto", "one", "two"] = "auto"
+    """With ``loss.scope`` = "global" and several micro-batches in a step. "one": the graphs of all of them are kept
+    until the loss is known. "two": a first round of forward passes without gradient finds the loss, and each is then
+    repeated with its graph, which takes the memory of one graph and the time of one more forward pass. "auto": one
+    round in each step whose graphs fit in memory by the forecast. ZeRO-3 takes two. The loss is the same."""
+
     def passes(self, num_ranks: int, largest_batch: int | None = None) -> int:
-        """Forward passes per optimizer step on each rank; refuses more ranks than utterances."""
+        """Fewest forward passes per optimizer step on each rank; refuses more ranks than utterances."""
         if self.global_utterances < num_ranks:
             raise ConfigError(
                 f"batch.global_utterances={self.global_utterances} leaves some of {num_ranks} ranks without an "
@@ -110,8 +133,8 @@ class LossConfig:
 
     scope: Literal["global", "micro-batch"] = "global"
     """Whose CCC. "global": of the global batch, exactly, however many ranks and passes it is spread over; with several
-    passes this takes a first round of forward passes without gradient. "micro-batch": of each rank's each pass, the
-    mean over those that have two labels; saves that round, and is another loss with every other cut of the batch."""
+    passes see ``batch.forward_rounds``. "micro-batch": of each rank's each pass, the mean over those that have two
+    labels; needs the graph of one pass at a time, and is another loss with every other cut of the batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +198,10 @@ class OptimConfig:
     weight_decay: NotNegative = 0.0
     """As the optimizer takes it."""
 
+    decay_norms_and_biases: bool = False
+    """Whether ``weight_decay`` also holds for norms, biases and other parameters of one dimension; the field spares
+    them."""
+
     clip_norm: NotNegative = 0.0
     """Largest norm of the global gradient; 0 does not clip."""
 
@@ -212,14 +239,28 @@ class TrainConfig:
     stop_after: CountOrZero = 0
     """Training ends after so many validations in a row without a lower loss; 0 for no such end."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of forward and backward; the optimizer's weights and the prediction are float32 in both."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of forward and backward; the optimizer's weights and the prediction are float32 in all. "fp32" is never rounded
+    to TF32 on a GPU. "tf32" is float32 whose matrix products and convolutions are, in training steps: several times as
+    fast there, with three digits; the head, the norms and the filter bank stay exact, and so does validation."""
+
+    torch_compile: bool = False
+    """Compile each encoder layer that has attention with torch (inductor): fewer and larger kernels, for GPUs where the
+    host launches them too slowly. The first steps take minutes; numbers change by rounding. Needs a C++ compiler; not
+    under ZeRO-3."""
 
     deepspeed: str = "ds_configs/zero2.json"
     """DeepSpeed's JSON file; what this run file owns is "auto" or absent there."""
 
     checkpoint_steps: CountOrZero = 0
     """Steps between checkpoints; 0 writes none within an epoch, only at its end."""
+
+    save_epochs: Count = 1
+    """Epochs between the checkpoints that are written at an epoch's end; the end of training always has one."""
+
+    async_save: bool = True
+    """Write checkpoints in a thread while training goes on: steps wait only for a copy of weights and optimizer state,
+    which rank 0 keeps in the host's memory meanwhile. false: steps wait until the checkpoint is complete."""
 
     checkpoint_minutes: NotNegative = 0.0
     """Minutes without a checkpoint after which one is written, by rank 0's clock; 0 for no such limit."""

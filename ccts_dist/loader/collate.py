@@ -89,6 +89,9 @@ class Reading:
     hearing: Hearing | None = None
     """What of the audio is heard, and how; without it all of it, as it is."""
 
+    pad_multiple: int = 1
+    """Samples of which the padded length is a multiple."""
+
     skip_damaged: bool = False
     """Give a damaged utterance weight 0, and say so in the batch, instead of raising."""
 
@@ -123,7 +126,7 @@ def read_batch(part: Part, reading: Reading, epoch: int = 0) -> Batch:
     lengths = [
         row.num_samples if excerpt is None else excerpt.num_samples for row, excerpt in zip(rows, excerpts, strict=True)
     ]
-    audio = _room(len(rows), max(lengths) if reading.has_audio else 1)
+    audio = _room(len(rows), rounded_up(max(lengths), reading.pad_multiple) if reading.has_audio else 1)
     read: list[_Read] = []
     damaged: dict[int, str] = {}
     for number, (row, place) in enumerate(zip(rows, audio.numpy(), strict=True)):
@@ -165,10 +168,18 @@ def pad_tokens(encoded: Sequence[Sequence[int]]) -> tuple[Int64[Tensor, "batch t
     return padded, torch.tensor(num_tokens)
 
 
+def rounded_up(num_samples: int, multiple: int) -> int:
+    """The next multiple that is at least so many samples."""
+    return -(-num_samples // multiple) * multiple
+
+
 def _room(num_rows: int, num_samples: int) -> Float32[Tensor, "batch samples"]:
-    """Memory for a batch's audio, in a project's error where there is none: other ranks must learn of it."""
+    """Memory for a batch's audio, in a project's error where there is none: other ranks must learn of it.
+
+    A GPU copies from pinned memory without holding up the host; torch keeps such memory and hands it out again.
+    """
     try:
-        return torch.empty(num_rows, num_samples)
+        return torch.empty(num_rows, num_samples, pin_memory=torch.cuda.is_available())
     except RuntimeError as error:  # PyTorch has no kind of its own for this
         raise ShardError(
             f"audio of up to {num_samples} samples for {num_rows} utterances does not fit into memory. "

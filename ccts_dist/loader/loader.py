@@ -6,16 +6,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
+import torch
+
 from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.augment import Augmenter
-from ccts_dist.loader.collate import EncodeText, FrameSource, Reading, TeacherSource, read_batch
-from ccts_dist.loader.cut import Part, cut
+from ccts_dist.loader.collate import EncodeText, FrameSource, Reading, TeacherSource, read_batch, rounded_up
+from ccts_dist.loader.cut import Cuts, Part, SecondsLimit, check_length, choose_passes, cut, sum_up
 from ccts_dist.loader.hearing import Hearing
-from ccts_dist.loader.plan import Plan
+from ccts_dist.loader.plan import Plan, Row
 from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches, varied_target
 from ccts_dist.shards.read import ShardSet
+
+_GPU_PAD_MULTIPLE_S = 0.5
+"""About 4 % more padding, for some 20 lengths an epoch in place of thousands."""
 
 _BATCHES_AHEAD = 2
 """Read or being read per thread, beyond the one that the trainer has."""
@@ -82,9 +87,7 @@ class Loader:
             shuffle=shuffle,
             max_samples=max_samples,
         )
-        self.passes = batch.passes(ranks.num_ranks, self.plan.largest_batch)
-        """Forward passes of every step on every rank."""
-
+        batch.passes(ranks.num_ranks, self.plan.largest_batch)  # refuses more ranks than utterances
         skip_damaged = data.damaged == "skip"
         hearing = None
         if max_samples or augmenter is not None:
@@ -100,6 +103,7 @@ class Loader:
             frames=frames or {},
             has_audio=has_audio,
             hearing=hearing,
+            pad_multiple=pad_multiple(data),
             skip_damaged=skip_damaged,
         )
         self._batch, self._num_ranks = batch, ranks.num_ranks
@@ -113,6 +117,12 @@ class Loader:
         first = per_node * (ranks.rank // self._peers)
         self.streams = range(first, first + per_node)
         """The streams that this rank reads from."""
+
+        self._of_nodes = [range(start, start + per_node) for start in range(0, per_node * nodes, per_node)]
+        self._cuts: dict[tuple[int, BatchConfig], Cuts] = {}
+        self._shuffle = shuffle
+        if shuffle and batch.micro_batch_seconds is not None:
+            self._check_longest(shard_set, splits, max_samples)
 
     @property
     def num_utterances(self) -> int:
@@ -143,40 +153,79 @@ class Loader:
         return self._read(epoch, start_step)
 
     def _read(self, epoch: int, start_step: int) -> Iterator[StepBatches]:
-        batches = self._batches(epoch, start_step)
-        for step in range(start_step, self.steps_per_epoch):
-            yield StepBatches(epoch=epoch, step=step, passes=tuple(islice(batches, self.passes)))
+        passes: list[Batch] = []
+        for step, is_last, batch in self._batches(epoch, start_step):
+            passes.append(batch)
+            if is_last:
+                yield StepBatches(epoch=epoch, step=step, passes=tuple(passes))
+                passes = []
 
-    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
-        """The batches from ``start_step`` on in order, read ahead by threads if there are any."""
+    def _batches(self, epoch: int, start_step: int) -> Iterator[tuple[int, bool, Batch]]:
+        """The batches from ``start_step`` on in order, read ahead by threads if there are any.
+
+        Each with its step, and whether it is the last of that.
+        """
         parts = self._own_parts(epoch, start_step)
         if self._num_threads == 0:
-            yield from (read_batch(part, self._reading, epoch) for part in parts)
+            yield from ((step, is_last, read_batch(part, self._reading, epoch)) for step, is_last, part in parts)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="loader")
-        waiting: deque[Future[Batch]] = deque()
+        waiting: deque[tuple[int, bool, Future[Batch]]] = deque()
         try:
             while True:
-                for part in islice(parts, (1 + _BATCHES_AHEAD) * self._num_threads - len(waiting)):
-                    waiting.append(self._pool.submit(read_batch, part, self._reading, epoch))
+                for step, is_last, part in islice(parts, (1 + _BATCHES_AHEAD) * self._num_threads - len(waiting)):
+                    waiting.append((step, is_last, self._pool.submit(read_batch, part, self._reading, epoch)))
                 if not waiting:
                     return
-                yield waiting.popleft().result()
+                step, is_last, future = waiting.popleft()
+                yield step, is_last, future.result()
         finally:
-            for future in waiting:
+            for _, _, future in waiting:
                 future.cancel()
 
-    def _own_parts(self, epoch: int, start_step: int) -> Iterator[Part]:
+    def _own_parts(self, epoch: int, start_step: int) -> Iterator[tuple[int, bool, Part]]:
         for step in range(start_step, self.steps_per_epoch):
             self._fetch_ahead(epoch, step // self.plan.window_steps)
-            for parts in self._parts(epoch, step):
-                yield parts[self._place]
+            passes = self._parts(epoch, step)
+            for number, parts in enumerate(passes, 1):
+                yield step, number == len(passes), parts[self._place]
 
-    def _parts(self, epoch: int, step: int) -> list[list[Part]]:
-        """What this node reads of one step, by pass and rank of the node."""
+    def _parts(self, epoch: int, step: int, batch: BatchConfig | None = None) -> list[list[Part]]:
+        """What this node reads of one step, by pass and rank of the node; ``batch`` in place of the run's sizes."""
+        batch = self._batch if batch is None else batch
         rows = self.plan.global_batch(epoch, step, self.streams)
-        return cut(rows, self._peers, self.passes, self._batch.micro_utterances)
+        if batch.micro_batch_seconds is None:
+            passes = batch.passes(self._num_ranks, self.plan.largest_batch)
+            return cut(rows, self._peers, passes, batch.micro_utterances)
+        # Passes are as many on all nodes, so that one that reads its own streams looks at the others' durations too.
+        shares = [
+            rows if streams == self.streams else self.plan.global_batch(epoch, step, streams)
+            for streams in self._of_nodes
+        ]
+        passes = choose_passes(shares, self._peers, self._limit(shares, batch))
+        return cut(rows, self._peers, passes, batch.micro_utterances, self.longest_of)
+
+    def _limit(self, shares: Sequence[Sequence[Row]], batch: BatchConfig) -> SecondsLimit:
+        assert batch.micro_batch_seconds is not None
+        max_samples = round(batch.micro_batch_seconds * SAMPLE_RATE_HZ)
+        if not self._shuffle:  # an utterance that is scored may be longer, and is then alone
+            max_samples = max(max_samples, *(self.longest_of(row.num_samples) for rows in shares for row in rows))
+        return SecondsLimit(
+            micro=batch.micro_utterances,
+            max_samples=max_samples,
+            overhead_samples=max(1, round(batch.micro_batch_overhead_seconds * SAMPLE_RATE_HZ)),
+            padded=self.longest_of,
+        )
+
+    def _check_longest(self, shard_set: ShardSet, splits: Sequence[str], cap: int) -> None:
+        """Raises: ConfigError: an utterance, whose first ``cap`` samples count if not 0, is longer than the limit."""
+        max_samples = self._limit((), self._batch).max_samples
+        if cap and self.longest_of(cap) <= max_samples:
+            return  # the index need not be read
+        rows = (shard_set.rows(entry.name) for entry in shard_set.shards_of(splits))
+        longest = max(int(of_shard.num_samples.max(initial=0)) for of_shard in rows)
+        check_length(self.longest_of(longest), max_samples)
 
     def _fetch_ahead(self, epoch: int, number: int) -> None:
         """On entering a window, ask for its shards and for those of the next one."""
@@ -206,44 +255,63 @@ class Loader:
         windows = [self.plan.shards_of_window(*place, self.streams) for place in ((epoch, number), following)]
         return list(dict.fromkeys(name for window in windows for name in window))
 
-    def padding(self, epoch: int) -> float:
-        """Share of padding in the audio of all ranks of this node, over the epoch's first window; reads no audio.
+    def cuts(self, epoch: int = 0, *, micro_utterances: int | None = None) -> Cuts:
+        """What the steps of an epoch's first window are cut into, over all ranks of this node; reads no audio.
 
         An epoch up to ``data.window_utterances`` is one window. Changes of speed are not in it.
-        """
-        padded = real = 0
-        for step in range(min(self.plan.window_steps, self.steps_per_epoch)):
-            for parts in self._parts(epoch, step):
-                padded += sum(part.padded_samples for part in parts)
-                real += sum(part.real_samples for part in parts)
-        return 1.0 - real / padded
-
-    def largest_part(self, micro_utterances: int) -> Part:
-        """The part with the most padded audio over all ranks of this node and the first window; reads no audio.
 
         Args:
             micro_utterances: as if ``batch.micro_utterances`` were this.
         """
-        batch = replace(self._batch, micro_utterances=micro_utterances)
-        passes = batch.passes(self._num_ranks, self.plan.largest_batch)
-        steps = range(min(self.plan.window_steps, self.steps_per_epoch))
-        # Each pass has its parts from the largest on, and each step its passes.
-        largest = (
-            cut(self.plan.global_batch(0, step, self.streams), self._peers, passes, micro_utterances)[0][0]
-            for step in steps
-        )
-        return max(largest, key=lambda part: part.padded_samples)
+        batch = self._batch
+        if micro_utterances is not None:
+            batch = replace(batch, micro_utterances=micro_utterances)
+        if (epoch, batch) not in self._cuts:
+            steps = range(min(self.plan.window_steps, self.steps_per_epoch))
+            self._cuts[epoch, batch] = sum_up(self._parts(epoch, step, batch) for step in steps)
+        return self._cuts[epoch, batch]
+
+    def padding(self, epoch: int) -> float:
+        """Share of padding in the audio of all ranks of this node, over the epoch's first window: see ``cuts``."""
+        return self.cuts(epoch).padding
+
+    def largest_part(self, micro_utterances: int) -> Part:
+        """The part with the most padded audio over all ranks of this node and the first window: see ``cuts``."""
+        return self.cuts(micro_utterances=micro_utterances).largest
+
+    def read_largest(self) -> Batch:
+        """The batch of ``largest_part``, as epoch 0 has it.
+
+        Raises:
+            ShardError: a member is damaged, and damage stops the run.
+            TeacherError: an utterance has no sound teacher output.
+            FetchError: a shard cannot be fetched.
+        """
+        return read_batch(self.largest_part(self._batch.micro_utterances), self._reading, 0)
 
     def longest(self, part: Part) -> int:
-        """Samples that the longest utterance of a part may have in any epoch: some are played more slowly."""
-        hearing, num_samples = self._reading.hearing, part.rows[0].num_samples
-        return num_samples if hearing is None else hearing.longest(num_samples)
+        """Samples to which a part may be padded in any epoch: some utterances are played more slowly."""
+        return self.longest_of(part.rows[0].num_samples)
+
+    def longest_of(self, num_samples: int) -> int:
+        """Samples that an utterance of so many may take in any epoch, its padding to a multiple included."""
+        hearing = self._reading.hearing
+        num_samples = num_samples if hearing is None else hearing.longest(num_samples)
+        return rounded_up(num_samples, self._reading.pad_multiple)
 
     def close(self) -> None:
         """Let the threads go. Reading again starts new ones."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
+
+
+def pad_multiple(data: DataConfig) -> int:
+    """Samples of which a padded length is a multiple on this machine; 1 for lengths as they are."""
+    seconds = data.pad_multiple_s
+    if seconds is None:
+        seconds = _GPU_PAD_MULTIPLE_S if torch.cuda.is_available() else 0.0
+    return max(1, round(seconds * SAMPLE_RATE_HZ))
 
 
 def _check_names(kind: str, what: str, names: Sequence[str], known: Sequence[str], shard_set: ShardSet) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ccts_dist.losses.ccc import SUM_ROWS, ccc_loss_from_sums, concordance_gradient
+from ccts_dist.losses.constants import constant
 
 AGREEMENT_ROWS = (*(f"share*{name}" for name in SUM_ROWS), "n")
 """What the rows of agreement sums add up, in order; "n" counts the predictions whose share is above 0."""
@@ -75,10 +76,10 @@ def agreement_surrogate(
     prediction: Float[Tensor, "batch dim"],
     teacher: Float[Tensor, "batch dim"],
     share: Float64[Tensor, "batch dim"],
-    target_weights: Sequence[float],
+    target_weights: Sequence[float] | Float64[Tensor, " dim"],
 ) -> Float64[Tensor, ""]:
     """A scalar whose gradients, over all parts that ``sums`` cover, add up to that of ``agreement_loss``."""
-    alpha = torch.tensor(tuple(target_weights), dtype=torch.float64, device=prediction.device)
+    alpha = constant(target_weights, prediction.device)
     gradient = -alpha * agreement_gradient(sums, prediction, teacher, share)
-    chosen = share > 0
-    return (gradient[chosen] * prediction[chosen].double()).sum()
+    # Replaced, not selected: to select, the host would have to know how many they are.
+    return (gradient * torch.where(share > 0, prediction, 0.0).double()).sum()

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from ccts_dist.losses.constants import constant
+
 SUM_ROWS = ("n", "prediction", "label", "prediction^2", "label^2", "prediction*label")
 """What the six rows of concordance sums add up, in order."""
 
@@ -83,7 +85,7 @@ def ccc_loss_from_sums(
     sums: Float64[Tensor, "6 dim"], target_weights: Sequence[float], *, eps: float = 1e-8
 ) -> Float64[Tensor, ""]:
     """sum_j alpha_j (1 - CCC_j); a dimension with fewer than two labels contributes 0."""
-    alpha = torch.tensor(tuple(target_weights), dtype=torch.float64, device=sums.device)
+    alpha = constant(target_weights, sums.device)
     loss = alpha * (1 - concordance_from_sums(sums, eps=eps))
     return torch.where(sums[0] >= 2, loss, torch.zeros_like(loss)).sum()
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ccts_dist.errors import ConfigError, TeacherError
 from ccts_dist.losses.ccc import concordance_sums
+from ccts_dist.losses.constants import constant
 from ccts_dist.records import Condition
 
 GATES = ("none", "any-dimension", "per-dimension", "soft")
@@ -92,8 +93,7 @@ def residuals(
     condition: Condition, prediction: Float[Tensor, "batch dim"], label: Float[Tensor, "batch dim"]
 ) -> Float64[Tensor, "batch dim"]:
     """r = w p + b - y of the teacher's predictions; NaN where there is no label."""
-    w = torch.tensor(condition.w, dtype=torch.float64, device=prediction.device)
-    b = torch.tensor(condition.b, dtype=torch.float64, device=prediction.device)
+    w, b = constant(condition.w, prediction.device), constant(condition.b, prediction.device)
     return w * prediction.double() + b - label.double()
 
 
@@ -111,7 +111,7 @@ def gate_per_dimension(
     residual: Float[Tensor, "batch dim"], deviation: Sequence[float], threshold: float
 ) -> Bool[Tensor, "batch dim"]:
     """True where a residual is within ``threshold`` deviations; a missing label (NaN) passes."""
-    widest = threshold * torch.tensor(tuple(deviation), dtype=torch.float64, device=residual.device)
+    widest = threshold * constant(deviation, residual.device)
     return ~(residual.double().abs() > widest)
 
 
@@ -121,8 +121,7 @@ def widest_residual(residual: Float[Tensor, "batch dim"], deviation: Sequence[fl
     Infinite for a row that is off in a dimension whose deviation is 0.
     """
     size = torch.where(torch.isnan(residual), 0.0, residual.double().abs())
-    scale = torch.tensor(tuple(deviation), dtype=torch.float64, device=residual.device)
-    return torch.where(size > 0, size / scale, 0.0).amax(1)
+    return torch.where(size > 0, size / constant(deviation, residual.device), 0.0).amax(1)
 
 
 def gate_soft(residual: Float[Tensor, "batch dim"], deviation: Sequence[float]) -> Float64[Tensor, " batch"]:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ccts_dist.losses.constants import moved
+
 Distance = Literal["squared", "norm", "cosine"]
 """Names of the distances between embeddings, as run files spell them."""
 
@@ -22,8 +24,9 @@ def standardise(
     deviation: Float[Tensor, " hidden"],
 ) -> Float[Tensor, "batch hidden"]:
     """The embedding in units of ``mean`` and ``deviation`` per feature; a constant feature is only centred."""
-    scale = torch.where(deviation > SMALLEST_DEVIATION, deviation, torch.ones_like(deviation))
-    return (embedding - mean.to(embedding)) / scale.to(embedding)
+    scale = moved(deviation, embedding)
+    scale = torch.where(scale > SMALLEST_DEVIATION, scale, 1.0)
+    return (embedding - moved(mean, embedding)) / scale
 
 
 def embedding_distance(

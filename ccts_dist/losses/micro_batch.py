@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ccts_dist.losses.ccc import concordance_from_sums, concordance_sums, counted
 from ccts_dist.losses.condition import Kept, row_shares
+from ccts_dist.losses.constants import constant
 from ccts_dist.losses.total import DistillParts, DistillTerms, batch_sums, kept_per_dimension, surrogate
 from ccts_dist.records import TeacherBatch
 
@@ -110,9 +111,7 @@ def micro_surrogate(
     """
     assert distill is None or distill.prediction_distance != "ccc", "the run file's reader refuses it"
     own = replace(batch_sums(prediction, label, weight, kept), num_kept=counts.num_kept, kept_in=counts.kept_in)
-    shares = [
-        alpha / max(1.0, scored) for alpha, scored in zip(target_weights, counts.num_scored.tolist(), strict=True)
-    ]
+    shares = constant(target_weights, prediction.device) / counts.num_scored.clamp(min=1)
     return surrogate(prediction, embedding, label, weight, own, shares, teacher=teacher, kept=kept, distill=distill)
 
 
@@ -125,6 +124,6 @@ def micro_ccc_loss(
     summed: Float64[Tensor, " dim"], num_scored: Float64[Tensor, " dim"], target_weights: Sequence[float]
 ) -> Float64[Tensor, ""]:
     """The CCC part of the objective, from ``micro_concordance`` added up over passes and ranks."""
-    alpha = torch.tensor(tuple(target_weights), dtype=torch.float64, device=summed.device)
+    alpha = constant(target_weights, summed.device)
     loss = alpha * (1 - mean_concordance(summed, num_scored))
     return torch.where(num_scored > 0, loss, torch.zeros_like(loss)).sum()

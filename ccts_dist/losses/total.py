@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ccts_dist.losses.agreement import AGREEMENT_ROWS, agreement_loss, agreement_sums, agreement_surrogate
 from ccts_dist.losses.ccc import SUM_ROWS, ccc_loss_from_sums, concordance_gradient, concordance_sums, counted
 from ccts_dist.losses.condition import Kept, kept_rows, prediction_shares, row_shares
+from ccts_dist.losses.constants import constant
 from ccts_dist.losses.distill import (
     Distance,
     embedding_distance,
@@ -204,17 +205,15 @@ def distill_sums(
         distill: the terms' settings.
     """
     share = row_shares(kept, weight)
-    rows = torch.nonzero(share > 0).squeeze(1)
-    share = share[rows]
-    student, target = embedding[rows], teacher.embedding[rows]
+    student, target = _zero_unless(share > 0, embedding), _zero_unless(share > 0, teacher.embedding)
     if distill.embedding_mean is not None and distill.embedding_deviation is not None:
         student = standardise(student, distill.embedding_mean, distill.embedding_deviation)
         target = standardise(target, distill.embedding_mean, distill.embedding_deviation)
-    own, other = prediction[rows], teacher.prediction[rows]
+    own, other = _zero_unless(share > 0, prediction), _zero_unless(share > 0, teacher.prediction)
     if distill.prediction_distance == "ccc":
         columns = share[:0]  # a statistic of the batch, and no sum over its rows
     elif kept.ndim == 2:
-        columns = squared_differences(own, other, kept[rows]).double().sum(0)
+        columns = squared_differences(own, other, kept).double().sum(0)
     else:
         columns = (prediction_distance(own, other).double() * share).sum()[None]
     return DistanceSums(
@@ -223,13 +222,23 @@ def distill_sums(
     )
 
 
+def _zero_unless(
+    chosen: Bool[Tensor, " batch"], rows: Float[Tensor, "batch columns"]
+) -> Float[Tensor, "batch columns"]:
+    """The chosen rows, and zeros in place of the others, whatever stands there.
+
+    To leave them out by index, the host would have to know how many they are, and wait for the device.
+    """
+    return torch.where(chosen[:, None], rows, 0.0)
+
+
 def surrogate(
     prediction: Float[Tensor, "batch dim"],
     embedding: Float[Tensor, "batch hidden"],
     label: Float[Tensor, "batch dim"],
     weight: Float[Tensor, " batch"],
     sums: BatchSums,
-    target_weights: Sequence[float],
+    target_weights: Sequence[float] | Float64[Tensor, " dim"],
     *,
     teacher: TeacherBatch | None = None,
     kept: Kept | None = None,
@@ -237,8 +246,8 @@ def surrogate(
 ) -> tuple[Float[Tensor, ""], DistillParts]:
     """A scalar to backpropagate for one pass; its value is not the loss, but the gradients add up to the loss's.
 
-    Rows that do not count are left out by index, so that what stands in them reaches neither value nor gradient.
-    The graph has the same shape on every rank: one without a row that counts or is kept selects nothing from the same
+    Rows that do not count are replaced by zeros, so that what stands in them reaches neither value nor gradient.
+    The graph has the same shape on every rank: one without a row that counts or is kept replaces all of the same
     tensors, and its gradients are zeros.
 
     Args:
@@ -247,7 +256,7 @@ def surrogate(
         label: NaN where nobody rated; a row without any label counts in the distillation only.
         weight: 1 for rows that count, 0 for others.
         sums: of the global batch, this pass included.
-        target_weights: alpha of each dimension.
+        target_weights: alpha of each dimension; or a float64 tensor of them.
         teacher: the teacher's outputs for the same rows; with ``kept`` and ``distill`` or not at all.
         kept: ``distill.kept`` of these rows.
         distill: the distillation terms' settings; None for the CCC alone.
@@ -255,10 +264,9 @@ def surrogate(
     Returns:
         The scalar, and this pass's shares in the distillation terms; a term that is a CCC has none, see ``completed``.
     """
-    alpha = torch.tensor(tuple(target_weights), dtype=torch.float64, device=prediction.device)
+    alpha = constant(target_weights, prediction.device)
     gradient = -alpha * concordance_gradient(sums.concordance, prediction, label, weight)
-    scored = counted(label, weight)
-    total = (gradient[scored] * prediction[scored].double()).sum()
+    total = (gradient * torch.where(counted(label, weight), prediction, 0.0).double()).sum()
     zero = torch.zeros((), dtype=torch.float64, device=prediction.device)
     parts = DistillParts(embedding=zero, prediction=zero)
     if distill is not None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ccts_dist.config import SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
+from ccts_dist.model.attention import on_host, trust_masks
 from ccts_dist.model.encoders import augments
 from ccts_dist.model.front_end import FrontEnd, normalise_utterances
 from ccts_dist.model.layers import (
@@ -27,7 +28,9 @@ from ccts_dist.model.layers import (
 )
 from ccts_dist.model.padding import zero_before_convolutions
 from ccts_dist.model.pooling import build_pooling, real_positions
+from ccts_dist.model.spec_augment import SpecAugment
 from ccts_dist.records import FrameBatch
+from ccts_dist.transfer import queued
 
 Encoded = TypeVar("Encoded")
 
@@ -65,7 +68,10 @@ class SpeechBranch(nn.Module):
         self.mixture = self._chosen.mixture
         self.pooling = build_pooling(config, settings.hidden_size)
         self._silence = zero_before_convolutions(encoder)
-        self._augments = augments(settings)
+        self._trusts_masks = trust_masks(encoder)
+        self._masks = SpecAugment(encoder) if augments(settings) else None
+        if self._masks is not None:
+            cast(Any, encoder)._mask_hidden_states = self._masks
         # SEW's layers see one frame for so many; a rest that fills none would be pooled with padding.
         self._squeeze = getattr(settings, "squeeze_factor", 1)
         self._frozen = config.trainable == "none"
@@ -83,7 +89,8 @@ class SpeechBranch(nn.Module):
         layers.set_trainable(config.trainable)
         self.front_end.requires_grad_(config.train_front_end)
         filler = getattr(self.encoder, "masked_spec_embed", None)
-        if isinstance(filler, nn.Parameter) and not (self._augments and self.encoder.config.mask_time_prob > 0):
+        masks_time = self._masks is not None and self.encoder.config.mask_time_prob > 0
+        if isinstance(filler, nn.Parameter) and not masks_time:
             filler.requires_grad_(False)  # no loss reaches it, and ZeRO waits for a gradient of all that is trained
 
     def train(self, mode: bool = True) -> "SpeechBranch":
@@ -129,20 +136,36 @@ class SpeechBranch(nn.Module):
 
         The mask is a number for each sample: it dies here, and does not live on while the GRU runs.
         """
-        audio, num_samples = self._prepare(audio, num_samples)
+        known = on_host(num_samples)
+        audio, num_samples = self._prepare(audio, queued(num_samples, audio.device))
         with nullcontext() if self._trains_front_end else torch.no_grad():
             frames = self.front_end(audio, num_samples)
         num_frames = self.num_frames(num_samples)
         mask = real_positions(self._samples_heard(num_samples, num_frames), audio.shape[1])
         if self._silence is not None:
             self._silence.real = real_positions(num_frames, frames.shape[2])
-        return run({"input_values": frames, "attention_mask": mask.long()}), num_frames
+        inputs = {"input_values": frames, "attention_mask": mask.long()}
+        if known is not None and self._look_at(known, frames.shape[2]):
+            del inputs["attention_mask"]
+        return run(inputs), num_frames
+
+    def _look_at(self, num_samples: Int64[Tensor, " batch"], num_frames: int) -> bool:
+        """What the host can know of a pass of so many frames; whether it can do without a mask."""
+        real = self.num_frames(num_samples.clamp(min=self._fewest))
+        if self._masks is not None:
+            longest = max(self._needed, int(num_samples.max()))
+            self._masks.num_frames, self._masks.width = real, int(self._count(torch.tensor(longest)))
+        return self._trusts_masks and int(real.min()) == num_frames
 
     def num_frames(self, num_samples: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
         """Frames that lie wholly on each row's real samples, as the encoder itself counts them."""
-        count = cast(nn.Module, self.encoder)._get_feat_extract_output_lengths  # type: ignore[operator]
-        num_frames = count(num_samples).to(torch.int64)  # type: ignore[operator]
+        num_frames = self._count(num_samples)
         return num_frames if self._squeeze == 1 else num_frames // self._squeeze * self._squeeze
+
+    def _count(self, num_samples: Tensor) -> Tensor:
+        """Frames of so many samples, before any squeezing."""
+        count = cast(nn.Module, self.encoder)._get_feat_extract_output_lengths  # type: ignore[operator]
+        return count(num_samples).to(torch.int64)  # type: ignore[operator]
 
     def _samples_heard(self, num_samples: Tensor, num_frames: Tensor) -> Tensor:
         """Samples from which the encoder shall count ``num_frames`` frames of each row."""
@@ -155,14 +178,22 @@ class SpeechBranch(nn.Module):
             audio = normalise_utterances(audio, num_samples)
         else:
             audio = audio.masked_fill(~real_positions(num_samples, audio.shape[1]), 0.0)
-        fewest = self.front_end.samples_for(self._squeeze)
-        needed = fewest
-        if self._augments and self.encoder.training:
-            needed = self.front_end.samples_for(max(1, self.encoder.config.mask_time_length))
-        if audio.shape[1] < needed:
-            audio = F.pad(audio, (0, needed - audio.shape[1]))
+        if audio.shape[1] < self._needed:
+            audio = F.pad(audio, (0, self._needed - audio.shape[1]))
         weights = next(self.front_end.parameters())
-        return audio.to(weights.dtype), num_samples.clamp(min=fewest)
+        return audio.to(weights.dtype), num_samples.clamp(min=self._fewest)
+
+    @property
+    def _fewest(self) -> int:
+        """Samples to which shorter rows are filled up."""
+        return self.front_end.samples_for(self._squeeze)
+
+    @property
+    def _needed(self) -> int:
+        """Samples to which shorter batches are."""
+        if self._masks is None or not self.encoder.training:
+            return self._fewest
+        return self.front_end.samples_for(max(1, self.encoder.config.mask_time_length))
 
 
 class TextBranch(nn.Module):
@@ -175,6 +206,7 @@ class TextBranch(nn.Module):
         self._chosen = layers.choose(config.layers)
         self.mixture = self._chosen.mixture
         self.pooling = build_pooling(config, encoder.config.hidden_size)
+        self._trusts_masks = trust_masks(encoder)
         self._frozen = config.trainable == "none"
         layers.set_trainable(config.trainable)
         encoder.config.use_cache = False  # nothing is generated, and it is at odds with recomputing layers
@@ -204,19 +236,22 @@ class TextBranch(nn.Module):
         self, tokens: Int64[Tensor, "batch tokens"], num_tokens: Int64[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch tokens features"], Int64[Tensor, " batch"]]:
         """The encoder's frames, one per token, and how many of each row's are real."""
-        inputs, num_tokens = _text_inputs(tokens, num_tokens)
+        inputs, num_tokens = self._inputs(tokens, num_tokens)
         return run_encoder(self.encoder, self._chosen, inputs, frozen=self._frozen), num_tokens
 
     def layer_frames(
         self, tokens: Int64[Tensor, "batch tokens"], num_tokens: Int64[Tensor, " batch"]
     ) -> list[LayerFrames]:
         """What enters the encoder's first layer, and what leaves each of its layers, the lowest first; no gradient."""
-        inputs, num_tokens = _text_inputs(tokens, num_tokens)
+        inputs, num_tokens = self._inputs(tokens, num_tokens)
         return [LayerFrames(state, num_tokens) for state in run_every_layer(self.encoder, inputs)]
 
-
-def _text_inputs(tokens: Tensor, num_tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """What a text encoder is given, and each row's number of real tokens."""
-    num_tokens = num_tokens.clamp(min=1)  # attention over nothing would be NaN
-    mask = real_positions(num_tokens, tokens.shape[1])
-    return {"input_ids": tokens, "attention_mask": mask.long()}, num_tokens
+    def _inputs(self, tokens: Tensor, num_tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What the encoder is given, and each row's number of real tokens."""
+        num_tokens = num_tokens.clamp(min=1)  # attention over nothing would be NaN
+        known = on_host(num_tokens)
+        num_tokens = queued(num_tokens, tokens.device)
+        if known is not None and self._trusts_masks and int(known.min()) == tokens.shape[1]:
+            return {"input_ids": tokens}, num_tokens
+        mask = real_positions(num_tokens, tokens.shape[1])
+        return {"input_ids": tokens, "attention_mask": mask.long()}, num_tokens

@@ -16,8 +16,9 @@ from ccts_dist.config import FilterbankConfig, SpeechConfig
 from ccts_dist.model.front_end import normalise_utterances
 from ccts_dist.model.layers import LayerFrames
 from ccts_dist.model.pooling import build_pooling, real_positions
-from ccts_dist.model.precision import widened
+from ccts_dist.model.precision import exact_product, widened
 from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.transfer import queued
 
 FFT_SIZE = 1_024
 """Points of the spectrum: 64 ms, the longest window. They are 16 Hz apart, the lowest of 128 mel bands is 28 Hz wide:
@@ -83,7 +84,7 @@ class Filterbank(nn.Module):
             self._constants = _window_and_bands(self.config, audio.device)
         window, bands = self._constants
         pieces = audio.unfold(1, self.kernels[0], self.strides[0]) * window.to(audio.dtype)
-        energy = torch.fft.rfft(pieces, n=FFT_SIZE).abs().square() @ bands.to(audio.dtype)
+        energy = exact_product(torch.fft.rfft(pieces, n=FFT_SIZE).abs().square(), bands.to(audio.dtype))
         return (energy.clamp(min=ENERGY_FLOOR).log10() + 4) / 4
 
 
@@ -102,14 +103,14 @@ class FilterbankBranch(nn.Module):
     def forward(
         self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch hidden"]:
-        audio, num_samples = self._prepare(audio, num_samples)
+        audio, num_samples = self._prepare(audio, queued(num_samples, audio.device))
         return self.pooling(self.encoder(audio), self.encoder.num_frames(num_samples))
 
     def layer_frames(
         self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
     ) -> list[LayerFrames]:
         """The energies, and what leaves each convolution; no gradient."""
-        audio, num_samples = self._prepare(audio, num_samples)
+        audio, num_samples = self._prepare(audio, queued(num_samples, audio.device))
         with torch.no_grad():
             states = list(self.encoder.states(audio))
         return [LayerFrames(*both) for both in zip(states, self.encoder.nums_frames(num_samples), strict=True)]

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ccts_dist.model.modified_cpc import PaddedConvLayer
 from ccts_dist.model.pooling import real_positions
-from ccts_dist.model.precision import widened
+from ccts_dist.model.precision import exact_product, widened
 
 
 def normalise_utterances(
@@ -45,8 +45,8 @@ class MaskedGroupNorm(nn.Module):
         count = num_frames.clamp(min=1)[:, None, None]
         # Products with the mask as matrix products, which need no masked copy of the largest tensor of the model.
         with torch.autocast(device_type=hidden.device.type, enabled=False):
-            centred = wide - torch.bmm(wide, real) / count
-            variance = torch.bmm(centred.square(), real) / count
+            centred = wide - exact_product(wide, real) / count
+            variance = exact_product(centred.square(), real) / count
         scale = (variance + self.eps).rsqrt() * self.weight[:, None]
         return (centred * scale + self.bias[:, None]).to(hidden.dtype)
 

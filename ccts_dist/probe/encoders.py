@@ -8,6 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ccts_dist.arithmetic import exact_float32
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig, read_run
 from ccts_dist.distributed import derive_seed, seed_everything
 from ccts_dist.errors import ConfigError
@@ -55,6 +56,10 @@ class FrozenEncoders:
 
     def vectors(self, batch: Batch) -> dict[Layer, Tensor]:
         """[batch features] for each layer, the speech encoders' first; the same for a row alone and in any batch."""
+        with exact_float32():
+            return self._vectors(batch)
+
+    def _vectors(self, batch: Batch) -> dict[Layer, Tensor]:
         model, audio = self._model, (batch.audio, batch.num_samples)
         frames = {} if model.speech is None else {"speech": model.speech.layer_frames(*audio)}
         for number, branch in enumerate(model.also):

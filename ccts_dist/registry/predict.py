@@ -5,7 +5,6 @@ import io
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from ccts_dist.arithmetic import exact_float32
 from ccts_dist.distributed import named_device
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.model import LoadedModel, load_model
@@ -176,11 +176,10 @@ class Student:
         """
         num_samples = torch.tensor([len(wave) for wave in waves])
         padded = torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
-        # cuDNN's convolutions would round to ten bits, another way in each batch shape.
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         try:
-            with self._turn, torch.inference_mode(), exact if self.device.type == "cuda" else nullcontext():
-                output = self._model(padded.to(self.device), num_samples.to(self.device))
+            # TF32 would round to ten bits, another way in each batch shape.
+            with self._turn, torch.inference_mode(), exact_float32():
+                output = self._model(padded.to(self.device), num_samples)
                 embeddings, predictions = output.embedding.float().cpu(), output.prediction.double().cpu()
                 shares = None if output.categories is None else output.categories.double().softmax(dim=1).cpu()
         except torch.OutOfMemoryError as error:

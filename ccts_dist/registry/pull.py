@@ -26,7 +26,7 @@ from ccts_dist.registry.store import (
     parse_model_name,
 )
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
-from ccts_dist.tracking.uri import resolve_tracking_uri
+from ccts_dist.tracking.uri import name_another_store, resolve_tracking_uri, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,7 +68,7 @@ def resolve_version(model: str, *, tracking_uri: str = "") -> str:
         return ""
     uri = resolve_tracking_uri(tracking_uri)
     with asking_the_server(uri, f"looking up {model}"):
-        found = _look_up(open_client(uri), named, model, uri)
+        found = _look_up(_open_store(uri, model), named, model, uri)
     return f"{found.name}/{found.version}"
 
 
@@ -84,7 +84,7 @@ def pull_model(model: str, *, tracking_uri: str = "", cache: Path | None = None)
         return PulledModel(folder=Path(model), version="")
     uri = resolve_tracking_uri(tracking_uri)
     with asking_the_server(uri, f"looking up {model}"):
-        client = open_client(uri)
+        client = _open_store(uri, model)
         found = _look_up(client, named, model, uri)
     version = f"{found.name}/{found.version}"
     digests = _digests_of(found)
@@ -117,7 +117,7 @@ def check_registered(package: Path, name: str, version: str, *, tracking_uri: st
     """
     model, uri = f"{SCHEME}{name}/{version}", resolve_tracking_uri(tracking_uri)
     with asking_the_server(uri, f"looking up {model}"):
-        found = _look_up(open_client(uri), ModelName(name, version=version), model, uri)
+        found = _look_up(_open_store(uri, model), ModelName(name, version=version), model, uri)
     check_digests(package, _digests_of(found), source=f"the registry's tag of {model}")
 
 
@@ -130,6 +130,17 @@ def _digests_of(found: "ModelVersion") -> dict[str, str]:
             "Register it with launch/register.py."
         )
     return digests
+
+
+def _open_store(uri: str, model: str) -> "MlflowClient":
+    """A client of a store that is there: MLflow would make an empty one, and take seconds for it."""
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise RegistryError(
+            f"{model}: not in the registry at {uri}, a file that does not exist. Register a model first, or "
+            f"{name_another_store(uri)}."
+        )
+    return open_client(uri)
 
 
 def _look_up(client: "MlflowClient", named: ModelName, model: str, uri: str) -> "ModelVersion":
@@ -145,7 +156,10 @@ def _look_up(client: "MlflowClient", named: ModelName, model: str, uri: str) -> 
         # An alias that is unknown is INVALID_PARAMETER_VALUE to MLflow.
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise RegistryError(f"{model}: not in the registry at {uri}. Check name, version and alias.") from error
+        raise RegistryError(
+            f"{model}: not in the registry at {without_credentials(uri)}. Check name, version and alias, or "
+            f"{name_another_store(uri)}."
+        ) from error
 
 
 def _newest_of_run(client: "MlflowClient", run: str, model: str, uri: str) -> "ModelVersion":
@@ -153,7 +167,7 @@ def _newest_of_run(client: "MlflowClient", run: str, model: str, uri: str) -> "M
     if not versions:
         raise RegistryError(
             f"{model}: no model of this run is in the registry at {without_credentials(uri)}. "
-            "Check the id, or register one with launch/register.py."
+            f"Check the id, register one with launch/register.py, or {name_another_store(uri)}."
         )
     return max(versions, key=lambda version: (version.creation_timestamp, int(version.version)))
 

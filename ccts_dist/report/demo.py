@@ -1,12 +1,15 @@
-"""The demo: the whole pipeline on the spoken corpus, and the one table it ends with."""
+"""The demo: the whole pipeline on the spoken corpus, the one table it ends with, and what to paste afterwards."""
 
 import json
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environment
 from ccts_dist.report.table import format_table
+from ccts_dist.tracking.uri import DEMO_STORE
 
 SYSTEMS = {
     "text": "text only",
@@ -53,13 +56,44 @@ def predict_stage(folder: Path) -> Stage:
 
 
 def run_demo(folder: Path, *, num_utterances: int, runs: Path) -> str:
-    """Run what is missing of the demo and give its table, in Markdown."""
+    """Run what is missing of the demo; its table, in Markdown, and the commands that go on from there."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = stage_environment(f"sqlite:///{folder.absolute()}/mlflow.db")
+    environment = stage_environment(store_address(folder))
     stages = demo_stages(folder, num_utterances=num_utterances, runs=runs)
     seconds = run_stages(stages, folder, environment=environment)
     seconds |= run_stages([predict_stage(folder)], folder, environment=environment)
-    return demo_table(folder, seconds)
+    commands = "\n".join(f"{what}:\n  {shlex.join(words)}" for what, words in next_commands(folder).items())
+    return f"{demo_table(folder, seconds)}\n\nTo go on, paste here:\n\n{commands}"
+
+
+def store_address(folder: Path) -> str:
+    """The tracking address of the demo in that folder."""
+    return f"sqlite:///{folder.absolute()}/{DEMO_STORE.name}"
+
+
+def next_commands(folder: Path) -> Mapping[str, tuple[str, ...]]:
+    """The commands to paste after the demo, by what they give; they need no activated environment."""
+    python, store = _relative(Path(sys.executable)), store_address(folder)
+    shards, page = _relative(folder / "shards"), _relative(folder / "evaluation")
+    models = [f"models:/demo-{name}@candidate" for name in ("cts", "speech")]
+    compared = ("--model", models[0], "--model", models[1], "--uri", store)
+    recording = next(iter(sorted((folder / "corpus" / "Audios").glob("*.wav"))), Path("YOUR.wav"))
+    return {
+        "runs and models, at http://127.0.0.1:5000": (python, "-m", "mlflow", "ui", "--backend-store-uri", store),
+        f"student and speech-only model compared, {page}/report.html": (
+            *(python, "launch/evaluate.py", *compared, "--shards", shards, "--split", "Test1"),
+            *("--teacher", _relative(folder / "cache"), "--run", _relative(folder / "runs" / "cts"), "--out", page),
+        ),
+        "a recording, or your own in its place": (
+            *(python, "launch/predict.py", "--model", models[0], "--uri", store, _relative(recording)),
+        ),
+    }
+
+
+def _relative(path: Path) -> str:
+    """As seen from the working directory, if it lies below."""
+    here = Path.cwd()
+    return str(path.absolute().relative_to(here) if path.absolute().is_relative_to(here) else path)
 
 
 def demo_table(folder: Path, seconds: dict[str, float]) -> str:

@@ -7,6 +7,7 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
+from ccts_dist.arithmetic import exact_float32
 from ccts_dist.errors import TeacherError
 from ccts_dist.loader.collate import EncodeText, Reading, read_batch
 from ccts_dist.loader.cut import Part
@@ -45,7 +46,7 @@ def teacher_outputs(
     for numbers, batch in shard_batches(shard_set, rows, encode_text, batch_seconds):
         batch = batch.to(device)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), exact_float32():
                 said = teacher.model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens)
         except torch.OutOfMemoryError as error:
             raise TeacherError(

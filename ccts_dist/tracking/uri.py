@@ -8,6 +8,9 @@ from ccts_dist.errors import ConfigError
 
 _SQLITE = "sqlite:///"
 
+DEMO_STORE = Path("demo/mlflow.db")
+"""Where ``make demo`` keeps its runs and models, from the checkout's folder."""
+
 
 def default_tracking_uri() -> str:
     """``MLFLOW_TRACKING_URI`` if it is set, else the SQLite file ``mlflow.db`` in the working directory."""
@@ -36,7 +39,15 @@ def resolve_tracking_uri(uri: str) -> str:
 
 def sqlite_file(uri: str) -> Path | None:
     """The file of a resolved SQLite address; None for any other store."""
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0]) if uri.startswith(_SQLITE) else None
+
+
+def name_another_store(uri: str) -> str:
+    """The remedy where something is not in the store at ``uri``: the option, and the demo's address if it is there."""
+    words = "name another store with --uri or MLFLOW_TRACKING_URI"
+    demo = DEMO_STORE.absolute()
+    is_another = demo.is_file() and sqlite_file(uri) != demo
+    return f"{words}; the demo's is --uri {_SQLITE}{demo}" if is_another else words
 
 
 def artifact_location(uri: str, experiment: str) -> str | None:

@@ -36,10 +36,40 @@ class BatchShape:
     """Of the longest transcript; 0 without a text branch."""
 
 
-def trace_peak(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassMemory:
+    """Bytes of the activations of one micro-batch."""
+
+    forward_peak: int
+    """Most of them alive at a time in the forward pass."""
+
+    kept: int
+    """Those of the graph that waits for its backward pass; next to nothing without gradient."""
+
+    peak: int
+    """Most of them alive at a time in both passes."""
+
+
+def peak_of_graphs(passes: Sequence[PassMemory]) -> int:
+    """Most bytes alive at a time when all forward passes come before the first backward pass.
+
+    With one micro-batch its own peak. Else the graphs of all are there when the last forward pass ends, and each goes
+    with its backward pass, in the order of the forward passes.
+    """
+    held = most = 0
+    for one in passes:
+        most = max(most, held + one.forward_peak)
+        held += one.kept
+    for one in passes:
+        held -= one.kept
+        most = max(most, held + one.peak)
+    return most
+
+
+def trace_pass(
     config: ModelConfig, encoders: EncoderConfigs, shape: BatchShape, *, precision: str, training: bool, on_gpu: bool
-) -> int | None:
-    """Most bytes alive at a time in a pass over such a batch, weights and their gradients not counted.
+) -> PassMemory | None:
+    """Memory of a pass over such a batch, weights and their gradients not counted.
 
     Args:
         config: what the model is like, gradient checkpointing included.
@@ -61,11 +91,20 @@ def trace_peak(
         with FakeTensorMode():
             _make_fake(model, dtype)
             try:
-                peak, kept, nums_frames = _run(model, shape, training=training)
+                traced, nums_frames = _run(model, shape, training=training)
             except RuntimeError:  # what a fake tensor raises when asked for a number, or on meeting an unknown operator
                 return None
     # The GRU comes last in the forward pass, and its backward pass is over before the encoder's begins.
-    return max(peak, kept + _gru_bytes(config, nums_frames, shape.rows, dtype, training=training))
+    kept = traced.kept + _gru_bytes(config, nums_frames, shape.rows, dtype, training=training)
+    return PassMemory(forward_peak=max(traced.forward_peak, kept), kept=kept, peak=max(traced.peak, kept))
+
+
+def trace_peak(
+    config: ModelConfig, encoders: EncoderConfigs, shape: BatchShape, *, precision: str, training: bool, on_gpu: bool
+) -> int | None:
+    """The ``peak`` of ``trace_pass`` alone."""
+    traced = trace_pass(config, encoders, shape, precision=precision, training=training, on_gpu=on_gpu)
+    return None if traced is None else traced.peak
 
 
 def _without_gru(config: ModelConfig) -> ModelConfig:
@@ -130,8 +169,8 @@ def _simplified(encoders: EncoderConfigs, *, on_gpu: bool) -> EncoderConfigs:
     return replace(encoders, speech=speech, text=text, also=also)
 
 
-def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[int, int, list[int]]:
-    """Most bytes alive during a pass, those alive between forward and backward, and the frames each branch pools."""
+def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[PassMemory, list[int]]:
+    """Memory of a pass without what GRUs need, and the frames that each branch pools."""
     nums_frames: list[int] = []
     for branch in (model.speech, *model.also, model.text):
         if branch is not None:
@@ -148,10 +187,10 @@ def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[int
             tokens = torch.zeros(shape.rows, shape.tokens, dtype=torch.int64)
             num_tokens = torch.full((shape.rows,), shape.tokens, dtype=torch.int64)
         output = model(audio, num_samples, tokens, num_tokens)
-        kept = live.now
+        forward_peak, kept = live.peak, live.now
         if training:
             (output.prediction.sum() + output.embedding.sum()).backward()
-    return live.peak, kept, nums_frames
+    return PassMemory(forward_peak=forward_peak, kept=kept, peak=live.peak), nums_frames
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -19,6 +19,9 @@ _SIZE_BYTES = 2048
 LOST_A_PEER = "lost a peer"
 """What a rank says that leaves because of another one; nobody's fault."""
 
+STOPPED_BY_SIGNAL = "is stopped (SIGSTOP)"
+"""What has become of a rank that may still go on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
@@ -50,6 +53,9 @@ class Beat:
 
     left: str = ""
     """Why it has left; "" while it is at work."""
+
+    reported: bool = False
+    """It has printed why it left: no peer needs to."""
 
     def words(self) -> str:
         """Who and where, for people."""
@@ -111,7 +117,7 @@ def plainly_lost(
             if process is None or process.started != beat.started or process.state in "ZX":
                 lost[rank] = "has ended"
             elif process.state in "Tt":
-                lost[rank] = "is stopped (SIGSTOP)"
+                lost[rank] = STOPPED_BY_SIGNAL
     return lost
 
 

@@ -59,6 +59,9 @@ class TrainState:
     kept_share: float | None = None
     """Share of the utterances that were distilled, in the last whole epoch; None without a teacher."""
 
+    graph_samples: int | None = None
+    """``Rounds.graph_samples``, where it follows from the memory that happened to be free; None where it was not."""
+
     finished: bool = False
 
 
@@ -83,6 +86,68 @@ def checkpoints_folder(output: Path) -> Path:
     return output / "checkpoints"
 
 
+class CheckpointFiles:
+    """The folder of one checkpoint, from its beginning to its place. For the one rank that writes.
+
+    Until ``finish`` renames it the previous checkpoints are untouched, so a kill at any moment loses only the steps
+    since. ``state`` is taken as it is now: training may go on while the checkpoint is written.
+    """
+
+    def __init__(
+        self, output: Path, state: TrainState, *, run: Mapping[str, Any], plan_digest: str, ranks: Ranks, keep: int
+    ) -> None:
+        self._output, self._keep = output, keep
+        self.final = checkpoints_folder(output) / f"step-{state.step:08d}"
+        """Where the checkpoint is once it is complete."""
+
+        self.partial = self.final.with_name(self.final.name + _PARTIAL)
+        """Where its files are written."""
+
+        self._state = json.dumps(asdict(state), indent=1)
+        self._manifest = {
+            "format_version": FORMAT_VERSION,
+            "step": state.step,
+            "num_ranks": ranks.num_ranks,
+            "plan_digest": plan_digest,
+            "run": run,
+        }
+
+    def begin(self) -> None:
+        """Make the folder.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+        with writing(self.partial):
+            _remove(self.partial)
+            self.partial.mkdir(parents=True)
+
+    def finish(self, written: Mapping[str, tuple[int, str]]) -> None:
+        """Complete the checkpoint, remove all but the newest ``keep``, and what kills have left half written.
+
+        Args:
+            written: size and SHA-256 of files that are synced to disk already, by name.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        partial = self.partial
+        with writing(partial):
+            _write_synced(partial / "state.json", self._state)
+            others = (path for path in _files(partial) if str(path.relative_to(partial)) not in written)
+            files = {str(path.relative_to(partial)): _sync_and_digest(path) for path in others}
+            manifest = {**self._manifest, "files": {**files, **written}}
+            _write_synced(partial / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
+            for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+                sync_folder(folder)
+            _put_in_place(partial, self.final)
+            _prune(self._output, self._keep)
+
+    def discard(self) -> None:
+        """Take away what was written, if that can be done: it makes room, where room was what it wanted."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
 def write_checkpoint(
     output: Path,
     state: TrainState,
@@ -93,11 +158,7 @@ def write_checkpoint(
     save_engine: Callable[[Path], Mapping[str, tuple[int, str]]],
     keep: int,
 ) -> Path:
-    """Write a complete checkpoint, then remove all but the newest ``keep``, and what kills have left half written.
-
-    Every rank must call it.
-
-    Until the rename the previous checkpoints are untouched, so a kill at any moment loses only the steps since.
+    """Write a complete checkpoint before returning. Every rank must call it.
 
     Args:
         save_engine: writes into the folder it is given; every rank calls it, and a failure is raised on all alike.
@@ -106,42 +167,16 @@ def write_checkpoint(
     Raises:
         OutputError: on all ranks alike: rank 0 could not write. Nothing of it is left, if that can be helped.
     """
-    final = checkpoints_folder(output) / f"step-{state.step:08d}"
-    partial = final.with_name(final.name + _PARTIAL)
-
-    def begin() -> None:
-        with writing(partial):
-            _remove(partial)
-            partial.mkdir(parents=True)
-
-    def finish(written: Mapping[str, tuple[int, str]]) -> None:
-        with writing(partial):
-            _write_synced(partial / "state.json", json.dumps(asdict(state), indent=1))
-            others = (path for path in _files(partial) if str(path.relative_to(partial)) not in written)
-            files = {str(path.relative_to(partial)): _sync_and_digest(path) for path in others}
-            manifest = {
-                "format_version": FORMAT_VERSION,
-                "step": state.step,
-                "num_ranks": ranks.num_ranks,
-                "plan_digest": plan_digest,
-                "run": run,
-                "files": {**files, **written},
-            }
-            _write_synced(partial / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
-            for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-                sync_folder(folder)
-            _put_in_place(partial, final)
-            _prune(output, keep)
-
+    files = CheckpointFiles(output, state, run=run, plan_digest=plan_digest, ranks=ranks, keep=keep)
     try:
-        together(lambda: begin() if ranks.is_first else None)
-        written = save_engine(partial)
-        together(lambda: finish(written) if ranks.is_first else None)
+        together(lambda: files.begin() if ranks.is_first else None)
+        written = save_engine(files.partial)
+        together(lambda: files.finish(written) if ranks.is_first else None)
     except OutputError:
         if ranks.is_first:
-            shutil.rmtree(partial, ignore_errors=True)  # makes room, where room was what it wanted
+            files.discard()
         raise
-    return final
+    return files.final
 
 
 def find_checkpoint(output: Path, warn: Callable[[str], None]) -> tuple[Path, CheckpointManifest] | None:

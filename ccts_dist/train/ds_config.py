@@ -20,7 +20,7 @@ from ccts_dist.model.extracted import ExtractedBranch
 OWNED_BY_RUN_FILE = {
     "train_batch_size": "batch.global_utterances",
     "train_micro_batch_size_per_gpu": "batch.micro_utterances",
-    "gradient_accumulation_steps": "batch.micro_utterances and the number of ranks",
+    "gradient_accumulation_steps": "[batch] and the number of ranks",
     "gradient_clipping": "optim.clip_norm",
     "optimizer": "[optim]",
     "scheduler": "optim.schedule",
@@ -109,6 +109,20 @@ def read_ds_config(path: Path) -> dict[str, Any]:
     return tree
 
 
+def check_ds_config(run: RunConfig) -> None:
+    """Refuse a run whose ds_config cannot be read, or asks for what the run file rules out.
+
+    Raises:
+        ConfigError: as ``read_ds_config``; or stage 3, and one round of forward passes.
+    """
+    stage = read_ds_config(Path(run.train.deepspeed))["zero_optimization"]["stage"]
+    if stage == 3 and run.batch.forward_rounds == "one":
+        raise ConfigError(
+            f"batch.forward_rounds = 'one' with {run.train.deepspeed}: ZeRO-3 takes each micro-batch's backward pass "
+            "right after its forward pass. Leave it out, or use stage 2 or lower."
+        )
+
+
 def check_calls(path: Path, model: EmotionModel) -> None:
     """Refuse encoders that would have ranks wait for each other for ever.
 
@@ -123,6 +137,21 @@ def check_calls(path: Path, model: EmotionModel) -> None:
                 f"{path}: ZeRO-3 needs ranks that call each layer equally often, and a "
                 f"{branch.encoder.config.model_type} encoder is called once for each utterance. Use stage 2 or lower."
             )
+
+
+def check_compiled(run: RunConfig) -> None:
+    """Refuse to compile what ZeRO-3 takes apart.
+
+    Raises:
+        ConfigError: ``train.torch_compile`` under stage 3, whose hooks fetch weights between a layer's operators; or
+            what ``read_ds_config`` refuses.
+    """
+    stage = read_ds_config(Path(run.train.deepspeed))["zero_optimization"]["stage"]
+    if run.train.torch_compile and stage == 3:
+        raise ConfigError(
+            f"train.torch_compile = true with train.deepspeed = '{run.train.deepspeed}': layers cannot be compiled "
+            "under ZeRO-3. Use stage 2 or lower, or leave it out."
+        )
 
 
 def _check_layout(path: Path, zero: dict[str, Any]) -> None:
@@ -173,12 +202,13 @@ def _is_auto(value: Any) -> bool:
     return value == "auto"
 
 
-def resolve_ds_config(tree: dict[str, Any], run: RunConfig, *, passes: int) -> dict[str, Any]:
+def resolve_ds_config(tree: dict[str, Any], run: RunConfig) -> dict[str, Any]:
     """The ds_config with the run file's numbers filled in."""
     resolved = {key: value for key, value in tree.items() if key not in OWNED_BY_RUN_FILE}
     resolved |= {
         "train_micro_batch_size_per_gpu": run.batch.micro_utterances,
-        "gradient_accumulation_steps": passes,
+        # The engine says itself which pass of a step is the last: their number may differ from step to step.
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": run.optim.clip_norm,
         # With the check, a gradient that is not finite moves no weights in bf16 either.
         "bf16": {"enabled": run.train.precision == "bf16", "check_grad_overflow": True},
@@ -189,5 +219,7 @@ def resolve_ds_config(tree: dict[str, Any], run: RunConfig, *, passes: int) -> d
         "zero_force_ds_cpu_optimizer": False,
         # DeepSpeed counts samples by the two numbers above, which is not what we train on: keep it from printing them.
         "steps_per_print": 2**31 - 1,
+        # It waits for the whole GPU in every forward pass and step, and measures what train.meter does without waiting.
+        "timers": {"throughput": {"enabled": False}},
     }
     return resolved

@@ -6,7 +6,7 @@ How DeepSpeed lays out weights and optimizer state is ``train.zero_state``'s par
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,17 +17,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccts_dist.arithmetic import exact_float32, tf32
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, agree_or_raise, barrier, together
 from ccts_dist.errors import CheckpointError, OutputError
+from ccts_dist.ranks import chosen_backend
 from ccts_dist.records import Batch
 from ccts_dist.train.compiled import compile_once
 from ccts_dist.train.ds_config import read_ds_config, resolve_ds_config
+from ccts_dist.train.out_of_memory import MemoryWords
+from ccts_dist.train.regional_compile import compile_layers
 from ccts_dist.train.storage import writing
 from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile
 from ccts_dist.train.zero_state import WEIGHTS, ZeroState, undo_first_step
 
 _SUFFIX = ".safetensors"
+
+_HARMLESS = ("ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE")
+"""Variables of Accelerate that change no result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +60,12 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         run: RunConfig,
         *,
-        passes: int,
         ranks: Ranks,
         resume_from: Path | None = None,
     ) -> None:
         """Every rank must make it.
 
         Args:
-            passes: forward passes per optimizer step on each rank.
             resume_from: a folder that ``save`` wrote, on any number of ranks and under any ZeRO stage.
 
         Raises:
@@ -75,7 +80,9 @@ class Engine:
         if stored:
             # What is frozen, and what ZeRO-3 will spread, is easiest to load while the model is still whole.
             together(lambda: _load_whole(model, stored[WEIGHTS]))
-        self._accelerator = _accelerator(run, passes)
+        if run.train.torch_compile:
+            compile_layers(model)
+        self._accelerator = _accelerator(run)
         # Our loader stays out of prepare(): Accelerate would read it on rank 0 alone and broadcast.
         self._engine: Any
         self._engine, _ = self._accelerator.prepare(model, optimizer)
@@ -84,7 +91,8 @@ class Engine:
         undo_first_step(self._engine.optimizer, optimizer)
         _forget_shared_buffer(ranks)
         self.ranks = ranks
-        self.passes = passes
+        self.passes, self._passes_left = 1, 0
+        self._memory = MemoryWords(run, ranks)
         self.device: torch.device = self._accelerator.device
         # Under stage 0 in float32 DeepSpeed looks at no norm: see ``_norm_of_plain_gradients``.
         self._is_plain = self._engine.optimizer is optimizer
@@ -92,26 +100,65 @@ class Engine:
         if self._is_plain:
             # Between DeepSpeed's clipping, which wants gradients, and the step.
             optimizer.register_step_pre_hook(self._refuse_what_is_not_finite)
+        self._arithmetic = tf32 if run.train.precision == "tf32" else exact_float32
         self._rounds_to = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
         self._state = ZeroState(self._engine, optimizer, ranks, self.device)
         if stored:
             together(lambda: self._state.restore({kind: tensors.get for kind, tensors in stored.items()}))
 
     def forward(self, batch: Batch) -> Any:
-        """The model's output for a micro-batch that is on ``device``."""
+        """The model's output for a micro-batch that is on ``device``.
+
+        Raises:
+            OutOfMemoryError: on this rank alone, as from all that follows here; see ``Watch``.
+        """
         frames = (batch.frames,) if batch.frames else ()
-        return self._engine(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens, *frames)
+        training = self._engine.training
+        if training:
+            self._memory.enter(len(batch.keys), int(batch.audio.shape[1]))
+        with (
+            self._memory.named("the forward pass" if training else "a forward pass of validation"),
+            self._arithmetic() if training else exact_float32(),
+        ):
+            return self._engine(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens, *frames)
+
+    def try_out(self, batch: Batch) -> None:
+        """Take the forward and backward pass of a micro-batch, and change nothing: its gradient is zero.
+
+        Every rank must call it, before the first step. What does not fit is known then, and the allocator has its
+        largest blocks.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self._engine.module.named_buffers()}
+        output = self.forward(batch)
+        outputs = (output.embedding, output.prediction, output.categories)
+        self.backward(torch.stack([0.0 * one.float().sum() for one in outputs if one is not None]).sum())
+        with torch.no_grad():
+            for name, buffer in self._engine.module.named_buffers():
+                buffer.copy_(buffers[name])  # a batch norm's, say
+        self._memory.finish()
 
     def train(self, training: bool) -> None:
         """Training mode on or off."""
         self._engine.train(training)
 
+    def start_step(self, num_passes: int) -> None:
+        """Announce that the gradient of the next step comes from so many passes; as many on every rank."""
+        self.passes = self._passes_left = num_passes
+
     def backward(self, surrogate: Tensor) -> None:
         """Add one pass's gradient to the global gradient: the *sum* over all passes and ranks.
 
-        DeepSpeed takes means over ranks and over passes; the factor undoes both.
+        DeepSpeed takes the mean over ranks, which the factor undoes, and here none over passes, whose number varies:
+        it is told of one, and which pass is the last. Forward passes of others may have come between a pass's own and
+        this.
         """
-        self._engine.backward(surrogate * (self.ranks.num_ranks * self.passes))
+        self._engine.set_gradient_accumulation_boundary(self._passes_left == 1)
+        # What a forward pass resets, it resets for the backward pass that follows; a second one would find it used.
+        reset = getattr(self._engine.optimizer, "clear_backward_seen_flag", None)
+        if reset is not None:
+            reset()
+        with self._memory.named("the backward pass"), self._arithmetic():
+            self._engine.backward(surrogate * self.ranks.num_ranks)
 
     def step(self) -> Update:
         """Count a pass; after the last of a step, reduce the gradient and move the weights.
@@ -119,11 +166,16 @@ class Engine:
         A gradient that is not finite on any rank moves no weights, under every stage and in both precisions.
         """
         skipped_before = self._engine.skipped_steps
-        is_last = self._engine.is_gradient_accumulation_boundary()
+        is_last = self._passes_left == 1
+        self._passes_left -= 1
         if self._is_plain and is_last:
             self._norm = self._norm_of_plain_gradients()
-        self._engine.step()
-        if self._is_plain and is_last:
+        with self._memory.named("the optimizer's step"):
+            self._engine.step()
+        if not is_last:
+            return Update(gradient_norm=float("nan"), skipped=False)  # the last norm would be waited for in vain
+        self._memory.finish()
+        if self._is_plain:
             return Update(gradient_norm=self._norm, skipped=not isfinite(self._norm))
         norm = self._engine.get_global_grad_norm()
         return Update(
@@ -197,6 +249,41 @@ class Engine:
             agree_or_raise(error)
         return written
 
+    def snapshot(self) -> "Snapshot":
+        """Copy what ``save`` would write, so that it can be written while training goes on; every rank must call it.
+
+        Rank 0 holds all of it in the host's memory, the other ranks nothing.
+        """
+        kinds = self._state.kinds()
+        copies: dict[str, list[tuple[str, Tensor]]] = {}
+        for kind, entries in kinds.items():
+            gathered = self._state.gather(kind, entries)
+            # On a CPU what one rank has whole is the tensor itself, which the next step changes.
+            copies[kind] = [(name, tensor.clone()) for name, tensor in gathered if tensor is not None]
+        return Snapshot(entries=kinds, tensors=copies)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A copy of weights and optimizer state by kind."""
+
+    entries: Mapping[str, Mapping[str, Entry]]
+    tensors: Mapping[str, Sequence[tuple[str, Tensor]]]
+    """By name, in the entries' order; none on other ranks than the first."""
+
+    def write(self, folder: Path) -> dict[str, tuple[int, str]]:
+        """The files of ``Engine.save``, byte for byte, with size and SHA-256 of each; waits for no other rank.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        written: dict[str, tuple[int, str]] = {}
+        for kind, entries in self.entries.items():
+            path = folder / f"{kind}{_SUFFIX}"
+            with writing(path):
+                written[path.name] = _write_all(path, entries, iter(self.tensors[kind]))
+        return written
+
 
 def compile_for_ranks() -> None:
     """Have what DeepSpeed's ranks talk by where there is no GPU: one small library, compiled at a host's first start.
@@ -234,23 +321,27 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _accelerator(run: RunConfig, passes: int) -> Any:
+def _accelerator(run: RunConfig) -> Any:
     """Accelerate, over DeepSpeed as the run file and its ds_config want it."""
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
+    # What `accelerate launch` was told of devices, precision and steps would go before the run file's word; under its
+    # --cpu Accelerate replaces DeepSpeed by plain DDP silently.
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in _HARMLESS]:
+        del os.environ[name]
     # Accelerate reads these; a launcher has set them, plain `python launch/train.py` has not.
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    tree = resolve_ds_config(read_ds_config(Path(run.train.deepspeed)), run, passes=passes)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    tree = resolve_ds_config(read_ds_config(Path(run.train.deepspeed)), run)
     return Accelerator(
         # The plugin is passed by hand: plain `deepspeed` does not set the variable that `accelerate launch` sets.
-        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=tree, gradient_accumulation_steps=passes),
-        # Without this, Accelerate on a machine without a GPU believes in a single process.
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=tree, gradient_accumulation_steps=1),
+        # Without this, Accelerate on a machine without a GPU believes in a single process. Several ranks have a group
+        # already, and keep it.
+        kwargs_handlers=[InitProcessGroupKwargs(backend=chosen_backend())],
         mixed_precision="bf16" if run.train.precision == "bf16" else "no",
     )
 
@@ -266,7 +357,9 @@ def _forget_shared_buffer(ranks: Ranks) -> None:
 
 
 def _write_all(
-    path: Path, entries: Mapping[str, Entry], tensors: Iterator[tuple[str, Tensor | None]]
+    path: Path,
+    entries: Mapping[str, Entry],
+    tensors: Iterator[tuple[str, Tensor | None]] | Iterator[tuple[str, Tensor]],
 ) -> tuple[int, str]:
     file = TensorFile(path, entries)
     try:

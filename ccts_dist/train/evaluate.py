@@ -1,6 +1,6 @@
 """Scores of a model on a split, each utterance counted once whatever the ranks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from math import nan
 from typing import Any
@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccts_dist.arithmetic import exact_float32
 from ccts_dist.distributed import gather_objects, in_step, sum_over_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.category import categorised, cross_entropy_sums, mean_cross_entropy
 from ccts_dist.metrics import ConfusionSums, SplitSums, binned, spearman
 from ccts_dist.records import Batch, varied_target
+from ccts_dist.transfer import fetched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,13 +115,12 @@ def evaluate(
     """
     sums, beside = SplitSums(targets), _Beside(targets, extras)
     damaged: list[str] = []
-    with torch.no_grad():
+    with torch.no_grad(), exact_float32():
         for step in in_step(loader.epoch(0), loader.steps_per_epoch, check=check):
-            for batch in step.passes:
-                moved = batch.to(device)
-                output = forward(moved)
-                sums.add(output.prediction, moved.labels, moved.weight)
-                beside.add(output, moved)
+            outputs = [forward(batch.to(device)) for batch in step.passes]
+            for batch, (prediction, categories) in zip(step.passes, _on_host(outputs), strict=True):
+                sums.add(prediction, batch.labels, batch.weight)
+                beside.add(prediction, categories, batch)
                 damaged += batch.damaged
             advance()
     whole = SplitSums.from_tensor(targets, sum_over_ranks(sums.to_tensor()))
@@ -140,6 +141,17 @@ def evaluate(
     )
 
 
+def _on_host(outputs: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Predictions and scores of categories, by one copy, for which the host waits once."""
+    scores = [getattr(output, "categories", None) for output in outputs]
+    given = [output.prediction.detach() for output in outputs] + [one.detach() for one in scores if one is not None]
+    flat = iter(fetched([one.flatten() for one in given]))
+    arrived = [next(flat).reshape(one.shape) for one in given]
+    predictions, rest = arrived[: len(outputs)], iter(arrived[len(outputs) :])
+    for prediction, score in zip(predictions, scores, strict=True):
+        yield prediction, None if score is None else next(rest)
+
+
 class _Beside:
     """Sums and rows of what is scored beside the targets' CCC, on this rank."""
 
@@ -153,22 +165,23 @@ class _Beside:
         }
         self._rows: list[Tensor] = []
 
-    def add(self, output: Any, batch: Batch) -> None:
-        """One batch that was predicted."""
+    def add(self, prediction: Tensor, categories: Tensor | None, batch: Batch) -> None:
+        """One batch that was predicted; all of it on the host."""
         if self._extras.categories and batch.categories is not None:
+            assert categories is not None, "a model that is scored by its categories gives them"
             known = categorised(batch.categories, batch.weight)
-            self._confusion.add(output.categories[known].argmax(dim=1), batch.categories[known])
-            self._cross_entropy += cross_entropy_sums(output.categories, batch.categories, batch.weight).cpu()
+            self._confusion.add(categories[known].argmax(dim=1), batch.categories[known])
+            self._cross_entropy += cross_entropy_sums(categories, batch.categories, batch.weight)
         if not (self._extras.bins or self._extras.spearman):
             return
         counts = batch.weight > 0
-        prediction, label = output.prediction.detach()[counts], batch.labels[counts]
+        prediction, label = prediction[counts], batch.labels[counts]
         for column, confusion in self._binned.items() if self._extras.bins else ():
             rated = ~torch.isnan(label[:, column])
             predicted = binned(prediction[rated, column].float(), self._extras.bins)
             confusion.add(predicted, binned(label[rated, column], self._extras.bins))
         if self._extras.spearman:
-            self._rows.append(torch.stack([prediction.double().cpu(), label.double().cpu()]))
+            self._rows.append(torch.stack([prediction.double(), label.double()]))
 
     def figures(self) -> dict[str, Any]:
         """Over all ranks, as fields of ``Scores``; every rank must call it."""

@@ -9,10 +9,11 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.loader.cut import Part as Cut
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import SAMPLE_RATE_HZ
-from ccts_dist.train.activations import BatchShape, trace_peak
+from ccts_dist.train.activations import BatchShape, trace_pass, trace_peak
 from ccts_dist.train.ds_config import read_ds_config
 from ccts_dist.train.layout import ZeroLayout, read_layout, sizes_of
-from ccts_dist.train.memory import Activations, Estimate, describe_peak, estimate_memory
+from ccts_dist.train.memory import Activations, Estimate, Part, describe_peak, estimate_memory
+from ccts_dist.train.rounds import NO_ROUNDS, GraphMemory, decide_rounds
 from ccts_dist.train.setup import Session
 
 
@@ -45,12 +46,13 @@ class Forecast:
         self._encoders = session.model.encoder_configs
         self._as_is = _Choice(
             layout=read_layout(read_ds_config(Path(self._run.train.deepspeed))),
-            precision=self._run.train.precision,
+            precision="bf16" if self._run.train.precision == "bf16" else "fp32",
             checkpointing=self._run.model.gradient_checkpointing,
             micro=self._run.batch.micro_utterances,
         )
         self._trace, self._parts = cache(self._trace_once), cache(self._largest_parts)
         self.estimate = self._estimate(self._as_is)
+        self.rounds = NO_ROUNDS
 
     @property
     def peak_bytes(self) -> int:
@@ -59,13 +61,63 @@ class Forecast:
 
     def lines(self) -> list[str]:
         """The table of parts, for people."""
-        lines = self.estimate.table()
+        rounds = [f"{'forward passes':24} {self.rounds.words}"] if self.rounds.words else []
+        lines = [*rounds, *self.estimate.table()]
         if self._activations(self._as_is) is None:
             lines.append("  activations of this encoder cannot be foreseen, and are not in it")
         return lines
 
+    def decide_rounds(self, rank_bytes: int, recorded: int | None = None) -> None:
+        """Decide whether graphs are kept beside that of the micro-batch whose backward pass is taken, and count them.
+
+        Args:
+            rank_bytes: memory that each rank may use.
+            recorded: see ``train.rounds.decide_rounds``.
+        """
+        batch, cuts = self._run.batch, self._session.loader.cuts()
+        always_one = batch.micro_batch_seconds is None and cuts.most_passes == 1
+        if always_one or self._run.loss.scope == "micro-batch":
+            return
+        self.rounds = decide_rounds(
+            batch.forward_rounds,
+            cuts,
+            stage=self._as_is.layout.stage,
+            memory=self._graph_memory(),
+            rank_bytes=rank_bytes,
+            recorded=recorded,
+        )
+        graphs = Part(
+            what="graphs of other micro-batches",
+            size_bytes=self.rounds.extra_bytes,
+            why="one round (batch.forward_rounds)",
+            phases=("forward and backward",),
+        )
+        self.estimate = replace(self.estimate, parts=(*self.estimate.parts, graphs))
+
+    def _graph_memory(self) -> GraphMemory | None:
+        """None for an encoder whose activations cannot be foreseen.
+
+        A second of a longer utterance takes more, as attention does: so all are taken for as long as the longest.
+        """
+        loader = self._session.loader
+        largest, samples = self._shape(loader.cuts().largest, loader), loader.longest_of(loader.cuts().longest_samples)
+        shape = replace(largest, rows=max(1, largest.rows * largest.samples // samples), samples=samples)
+        precision = self._as_is.precision
+        traced = trace_pass(
+            self._run.model, self._encoders, shape, precision=precision, training=True, on_gpu=self._on_gpu
+        )
+        if traced is None:
+            return None
+        here = [part for part in self.estimate.parts if not (self._on_gpu and part.on_host)]
+        return GraphMemory(
+            graph_bytes=traced.kept,
+            graph_samples=shape.rows * shape.samples,
+            other_bytes=sum(part.size_bytes for part in here if "forward and backward" in part.phases),
+            on_gpu=self._on_gpu,
+        )
+
     def check_fits(self, gpu_memory_gb: float) -> str:
-        """One line on how well the run fits a GPU of so many GB (10^9 bytes).
+        """One line on how well the run fits a GPU of so many GB (10^9 bytes), and on what would fit and be faster.
 
         Raises:
             ConfigError: it does not: what is needed, what there is, and which three keys would help most.
@@ -75,7 +127,8 @@ class Forecast:
         limit = int(gpu_memory_gb * 1e9)
         most = self._largest_micro(self._as_is, limit)
         if self.peak_bytes <= limit:
-            return f"fits {gpu_memory_gb:g} GB; the largest batch.micro_utterances that does is {most}"
+            largest = f"the largest batch.micro_utterances that does is {most}"
+            return "; ".join(filter(None, (f"fits {gpu_memory_gb:g} GB", largest, self._faster(limit))))
         helpful = "; ".join(f"{words} ({size / 1e9:.2f} GB)" for size, words in self._alternatives(limit)[:3])
         micro = (
             f"batch.micro_utterances = {most} is the largest that fits"
@@ -86,6 +139,41 @@ class Forecast:
             f"--gpu-memory {gpu_memory_gb:g}: does not fit: a rank needs {describe_peak(self.estimate)}. {micro}. "
             f"What helps most: {helpful or 'more ranks, or larger GPUs'}."
         )
+
+    def _faster(self, limit: int) -> str:
+        """Settings with which layers are not recomputed or micro-batches are fewer, and that fit too; "" for none."""
+        now, passes = self._as_is, self._passes(self._as_is.micro)
+        for checkpointing in (False, True) if now.checkpointing else (False,):
+            choice = replace(now, checkpointing=checkpointing)
+            # Another cut of the batch is another loss where each micro-batch has its own.
+            largest = self._largest_micro(choice, limit) if self._run.loss.scope == "global" else now.micro
+            if largest == 0:
+                continue
+            fewest = min(passes, self._passes(largest))
+            if fewest < passes or largest < now.micro:
+                choice = replace(choice, micro=-(-self._batch_size // (fewest * self._session.ranks.num_ranks)))
+            size = self._estimate(choice).peak()[1]
+            if choice == now or size > limit:
+                continue
+            changes, saved = [], []
+            if choice.micro != now.micro:
+                changes.append(f"batch.micro_utterances = {choice.micro}")
+            if fewest < passes:
+                saved.append(f"{fewest} micro-batch{'es' * (fewest > 1)} a step in place of {passes}")
+            if checkpointing != now.checkpointing:
+                changes.append("model.gradient_checkpointing = false")
+                saved.append("no recomputation of layers")
+            if saved:
+                return f"{' and '.join(changes)} would fit too ({size / 1e9:.2f} GB): {', '.join(saved)}"
+        return ""
+
+    @property
+    def _batch_size(self) -> int:
+        return self._session.loader.plan.largest_batch
+
+    def _passes(self, micro: int) -> int:
+        """Most micro-batches of a step on each rank."""
+        return self._session.loader.cuts(micro_utterances=micro).most_passes
 
     def _alternatives(self, limit: int) -> list[tuple[int, str]]:
         """Single changes of the run file and what a rank then needs, the most helpful first."""
@@ -119,7 +207,7 @@ class Forecast:
     def _largest_micro(self, choice: _Choice, limit: int) -> int:
         """The largest ``batch.micro_utterances`` that fits ``limit``; 0 when none does."""
         ranks = self._session.ranks.num_ranks
-        low, high = 0, -(-self._session.loader.plan.largest_batch // ranks)
+        low, high = 0, -(-self._batch_size // ranks)
         while low < high:
             micro = (low + high + 1) // 2
             if self._estimate(replace(choice, micro=micro)).peak()[1] <= limit:
@@ -129,18 +217,17 @@ class Forecast:
         return low
 
     def _estimate(self, choice: _Choice) -> Estimate:
-        ranks = self._session.ranks.num_ranks
-        batch = replace(self._run.batch, micro_utterances=choice.micro)
         return estimate_memory(
             self._sizes,
             choice.layout,
             self._run.optim,
             precision=choice.precision,
-            num_ranks=ranks,
-            passes=batch.passes(ranks, self._session.loader.plan.largest_batch),
+            num_ranks=self._session.ranks.num_ranks,
+            passes=self._passes(choice.micro),
             activations=self._activations(choice) or Activations(training=0, scoring=0, shape="unknown"),
             on_gpu=self._on_gpu,
             tests=bool(self._run.data.test_splits),
+            async_save=self._run.train.async_save,
         )
 
     def _activations(self, choice: _Choice) -> Activations | None:

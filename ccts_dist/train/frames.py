@@ -13,8 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ccts_dist.arithmetic import exact_float32
 from ccts_dist.config import RunConfig, SpeechConfig, TextConfig, kept_branches, speech_tables
 from ccts_dist.distributed import Ranks, best_device, broadcast_object, gather_objects, together
 from ccts_dist.errors import ConfigError
@@ -101,15 +102,18 @@ class _Work:
     def _frames(self, batches: Iterable[tuple[list[int], Batch]]) -> Iterator[tuple[int, np.ndarray]]:
         for numbers, batch in batches:
             moved = batch.to(self.device)
-            if isinstance(self.branch, TextBranch):
-                assert moved.tokens is not None
-                assert moved.num_tokens is not None
-                hidden, num_frames = self.branch.encode(moved.tokens, moved.num_tokens)
-            else:
-                hidden, num_frames = self.branch.encode(moved.audio, moved.num_samples)
+            with exact_float32():
+                hidden, num_frames = self._encode(moved)
             rows = zip(numbers, hidden.float().cpu().numpy(), num_frames.tolist(), batch.weight.tolist(), strict=True)
             for number, row, count, weight in rows:
                 yield number, row[: max(1, count) if weight else 0]
+
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.branch, TextBranch):
+            return self.branch.encode(batch.audio, batch.num_samples)
+        assert batch.tokens is not None
+        assert batch.num_tokens is not None
+        return self.branch.encode(batch.tokens, batch.num_tokens)
 
 
 def _make(work: _Work, name: str, shards: Sequence[ShardEntry], ranks: Ranks) -> None:

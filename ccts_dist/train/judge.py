@@ -12,7 +12,7 @@ from ccts_dist.train.figures import finite
 from ccts_dist.train.history import History
 from ccts_dist.train.left_out import allow_damaged
 from ccts_dist.train.parts import Parts, save_trained
-from ccts_dist.train.peak import peak_over_ranks_gb
+from ccts_dist.train.peak import peaks_over_ranks_gb
 
 
 class Judge:
@@ -68,9 +68,11 @@ class Judge:
         parts, state = self._parts, self._parts.state
         scores = self._scores()
         parts.schedule.after_validation(scores.loss)
+        held_gb, reserved_gb = peaks_over_ranks_gb(parts.engine.device)
         told = {
             **figures,
-            "system/peak_memory_gb": peak_over_ranks_gb(parts.engine.device),
+            "system/peak_memory_gb": held_gb,
+            **({} if reserved_gb is None else {"system/peak_memory_reserved_gb": reserved_gb}),
             "valid/loss": scores.loss,
             **_told("valid", scores),
         }

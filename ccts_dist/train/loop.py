@@ -2,19 +2,21 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ccts_dist.config.credentials import public_tree
 from ccts_dist.distributed import Ballot, attempt, barrier, sum_over_ranks, together
 from ccts_dist.errors import StopRequested
 from ccts_dist.model.folder import load_model
-from ccts_dist.progress import Progress
-from ccts_dist.records import StepBatches
-from ccts_dist.train.checkpoint import write_checkpoint
+from ccts_dist.progress import Progress, say
+from ccts_dist.records import Batch, StepBatches
+from ccts_dist.train.checkpoint import CheckpointFiles, write_checkpoint
+from ccts_dist.train.checkpoint_writer import CheckpointWriter
 from ccts_dist.train.evaluate import scores_to_tree
 from ccts_dist.train.figures import add_to_epoch, epoch_figures, finite, step_figures
 from ccts_dist.train.history import History
@@ -22,8 +24,11 @@ from ccts_dist.train.judge import Judge
 from ccts_dist.train.left_out import count_damaged, give_up
 from ccts_dist.train.meter import Meter
 from ccts_dist.train.parts import Parts, save_trained
-from ccts_dist.train.peak import peak_over_ranks_gb
+from ccts_dist.train.peak import peaks_over_ranks_gb
 from ccts_dist.train.step import StepResult, train_step
+from ccts_dist.train.two_rounds import TwoRounds
+from ccts_dist.train.two_rounds import words as words_of_difference
+from ccts_dist.transfer import SideStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +63,9 @@ class Outcome:
     peak_memory_gb: float
     """Most memory that a rank held (10^9 bytes; on a GPU by its tensors, else resident), also of this start alone."""
 
+    peak_memory_reserved_gb: float | None
+    """Likewise, most that torch's allocator took of a GPU; None on CPUs."""
+
 
 LONG_STEP_S = 1.0
 """After a step that took longer, ranks meet once more before the next: a request to stop is heard a step earlier."""
@@ -72,7 +80,14 @@ class Trainer:
         self._folder, self._tracking, self._watch = parts.folder, parts.tracking, parts.watch
         self.state = parts.state
         self._judge = Judge(parts, self._check)
+        self._writer = CheckpointWriter(parts.session.ranks)
         self._meter = Meter(parts.session.ranks, parts.engine.device)
+        self._copies = SideStream(parts.engine.device)
+        self._ahead: Ballot[StepBatches] = Ballot(None, None)
+        self._moved: Callable[[], tuple[Batch, ...]] | None = None
+        self._moved_ahead: Callable[[], tuple[Batch, ...]] | None = None
+        self._rounds = TwoRounds(torch.bfloat16 if parts.run.train.precision == "bf16" else torch.float32)
+        self._difference, self._has_warned = 0.0, False
         self._first = parts.is_first
         self._history: History | None = None
         self._saved_place = self._place()
@@ -94,8 +109,11 @@ class Trainer:
             self._watch.met()
             if self._place() != self._saved_place:
                 self._checkpoint()
+            self._writer.wait()
             self._watch.saved()
             raise
+        finally:
+            self._writer.close()
 
     def _train_all(self) -> None:
         state = self.state
@@ -119,6 +137,7 @@ class Trainer:
             save_trained(self._parts, "last", {})
             state.finished = True
             self._checkpoint()
+        self._writer.wait()
 
     def _place(self) -> tuple[int, int, int, int, bool]:
         """What distinguishes two states that are both worth a checkpoint."""
@@ -139,6 +158,7 @@ class Trainer:
         if self._history is not None:
             self._history.check()
         self._judge.check()
+        self._writer.check()
         self._watch.check()
 
     def _train_epoch(self) -> None:
@@ -151,7 +171,7 @@ class Trainer:
             loader.steps_per_epoch, what, unit="step", visible=self._first, start=state.step_in_epoch
         ) as progress:
             source = loader.epoch(state.epoch, state.step_in_epoch)
-            ballot = self._read_ahead(source, what, 0)
+            ballot, self._moved = self._read_ahead(source, what, 0)
             votes, is_slow, took = sum_over_ranks(ballot.votes).tolist(), 0.0, 0.0
             while self._is_within_epoch():
                 started = time.monotonic()
@@ -160,16 +180,24 @@ class Trainer:
                 batches, save = ballot.settle(*votes)
                 if save and self._place() != self._saved_place:
                     self._checkpoint()
-                # What comes of reading the next batch rides along with the loss: ranks wait for each other once less.
-                ballot = self._read_ahead(source, what, 1)
                 self._watch.at(f"{what}, step {state.step_in_epoch + 1}", brief=True)
-                slow = torch.tensor([took > LONG_STEP_S], dtype=torch.float64)
-                aside = torch.cat([ballot.votes, slow, self._meter.aside(batches)])
-                result = train_step(self._engine, batches, self._session.objective, seed=self._run.seed, aside=aside)
-                *votes, is_slow = result.aside[:3]
-                metered = self._meter.heard(
-                    result.aside[3:], num_rows=result.num_rows, seconds=time.monotonic() - started
+                result = train_step(
+                    self._engine,
+                    batches,
+                    self._session.objective,
+                    seed=self._run.seed,
+                    aside=self._aside(source, what, batches, took),
+                    moved=self._moved,
+                    rounds=self._rounds,
+                    graph_samples=self._parts.graph_samples,
                 )
+                ballot, self._moved = self._ahead, self._moved_ahead
+                self._difference = self._rounds.difference()
+                *votes, is_slow, difference = result.aside[:4]
+                metered = self._meter.heard(
+                    result.aside[4:], num_rows=result.num_rows, seconds=time.monotonic() - started
+                )
+                self._warn_of(difference)
                 self._count(result, batches)
                 self._report_step(result, batches, metered)
                 count_damaged(state, result.num_damaged, batches, self._run, visible=self._first)
@@ -199,11 +227,35 @@ class Trainer:
         self._engine.train(True)
         return time.monotonic() - began
 
-    def _read_ahead(self, source: Iterator[StepBatches], what: str, steps: int) -> Ballot[StepBatches]:
-        """The batches of the step that comes after so many more; nobody asks for the answer where there is none."""
+    def _aside(
+        self, source: Iterator[StepBatches], what: str, batches: StepBatches, took: float
+    ) -> Callable[[], Tensor]:
+        """What rides along with the loss, so that ranks wait for each other once less; gathered while the GPU works."""
+
+        def numbers() -> Tensor:
+            self._ahead, self._moved_ahead = self._read_ahead(source, what, 1)
+            self._watch.at(f"{what}, step {self.state.step_in_epoch + 1}", brief=True)
+            own = torch.tensor([took > LONG_STEP_S, self._difference], dtype=torch.float64)
+            return torch.cat([self._ahead.votes, own, self._meter.aside(batches)])
+
+        return numbers
+
+    def _warn_of(self, difference: float) -> None:
+        """Tell once of two rounds of forward passes that differ; ``difference`` is added up over ranks."""
+        if difference > 0 and not self._has_warned:
+            say(f"warning: {words_of_difference(difference)}", visible=self._first)
+            self._has_warned = True
+
+    def _read_ahead(
+        self, source: Iterator[StepBatches], what: str, steps: int
+    ) -> tuple[Ballot[StepBatches], Callable[[], tuple[Batch, ...]] | None]:
+        """The batches of the step that comes after so many more, and they on the device, where they are on their way.
+
+        Nobody asks for the answer where there is no such step.
+        """
         number = self.state.step_in_epoch + steps
         if number >= self._session.loader.steps_per_epoch or self._is_enough(steps):
-            return Ballot(None, None)
+            return Ballot(None, None), None
 
         def read() -> StepBatches:
             self._watch.at(f"{what}, step {number + 1}: reading", brief=True)
@@ -211,7 +263,11 @@ class Trainer:
             self._check()
             return batches
 
-        return attempt(read, wish=self._is_time())
+        ballot = attempt(read, wish=self._is_time())
+        if ballot.answer is None:
+            return ballot, None
+        passes = ballot.answer.passes
+        return ballot, self._copies.run(lambda: tuple(batch.to(self._engine.device) for batch in passes))
 
     def _is_time(self) -> bool:
         """Whether this rank's clock asks for a checkpoint; rank 0's alone is asked."""
@@ -254,23 +310,25 @@ class Trainer:
             state.epoch += 1
             state.step_in_epoch = 0
             state.epoch_sums = {}
-        if self._has_more():
+        if self._has_more() and state.epoch % self._run.train.save_epochs == 0:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
+        """Write a checkpoint of ``state``, or begin to: ``_writer`` says when it is complete."""
         self._watch.at("saving a checkpoint")
         together(lambda: self._folder.check_there() if self._first else None)
         self.state.schedule = self._parts.schedule.state()
         self._tracking.flush()
-        write_checkpoint(
-            self._folder.path,
-            self.state,
-            run=public_tree(self._run),
-            plan_digest=self._session.plan_digest,
-            ranks=self._session.ranks,
-            save_engine=self._engine.save,
-            keep=self._run.train.keep_checkpoints,
-        )
+        of = {
+            "run": public_tree(self._run),
+            "plan_digest": self._session.plan_digest,
+            "ranks": self._session.ranks,
+            "keep": self._run.train.keep_checkpoints,
+        }
+        if self._run.train.async_save:
+            self._writer.start(CheckpointFiles(self._folder.path, self.state, **of), self._engine.snapshot)
+        else:
+            write_checkpoint(self._folder.path, self.state, save_engine=self._engine.save, **of)
         self._saved_place, self._saved_at = self._place(), time.monotonic()
 
     def _finish(self, seconds: float) -> Outcome:
@@ -279,6 +337,7 @@ class Trainer:
         loaded = load_model(self._folder.path / "best")
         scores = self._judge.test(loaded) if self._run.data.test_splits else None
         self._watch.at("writing the summary")
+        held_gb, reserved_gb = peaks_over_ranks_gb(self._engine.device)
         outcome = Outcome(
             steps=self.state.step,
             best_epoch=self.state.best_epoch + 1,
@@ -289,7 +348,8 @@ class Trainer:
             test_scores={} if scores is None else scores_to_tree(scores),
             kept_share=self.state.kept_share,
             seconds=seconds,
-            peak_memory_gb=peak_over_ranks_gb(self._engine.device),
+            peak_memory_gb=held_gb,
+            peak_memory_reserved_gb=reserved_gb,
         )
         self._folder.write_file("summary.json", json.dumps(asdict(outcome), indent=1))
         return outcome

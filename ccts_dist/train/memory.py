@@ -24,13 +24,26 @@ PHASES: tuple[Phase, ...] = (
 )
 _START, _BACKWARD, _STEP, _SAVING, _SCORING = PHASES
 _TRAINING = PHASES[1:]
+_WRITING = PHASES[1:4]
 
 HOST_PROCESS_BYTES = 1_100_000_000
 """Resident memory of a rank that is no tensor of a model, measured: 0.8 GB of Python, torch, transformers and their
 libraries, 0.1 of DeepSpeed and gloo, 0.2 that the allocator has had back from tensors below 32 MB and keeps."""
 
-GPU_PROCESS_BYTES = 1_000_000_000
-"""A CUDA context, cuBLAS and cuDNN workspaces, NCCL's buffers. A rule of thumb: they belong to driver and library."""
+HOST_FLOOR = "freed memory that the C library keeps is not in it"
+"""Why the host's figure is a floor. Tensors below 32 MB lie in glibc's heap, where blocks of new lengths leave gaps:
+a student of 0.4 million parameters, foreseen at 1.23 GB, took 1.43 GB, and 1.17 GB with MALLOC_MMAP_THRESHOLD_=131072,
+which gives such blocks back, and costs time."""
+
+GPU_CONTEXT_BYTES = 500_000_000
+"""A CUDA context with the kernels that it loads. A rule of thumb, as is the next: they belong to driver and library."""
+
+NCCL_BYTES = 2_000_000_000
+"""Buffers of two communicators, the trainer's and DeepSpeed's, among the GPUs of a host that NVLink joins."""
+
+FRAGMENTATION = 0.1
+"""Share on top of the tensors of a GPU, for gaps between blocks under varying lengths, and for workspaces of cuBLAS and
+cuDNN. A rule of thumb."""
 
 _DDP_BUCKET = 500_000_000
 """Elements that DeepSpeed reduces at a time at stage 0 (engine.py, MEMORY_OPT_ALLREDUCE_SIZE)."""
@@ -51,6 +64,9 @@ class Part:
     on_host: bool = False
     """In the host's memory although the model is on a GPU."""
 
+    fragments: bool = True
+    """Given out by torch's allocator, block by block."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -62,12 +78,20 @@ class Estimate:
     def peak(self, *, on_host: bool | None = None) -> tuple[Phase, int]:
         """The phase that needs most, and how many bytes; of the device that trains, unless ``on_host`` is given."""
         host = (not self.on_gpu) if on_host is None else on_host
-        needs = {
-            phase: sum(p.size_bytes for p in self.parts if phase in p.phases and (p.on_host == host or not self.on_gpu))
-            for phase in PHASES
-        }
+        needs = {phase: self._needed(phase, on_host=host) for phase in PHASES}
         phase = max(PHASES, key=needs.__getitem__)
         return phase, needs[phase]
+
+    def fragmentation(self, phase: Phase, *, on_host: bool) -> int:
+        """Margin beside the tensors of a GPU in a phase; none for the host's memory."""
+        if on_host or not self.on_gpu:
+            return 0
+        tensors = (p.size_bytes for p in self.parts if phase in p.phases and p.fragments and not p.on_host)
+        return int(FRAGMENTATION * sum(tensors))
+
+    def _needed(self, phase: Phase, *, on_host: bool) -> int:
+        there = (p for p in self.parts if phase in p.phases and (p.on_host == on_host or not self.on_gpu))
+        return sum(p.size_bytes for p in there) + self.fragmentation(phase, on_host=on_host)
 
     def table(self) -> list[str]:
         """The parts and the peak as lines for people."""
@@ -81,7 +105,12 @@ class Estimate:
                 if part.size_bytes and (part.on_host == on_host or not self.on_gpu)
             ]
             phase, most = self.peak(on_host=on_host)
-            lines.append(f"  {'at most':30} {most / 1e9:7.2f}  in this phase: {phase}")
+            if margin := self.fragmentation(phase, on_host=on_host):
+                lines.append(
+                    f"  {'fragmentation':30} {margin / 1e9:7.2f}  {FRAGMENTATION:.0%} of the tensors [{phase}]"
+                )
+            bound, why = ("at least", f"; {HOST_FLOOR}") if on_host else ("at most", "")
+            lines.append(f"  {bound:30} {most / 1e9:7.2f}  in this phase: {phase}{why}")
         return lines
 
 
@@ -116,6 +145,7 @@ def estimate_memory(
     activations: Activations,
     on_gpu: bool,
     tests: bool = True,
+    async_save: bool = False,
 ) -> Estimate:
     """A rank's parts; the rank that needs most, which is the first, since it saves models.
 
@@ -124,6 +154,7 @@ def estimate_memory(
         passes: forward passes per step and rank.
         on_gpu: where the model is; the parts of the host are then told apart.
         tests: whether the best model is scored on test splits at the end; it is read in any case.
+        async_save: whether checkpoints are written from a copy.
     """
     numbers = _Numbers(sizes, layout, optim, precision, num_ranks, passes, on_gpu)
     parts = [
@@ -133,11 +164,21 @@ def estimate_memory(
         *_buckets(numbers),
         Part(what="activations", size_bytes=activations.training, why=activations.shape, phases=(_BACKWARD,)),
         *_files(numbers, activations.scoring if tests else None),
+        *([_checkpoint_copy(numbers)] if async_save else []),
     ]
     if on_gpu:
-        parts.append(Part(what="CUDA, NCCL", size_bytes=GPU_PROCESS_BYTES, why="rule of thumb"))
+        parts += _of_the_driver(num_ranks)
     parts.append(Part(what="process", size_bytes=HOST_PROCESS_BYTES, why="programs and libraries", on_host=on_gpu))
     return Estimate(parts=tuple(parts), on_gpu=on_gpu)
+
+
+def _of_the_driver(num_ranks: int) -> list[Part]:
+    """What driver and libraries take of a GPU beside torch's allocator."""
+    nccl = NCCL_BYTES if num_ranks > 1 else 0
+    return [
+        Part(what="CUDA context", size_bytes=GPU_CONTEXT_BYTES, why="rule of thumb", fragments=False),
+        Part(what="NCCL", size_bytes=nccl, why="two communicators, rule of thumb", fragments=False),
+    ]
 
 
 class _Numbers:
@@ -242,11 +283,12 @@ def _optimizer(n: _Numbers) -> list[Part]:
 def _update_bytes(n: _Numbers, own: int) -> int:
     """Temporaries of an optimizer step: the flat gradient in fp32, and those of torch's Adam.
 
-    Adam on the CPU holds the root of the second moment and its corrected copy; on a GPU the corrected one alone.
+    Adam on the CPU holds the root of the second moment and its corrected copy; where there is a GPU it is fused, and
+    holds nothing.
     """
-    at_host = n.offloads or not n.on_gpu
-    temporaries = {"sgd": 0, "adam": 2 if at_host else 1, "adamw": 2 if at_host else 1}[n.optim.name]
-    if n.optim.weight_decay and n.optim.name != "adamw":
+    is_fused = n.on_gpu and n.optim.name != "sgd"
+    temporaries = 0 if is_fused or n.optim.name == "sgd" else 2
+    if n.optim.weight_decay and n.optim.name != "adamw" and not is_fused:
         temporaries += 1  # the gradient with the decay in it
     if n.stage == 0:
         if n.precision == "bf16":
@@ -296,6 +338,13 @@ def _buckets(n: _Numbers) -> list[Part]:
     return parts
 
 
+def _checkpoint_copy(n: _Numbers) -> Part:
+    """What rank 0 writes a checkpoint from while training goes on."""
+    moments = 0 if n.optim.name == "sgd" else 8 * n.trained
+    size = 4 * n.parameters + moments
+    return Part(what="copy for a checkpoint", size_bytes=size, why="async_save", phases=_WRITING, on_host=n.on_gpu)
+
+
 def _files(n: _Numbers, scoring: int | None) -> list[Part]:
     """Whole models beside the engine: read at the start, written, and read once more for the last scores."""
     model = 4 * n.parameters
@@ -337,4 +386,5 @@ def describe_peak(estimate: Estimate) -> str:
     """The peak in one line."""
     phase, most = estimate.peak()
     place = "of the GPU" if estimate.on_gpu else "without a GPU"
-    return f"{most / 1e9:.2f} GB {place}, most in this phase: {phase}"
+    least = "" if estimate.on_gpu else "at least "
+    return f"{least}{most / 1e9:.2f} GB {place}, most in this phase: {phase}"

@@ -12,7 +12,9 @@ from ccts_dist.config import OptimConfig
 from ccts_dist.errors import ConfigError
 
 
-def build_optimizer(trained: Mapping[str, Sequence[nn.Parameter]], config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    trained: Mapping[str, Sequence[nn.Parameter]], config: OptimConfig, *, fused: bool = False
+) -> torch.optim.Optimizer:
     """An optimizer over the trained parameters: encoders at their share of the learning rate, the rest at all of it.
 
     Both encoders are one group, "encoder", unless the run file gives one of them a rate of its own. A group without
@@ -21,6 +23,7 @@ def build_optimizer(trained: Mapping[str, Sequence[nn.Parameter]], config: Optim
     Args:
         trained: parameters under "speech", "text" and "rest".
         config: names the optimizer and the rates.
+        fused: Adam in one kernel for all parameters of a group, without temporaries; for a GPU.
     """
     speech, text, rest = ([*trained.get(name, ())] for name in ("speech", "text", "rest"))
     if config.speech_factor is None and config.text_factor is None:
@@ -36,10 +39,21 @@ def build_optimizer(trained: Mapping[str, Sequence[nn.Parameter]], config: Optim
         for name, (parameters, factor) in {**encoders, "rest": (rest, 1.0)}.items()
         if parameters
     ]
+    if config.weight_decay and not config.decay_norms_and_biases:
+        groups = [part for group in groups for part in _by_decay(group)]
     if config.name == "sgd":
         return torch.optim.SGD(groups, weight_decay=config.weight_decay)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(groups, weight_decay=config.weight_decay)
+    # None is torch's own choice; False would also rule out its second fastest way.
+    return kind(groups, weight_decay=config.weight_decay, fused=True if fused else None)
+
+
+def _by_decay(group: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A group in two of one name and rate, the second without weight decay: norms, biases and other vectors."""
+    decayed = [parameter for parameter in group["params"] if parameter.ndim > 1]
+    others = [parameter for parameter in group["params"] if parameter.ndim <= 1]
+    parts = [{**group, "params": decayed}, {**group, "params": others, "weight_decay": 0.0}]
+    return [part for part in parts if part["params"]]
 
 
 @runtime_checkable
@@ -203,10 +217,16 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> str:
     """What is trained at which learning rate, for people."""
-    told = [
-        f"{group['name']} {group['lr']:g} ({sum(p.numel() for p in group['params']):,} parameters)"
-        for group in optimizer.param_groups
-    ]
+    told = []
+    for name, rate in rates_by_group(optimizer).items():
+        sizes = [
+            (sum(p.numel() for p in group["params"]), group["weight_decay"])
+            for group in optimizer.param_groups
+            if group["name"] == name
+        ]
+        spared = sum(size for size, decay in sizes if len(sizes) > 1 and decay == 0.0)
+        words = f", {spared:,} without weight decay" if spared else ""
+        told.append(f"{name} {rate:g} ({sum(size for size, _ in sizes):,} parameters{words})")
     return ", ".join(told)
 
 

@@ -28,6 +28,8 @@ class Parts:
     tracking: Tracking
     state: TrainState
     watch: Watch
+    graph_samples: int
+    """See ``train_step``."""
 
     @property
     def run(self) -> RunConfig:

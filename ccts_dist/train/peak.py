@@ -20,6 +20,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak_resident_bytes()
 
 
+def peak_reserved_bytes(device: torch.device) -> int | None:
+    """Most memory that torch's allocator has taken of a GPU so far, gaps between tensors included; None on a CPU."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
 def peak_resident_bytes() -> int:
     """Most resident memory of this process so far, mapped files included."""
     status = Path("/proc/self/status")
@@ -34,4 +39,11 @@ def peak_resident_bytes() -> int:
 
 def peak_over_ranks_gb(device: torch.device) -> float:
     """The largest peak of all ranks so far, in GB of 10^9 bytes. Every rank must call it."""
-    return max(gather_objects(peak_memory_bytes(device))) / 1e9
+    return peaks_over_ranks_gb(device)[0]
+
+
+def peaks_over_ranks_gb(device: torch.device) -> tuple[float, float | None]:
+    """The ranks' largest peaks so far in GB, held and reserved; the latter None on CPUs. Every rank must call it."""
+    held, reserved = zip(*gather_objects((peak_memory_bytes(device), peak_reserved_bytes(device))), strict=True)
+    known = [each for each in reserved if each is not None]
+    return max(held) / 1e9, max(known) / 1e9 if known else None

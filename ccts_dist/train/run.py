@@ -6,19 +6,32 @@ import torch
 
 from ccts_dist.config import RunConfig
 from ccts_dist.config.credentials import public_toml, public_tree
-from ccts_dist.distributed import Ranks, agree_on_nodes, barrier, limit_waiting, rank_facts, together
-from ccts_dist.errors import OutputError, StopRequested
+from ccts_dist.distributed import (
+    Ranks,
+    agree_on_nodes,
+    barrier,
+    best_device,
+    broadcast_object,
+    gather_objects,
+    limit_waiting,
+    rank_facts,
+    together,
+)
+from ccts_dist.errors import ConfigError, OutputError, StopRequested
 from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.progress import say
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
 from ccts_dist.tracking.packages import installed_packages
-from ccts_dist.train.checkpoint import TrainState, read_state
+from ccts_dist.train.checkpoint import TrainState, read_manifest, read_state
 from ccts_dist.train.curves import draw_training
 from ccts_dist.train.engine import Engine
 from ccts_dist.train.forecast import Forecast
 from ccts_dist.train.loop import Outcome, Trainer
+from ccts_dist.train.memory import HOST_FLOOR
 from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups
+from ccts_dist.train.out_of_memory import MemoryWords, is_out_of_memory
 from ccts_dist.train.parts import Parts
+from ccts_dist.train.rounds import memory_of_a_rank
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session, check_session, open_session
 from ccts_dist.train.stopping import STOP_FILE
@@ -32,10 +45,14 @@ def check(run: RunConfig, *, num_ranks: int | None, gpu_memory_gb: float | None 
         num_ranks: None for as many as the launcher has started.
         gpu_memory_gb: GB (10^9 bytes) of each GPU, which the run must fit; None where that is not asked.
     """
+    check_precision(run, best_device(Ranks()) if num_ranks is None else torch.device("cpu"))
     if rank_facts().local_rank:
         return 0  # under the launcher one rank of each host checks: the weights need not be in memory for each
     with check_session(run, rank_facts().num_ranks if num_ranks is None else num_ranks) as session:
         forecast = Forecast(session, on_gpu=gpu_memory_gb is not None or torch.cuda.is_available())
+        on_gpu = torch.cuda.is_available()
+        share = memory_of_a_rank(session.ranks, on_gpu=on_gpu) if gpu_memory_gb is None else int(gpu_memory_gb * 1e9)
+        forecast.decide_rounds(share)
         if rank_facts().is_first:
             for line in (*_described(session), *forecast.lines()):
                 print(line)
@@ -59,14 +76,34 @@ def train(run: RunConfig, ranks: Ranks, *, resume: str) -> Outcome:
 
     A rank that loses its peers does not return: see ``Watch``.
     """
-    with Watch(ranks, timeout_s=run.train.timeout_s, grace_s=run.train.grace_s) as watch:
+    device = best_device(ranks)
+    on_gpu = device.type == "cuda"
+    with Watch(ranks, timeout_s=run.train.timeout_s, grace_s=run.train.grace_s, on_gpu=on_gpu) as watch:
         try:
+            together(lambda: check_precision(run, device))
             return _train_watched(run, ranks, resume, watch)
-        except RuntimeError as error:
-            lost = watch.explain(error)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise MemoryWords(run, ranks).error(watch.place, error) from error
+            lost = watch.explain(error) if isinstance(error, RuntimeError) else None
             if lost is None:
                 raise
             raise lost from error
+
+
+def check_precision(run: RunConfig, device: torch.device) -> None:
+    """Refuse bfloat16 on a GPU that has none: torch would emulate it, many times slower.
+
+    Raises:
+        ConfigError: it does not have it, and what to set.
+    """
+    if run.train.precision != "bf16" or device.type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            f'train.precision = "bf16": {torch.cuda.get_device_name(device)} does not compute in bfloat16 (NVIDIA has '
+            'it from the A100 and RTX 30 on). Set train.precision = "fp32".'
+        )
 
 
 def _train_watched(run: RunConfig, ranks: Ranks, resume: str, watch: Watch) -> Outcome:
@@ -93,20 +130,27 @@ def _take_away(request: Path) -> None:
 
 def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watch: Watch) -> Outcome:
     watch.at("setting up")
+    if not torch.cuda.is_available():
+        say(f"{'ranks':24} {describe_cpu_ranks(ranks.num_ranks)}", visible=ranks.is_first)
     session = open_session(run, ranks)
     together(watch.check)
     # The weights are in the model before the engine is made: see Engine.
-    optimizer = build_optimizer(parameter_groups(session.model), run.optim)
+    optimizer = build_optimizer(parameter_groups(session.model), run.optim, fused=torch.cuda.is_available())
     say(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
-    forecast = together(lambda: _introduce(session) if ranks.is_first else None)
     point = folder.find_resume_point(resume, run, session.plan_digest, say) if resume else None
-    engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks, resume_from=point)
+    state = TrainState() if point is None else read_state(point)
+    recorded = state.graph_samples if point is not None and read_manifest(point).num_ranks == ranks.num_ranks else None
+    share = min(gather_objects(memory_of_a_rank(ranks, on_gpu=torch.cuda.is_available())))
+    forecast = together(lambda: _introduce(session, share, recorded) if ranks.is_first else None)
+    rounds = broadcast_object(None if forecast is None else forecast.rounds)
+    state.graph_samples = rounds.recorded
+    engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=point)
     limit_waiting(run.train.timeout_s)
     together(watch.check)
-    state = TrainState()
+    if tries_largest(engine.device):
+        try_largest(engine, session, watch)
     if point is not None:
-        state = read_state(point)
         schedule.restore(state.schedule)
         say(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
     folder.write_file("run.toml", public_toml(run))
@@ -123,6 +167,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
             tracking=tracking,
             state=state,
             watch=watch,
+            graph_samples=rounds.graph_samples,
         )
         outcome = Trainer(parts, optimizer).train()
         if ranks.is_first and run.tracking.kind != "none":
@@ -137,8 +182,30 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
     say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}", visible=ranks.is_first)
     if forecast is not None:
-        say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB; estimated: {forecast.peak_bytes / 1e9:.2f} GB")
+        reserved = outcome.peak_memory_reserved_gb
+        reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
+        taken = f"{outcome.peak_memory_gb:.2f} GB{reserving}"
+        bound = "" if forecast.estimate.on_gpu else f" or more: {HOST_FLOOR}"
+        say(f"most memory of a rank: {taken}; estimated: {forecast.peak_bytes / 1e9:.2f} GB{bound}")
     return outcome
+
+
+def tries_largest(device: torch.device) -> bool:
+    """Whether the largest micro-batch is tried before the first step: on GPUs, where memory is what is short."""
+    return device.type == "cuda"
+
+
+def try_largest(engine: Engine, session: Session, watch: Watch) -> None:
+    """Take the forward and backward pass of the plan's largest micro-batch before any step, and change nothing.
+
+    Raises:
+        OutOfMemoryError: on this rank alone: it does not fit.
+        CctsError: on all ranks alike: it cannot be read.
+    """
+    watch.at("trying the largest micro-batch")
+    batch = together(session.loader.read_largest)
+    engine.train(True)
+    engine.try_out(batch.to(engine.device))
 
 
 def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:
@@ -149,9 +216,10 @@ def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:
         say(f"no curves are drawn: {error}")
 
 
-def _introduce(session: Session) -> Forecast:
-    """Say every number that follows from the run file, and what memory a rank will need."""
+def _introduce(session: Session, rank_bytes: int, recorded: int | None) -> Forecast:
+    """Say every number that follows from the run file, and what a rank will need of the memory it has."""
     forecast = Forecast(session, on_gpu=torch.cuda.is_available())
+    forecast.decide_rounds(rank_bytes, recorded)
     for line in (*_described(session), *forecast.lines()):
         say(line)
     return forecast
@@ -159,6 +227,18 @@ def _introduce(session: Session) -> Forecast:
 
 def _described(session: Session) -> list[str]:
     return [f"{name:24} {value}" for name, value in session.derived().items()]
+
+
+def describe_cpu_ranks(num_ranks: int) -> str:
+    """The number of ranks where no GPU is found, and how to choose another.
+
+    ``deepspeed`` without ``--num_gpus`` then starts one rank per NUMA node, on most machines one in all.
+    """
+    more = "two" if num_ranks == 1 else "N"
+    option = "2" if num_ranks == 1 else "N"
+    return (
+        f"{num_ranks} on the CPU, since no GPU is found; for {more}: deepspeed --num_gpus {option} launch/train.py ..."
+    )
 
 
 def _open_tracking(session: Session, folder: RunFolder, *, resume: bool) -> Tracking:

@@ -54,8 +54,9 @@ FREE_DATA_KEYS = (
 )
 """Keys of [data] that may: shards and cache may have moved, and their digests are compared."""
 
-FREE_KEYS = ("augment.noises", "augment.impulse_responses")
-"""Keys that may in sections that may not, for the same reason: what is in the folders goes into the plan's digest."""
+FREE_KEYS = ("augment.noises", "augment.impulse_responses", "batch.forward_rounds")
+"""Keys that may in sections that may not: what is in the folders of [augment] goes into the plan's digest, and the
+rounds of a step's forward passes leave its loss as it is."""
 
 
 class RunFolder:
@@ -183,7 +184,7 @@ class RunFolder:
         plan_digest: str,
         say: Callable[[str], None],
     ) -> None:
-        before = complete_tree(manifest.run, source=path.name)
+        before = complete_tree(_as_it_was(manifest.run), source=path.name)
         for key, (then, now) in changed_keys(before, public_tree(run)).items():
             section, _, rest = key.partition(".")
             frozen = section in FROZEN_SECTIONS or (section == "data" and rest not in FREE_DATA_KEYS)
@@ -222,6 +223,14 @@ class RunFolder:
         """
         path = self.path / name
         return together(lambda: History(path, steps_done) if self._ranks.is_first else None)
+
+
+def _as_it_was(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's run tree, with what an earlier version did where today's default is another."""
+    optim = run.get("optim", {})
+    if isinstance(optim, Mapping) and "decay_norms_and_biases" not in optim:
+        optim = {**optim, "decay_norms_and_biases": bool(optim.get("weight_decay"))}
+    return {**run, "optim": optim}
 
 
 def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -30,10 +30,11 @@ from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, op
 from ccts_dist.teacher.threshold import threshold_leaving_out
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoint import checkpoints_folder
-from ccts_dist.train.ds_config import check_calls, read_ds_config
+from ccts_dist.train.ds_config import check_calls, check_compiled, check_ds_config
 from ccts_dist.train.evaluate import Extras, bin_edges
 from ccts_dist.train.frames import hears_nothing, keep_frames
 from ccts_dist.train.optim import check_warmup
+from ccts_dist.train.rounds import describe_micro_batches
 from ccts_dist.train.step import Objective
 from ccts_dist.train.storage import writing
 
@@ -77,7 +78,8 @@ class Session:
 
     def test_loader(self) -> Loader:
         """The test splits, in evaluation order."""
-        return self._evaluation_loader(self.run.data.test_splits)
+        splits = self.run.data.test_splits
+        return open_loader(self.run, self.shard_set, splits, self.tokenizer, None, self.ranks, training=False)
 
     def close(self) -> None:
         """Let threads go that read or fetch, also those that wait for a store."""
@@ -87,23 +89,20 @@ class Session:
         if self.teacher is not None:
             self.teacher.store.close()
 
-    def _evaluation_loader(self, splits: Sequence[str]) -> Loader:
-        return open_loader(self.run, self.shard_set, splits, self.tokenizer, None, self.ranks, training=False)
-
     def derived(self) -> dict[str, str]:
         """Every number that follows from the run file, for people."""
         size = describe(self.model)["model"]
-        batch, distill = self.run.batch, self.objective.distill
+        batch, distill, cuts = self.run.batch, self.objective.distill, self.loader.cuts()
         numbers = {
             "parameters": f"{size.parameters:,}",
             "trained parameters": f"{size.trained:,}",
             "training utterances": f"{self.loader.num_utterances:,}",
             "validation utterances": f"{self.valid_loader.num_utterances:,}",
             "utterances per step": f"{self.loader.plan.largest_batch}",
-            "ranks x passes": f"{self.ranks.num_ranks} x {self.loader.passes} of at most {batch.micro_utterances}",
+            "ranks x micro-batches": f"{self.ranks.num_ranks} x {describe_micro_batches(batch, cuts)}",
             "steps per epoch": f"{self.loader.steps_per_epoch:,}",
             "steps in all": f"{self.total_steps:,}",
-            "padding": f"{self.loader.padding(0):.1%}",
+            "padding": f"{cuts.padding:.1%}",
         }
         if distill is not None and self.run.distill is not None and self.run.distill.leave_out:
             numbers["threshold"] = f"{distill.threshold:.4f} deviations, to leave out {self.run.distill.leave_out:.1%}"
@@ -155,7 +154,8 @@ def _agree_on_sounds(session: Session) -> None:
 
 def _open_shards(run: RunConfig) -> ShardSet:
     """The shard set, once its splits and labels can carry the run; also the checks that need nothing more."""
-    read_ds_config(Path(run.train.deepspeed))
+    check_compiled(run)
+    check_ds_config(run)
     shard_set = open_shard_set(run.data.shards, **_cache_of(run))
     shard_set.shards_of(run.data.test_splits)
     _bins(run, shard_set)

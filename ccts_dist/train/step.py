@@ -2,10 +2,11 @@
 run file asks for it, a CCC for each micro-batch."""
 
 import math
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,10 +33,12 @@ from ccts_dist.losses.total import (
     pack_sums,
     surrogate,
     unpack_sums,
-    with_distillation,
 )
-from ccts_dist.records import Batch, StepBatches
+from ccts_dist.records import Batch, StepBatches, padded_samples
 from ccts_dist.train.engine import Update
+from ccts_dist.train.step_figures import Figures, Objective, StepResult
+from ccts_dist.train.two_rounds import TwoRounds
+from ccts_dist.transfer import fetched, queued
 
 
 @runtime_checkable
@@ -47,62 +50,16 @@ class StepEngine(Protocol):
 
     def forward(self, batch: Batch) -> Any:
         """Embedding and prediction, and scores of categories if the batch has any."""
-        ...
+
+    def start_step(self, num_passes: int) -> None:
+        """Announce how many passes the step has."""
 
     def backward(self, surrogate: Tensor) -> None:
         """Add to the global gradient."""
-        ...
 
     def step(self) -> Update:
         """Count a pass; move the weights after the last."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Objective:
-    """What is minimised, by plain numbers."""
-
-    target_weights: tuple[float, ...]
-    category_weight: float = 0.0
-    """Of the cross-entropy; plays no part where batches have no categories."""
-
-    distill: DistillTerms | None = None
-    scope: Literal["global", "micro-batch"] = "global"
-    """Whose CCC: see ``losses.total`` and ``losses.micro_batch``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepResult:
-    """A step's figures, of the global batch; the same on every rank."""
-
-    loss: float
-    ccc_loss: float
-    ccc: tuple[float, ...]
-    """Of the global batch; with scope "micro-batch" the mean over the micro-batches."""
-
-    category_loss: float
-    """Mean cross-entropy in nats; 0 where no row has a category."""
-
-    embedding_loss: float
-    prediction_loss: float
-    num_rows: int
-    num_kept: float
-    """Utterances that are distilled: their shares added up; with a gate per dimension the mean of ``kept_in``."""
-
-    kept_in: tuple[float, ...]
-    """With a gate per dimension: utterances that are distilled in each; else empty."""
-
-    num_damaged: int
-    """Utterances that were left out because they are damaged."""
-
-    key_checksum: int
-    """Sum of the CRC-32 of the keys of the rows that count: equal for equal global batches, however they are cut."""
-
-    update: Update | None
-    """None when the loss was not finite and the step was left out."""
-
-    aside: tuple[float, ...]
-    """``train_step``'s, added up over ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +68,11 @@ class _Part:
 
     engine: StepEngine
     passes: tuple[Batch, ...]
+    """On the engine's device."""
+
+    read: tuple[Batch, ...]
+    """The same as they were read: on the host, which need not wait for them."""
+
     kept: tuple[Tensor | None, ...]
     """What of each pass is distilled."""
 
@@ -118,7 +80,11 @@ class _Part:
     place: tuple[int, ...]
     """Seed, epoch, step, rank."""
 
-    aside: Tensor
+    aside: Callable[[], Tensor]
+    one_round: bool
+    """Whether the graphs of all passes are kept until the loss is known."""
+
+    rounds: TwoRounds | None
 
     def forward(self, number: int) -> Any:
         """One pass, with its own random state."""
@@ -176,82 +142,62 @@ class _Part:
         return torch.cat([sums.embedding[None], sums.prediction])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Figures:
-    """A step's figures over all ranks, as tensors."""
-
-    ccc_loss: Tensor
-    ccc: Tensor
-    category_loss: Tensor
-    distilled: DistillParts
-    num_rows: Tensor
-    num_kept: Tensor
-    kept_in: Tensor | None
-    counts: Tensor
-    """As ``_counts`` gives them."""
-
-    aside: Tensor
-
-    def loss(self, objective: Objective) -> float:
-        """The whole objective."""
-        labelled = self.ccc_loss + objective.category_weight * self.category_loss
-        return float(with_distillation(labelled, self.distilled, objective.distill))
-
-    def result(self, objective: Objective, update: Update | None) -> StepResult:
-        """In plain numbers."""
-        return StepResult(
-            loss=self.loss(objective),
-            ccc_loss=float(self.ccc_loss),
-            ccc=tuple(self.ccc.tolist()),
-            category_loss=float(self.category_loss),
-            embedding_loss=float(self.distilled.embedding),
-            prediction_loss=float(self.distilled.prediction),
-            num_rows=int(self.num_rows),
-            num_kept=float(self.num_kept if self.kept_in is None else self.kept_in.mean()),
-            kept_in=() if self.kept_in is None else tuple(self.kept_in.tolist()),
-            num_damaged=int(self.counts[1]),
-            key_checksum=int(self.counts[0]),
-            update=update,
-            aside=tuple(self.aside.tolist()),
-        )
-
-
 def train_step(
-    engine: StepEngine, batches: StepBatches, objective: Objective, *, seed: int, aside: Tensor | None = None
+    engine: StepEngine,
+    batches: StepBatches,
+    objective: Objective,
+    *,
+    seed: int,
+    aside: Tensor | Callable[[], Tensor] | None = None,
+    graph_samples: int = sys.maxsize,
+    moved: Callable[[], tuple[Batch, ...]] | None = None,
+    rounds: TwoRounds | None = None,
 ) -> StepResult:
     """Move the weights by the gradient of the loss of the global batch of which ``batches`` are this rank's part.
 
-    With several passes and the exact loss, a first round without gradient collects the predictions whose sums the loss
-    needs. Each forward draws its random state from (seed, epoch, step, rank, pass), so that the second round repeats
-    the first, and so that resuming needs no generator's state.
+    With several passes and the exact loss, all forward passes come before the first backward pass, since the loss needs
+    the sums of all predictions. Where their graphs fit in memory they wait for it; else the first round is one without
+    gradient, and a second one repeats it pass by pass. Each forward draws its random state from (seed, epoch, step,
+    rank, pass), so that the second round repeats the first, and so that resuming needs no generator's state.
 
     A loss that is not finite is seen by all ranks alike, since all see the same sums: then none backpropagates. With
     scope "micro-batch" that holds for the first pass; a later one's makes the reduced gradient not finite.
 
+    The host waits for the device once a round, for all sums in one copy; what follows from them it computes itself.
+
     Args:
-        aside: numbers that are added up over ranks on the way, at no further cost; as many on every rank.
+        aside: numbers that are added up over ranks on the way, at no further cost; as many on every rank. A function is
+            called for them while the device is at work on the first round: it may take its time.
+        moved: gives the batches on the engine's device, if they have been copied there.
+        rounds: compares the predictions of both rounds.
+        graph_samples: most samples of padded audio whose graphs fit in memory at a time. How many rounds a rank takes
+            need not be what others take: no collective lies in a forward pass, but under ZeRO-3, where it must be 0.
     """
-    passes = tuple(batch.to(engine.device) for batch in batches.passes)
+    one_round = len(batches.passes) == 1 or sum(map(padded_samples, batches.passes)) <= graph_samples
+    passes = tuple(batch.to(engine.device) for batch in batches.passes) if moved is None else moved()
     assert passes, "a step has at least one pass"
     part = _Part(
         engine=engine,
         passes=passes,
+        read=batches.passes,
         kept=tuple(_kept(batch, objective.distill) for batch in passes),
         objective=objective,
         place=(seed, batches.epoch, batches.step, engine.ranks.rank),
-        aside=torch.zeros(0, dtype=torch.float64) if aside is None else aside,
+        aside=aside if callable(aside) else lambda: torch.zeros(0, dtype=torch.float64) if aside is None else aside,
+        one_round=one_round,
+        rounds=rounds,
     )
+    engine.start_step(len(passes))
     return _micro_batch_step(part) if objective.scope == "micro-batch" else _global_step(part)
 
 
 def _global_step(part: _Part) -> StepResult:
     """By the CCC of the global batch: all predictions' sums first, then a backward for each pass."""
     objective = part.objective
-    two_rounds = len(part.passes) > 1
     outputs: list[Any] = []
     collected: list[tuple[Tensor, ...]] = []
     for number, batch in enumerate(part.passes):
-        with torch.set_grad_enabled(not two_rounds):
+        with torch.set_grad_enabled(part.one_round):
             output = part.forward(number)
         own_sums = batch_sums(
             output.prediction,
@@ -262,13 +208,15 @@ def _global_step(part: _Part) -> StepResult:
             distill=objective.distill,
         )
         cross_entropy = part.cross_entropy(number, output).detach()
-        collected.append((pack_sums(own_sums), part.distances(number, output), cross_entropy, _counts(batch)))
-        outputs.append(None if two_rounds else output)
+        collected.append((pack_sums(own_sums), part.distances(number, output), cross_entropy))
+        outputs.append(output if part.one_round else None)
+        if not part.one_round and part.rounds is not None:
+            part.rounds.first(number, output.prediction)
     own = [torch.stack(pieces).sum(0) for pieces in zip(*collected, strict=True)]
-    packed, distances, cross_entropy, counts, aside = _summed(*own, part.aside)
+    packed, distances, cross_entropy, counts, aside = _summed(*own, _counts(part.read), part.aside())
     sums = unpack_sums(packed, objective.distill)
     parts = DistanceSums(embedding=distances[0], prediction=distances[1:]).over(sums.num_kept, sums.kept_in)
-    figures = _Figures(
+    figures = Figures(
         ccc_loss=ccc_loss_from_sums(sums.concordance, objective.target_weights),
         ccc=concordance_from_sums(sums.concordance),
         category_loss=mean_cross_entropy(cross_entropy),
@@ -281,10 +229,14 @@ def _global_step(part: _Part) -> StepResult:
     )
     update = None
     if math.isfinite(figures.loss(objective)):
+        there = unpack_sums(queued(packed, part.engine.device), objective.distill)
+        num_categorised = queued(cross_entropy[1], part.engine.device)
         for number in range(len(part.passes)):
             output = outputs[number] if outputs[number] is not None else part.forward(number)
             outputs[number] = None
-            _, update = part.backward(surrogate, number, output, sums, cross_entropy[1])
+            if not part.one_round and part.rounds is not None:
+                part.rounds.second(number, output.prediction)
+            _, update = part.backward(surrogate, number, output, there, num_categorised)
     return figures.result(objective, update)
 
 
@@ -297,12 +249,13 @@ def _micro_batch_step(part: _Part) -> StepResult:
         pack_counts(micro_counts(batch.labels, batch.weight, kept))
         for batch, kept in zip(part.passes, part.kept, strict=True)
     ]
-    counted = torch.stack([_counts(batch) for batch in part.passes]).sum(0)
-    known = torch.tensor([float(sum(_num_categorised(batch) for batch in part.passes))], dtype=torch.float64)
+    known = torch.tensor([float(sum(_num_categorised(batch) for batch in part.read))], dtype=torch.float64)
     summed, packed, categorised_rows, counts, aside = _summed(
-        concordances, torch.stack(divided).sum(0), known, counted, part.aside
+        concordances, torch.stack(divided).sum(0), known, _counts(part.read), part.aside()
     )
     divisors = unpack_counts(packed, objective.distill)
+    there = unpack_counts(queued(packed, part.engine.device), objective.distill)
+    num_categorised = queued(categorised_rows[0], part.engine.device)
     later = torch.zeros_like(concordances)
     parts: list[Tensor] = []
     update = None
@@ -311,15 +264,15 @@ def _micro_batch_step(part: _Part) -> StepResult:
             output = first if number == 0 else part.forward(number)
             if number > 0:
                 later = later + _own_concordance(output, batch)
-            share, update = part.backward(micro_surrogate, number, output, divisors, categorised_rows[0])
+            share, update = part.backward(micro_surrogate, number, output, there, num_categorised)
             parts.append(share)
     shares = torch.full((3,), math.nan, dtype=torch.float64)
     if parts:
-        shares = torch.stack(parts).sum(0)
+        shares = torch.zeros_like(shares)
         if objective.distill is not None or part.passes[0].categories is not None or len(parts) > 1:
-            later, shares = _summed(later, shares)
-        summed = summed + later
-    figures = _Figures(
+            later, shares = _summed(later, torch.stack(parts).sum(0))
+            summed = summed + later
+    figures = Figures(
         ccc_loss=micro_ccc_loss(summed, divisors.num_scored, objective.target_weights),
         ccc=mean_concordance(summed, divisors.num_scored),
         category_loss=shares[2],
@@ -337,11 +290,16 @@ def _own_concordance(output: Any, batch: Batch) -> Tensor:
     return micro_concordance(output.prediction, batch.labels, batch.weight)
 
 
-def _counts(batch: Batch) -> Tensor:
+def _counts(passes: Sequence[Batch]) -> Tensor:
     """Checksum of the keys that count, and number of damaged utterances."""
     # Exact in float64 below 2^53, that is for two million keys.
-    keys = (zlib.crc32(key.encode()) for key, w in zip(batch.keys, batch.weight.tolist(), strict=True) if w > 0)
-    return torch.tensor([float(sum(keys)), float(len(batch.damaged))], dtype=torch.float64)
+    keys = (
+        zlib.crc32(key.encode())
+        for batch in passes
+        for key, weight in zip(batch.keys, batch.weight.tolist(), strict=True)
+        if weight > 0
+    )
+    return torch.tensor([float(sum(keys)), float(sum(len(batch.damaged) for batch in passes))], dtype=torch.float64)
 
 
 def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
@@ -352,7 +310,7 @@ def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
 
 
 def _num_categorised(batch: Batch) -> int:
-    return 0 if batch.categories is None else len(categorised(batch.categories, batch.weight))
+    return 0 if batch.categories is None else int(categorised(batch.categories, batch.weight).sum())
 
 
 def _pack_shares(distilled: DistillParts, category: Tensor) -> Tensor:
@@ -361,6 +319,8 @@ def _pack_shares(distilled: DistillParts, category: Tensor) -> Tensor:
 
 
 def _summed(*pieces: Tensor) -> list[Tensor]:
-    """These flat tensors, each added up over ranks: in one all-reduce, since ranks wait for each other in every one."""
-    packed = torch.cat([piece.to(pieces[0].device) for piece in pieces])
-    return list(sum_over_ranks(packed).split([len(piece) for piece in pieces]))
+    """These flat tensors, each added up over ranks, on the host.
+
+    In one copy from the device, for which the host waits, and in one all-reduce, in which ranks wait for each other.
+    """
+    return list(sum_over_ranks(torch.cat(fetched(pieces))).split([len(piece) for piece in pieces]))

@@ -15,10 +15,11 @@ from pathlib import Path
 from socket import gethostname
 from types import FrameType, TracebackType
 
-from ccts_dist.distributed import Ranks, is_lost_connection
-from ccts_dist.errors import STOPPED, CctsError, PeerLostError, StopRequested
+from ccts_dist.distributed import Ranks, is_lost_connection, write_nccl_record
+from ccts_dist.errors import STOPPED, CctsError, OutOfMemoryError, PeerLostError, StopRequested
 from ccts_dist.train.beats import (
     LOST_A_PEER,
+    STOPPED_BY_SIGNAL,
     Beat,
     beats_folder,
     forget_beats,
@@ -47,8 +48,18 @@ LEAVE_S = 60.0
 _RANKS_PER_BEAT_S = 32
 """Beats of all ranks together per second: shared storage has other things to do."""
 
+_PATIENCE_S = 10.0
+"""On GPUs a rank that has waited so long for its peers looks whether one of them has gone: NCCL would not notice."""
+
 _COLLECTIVES = os.path.join("torch", "distributed")
 """Source folder; a main thread that is in it waits for peers. DeepSpeed's wrappers end there too."""
+
+_WAITS_ON_GPU = {
+    ("engine.py", "step"),  # DeepSpeed copies the gradient's norm, which all ranks have a part in
+    ("distributed.py", "sum_over_ranks"),  # copies numbers that the GPU has yet to compute, behind the last collective
+    ("zero_state.py", "gather"),
+}
+"""Functions of this package, by file. On GPUs collectives return at once, and these wait for what they bring."""
 
 
 class Watch:
@@ -58,10 +69,11 @@ class Watch:
         ranks: this process's.
         timeout_s: longest time that a rank waits for its peers.
         grace_s: longest time from a request to stop to a complete checkpoint.
+        on_gpu: ranks compute on GPUs, where a collective returns before it is done.
     """
 
-    def __init__(self, ranks: Ranks, *, timeout_s: float, grace_s: float) -> None:
-        self._ranks, self._timeout_s, self._grace_s = ranks, timeout_s, grace_s
+    def __init__(self, ranks: Ranks, *, timeout_s: float, grace_s: float, on_gpu: bool = False) -> None:
+        self._ranks, self._timeout_s, self._grace_s, self._on_gpu = ranks, timeout_s, grace_s, on_gpu
         process = read_process(os.getpid())
         self._beat = Beat(
             rank=ranks.rank, host=gethostname(), pid=os.getpid(), started=process.started if process else 0
@@ -75,11 +87,12 @@ class Watch:
         self._request = ""
         self._asked_at: float | None = None
         self._left = ""
+        self._reported = False
         self._speaks = True
         self._place = (0, "")
         self._moved_at = self._waiting_since = time.monotonic()
         self._brief = False
-        self._looked_at = self._beat_at = 0.0
+        self._looked_at = self._beat_at = self._counted_at = 0.0
         self._leaving: tuple[float, int] | None = None
         self._main = threading.get_ident()
         self._ended = threading.Event()
@@ -96,6 +109,8 @@ class Watch:
             self._last_words(str(error))
             # Threads of a library may still wait for the lost rank, and the interpreter would wait for them.
             self._end(error.exit_code)
+        if isinstance(error, OutOfMemoryError) and self._ranks.num_ranks > 1:
+            self._leave_at_once(error)
         if error is None:
             self._ended.set()
             self._thread.join()
@@ -106,6 +121,13 @@ class Watch:
             self._left = f"{type(error).__name__}: {error}"[:300]
             self._write()
         self._leaving = (time.monotonic() + LEAVE_S, error.exit_code if isinstance(error, CctsError) else 1)
+
+    def _leave_at_once(self, error: CctsError) -> None:
+        """End on this rank alone: its peers wait for it in a pass that it cannot finish, and end when it has gone."""
+        self._left, self._reported = str(error)[:300], True
+        self._write()
+        self._say(f"error: {error} All ranks end. {self._advice('Mend the cause')}")
+        self._end(error.exit_code)
 
     def follow(self, output: Path) -> None:
         """From now on leave signs of life in the run folder, and look for a stop file there."""
@@ -123,6 +145,11 @@ class Watch:
         self._place = (self._place[0] + 1, place)  # in one piece: the thread reads it at any moment
         self._moved_at = self._waiting_since = time.monotonic()
         self._brief = brief
+
+    @property
+    def place(self) -> str:
+        """Where training is, for people."""
+        return self._place[1] or "its start"
 
     def check(self) -> None:
         """Raise what this rank was asked, if it was. Call it where an error of one rank becomes one of all.
@@ -148,7 +175,7 @@ class Watch:
 
         Takes a few beats of time. Call it on every rank that has such an error.
         """
-        if not is_lost_connection(error):
+        if self._ranks.num_ranks == 1 or not is_lost_connection(error):
             return None
         self._leaving = (time.monotonic() + LEAVE_S, 1)
         self._left = LOST_A_PEER
@@ -188,7 +215,7 @@ class Watch:
 
     def _write(self) -> None:
         """Look where the main thread is, and tell the peers."""
-        waiting, line = where(sys._current_frames().get(self._main))
+        waiting, line = where(sys._current_frames().get(self._main), on_gpu=self._on_gpu)
         if not waiting:
             self._waiting_since = time.monotonic()
         place_number, place = self._place
@@ -201,6 +228,7 @@ class Watch:
             line=line,
             asked=self._asked_at is not None,
             left=self._left,
+            reported=self._reported,
         )
         if self._output is not None:
             write_beat(beats_folder(self._output), self._beat)
@@ -215,9 +243,30 @@ class Watch:
             self._out_of_grace()
         allowed_s = self._timeout_s + SLACK_S
         stuck = self._brief and now - self._moved_at > allowed_s
-        if self._ranks.num_ranks > 1 and (stuck or now - self._waiting_since > allowed_s):
-            self._last_words(self._verdict(timed_out=True))
-            self._end(1)
+        if self._ranks.num_ranks == 1:
+            return
+        if stuck or now - self._waiting_since > allowed_s:
+            self._give_up(timed_out=True)
+        if self._on_gpu and now - max(self._waiting_since, self._counted_at) > _PATIENCE_S:
+            self._counted_at = now
+            if self._has_lost_one():
+                self._give_up(timed_out=False)
+
+    def _has_lost_one(self) -> bool:
+        """Whether a peer has left, or has ended on this host."""
+        beats = {} if self._output is None else read_beats(beats_folder(self._output), self._ranks.num_ranks)
+        beats.pop(self._ranks.rank, None)
+        gone = plainly_lost(beats, host=self._beat.host)
+        return any(how != STOPPED_BY_SIGNAL for how in gone.values())
+
+    def _give_up(self, *, timed_out: bool) -> None:
+        """Name who is lost, and end; the peers, who look at the same time, must not take this rank for the lost one."""
+        self._left = LOST_A_PEER
+        self._write()
+        self._last_words(self._verdict(timed_out=timed_out))
+        if self._on_gpu and self._output is not None:
+            write_nccl_record(beats_folder(self._output), self._ranks.rank)
+        self._end(1)
 
     def _out_of_grace(self) -> None:
         # Until the ranks have met, only those that were asked know of it.
@@ -237,7 +286,8 @@ class Watch:
         if not lost:  # a network in two parts: one speaks on every host
             here = [rank for rank in speakers if rank in beats and beats[rank].host == self._beat.host]
             speakers = here or [self._ranks.rank]
-        self._speaks = self._ranks.rank == min(speakers)
+        has_said = bool(lost) and all(rank in beats and beats[rank].reported for rank in lost)
+        self._speaks = self._ranks.rank == min(speakers) and not has_said
         advice = self._advice("Mend the cause")
         if lost:
             names = "; ".join(
@@ -294,19 +344,24 @@ class Watch:
         os._exit(code)
 
 
-def where(frame: FrameType | None) -> tuple[bool, str]:
+def where(frame: FrameType | None, *, on_gpu: bool = False) -> tuple[bool, str]:
     """Whether a thread that is at ``frame`` waits for peers in a collective, and its line in the source, for people.
 
     The line is the innermost one of this package, if any: what lies below it is a library's business.
+
+    Args:
+        on_gpu: it may also wait for a collective outside it, in a copy from the GPU.
     """
     waiting, line, innermost = False, "", ""
     while frame is not None:
         code = frame.f_code
         path = code.co_filename
+        name, is_ours = Path(path).name, "ccts_dist" in Path(path).parts
         waiting = waiting or _COLLECTIVES in path
-        innermost = innermost or f"{Path(path).name}:{frame.f_lineno} {code.co_name}"
-        if not line and "ccts_dist" in Path(path).parts:
-            line = f"{Path(path).name}:{frame.f_lineno} {code.co_name}"
+        waiting = waiting or (on_gpu and is_ours and (name, code.co_name) in _WAITS_ON_GPU)
+        innermost = innermost or f"{name}:{frame.f_lineno} {code.co_name}"
+        if not line and is_ours:
+            line = f"{name}:{frame.f_lineno} {code.co_name}"
         frame = frame.f_back
     return waiting, line or innermost
 

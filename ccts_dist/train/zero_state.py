@@ -146,13 +146,20 @@ class ZeroState:
                 state = self._optimizer.state[piece.flat]
                 if kind == STEP:
                     # A tensor of its own for each: the optimizer counts in place.
-                    state.setdefault(kind, stored[kind](name, ()).clone())
+                    state.setdefault(kind, stored[kind](name, ()).clone().to(self._counts_on(piece.flat)))
                 else:
                     _copy_part(
                         piece.of(state.setdefault(kind, torch.zeros_like(piece.flat.detach()))),
                         stored[kind](name, shape),
                         piece,
                     )
+
+    def _counts_on(self, flat: Tensor) -> torch.device:
+        """Where torch's optimizer keeps the count of its steps: beside the weights if it is fused, else on the CPU."""
+        for group in self._optimizer.param_groups:
+            if any(flat is parameter for parameter in group["params"]):
+                return flat.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
+        raise AssertionError("what is trained is in a group")
 
 
 def _copy_part(into: Tensor, stored: Tensor, piece: Piece) -> None:

@@ -109,7 +109,7 @@ def _session(folder: Path, frames: str) -> Session:
 def _train(session: Session, epochs: int) -> float:
     """Seconds."""
     optimizer = build_optimizer(parameter_groups(session.model), session.run.optim)
-    engine = PlainEngine(session.model, optimizer, session.run, passes=session.loader.passes, ranks=session.ranks)
+    engine = PlainEngine(session.model, optimizer, session.run, ranks=session.ranks)
     engine.train(True)
     began = time.perf_counter()
     for epoch in range(epochs):

@@ -42,8 +42,9 @@ def test_check_shows_parts_and_peak_without_a_gpu(config, capfd):
     assert check(config, "--ranks", "2") == 0
     out, _ = capfd.readouterr()
     assert re.search(r"memory per rank +on the host +GB", out)
-    for what in ("weights, fp32", "master weights, fp32", "gradient buckets", "activations", "process", "at most"):
+    for what in ("weights, fp32", "master weights, fp32", "gradient buckets", "activations", "process", "at least"):
         assert re.search(rf"^  {what} +\d+\.\d\d", out, re.MULTILINE) or what.startswith("weights"), what
+    assert "freed memory that the C library keeps is not in it" in out, "without a GPU the figure is a floor"
     assert "check passed\n" in out
 
 
@@ -51,14 +52,30 @@ def test_check_says_that_a_run_fits_and_how_large_micro_batches_could_be(config,
     assert check(config, "--ranks", "2", "--gpu-memory", "10") == 0
     out, _ = capfd.readouterr()
     assert "on the GPU" in out
-    assert "check passed: fits 10 GB; the largest batch.micro_utterances that does is 8" in out
+    assert "check passed: fits 10 GB; the largest batch.micro_utterances that does is 8\n" in out
+
+
+def test_check_names_what_would_fit_with_fewer_micro_batches_and_without_recomputing(config, capfd):
+    changes = ["--set", "model.gradient_checkpointing=true", "--set", "batch.micro_utterances=2"]
+    assert check(config, "--ranks", "2", "--gpu-memory", "10", *changes) == 0
+    out, _ = capfd.readouterr()
+    words = re.search(r"; (batch.micro_utterances = 8 and model.gradient_checkpointing = false) would fit too", out)
+    assert words is not None, out
+    assert out.rstrip().endswith("1 micro-batch a step in place of 4, no recomputation of layers")
+
+
+def test_check_proposes_no_other_cut_where_each_micro_batch_has_its_own_loss(config, capfd):
+    changes = ["--set", "model.gradient_checkpointing=true", "--set", "batch.micro_utterances=2"]
+    assert check(config, "--ranks", "2", "--gpu-memory", "10", *changes, "--set", "loss.scope=micro-batch") == 0
+    out, _ = capfd.readouterr()
+    assert "; model.gradient_checkpointing = false would fit too" in out
 
 
 def test_check_refuses_a_gpu_that_is_too_small_in_one_line(config, capfd):
     assert check(config, "--ranks", "2", "--gpu-memory", "0.5") == 2
     out, err = capfd.readouterr()
     (line,) = [line for line in err.splitlines() if line.strip()]
-    assert line.startswith("error: --gpu-memory 0.5: does not fit: a rank needs 1.")
+    assert line.startswith("error: --gpu-memory 0.5: does not fit: a rank needs 2.")
     assert "no batch.micro_utterances fits" in line
     helps = line.split("What helps most: ")[1].split("; ")
     needs = [float(re.search(r"\(([\d.]+) GB\)", words)[1]) for words in helps]
@@ -95,7 +112,7 @@ def test_the_largest_micro_batch_that_fits_is_found_at_the_limit(config):
                 needed[micro] = Forecast(other, on_gpu=True).peak_bytes
         assert needed[16] > needed[1]
         words = forecast.check_fits(needed[4] / 1e9)
-        assert int(words.rsplit(" ", 1)[1]) in range(4, 8)
+        assert int(words.split("; ")[1].rsplit(" ", 1)[1]) in range(4, 8)
 
 
 @pytest.mark.long
@@ -112,7 +129,7 @@ def test_training_tells_what_it_took_beside_what_was_foreseen(place):
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    words = re.search(r"most memory of a rank: ([\d.]+) GB; estimated: ([\d.]+) GB", done.stdout + done.stderr)
+    words = re.search(r"most memory of a rank: ([\d.]+) GB; estimated: ([\d.]+) GB or more", done.stdout + done.stderr)
     assert words is not None
     summary = json.loads((output / "summary.json").read_text())
     assert summary["peak_memory_gb"] == pytest.approx(float(words[1]), abs=0.01)

@@ -292,6 +292,7 @@ def test_a_model_that_is_nowhere_ends_the_command_with_one_line(registry: Regist
     done = _python("", *args, uri=registry.uri, cache=tmp_path / "cache")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: models:/emotion@champion: not in the registry")
+    assert "name another store with --uri or MLFLOW_TRACKING_URI" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

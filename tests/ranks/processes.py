@@ -9,7 +9,9 @@ import pickle
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +66,79 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any, timeo
     return [answer[1] for answer in answers if answer is not None]
 
 
+def end_ranks(
+    function: Callable[..., Any],
+    num_ranks: int,
+    *args: Any,
+    place: Path,
+    grouped: bool = True,
+    timeout_s: float = 240.0,
+) -> tuple[list[int | None], list[str]]:
+    """Exit codes of ranks that run ``function(*args)``, and what each has printed on stderr.
+
+    For ranks that are to fail: nobody ends one because another has failed, as a launcher would.
+
+    Args:
+        function: as ``run_on_ranks`` takes it.
+        args: as ``run_on_ranks`` takes them.
+        place: folder for what they print.
+        grouped: within a process group.
+        timeout_s: one that is still there then is ended; its code is None.
+    """
+    store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    logs = [place / f"rank{rank}.log" for rank in range(num_ranks)]
+    ranks = [
+        ForkedProcess(target=_end_rank, args=(log, rank, num_ranks, store.port, grouped, function, args))
+        for rank, log in enumerate(logs)
+    ]
+    for rank in ranks:
+        rank.start()
+    deadline = time.monotonic() + timeout_s
+    for rank in ranks:
+        rank.join(max(0.0, deadline - time.monotonic()))
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+    return codes, [log.read_text() for log in logs]
+
+
+def _end_rank(
+    log: Path,
+    rank: int,
+    num_ranks: int,
+    port: int,
+    grouped: bool,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    from ccts_dist.distributed import process_group, rank_facts
+    from ccts_dist.errors import leave, run_main
+
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+    _become_rank(rank, num_ranks, port)
+
+    def main(_: list[str] | None) -> int:
+        with process_group(rank_facts(), timeout_s=60.0) if grouped else nullcontext():
+            function(*args)
+        return 0
+
+    leave(run_main(main))
+
+
+def _become_rank(rank: int, num_ranks: int, port: int) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(num_ranks),
+        MASTER_ADDR=HOST,
+        MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",  # the parent keeps the store
+        CUDA_VISIBLE_DEVICES="",
+    )
+    torch.set_num_threads(1)
+
+
 def _receive(receivers: list[Connection], deadline: float) -> list[tuple[bool, Any] | None]:
     """Each rank's verdict; None for one that died, or that was still at work when a peer failed or time ran out."""
     answers: list[tuple[bool, Any] | None] = [None] * len(receivers)
@@ -87,16 +162,7 @@ def _run_rank(
     from ccts_dist.distributed import barrier, process_group, rank_facts
     from ccts_dist.errors import leave
 
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(num_ranks),
-        MASTER_ADDR=HOST,
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",  # the parent keeps the store
-        CUDA_VISIBLE_DEVICES="",
-    )
-    torch.set_num_threads(1)
+    _become_rank(rank, num_ranks, port)
     try:
         with process_group(rank_facts(), timeout_s=60.0):
             answer = function(*args)

@@ -21,7 +21,7 @@ from ccts_dist.distributed import (
     together,
 )
 from ccts_dist.errors import CctsError, ShardError, TeacherError
-from tests.ranks.processes import run_on_ranks
+from tests.ranks.processes import end_ranks, run_on_ranks
 
 
 def settle(ballot: Ballot[int]) -> tuple[int, bool]:
@@ -131,8 +131,43 @@ def test_time_out_holds_in_groups_that_a_library_made():
     assert run_on_ranks(wait_in_a_library_group, 2)[0] < 20
 
 
-def test_mistake_in_a_program_is_no_lost_connection():
-    assert not is_lost_connection(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+@pytest.mark.parametrize(
+    ("words", "is_lost"),
+    [
+        ("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:21314", True),
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Read error [10.0.0.7]:1: Connection reset", True),
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/buffer.cc:72] Timed out waiting 2000ms for send", True),
+        ("Gloo connectFullMesh failed with [gloo/transport/tcp/device.cc:208] timeout", True),
+        (
+            "[enforce fail at /pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:454] op.length <= op.nbytes. 8 vs 4",
+            False,
+        ),
+        ("ProcessGroupGloo::allreduce: unsupported device type", False),
+        ("No backend type associated with device type cuda", False),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_lost_connections_are_told_from_mistakes_of_a_program(words: str, is_lost: bool):
+    assert is_lost_connection(RuntimeError(words)) is is_lost
+
+
+def meet_without_local_ranks() -> None:
+    """As in pods of a PyTorchJob, here on one host."""
+    import os
+
+    from ccts_dist.distributed import process_group
+    from ccts_dist.ranks import ranks_of_this_host
+
+    del os.environ["LOCAL_RANK"]
+    with process_group(rank_facts(), timeout_s=60.0) as ranks:
+        seen = (ranks.local_rank, ranks.num_nodes, ranks_of_this_host(ranks), rank_facts() == ranks)
+        assert seen == (ranks.rank, 1, 2, True), seen
+        assert gather_objects(os.environ["LOCAL_RANK"]) == ["0", "1"]
+
+
+def test_ranks_without_a_word_on_local_ranks_count_themselves_by_host(tmp_path):
+    codes, words = end_ranks(meet_without_local_ranks, 2, place=tmp_path, grouped=False)
+    assert codes == [0, 0], words
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from torch import nn
 from ccts_dist.config import parse_run
 from ccts_dist.distributed import barrier, rank_facts
 from ccts_dist.errors import OutputError
-from ccts_dist.train.checkpoint import TrainState, find_checkpoint, write_checkpoint
-from ccts_dist.train.engine import Engine
+from ccts_dist.train.checkpoint import CheckpointFiles, TrainState, find_checkpoint, write_checkpoint
+from ccts_dist.train.checkpoint_writer import CheckpointWriter
+from ccts_dist.train.engine import Engine, Snapshot
 from tests.launching import ROOT, environment
 from tests.ranks.processes import run_on_ranks
 
@@ -68,7 +70,7 @@ def build_engine(stage: str, precision: str) -> Engine:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     optimizer = torch.optim.AdamW([{"params": model.parameters(), "lr": 1e-2, "name": "rest"}], weight_decay=0.1)
-    return Engine(model, optimizer, run, passes=1, ranks=rank_facts())
+    return Engine(model, optimizer, run, ranks=rank_facts())
 
 
 def shared_buffers() -> list[str]:
@@ -98,11 +100,81 @@ def test_engine_starts_without_what_no_run_makes_use_of():
     assert done.returncode == 0, done.stderr
 
 
+def waits_for_the_whole_device() -> dict[str, list[str]]:
+    """On one rank: what waits for all that the device has to do, in steps of training and in validation."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator, waits = get_accelerator(), []
+    accelerator.synchronize = lambda *_: waits.append("".join(traceback.format_stack(limit=4)))
+    told = {}
+    for case in (("zero0", "fp32"), ("zero2", "bf16"), ("zero3", "fp32")):
+        engine = build_engine(*case)
+        engine.train(True)
+        waits.clear()
+        for _ in range(3):
+            take_step(engine, 1.0)
+        engine.train(False)
+        with torch.no_grad():
+            engine._engine(torch.ones(4, 5, dtype=next(engine._engine.module.parameters()).dtype))
+        told["-".join(case)] = list(waits)
+    return told
+
+
+def test_no_step_and_no_validation_waits_for_the_whole_device():
+    (told,) = run_on_ranks(waits_for_the_whole_device, 1)
+    assert told == {"zero0-fp32": [], "zero2-bf16": [], "zero3-fp32": []}
+
+
 def take_step(engine: Engine, factor: float) -> bool:
     """One step on a loss times ``factor``; whether it was skipped."""
     dtype = next(engine._engine.module.parameters()).dtype
+    engine.start_step(1)
     engine.backward(engine._engine(torch.ones(4, 5, dtype=dtype)).float().pow(2).mean() * factor)
     return engine.step().skipped
+
+
+def write_beside(folder: Path) -> dict[str, object]:
+    """On one rank: a copy is written while training goes on, and then what cannot be written."""
+    ranks, told = rank_facts(), {}
+    for case in (("zero0", "fp32"), ("zero1_gpu", "fp32"), ("zero2_gpu", "bf16")):
+        engine, whole, copied = build_engine(*case), folder / f"{case[0]}-whole", folder / f"{case[0]}-copied"
+        take_step(engine, 1.0)
+        if ranks.is_first:
+            whole.mkdir()
+            copied.mkdir()
+        barrier()
+        written = engine.save(whole)
+        snapshot = engine.snapshot()
+        take_step(engine, 1.0)
+        told[f"{case[0]} alike"] = (snapshot.write(copied) if ranks.is_first else {}) == written
+    writer = CheckpointWriter(ranks)
+    for step in (1, 2):
+        files = CheckpointFiles(folder, TrainState(step=step), run={}, plan_digest="", ranks=ranks, keep=1)
+        writer.start(files, engine.snapshot if step == 1 else lambda: Full(engine.snapshot()))
+        take_step(engine, 1.0)
+    with pytest.raises(OutputError) as caught:
+        writer.wait()
+    found = find_checkpoint(folder, lambda _: None)
+    assert found is not None
+    return told | {"error": str(caught.value), "left": found[0].name, "files": len(found[1].files)}
+
+
+class Full:
+    """A copy that finds the disk full at its second file."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def write(self, folder: Path) -> dict[str, tuple[int, str]]:
+        (folder / "exp_avg.safetensors").symlink_to("/dev/full")
+        return self._snapshot.write(folder)
+
+
+def test_copy_is_written_as_the_engine_would_and_a_full_disk_is_an_error_on_all(tmp_path):
+    for rank in run_on_ranks(write_beside, 2, tmp_path):
+        assert all(rank[f"{stage} alike"] for stage in ("zero0", "zero1_gpu", "zero2_gpu"))
+        assert "exp_avg.safetensors: cannot be written or read back: No space left on device" in str(rank["error"])
+        assert (rank["left"], rank["files"]) == ("step-00000001", 5)
 
 
 def fail_on_one_rank(folder: Path) -> dict[tuple[str, str], dict[str, object]]:

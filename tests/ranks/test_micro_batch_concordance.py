@@ -49,6 +49,9 @@ class FloatEngine:
         embedding = torch.tanh(batch.audio.double() @ self.weights[0])
         return Output(embedding, embedding @ self.weights[1])
 
+    def start_step(self, num_passes: int) -> None:
+        self.num_passes = num_passes
+
     def backward(self, surrogate: Tensor) -> None:
         surrogate.backward()
 

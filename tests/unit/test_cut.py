@@ -1,5 +1,6 @@
 """How a global batch is cut into parts."""
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.cut import cut
+from ccts_dist.loader.cut import SecondsLimit, check_length, choose_passes, cut, sum_up
 from ccts_dist.loader.plan import Row
 from ccts_dist.shards.index import ShardRows
 
@@ -86,3 +87,110 @@ def test_no_other_runs_have_a_smaller_largest_part(lengths, num_parts, micro):
     counts = range(min(num_parts, len(falling)))
     best = min(largest(inner) for count in counts for inner in combinations(range(1, len(falling)), count))
     assert max(part.padded_samples for part in cut(rows_of(*lengths), num_parts, 1, micro)[0]) == best
+
+
+def limit(max_samples: int = 10**9, overhead_samples: int = 1, micro: int = 10**6) -> SecondsLimit:
+    return SecondsLimit(micro=micro, max_samples=max_samples, overhead_samples=overhead_samples)
+
+
+def test_as_many_passes_as_make_a_hand_worked_step_shortest():
+    # Of 9 6 5 5 4 3 on one rank: in one pass 54; in two [9 6] [5 5 4 3] 18 + 20 = 38; in three [9] [6 5] [5 4 3] 9 + 12
+    # + 15 = 36; in four [9] [6] [5 5] [4 3] 9 + 6 + 10 + 8 = 33; in five [9] [6] [5] [5] [4 3] 33; in six 32.
+    rows = rows_of(3, 9, 5, 4, 6, 5)
+    by_overhead = {20: 1, 10: 2, 3: 2, 2: 4, 1: 4}
+    assert {cost: choose_passes([rows], 1, limit(overhead_samples=cost)) for cost in by_overhead} == by_overhead
+
+
+def test_a_pass_takes_as_long_as_its_largest_part():
+    # On two ranks 40 20 16 15 6 6 5 1: one pass of [40 20] 80 | [16 15 6 6 5 1] 96 takes 96; two of [40] [20 16] and
+    # [15 6] [6 5 1] take 40 + 30 = 70; three 40 + 30 + 5 = 75.
+    rows = rows_of(1, 5, 6, 6, 15, 16, 20, 40)
+    assert choose_passes([rows], 2, limit(overhead_samples=27)) == 1
+    assert choose_passes([rows], 2, limit(overhead_samples=25)) == 2
+    # With a row to a part, [40] [20] | [16] [15] | [6] [6] | [5] [1], 67.
+    assert choose_passes([rows], 2, limit()) == 4
+
+
+def test_no_micro_batch_is_above_the_seconds_or_the_utterances():
+    rows = rows_of(9, 8, 7, 6, 5, 4)
+    assert choose_passes([rows], 1, limit(18, overhead_samples=100)) == 3  # [9 8] [7 6] [5 4]
+    assert choose_passes([rows], 3, limit(18, overhead_samples=100)) == 1
+    assert choose_passes([rows], 1, limit(micro=4, overhead_samples=100)) == 2
+    assert choose_passes([rows], 1, limit(9, overhead_samples=100)) == 6
+
+
+def test_nodes_that_read_their_own_utterances_agree_on_the_passes():
+    long, short = rows_of(9, 9, 9, 9), rows_of(1, 1, 1, 1)
+    alone = [choose_passes([rows], 1, limit(18, overhead_samples=100)) for rows in (long, short)]
+    assert alone == [2, 1]
+    assert choose_passes([long, short], 1, limit(18, overhead_samples=100)) == 2
+    assert choose_passes([short, long], 1, limit(18, overhead_samples=100)) == 2
+
+
+def test_utterance_that_is_longer_than_a_micro_batch_is_refused_with_what_helps():
+    with pytest.raises(
+        ConfigError, match=r"micro_batch_seconds = 2: .* takes 2\.51 s\. Raise it to at least 2\.51, or"
+    ):
+        check_length(40_100, 32_000)
+    check_length(32_000, 32_000)
+    with pytest.raises(ConfigError, match=r"longest training utterance"):
+        choose_passes([rows_of(40_100, 5)], 1, limit(32_000))
+
+
+def test_changes_of_speed_count_before_the_limit():
+    rows, fast = rows_of(9, 8, 7, 6, 5, 4), limit(24, overhead_samples=100)
+    assert choose_passes([rows], 1, fast) == 3  # [9 8] [7 6 5] [4]
+    slow = replace(fast, padded=lambda samples: 2 * samples)
+    assert choose_passes([rows], 1, slow) == 5  # [18] [16] [14] [12 10] [8]
+    parts = [ranks[0] for ranks in cut(rows_of(4, 3, 3, 2), 1, 2, 9, lambda samples: 10 * samples)]
+    assert [part.padded_samples for part in parts] == [8, 6]
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(
+    lengths=st.lists(st.integers(1, 200_000), min_size=1, max_size=60),
+    num_ranks=st.integers(1, 8),
+    micro=st.integers(1, 20),
+    seconds=st.integers(200_000, 2_000_000),
+    overhead=st.integers(1, 500_000),
+    order=st.randoms(use_true_random=False),
+)
+def test_parts_cut_by_seconds_are_the_batch_and_keep_the_limits(lengths, num_ranks, micro, seconds, overhead, order):
+    rows, limits = rows_of(*lengths), limit(seconds, overhead, micro)
+    passes = choose_passes([rows], num_ranks, limits)
+    steps = cut(rows, num_ranks, passes, micro)
+    assert [len(ranks) for ranks in steps] == [num_ranks] * passes
+    parts = [part for ranks in steps for part in ranks]
+    assert sorted((r for part in parts if part.counts for r in part.rows), key=lambda r: r.row) == rows
+    assert all(len(part.rows) <= micro and part.padded_samples <= seconds for part in parts)
+    shuffled = rows[:]
+    order.shuffle(shuffled)
+    assert choose_passes([shuffled], num_ranks, limits) == passes
+    again = cut(sorted(shuffled, key=lambda row: row.row), num_ranks, passes, micro)
+    assert lengths_of(again) == lengths_of(steps)
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=24),
+    num_ranks=st.integers(1, 3),
+    overhead=st.integers(1, 60),
+)
+def test_no_neighboring_number_of_passes_makes_a_shorter_step(lengths, num_ranks, overhead):
+    rows = rows_of(*lengths)
+    chosen = choose_passes([rows], num_ranks, limit(overhead_samples=overhead))
+
+    def cost(passes: int) -> int:
+        parts = cut(rows, num_ranks, passes, 10**6)
+        return sum(max(part.padded_samples for part in ranks if part.counts) for ranks in parts) + passes * overhead
+
+    assert all(cost(chosen) <= cost(other) for other in (chosen - 1, chosen + 1) if 0 < other * num_ranks <= len(rows))
+
+
+def test_sums_of_some_steps():
+    steps = [cut(rows_of(9, 6, 5, 5, 4, 3), 2, 1, 8), cut(rows_of(10, 4, 4), 1, 2, 8)]
+    found = sum_up(steps)
+    assert (found.fewest_passes, found.most_passes, found.longest_samples) == (1, 2, 10)
+    assert found.largest.padded_samples == 20
+    assert [part.padded_samples for part in found.largest_step] == [20]
+    assert found.padding == pytest.approx(1 - (32 + 18) / (38 + 18))

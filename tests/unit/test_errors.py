@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from ccts_dist.errors import quick_imports
+from ccts_dist.errors import PeerLostError, quick_imports, run_main
 
 
 def test_collector_rests_during_imports_and_not_after_them_even_if_one_fails():
@@ -16,3 +16,13 @@ def test_collector_rests_during_imports_and_not_after_them_even_if_one_fails():
     with pytest.raises(ImportError), quick_imports():
         raise ImportError("no such module")
     assert gc.isenabled()
+
+
+def test_rank_that_lost_its_peers_says_so_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("RANK", "3")
+
+    def main(_: list[str] | None) -> int:
+        raise PeerLostError("rank 0 has not come")
+
+    assert run_main(main) == 1
+    assert capsys.readouterr().err == "error: rank 0 has not come\n"

@@ -9,7 +9,13 @@ from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file, write_run_file
-from ccts_dist.tracking.uri import artifact_location, default_tracking_uri, resolve_tracking_uri
+from ccts_dist.tracking.uri import (
+    artifact_location,
+    default_tracking_uri,
+    name_another_store,
+    resolve_tracking_uri,
+    sqlite_file,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +45,21 @@ def test_a_relative_sqlite_path_is_made_absolute_and_an_absolute_one_stays(tmp_p
 def test_a_folder_is_refused_because_it_keeps_no_aliases(uri: str) -> None:
     with pytest.raises(ConfigError, match="keeps no model aliases"):
         resolve_tracking_uri(uri)
+
+
+def test_options_of_an_sqlite_address_are_no_part_of_its_file() -> None:
+    assert sqlite_file("sqlite:////data/a.db?timeout=5") == Path("/data/a.db")
+    assert sqlite_file("http://server:5000") is None
+
+
+def test_remedy_for_a_store_that_lacks_something_names_the_option_and_the_demos_address(tmp_path: Path) -> None:
+    words = "name another store with --uri or MLFLOW_TRACKING_URI"
+    assert name_another_store(default_tracking_uri()) == words
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "mlflow.db").touch()
+    demo = f"sqlite:///{tmp_path}/demo/mlflow.db"
+    assert name_another_store(default_tracking_uri()) == f"{words}; the demo's is --uri {demo}"
+    assert name_another_store(demo) == words, "it is there that something is missing"
 
 
 def test_files_of_an_sqlite_store_lie_beside_it_and_a_server_decides_itself() -> None:

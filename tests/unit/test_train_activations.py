@@ -8,7 +8,7 @@ import torch
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.model.emotion import EmotionModel, build_model
-from ccts_dist.train.activations import BatchShape, trace_peak
+from ccts_dist.train.activations import BatchShape, PassMemory, peak_of_graphs, trace_pass, trace_peak
 from tests.tiers import with_long
 from tests.unit.model_shapes import LAYER_NORM, SPEECH_FAMILIES, VOCABULARY, both, speech_config, text_config
 
@@ -32,28 +32,35 @@ def trace(config: ModelConfig, shape: BatchShape = SHAPE, **changes) -> int:
     return peak
 
 
-def allocated_peak(config: ModelConfig, shape: BatchShape) -> int:
-    """Most bytes that torch's allocator had given out during a real pass, gradients of weights handed back at once."""
+def allocated_peak(config: ModelConfig, *shapes: BatchShape) -> int:
+    """Most bytes that torch's allocator had given out during real passes, gradients of weights handed back at once.
+
+    All forward passes come before the first backward pass.
+    """
     model = build(config)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    audio = torch.randn(shape.rows, shape.samples)
-    num_samples = torch.full((shape.rows,), shape.samples)
-    num_samples[-1] -= 1_600  # with nothing padded there would be no mask
+    batches = []
+    for shape in shapes:
+        num_samples = torch.full((shape.rows,), shape.samples)
+        num_samples[-1] -= 1_600  # with nothing padded there would be no mask
+        batches.append((torch.randn(shape.rows, shape.samples), num_samples))
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profile:
-        output = model(audio, num_samples)
-        (output.prediction.sum() + output.embedding.sum()).backward()
-        del output
+        outputs = [model(*batch) for batch in batches]
+        while outputs:
+            output = outputs.pop(0)
+            (output.prediction.sum() + output.embedding.sum()).backward()
+            del output
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     assert events
     now = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         now += event.nbytes()
         peak = max(peak, now)
-    return peak + audio.nbytes
+    return peak + sum(audio.nbytes for audio, _ in batches)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,26 @@ def allocated_peak(config: ModelConfig, shape: BatchShape) -> int:
 def test_peak_is_what_the_allocator_gave(checkpointing, pooling):
     config = replace(speech_model(pooling=pooling), gradient_checkpointing=checkpointing)
     assert trace(config) == pytest.approx(allocated_peak(config, SHAPE), rel=0.02)
+
+
+@pytest.mark.parametrize(("pooling", "checkpointing"), [("mean", False), ("gru", True)])
+def test_graphs_of_several_micro_batches_take_what_the_allocator_gave(pooling, checkpointing):
+    config = replace(speech_model(pooling=pooling), gradient_checkpointing=checkpointing)
+    shapes = [BatchShape(rows=2, samples=32_000), BatchShape(rows=4, samples=12_000)]
+    encoders = build(config).encoder_configs
+    traced = [trace_pass(config, encoders, s, precision="fp32", training=True, on_gpu=False) for s in shapes]
+    assert None not in traced
+    foreseen = peak_of_graphs([one for one in traced if one is not None])
+    assert foreseen == pytest.approx(allocated_peak(config, *shapes), rel=0.04)
+    assert foreseen > max(one.peak for one in traced if one is not None)
+
+
+def test_graphs_add_up_until_their_backward_passes():
+    small, large = PassMemory(forward_peak=30, kept=20, peak=35), PassMemory(forward_peak=50, kept=40, peak=90)
+    assert peak_of_graphs([large]) == 90
+    assert peak_of_graphs([small, large]) == max(30, 20 + 50, 40 + 35, 90)
+    assert peak_of_graphs([large, small]) == 20 + 90  # the small graph waits for the large one's backward pass
+    assert peak_of_graphs([small, small, small]) == max(40 + 30, 40 + 35)
 
 
 def test_peak_grows_with_the_rows():

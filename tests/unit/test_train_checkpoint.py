@@ -329,6 +329,25 @@ def test_checkpoint_of_a_version_with_fewer_settings_is_resumed_as_long_as_they_
             folder.find_resume_point("auto", other, "plan", heard.append)
 
 
+@pytest.mark.parametrize(("weight_decay", "then"), [(0.0, False), (0.1, True)])
+def test_run_that_decayed_norms_and_biases_goes_on_only_by_doing_so(tmp_path, weight_decay, then):
+    """As versions did that did not know the key."""
+    path = save(tmp_path, 1, run=run_in(tmp_path, optim={"weight_decay": weight_decay}))
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["run"]["optim"]["decay_norms_and_biases"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+    def run(now: bool) -> RunConfig:
+        return run_in(tmp_path, optim={"weight_decay": weight_decay, "decay_norms_and_biases": now})
+
+    heard: list[str] = []
+    with RunFolder(run(then), ALONE, resume=True) as folder:
+        assert folder.find_resume_point("auto", run(then), "plan", heard.append) == path
+        with pytest.raises(ConfigError, match=f"decay_norms_and_biases = {not then}: was {then} when step-00000001"):
+            folder.find_resume_point("auto", run(not then), "plan", heard.append)
+    assert heard == []
+
+
 def test_resuming_from_a_folder_that_is_not_there_is_the_users_mistake(tmp_path):
     run = run_in(tmp_path)
     with RunFolder(run, ALONE, resume=True) as folder, pytest.raises(ConfigError, match="no such folder"):

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from ccts_dist.config import parse_run
+from ccts_dist.config import RunConfig, parse_run
 from ccts_dist.errors import ConfigError
-from ccts_dist.train.ds_config import OFFLOAD_KEYS, OWNED_BY_RUN_FILE, ZERO_KEYS, read_ds_config, resolve_ds_config
+from ccts_dist.train.ds_config import (
+    OFFLOAD_KEYS,
+    OWNED_BY_RUN_FILE,
+    ZERO_KEYS,
+    check_compiled,
+    read_ds_config,
+    resolve_ds_config,
+)
 
 SHIPPED = sorted(Path("ds_configs").glob("*.json"))
 
@@ -23,7 +30,17 @@ def test_every_shipped_file_is_accepted_and_named_after_its_stage(path):
 
 
 def test_there_is_a_file_for_every_stage_and_for_offload():
-    assert [path.stem for path in SHIPPED] == ["zero0", "zero1", "zero2", "zero3", "zero3_offload"]
+    names = ["zero0", "zero1", "zero1_gpu", "zero2", "zero2_gpu", "zero3", "zero3_offload"]
+    assert [path.stem for path in SHIPPED] == names
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_file_for_gpus_reduces_large_buckets_beside_the_backward_pass_and_is_else_that_of_its_stage(stage):
+    for_gpus, plain = (read_ds_config(Path(f"ds_configs/zero{stage}{suffix}.json")) for suffix in ("_gpu", ""))
+    zero = for_gpus.pop("zero_optimization")
+    sizes = {"reduce_bucket_size": 200_000_000, "allgather_bucket_size": 200_000_000}
+    assert zero == plain.pop("zero_optimization") | {"overlap_comm": True} | sizes
+    assert for_gpus == plain
 
 
 # Keys of DeepSpeed's own documentation, each of which decides something that the run file decides too, or that only the
@@ -124,6 +141,20 @@ def test_missing_file_is_the_users_mistake(tmp_path):
         read_ds_config(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize("stage", ["zero0", "zero1_gpu", "zero2_gpu", "zero3", "zero3_offload"])
+def test_layers_are_compiled_only_where_their_weights_stay_whole(stage):
+    def run(asked: bool) -> RunConfig:
+        tree = {"name": "r", "output": "o", "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}}
+        return parse_run({**tree, "train": {"deepspeed": f"ds_configs/{stage}.json", "torch_compile": asked}})
+
+    check_compiled(run(False))
+    if stage.startswith("zero3"):
+        with pytest.raises(ConfigError, match=r"torch_compile = true .*layers cannot be compiled under ZeRO-3"):
+            check_compiled(run(True))
+    else:
+        check_compiled(run(True))
+
+
 def test_run_files_numbers_are_filled_in():
     run = parse_run(
         {
@@ -136,9 +167,10 @@ def test_run_files_numbers_are_filled_in():
             "train": {"precision": "bf16"},
         }
     )
-    resolved = resolve_ds_config({"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}}, run, passes=4)
+    resolved = resolve_ds_config({"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}}, run)
     assert resolved["train_micro_batch_size_per_gpu"] == 8
-    assert resolved["gradient_accumulation_steps"] == 4
+    assert resolved["gradient_accumulation_steps"] == 1  # the engine marks the last pass of a step itself
     assert resolved["gradient_clipping"] == 0.5
     assert resolved["bf16"] == {"enabled": True, "check_grad_overflow": True}
     assert resolved["zero_force_ds_cpu_optimizer"] is False
+    assert resolved["timers"] == {"throughput": {"enabled": False}}, "it waits for the whole GPU in every forward pass"

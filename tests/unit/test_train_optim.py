@@ -65,21 +65,54 @@ def test_optimizer_is_the_one_that_is_named(name, kind):
     assert type(optimizer_for(OptimConfig(name=name))) is kind
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.03])
+@pytest.mark.parametrize(
+    ("weight_decay", "every", "decays"),
+    [(0.0, False, [0.0, 0.0]), (0.03, True, [0.03, 0.03]), (0.03, False, [0.03, 0.0, 0.03, 0.0])],
+)
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_every_group_has_the_weight_decay_of_the_run_file(name, weight_decay):
-    optimizer = optimizer_for(OptimConfig(name=name, weight_decay=weight_decay))
-    assert [group["name"] for group in optimizer.param_groups] == ["encoder", "rest"]
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [weight_decay, weight_decay]
+def test_weight_decay_holds_for_matrices_and_for_the_rest_if_the_run_file_says_so(name, weight_decay, every, decays):
+    config = OptimConfig(name=name, learning_rate=1.0, weight_decay=weight_decay, decay_norms_and_biases=every)
+    optimizer = optimizer_for(config)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == decays
+    assert [group["name"] for group in optimizer.param_groups] == sorted(["encoder", "rest"] * (len(decays) // 2))
+    assert rates_by_group(optimizer) == {"encoder": 0.25, "rest": 1.0}
+    split = len(decays) > 2
+    for group in optimizer.param_groups if split else ():
+        assert all((parameter.ndim > 1) == (group["weight_decay"] > 0) for parameter in group["params"])
+    words = (", 2 without weight decay", ", 1 without weight decay") if split else ("", "")
+    assert describe_groups(optimizer) == f"encoder 0.25 (6 parameters{words[0]}), rest 1 (3 parameters{words[1]})"
+
+
+def test_part_of_vectors_alone_is_one_group():
+    config = OptimConfig(weight_decay=0.1)
+    (group,) = build_optimizer({"rest": [nn.Parameter(torch.zeros(3))]}, config).param_groups
+    assert group["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_fused_steps_are_those_of_plain_ones(name):
+    config, results = OptimConfig(name=name, learning_rate=0.1, weight_decay=0.05), []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        optimizer = build_optimizer({"rest": list(model.parameters())}, config, fused=fused)
+        assert all(bool(group["fused"]) == fused for group in optimizer.param_groups)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(4, 5)).square().mean().backward()
+            optimizer.step()
+        results.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert torch.allclose(results[0], results[1], atol=1e-6)
 
 
 def test_adamw_shrinks_a_weight_without_a_gradient_by_rate_times_decay():
-    weight = nn.Parameter(torch.tensor([2.0]))
+    weight, bias = nn.Parameter(torch.tensor([[2.0]])), nn.Parameter(torch.tensor([2.0]))
     config = OptimConfig(name="adamw", learning_rate=0.1, weight_decay=0.25)
-    optimizer = build_optimizer({"rest": [weight]}, config)
-    weight.grad = torch.zeros(1)
+    optimizer = build_optimizer({"rest": [weight, bias]}, config)
+    weight.grad, bias.grad = torch.zeros(1, 1), torch.zeros(1)
     optimizer.step()
     assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.25))
+    assert bias.item() == 2.0, "vectors are spared"
 
 
 @pytest.mark.parametrize("factor", [0.75, 0.5])

@@ -1,5 +1,6 @@
 """One step by plain torch: any cut into passes gives the gradient of the loss of the whole batch."""
 
+import sys
 import zlib
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -15,6 +16,7 @@ from ccts_dist.losses.total import DistillTerms
 from ccts_dist.records import DIMENSIONS, Batch, Condition, StepBatches, TeacherBatch
 from ccts_dist.train.engine import Update
 from ccts_dist.train.step import Objective, StepResult, train_step
+from ccts_dist.train.two_rounds import TwoRounds, words
 from tests.distillation import direct_distillation, every_way
 
 CONDITION = Condition(
@@ -22,6 +24,8 @@ CONDITION = Condition(
     splits=("Train",),
 )  # fmt: skip
 WEIGHTS = (0.5, 0.3, 0.2)
+TWO_ROUNDS = 0
+"""No graph fits beside another."""
 
 
 class Output(NamedTuple):
@@ -46,6 +50,9 @@ class PlainEngine:
         self.draws.append(float(torch.rand(())))
         embedding = self.dropout(self.embed(batch.audio.double()))
         return Output(embedding, self.predict(embedding), self.tell(embedding))
+
+    def start_step(self, num_passes: int) -> None:
+        self.num_passes = num_passes
 
     def backward(self, surrogate: Tensor) -> None:
         surrogate.backward()
@@ -118,10 +125,12 @@ def direct_loss(engine: PlainEngine, batch: Batch, distil: DistillTerms | None) 
 
 @pytest.mark.parametrize("cuts", [[], [6], [1, 5], [3, 6, 9]])
 @pytest.mark.parametrize("distil", EVERY_WAY.values(), ids=EVERY_WAY)
-def test_any_cut_into_passes_gives_the_whole_batchs_gradient_and_loss(cuts, distil):
+@pytest.mark.parametrize("graph_samples", [TWO_ROUNDS, sys.maxsize])
+def test_any_cut_into_passes_gives_the_whole_batchs_gradient_and_loss(cuts, distil, graph_samples):
     batch = whole_batch()
     engine = PlainEngine()
-    result = train_step(engine, step_of(batch, cuts), Objective(target_weights=WEIGHTS, distill=distil), seed=0)
+    objective = Objective(target_weights=WEIGHTS, distill=distil)
+    result = train_step(engine, step_of(batch, cuts), objective, seed=0, graph_samples=graph_samples)
     reference = PlainEngine()
     loss = direct_loss(reference, batch, distil)
     loss.backward()
@@ -165,9 +174,32 @@ def test_distillation_terms_are_the_global_batchs_where_the_ccc_is_a_micro_batch
 
 def test_second_round_of_passes_repeats_the_random_state_of_the_first():
     engine = PlainEngine(dropout=0.5)
-    train_step(engine, step_of(whole_batch(), [4, 8]), Objective(target_weights=WEIGHTS), seed=0)
+    objective = Objective(target_weights=WEIGHTS)
+    train_step(engine, step_of(whole_batch(), [4, 8]), objective, seed=0, graph_samples=TWO_ROUNDS)
     assert engine.draws[:3] == engine.draws[3:]
     assert len(set(engine.draws)) == 3
+
+
+def test_one_round_has_the_random_state_and_the_gradient_of_two():
+    objective = Objective(target_weights=WEIGHTS, distill=DISTILL)
+    one, two = PlainEngine(dropout=0.5), PlainEngine(dropout=0.5)
+    for engine, graph_samples in ((one, sys.maxsize), (two, TWO_ROUNDS)):
+        train_step(engine, step_of(whole_batch(), [4, 8]), objective, seed=0, graph_samples=graph_samples)
+    assert one.draws == two.draws[:3]
+    assert torch.allclose(one.gradient(), two.gradient(), rtol=1e-12, atol=1e-12)
+
+
+def test_graphs_are_kept_where_the_padded_audio_of_all_passes_is_within_the_limit():
+    """Twelve rows of four samples: 48 in all."""
+    for graph_samples, num_forward in ((47, 6), (48, 3)):
+        engine = PlainEngine()
+        objective = Objective(target_weights=WEIGHTS)
+        train_step(engine, step_of(whole_batch(), [4, 8]), objective, seed=0, graph_samples=graph_samples)
+        assert len(engine.draws) == num_forward
+        assert engine.num_passes == engine.num_steps == 3
+    alone = PlainEngine()
+    train_step(alone, step_of(whole_batch(), []), Objective(target_weights=WEIGHTS), seed=0, graph_samples=0)
+    assert len(alone.draws) == 1, "one pass is differentiated at once"
 
 
 def test_random_state_depends_on_seed_epoch_step_and_rank():
@@ -256,3 +288,59 @@ def test_batches_without_categories_leave_the_loss_as_it_is_whatever_the_weight(
         for weight in (0.0, 7.0)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("scope", ["global", "micro-batch"])
+def test_numbers_beside_the_loss_are_asked_for_while_the_device_is_at_work_on_the_first_round(scope):
+    engine = PlainEngine()
+    calls: list[str] = []
+    forward, backward = engine.forward, engine.backward
+    engine.forward = lambda batch: (calls.append("forward"), forward(batch))[1]  # type: ignore[method-assign]
+    engine.backward = lambda value: (calls.append("backward"), backward(value))[1]  # type: ignore[method-assign]
+
+    def aside() -> Tensor:
+        calls.append("aside")
+        return torch.tensor([3.0], dtype=torch.float64)
+
+    objective = Objective(target_weights=WEIGHTS, scope=scope)
+    result = train_step(engine, step_of(whole_batch(), [6]), objective, seed=0, aside=aside)
+    assert result.aside == (3.0,)
+    first = 1 if scope == "micro-batch" else 2
+    assert calls[: first + 1] == ["forward"] * first + ["aside"]
+    assert calls.count("backward") == 2
+
+
+def test_batches_that_have_been_copied_are_taken_as_they_are():
+    batches, halves = step_of(whole_batch(), [6]), PlainEngine()
+    doubled = tuple(replace(batch, audio=2 * batch.audio) for batch in batches.passes)
+    objective = Objective(target_weights=WEIGHTS)
+    copied = train_step(PlainEngine(), batches, objective, seed=0, moved=lambda: doubled)
+    direct = train_step(halves, replace(batches, passes=doubled), objective, seed=0)
+    assert copied == direct
+
+
+def test_rounds_that_differ_by_more_than_rounding_are_told_once():
+    rounds, engine = TwoRounds(torch.float32), PlainEngine(dropout=0.5)
+    objective, batches = Objective(target_weights=WEIGHTS), step_of(whole_batch(), [6])
+    train_step(engine, batches, objective, seed=0, rounds=rounds, graph_samples=TWO_ROUNDS)
+    assert rounds.difference() == 0, "each pass draws from its own state"
+    rounds = TwoRounds(torch.float32)
+    forward = engine.forward
+
+    def drifting(batch: Batch) -> Output:
+        output = forward(batch)
+        return output._replace(prediction=output.prediction + (0.25 if torch.is_grad_enabled() else 0.0))
+
+    engine.forward = drifting  # type: ignore[method-assign]
+    train_step(engine, batches, objective, seed=0, rounds=rounds, graph_samples=TWO_ROUNDS)
+    found = rounds.difference()
+    assert found == pytest.approx(0.25)
+    assert "differ by 0.25" in words(found)
+    train_step(engine, batches, objective, seed=0, rounds=rounds, graph_samples=TWO_ROUNDS)
+    assert rounds.difference() == 0
+
+
+def test_step_of_one_round_has_nothing_to_compare():
+    rounds = TwoRounds(torch.float32)
+    train_step(PlainEngine(), step_of(whole_batch(), []), Objective(target_weights=WEIGHTS), seed=0, rounds=rounds)
+    assert rounds.difference() == 0

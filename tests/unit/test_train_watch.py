@@ -1,3 +1,4 @@
+import inspect
 import os
 import signal
 import subprocess
@@ -6,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ccts_dist.distributed import Ranks
+from ccts_dist.distributed import Ranks, sum_over_ranks
 from ccts_dist.errors import StopRequested
-from ccts_dist.train.watch import Watch, stopped_words, where
+from ccts_dist.train.beats import LOST_A_PEER, Beat, beats_folder, read_beats, stuck_ranks
+from ccts_dist.train.engine import Engine
+from ccts_dist.train.watch import _WAITS_ON_GPU, Watch, stopped_words, where
+from ccts_dist.train.zero_state import ZeroState
 
 
 def frame_in(filename: str):
@@ -25,6 +29,40 @@ def test_main_thread_in_a_collective_waits_and_one_at_work_does_not():
     assert line.startswith("test_train_watch.py:")
     assert not where(frame_in("/lib/torch/nn/modules/linear.py"))[0]
     assert where(None) == (False, "")
+
+
+def frame_within(filename: str, function: str):
+    """The frame of a function of that name in such a source file."""
+    found: list = []
+    code = compile(f"def {function}(): look()\n{function}()", filename, "exec")
+    exec(code, {"look": lambda: found.append(sys._getframe())})
+    return found[0]
+
+
+def test_rank_that_is_stuck_is_named_when_its_peers_wait_for_the_gpu_outside_any_collective():
+    """NCCL's collectives return at once: whoever waits does so where a number is copied from the GPU."""
+    waiting = frame_within("/src/ccts_dist/train/engine.py", "step")
+    at_work = frame_within("/src/ccts_dist/train/engine.py", "forward")
+
+    def named(*, on_gpu: bool) -> dict[int, str]:
+        return stuck_ranks(
+            {
+                rank: Beat(
+                    rank=rank, host=f"node{rank // 8}", pid=1, started=0, place_number=40,
+                    waiting=where(at_work if rank == 5 else waiting, on_gpu=on_gpu)[0],
+                )
+                for rank in range(64)
+            }
+        )  # fmt: skip
+
+    assert named(on_gpu=True) == {5: "is stuck"}
+    assert named(on_gpu=False) == {}, "on a CPU whoever is there computes"
+
+
+def test_functions_that_wait_for_the_gpu_are_there_under_their_names():
+    functions = [Engine.step, sum_over_ranks, ZeroState.gather]
+    codes = [inspect.unwrap(function).__code__ for function in functions]
+    assert {(Path(code.co_filename).name, code.co_name) for code in codes} == _WAITS_ON_GPU
 
 
 def test_line_is_the_innermost_one_of_this_package():
@@ -61,6 +99,35 @@ with Watch(Ranks(), timeout_s=60.0, grace_s=1.0) as watch:
     print("ready", flush=True)
     time.sleep(600)
 """
+
+
+WAITS_FOR_NCCL = """
+import sys, time
+from pathlib import Path
+from ccts_dist.distributed import Ranks
+from ccts_dist.train import watch as module
+from ccts_dist.train.beats import Beat, beats_folder, write_beat
+module._PATIENCE_S = 0.5
+with module.Watch(Ranks(num_ranks=2), timeout_s=600.0, grace_s=60.0, on_gpu=True) as watch:
+    watch.follow(Path(sys.argv[1]))
+    watch.at("epoch 1/1, step 2", brief=True)
+    write_beat(beats_folder(Path(sys.argv[1])), Beat(rank=1, host="elsewhere", pid=7, started=7, left="KeyError: 'x'"))
+    exec(compile("def step(): time.sleep(600)\\nstep()", "/src/ccts_dist/train/engine.py", "exec"), {"time": time})
+"""
+
+
+@pytest.mark.integration
+def test_rank_that_waits_for_the_gpu_ends_soon_after_a_peer_has_left_and_blames_only_that(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", WAITS_FOR_NCCL, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == (
+        "error: rank 1 on elsewhere (process 7), last seen at its start: left: KeyError: 'x'. All ranks end. There is "
+        "no complete checkpoint yet. Mend the cause, and start again.\n"
+    )
+    # A peer that reaches its own limit in the same moment must not take this rank for the lost one.
+    assert read_beats(beats_folder(tmp_path), 2)[0].left == LOST_A_PEER
 
 
 @pytest.mark.integration

@@ -42,7 +42,7 @@ def main() -> None:
         session = open_session(run, ranks)
         batches = list(islice(session.loader.epoch(0), steps))
         optimizer = build_optimizer(parameter_groups(session.model), run.optim)
-        engine = Engine(session.model, optimizer, run, passes=session.loader.passes, ranks=ranks)
+        engine = Engine(session.model, optimizer, run, ranks=ranks)
         engine.train(True)
         ways = _ways(session, engine)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -54,7 +54,7 @@ def main() -> None:
                     ways[name](batch)
                 if turn > 0:  # the first one warms up
                     seconds[name].append(time.perf_counter() - began)
-        told = {"seconds": seconds, "steps": len(batches), "passes": session.loader.passes}
+        told = {"seconds": seconds, "steps": len(batches), "passes": len(batches[0].passes)}
         told["loss"] = _time_losses(batches[0].passes[0], session.objective)
         if ranks.is_first:
             out.write_text(json.dumps(told))
@@ -69,6 +69,7 @@ def _ways(session: Session, engine: Engine) -> dict[str, Step]:
         return lambda batches: _check(train_step(engine, batches, by_scope[scope], seed=0).loss)
 
     def with_engine(batches: StepBatches) -> None:
+        engine.start_step(len(batches.passes))
         for batch in batches.passes:
             engine.backward(_plain_loss(engine.forward(batch), batch, objective))
             engine.step()

@@ -1,0 +1,112 @@
+"""Ranks find their hosts and their GPUs by what each of them sees."""
+
+from dataclasses import replace
+
+import pytest
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.ranks import BACKEND, Ranks, Seat, chosen_backend, take_seats
+
+
+def seat(host: str = "a", **changes: object) -> Seat:
+    return replace(Seat(host=host, local_rank=None, local_size=None, num_nodes=None, num_gpus=0), **changes)
+
+
+def launched(*sizes: int, **changes: object) -> list[Seat]:
+    """Seats of hosts with so many ranks each, by the word of a launcher that tells all."""
+    return [
+        seat(f"host{number}", local_rank=rank, local_size=size, num_nodes=len(sizes), **changes)
+        for number, size in enumerate(sizes)
+        for rank in range(size)
+    ]
+
+
+def facts(seats: list[Seat], backend: str = "nccl") -> list[tuple[int, int, int | None, int]]:
+    """Of each rank: local rank, hosts, GPU, ranks on its host."""
+    found = []
+    for rank, own in enumerate(seats):
+        start = Ranks(rank=rank, num_ranks=len(seats), local_rank=own.local_rank or 0)
+        ranks, on_this_host = take_seats(start, seats, backend=backend)
+        assert (ranks.rank, ranks.num_ranks) == (rank, len(seats))
+        found.append((ranks.local_rank, ranks.num_nodes, ranks.gpu, on_this_host))
+    return found
+
+
+def test_pods_without_a_word_on_local_ranks_are_hosts_of_their_own():
+    assert facts([seat(f"pod-{number}", num_gpus=1, gpu=f"GPU-{number}") for number in range(3)]) == [
+        (0, 3, 0, 1), (0, 3, 0, 1), (0, 3, 0, 1),
+    ]  # fmt: skip
+
+
+def test_ranks_that_share_a_name_share_a_host():
+    assert facts([seat("a"), seat("a"), seat("b"), seat("b")]) == [
+        (0, 2, None, 2), (1, 2, None, 2), (0, 2, None, 2), (1, 2, None, 2),
+    ]  # fmt: skip
+
+
+def test_uneven_or_mixed_hosts_count_as_one():
+    assert [found[1] for found in facts([seat("a"), seat("a"), seat("b")])] == [1, 1, 1]
+    assert [found[1] for found in facts([seat("a"), seat("b"), seat("a"), seat("b")])] == [1, 1, 1, 1]
+
+
+def test_number_of_hosts_is_counted_where_mpirun_does_not_tell_it():
+    seats = [replace(one, num_nodes=None) for one in launched(2, 2)]
+    assert [found[:2] for found in facts(seats)] == [(0, 2), (1, 2), (0, 2), (1, 2)]
+
+
+def test_what_the_launcher_tells_goes_before_names_of_hosts():
+    seats = [replace(one, host="localhost") for one in launched(2, 2)]
+    assert facts(seats) == [(0, 2, None, 2), (1, 2, None, 2), (0, 2, None, 2), (1, 2, None, 2)]
+
+
+def test_each_rank_takes_the_gpu_of_its_number():
+    assert [found[2] for found in facts(launched(2, 2, num_gpus=4))] == [0, 1, 0, 1]
+
+
+def test_rank_that_sees_one_gpu_of_its_own_takes_that_and_keeps_its_number():
+    """As under --gpus-per-task=1, or in a container for each rank."""
+    seats = [replace(one, gpu=f"GPU-{number}") for number, one in enumerate(launched(2, 2, num_gpus=1))]
+    assert facts(seats) == [(0, 2, 0, 2), (1, 2, 0, 2), (0, 2, 0, 2), (1, 2, 0, 2)]
+
+
+@pytest.mark.parametrize(("num_gpus", "gpus"), [(1, "1 GPU,"), (3, "3 GPUs,")])
+def test_more_ranks_than_gpus_are_refused_on_every_rank_in_one_line(num_gpus, gpus):
+    seats = launched(4, 4, num_gpus=4)
+    seats[4:] = [replace(one, num_gpus=num_gpus, gpu="GPU-7" * (num_gpus == 1)) for one in seats[4:]]
+    words = set()
+    for rank in range(8):
+        with pytest.raises(ConfigError) as raised:
+            take_seats(Ranks(rank=rank, num_ranks=8), seats, backend="nccl")
+        words.add(str(raised.value))
+    assert words == {
+        f"host1 has 4 ranks and {gpus} and each rank needs one. Start {num_gpus} on it (deepspeed --num_gpus "
+        f"{num_gpus}, srun --ntasks-per-node={num_gpus}), or set CCTS_BACKEND=gloo to let ranks share a GPU."
+    }
+
+
+def test_ranks_share_gpus_in_turn_over_gloo():
+    assert [found[2] for found in facts(launched(3, num_gpus=2), "gloo")] == [0, 1, 0]
+
+
+def test_rank_without_a_gpu_beside_one_with_is_refused():
+    seats = launched(1, 1, num_gpus=1)
+    with pytest.raises(
+        ConfigError, match=r"^rank 1 on host1 sees no GPU, and rank 0 on host0 does\. Give each rank one"
+    ):
+        take_seats(Ranks(num_ranks=2), [seats[0], replace(seats[1], num_gpus=0)], backend="nccl")
+
+
+def test_backend_is_chosen_by_the_device_and_by_the_switch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(BACKEND, raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert chosen_backend() == "gloo"
+    monkeypatch.setenv(BACKEND, "nccl")
+    with pytest.raises(ConfigError, match=r"^CCTS_BACKEND = 'nccl': torch sees no GPU"):
+        chosen_backend()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert chosen_backend() == "nccl"
+    monkeypatch.setenv(BACKEND, "gloo")
+    assert chosen_backend() == "gloo"
+    monkeypatch.setenv(BACKEND, "mpi")
+    with pytest.raises(ConfigError, match=r'must be "gloo" or "nccl"\. Unset it'):
+        chosen_backend()
