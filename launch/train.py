@@ -12,25 +12,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ``--local_rank`` comes from the launcher."""
     parser = argparse.ArgumentParser(
         description="Train the model that a run file describes: text, speech, teacher or student.",
-        epilog="examples:\n"
-        "  deepspeed --num_gpus 2 launch/train.py --config launch/runs/demo/teacher.toml\n"
+        epilog="examples:\n  deepspeed --num_gpus 2 launch/train.py --config launch/runs/demo/teacher.toml\n"
         "  deepspeed launch/train.py --config RUN.toml --set optim.learning_rate=1e-4 --resume auto\n"
-        "  python launch/train.py --config RUN.toml --check --ranks 64 --gpu-memory 80\n"
+        "  python launch/train.py --config RUN.toml --check --ranks 64 --gpu-memory 80 --assume device=a100\n"
         "to stop: SIGTERM or SIGUSR1 to a rank (a launcher passes none on), Ctrl-C, or a file STOP in the run folder\n"
         "exit codes: 0 done; 1 failed; 2 a mistake in what was asked for (one line on stderr says which);\n"
         "  75 stopped on request, with a complete checkpoint: run again with --resume auto to go on",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="RUN.toml", help="the run file")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=VALUE", help="change a key of the run file; may be repeated"
-    )
-    parser.add_argument(
-        "--resume", default="", metavar="auto|PATH", help="go on: from the newest complete checkpoint, or from this one"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a key; may be repeated")
+    parser.add_argument("--resume", default="", metavar="auto|PATH", help="go on from the newest checkpoint, or from it")
     parser.add_argument("--check", action="store_true", help="open everything the run needs, train nothing")
     parser.add_argument("--ranks", type=int, metavar="N", help="with --check: as N ranks would see it")
     parser.add_argument("--gpu-memory", type=float, metavar="GB", help="with --check: must suffice on each GPU")
+    parser.add_argument("--assume", action="append", default=[], metavar="K=V", help="with --ranks: figures of GPUs")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -47,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
     run = read_run(args.config, args.set)
     if args.check:
-        return check(run, num_ranks=args.ranks, gpu_memory_gb=args.gpu_memory)
+        return check(run, num_ranks=args.ranks, gpu_memory_gb=args.gpu_memory, assume=args.assume)
     records = beats_folder(Path(run.output))
     with process_group(rank_facts(), timeout_s=run.train.timeout_s, nccl_records=records) as ranks:
         train(run, ranks, resume=args.resume)

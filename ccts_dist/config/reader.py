@@ -21,6 +21,7 @@ from ccts_dist.config.rules import (
     check_distill,
     check_frames,
     check_input,
+    check_profile,
     check_schedule,
 )
 from ccts_dist.config.schema import RunConfig
@@ -184,6 +185,7 @@ def _check_together(run: RunConfig, source: str) -> None:
     """Rules that no single annotation can state."""
     check_model(run.model, source)
     check_schedule(run, source)
+    check_profile(run, source)
     check_batch(run, source)
     check_checkpointing(run, source)
     check_input(run, source)

@@ -22,6 +22,16 @@ def check_schedule(run: RunConfig, source: str) -> None:
         )
 
 
+def check_profile(run: RunConfig, source: str) -> None:
+    """Raises: ConfigError, for steps to profile that are no first and last one."""
+    steps = run.train.profile
+    if steps and (len(steps) != 2 or steps[0] > steps[1]):
+        raise ConfigError(
+            f"{source}: train.profile = {list(steps)}: must be the first and the last step to record, the first not "
+            "above the last, counted from 1. Write for example [50, 55], or leave it out."
+        )
+
+
 def check_batch(run: RunConfig, source: str) -> None:
     """Raises: ConfigError, for settings of the micro-batches that nothing would come of."""
     overhead = run.batch.micro_batch_overhead_seconds

@@ -275,6 +275,14 @@ class TrainConfig:
     timeout_s: Annotated[float, Between(1, 1_000_000)] = 600.0
     """A rank that waits longer than this for its peers gives up, and all end; no step may take longer either."""
 
+    peak_tflops: NotNegative = 0.0
+    """Most that a rank's device can do in ``precision``, in 10^12 floating-point operations per second (dense, without
+    sparsity), of which ``throughput/mfu`` is the share that the model took; 0 for what is known of its GPU."""
+
+    profile: tuple[Count, ...] = ()
+    """First and last step, counted from 1, that rank 0 records with torch.profiler: [50, 55] writes the trace and a
+    table of the step by part into the run folder's ``profile/``. Empty for none."""
+
     grace_s: Annotated[float, Between(1, 1_000_000)] = 120.0
     """Longest time from a request to stop to a complete checkpoint, in seconds: a step (two where they take less than a
     second) and the saving must fit. Keep it below what the cluster gives between its signal and the end."""

@@ -289,6 +289,10 @@ class Loader:
         """
         return read_batch(self.largest_part(self._batch.micro_utterances), self._reading, 0)
 
+    def parts(self, epoch: int, step: int) -> list[list[Part]]:
+        """What the ranks of this node read of a step, by pass and rank; reads no audio."""
+        return self._parts(epoch, step)
+
     def longest(self, part: Part) -> int:
         """Samples to which a part may be padded in any epoch: some utterances are played more slowly."""
         return self.longest_of(part.rows[0].num_samples)

@@ -7,7 +7,8 @@ with and without gradient checkpointing. What a kernel takes for itself while it
 
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -82,14 +83,9 @@ def trace_pass(
         None for an encoder that cannot be run on shapes alone, because it looks at numbers to decide what to do.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    with torch.random.fork_rng(devices=[]):
-        with torch.device("meta"):
-            model = rebuild_model(_without_gru(config), _simplified(encoders, on_gpu=on_gpu)).train(training)
-        for branch in model.modules():
-            if isinstance(branch, ExtractedBranch):
-                branch.rehearse(shape.rows, shape.samples)
-        with FakeTensorMode():
-            _make_fake(model, dtype)
+    with shape_model(config, encoders, dtype, training=training, on_gpu=on_gpu) as (model, fake_mode):
+        rehearse(model, shape)
+        with fake_mode:
             try:
                 traced, nums_frames = _run(model, shape, training=training)
             except RuntimeError:  # what a fake tensor raises when asked for a number, or on meeting an unknown operator
@@ -105,6 +101,37 @@ def trace_peak(
     """The ``peak`` of ``trace_pass`` alone."""
     traced = trace_pass(config, encoders, shape, precision=precision, training=training, on_gpu=on_gpu)
     return None if traced is None else traced.peak
+
+
+@contextmanager
+def shape_model(
+    config: ModelConfig, encoders: EncoderConfigs, dtype: torch.dtype, *, training: bool, on_gpu: bool
+) -> Iterator[tuple[EmotionModel, FakeTensorMode]]:
+    """The model of fake tensors, without GRU and SpecAugment, and the mode to run it in, once it is rehearsed."""
+    fake_mode = FakeTensorMode()
+    with torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):
+            model = rebuild_model(_without_gru(config), _simplified(encoders, on_gpu=on_gpu)).train(training)
+        with fake_mode:
+            _make_fake(model, dtype)
+        yield model, fake_mode
+
+
+def rehearse(model: EmotionModel, shape: BatchShape) -> None:
+    """Prepare branches with a feature extractor for a batch of that shape; to be called outside of the fake mode."""
+    for branch in model.modules():
+        if isinstance(branch, ExtractedBranch):
+            branch.rehearse(shape.rows, shape.samples)
+
+
+def fake_inputs(model: EmotionModel, shape: BatchShape) -> tuple[Tensor | None, ...]:
+    """Audio, numbers of samples, tokens and numbers of tokens of a batch without padding; within the fake mode."""
+    audio = torch.zeros(shape.rows, shape.samples)
+    num_samples = torch.full((shape.rows,), shape.samples, dtype=torch.int64)
+    if model.text is None:
+        return audio, num_samples, None, None
+    tokens = torch.zeros(shape.rows, shape.tokens, dtype=torch.int64)
+    return audio, num_samples, tokens, torch.full((shape.rows,), shape.tokens, dtype=torch.int64)
 
 
 def _without_gru(config: ModelConfig) -> ModelConfig:
@@ -180,13 +207,7 @@ def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[Pas
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     with _LiveBytes(model) as live, torch.set_grad_enabled(training):
-        audio = torch.zeros(shape.rows, shape.samples)
-        num_samples = torch.full((shape.rows,), shape.samples, dtype=torch.int64)
-        tokens = num_tokens = None
-        if model.text is not None:
-            tokens = torch.zeros(shape.rows, shape.tokens, dtype=torch.int64)
-            num_tokens = torch.full((shape.rows,), shape.tokens, dtype=torch.int64)
-        output = model(audio, num_samples, tokens, num_tokens)
+        output = model(*fake_inputs(model, shape))
         forward_peak, kept = live.peak, live.now
         if training:
             (output.prediction.sum() + output.embedding.sum()).backward()

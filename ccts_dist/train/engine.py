@@ -27,6 +27,7 @@ from ccts_dist.train.compiled import compile_once
 from ccts_dist.train.ds_config import read_ds_config, resolve_ds_config
 from ccts_dist.train.out_of_memory import MemoryWords
 from ccts_dist.train.regional_compile import compile_layers
+from ccts_dist.train.step_profile import BACKWARD, FORWARD, OPTIMIZER, timed
 from ccts_dist.train.storage import writing
 from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile
 from ccts_dist.train.zero_state import WEIGHTS, ZeroState, undo_first_step
@@ -106,6 +107,7 @@ class Engine:
         if stored:
             together(lambda: self._state.restore({kind: tensors.get for kind, tensors in stored.items()}))
 
+    @timed(FORWARD)
     def forward(self, batch: Batch) -> Any:
         """The model's output for a micro-batch that is on ``device``.
 
@@ -145,6 +147,7 @@ class Engine:
         """Announce that the gradient of the next step comes from so many passes; as many on every rank."""
         self.passes = self._passes_left = num_passes
 
+    @timed(BACKWARD)
     def backward(self, surrogate: Tensor) -> None:
         """Add one pass's gradient to the global gradient: the *sum* over all passes and ranks.
 
@@ -160,6 +163,7 @@ class Engine:
         with self._memory.named("the backward pass"), self._arithmetic():
             self._engine.backward(surrogate * self.ranks.num_ranks)
 
+    @timed(OPTIMIZER)
     def step(self) -> Update:
         """Count a pass; after the last of a step, reduce the gradient and move the weights.
 

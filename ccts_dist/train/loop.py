@@ -17,6 +17,7 @@ from ccts_dist.progress import Progress, say
 from ccts_dist.records import Batch, StepBatches
 from ccts_dist.train.checkpoint import CheckpointFiles, write_checkpoint
 from ccts_dist.train.checkpoint_writer import CheckpointWriter
+from ccts_dist.train.devices import peak_tflops
 from ccts_dist.train.evaluate import scores_to_tree
 from ccts_dist.train.figures import add_to_epoch, epoch_figures, finite, step_figures
 from ccts_dist.train.history import History
@@ -26,6 +27,7 @@ from ccts_dist.train.meter import Meter
 from ccts_dist.train.parts import Parts, save_trained
 from ccts_dist.train.peak import peaks_over_ranks_gb
 from ccts_dist.train.step import StepResult, train_step
+from ccts_dist.train.step_profile import DATA_WAIT, LOSS, StepProfiler, timed
 from ccts_dist.train.two_rounds import TwoRounds
 from ccts_dist.train.two_rounds import words as words_of_difference
 from ccts_dist.transfer import SideStream
@@ -81,7 +83,10 @@ class Trainer:
         self.state = parts.state
         self._judge = Judge(parts, self._check)
         self._writer = CheckpointWriter(parts.session.ranks)
-        self._meter = Meter(parts.session.ranks, parts.engine.device)
+        peak = peak_tflops(parts.engine.device, parts.run.train.precision, override=parts.run.train.peak_tflops)
+        self._meter = Meter(parts.session.ranks, parts.engine.device, flops=parts.flops, peak_tflops=peak)
+        profiled = parts.run.train.profile if parts.is_first else ()
+        self._profiler = StepProfiler(profiled, parts.folder.path, parts.engine.device, title=parts.run.name)
         self._copies = SideStream(parts.engine.device)
         self._ahead: Ballot[StepBatches] = Ballot(None, None)
         self._moved: Callable[[], tuple[Batch, ...]] | None = None
@@ -130,6 +135,7 @@ class Trainer:
         finally:
             if self._history is not None:
                 self._history.close()
+            self._profiler.close()
             self._judge.close()
             self._session.close()
         together(self._check)
@@ -175,22 +181,24 @@ class Trainer:
             votes, is_slow, took = sum_over_ranks(ballot.votes).tolist(), 0.0, 0.0
             while self._is_within_epoch():
                 started = time.monotonic()
+                self._profiler.begin(state.step + 1)
                 if is_slow:
                     together(self._check)  # a request that came since the batch was read waits for no second long step
                 batches, save = ballot.settle(*votes)
                 if save and self._place() != self._saved_place:
                     self._checkpoint()
                 self._watch.at(f"{what}, step {state.step_in_epoch + 1}", brief=True)
-                result = train_step(
-                    self._engine,
-                    batches,
-                    self._session.objective,
-                    seed=self._run.seed,
-                    aside=self._aside(source, what, batches, took),
-                    moved=self._moved,
-                    rounds=self._rounds,
-                    graph_samples=self._parts.graph_samples,
-                )
+                with timed(LOSS):
+                    result = train_step(
+                        self._engine,
+                        batches,
+                        self._session.objective,
+                        seed=self._run.seed,
+                        aside=self._aside(source, what, batches, took),
+                        moved=self._moved,
+                        rounds=self._rounds,
+                        graph_samples=self._parts.graph_samples,
+                    )
                 ballot, self._moved = self._ahead, self._moved_ahead
                 self._difference = self._rounds.difference()
                 *votes, is_slow, difference = result.aside[:4]
@@ -203,6 +211,7 @@ class Trainer:
                 count_damaged(state, result.num_damaged, batches, self._run, visible=self._first)
                 left_out = f", {state.num_skipped} skipped" if state.num_skipped else ""
                 progress.advance(figures=f"loss {result.loss:.3f}{left_out}")
+                self._profiler.end(state.step)
                 took = time.monotonic() - started
                 began += self._validate_within()
                 every = self._run.train.checkpoint_steps
@@ -259,7 +268,8 @@ class Trainer:
 
         def read() -> StepBatches:
             self._watch.at(f"{what}, step {number + 1}: reading", brief=True)
-            batches = next(source)
+            with timed(DATA_WAIT):
+                batches = next(source)
             self._check()
             return batches
 

@@ -10,6 +10,7 @@ from ccts_dist.model.folder import save_model
 from ccts_dist.tracking.protocol import Tracking
 from ccts_dist.train.checkpoint import TrainState
 from ccts_dist.train.engine import Engine
+from ccts_dist.train.flops import RowFlops
 from ccts_dist.train.optim import Schedule
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session
@@ -30,6 +31,8 @@ class Parts:
     watch: Watch
     graph_samples: int
     """See ``train_step``."""
+    flops: RowFlops | None = None
+    """Model FLOPs of a row, on rank 0 where they are told; None elsewhere, and where they cannot be counted."""
 
     @property
     def run(self) -> RunConfig:

@@ -1,5 +1,6 @@
 """A run from its file to its outcome, in order."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from ccts_dist.tracking.packages import installed_packages
 from ccts_dist.train.checkpoint import TrainState, read_manifest, read_state
 from ccts_dist.train.curves import draw_training
 from ccts_dist.train.engine import Engine
+from ccts_dist.train.flops import flops_of
 from ccts_dist.train.forecast import Forecast
 from ccts_dist.train.loop import Outcome, Trainer
 from ccts_dist.train.memory import HOST_FLOOR
@@ -33,22 +35,29 @@ from ccts_dist.train.out_of_memory import MemoryWords, is_out_of_memory
 from ccts_dist.train.parts import Parts
 from ccts_dist.train.rounds import memory_of_a_rank
 from ccts_dist.train.run_folder import RunFolder
+from ccts_dist.train.scaling import scaling_lines
 from ccts_dist.train.setup import Session, check_session, open_session
+from ccts_dist.train.step_profile import check_profiled_steps
 from ccts_dist.train.stopping import STOP_FILE
 from ccts_dist.train.watch import Watch, stopped_words
 
 
-def check(run: RunConfig, *, num_ranks: int | None, gpu_memory_gb: float | None = None) -> int:
+def check(
+    run: RunConfig, *, num_ranks: int | None, gpu_memory_gb: float | None = None, assume: Sequence[str] = ()
+) -> int:
     """Print what the run would do on ``num_ranks`` ranks; 0 when nothing is wrong, else raises what is.
 
     Args:
         num_ranks: None for as many as the launcher has started.
         gpu_memory_gb: GB (10^9 bytes) of each GPU, which the run must fit; None where that is not asked.
+        assume: figures of the GPUs for the cost model, as ``read_assumptions`` takes them; it is shown where these or
+            ``num_ranks`` are given.
     """
     check_precision(run, best_device(Ranks()) if num_ranks is None else torch.device("cpu"))
     if rank_facts().local_rank:
         return 0  # under the launcher one rank of each host checks: the weights need not be in memory for each
     with check_session(run, rank_facts().num_ranks if num_ranks is None else num_ranks) as session:
+        check_profiled_steps(run.train.profile, session.total_steps)
         forecast = Forecast(session, on_gpu=gpu_memory_gb is not None or torch.cuda.is_available())
         on_gpu = torch.cuda.is_available()
         share = memory_of_a_rank(session.ranks, on_gpu=on_gpu) if gpu_memory_gb is None else int(gpu_memory_gb * 1e9)
@@ -56,6 +65,8 @@ def check(run: RunConfig, *, num_ranks: int | None, gpu_memory_gb: float | None 
         if rank_facts().is_first:
             for line in (*_described(session), *forecast.lines()):
                 print(line)
+            if assume or num_ranks is not None:
+                print("\n".join(scaling_lines(session, assume, session.ranks.num_ranks)))
         verdict = "" if gpu_memory_gb is None else f": {forecast.check_fits(gpu_memory_gb)}"
     if rank_facts().is_first:
         print(f"check passed{verdict}")
@@ -134,10 +145,13 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         say(f"{'ranks':24} {describe_cpu_ranks(ranks.num_ranks)}", visible=ranks.is_first)
     session = open_session(run, ranks)
     together(watch.check)
+    check_profiled_steps(run.train.profile, session.total_steps)
     # The weights are in the model before the engine is made: see Engine.
     optimizer = build_optimizer(parameter_groups(session.model), run.optim, fused=torch.cuda.is_available())
     say(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
+    is_told = ranks.is_first and run.tracking.kind != "none"
+    flops = together(lambda: flops_of(session) if is_told else None)
     point = folder.find_resume_point(resume, run, session.plan_digest, say) if resume else None
     state = TrainState() if point is None else read_state(point)
     recorded = state.graph_samples if point is not None and read_manifest(point).num_ranks == ranks.num_ranks else None
@@ -168,6 +182,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
             state=state,
             watch=watch,
             graph_samples=rounds.graph_samples,
+            flops=None if flops is None else flops.training,
         )
         outcome = Trainer(parts, optimizer).train()
         if ranks.is_first and run.tracking.kind != "none":

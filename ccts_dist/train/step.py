@@ -37,6 +37,7 @@ from ccts_dist.losses.total import (
 from ccts_dist.records import Batch, StepBatches, padded_samples
 from ccts_dist.train.engine import Update
 from ccts_dist.train.step_figures import Figures, Objective, StepResult
+from ccts_dist.train.step_profile import SUMS, timed
 from ccts_dist.train.two_rounds import TwoRounds
 from ccts_dist.transfer import fetched, queued
 
@@ -318,9 +319,7 @@ def _pack_shares(distilled: DistillParts, category: Tensor) -> Tensor:
     return torch.stack([distilled.embedding, distilled.prediction, category])
 
 
+@timed(SUMS)
 def _summed(*pieces: Tensor) -> list[Tensor]:
-    """These flat tensors, each added up over ranks, on the host.
-
-    In one copy from the device, for which the host waits, and in one all-reduce, in which ranks wait for each other.
-    """
+    """These flat tensors, each added up over ranks, on the host; waits for the device and for the ranks once each."""
     return list(sum_over_ranks(torch.cat(fetched(pieces))).split([len(piece) for piece in pieces]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 OPTIONS = {
-    "launch/train.py": "--check --config --gpu-memory --ranks --resume --set",
+    "launch/train.py": "--assume --check --config --gpu-memory --ranks --resume --set",
     "launch/cache_teacher.py": "--batch-seconds --fit-splits --out --shards --splits --teacher --timeout-s",
     "launch/compare.py": "--key --picture --tolerance --uri",
     "launch/evaluate.py": (

@@ -1,6 +1,11 @@
 """Speed, padding, and what the nodes are busy with, by hand-worked numbers."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -8,6 +13,7 @@ import torch
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.records import Batch, StepBatches
+from ccts_dist.train.flops import RowFlops
 from ccts_dist.train.meter import Meter
 
 CPU = torch.device("cpu")
@@ -87,3 +93,92 @@ def test_where_hosts_have_not_equally_many_ranks_the_first_host_is_told_of_alone
     assert told["system/node0_memory_gb"] < psutil.virtual_memory().total / 1e9
     assert told["system/node0_memory_gb"] > 0
     assert "system/node1_memory_gb" not in told
+
+
+def test_model_flops_are_of_real_audio_and_transcripts_per_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    flops = RowFlops(base=1e9, per_sample=1e8, per_squared_sample=1e4, per_token=1e10, per_squared_token=1e9)
+    read = replace(batch([16_000, 8_000, 30_000], [1.0, 1.0, 0.0]), num_tokens=torch.tensor([5, 3, 9]))
+    monkeypatch.setitem(globals(), "BATCHES", StepBatches(epoch=0, step=0, passes=(read,)))
+    meters = [Meter(Ranks(rank=rank, num_ranks=2), CPU, flops=flops, peak_tflops=20.0, clock=clock) for rank in (0, 1)]
+    sums = torch.stack([meter.aside(BATCHES) for meter in meters]).sum(0).tolist()
+    told = meters[0].heard(sums, num_rows=4, seconds=0.5)
+    # On each rank 2 rows: 2e9, 24,000 samples: 2.4e12, 16,000^2 + 8,000^2: 3.2e12, 8 tokens: 8e10, 25 + 9: 3.4e10.
+    assert told["throughput/tflops_per_gpu"] == pytest.approx(2 * (0.002 + 2.4 + 3.2 + 0.08 + 0.034))
+    assert told["throughput/mfu"] == pytest.approx(2 * 5.716 / 20)
+
+
+def test_without_a_known_peak_there_is_no_share_of_it() -> None:
+    flops = RowFlops(base=0.0, per_sample=1e8, per_squared_sample=0.0)
+    meter = Meter(Ranks(), CPU, flops=flops)
+    told = meter.heard(meter.aside(BATCHES).tolist(), num_rows=3, seconds=2.0)
+    assert told["throughput/tflops_per_gpu"] == pytest.approx(28_000 * 1e8 / 1e12 / 2)
+    assert "throughput/mfu" not in told
+
+
+GPU = torch.device("cuda", 0)
+
+
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, **activity: Callable[[torch.device], float]) -> None:
+    """A GPU of which torch says these things; without ``activity`` as where nvidia-ml-py is not installed."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3_000_000_000, 80_000_000_000))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: 61_000_000_000)
+    for name, answer in activity.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    library = SimpleNamespace(NVMLError=NvmlError) if activity else None
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+
+
+class NvmlError(Exception):
+    """What nvidia-ml-py raises."""
+
+
+def gpu_figures(num_nodes: int) -> dict[str, float]:
+    """What four ranks with a GPU each tell of GPUs in the step that looks."""
+    clock = Clock()
+    meters = [
+        Meter(Ranks(rank=rank, num_ranks=4, local_rank=rank * num_nodes % 4, num_nodes=num_nodes), GPU, clock=clock)
+        for rank in range(4)
+    ]
+    assert len({len(meter.aside(BATCHES)) for meter in meters}) == 1
+    meters[0]._looked_at = 0.0
+    _, told = steps(meters, clock, [1.0, 1.0])
+    return {name: value for name, value in told.items() if "/gpu_" in name}
+
+
+def test_each_gpu_is_told_of_by_node_under_mlflows_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    pretend_gpu(monkeypatch, utilization=lambda _: 87, power_draw=lambda _: 512_500)
+    told = gpu_figures(num_nodes=2)
+    of_one = {"memory_reserved_megabytes": 61_000.0, "utilization_percentage": 87.0, "power_usage_watts": 512.5}
+    assert told == {
+        f"system/node{node}/gpu_{gpu}_{name}": value
+        for node in (0, 1)
+        for gpu in (0, 1)
+        for name, value in of_one.items()
+    }
+
+
+def test_without_nvidias_library_the_reserved_memory_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    pretend_gpu(monkeypatch)
+    assert gpu_figures(num_nodes=1) == {
+        f"system/node0/gpu_{gpu}_memory_reserved_megabytes": 61_000.0 for gpu in range(4)
+    }
+
+
+def test_what_a_driver_refuses_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: torch.device) -> float:
+        raise NvmlError("Not Supported")
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    pretend_gpu(monkeypatch, utilization=refuse, power_draw=lambda _: 512_500)
+    assert set(gpu_figures(num_nodes=1).values()) == {61_000.0}
+
+
+def test_names_are_those_of_mlflows_own_monitor() -> None:
+    mlflow = find_spec("mlflow")  # not imported, which takes seconds
+    assert mlflow is not None
+    assert mlflow.origin is not None
+    source = (Path(mlflow.origin).parent / "system_metrics/metrics/gpu_monitor.py").read_text(encoding="utf-8")
+    assert all(f"gpu_{{i}}_{name}" in source for name in ("utilization_percentage", "power_usage_watts"))
