@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, required=True, metavar="RUN.toml", help="the run file")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a key; may be repeated")
-    parser.add_argument("--resume", default="", metavar="auto|PATH", help="go on from the newest checkpoint, or from it")
+    parser.add_argument("--resume", default="", metavar="auto|PATH", help="go on from the newest checkpoint or this")
     parser.add_argument("--check", action="store_true", help="open everything the run needs, train nothing")
     parser.add_argument("--ranks", type=int, metavar="N", help="with --check: as N ranks would see it")
     parser.add_argument("--gpu-memory", type=float, metavar="GB", help="with --check: must suffice on each GPU")
