@@ -146,7 +146,6 @@ def test_changes_of_speed_count_before_the_limit():
     assert [part.padded_samples for part in parts] == [8, 6]
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(
     lengths=st.lists(st.integers(1, 200_000), min_size=1, max_size=60),
     num_ranks=st.integers(1, 8),
@@ -170,7 +169,6 @@ def test_parts_cut_by_seconds_are_the_batch_and_keep_the_limits(lengths, num_ran
     assert lengths_of(again) == lengths_of(steps)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=24),
     num_ranks=st.integers(1, 3),

@@ -19,6 +19,7 @@ from ccts_dist.loader.loader import Loader
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards.read import ShardSet, open_shard_set
 from ccts_dist.shards.teacher_cache import TeacherCache
+from tests.shard_examples import flip_bit
 from tests.tones import NUM_TRAIN, Words, build_tones, labels_of, make_loader, number_teacher, same_steps, wave
 
 
@@ -252,6 +253,22 @@ def test_skipping_gives_a_damaged_utterance_weight_zero_and_silence_and_says_so(
             words += batch.damaged
     assert len(words) == 1
     assert words[0].startswith(f"{shard}: flac of '{key}' is damaged")
+
+
+def test_damaged_utterance_is_reported_once_and_not_by_the_copies_in_empty_parts(root, tmp_path):
+    for file in root.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shard_set = open_shard_set(tmp_path)
+    (entry,) = shard_set.shards_of(("Test1",))  # five utterances, eight ranks
+    table = shard_set.rows(entry.name)
+    shortest = int(table.num_samples.argmin())
+    flip_bit(tmp_path / entry.name, int((table.members["flac"].offset + table.members["flac"].size)[shortest]) - 1)
+    batches = []
+    for rank in range(8):
+        loader = make_loader(shard_set, splits=("Test1",), ranks=Ranks(rank=rank, num_ranks=8), damaged="skip")
+        batches += next(loader.epoch(0)).passes
+    assert sum(batch.keys == (table.keys[shortest],) for batch in batches) == 4
+    assert sorted(len(batch.damaged) for batch in batches) == [0] * 7 + [1]
 
 
 def test_a_store_that_cannot_be_reached_is_no_damage_to_skip(shard_set):

@@ -1,7 +1,9 @@
 """What a served model refuses, and in which words, before MLflow and HTTP come into it."""
 
+import asyncio
 import base64
 import io
+import json
 import os
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from ccts_dist.errors import ConfigError, RequestError
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry.predict import Student, load_student
 from ccts_dist.registry.served import Limits, Served, read_limits, rows_of
+from ccts_dist.registry.server import application
 from tests.unit import model_shapes
 
 MIB = 1 << 20
@@ -230,3 +233,33 @@ def test_mlflow_is_told_a_status_of_400(served: Served) -> None:
     with pytest.raises(MlflowException, match="recording 0: 'audio' is int") as error:
         served.predict(pd.DataFrame({"audio": [1]}))
     assert error.value.get_http_status_code() == 400
+
+
+def _post(served: Served, chunks: list[bytes], *, max_body_bytes: int) -> tuple[int, dict[str, Any]]:
+    """Status and answer of our server, whose body comes in these chunks."""
+    waiting = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    waiting.append({"type": "http.request", "body": b"", "more_body": False})
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return waiting.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/invocations", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    asyncio.run(application(served, max_body_bytes=max_body_bytes)(scope, receive, send))
+    return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+def test_a_body_one_byte_too_large_is_refused_by_our_server_however_it_comes(served: Served) -> None:
+    body = json.dumps({"inputs": {"audio": _b64(_wav(4_000))}}).encode()
+    for chunks in ([body], [body[:700], body[700:]]):
+        status, answer = _post(served, chunks, max_body_bytes=len(body))
+        assert (status, len(answer["predictions"])) == (200, 1)
+        status, answer = _post(served, chunks, max_body_bytes=len(body) - 1)
+        assert status == 413
+        assert f"a body of more than {len(body) - 1} bytes" in answer["message"]

@@ -248,14 +248,15 @@ def test_an_interrupted_build_of_another_input_is_not_taken_over(
     assert check_shard_set(stopped) == []
 
 
-def test_other_settings_or_changed_audio_start_the_shards_anew(tmp_path: Path):
+@pytest.mark.parametrize("settings", [{}, {"shard_bytes": 9000}])
+def test_changed_audio_and_other_settings_start_the_shards_anew(tmp_path: Path, settings: dict[str, int]):
     utterances = make_utterances(tmp_path / "corpus")
     with pytest.raises(StoppedError):
         build_example(utterances, tmp_path / "s", tmp_path / "corpus", progress=stop_after(12))
     samples, rate = soundfile.read(utterances[0].audio)
     soundfile.write(utterances[0].audio, samples / 2, rate)  # of the same size
-    build_example(utterances, tmp_path / "s", tmp_path / "corpus", shard_bytes=9000)
-    build_example(utterances, tmp_path / "whole", tmp_path / "corpus", shard_bytes=9000)
+    build_example(utterances, tmp_path / "s", tmp_path / "corpus", **settings)
+    build_example(utterances, tmp_path / "whole", tmp_path / "corpus", **settings)
     assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
 
 

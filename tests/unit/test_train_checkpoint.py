@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,19 @@ def test_step_that_is_checkpointed_again_is_there_at_every_moment(tmp_path, monk
     assert found[0] == before
     assert (before / WEIGHTS).read_bytes() == b"third"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+
+
+def test_of_two_checkpoints_of_one_step_the_one_that_replaced_the_other_counts(tmp_path):
+    """A kill may leave both, each whole."""
+    replaced = tmp_path / "checkpoints" / "step-00000005.replaced"
+    shutil.copytree(save(tmp_path, 5, content=b"older"), tmp_path / "older")
+    newer = save(tmp_path, 5, content=b"newer")
+    (tmp_path / "older").rename(replaced)
+    found = find_checkpoint(tmp_path, lambda _: None)
+    assert found is not None
+    assert found[0] == newer
+    save(tmp_path, 6, keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
 
 
 def test_folder_with_checkpoints_is_refused_without_resume(tmp_path):

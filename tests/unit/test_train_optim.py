@@ -149,12 +149,12 @@ def test_schedule_goes_on_where_it_stopped(kind, warmup_steps):
     whole = follow(build_schedule(whole_optimizer, config, 40), whole_optimizer, range(40))
     first_optimizer = optimizer_for(config)
     first = build_schedule(first_optimizer, config, 40)
-    seen = follow(first, first_optimizer, range(17))
+    seen = follow(first, first_optimizer, range(13))  # amid a plateau: two validations without a fall, of three
     state = json.loads(json.dumps(first.state()))
     second_optimizer = optimizer_for(config)
     second = build_schedule(second_optimizer, config, 40)
     second.restore(state)
-    assert seen + follow(second, second_optimizer, range(17, 40)) == whole
+    assert seen + follow(second, second_optimizer, range(13, 40)) == whole
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")

@@ -1,6 +1,7 @@
 """One step by plain torch: any cut into passes gives the gradient of the loss of the whole batch."""
 
 import sys
+import zlib
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -226,6 +227,11 @@ def test_key_checksum_is_of_the_rows_that_count_however_they_are_cut():
         seed=0,
     )
     assert fewer.key_checksum not in checksums
+
+
+def test_key_checksum_leaves_out_a_row_of_weight_zero_as_copies_have_it():
+    result = train_step(PlainEngine(), step_of(whole_batch(), []), Objective(target_weights=WEIGHTS), seed=0)
+    assert result.key_checksum == sum(zlib.crc32(f"k{number}".encode()) for number in range(12) if number != 7)
 
 
 def test_loss_that_is_not_finite_leaves_the_weights_alone():
