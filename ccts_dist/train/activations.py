@@ -207,7 +207,8 @@ def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[Pas
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
     with _LiveBytes(model) as live, torch.set_grad_enabled(training):
-        output = model(*fake_inputs(model, shape))
+        inputs = fake_inputs(model, shape)  # a step holds them to its end
+        output = model(*inputs)
         forward_peak, kept = live.peak, live.now
         if training:
             (output.prediction.sum() + output.embedding.sum()).backward()
