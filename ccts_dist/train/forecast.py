@@ -122,9 +122,7 @@ class Forecast:
         Raises:
             ConfigError: it does not: what is needed, what there is, and which three keys would help most.
         """
-        if not 0 < gpu_memory_gb < inf:
-            raise ConfigError(f"--gpu-memory {gpu_memory_gb}: must be a number above 0. Say how many GB each GPU has.")
-        limit = int(gpu_memory_gb * 1e9)
+        limit = memory_of_a_gpu(gpu_memory_gb)
         most = self._largest_micro(self._as_is, limit)
         if self.peak_bytes <= limit:
             largest = f"the largest batch.micro_utterances that does is {most}"
@@ -260,3 +258,14 @@ class Forecast:
     def _trace_once(self, shape: BatchShape, precision: str, checkpointing: bool, training: bool) -> int | None:
         config = replace(self._run.model, gradient_checkpointing=checkpointing)
         return trace_peak(config, self._encoders, shape, precision=precision, training=training, on_gpu=self._on_gpu)
+
+
+def memory_of_a_gpu(gb: float) -> int:
+    """Bytes of a GPU of so many GB (10^9 bytes).
+
+    Raises:
+        ConfigError: that is no number above 0.
+    """
+    if not 0 < gb < inf:
+        raise ConfigError(f"--gpu-memory {gb}: must be a number above 0. Say how many GB each GPU has.")
+    return int(gb * 1e9)

@@ -27,7 +27,7 @@ from ccts_dist.train.checkpoint import TrainState, read_manifest, read_state
 from ccts_dist.train.curves import draw_training
 from ccts_dist.train.engine import Engine
 from ccts_dist.train.flops import flops_of
-from ccts_dist.train.forecast import Forecast
+from ccts_dist.train.forecast import Forecast, memory_of_a_gpu
 from ccts_dist.train.loop import Outcome, Trainer
 from ccts_dist.train.memory import HOST_FLOOR
 from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups
@@ -59,9 +59,8 @@ def check(
     with check_session(run, rank_facts().num_ranks if num_ranks is None else num_ranks) as session:
         check_profiled_steps(run.train.profile, session.total_steps)
         forecast = Forecast(session, on_gpu=gpu_memory_gb is not None or torch.cuda.is_available())
-        on_gpu = torch.cuda.is_available()
-        share = memory_of_a_rank(session.ranks, on_gpu=on_gpu) if gpu_memory_gb is None else int(gpu_memory_gb * 1e9)
-        forecast.decide_rounds(share)
+        given = None if gpu_memory_gb is None else memory_of_a_gpu(gpu_memory_gb)
+        forecast.decide_rounds(given or memory_of_a_rank(session.ranks, on_gpu=torch.cuda.is_available()))
         if rank_facts().is_first:
             for line in (*_described(session), *forecast.lines()):
                 print(line)

@@ -1,6 +1,5 @@
 """Every shipped run file passes ``--check``: on shards of its corpus in miniature and encoders under its names."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ccts_dist.model.modified_cpc import convert
 from ccts_dist.shards.read import ShardSet, open_shard_set
 from launch import train as command
 from tests.hub import write_hub
-from tests.launching import ROOT, environment
+from tests.launching import run_forked
 from tests.published_cpc import published, write_checkpoint
 from tests.small_corpora import write_iemocap, write_msp_podcast
 from tests.small_runs import make_cache
@@ -37,8 +36,8 @@ def shard_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardSet]:
         "iemocap": write_iemocap(place / "IEMOCAP", per_session=20),
     }
     for name, root in corpora.items():
-        command = [sys.executable, "shards/build.py", name, str(root), "--out", str(place / name)]
-        subprocess.run(command, cwd=ROOT, env=environment(), check=True, timeout=300)
+        done = run_forked([sys.executable, "shards/build.py", name, str(root), "--out", str(place / name)])
+        assert done.returncode == 0, done.stderr
     return {name: open_shard_set(place / name) for name in corpora}
 
 
