@@ -86,10 +86,21 @@ def one_build_at_a_time(folder: Path) -> Iterator[None]:
 def _forget_dead_builds(folder: Path, age_s: float) -> None:
     """Remove builds of DeepSpeed's libraries whose mark is older than that.
 
-    With all that is in them: a compiler that lives on after its build was killed then has no place to write to.
+    With all that is in them: a compiler that lives on after its build was killed then has no place to write to. Where
+    the holder was killed while it loaded a library that was there, only the mark goes.
     """
     for lock in [*folder.glob("deepspeed_*/lock"), *folder.glob("*/deepspeed_*/lock")]:
         with suppress(OSError):  # another host's rank was first, or it is another user's
-            if time.time() - lock.stat().st_mtime >= age_s:
+            if time.time() - lock.stat().st_mtime < age_s:
+                continue
+            if _was_only_loaded(lock):
+                lock.unlink()
+            else:
                 shutil.rmtree(lock.parent)
                 say(f"{lock.parent}: removed, a build that was killed had left it")
+
+
+def _was_only_loaded(lock: Path) -> bool:
+    """Whether the library was there when the mark was set, and nothing was written after."""
+    others = [path.stat().st_mtime_ns for path in lock.parent.iterdir() if path != lock]
+    return any(lock.parent.glob("*.so")) and max(others) < lock.stat().st_mtime_ns

@@ -44,6 +44,18 @@ def test_build_whose_holder_was_killed_is_removed_at_once_but_not_another_hosts(
     assert (tmp_path / "deepspeed.turn").read_bytes() == b"", "this one finished"
 
 
+@pytest.mark.parametrize(("written_s_ago", "stays"), [(60.0, True), (0.5, False)], ids=["loaded", "built"])
+def test_library_that_a_killed_start_only_loaded_stays(tmp_path: Path, written_s_ago: float, stays: bool):
+    """A kill while a library is loaded would else cost the next start a minute of compiling."""
+    mark = lock(tmp_path / "deepspeed_shm_comm" / "lock", 5.0)
+    (library := mark.with_name("deepspeed_shm_comm.so")).touch()
+    os.utime(library, (time.time() - written_s_ago,) * 2)
+    (tmp_path / "deepspeed.turn").write_text(platform.node())
+    with one_build_at_a_time(tmp_path):
+        assert not mark.exists()
+        assert library.exists() == stays
+
+
 def test_a_build_waits_for_another_and_leaves_it_alone(tmp_path: Path):
     told = tmp_path / "told"
     waiting = (
