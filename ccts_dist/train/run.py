@@ -193,14 +193,8 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     finally:
         watch.at("telling the tracking server")
         tracking.close(status)
-    test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
-    say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}", visible=ranks.is_first)
     if forecast is not None:
-        reserved = outcome.peak_memory_reserved_gb
-        reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
-        taken = f"{outcome.peak_memory_gb:.2f} GB{reserving}"
-        bound = "" if forecast.estimate.on_gpu else f" or more: {HOST_FLOOR}"
-        say(f"most memory of a rank: {taken}; estimated: {forecast.peak_bytes / 1e9:.2f} GB{bound}")
+        _say_outcome(outcome, forecast)
     return outcome
 
 
@@ -220,6 +214,16 @@ def try_largest(engine: Engine, session: Session, watch: Watch) -> None:
     batch = together(session.loader.read_largest)
     engine.train(True)
     engine.try_out(batch.to(engine.device))
+
+
+def _say_outcome(outcome: Outcome, forecast: Forecast) -> None:
+    test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
+    say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}")
+    reserved = outcome.peak_memory_reserved_gb
+    reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
+    bound = "" if forecast.estimate.on_gpu else f" or more: {HOST_FLOOR}"
+    estimated = f"{forecast.peak_bytes / 1e9:.2f} GB{bound}"
+    say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB{reserving}; estimated: {estimated}")
 
 
 def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:
