@@ -155,11 +155,12 @@ class ZeroState:
                     )
 
     def _counts_on(self, flat: Tensor) -> torch.device:
-        """Where torch's optimizer keeps the count of its steps: beside the weights if it is fused, else on the CPU."""
-        for group in self._optimizer.param_groups:
-            if any(flat is parameter for parameter in group["params"]):
-                return flat.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
-        raise AssertionError("what is trained is in a group")
+        """Where torch's optimizer keeps the count of its steps: beside the weights if it is fused, else on the CPU.
+
+        Every group says the same. Which one ``flat`` is in is not to be had: ZeRO-3 hands its pieces over as it steps.
+        """
+        group = self._optimizer.param_groups[0]
+        return flat.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
 
 
 def _copy_part(into: Tensor, stored: Tensor, piece: Piece) -> None:
