@@ -1,7 +1,7 @@
 """How a GPU computes: float32 as it is or in TF32, and which attention kernels may be taken.
 
 TF32 rounds what enters a matrix product or a convolution to ten bits. It is several times as fast, and torch takes it
-for convolutions and GRUs unless it is told not to: float32 would then mean one thing in a product and another in a
+for convolutions and GRUs unless a flag forbids it: float32 would then mean one thing in a product and another in a
 convolution, and no command would agree with the next beyond three digits.
 """
 

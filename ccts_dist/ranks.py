@@ -137,7 +137,7 @@ def own_seat() -> Seat:
 def take_seats(ranks: Ranks, seats: Sequence[Seat], *, backend: str) -> tuple[Ranks, int]:
     """This rank's facts once those of all are known, and the number of ranks on its host.
 
-    Hosts are told apart by their names where the launcher does not say which ranks share one. Every rank computes the
+    Hosts differ by their names where the launcher does not say which ranks share one. Every rank computes the
     same, so that what is refused is refused on all.
 
     Args:

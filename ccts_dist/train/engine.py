@@ -151,9 +151,9 @@ class Engine:
     def backward(self, surrogate: Tensor) -> None:
         """Add one pass's gradient to the global gradient: the *sum* over all passes and ranks.
 
-        DeepSpeed takes the mean over ranks, which the factor undoes, and here none over passes, whose number varies:
-        it is told of one, and which pass is the last. Forward passes of others may have come between a pass's own and
-        this.
+        DeepSpeed takes the mean over ranks, which the factor undoes, and here none over passes, whose number varies: its
+        configuration has one, and the last pass is marked by hand. Forward passes of others may have come between a
+        pass's own and this.
         """
         self._engine.set_gradient_accumulation_boundary(self._passes_left == 1)
         # What a forward pass resets, it resets for the backward pass that follows; a second one would find it used.

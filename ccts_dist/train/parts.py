@@ -32,7 +32,7 @@ class Parts:
     graph_samples: int
     """See ``train_step``."""
     flops: RowFlops | None = None
-    """Model FLOPs of a row, on rank 0 where they are told; None elsewhere, and where they cannot be counted."""
+    """Model FLOPs of a row, on rank 0 where they are logged; None elsewhere, and where they cannot be counted."""
 
     @property
     def run(self) -> RunConfig:
