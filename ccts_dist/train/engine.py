@@ -151,7 +151,7 @@ class Engine:
     def backward(self, surrogate: Tensor) -> None:
         """Add one pass's gradient to the global gradient: the *sum* over all passes and ranks.
 
-        DeepSpeed takes the mean over ranks, which the factor undoes, and here none over passes, whose number varies: its
+        DeepSpeed takes the mean over ranks, which the factor undoes, and none over passes, whose number varies: its
         configuration has one, and the last pass is marked by hand. Forward passes of others may have come between a
         pass's own and this.
         """
