@@ -34,7 +34,7 @@ from ccts_dist.train.ds_config import check_calls, check_compiled, check_ds_conf
 from ccts_dist.train.evaluate import Extras, bin_edges
 from ccts_dist.train.frames import hears_nothing, keep_frames
 from ccts_dist.train.optim import check_warmup
-from ccts_dist.train.rounds import describe_micro_batches
+from ccts_dist.train.rounds import describe_micro_batches, warn_of_sorted_batches
 from ccts_dist.train.step import Objective
 from ccts_dist.train.storage import writing
 
@@ -103,6 +103,7 @@ class Session:
             "steps per epoch": f"{self.loader.steps_per_epoch:,}",
             "steps in all": f"{self.total_steps:,}",
             "padding": f"{cuts.padding:.1%}",
+            **warn_of_sorted_batches(self.run),
         }
         if distill is not None and self.run.distill is not None and self.run.distill.leave_out:
             numbers["threshold"] = f"{distill.threshold:.4f} deviations, to leave out {self.run.distill.leave_out:.1%}"
