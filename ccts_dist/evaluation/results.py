@@ -1,6 +1,5 @@
 """The results of an evaluation: as files for other programs, and in words."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from ccts_dist.evaluation.extracts import with_contents, worst_utterances
 from ccts_dist.evaluation.options import Asked
 from ccts_dist.evaluation.page import Beside, make_page
 from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
+from ccts_dist.json_text import json_text
 from ccts_dist.report.recorded import read_run_of, read_validations
 from ccts_dist.report.score_tables import scores_to_text
 from ccts_dist.report.table import format_table
@@ -73,7 +73,7 @@ def write_results(out: Path, result: Result, beside: Beside) -> None:
     first, *others = (_model_tree(model) for model in result.models)
     tree = {**first, "shards": result.shards_digest, **({"others": others} if others else {})}
     try:
-        (out / METRICS).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        (out / METRICS).write_text(json_text(tree, indent=2) + "\n", encoding="utf-8")
         (out / PAGE).write_text(make_page(result, beside), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}). Name another folder with --out.") from error

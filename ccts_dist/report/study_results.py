@@ -10,6 +10,7 @@ import torch
 
 from ccts_dist.config import read_run
 from ccts_dist.corpus.spoken import wrong_keys
+from ccts_dist.json_text import as_number
 from ccts_dist.losses.condition import kept_rows
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.study_plan import Study
@@ -89,7 +90,7 @@ def _read_run(folder: Path, percent: int, seed: int, system: str) -> StudyRun | 
         percent=percent,
         seed=seed,
         system=system,
-        ccc={dimension: summary["test"][dimension] for dimension in DIMENSIONS},
+        ccc={dimension: as_number(summary["test"][dimension]) for dimension in DIMENSIONS},
         best_epoch=summary["best_epoch"],
         seconds=summary["seconds"],
         kept_share=summary["kept_share"],

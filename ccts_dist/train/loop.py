@@ -1,6 +1,5 @@
 """The training loop: epochs of steps, validations between, checkpoints, and what is told about it."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 from ccts_dist.config.credentials import public_tree
 from ccts_dist.distributed import Ballot, attempt, barrier, sum_over_ranks, together
 from ccts_dist.errors import StopRequested
+from ccts_dist.json_text import json_text
 from ccts_dist.model.folder import load_model
 from ccts_dist.progress import Progress, say
 from ccts_dist.records import Batch, StepBatches
@@ -361,5 +361,5 @@ class Trainer:
             peak_memory_gb=held_gb,
             peak_memory_reserved_gb=reserved_gb,
         )
-        self._folder.write_file("summary.json", json.dumps(asdict(outcome), indent=1))
+        self._folder.write_file("summary.json", json_text(asdict(outcome), indent=1))
         return outcome

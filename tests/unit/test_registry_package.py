@@ -1,6 +1,7 @@
 """Packages: what is in them, and that nothing altered gets past their digests."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,18 @@ def test_a_package_holds_model_run_file_figures_and_card_with_a_digest_of_each(t
     assert json.loads((package / "metrics.json").read_text()) == {"ccc": 0.5}
     check_package(package)
     check_digests(package, digests, source="tags")
+
+
+def test_figures_that_are_not_finite_are_null_in_a_package(tmp_path: Path) -> None:
+    metrics = {"test": {"valence": math.nan, "activation": 0.5}, "test_sums": {"valence": [0.0, math.inf]}}
+    package = tmp_path / "package"
+    write_package(_model_folder(tmp_path / "model"), package, card="", metrics=metrics)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    tree = json.loads((package / "metrics.json").read_text(), parse_constant=refuse)
+    assert tree == {"test": {"valence": None, "activation": 0.5}, "test_sums": {"valence": [0.0, None]}}
 
 
 def test_an_altered_file_is_named_with_both_digests(tmp_path: Path) -> None:
