@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ccts_dist.config import read_run
+from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.corpus.spoken import wrong_keys
 from ccts_dist.json_text import as_number
 from ccts_dist.losses.condition import kept_rows
@@ -104,6 +105,7 @@ def write_left_out(study: Study, percent: int, seed: int) -> None:
         return
     run = read_run(folder / "runs" / "cts" / "run.toml")
     assert run.distill is not None
+    threshold = DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold
     shard_set = open_shard_set(run.data.shards)
     cache = open_teacher_cache(run.data.teacher, shard_set)
     keys, kept = [], []
@@ -114,7 +116,7 @@ def write_left_out(study: Study, percent: int, seed: int) -> None:
         label = torch.from_numpy(np.stack([rows.labels[target] for target in cache.targets], axis=1))
         weight = torch.ones(len(said))
         keys += rows.keys
-        kept += kept_rows(run.distill.gate, run.distill.threshold, cache.condition, prediction, label, weight).tolist()
+        kept += kept_rows(run.distill.gate, threshold, cache.condition, prediction, label, weight).tolist()
     wrong = wrong_keys(study.share_folder(percent) / "corpus")
     counted = count_left_out([key in wrong for key in keys], kept, percent=percent, seed=seed)
     write_whole(folder / LEFT_OUT, (json.dumps(asdict(counted), indent=1) + "\n").encode())

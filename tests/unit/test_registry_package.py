@@ -9,9 +9,9 @@ import pytest
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.registry.card import model_card
 from ccts_dist.registry.package import check_digests, check_package, write_package
-from ccts_dist.registry.publish import find_checkpoint
+from ccts_dist.registry.publish import find_checkpoint, register
 from ccts_dist.registry.pull import resolve_model, resolve_version
-from ccts_dist.registry.store import ModelName, check_name, parse_model_name
+from ccts_dist.registry.store import ModelName, check_alias, check_name, parse_model_name
 
 HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 """SHA-256 of "hello", from FIPS 180-4 test tools."""
@@ -232,3 +232,22 @@ def test_a_model_folder_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_a_folder_without_a_model_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no model"):
         find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("alias", ["latest", "Latest", "v3", "V12", "a b", "é" * 300, "x" * 256, ""])
+def test_an_alias_that_mlflow_would_refuse_is_refused_before_a_version_is_made(tmp_path: Path, alias: str) -> None:
+    with pytest.raises(ConfigError, match=r"alias .*Choose another\."):
+        check_alias(alias)
+    if alias:
+        with pytest.raises(ConfigError, match="alias"):  # there is not even a model
+            register(tmp_path, "emotion", alias=alias, tracking_uri=f"sqlite:///{tmp_path}/m.db")
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("alias", ["candidate", "v3-small", "latest-1", "LATEST_", "x" * 255])
+def test_an_alias_that_mlflow_takes_is_taken(alias: str) -> None:
+    from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
+
+    check_alias(alias)
+    _validate_model_alias_name(alias)
+    _validate_model_alias_name_reserved(alias)
