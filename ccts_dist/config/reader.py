@@ -83,7 +83,12 @@ def complete_tree(tree: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     Raises:
         ConfigError: a later version wrote it: it has keys or values that are unknown here.
     """
-    return run_to_tree(_build(RunConfig, tree, (), source))
+    return run_to_tree(complete_run(tree, source=source))
+
+
+def complete_run(tree: Mapping[str, Any], *, source: str) -> RunConfig:
+    """The run of ``complete_tree``, which may break rules that are new."""
+    return _build(RunConfig, tree, (), source)
 
 
 def run_to_toml(run: RunConfig) -> str:
