@@ -127,10 +127,7 @@ def _run_tags(client: "MlflowClient", run_id: str) -> dict[str, str] | None:
 
 def _new_run(client: "MlflowClient", uri: str, name: str) -> str:
     experiment = client.get_experiment_by_name(_EXPERIMENT)
-    if experiment is None:
-        experiment_id = _new_experiment(client, uri)
-    else:
-        experiment_id = experiment.experiment_id
+    experiment_id = _new_experiment(client, uri) if experiment is None else experiment.experiment_id
     run = client.create_run(experiment_id, run_name=f"register {name}")
     client.set_terminated(run.info.run_id, "FINISHED")
     return run.info.run_id

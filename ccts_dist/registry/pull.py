@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.redaction import without_credentials
 from ccts_dist.registry.package import check_digests
 from ccts_dist.registry.store import (
     DIGEST_TAG,

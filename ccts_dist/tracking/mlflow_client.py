@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
+from ccts_dist.redaction import redact, remember, shown_cause, without_credentials
 from ccts_dist.tracking.sqlite_store import make_store
 from ccts_dist.tracking.uri import sqlite_file
 
@@ -49,9 +49,11 @@ def open_client(uri: str) -> "MlflowClient":
     prepare_mlflow()
     from mlflow import MlflowClient
     from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+    from sqlalchemy.exc import ArgumentError
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    remember(uri)
     file = sqlite_file(uri)
     if file is not None:
         _keep_to_the_address()
@@ -62,12 +64,17 @@ def open_client(uri: str) -> "MlflowClient":
         raise ConfigError(
             f"tracking uri {without_credentials(uri)!r} is of no kind that MLflow knows. "
             "Use sqlite:///PATH.db or the address of a server (http://HOST:PORT)."
-        ) from error
+        ) from shown_cause(error)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"tracking uri {without_credentials(uri)!r} needs the Python package {error.name!r}, which is not "
             "installed. Install it, or use a server's http address."
-        ) from error
+        ) from shown_cause(error)
+    except (TypeError, ValueError, ArgumentError) as error:  # a port that is no number, an unknown option
+        raise ConfigError(
+            f"tracking uri {without_credentials(uri)!r} cannot be read ({' '.join(redact(str(error)).split())[:200]}). "
+            "Mend the address."
+        ) from shown_cause(error)
 
 
 def _keep_to_the_address() -> None:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
+from ccts_dist.redaction import redact, shown_cause, without_credentials
 from ccts_dist.tracking.mlflow_client import open_client
 from ccts_dist.tracking.sqlite_store import is_store
 from ccts_dist.tracking.uri import resolve_tracking_uri, sqlite_file
@@ -48,9 +48,9 @@ def read_back(address: str, *, tracking_uri: str = "") -> ReadBackRun:
             for name in sorted(data.metrics)
         }
     except (MlflowException, SQLAlchemyError, requests.RequestException, OSError) as error:
-        words = " ".join(str(error).split())[:300]
+        words = " ".join(redact(str(error)).split())[:300]
         raise ConfigError(
             f"{address}: cannot be read at {without_credentials(uri)} ({words}). Give the id of a run there, or "
             "another --uri."
-        ) from error
+        ) from shown_cause(error)
     return ReadBackRun(params=dict(data.params), metrics=metrics)

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.redaction import remember, userinfo_of, without_credentials
 
 _SQLITE = "sqlite:///"
 
@@ -24,20 +25,37 @@ def resolve_tracking_uri(uri: str) -> str:
     SQLite paths are made absolute: a relative one would move with the working directory.
 
     Raises:
-        ConfigError: a plain folder or ``file:`` address. MLflow's file store knows no aliases.
+        ConfigError: a plain folder or ``file:`` address, since MLflow's file store knows no aliases; or a user or
+            password that MLflow would read otherwise.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "") or sqlite_uri(Path("mlflow.db"))
     scheme = uri.partition(":")[0] if re.match(r"[a-z][a-z0-9+.-]*:", uri) else "file"
     if scheme == "file":
         raise ConfigError(
-            f"tracking uri {uri!r} is a folder: MLflow's file store keeps no model aliases. "
+            f"tracking uri {without_credentials(uri)!r} is a folder: MLflow's file store keeps no model aliases. "
             f"Use {_SQLITE}PATH.db, or the address of a server (http://HOST:PORT)."
         )
+    remember(uri)
+    _check_credentials(uri)
     file = sqlite_file(uri)
     if file is None:
         return uri
     _, mark, options = uri.partition("?")
     return f"{sqlite_uri(file.absolute())}{mark}{options}"
+
+
+def _check_credentials(uri: str) -> None:
+    """Refuse a password of which libraries would take a part for the host, and look that up in the network."""
+    over_http = uri.startswith("http")
+    found = re.search(r"[/?#\s\\]" if over_http else "@", userinfo_of(uri))
+    if found is not None:
+        instead = (
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if over_http else "the database's own settings"
+        )
+        raise ConfigError(
+            f"tracking uri {without_credentials(uri)!r}: its user or password holds {found[0]!r}, which ends it there. "
+            f"Write %{ord(found[0]):02X} in its place (and %40 for an @ elsewhere), or leave both to {instead}."
+        )
 
 
 def sqlite_file(uri: str) -> Path | None:
