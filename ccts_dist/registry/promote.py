@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.redaction import redact
 from ccts_dist.registry.evaluate import Evaluator
 from ccts_dist.registry.pull import pull_model_on_ranks
 from ccts_dist.registry.store import SCHEME, asking_the_server, check_alias, check_name
@@ -226,7 +227,7 @@ def _tags(contest: Contest, outcome: Outcome, shard_set_digest: str) -> Mapping[
         "target": contest.target or MEAN,
         "utterances": str(outcome.num_utterances),
         "speakers": str(outcome.num_speakers),
-        "reason": contest.reason if outcome.verdict == "forced" else "",
+        "reason": redact(contest.reason) if outcome.verdict == "forced" else "",
     }
     if outcome.judged is not None:
         gain = outcome.judged.gain

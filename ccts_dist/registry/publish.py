@@ -134,13 +134,22 @@ def _run_tags(client: "MlflowClient", run_id: str) -> dict[str, str] | None:
 
 def _new_run(client: "MlflowClient", uri: str, name: str) -> str:
     experiment = client.get_experiment_by_name(_EXPERIMENT)
-    if experiment is None:
-        experiment_id = client.create_experiment(_EXPERIMENT, artifact_location=artifact_location(uri, _EXPERIMENT))
-    else:
-        experiment_id = experiment.experiment_id
+    experiment_id = _new_experiment(client, uri) if experiment is None else experiment.experiment_id
     run = client.create_run(experiment_id, run_name=f"register {name}")
     client.set_terminated(run.info.run_id, "FINISHED")
     return run.info.run_id
+
+
+def _new_experiment(client: "MlflowClient", uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.create_experiment(_EXPERIMENT, artifact_location=artifact_location(uri, _EXPERIMENT))
+    except MlflowException as error:
+        experiment = client.get_experiment_by_name(_EXPERIMENT)  # another job was faster
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+            raise
+        return experiment.experiment_id
 
 
 def _fill_package(

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.redaction import redact, shown_cause, without_credentials
 
 SCHEME = "models:/"
 RUN_SCHEME = "runs:/"
@@ -86,5 +86,6 @@ def asking_the_server(uri: str, doing: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, requests.RequestException, OSError, ImportError) as error:
-        reason = " ".join(str(error).split())[:500]
-        raise RegistryError(f"{doing} at {without_credentials(uri)} failed: {reason}") from error
+        reason = " ".join(redact(str(error)).split())[:500]
+        words = f"{doing} at {without_credentials(uri)} failed: {reason}"
+        raise RegistryError(words) from shown_cause(error)

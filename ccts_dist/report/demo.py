@@ -10,7 +10,7 @@ from ccts_dist.json_text import as_number
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environment
 from ccts_dist.report.table import format_table
-from ccts_dist.tracking.uri import DEMO_STORE
+from ccts_dist.tracking.uri import DEMO_STORE, sqlite_uri
 
 SYSTEMS = {
     "text": "text only",
@@ -69,7 +69,7 @@ def run_demo(folder: Path, *, num_utterances: int, runs: Path) -> str:
 
 def store_address(folder: Path) -> str:
     """The tracking address of the demo in that folder."""
-    return f"sqlite:///{folder.absolute()}/{DEMO_STORE.name}"
+    return sqlite_uri(folder.absolute() / DEMO_STORE.name)
 
 
 def next_commands(folder: Path) -> Mapping[str, tuple[str, ...]]:

@@ -20,6 +20,7 @@ from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environme
 from ccts_dist.report.table import format_table
 from ccts_dist.tracking.read_back import SCHEME, read_back
 from ccts_dist.tracking.run_file import read_run_file
+from ccts_dist.tracking.uri import sqlite_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,7 @@ def reproduce(wanted: Reproduction) -> str:
 
 
 def _tracking_uri(folder: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute()}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.absolute() / "mlflow.db")
 
 
 def _name(what: str, seed: int, fold: Fold) -> str:
