@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float64
 
-from ccts_dist.shards.audio_limits import UNKNOWN_FRAMES, AudioLimits
+from ccts_dist.shards.audio_limits import MAX_DURATION_S, UNKNOWN_FRAMES, AudioLimits
 from ccts_dist.shards.containers import audio_start, length_patch, missing_audio
 from ccts_dist.shards.mix_down import MixDown, UnusableAudioError
 from ccts_dist.shards.mp3 import is_mp3, look_at_mp3
@@ -131,6 +131,15 @@ def open_audio(source: Path | io.BytesIO, limits: AudioLimits) -> Iterator[Audio
             if fault:
                 raise UnusableAudioError(fault if file.frames else NO_AUDIO)
             yield AudioFile(file, counted, limits)
+
+
+def stated_seconds(path: Path) -> float:
+    """Duration that a file's header states, at most the limit, which is also that of one without; 0 if unreadable."""
+    try:
+        with open_audio(path, AudioLimits()) as file:
+            return min(file.num_frames / file.rate_hz, MAX_DURATION_S)
+    except UNREADABLE:
+        return 0.0
 
 
 def why_not_decoded(error: OSError | soundfile.LibsndfileError | UnusableAudioError) -> str:
