@@ -3,13 +3,12 @@
 import argparse
 import sys
 
-from ccts_dist.errors import ShardError, run_main
+from ccts_dist.errors import run_main
 from ccts_dist.progress import Progress, say
-from ccts_dist.shards import open_shard_set
-from ccts_dist.shards.build.command import build_parser, part_of, read_corpus, settings_of
+from ccts_dist.shards.build.command import build_parser, part_of, read_corpus, say_unnamed, settings_of
 from ccts_dist.shards.build.pool import warm_up
 from ccts_dist.shards.build.write import build_all, build_part, check_build, join_parts, num_to_join, plan_build
-from ccts_dist.shards.set_warnings import set_warnings
+from ccts_dist.shards.set_warnings import warnings_of_built
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -22,19 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     built = join(args) if args.kind == "join" else build(args)
     print(built.in_words(args.out))
-    if part_of(args) is None:
-        warn(args.out)
-    return 0
-
-
-def warn(out: str) -> None:
-    """Say what makes scores on the set say less than they seem to; a set that is built stays built."""
-    try:
-        lines = set_warnings(open_shard_set(out))
-    except ShardError as error:  # a place that lets write and not read
-        lines = [f"shared speakers and constant labels were not looked for: {error}"]
-    for line in lines:
+    for line in warnings_of_built(args.out) if part_of(args) is None else []:
         say(line)
+    return 0
 
 
 def build(args: argparse.Namespace):
@@ -44,6 +33,7 @@ def build(args: argparse.Namespace):
     check_build(args.out, shard_bytes=1e6 * args.shard_mb, num_processes=args.processes, **limits)
     warm_up(args.processes)
     corpus, root = read_corpus(args)
+    say_unnamed(corpus)
     planned = plan_build(corpus.utterances, args.out, settings_of(args, corpus, root))
     with Progress(planned.num_utterances(part), f"build {args.out}", unit="utterances") as bar:
         if part is not None:

@@ -22,16 +22,14 @@ from ccts_dist.errors import ConfigError, RequestError
 from ccts_dist.registry.package import check_package
 from ccts_dist.registry.predict import Student, load_student
 from ccts_dist.registry.pull import check_registered
-from ccts_dist.shards.audio import MAX_DURATION_S, decode_audio, to_wave
+from ccts_dist.shards.audio import decode_audio, to_wave
+from ccts_dist.shards.audio_limits import MAX_DURATION_S
 
 if TYPE_CHECKING:
     import pandas as pd
 
 AUDIO, PATH = "audio", "path"
 """What a recording is given as: the base64 of an audio file, or its path below the audio root."""
-
-_MAX_VALUES_PER_S = 384_000
-"""Samples of all channels together that a second of audio may have: eight channels at 48 kHz."""
 
 _META_FILE = "registered_model_meta"
 """MLflow writes name and version there when it fetches a registered model."""
@@ -229,7 +227,6 @@ class Served:
         decoded = decode_audio(
             io.BytesIO(self._read(source, number) if isinstance(source, Path) else source),
             max_duration_s=self._limits.seconds,
-            max_values_per_s=_MAX_VALUES_PER_S,
         )
         if isinstance(decoded, str):
             raise RequestError(f"recording {number}: {decoded}. Leave it out, or send another.")

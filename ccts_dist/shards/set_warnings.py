@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ccts_dist.errors import ShardError
 from ccts_dist.shards.clipping import CLIPPED_SHARE
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.read import ShardSet, open_shard_set
 
 SAME_LABEL = 1e-9
 """Labels on 0..1 that differ by less are equal: text and its scale have rounded them."""
@@ -35,6 +36,14 @@ def set_warnings(shard_set: ShardSet) -> list[str]:
                     low, high, count = labels.get((split, target), (np.inf, -np.inf, 0))
                     labels[split, target] = min(low, given.min()), max(high, given.max()), count + len(given)
     return [*_shared(speakers), *_constant(labels), *_clipped(shard_set)]
+
+
+def warnings_of_built(out: str) -> list[str]:
+    """``set_warnings`` of what was just built or checked, which stays so if its index cannot be read."""
+    try:
+        return set_warnings(open_shard_set(out))
+    except ShardError as error:  # a place that lets write and not read
+        return [f"warning: shared speakers and constant labels were not looked for: {error}"]
 
 
 def _shared(speakers: dict[str, set[str]]) -> Iterator[str]:

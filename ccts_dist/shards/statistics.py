@@ -174,3 +174,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def describe_set(shard_set: ShardSet) -> list[str]:
+    """Corpus, scale, digest, teacher and counts of a whole set, for people."""
+    manifest, (low, high) = shard_set.manifest, shard_set.manifest.scale
+    lines = [f"{manifest.corpus} {manifest.release}, rated {low:g} to {high:g}, digest {shard_set.digest[:12]}"]
+    if manifest.teacher is not None:
+        lines.append(f"carries the outputs of teacher {manifest.teacher.name} ({manifest.teacher.weight_digest[:12]})")
+    return [*lines, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items()))]

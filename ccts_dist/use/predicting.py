@@ -14,7 +14,7 @@ from ccts_dist.progress import Progress, say
 from ccts_dist.registry.predict import CATEGORY, Student, load_student, samples_per_batch
 from ccts_dist.use.embeddings import check_suffix, keys_beside
 from ccts_dist.use.hearing import answered_in_order, decoded_ahead, keep_few_kernels, twins_of, usable_cores
-from ccts_dist.use.output import check_outputs
+from ccts_dist.use.output import check_outputs, only_our_stdout
 from ccts_dist.use.picture import draw_curve, picture_in, pictures_are_in_folder
 from ccts_dist.use.recordings import Unheard, find_recordings, shown
 from ccts_dist.use.results import Results, end_of_stdout
@@ -53,6 +53,11 @@ def run(args: argparse.Namespace) -> int:
         RegistryError: the model cannot be had.
         OutputError: a file cannot be written.
     """
+    with only_our_stdout():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     asked = _check(args)
     keep_few_kernels()
     student = load_student(args.model, tracking_uri=args.uri, device=args.device)
