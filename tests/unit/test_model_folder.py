@@ -38,7 +38,7 @@ def _save(folder, model, tokenizer=None, extra=None):
 
 
 def _edit(path, **changes):
-    description = json.loads(path.read_text()) | changes
+    description = json.loads(path.read_text()) | {"seal": None} | changes
     path.write_text(json.dumps({key: value for key, value in description.items() if value is not None}))
 
 
