@@ -4,11 +4,11 @@ import argparse
 import sys
 
 from ccts_dist.errors import run_main
-from ccts_dist.progress import Progress, say
+from ccts_dist.progress import Progress
 from ccts_dist.shards.build.command import build_parser, part_of, read_corpus, say_unnamed, settings_of
 from ccts_dist.shards.build.pool import warm_up
 from ccts_dist.shards.build.write import build_all, build_part, check_build, join_parts, num_to_join, plan_build
-from ccts_dist.shards.set_warnings import warnings_of_built
+from ccts_dist.shards.set_warnings import print_warnings
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     built = join(args) if args.kind == "join" else build(args)
     print(built.in_words(args.out))
-    for line in warnings_of_built(args.out) if part_of(args) is None else []:
-        say(line)
+    if part_of(args) is None:
+        print_warnings(args.out)
     return 0
 
 

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from ccts_dist.errors import quick_imports, run_main
+from ccts_dist.errors import quick_imports, run_main, without_controls
 
 EPILOG = """Reads the index alone, no audio. A histogram has ten bars, from label 0 to label 1.
 Exit codes: 0 done; 1 a damaged set; 2 a mistake, or no shard set there."""
@@ -28,18 +28,17 @@ def main(argv: list[str] | None = None) -> int:
     with quick_imports():
         from ccts_dist.shards import open_shard_set
         from ccts_dist.shards.picture import check_picture, draw_set
-        from ccts_dist.shards.set_warnings import set_warnings
-        from ccts_dist.shards.statistics import describe_set, set_statistics, split_statistics
+        from ccts_dist.shards.statistics import describe_set, set_statistics, set_warnings, split_statistics
 
     if args.picture is not None:
         check_picture(args.picture)
     shard_set = open_shard_set(args.shards)
     splits = [split_statistics(shard_set, split) for split in shard_set.manifest.split_names]
     if args.json:
-        tree = set_statistics(shard_set, splits) | {"warnings": set_warnings(shard_set)}
-        print(json.dumps(tree, ensure_ascii=False, indent=1))
+        print(json.dumps(set_statistics(shard_set, splits), ensure_ascii=False, indent=1))
     else:
-        print("\n".join([*describe_set(shard_set), *(split.in_words() for split in splits), *set_warnings(shard_set)]))
+        lines = [*describe_set(shard_set), *(split.in_words() for split in splits), *set_warnings(shard_set)]
+        print(without_controls("\n".join(lines), keep="\n\t"))
     if args.picture is not None:
         draw_set(args.picture, f"{shard_set.manifest.corpus} {shard_set.manifest.release}", splits)
     return 0

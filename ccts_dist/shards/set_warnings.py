@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from ccts_dist.errors import ShardError
+from ccts_dist.progress import say
 from ccts_dist.shards.clipping import CLIPPED_SHARE
 from ccts_dist.shards.read import ShardSet, open_shard_set
 
@@ -38,12 +40,14 @@ def set_warnings(shard_set: ShardSet) -> list[str]:
     return [*_shared(speakers), *_constant(labels), *_clipped(shard_set)]
 
 
-def warnings_of_built(out: str) -> list[str]:
-    """``set_warnings`` of what was just built or checked, which stays so if its index cannot be read."""
+def print_warnings(place: str | Path) -> None:
+    """Print ``set_warnings`` of the set at ``place`` on stderr; a set that cannot be read back is no error here."""
     try:
-        return set_warnings(open_shard_set(out))
+        lines = set_warnings(open_shard_set(place))
     except ShardError as error:  # a place that lets write and not read
-        return [f"warning: shared speakers and constant labels were not looked for: {error}"]
+        lines = [f"shared speakers and constant labels were not looked for: {error}"]
+    for line in lines:
+        say(line)
 
 
 def _shared(speakers: dict[str, set[str]]) -> Iterator[str]:

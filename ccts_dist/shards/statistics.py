@@ -11,6 +11,7 @@ import numpy as np
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.shards.index import ShardRows
 from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.set_warnings import set_warnings
 
 NUM_BINS = 10
 """Of a label's histogram, equally wide, over 0..1; the last one includes 1."""
@@ -114,6 +115,7 @@ def set_statistics(shard_set: ShardSet, splits: Sequence[SplitStatistics]) -> di
         "teacher": None if manifest.teacher is None else manifest.teacher.name,
         "counts": dict(manifest.counts),
         "splits": [_plain(asdict(figures)) for figures in splits],
+        "warnings": set_warnings(shard_set),
     }
 
 
