@@ -116,6 +116,7 @@ def save_model(
         _sync(*unfinished.rglob("*"), unfinished)
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         (unfinished / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        shutil.copymode(unfinished / DESCRIPTION, unfinished / WEIGHTS)  # safetensors' own is 0600, whatever the umask
         _sync(unfinished / DESCRIPTION, unfinished)
     except (OSError, SafetensorError):
         shutil.rmtree(unfinished, ignore_errors=True)  # makes room, where room was what it wanted

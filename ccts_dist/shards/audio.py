@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, Float64, Int16
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.shards.audio_file import NO_AUDIO, UNREADABLE, open_audio, why_not_decoded
 from ccts_dist.shards.audio_limits import MIN_SAMPLES, AudioLimits, too_short
+from ccts_dist.shards.clipping import is_clipped
 from ccts_dist.shards.mix_down import MixDown, UnusableAudioError
 from ccts_dist.shards.resampling import resampled
 
@@ -34,6 +35,8 @@ class Converted:
     num_samples: int
     resampled: bool
     mixed_down: bool
+    clipped: bool
+    """See ``is_clipped``."""
 
 
 def convert_audio(path: Path, *, max_duration_s: float) -> Converted | str:
@@ -50,6 +53,7 @@ def convert_audio(path: Path, *, max_duration_s: float) -> Converted | str:
         num_samples=len(decoded.whole),
         resampled=decoded.resampled,
         mixed_down=decoded.mixed_down,
+        clipped=is_clipped(decoded.whole),
     )
 
 

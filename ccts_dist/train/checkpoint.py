@@ -21,6 +21,7 @@ from typing import Any
 
 from ccts_dist.distributed import Ranks, together
 from ccts_dist.errors import CheckpointError, OutputError
+from ccts_dist.json_text import json_text
 from ccts_dist.train.storage import writing
 
 FORMAT_VERSION = 2
@@ -103,7 +104,7 @@ class CheckpointFiles:
         self.partial = self.final.with_name(self.final.name + _PARTIAL)
         """Where its files are written."""
 
-        self._state = json.dumps(asdict(state), indent=1)
+        self._state = json_text(asdict(state), indent=1)
         self._manifest = {
             "format_version": FORMAT_VERSION,
             "step": state.step,
