@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO, cast
 
 from ccts_dist.errors import ConfigError, OutputError
+from ccts_dist.redaction import RedactedStream
 from ccts_dist.shards.durable import sync_folder
 
 
@@ -91,7 +92,8 @@ def only_our_stdout() -> Iterator[None]:
         os.dup2(2, 1)
     except OSError:  # no stderr
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.stdout = io.TextIOWrapper(os.fdopen(kept, "wb"), encoding=before.encoding, errors=before.errors)
+    ours = io.TextIOWrapper(os.fdopen(kept, "wb"), encoding=before.encoding, errors=before.errors)
+    sys.stdout = cast(TextIO, RedactedStream(ours)) if isinstance(before, RedactedStream) else ours
     try:
         yield
     finally:

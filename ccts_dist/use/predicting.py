@@ -1,7 +1,6 @@
 """What ``launch/predict.py`` does: find, load, hear, write."""
 
 import argparse
-import io
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -114,8 +113,8 @@ class _Pictures:
 
 
 def _results(args: argparse.Namespace, asked: _Asked, student: Student) -> Results:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # as JSON has to be, whatever the locale
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(encoding="utf-8")  # as JSON has to be, whatever the locale
     columns = ("file", *(() if asked.windows is None else ("kind", *_TIMES)), *student.columns)
     widths = {
         "file": max(len(shown(path)) for path in asked.files),

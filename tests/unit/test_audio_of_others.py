@@ -84,7 +84,7 @@ JOINED = {
     "wav of unknown length": endless(WAV) + endless(WAV),
     "wav of length 0": WAV[:40] + bytes(4) + WAV[44:] + WAV,
     "flac": FLAC + FLAC,
-    "flac with tags": FLAC + ID3 + FLAC,
+    "flac with tags": ID3 + FLAC + ID3 + FLAC,
     "aiff": encoded(speech(), form="AIFF") * 2,
     "au": encoded(speech(), form="AU") * 2,
     "w64": encoded(speech(), form="W64") * 2,
