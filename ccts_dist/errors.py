@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from ccts_dist.launched import adopt_launcher
+from ccts_dist.redaction import guard_output
 
 STOPPED = 75
 """Exit code of a run that stopped on request with a complete checkpoint: run it again to go on (EX_TEMPFAIL)."""
@@ -120,13 +121,15 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
     becomes one as well; the process then ends by it, so that a shell's loop around the command ends too.
 
     Commands import what computes within ``main``, after they have read their options: help and mistakes in options are
-    answered at once, and Ctrl-C in the seconds of imports is heard here.
+    answered at once, and Ctrl-C in the seconds of imports is heard here. From here on no credentials are written to
+    stdout or stderr, by whomever.
 
     Args:
         main: the command.
         argv: its options; None for the process's.
         on_ranks: the command computes on all ranks that a launcher has started, whichever launcher it was.
     """
+    guard_output()
     if on_ranks:
         adopt_launcher()
     try:

@@ -43,6 +43,12 @@ def main(argv: list[str] | None = None) -> int:
         with quick_imports():  # twice as many as the check itself needs
             from ccts_dist.teacher.refit import refit_findings
         findings += refit_findings(args.shards, args.teacher)
+    if not any(not finding.leftover for finding in findings):
+        with quick_imports():
+            from ccts_dist.shards import open_shard_set
+            from ccts_dist.shards.set_warnings import set_warnings
+        for line in set_warnings(open_shard_set(args.shards)):
+            print(line, file=sys.stderr)
     damage = [finding for finding in findings if not finding.leftover]
     for finding in findings:
         print(f"note: {finding}" if finding.leftover else finding, file=sys.stderr if finding.leftover else sys.stdout)

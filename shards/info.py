@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     with quick_imports():
         from ccts_dist.shards import open_shard_set
         from ccts_dist.shards.picture import check_picture, draw_set
+        from ccts_dist.shards.set_warnings import set_warnings
         from ccts_dist.shards.statistics import set_statistics, split_statistics
 
     if args.picture is not None:
@@ -48,9 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     shard_set = open_shard_set(args.shards)
     splits = [split_statistics(shard_set, split) for split in shard_set.manifest.split_names]
     if args.json:
-        print(json.dumps(set_statistics(shard_set, splits), ensure_ascii=False, indent=1))
+        tree = set_statistics(shard_set, splits) | {"warnings": set_warnings(shard_set)}
+        print(json.dumps(tree, ensure_ascii=False, indent=1))
     else:
-        print("\n".join([*head(shard_set), *(split.in_words() for split in splits)]))
+        print("\n".join([*head(shard_set), *(split.in_words() for split in splits), *set_warnings(shard_set)]))
     if args.picture is not None:
         draw_set(args.picture, f"{shard_set.manifest.corpus} {shard_set.manifest.release}", splits)
     return 0

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +29,14 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import fsspec.config
+import huggingface_hub.constants
 
 _SERVER = ForkServer()
 # The second is no module, and passed over: it makes the fork server's command line long enough for those of commands.
 _SERVER.set_forkserver_preload(["tests.preloaded", "-" * 8_000])
+
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class ForkedProcess(ForkServerProcess):
@@ -39,13 +44,14 @@ class ForkedProcess(ForkServerProcess):
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> popen_forkserver.Popen:  # noqa: N802
-        usual = popen_forkserver.forkserver
-        own = {**vars(usual), "connect_to_new_process": _SERVER.connect_to_new_process}
-        popen_forkserver.forkserver = SimpleNamespace(**own)  # type: ignore[assignment]
-        try:
-            return popen_forkserver.Popen(process_obj)
-        finally:
-            popen_forkserver.forkserver = usual
+        with _ONE_AT_A_TIME:
+            usual = popen_forkserver.forkserver
+            own = {**vars(usual), "connect_to_new_process": _SERVER.connect_to_new_process}
+            popen_forkserver.forkserver = SimpleNamespace(**own)  # type: ignore[assignment]
+            try:
+                return popen_forkserver.Popen(process_obj)
+            finally:
+                popen_forkserver.forkserver = usual
 
 
 INNER_LAUNCHER = "deepspeed.launcher.launch"
@@ -77,6 +83,9 @@ class Forked:
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
+        with suppress(ProcessLookupError):
+            while os.getsid(self.pid) != self.pid:  # before that there is no group to send a signal to
+                time.sleep(0.001)
         files = []
         for pipe in pipes:
             if pipe is None:
@@ -168,7 +177,8 @@ def _run(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     try:
         os.environ.clear()
         os.environ.update(env)
-        fsspec.config.set_conf_env(fsspec.config.conf)  # which it reads when it is imported
+        fsspec.config.set_conf_env(fsspec.config.conf)  # which it reads when it is imported, and so does the next
+        huggingface_hub.constants.HF_HUB_CACHE = env.get("HF_HUB_CACHE", huggingface_hub.constants.HF_HUB_CACHE)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "wb", closefd=False), write_through=True)

@@ -52,10 +52,13 @@ class PlainEngine(Engine):
 
     def step(self) -> Update:
         self._seen += 1
+        norm = 0.0
         if self._seen == self.passes:
+            gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return Update(gradient_norm=0.0, skipped=False)
+        return Update(gradient_norm=norm, skipped=False)
 
     def full_state(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}

@@ -10,7 +10,15 @@ from ccts_dist.config.model_schema import (
     layer_number,
     num_trainable_layers,
 )
-from ccts_dist.config.reader import complete_tree, parse_model, parse_run, read_run, run_to_toml, run_to_tree
+from ccts_dist.config.reader import (
+    complete_run,
+    complete_tree,
+    parse_model,
+    parse_run,
+    read_run,
+    run_to_toml,
+    run_to_tree,
+)
 from ccts_dist.config.schema import (
     BatchConfig,
     DataConfig,
@@ -37,6 +45,7 @@ __all__ = [
     "TextConfig",
     "TrackingConfig",
     "TrainConfig",
+    "complete_run",
     "complete_tree",
     "kept_branches",
     "layer_number",

@@ -27,6 +27,7 @@ from ccts_dist.config.rules import (
 from ccts_dist.config.schema import RunConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.limits import read_limited
+from ccts_dist.redaction import remember
 
 _LARGEST = (1 << 63) - 1
 """Whole number. A float cannot be made of any, and torch takes none beyond."""
@@ -49,7 +50,17 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: not a TOML file: {error}. Mend the file.") from error
     for override in overrides:
         _set(tree, override)
+    _remember_addresses(tree)
     return parse_run(tree, source=str(path))
+
+
+def _remember_addresses(value: Any) -> None:
+    """Keep credentials of a run file out of all that is said, whatever is wrong with it."""
+    if isinstance(value, str):
+        remember(value)
+    elif isinstance(value, Mapping | list):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            _remember_addresses(one)
 
 
 def parse_run(tree: Mapping[str, Any], *, source: str = "run") -> RunConfig:
@@ -89,7 +100,12 @@ def complete_tree(tree: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     Raises:
         ConfigError: a later version wrote it: it has keys or values that are unknown here.
     """
-    return run_to_tree(_build(RunConfig, tree, (), source))
+    return run_to_tree(complete_run(tree, source=source))
+
+
+def complete_run(tree: Mapping[str, Any], *, source: str) -> RunConfig:
+    """The run of ``complete_tree``, which may break rules that are new."""
+    return _build(RunConfig, tree, (), source)
 
 
 def run_to_toml(run: RunConfig) -> str:

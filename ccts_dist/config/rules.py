@@ -3,7 +3,7 @@
 import math
 
 from ccts_dist.config.model_rules import kept_branches, speech_tables
-from ccts_dist.config.schema import BatchConfig, DistillConfig, RunConfig
+from ccts_dist.config.schema import DEFAULT_THRESHOLD, THRESHOLD_GATES, BatchConfig, DistillConfig, RunConfig
 from ccts_dist.errors import ConfigError
 
 _SHORTEST_S = 0.025
@@ -135,8 +135,9 @@ def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:
             "loss.scope = 'micro-batch' does not collect. Set loss.scope = \"global\", or "
             'distill.prediction_distance = "squared".'
         )
-    leaves_out = distill.gate in ("any-dimension", "per-dimension")
-    if distill.threshold != DistillConfig().threshold and not leaves_out:
+    leaves_out = distill.gate in THRESHOLD_GATES
+    # Run files of earlier versions have the default, whether or not the gate has a use for it.
+    if distill.threshold not in (None, DEFAULT_THRESHOLD) and not leaves_out:
         raise ConfigError(
             f"{source}: distill.threshold = {distill.threshold}: distill.gate = {distill.gate!r} leaves nobody out. "
             'Set distill.gate = "any-dimension" or "per-dimension", or leave the threshold out.'
@@ -145,9 +146,4 @@ def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:
         raise ConfigError(
             f"{source}: distill.leave_out = {distill.leave_out}: distill.gate = {distill.gate!r} leaves nobody out. "
             'Set distill.gate = "any-dimension" or "per-dimension", or distill.leave_out = 0.'
-        )
-    if distill.leave_out > 0 and distill.threshold != DistillConfig().threshold:
-        raise ConfigError(
-            f"{source}: distill.leave_out = {distill.leave_out} sets the threshold, and distill.threshold = "
-            f"{distill.threshold} is another one. Leave one of the two out."
         )

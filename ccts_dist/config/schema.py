@@ -137,6 +137,13 @@ class LossConfig:
     labels; needs the graph of one pass at a time, and is another loss with every other cut of the batch."""
 
 
+DEFAULT_THRESHOLD = 2.0
+"""The paper's ``distill.threshold``."""
+
+THRESHOLD_GATES = ("any-dimension", "per-dimension")
+"""Gates that compare residuals with a threshold."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
     """What a student learns from the cached teacher, and from which utterances. One that nobody rated is distilled, and
@@ -167,13 +174,16 @@ class DistillConfig:
     residuals and s their standard deviations; each term is the mean over the global batch weighted by the shares. A
     label that is missing counts as a residual of 0."""
 
-    threshold: Positive = 2.0
-    """Widest residual that is kept, in standard deviations; for "any-dimension" and "per-dimension"."""
+    threshold: Positive | None = None
+    """Widest residual that is kept, in standard deviations; for "any-dimension" and "per-dimension". Absent for 2, or
+    with ``leave_out`` for the one that follows from it; one that stands beside ``leave_out`` must be that one, as in
+    the run files that trainings write."""
 
     leave_out: Annotated[float, Between(0, 0.99)] = 0.0
-    """Above 0, in place of ``threshold``: share of the labelled training utterances that "any-dimension" leaves out,
-    and of which "per-dimension" leaves out some dimension. The threshold is the (1 - leave_out) quantile of
-    max_j |r_j| / s_j over the training splits, found before training from the teacher's cached predictions."""
+    """Above 0, in place of a ``threshold`` that is given: share of the labelled training utterances that
+    "any-dimension" leaves out, and of which "per-dimension" leaves out some dimension. The threshold is the
+    (1 - leave_out) quantile of max_j |r_j| / s_j over the training splits, found before training from the teacher's
+    cached predictions, and recorded as ``threshold`` in run.toml, checkpoints and tracker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
 from ccts_dist.evaluation.scale import on_scale
 from ccts_dist.report.html import Cell, Markup, heading, page, paragraph, pictures, player, table, with_small
 from ccts_dist.report.recorded import as_figure
-from ccts_dist.scores import MEAN, Difference, Interval, concordances, few_speakers
+from ccts_dist.scores import MEAN, Difference, Interval, TeacherColumns, concordances, few_speakers
 
 _MOST_SPEAKERS = 10
 
@@ -118,6 +118,16 @@ def _of_split(
         )  # fmt: skip
 
 
+def gate_in_words(teacher: TeacherColumns) -> str:
+    """The gate, whose it is, and what of the split passes."""
+    whose = (
+        "of this model's run" if teacher.gate.of_run else "the default, since no distillation of this model is known"
+    )
+    passed = "predictions" if teacher.kept.ndim == 2 else "utterances"
+    counted = "on average as a share" if teacher.gate.name == "soft" else "pass"
+    return f"Gate: {teacher.gate.in_words()} ({whose}). {teacher.kept.mean():.1%} of the {passed} {counted}."
+
+
 def _of_teacher(name: str, split: SplitResult) -> Iterator[Markup]:
     teacher = split.table.teacher
     if teacher is None:
@@ -126,7 +136,7 @@ def _of_teacher(name: str, split: SplitResult) -> Iterator[Markup]:
     columns = [split.table.targets.index(target) for target in targets]
     found = concordances(split.table.teacher_sums()[:, :, columns])
     yield heading("Beside the teacher", 3)
-    yield paragraph(f"The gate lets {teacher.kept.mean():.1%} of the utterances pass.")
+    yield paragraph(gate_in_words(teacher))
     yield table(
         f"The teacher less this model, {split.split}",
         ("target", "teacher", "model", "gap"),

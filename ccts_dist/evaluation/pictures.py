@@ -51,7 +51,8 @@ def draw_residuals(name: str, split: str, table: UtteranceTable, target: str) ->
     """How far the teacher's fit is off a target's labels, of utterances that pass the gate and of those that do not."""
     assert table.teacher is not None
     place = table.targets.index(target)
-    residual, kept, widest = table.teacher.residual[:, place], table.teacher.kept, table.teacher.widest[place]
+    residual, widest = table.teacher.residual[:, place], table.teacher.widest[place]
+    kept = table.teacher.kept[:, place] if table.teacher.kept.ndim == 2 else table.teacher.kept > 0
     there = ~np.isnan(residual)
     edges = np.histogram_bin_edges(residual[there], bins=int(np.clip(there.sum() ** 0.5, _FEWEST_BINS, _MOST_BINS)))
     left_out = int((there & ~kept).sum())
@@ -60,14 +61,15 @@ def draw_residuals(name: str, split: str, table: UtteranceTable, target: str) ->
         parts = [residual[there & kept], residual[there & ~kept]]
         axes.hist(parts, edges, stacked=True, label=["passes the gate", "left out"], color=COLOURS[:2])
         axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
-        for side in (-widest, widest):
+        for side in () if np.isnan(widest) else (-widest, widest):
             axes.axvline(side, color=COLOURS[1], linestyle="--", linewidth=1)
         axes.set_xlabel("residual, 0..1")
         axes.set_ylabel("utterances")
         axes.legend(fontsize="small")
         words = (
             f"{target} on {split}: residuals of the teacher's fit; {left_out} of {int(there.sum())} utterances are "
-            f"left out by the gate, which for {target} lies at {widest:.3f} to both sides."
+            f"left out by the gate ({table.teacher.gate.in_words()})"
+            + ("." if np.isnan(widest) else f", which for {target} lies at {widest:.3f} to both sides.")
         )
         return to_svg(figure, name, words), f"{target}: residuals of the teacher, and the gate"
 

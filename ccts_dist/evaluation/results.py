@@ -1,6 +1,5 @@
 """The results of an evaluation: as files for other programs, and in words."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +8,13 @@ from typing import Any
 from ccts_dist.errors import ConfigError
 from ccts_dist.evaluation.extracts import with_contents, worst_utterances
 from ccts_dist.evaluation.options import Asked
-from ccts_dist.evaluation.page import Beside, make_page
+from ccts_dist.evaluation.page import Beside, gate_in_words, make_page
 from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
+from ccts_dist.json_text import json_text
 from ccts_dist.report.recorded import read_run_of, read_validations
 from ccts_dist.report.score_tables import scores_to_text
 from ccts_dist.report.table import format_table
-from ccts_dist.scores import Difference, Interval, few_speakers, write_table
+from ccts_dist.scores import Difference, Gate, Interval, few_speakers, write_table
 from ccts_dist.shards.read import open_shard_set
 from ccts_dist.shards.schema import escape_key
 from ccts_dist.train.evaluate import scores_to_tree
@@ -78,7 +78,7 @@ def write_results(out: Path, result: Result, beside: Beside) -> None:
     first, *others = (_model_tree(model) for model in result.models)
     tree = {**first, "shards": result.shards_digest, **({"others": others} if others else {})}
     try:
-        (out / METRICS).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        (out / METRICS).write_text(json_text(tree, indent=2) + "\n", encoding="utf-8")
         (out / PAGE).write_text(make_page(result, beside), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}). Name another folder with --out.") from error
@@ -94,6 +94,8 @@ def result_in_words(result: Result) -> str:
             for note, found in (("the teacher less this model", one.teacher_gap), (_gain_of(result), one.gains)):
                 if found:
                     parts.append(format_table((note, "CCC", "95 %"), [_gain_row(gain) for gain in found]))
+            if one.table.teacher is not None:
+                parts.append(gate_in_words(one.table.teacher))
             if one.in_noise:
                 parts.append(_noise_in_words(one))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -168,12 +170,18 @@ def _split_tree(one: SplitResult) -> dict[str, Any]:
             tree[name] = {each.target: {"gain": _number(each.gain.value), "95%": _pair(each.gain)} for each in found}
     if one.table.teacher is not None:
         tree["teacher_kept"] = float(one.table.teacher.kept.mean())
+        tree["gate"] = gate_tree(one.table.teacher.gate)
     if one.in_noise:
         tree["in_noise"] = [
             {"noise": each.noise, "snr_db": each.snr_db, "ccc": _by_target(targets, [ccc.value for ccc in each.ccc])}
             for each in one.in_noise
         ]
     return tree
+
+
+def gate_tree(gate: Gate) -> dict[str, Any]:
+    """The gate by which ``teacher_kept`` was counted, and whether it is that of the model's run."""
+    return {"name": gate.name, "threshold": gate.threshold if gate.has_threshold else None, "of_run": gate.of_run}
 
 
 def _by_target(targets: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:

@@ -134,7 +134,7 @@ def _splits(
     for number, split in enumerate(asked.splits):
         table = predicted.clean[number].table
         if cache is not None:
-            table = with_teacher(table, cache, evaluator.shard_set, split)
+            table = with_teacher(table, cache, evaluator.shard_set, split, gate=evaluator.gate)
         results.append(
             SplitResult(
                 split=split,

@@ -95,6 +95,9 @@ class Cuts:
     longest_samples: int
     """Of the longest utterance."""
 
+    most_utterances: int
+    """Of the micro-batch that has the most of them."""
+
     fewest_passes: int
     most_passes: int
     padding: float
@@ -104,12 +107,13 @@ class Cuts:
 def sum_up(steps: Iterable[Sequence[Sequence[Part]]]) -> Cuts:
     """Some steps by pass and rank, of which there must be one."""
     largest: list[Part] = []
-    longest = padded = real = 0
+    longest = padded = real = most = 0
     of_ranks: list[tuple[Part, ...]] = []
     nums_passes: list[int] = []
     for passes in steps:
         parts = [part for parts in passes for part in parts]
         longest = max(longest, *(part.rows[0].num_samples for part in parts))
+        most = max(most, *(len(part.rows) for part in parts))
         padded += _padded(parts)
         real += sum(part.real_samples for part in parts)
         nums_passes.append(len(passes))
@@ -119,6 +123,7 @@ def sum_up(steps: Iterable[Sequence[Sequence[Part]]]) -> Cuts:
         largest=max(largest, key=lambda part: part.padded_samples),
         largest_step=max(of_ranks, key=_padded),
         longest_samples=longest,
+        most_utterances=most,
         fewest_passes=min(nums_passes),
         most_passes=max(nums_passes),
         padding=1.0 - real / padded,

@@ -312,10 +312,14 @@ class Loader:
 
 def pad_multiple(data: DataConfig) -> int:
     """Samples of which a padded length is a multiple on this machine; 1 for lengths as they are."""
-    seconds = data.pad_multiple_s
-    if seconds is None:
-        seconds = _GPU_PAD_MULTIPLE_S if torch.cuda.is_available() else 0.0
-    return max(1, round(seconds * SAMPLE_RATE_HZ))
+    return max(1, round(pad_multiple_s(data) * SAMPLE_RATE_HZ))
+
+
+def pad_multiple_s(data: DataConfig) -> float:
+    """``data.pad_multiple_s``, or where it is absent the value for this machine."""
+    if data.pad_multiple_s is not None:
+        return data.pad_multiple_s
+    return _GPU_PAD_MULTIPLE_S if torch.cuda.is_available() else 0.0
 
 
 def _check_names(kind: str, what: str, names: Sequence[str], known: Sequence[str], shard_set: ShardSet) -> None:

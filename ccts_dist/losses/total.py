@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.losses.agreement import AGREEMENT_ROWS, agreement_loss, agreement_sums, agreement_surrogate
 from ccts_dist.losses.ccc import SUM_ROWS, ccc_loss_from_sums, concordance_gradient, concordance_sums, counted
 from ccts_dist.losses.condition import Kept, kept_rows, prediction_shares, row_shares
@@ -51,7 +52,7 @@ class DistillTerms:
     gate: str = "any-dimension"
     """One of ``condition.GATES``."""
 
-    threshold: float = 2.0
+    threshold: float = DEFAULT_THRESHOLD
     """Widest residual that is kept, in deviations."""
 
     embedding_mean: Float64[Tensor, " hidden"] | None = None

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from ccts_dist.config import SpecAugmentConfig, SpeechConfig
 from ccts_dist.encoder_settings import check_settings
 from ccts_dist.errors import ConfigError
-from ccts_dist.model.loaded import check_loaded
+from ccts_dist.model.loaded import check_loaded, check_not_quantized
 from ccts_dist.model.modified_cpc import MODEL_TYPE as MODIFIED_CPC
 from ccts_dist.records import SAMPLE_RATE_HZ
 
@@ -54,7 +54,16 @@ they are given a mask."""
 Branch = Literal["speech", "text"]
 
 # What transformers raises on a place that holds no usable model: absent, not a model, damaged, of another shape.
-_LOAD_ERRORS = (OSError, ValueError, TypeError, RuntimeError, StrictDataclassError, SafetensorError, pickle.PickleError)
+_LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    ImportError,  # a library that this model alone needs
+    StrictDataclassError,
+    SafetensorError,
+    pickle.PickleError,
+)
 
 # What it raises while it builds a model of a shape that cannot be: each model type checks in its own way, if at all.
 SHAPE_ERRORS = (
@@ -297,6 +306,7 @@ def load_weights(branch: Branch, place: str, config: PreTrainedConfig) -> PreTra
     Raises:
         ConfigError: weights that are not there, or did not arrive.
     """
+    check_not_quantized(config, place, branch)
     try:
         with quiet_transformers():
             encoder, info = AutoModel.from_pretrained(

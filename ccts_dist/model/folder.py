@@ -123,6 +123,7 @@ def save_model(
         }
         _sync(*unfinished.rglob("*"), unfinished)
         (unfinished / DESCRIPTION).write_bytes(description_bytes(description))
+        shutil.copymode(unfinished / DESCRIPTION, unfinished / WEIGHTS)  # safetensors' own is 0600, whatever the umask
         _sync(unfinished / DESCRIPTION, unfinished)
     except (OSError, SafetensorError):
         shutil.rmtree(unfinished, ignore_errors=True)  # makes room, where room was what it wanted

@@ -7,20 +7,35 @@ convolution has an old spelling (``weight_g``, ``weight_v``) and a new one. So t
 import json
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from ccts_dist.errors import ConfigError
 
 _OPTIONAL = re.compile(r"(^|\.)(masked_spec_embed|position_ids|token_type_ids)$|^pooler\.")
 """Weights a sound file may lack: SpecAugment's filler, counters, and the pooler that is taken off."""
+
+
+def check_not_quantized(config: PreTrainedConfig, place: str, branch: str) -> None:
+    """Refuse an encoder whose weights are stored quantized: they cannot be read as float32, trained, or compared.
+
+    Raises:
+        ConfigError: names the method of quantization.
+    """
+    found = getattr(config, "quantization_config", None)
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, Mapping) else getattr(found, "quant_method", None)
+        raise ConfigError(
+            f"model.{branch}.encoder = {place!r} is quantized ({method or 'by an unknown method'}), and encoders are "
+            "read in float32. Name the model that it was made from."
+        )
 
 
 def check_loaded(encoder: PreTrainedModel, place: str, *, reported_missing: Collection[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from ccts_dist.registry.predict import answer_columns
@@ -104,9 +105,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{key} / ")
         else:
-            rows.append((f"{prefix}{key}", f"{value:.4f}" if isinstance(value, float) else _text(value)))
+            rows.append(
+                (f"{prefix}{key}", f"{value:.4f}" if isinstance(value, float) and isfinite(value) else _text(value))
+            )
     return rows
 
 
 def _text(value: Any) -> str:
+    if value is None or value != value:
+        return "undefined"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -10,6 +10,7 @@ import ccts_dist
 from ccts_dist.config import speech_tables
 from ccts_dist.model import LoadedModel
 from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.scores import gate_from
 from ccts_dist.shards.audio import MAX_DURATION_S, MIN_SAMPLES
 
 PREPROCESSING_FILE = "preprocessing.json"
@@ -59,10 +60,24 @@ def lineage_of(loaded: LoadedModel, run_id: str, run_name: str, run_tags: Mappin
         "teacher_cache_digest": extra.get("teacher_cache") or run_tags.get("data.cache_digest", ""),
         "teacher_version": extra.get("teacher_version", ""),
         "teacher_weights_sha256": extra.get("teacher_weights_sha256", ""),
+        "gate": gate_from(extra).in_words() if extra.get("distill") else "",
+        "resolved": extra.get("resolved", {}),
         "weights_sha256": loaded.digest,
         "library": f"ccts-dist {installed_version('ccts-dist')}",
         "code_sha256": code_digest(),
     }
+
+
+def epoch_of(extra: Mapping[str, Any]) -> int | None:
+    """The epoch that a model comes from, counted from 1; None where its folder does not say.
+
+    Folders of best models that earlier versions wrote, without "resolved", count from 0.
+    """
+    epoch = extra.get("epoch")
+    if not isinstance(epoch, int):
+        return None
+    is_earlier = "resolved" not in extra and bool(extra.get("valid_ccc"))
+    return epoch + is_earlier
 
 
 def version_tags(loaded: LoadedModel, lineage: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> dict[str, str]:
@@ -75,7 +90,7 @@ def version_tags(loaded: LoadedModel, lineage: Mapping[str, Any], preprocessing:
         "normalised": ",".join(table for table, on in preprocessing["normalised_per_utterance"].items() if on),
     }
     named = ("run_name", "corpus", "shard_set_digest", "teacher_cache_digest", "teacher_version")
-    named += ("teacher_weights_sha256", "weights_sha256", "library", "code_sha256")
+    named += ("teacher_weights_sha256", "gate", "weights_sha256", "library", "code_sha256")
     tags |= {name: str(lineage[name]) for name in named}
     return {name: value for name, value in tags.items() if value}
 

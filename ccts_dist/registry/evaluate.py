@@ -14,7 +14,7 @@ from ccts_dist.loader.augment import Augmenter
 from ccts_dist.loader.loader import Loader
 from ccts_dist.model import load_model
 from ccts_dist.records import Batch
-from ccts_dist.scores import Said, UtteranceTable
+from ccts_dist.scores import Gate, Said, UtteranceTable, gate_from
 from ccts_dist.shards.read import open_shard_set
 from ccts_dist.train.evaluate import Extras, Scores, bin_edges, evaluate
 
@@ -61,6 +61,7 @@ class Evaluator:
         loaded = together(lambda: load_model(model_folder))
         self.targets: tuple[str, ...] = loaded.config.targets
         self.weights_sha256: str = loaded.digest
+        self.gate: Gate = gate_from(loaded.extra)
         self._tokenizer, self._ranks = loaded.tokenizer, ranks
         self._device = best_device(ranks)
         self._model = loaded.model.eval().to(self._device)

@@ -21,6 +21,8 @@ from ccts_dist.registry.pull import resolve_model
 
 Format = Literal["transformers", "onnx"]
 
+FACTS = "export.json"
+
 TOLERANCE = 1e-4
 """Largest difference from torch, in ratings, embeddings or probabilities, with which an export is handed on."""
 
@@ -77,6 +79,8 @@ def export_model(
                 "use the model with ccts_dist, or report it with the encoder's configuration."
             )
         _write_facts(loaded, unfinished, format, difference)
+        for weights in unfinished.glob("*.safetensors"):
+            shutil.copymode(unfinished / FACTS, weights)  # safetensors' own is 0600, whatever the umask
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -113,7 +117,7 @@ def _largest_difference(
 
 
 def _write_facts(loaded: LoadedModel, folder: Path, format: Format, difference: float) -> None:
-    """``export.json``: what whoever opens the folder must know."""
+    """The settings that whoever opens the folder must know."""
     facts = {
         "format": format,
         "targets": list(loaded.config.targets),
@@ -123,4 +127,4 @@ def _write_facts(loaded: LoadedModel, folder: Path, format: Format, difference: 
         "weights_sha256": loaded.digest,
         "largest_difference_from_torch": difference,
     }
-    (folder / "export.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, Wav2Vec2FeatureExtractor
 
@@ -30,8 +30,24 @@ PROGRAM = "emotion.py"
 LOST = (
     "One recording at a time: transformers' own encoders may let padding into their frames.",
     "No resampling, mixing of channels or rounding to 16 bit, and no refusal of bad audio.",
-    "Recordings shorter than the encoder's first frame are not filled up.",
+    "No pipeline: transformers' classes with a head refuse the folder, since the head is in emotion.py.",
 )
+
+HEADS = ("classifier.weight", "lm_head.weight")
+"""Weights of the heads that transformers would draw at random over an encoder without one. Of another shape than any
+head's, they make ``pipeline`` and the classes with a head refuse the folder; ``AutoModel`` has no use for them."""
+
+_README = """\
+# A speech emotion model for transformers
+
+`python emotion.py a.wav` rates a recording (16 kHz, mono); `Emotion(folder).answer(samples)` does so in a program.
+
+The encoder is `AutoModel.from_pretrained(folder)`. Its head, which pools frames and rates them, is in
+`head.safetensors`, `head.json` and `emotion.py`: transformers has no class for it. So
+`pipeline("audio-classification", folder)` and `AutoModelForAudioClassification.from_pretrained(folder)` end with an
+error (a size mismatch, then missing logits), in place of ratings from a random head. `AutoModel` reports the weights
+that are there for this as unexpected: {heads}.
+"""
 
 
 def write_transformers(loaded: LoadedModel, folder: Path) -> Exported:
@@ -64,6 +80,8 @@ def write_transformers(loaded: LoadedModel, folder: Path) -> Exported:
         do_normalize=branch.normalise,
         return_attention_mask=False,
     ).save_pretrained(folder)
+    _refuse_other_heads(folder)
+    (folder / "README.md").write_text(_README.format(heads=", ".join(HEADS)), encoding="utf-8")
     _write_head(loaded, config, branch, folder)
     shutil.copyfile(Path(__file__).with_name("exported_program.py"), folder / PROGRAM)
     return _open(folder)
@@ -91,6 +109,19 @@ def _whole_encoder(branch: SpeechBranch) -> PreTrainedModel:
     return encoder
 
 
+def _refuse_other_heads(folder: Path) -> None:
+    """Add ``HEADS`` to the encoder's weights.
+
+    Raises:
+        ConfigError: an encoder of several files.
+    """
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ConfigError("--format transformers: the encoder's weights do not fit one file. Use --format onnx.")
+    weights = load_file(path)
+    save_file({**weights, **{name: torch.zeros(1) for name in HEADS}}, path, metadata={"format": "pt"})
+
+
 def _write_head(loaded: LoadedModel, config: SpeechConfig, branch: SpeechBranch, folder: Path) -> None:
     head = {f"pooling.{key}": value for key, value in branch.pooling.state_dict().items()}
     if branch.mixture is not None:
@@ -110,6 +141,8 @@ def _write_head(loaded: LoadedModel, config: SpeechConfig, branch: SpeechBranch,
         "gru_hidden": config.gru_hidden,
         "gru_layers": config.gru_layers,
         "variance_floor": VARIANCE_FLOOR,
+        # Of the encoder's first frame: shorter recordings are filled up with zeros.
+        "fewest_samples": branch.front_end.samples_for(1),
     }
     (folder / "head.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

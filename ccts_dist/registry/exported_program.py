@@ -1,7 +1,8 @@
 """Emotion of a recording, with torch, transformers and safetensors: ``python emotion.py a.wav`` in this folder.
 
 The encoder is a plain transformers model (``AutoModel.from_pretrained(folder)``); ``head.safetensors`` and
-``head.json`` make ratings of its frames. One recording at a time: some encoders hear padding.
+``head.json`` make ratings of its frames. One recording at a time: some encoders hear padding. transformers' own classes
+with a head refuse the folder: they would draw another head at random.
 """
 
 import json
@@ -28,6 +29,7 @@ class Emotion:
     def answer(self, samples):
         """Of samples on -1..1 at 16 kHz: "rating" of each target, "embedding", and "probability" of each category."""
         given = self.extractor(samples, sampling_rate=16_000, return_tensors="pt").input_values
+        given = F.pad(given, (0, max(0, self.facts["fewest_samples"] - given.shape[1])))
         if "mixture" in self.head:
             output = self.encoder(given, output_hidden_states=True)
             states = (*output.hidden_states[:-1], output.last_hidden_state)
@@ -76,7 +78,9 @@ class Emotion:
 
 if __name__ == "__main__":
     import soundfile
+    from transformers import logging
 
+    logging.set_verbosity_error()  # of weights that are there so that other heads refuse the folder
     model = Emotion(Path(__file__).parent)
     for file in sys.argv[1:]:
         wave, rate = soundfile.read(file, dtype="float32")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ccts_dist.errors import RegistryError
+from ccts_dist.json_text import json_text
 from ccts_dist.limits import parse_json, read_limited
 from ccts_dist.shards.digests import is_digest
 from ccts_dist.shards.durable import file_sha256
@@ -56,7 +57,7 @@ def write_package(
         shutil.copyfile(run_file, package / RUN_FILE)
     trees = {} if metrics is None else {METRICS_FILE: metrics}
     for name, tree in (trees | dict(documents or {})).items():
-        (package / name).write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (package / name).write_text(json_text(tree, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     digests = {path.relative_to(package).as_posix(): file_sha256(path) for path in files_of(package)}
     digests.pop(DIGESTS_FILE, None)
     (package / DIGESTS_FILE).write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n", encoding="utf-8")

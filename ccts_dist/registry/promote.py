@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.redaction import redact
 from ccts_dist.registry.evaluate import Evaluator
 from ccts_dist.registry.pull import pull_model_on_ranks
-from ccts_dist.registry.store import SCHEME, asking_the_server, check_name
+from ccts_dist.registry.store import SCHEME, asking_the_server, check_alias, check_name
 from ccts_dist.scores import MEAN, Difference, UtteranceTable, differences, few_speakers, joined
 from ccts_dist.tracking.mlflow_client import open_client
 from ccts_dist.tracking.uri import resolve_tracking_uri
@@ -57,7 +58,7 @@ class Contest:
             ConfigError: a name or alias that cannot be, a margin that is negative or no number, or no split.
         """
         check_name(self.name, "model name")
-        check_name(self.alias, "alias")
+        check_alias(self.alias)
         if not 0 <= self.margin < math.inf:
             raise ConfigError(f"--margin {self.margin}: must be a CCC of 0 or more. Give one.")
         if not self.splits:
@@ -226,7 +227,7 @@ def _tags(contest: Contest, outcome: Outcome, shard_set_digest: str) -> Mapping[
         "target": contest.target or MEAN,
         "utterances": str(outcome.num_utterances),
         "speakers": str(outcome.num_speakers),
-        "reason": contest.reason if outcome.verdict == "forced" else "",
+        "reason": redact(contest.reason) if outcome.verdict == "forced" else "",
     }
     if outcome.judged is not None:
         gain = outcome.judged.gain

@@ -14,11 +14,18 @@ from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import load_model
 from ccts_dist.registry.card import model_card
-from ccts_dist.registry.contents import LINEAGE_FILE, PREPROCESSING_FILE, lineage_of, preprocessing_of, version_tags
+from ccts_dist.registry.contents import (
+    LINEAGE_FILE,
+    PREPROCESSING_FILE,
+    epoch_of,
+    lineage_of,
+    preprocessing_of,
+    version_tags,
+)
 from ccts_dist.registry.package import METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
 from ccts_dist.registry.predict import CATEGORY, answer_columns
 from ccts_dist.registry.served import AUDIO, PATH
-from ccts_dist.registry.store import DIGEST_TAG, PACKAGE, asking_the_server, check_name
+from ccts_dist.registry.store import DIGEST_TAG, PACKAGE, asking_the_server, check_alias, check_name
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file
 from ccts_dist.tracking.uri import artifact_location
@@ -68,7 +75,7 @@ def register(
     """
     check_name(name, "model name")
     if alias:
-        check_name(alias, "alias")
+        check_alias(alias)
     found = find_checkpoint(checkpoint)
     uri = found.tracked.uri(tracking_uri)
     run_id = run_id or found.tracked.run_id
@@ -127,13 +134,22 @@ def _run_tags(client: "MlflowClient", run_id: str) -> dict[str, str] | None:
 
 def _new_run(client: "MlflowClient", uri: str, name: str) -> str:
     experiment = client.get_experiment_by_name(_EXPERIMENT)
-    if experiment is None:
-        experiment_id = client.create_experiment(_EXPERIMENT, artifact_location=artifact_location(uri, _EXPERIMENT))
-    else:
-        experiment_id = experiment.experiment_id
+    experiment_id = _new_experiment(client, uri) if experiment is None else experiment.experiment_id
     run = client.create_run(experiment_id, run_name=f"register {name}")
     client.set_terminated(run.info.run_id, "FINISHED")
     return run.info.run_id
+
+
+def _new_experiment(client: "MlflowClient", uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.create_experiment(_EXPERIMENT, artifact_location=artifact_location(uri, _EXPERIMENT))
+    except MlflowException as error:
+        experiment = client.get_experiment_by_name(_EXPERIMENT)  # another job was faster
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+            raise
+        return experiment.experiment_id
 
 
 def _fill_package(
@@ -143,7 +159,7 @@ def _fill_package(
     loaded = load_model(found.model)  # a model that cannot be loaded is not registered
     run_name = loaded.extra.get("run", "") or ("" if found.run_file is None else read_run(found.run_file).name)
     lineage, preprocessing = lineage_of(loaded, run_id, run_name, run_tags), preprocessing_of(loaded)
-    known = {key: value for key, value in lineage.items() if key != "run_name" and value not in ("", None, [])}
+    known = {key: value for key, value in lineage.items() if key != "run_name" and value not in ("", None, [], {})}
     card = model_card(
         name=name,
         targets=loaded.config.targets,
@@ -152,7 +168,7 @@ def _fill_package(
         needs_text=loaded.config.text is not None,
         num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
         run_name=run_name,
-        facts=known | {key: loaded.extra[key] for key in ("epoch", "valid_ccc") if key in loaded.extra},
+        facts=known | _of_training(loaded.extra),
         preprocessing=preprocessing,
         metrics=found.metrics,
     )
@@ -162,6 +178,12 @@ def _fill_package(
     )
     columns = answer_columns(loaded.config.targets, loaded.config.categories)
     return digests, version_tags(loaded, lineage, preprocessing), columns
+
+
+def _of_training(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Epoch, counted from 1, and validation CCC of the weights, as far as their folder has them."""
+    facts = {"epoch": epoch_of(extra), "valid_ccc": extra.get("valid_ccc")}
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _save_mlflow_model(package: Path, out: Path, columns: Sequence[str]) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.redaction import without_credentials
 from ccts_dist.registry.package import check_digests
 from ccts_dist.registry.store import (
     DIGEST_TAG,
@@ -26,6 +26,7 @@ from ccts_dist.registry.store import (
     parse_model_name,
 )
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
+from ccts_dist.tracking.sqlite_store import is_store
 from ccts_dist.tracking.uri import name_another_store, resolve_tracking_uri, sqlite_file
 
 if TYPE_CHECKING:
@@ -135,9 +136,9 @@ def _digests_of(found: "ModelVersion") -> dict[str, str]:
 def _open_store(uri: str, model: str) -> "MlflowClient":
     """A client of a store that is there: MLflow would make an empty one, and take seconds for it."""
     file = sqlite_file(uri)
-    if file is not None and not file.exists():
+    if file is not None and not is_store(file):
         raise RegistryError(
-            f"{model}: not in the registry at {uri}, a file that does not exist. Register a model first, or "
+            f"{model}: not in the registry at {uri}, a file that is not there or empty. Register a model first, or "
             f"{name_another_store(uri)}."
         )
     return open_client(uri)

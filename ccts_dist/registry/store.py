@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.redaction import redact, shown_cause, without_credentials
 
 SCHEME = "models:/"
 RUN_SCHEME = "runs:/"
@@ -59,6 +59,19 @@ def check_name(name: str, what: str) -> None:
         raise ConfigError(f"{what} {name!r}: must not be empty and must not hold '/', '@' or ':'. Choose another.")
 
 
+def check_alias(alias: str) -> None:
+    """Refuse an alias that MLflow would refuse once the version is made.
+
+    Raises:
+        ConfigError: it cannot be an alias, or MLflow has it for itself: "latest", and "v" with a number.
+    """
+    check_name(alias, "alias")
+    if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+        raise ConfigError(f"alias {alias!r}: MLflow keeps it for itself, as 'latest' and v1, v2, ... Choose another.")
+    if re.fullmatch(r"[\w-]{1,255}", alias) is None:
+        raise ConfigError(f"alias {alias!r}: must be up to 255 letters, digits, '_' and '-'. Choose another.")
+
+
 @contextmanager
 def asking_the_server(uri: str, doing: str) -> Iterator[None]:
     """Turn what MLflow, SQLAlchemy and the network raise into one line that says what was being done, and where.
@@ -72,6 +85,7 @@ def asking_the_server(uri: str, doing: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, requests.RequestException, OSError) as error:
-        reason = " ".join(str(error).split())[:500]
-        raise RegistryError(f"{doing} at {without_credentials(uri)} failed: {reason}") from error
+    except (MlflowException, SQLAlchemyError, requests.RequestException, OSError, ImportError) as error:
+        reason = " ".join(redact(str(error)).split())[:500]
+        words = f"{doing} at {without_credentials(uri)} failed: {reason}"
+        raise RegistryError(words) from shown_cause(error)

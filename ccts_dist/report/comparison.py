@@ -175,12 +175,12 @@ def _compare_figure(
 
 
 def _figure_names(run: RecordedRun, common: tuple[int, ...], key: str) -> list[str]:
-    """Names of what has a number in any common step, in the order in which they appear."""
+    """Names of what has a number, or null for one that is not finite, in any common step, in order of appearance."""
     names = dict.fromkeys(
         name
         for step in common
         for name, value in run.steps[step].items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     )
     return [name for name in names if name == key or not (name in NOT_COMPARED or name.endswith(OF_THE_MACHINE))]
 

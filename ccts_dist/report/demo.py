@@ -6,10 +6,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ccts_dist.json_text import as_number
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environment
 from ccts_dist.report.table import format_table
-from ccts_dist.tracking.uri import DEMO_STORE
+from ccts_dist.tracking.uri import DEMO_STORE, sqlite_uri
 
 SYSTEMS = {
     "text": "text only",
@@ -68,7 +69,7 @@ def run_demo(folder: Path, *, num_utterances: int, runs: Path) -> str:
 
 def store_address(folder: Path) -> str:
     """The tracking address of the demo in that folder."""
-    return f"sqlite:///{folder.absolute()}/{DEMO_STORE.name}"
+    return sqlite_uri(folder.absolute() / DEMO_STORE.name)
 
 
 def next_commands(folder: Path) -> Mapping[str, tuple[str, ...]]:
@@ -101,7 +102,7 @@ def demo_table(folder: Path, seconds: dict[str, float]) -> str:
     rows = []
     for name, words in SYSTEMS.items():
         summary = json.loads((folder / "runs" / name / "summary.json").read_text(encoding="utf-8"))
-        ccc = (f"{summary['test'][dimension]:.3f}" for dimension in DIMENSIONS)
+        ccc = (f"{as_number(summary['test'][dimension]):.3f}" for dimension in DIMENSIONS)
         left_out = "-" if summary["kept_share"] is None else f"{1 - summary['kept_share']:.1%}"
         rows.append((words, *ccc, left_out, f"{seconds[name]:.0f}"))
     header = ("system", "activation", "valence", "dominance", "left out", "seconds")

@@ -1,12 +1,12 @@
 """CCC by layer: as a table, as files for other programs, and as a picture."""
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.json_text import json_text
 from ccts_dist.probe import LayerScore, ProbeResult
 from ccts_dist.report.table import format_table
 
@@ -72,7 +72,7 @@ def write_layers(out: Path, result: ProbeResult, *, model: str, shards: str) -> 
     words = layers_in_words(result)
     try:
         markdown.write_text(f"# {model}\n\n{words}\n", encoding="utf-8")
-        figures.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        figures.write_text(json_text(tree, indent=2) + "\n", encoding="utf-8")
         with table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(scores[0]))
             writer.writeheader()

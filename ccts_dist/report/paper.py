@@ -11,6 +11,7 @@ from statistics import mean, pstdev
 import torch
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.json_text import as_number
 from ccts_dist.metrics import SplitSums
 from ccts_dist.progress import say
 from ccts_dist.records import DIMENSIONS
@@ -19,6 +20,7 @@ from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environme
 from ccts_dist.report.table import format_table
 from ccts_dist.tracking.read_back import SCHEME, read_back
 from ccts_dist.tracking.run_file import read_run_file
+from ccts_dist.tracking.uri import sqlite_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,7 @@ def reproduce(wanted: Reproduction) -> str:
 
 
 def _tracking_uri(folder: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute()}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.absolute() / "mlflow.db")
 
 
 def _name(what: str, seed: int, fold: Fold) -> str:
@@ -213,9 +215,10 @@ def _read(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> _Result:
     """A training's figures as the tracking server has them; its sums are in its folder alone."""
     output = wanted.output(row, seed, fold)
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    ccc = summary["test"]
+    ccc = {target: as_number(value) for target, value in summary["test"].items()}
     tracked = read_run_file(output)
     if tracked.run_id:
         told = read_back(f"{SCHEME}{tracked.run_id}", tracking_uri=_tracking_uri(wanted.folder)).metrics
         ccc = {dimension: list(told[f"test/ccc_{dimension}"].values())[-1] for dimension in DIMENSIONS}
-    return _Result(ccc=ccc, sums=summary["test_sums"], kept_share=summary["kept_share"])
+    sums = {target: [*map(as_number, own)] for target, own in summary["test_sums"].items()}
+    return _Result(ccc=ccc, sums=sums, kept_share=summary["kept_share"])

@@ -12,6 +12,9 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.tracking.read_back import SCHEME, read_back
 
 HISTORY, VALIDATIONS, SETTINGS, SUMMARY = "history.jsonl", "validations.jsonl", "run.toml", "summary.json"
+RESOLVED = "resolved."
+"""How the names of the settings in a summary begin, which are no scores."""
+
 OF_A_STEP, OF_THE_TEST = "train/", "test/ccc_"
 """How the names of a step's figures begin, and those of the final scores, where a server keeps them."""
 
@@ -90,7 +93,11 @@ def read_recorded(folder: Path) -> RecordedRun:
         name=str(folder),
         settings=flat(_parse(folder / SETTINGS, tomllib.loads)),
         steps=steps,
-        scores={key: as_figure(value) for key, value in flat(_parse(folder / SUMMARY, json.loads)).items()},
+        scores={
+            key: as_figure(value)
+            for key, value in flat(_parse(folder / SUMMARY, json.loads)).items()
+            if not key.startswith(RESOLVED)
+        },
         notes=notes,
     )
 

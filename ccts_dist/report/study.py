@@ -18,6 +18,7 @@ from ccts_dist.report.stages import Stage, run_stages, stage_environment
 from ccts_dist.report.study_files import write_results
 from ccts_dist.report.study_plan import Study, Task, order_of_tasks, stages_of
 from ccts_dist.report.study_results import write_left_out
+from ccts_dist.tracking.uri import sqlite_uri
 
 NOMINAL_S = {"shards": 60, "text": 70, "speech": 180, "teacher": 140, "cache": 15, "ts": 190, "cts": 190}
 """Seconds of a stage on one core, for the first guess of the time to go."""
@@ -114,7 +115,7 @@ class _Workers:
         folder = self._study.chain_folder(task.percent, task.seed)
         with self._on_own_cores() as num_cores:
             # A store for each chain: SQLite takes one writer at a time, and lets the others fail.
-            environment = stage_environment(f"sqlite:///{folder.absolute()}/mlflow.db")
+            environment = stage_environment(sqlite_uri(folder.absolute() / "mlflow.db"))
             environment["OMP_NUM_THREADS"] = str(num_cores)
             run_stages(
                 stages_of(self._study, task), folder, environment=environment,

@@ -2,9 +2,9 @@
 
 import csv
 import io
-import json
 from dataclasses import asdict
 
+from ccts_dist.json_text import json_text
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.study_picture import draw_study
 from ccts_dist.report.study_plan import Study
@@ -23,7 +23,7 @@ def write_results(study: Study) -> str:
     results = read_results(study)
     text = study_tables(results, study)
     study.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(study.folder / RESULTS, (json.dumps(asdict(results), indent=1) + "\n").encode())
+    write_whole(study.folder / RESULTS, (json_text(asdict(results), indent=1) + "\n").encode())
     write_whole(study.folder / ROWS, _csv(results).encode())
     write_whole(study.folder / TABLES, (text + "\n").encode())
     write_whole(study.folder / PICTURE, draw_study(results, study.percents))

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from ccts_dist.config import read_run
+from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.corpus.spoken import wrong_keys
+from ccts_dist.json_text import as_number
 from ccts_dist.losses.condition import kept_rows
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.study_plan import Study
@@ -89,7 +91,7 @@ def _read_run(folder: Path, percent: int, seed: int, system: str) -> StudyRun | 
         percent=percent,
         seed=seed,
         system=system,
-        ccc={dimension: summary["test"][dimension] for dimension in DIMENSIONS},
+        ccc={dimension: as_number(summary["test"][dimension]) for dimension in DIMENSIONS},
         best_epoch=summary["best_epoch"],
         seconds=summary["seconds"],
         kept_share=summary["kept_share"],
@@ -103,6 +105,7 @@ def write_left_out(study: Study, percent: int, seed: int) -> None:
         return
     run = read_run(folder / "runs" / "cts" / "run.toml")
     assert run.distill is not None
+    threshold = DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold
     shard_set = open_shard_set(run.data.shards)
     cache = open_teacher_cache(run.data.teacher, shard_set)
     keys, kept = [], []
@@ -113,7 +116,7 @@ def write_left_out(study: Study, percent: int, seed: int) -> None:
         label = torch.from_numpy(np.stack([rows.labels[target] for target in cache.targets], axis=1))
         weight = torch.ones(len(said))
         keys += rows.keys
-        kept += kept_rows(run.distill.gate, run.distill.threshold, cache.condition, prediction, label, weight).tolist()
+        kept += kept_rows(run.distill.gate, threshold, cache.condition, prediction, label, weight).tolist()
     wrong = wrong_keys(study.share_folder(percent) / "corpus")
     counted = count_left_out([key in wrong for key in keys], kept, percent=percent, seed=seed)
     write_whole(folder / LEFT_OUT, (json.dumps(asdict(counted), indent=1) + "\n").encode())

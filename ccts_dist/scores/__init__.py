@@ -10,6 +10,7 @@ from ccts_dist.scores.figures import (
     figures_of,
     teacher_gap,
 )
+from ccts_dist.scores.gate import Gate, gate_from
 from ccts_dist.scores.gather import Said
 from ccts_dist.scores.groups import Group, SpeakerScore, groups_of, speaker_scores
 from ccts_dist.scores.intervals import Interval, bootstrap
@@ -20,6 +21,7 @@ from ccts_dist.scores.teacher import with_teacher
 __all__ = [
     "MEAN",
     "Difference",
+    "Gate",
     "Group",
     "Interval",
     "Said",
@@ -34,6 +36,7 @@ __all__ = [
     "differences",
     "few_speakers",
     "figures_of",
+    "gate_from",
     "groups_of",
     "joined",
     "read_table",

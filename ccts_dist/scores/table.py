@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.metrics import row_sums
+from ccts_dist.scores.gate import DEFAULT_GATE, Gate
 from ccts_dist.scores.speakers import clusters_of, sums_by_speaker
 
 _FACTS = b"ccts_dist.predictions"
@@ -30,11 +31,14 @@ class TeacherColumns:
     residual: Float64[np.ndarray, "rows dim"]
     """w * prediction + b - label, of the condition; NaN without a label."""
 
-    kept: Bool[np.ndarray, " rows"]
-    """Whether the gate lets the utterance pass."""
+    kept: Bool[np.ndarray, " rows"] | Bool[np.ndarray, "rows dim"] | Float64[np.ndarray, " rows"]
+    """The gate's decision: whether the utterance passes; with a gate per dimension whether each of its predictions
+    does; with "soft" its share."""
 
     widest: tuple[float, ...]
     """Residual of each target that the gate lets pass at most; NaN where there are none."""
+
+    gate: Gate = DEFAULT_GATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,8 +103,7 @@ class UtteranceTable:
         if self.teacher is not None:
             columns = (self.teacher.prediction, self.teacher.residual, self.teacher.kept)
             prediction, residual, kept = (column[numbers] for column in columns)
-            widest = self.teacher.widest
-            teacher = TeacherColumns(prediction=prediction, residual=residual, kept=kept, widest=widest)
+            teacher = replace(self.teacher, prediction=prediction, residual=residual, kept=kept)
         return replace(
             self,
             keys=some(self.keys),
@@ -171,12 +174,13 @@ def write_table(path: Path, table: UtteranceTable) -> None:
             # NaN, nobody having rated, becomes null.
             columns[f"{kind}.{target}"] = pa.array(values[:, place], pa.float64(), from_pandas=True)
     if table.teacher is not None:
-        columns["kept"] = pa.array(table.teacher.kept, pa.bool_())
+        columns |= _gate_columns(table.targets, table.teacher.kept)
     if table.predicted_categories:
         columns["category"] = pa.array(table.categories, pa.string())
         columns["prediction.category"] = pa.array(table.predicted_categories, pa.string())
     widest = None if table.teacher is None else table.teacher.widest
-    facts = json.dumps({"targets": table.targets, "widest": widest}).encode()
+    gate = None if table.teacher is None else asdict(table.teacher.gate)
+    facts = json.dumps({"targets": table.targets, "widest": widest, "gate": gate}).encode()
     try:
         pq.write_table(pa.table(columns).replace_schema_metadata({_FACTS: facts}), path)
     except OSError as error:
@@ -207,13 +211,19 @@ def read_table(path: Path) -> UtteranceTable:
     def by_target(kind: str) -> np.ndarray:
         return np.stack([numbers(f"{kind}.{target}").astype(np.float64) for target in targets], axis=1)
 
+    def gated() -> np.ndarray:
+        if "kept" in table.column_names:
+            return numbers("kept")
+        return np.stack([numbers(f"kept.{target}").astype(bool) for target in targets], axis=1)
+
     teacher = None
     if widest is not None:
         teacher = TeacherColumns(
             prediction=by_target("teacher"),
             residual=by_target("residual"),
-            kept=numbers("kept").astype(bool),
+            kept=gated(),
             widest=tuple(widest),
+            gate=Gate(**(facts.get("gate") or {})),  # tables of earlier versions have the default alone
         )
     return UtteranceTable(
         targets=targets,
@@ -228,6 +238,13 @@ def read_table(path: Path) -> UtteranceTable:
         predicted_categories=texts("prediction.category"),
         teacher=teacher,
     )
+
+
+def _gate_columns(targets: Sequence[str], kept: np.ndarray) -> dict[str, pa.Array]:
+    """ "kept" for whole utterances, or for each target with a gate per dimension."""
+    if kept.ndim == 2:
+        return {f"kept.{target}": pa.array(kept[:, place], pa.bool_()) for place, target in enumerate(targets)}
+    return {"kept": pa.array(kept)}
 
 
 def _row_sums(

@@ -7,21 +7,22 @@ import numpy as np
 import torch
 
 from ccts_dist.errors import TeacherError
-from ccts_dist.losses.condition import gate_any_dimension, residuals
+from ccts_dist.losses.condition import kept_rows, residuals
+from ccts_dist.scores.gate import DEFAULT_GATE, Gate
 from ccts_dist.scores.table import TeacherColumns, UtteranceTable
 from ccts_dist.shards.read import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
 
 
 def with_teacher(
-    table: UtteranceTable, cache: TeacherCache, shard_set: ShardSet, split: str, *, threshold: float = 2.0
+    table: UtteranceTable, cache: TeacherCache, shard_set: ShardSet, split: str, *, gate: Gate = DEFAULT_GATE
 ) -> UtteranceTable:
-    """The table with the teacher's predictions, residuals and gate ("any-dimension") of each utterance.
+    """The table with the teacher's predictions, the residuals, and the gate's decision on each utterance.
 
     Args:
         table: of ``split``.
         cache: of ``shard_set``; must have the split.
-        threshold: widest residual that passes, in deviations of the condition.
+        gate: of the run that the model comes from.
 
     Raises:
         TeacherError: the teacher predicts none of the table's targets, or the cache lacks an utterance.
@@ -43,11 +44,18 @@ def with_teacher(
     for target in shared:
         here, there = table.targets.index(target), cache.targets.index(target)
         prediction[:, here], residual[:, here] = said[:, there], off[:, there].numpy()
-        widest[here] = threshold * cache.condition.deviation[there]
-    kept = gate_any_dimension(off, cache.condition.deviation, threshold).numpy()
-    return replace(
-        table, teacher=TeacherColumns(prediction=prediction, residual=residual, kept=kept, widest=tuple(widest))
-    )
+        if gate.has_threshold:
+            widest[here] = gate.threshold * cache.condition.deviation[there]
+    decided = kept_rows(
+        gate.name, gate.threshold, cache.condition, torch.from_numpy(said), labels, torch.ones(len(table))
+    ).numpy()
+    if decided.ndim == 2:  # in the order of the table's targets; what the teacher does not predict passes
+        kept = np.ones(table.predictions.shape, dtype=bool)
+        for target in shared:
+            kept[:, table.targets.index(target)] = decided[:, cache.targets.index(target)]
+        decided = kept
+    columns = TeacherColumns(prediction=prediction, residual=residual, kept=decided, widest=tuple(widest), gate=gate)
+    return replace(table, teacher=columns)
 
 
 def _read(table: UtteranceTable, cache: TeacherCache, shard_set: ShardSet, split: str) -> np.ndarray:

@@ -14,6 +14,7 @@ import torchaudio
 from jaxtyping import Float, Float32, Float64, Int16
 
 from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.shards.clipping import is_clipped
 from ccts_dist.shards.containers import missing_audio, mp3_samples, with_length
 
 MIN_SAMPLES = 400
@@ -56,6 +57,8 @@ class Converted:
     num_samples: int
     resampled: bool
     mixed_down: bool
+    clipped: bool
+    """See ``is_clipped``."""
 
 
 def convert_audio(path: Path, *, max_duration_s: float) -> Converted | str:
@@ -72,6 +75,7 @@ def convert_audio(path: Path, *, max_duration_s: float) -> Converted | str:
         num_samples=len(decoded.whole),
         resampled=decoded.resampled,
         mixed_down=decoded.mixed_down,
+        clipped=is_clipped(decoded.whole),
     )
 
 

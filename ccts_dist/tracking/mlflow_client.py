@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
+from ccts_dist.redaction import redact, remember, shown_cause, without_credentials
+from ccts_dist.tracking.sqlite_store import make_store
+from ccts_dist.tracking.uri import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,27 +40,48 @@ def prepare_mlflow() -> None:
 def open_client(uri: str) -> "MlflowClient":
     """A client of tracking server and registry at one address.
 
+    An SQLite file that is not there is made.
+
     Raises:
         ConfigError: an address MLflow does not know, or one whose database driver is not installed.
+        OSError: an SQLite file that cannot be made.
     """
     prepare_mlflow()
     from mlflow import MlflowClient
     from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+    from sqlalchemy.exc import ArgumentError
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    remember(uri)
+    file = sqlite_file(uri)
+    if file is not None:
+        _keep_to_the_address()
+        make_store(file)
     try:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except UnsupportedModelRegistryStoreURIException as error:
         raise ConfigError(
             f"tracking uri {without_credentials(uri)!r} is of no kind that MLflow knows. "
             "Use sqlite:///PATH.db or the address of a server (http://HOST:PORT)."
-        ) from error
+        ) from shown_cause(error)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"tracking uri {without_credentials(uri)!r} needs the Python package {error.name!r}, which is not "
             "installed. Install it, or use a server's http address."
-        ) from error
+        ) from shown_cause(error)
+    except (TypeError, ValueError, ArgumentError) as error:  # a port that is no number, an unknown option
+        raise ConfigError(
+            f"tracking uri {without_credentials(uri)!r} cannot be read ({' '.join(redact(str(error)).split())[:200]}). "
+            "Mend the address."
+        ) from shown_cause(error)
+
+
+def _keep_to_the_address() -> None:
+    """Have MLflow make no folders of SQLite addresses: it takes "%3F" for a part of a folder's name, and makes that."""
+    from mlflow.store.db import utils
+
+    utils._make_parent_dirs_if_sqlite = lambda db_uri: None
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.config.schema import TrackingConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import Condition
+from ccts_dist.redaction import redact, redact_addresses, without_credentials
 from ccts_dist.tracking.delivery import AwayError, RefusedError
 from ccts_dist.tracking.events import FileEvent, MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
 from ccts_dist.tracking.mlflow_sender import MlflowSender
@@ -74,7 +74,7 @@ class MlflowRun:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Settings; one that a continued run has with another value is logged as the tag ``changed.<key>``."""
-        self._events.put(*(ParamEvent(key, text) for key, text in _flat(values)))
+        self._events.put(*(ParamEvent(key, redact_addresses(text)) for key, text in _flat(values)))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Measured values; kept once per (key, step)."""
@@ -83,7 +83,7 @@ class MlflowRun:
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Facts that may change."""
-        self._events.put(*(TagEvent(key, str(value)) for key, value in values.items()))
+        self._events.put(*(TagEvent(key, redact(str(value))) for key, value in values.items()))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """A file, read when it is sent."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, final
 import requests
 from sqlalchemy.exc import SQLAlchemyError
 
-from ccts_dist.config.credentials import without_credentials
+from ccts_dist.redaction import redact, shown_cause, without_credentials
 from ccts_dist.tracking.delivery import AwayError, RefusedError
 from ccts_dist.tracking.events import Event, FileEvent, MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client, prepare_mlflow
@@ -250,16 +250,20 @@ def _translated(uri: str) -> Iterator[None]:
     except MlflowException as error:
         # Over HTTP only a body in MLflow's own form is a verdict; a proxy's 404 page is a server that is away.
         verdict = isinstance(error, RestException) or not uri.startswith("http")
-        raise (RefusedError if verdict and error.error_code in _FOR_GOOD else AwayError)(_words(error)) from error
+        raise (RefusedError if verdict and error.error_code in _FOR_GOOD else AwayError)(
+            _words(error)
+        ) from shown_cause(error)
     except requests.HTTPError as error:
         too_large = error.response is not None and error.response.status_code == _TOO_LARGE
-        raise (RefusedError if too_large else AwayError)(_words(error)) from error
+        raise (RefusedError if too_large else AwayError)(_words(error)) from shown_cause(error)
     except (SQLAlchemyError, requests.RequestException, OSError) as error:
-        raise AwayError(_words(error)) from error
+        raise AwayError(_words(error)) from shown_cause(error)
     except ImportError as error:  # where the server names a store that clients reach by themselves
-        raise RefusedError(f"{_words(error)}. Install the package {error.name} beside ccts_dist") from error
+        raise RefusedError(f"{_words(error)}. Install the package {error.name} beside ccts_dist") from shown_cause(
+            error
+        )
     except _store_errors() as error:
-        raise AwayError(_words(error)) from error
+        raise AwayError(_words(error)) from shown_cause(error)
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
@@ -279,4 +283,4 @@ def _first(runs: Sequence[Run]) -> str:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+    return " ".join(redact(str(error)).split())[:500]

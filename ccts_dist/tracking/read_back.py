@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
+from ccts_dist.redaction import redact, shown_cause, without_credentials
 from ccts_dist.tracking.mlflow_client import open_client
+from ccts_dist.tracking.sqlite_store import is_store
 from ccts_dist.tracking.uri import resolve_tracking_uri, sqlite_file
 
 SCHEME = "runs:/"
@@ -33,7 +34,7 @@ def read_back(address: str, *, tracking_uri: str = "") -> ReadBackRun:
         raise ConfigError(f"{address}: must be {SCHEME}ID with the id of one run. Copy it from the run's page.")
     uri = resolve_tracking_uri(tracking_uri)
     file = sqlite_file(uri)
-    if file is not None and not file.exists():  # MLflow would make an empty one
+    if file is not None and not is_store(file):  # MLflow would make an empty one
         raise ConfigError(f"{address}: there is no file {file} to read it from. Name the store with --uri.")
     client = open_client(uri)
     import requests
@@ -47,9 +48,9 @@ def read_back(address: str, *, tracking_uri: str = "") -> ReadBackRun:
             for name in sorted(data.metrics)
         }
     except (MlflowException, SQLAlchemyError, requests.RequestException, OSError) as error:
-        words = " ".join(str(error).split())[:300]
+        words = " ".join(redact(str(error)).split())[:300]
         raise ConfigError(
             f"{address}: cannot be read at {without_credentials(uri)} ({words}). Give the id of a run there, or "
             "another --uri."
-        ) from error
+        ) from shown_cause(error)
     return ReadBackRun(params=dict(data.params), metrics=metrics)

@@ -5,8 +5,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
+from ccts_dist.redaction import without_credentials
 from ccts_dist.shards.durable import write_whole
 from ccts_dist.tracking.uri import resolve_tracking_uri
 

@@ -10,8 +10,8 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
+from ccts_dist.redaction import without_credentials
 from ccts_dist.shards.durable import write_whole
 
 log = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError, TrackingError
+from ccts_dist.redaction import without_credentials
 from ccts_dist.tracking.delivery import AwayError, RefusedError, deliver
 from ccts_dist.tracking.spool import Spool
 from ccts_dist.tracking.spooled_run import FOLDER, QUEUES, SpooledRun, spooled_runs

@@ -21,6 +21,7 @@ from typing import Any
 
 from ccts_dist.distributed import Ranks, together
 from ccts_dist.errors import CheckpointError, OutputError
+from ccts_dist.json_text import json_text
 from ccts_dist.limits import MOST_TEXT_BYTES, parse_json, read_limited
 from ccts_dist.shards.digests import is_digest
 from ccts_dist.train.storage import writing
@@ -105,7 +106,7 @@ class CheckpointFiles:
         self.partial = self.final.with_name(self.final.name + _PARTIAL)
         """Where its files are written."""
 
-        self._state = json.dumps(asdict(state), indent=1)
+        self._state = json_text(asdict(state), indent=1)
         self._manifest = {
             "format_version": FORMAT_VERSION,
             "step": state.step,

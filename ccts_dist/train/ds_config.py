@@ -8,7 +8,7 @@ is computed.
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +223,20 @@ def resolve_ds_config(tree: dict[str, Any], run: RunConfig) -> dict[str, Any]:
         "timers": {"throughput": {"enabled": False}},
     }
     return resolved
+
+
+def launcher_warnings(environment: Mapping[str, str], precision: str) -> list[str]:
+    """A line for each option of ``accelerate launch`` that is another than the run file's, which counts.
+
+    Accelerate itself would say "Gradient accumulation steps mismatch", and compute as no run file says.
+    """
+    own = {"fp32": "no", "tf32": "no"}.get(precision, precision)
+    options = (
+        ("gradient_accumulation_steps", "1", "[batch]"),
+        ("mixed_precision", own, "train.precision"),
+    )
+    return [
+        f"warning: accelerate launch --{option} {given} is not used: {keys} of the run file decides"
+        for option, same, keys in options
+        if (given := environment.get(f"ACCELERATE_{option.upper()}", same)) not in (same, "1", "no")
+    ]

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from ccts_dist.arithmetic import exact_float32, tf32
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, agree_or_raise, barrier, together
-from ccts_dist.errors import CheckpointError, OutputError
+from ccts_dist.errors import CheckpointError, OutputError, is_first_rank
+from ccts_dist.progress import say
 from ccts_dist.ranks import chosen_backend
 from ccts_dist.records import Batch
 from ccts_dist.train.compiled import compile_once
-from ccts_dist.train.ds_config import read_ds_config, resolve_ds_config
+from ccts_dist.train.ds_config import launcher_warnings, read_ds_config, resolve_ds_config
 from ccts_dist.train.out_of_memory import MemoryWords
 from ccts_dist.train.regional_compile import compile_layers
 from ccts_dist.train.step_profile import BACKWARD, FORWARD, OPTIMIZER, timed
@@ -332,6 +333,8 @@ def _accelerator(run: RunConfig) -> Any:
 
     # What `accelerate launch` was told of devices, precision and steps would go before the run file's word; under its
     # --cpu Accelerate replaces DeepSpeed by plain DDP silently.
+    for line in launcher_warnings(os.environ, run.train.precision):
+        say(line, visible=is_first_rank())
     for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in _HARMLESS]:
         del os.environ[name]
     # Accelerate reads these; a launcher has set them, plain `python launch/train.py` has not.

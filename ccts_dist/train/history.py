@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ccts_dist.errors import OutputError
+from ccts_dist.json_text import json_text
+from ccts_dist.progress import say
 from ccts_dist.train.storage import writing
 
 
@@ -29,7 +31,7 @@ class History:
         with writing(path):
             kept = _lines_up_to(path, steps_done)
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_bytes(b"".join(kept))
             temporary.replace(path)
             self._file = path.open("a", encoding="utf-8", buffering=1)
 
@@ -37,7 +39,7 @@ class History:
         """One more step."""
         try:
             with writing(self._path):
-                self._file.write(json.dumps(step) + "\n")
+                self._file.write(json_text(step) + "\n")
         except OutputError as error:
             self._trouble = self._trouble or error
 
@@ -55,13 +57,29 @@ class History:
             raise self._trouble
 
 
-def _lines_up_to(path: Path, steps_done: int) -> list[str]:
-    kept: list[str] = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= steps_done:
-                    kept.append(line + "\n")
-            except ValueError:
-                break  # the line that was being written when the run was killed
-    return kept
+def _lines_up_to(path: Path, steps_done: int) -> list[bytes]:
+    """The lines of the steps up to ``steps_done``, each with its end; damaged lines are dropped, and counted aloud.
+
+    The last line may be half-written: the run was killed meanwhile.
+    """
+    if not path.exists():
+        return []
+    *lines, last = path.read_bytes().split(b"\n")
+    steps = [_step_of(line) for line in lines]
+    if num_damaged := steps.count(None):
+        say(
+            f"{path}: {num_damaged} of its {len(lines)} lines are not steps as training writes them (damaged or "
+            "edited) and are dropped; weights and optimizer state come from the checkpoint and are not affected"
+        )
+    step = _step_of(last)
+    kept = [(line, step) for line, step in zip((*lines, last), (*steps, step), strict=True) if step is not None]
+    return [line + b"\n" for line, step in kept if step <= steps_done]
+
+
+def _step_of(line: bytes) -> int | None:
+    """The number of the step in a line; None where the line is none that training has written whole."""
+    try:
+        step = json.loads(line.decode())["step"]
+    except (ValueError, KeyError, TypeError):  # UnicodeDecodeError is a ValueError
+        return None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None

@@ -1,6 +1,5 @@
 """The training loop: epochs of steps, validations between, checkpoints, and what is told about it."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 from ccts_dist.config.credentials import public_tree
 from ccts_dist.distributed import Ballot, attempt, barrier, sum_over_ranks, together
 from ccts_dist.errors import StopRequested
+from ccts_dist.json_text import json_text
 from ccts_dist.model.folder import load_model
 from ccts_dist.progress import Progress, say
 from ccts_dist.records import Batch, StepBatches
@@ -68,9 +68,18 @@ class Outcome:
     peak_memory_reserved_gb: float | None
     """Likewise, most that torch's allocator took of a GPU; None on CPUs."""
 
+    resolved: dict[str, Any]
+    """Values that the run used where its run file leaves them open, by dotted key; see ``resolved_values``."""
+
 
 LONG_STEP_S = 1.0
 """After a step that took longer, ranks meet once more before the next: a request to stop is heard a step earlier."""
+
+
+NO_GRADIENT = (
+    "the gradient of every step of epoch {epoch} was 0, so no weight has moved: the loss depends on no trained "
+    "parameter. See whether labels vary within batches, and whether the terms of the loss have a weight"
+)
 
 
 class Trainer:
@@ -313,6 +322,8 @@ class Trainer:
             largest_batch=self._session.loader.plan.largest_batch,
             distils=self._session.objective.distill is not None,
         )
+        if figures.get("epoch/train_gradient_norm") == 0:
+            say(f"warning: {NO_GRADIENT.format(epoch=state.epoch + 1)}", visible=self._first)
         kept_share = figures.get("epoch/kept_share", state.kept_share)
         self._judge.validate(f"epoch {state.epoch + 1}: train loss {figures['epoch/train_loss']:.4f}, ", figures)
         state.kept_share = kept_share
@@ -360,6 +371,7 @@ class Trainer:
             seconds=seconds,
             peak_memory_gb=held_gb,
             peak_memory_reserved_gb=reserved_gb,
+            resolved=dict(self._parts.resolved),
         )
-        self._folder.write_file("summary.json", json.dumps(asdict(outcome), indent=1))
+        self._folder.write_file("summary.json", json_text(asdict(outcome), indent=1))
         return outcome

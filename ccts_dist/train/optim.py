@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -103,7 +104,7 @@ class PlateauSchedule:
         """Go on from ``state``."""
         for key, value in state.items():
             if key != "rates":
-                setattr(self._scheduler, key, value)
+                setattr(self._scheduler, key, inf if value is None else value)  # the best of no finite loss yet
         set_rates(self._scheduler.optimizer, state["rates"])
 
 

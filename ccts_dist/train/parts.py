@@ -1,8 +1,9 @@
 """What a training under way consists of, and saving its model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
+from typing import Any
 
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import together
@@ -12,6 +13,7 @@ from ccts_dist.train.checkpoint import TrainState
 from ccts_dist.train.engine import Engine
 from ccts_dist.train.flops import RowFlops
 from ccts_dist.train.optim import Schedule
+from ccts_dist.train.resolved import gate_of
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.setup import Session
 from ccts_dist.train.storage import writing
@@ -33,6 +35,8 @@ class Parts:
     """See ``train_step``."""
     flops: RowFlops | None = None
     """Model FLOPs of a row, on rank 0 where they are logged; None elsewhere, and where they cannot be counted."""
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    """See ``resolved_values``."""
 
     @property
     def run(self) -> RunConfig:
@@ -62,7 +66,7 @@ def save_trained(parts: Parts, name: str, valid: Mapping[str, float]) -> None:
         "run": run.name,
         "seed": run.seed,
         "step": parts.state.step,
-        "epoch": parts.state.epoch,
+        "epoch": parts.state.epoch + (parts.state.step_in_epoch > 0),  # counted from 1, as in the summary
         "valid_ccc": {target: value if isfinite(value) else None for target, value in valid.items()},
         "train_splits": list(run.data.train_splits),
         "shards": session.shard_set.digest,
@@ -70,6 +74,8 @@ def save_trained(parts: Parts, name: str, valid: Mapping[str, float]) -> None:
         "teacher_cache": session.teacher.digest if session.teacher else "",
         "teacher_version": session.teacher.facts.registry_version if session.teacher else "",
         "teacher_weights_sha256": session.teacher.facts.weight_digest if session.teacher else "",
+        "distill": gate_of(run),
+        "resolved": dict(parts.resolved),
     }
 
     def save() -> None:

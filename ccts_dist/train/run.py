@@ -1,7 +1,8 @@
 """A run from its file to its outcome, in order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,26 +20,30 @@ from ccts_dist.distributed import (
     together,
 )
 from ccts_dist.errors import ConfigError, OutputError, StopRequested
+from ccts_dist.json_text import json_text
 from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.progress import say
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
 from ccts_dist.tracking.packages import installed_packages
 from ccts_dist.train.checkpoint import TrainState, read_manifest, read_state
 from ccts_dist.train.curves import draw_training
+from ccts_dist.train.ds_config import read_ds_config
 from ccts_dist.train.engine import Engine
 from ccts_dist.train.flops import flops_of
 from ccts_dist.train.forecast import Forecast, memory_of_a_gpu
 from ccts_dist.train.loop import Outcome, Trainer
 from ccts_dist.train.memory import HOST_FLOOR
-from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups
+from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups, rates_by_group
 from ccts_dist.train.out_of_memory import MemoryWords, is_out_of_memory
 from ccts_dist.train.parts import Parts
+from ccts_dist.train.resolved import resolved_values
 from ccts_dist.train.rounds import memory_of_a_rank
-from ccts_dist.train.run_folder import RunFolder
+from ccts_dist.train.run_folder import DS_CONFIG, RunFolder
 from ccts_dist.train.scaling import scaling_lines
 from ccts_dist.train.setup import Session, check_session, open_session
 from ccts_dist.train.step_profile import check_profiled_steps
 from ccts_dist.train.stopping import STOP_FILE
+from ccts_dist.train.trainable_loss import label_warnings
 from ccts_dist.train.watch import Watch, stopped_words
 
 
@@ -140,14 +145,17 @@ def _take_away(request: Path) -> None:
 
 def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watch: Watch) -> Outcome:
     watch.at("setting up")
+    device = best_device(ranks)
     if not torch.cuda.is_available():
         say(f"{'ranks':24} {describe_cpu_ranks(ranks.num_ranks)}", visible=ranks.is_first)
     session = open_session(run, ranks)
+    run = session.run
     together(watch.check)
     check_profiled_steps(run.train.profile, session.total_steps)
     # The weights are in the model before the engine is made: see Engine.
     optimizer = build_optimizer(parameter_groups(session.model), run.optim, fused=torch.cuda.is_available())
     say(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
+    learning_rates, ds_config = rates_by_group(optimizer), together(lambda: read_ds_config(Path(run.train.deepspeed)))
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
     is_told = ranks.is_first and run.tracking.kind != "none"
     flops = together(lambda: flops_of(session) if is_told else None)
@@ -158,6 +166,19 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     forecast = together(lambda: _introduce(session, share, recorded) if ranks.is_first else None)
     rounds = broadcast_object(None if forecast is None else forecast.rounds)
     state.graph_samples = rounds.recorded
+    values = resolved_values(
+        run,
+        session.model,
+        cuts=session.loader.cuts(),
+        largest_batch=session.loader.plan.largest_batch,
+        vocabulary_size=None if session.tokenizer is None else session.tokenizer.vocabulary_size,
+        total_steps=session.total_steps,
+        forward_rounds=rounds.words,
+        learning_rates=learning_rates,
+        device=device,
+        ds_config=ds_config,
+        num_ranks=ranks.num_ranks,
+    )
     engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=point)
     limit_waiting(run.train.timeout_s)
     together(watch.check)
@@ -167,7 +188,8 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         schedule.restore(state.schedule)
         say(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
     folder.write_file("run.toml", public_toml(run))
-    tracking = together(lambda: _open_tracking(session, folder, resume=bool(resume)))
+    folder.write_file(DS_CONFIG, json_text(ds_config, indent=1))
+    tracking = together(lambda: _open_tracking(session, folder, values, resume=bool(resume)))
     if forecast is not None:
         tracking.metrics({"system/estimated_memory_gb": forecast.peak_bytes / 1e9}, state.step)
     status = "FAILED"
@@ -182,6 +204,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
             watch=watch,
             graph_samples=rounds.graph_samples,
             flops=None if flops is None else flops.training,
+            resolved=values,
         )
         outcome = Trainer(parts, optimizer).train()
         if ranks.is_first and run.tracking.kind != "none":
@@ -244,7 +267,8 @@ def _introduce(session: Session, rank_bytes: int, recorded: int | None) -> Forec
 
 
 def _described(session: Session) -> list[str]:
-    return [f"{name:24} {value}" for name, value in session.derived().items()]
+    numbers = [f"{name:24} {value}" for name, value in session.derived().items()]
+    return [*numbers, *label_warnings(session.run, session.shard_set)]
 
 
 def describe_cpu_ranks(num_ranks: int) -> str:
@@ -259,13 +283,14 @@ def describe_cpu_ranks(num_ranks: int) -> str:
     )
 
 
-def _open_tracking(session: Session, folder: RunFolder, *, resume: bool) -> Tracking:
+def _open_tracking(session: Session, folder: RunFolder, values: Mapping[str, Any], *, resume: bool) -> Tracking:
     if not session.ranks.is_first:
         return NoTracking()
     run = session.run
     tracking = open_tracking(run.tracking, run_name=run.name, output=folder.path, resume=resume)
-    tracking.params(public_tree(run) | {"num_ranks": session.ranks.num_ranks})
+    tracking.params(public_tree(run) | {"num_ranks": session.ranks.num_ranks, "resolved": values})
     tracking.artifact(folder.path / "run.toml")
+    tracking.artifact(folder.path / DS_CONFIG)
     tracking.text(installed_packages(), "packages.txt")
     splits = session.shard_set.manifest.splits
     used = (*run.data.train_splits, *run.data.valid_splits, *run.data.test_splits)

@@ -1,6 +1,7 @@
 """The folder of one run: whose it is, what lies in it.
 
 run.toml          the resolved run file
+ds_config.json    what ``train.deepspeed`` held when the run began
 history.jsonl     one line per optimizer step, of the run as it counts: replayed steps stand once
 validations.jsonl one line per validation, likewise
 tracking/         what is told of the run, and how far the tracking server has it, see ``tracking.spool``
@@ -14,13 +15,15 @@ curves.png        likewise, of a run that is tracked
 """
 
 import fcntl
+import math
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ccts_dist.config import RunConfig, complete_tree
+from ccts_dist.config import RunConfig, complete_run
 from ccts_dist.config.credentials import public_tree
+from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
 from ccts_dist.shards.durable import write_whole
@@ -33,7 +36,10 @@ from ccts_dist.train.checkpoint import (
     sync_folder,
 )
 from ccts_dist.train.history import History
+from ccts_dist.train.resolved import SAME_THRESHOLD, resolved
 from ccts_dist.train.storage import writing
+
+DS_CONFIG = "ds_config.json"
 
 FROZEN_SECTIONS = ("seed", "model", "batch", "loss", "distill", "augment", "optim")
 """What may not change on resuming: the numbers would be those of neither run."""
@@ -51,8 +57,10 @@ FREE_DATA_KEYS = (
     "cache",
     "cache_gb",
     "frames",
+    "pad_multiple_s",
 )
-"""Keys of [data] that may: shards and cache may have moved, and their digests are compared."""
+"""Keys of [data] that may: shards and cache may have moved, and their digests are compared; padding is masked, and its
+default depends on the machine."""
 
 FREE_KEYS = ("augment.noises", "augment.impulse_responses", "batch.forward_rounds")
 """Keys that may in sections that may not: what is in the folders of [augment] goes into the plan's digest, and the
@@ -184,8 +192,11 @@ class RunFolder:
         plan_digest: str,
         say: Callable[[str], None],
     ) -> None:
-        before = complete_tree(_as_it_was(manifest.run), source=path.name)
-        for key, (then, now) in changed_keys(before, public_tree(run)).items():
+        run = resolved(run)
+        before = resolved(complete_run(_as_it_was(manifest.run, run), source=path.name))
+        for key, (then, now) in changed_keys(public_tree(before), public_tree(run)).items():
+            if key == "distill.threshold" and _is_same_threshold(then, now):
+                continue
             section, _, rest = key.partition(".")
             frozen = section in FROZEN_SECTIONS or (section == "data" and rest not in FREE_DATA_KEYS)
             frozen = (frozen and key not in FREE_KEYS) or key in FROZEN_KEYS
@@ -225,12 +236,26 @@ class RunFolder:
         return together(lambda: History(path, steps_done) if self._ranks.is_first else None)
 
 
-def _as_it_was(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's run tree, with what an earlier version did where today's default is another."""
+def _as_it_was(run: Mapping[str, Any], now: RunConfig) -> dict[str, Any]:
+    """A checkpoint's run tree, with what an earlier version did where today's default is another.
+
+    Earlier versions recorded the default threshold beside ``distill.leave_out``, whatever they had found.
+    """
     optim = run.get("optim", {})
     if isinstance(optim, Mapping) and "decay_norms_and_biases" not in optim:
         optim = {**optim, "decay_norms_and_biases": bool(optim.get("weight_decay"))}
-    return {**run, "optim": optim}
+    tree = {**run, "optim": optim}
+    distill = run.get("distill")
+    if isinstance(distill, Mapping) and distill.get("leave_out") and distill.get("threshold") == DEFAULT_THRESHOLD:
+        tree["distill"] = {key: value for key, value in distill.items() if key != "threshold"}
+        if now.distill is not None and now.distill.threshold is not None:
+            tree["distill"]["threshold"] = now.distill.threshold
+    return tree
+
+
+def _is_same_threshold(then: Any, now: Any) -> bool:
+    known = isinstance(then, float | int) and isinstance(now, float | int)
+    return known and math.isclose(then, now, rel_tol=SAME_THRESHOLD)
 
 
 def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +12,30 @@ import numpy as np
 import torch
 
 from ccts_dist.config import RunConfig
+from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.distributed import Ranks, derive_seed, gather_objects, seed_everything, together
 from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
 from ccts_dist.loader.augment import Augmenter
-from ccts_dist.loader.fetch import read_label_variance, read_transcript
+from ccts_dist.loader.fetch import read_transcript
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
-from ccts_dist.records import varied_target
 from ccts_dist.shards.frame_cache import FrameCache
 from ccts_dist.shards.read import ShardSet, open_shard_set
-from ccts_dist.shards.schema import ShardEntry
 from ccts_dist.shards.stores.remote import check_cache_holds
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
-from ccts_dist.teacher.threshold import threshold_leaving_out
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoint import checkpoints_folder
 from ccts_dist.train.ds_config import check_calls, check_compiled, check_ds_config
 from ccts_dist.train.evaluate import Extras, bin_edges
 from ccts_dist.train.frames import hears_nothing, keep_frames
 from ccts_dist.train.optim import check_warmup
+from ccts_dist.train.resolved import resolved_on_ranks, target_weights
 from ccts_dist.train.rounds import describe_micro_batches
 from ccts_dist.train.step import Objective
 from ccts_dist.train.storage import writing
+from ccts_dist.train.trainable_loss import check_batches, check_labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +103,10 @@ class Session:
             "steps in all": f"{self.total_steps:,}",
             "padding": f"{cuts.padding:.1%}",
         }
-        if distill is not None and self.run.distill is not None and self.run.distill.leave_out:
-            numbers["threshold"] = f"{distill.threshold:.4f} deviations, to leave out {self.run.distill.leave_out:.1%}"
+        if distill is not None and self.run.distill is not None and self.run.distill.threshold is not None:
+            share = self.run.distill.leave_out
+            why = f", to leave out {share:.1%}" if share else ""
+            numbers["threshold"] = f"{distill.threshold:.4f} standard deviations ({distill.gate}){why}"
         return numbers
 
 
@@ -119,7 +120,7 @@ def open_session(run: RunConfig, ranks: Ranks) -> Session:
     together(lambda: _train_tokenizer(run, shard_set, Path(run.output)) if ranks.is_first else None)
     session = together(lambda: _build(run, shard_set, ranks, Path(run.output)))
     _agree_on_sounds(session)
-    return _with_frames(_with_threshold(session, ranks))
+    return _with_frames(_with_resolved_run(session, ranks))
 
 
 @contextmanager
@@ -135,7 +136,7 @@ def check_session(run: RunConfig, num_ranks: int) -> Iterator[Session]:
         _train_tokenizer(run, shard_set, Path(folder))
         session = _build(run, shard_set, ranks, Path(folder))
         try:
-            yield _with_threshold(session, Ranks())
+            yield _with_resolved_run(session, Ranks())
         finally:
             session.close()
 
@@ -159,34 +160,12 @@ def _open_shards(run: RunConfig) -> ShardSet:
     shard_set = open_shard_set(run.data.shards, **_cache_of(run))
     shard_set.shards_of(run.data.test_splits)
     _bins(run, shard_set)
-    for splits in (run.data.train_splits, run.data.valid_splits):
-        shards = shard_set.shards_of(splits)
-        if not any(_has_two_labels(shard_set, shards, target) for target in run.model.targets):
-            raise ConfigError(
-                f"{shard_set.root}: {list(splits)} has no two utterances with a label of {list(run.model.targets)}, "
-                "and a loss needs two. Name labelled splits, or other model.targets."
-            )
+    check_labels(run, shard_set)
     return shard_set
 
 
 def _bins(run: RunConfig, shard_set: ShardSet) -> tuple[float, ...]:
     return bin_edges(run.evaluation.bins, shard_set.manifest.scale, source="evaluation.bins")
-
-
-def _has_two_labels(shard_set: ShardSet, shards: Sequence[ShardEntry], target: str) -> bool:
-    found = 0
-    varied = varied_target(target)
-    for shard in shards:
-        rows = shard_set.rows(shard.name)
-        if varied is not None:
-            known = (varied in read_label_variance(shard_set, rows, row) for row in range(len(rows)))
-            found += len(list(islice(filter(None, known), 2)))
-        else:
-            labels = rows.labels.get(target)
-            found += 0 if labels is None else int(np.isfinite(labels).sum())
-        if found >= 2:
-            return True
-    return False
 
 
 def _cache_of(run: RunConfig) -> dict[str, Any]:
@@ -201,6 +180,7 @@ def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> S
     seed_everything(derive_seed("model", run.seed))
     augmenter = Augmenter(run.augment, run.seed) if run.augment is not None else None
     loader = open_loader(run, shard_set, run.data.train_splits, tokenizer, teacher, ranks, augmenter, training=True)
+    check_batches(run, loader)
     check_cache_holds(int(run.data.cache_gb * 1e9), loader.bytes_at_once())
     model = build_model(run.model, vocabulary_size=tokenizer.vocabulary_size if tokenizer else None)
     check_calls(Path(run.train.deepspeed), model)
@@ -255,11 +235,6 @@ def open_loader(
         augmenter=augmenter,
         shuffle=training,
     )
-
-
-def target_weights(run: RunConfig) -> tuple[float, ...]:
-    """Alpha of each target; equal shares that sum to 1 unless the run file says otherwise."""
-    return run.loss.target_weights or (1 / len(run.model.targets),) * len(run.model.targets)
 
 
 def _open_teacher(run: RunConfig, shard_set: ShardSet, ranks: Ranks) -> TeacherCache | None:
@@ -322,29 +297,18 @@ def _distill_terms(run: RunConfig, teacher: TeacherCache | None) -> DistillTerms
         prediction_weight=run.distill.prediction_weight,
         prediction_distance=run.distill.prediction_distance,
         gate=run.distill.gate,
-        threshold=run.distill.threshold,
+        threshold=DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold,
         **units,
     )
 
 
-def _with_threshold(session: Session, ranks: Ranks) -> Session:
-    """The session with the threshold that leaves out the share its run asks for; every rank must call it.
-
-    Args:
-        ranks: those among which the reading is shared, which are one where a run is only checked.
-    """
-    distill, run, teacher = session.objective.distill, session.run, session.teacher
-    if distill is None or teacher is None or run.distill is None or not run.distill.leave_out:
-        return session
-    threshold = threshold_leaving_out(
-        run.distill.leave_out,
-        teacher,
-        session.shard_set,
-        run.data.train_splits,
-        ranks=ranks,
-        skip_damaged=run.data.damaged == "skip",
-    )
-    return replace(session, objective=replace(session.objective, distill=replace(distill, threshold=threshold)))
+def _with_resolved_run(session: Session, ranks: Ranks) -> Session:
+    """The session whose run and objective have the threshold that is used; every rank must call it."""
+    run = resolved_on_ranks(session.run, session.teacher, session.shard_set, ranks)
+    distill = session.objective.distill
+    if distill is not None and run.distill is not None and run.distill.threshold is not None:
+        distill = replace(distill, threshold=run.distill.threshold)
+    return replace(session, run=run, objective=replace(session.objective, distill=distill))
 
 
 def _with_frames(session: Session) -> Session:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ccts_dist.report.command import build_parser, study_of
+from ccts_dist.report.study import run_study
 from ccts_dist.report.study_plan import AT_OTHER_SHARES, AT_THE_FIRST_SHARE
+from tests.flow.forked_stages import fork_stages
 from tests.launching import ROOT, environment
 
 pytestmark = pytest.mark.long
@@ -31,12 +34,10 @@ def command(folder: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def run(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(folder, *more), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1800, check=False
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    return done
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """Its tables, and what was said on the way."""
+    table = run_study(study_of(build_parser().parse_args(command(folder)[2:])))
+    return table, capsys.readouterr().err
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -61,17 +62,18 @@ def kill_in_its_midst(folder: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def test_killed_study_goes_on_and_ends_with_tables_picture_and_every_run(tmp_path: Path):
+def test_killed_study_goes_on_and_ends_with_tables_picture_and_every_run(tmp_path: Path, monkeypatch, capsys):
     folder = tmp_path / "study"
     kill_in_its_midst(folder)
     before = stamps(folder)
     assert 3 <= len(before) < NUM_STAGES
-    done = run(folder)
+    fork_stages(monkeypatch)
+    table, said = run(folder, capsys)
     after = stamps(folder)
     assert set(after) == {f"{chain}/stages/{name}.json" for chain, names in CHAINS.items() for name in names}
     assert {name: after[name] for name in before} == before, "what was done is not done again"
-    assert f"study: {NUM_STAGES} of {NUM_STAGES} stages" in done.stderr
-    assert done.stdout.strip() == (folder / "study.md").read_text().strip()
+    assert f"study: {NUM_STAGES} of {NUM_STAGES} stages" in said
+    assert table.strip() == (folder / "study.md").read_text().strip()
     told = json.loads((folder / "study.json").read_text())
     runs = {(one["percent"], one["seed"], one["system"]) for one in told["runs"]}
     assert runs == {
@@ -93,10 +95,19 @@ def test_killed_study_goes_on_and_ends_with_tables_picture_and_every_run(tmp_pat
         assert (one["wrong_left_out"] + one["right_left_out"]) / 91 == pytest.approx(1 - kept), "as training counted it"
     picture = (folder / "study.svg").read_bytes()
     assert b"<svg" in picture
-    again = run(folder)
-    assert again.stdout == done.stdout
-    assert again.stderr.count("done before") == NUM_STAGES
+    again, said = run(folder, capsys)
+    assert again == table
+    assert said.count("done before") == NUM_STAGES
     assert stamps(folder) == after
     (folder / "study.svg").unlink()
-    assert run(folder, "--collect").stdout == done.stdout
+    collected = subprocess.run(
+        command(folder, "--collect"),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert collected.stdout.strip() == table.strip()
     assert (folder / "study.svg").read_bytes() == picture

@@ -4,17 +4,19 @@ Encoders have the names of the real ones, in a hub cache made here.
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 
 from ccts_dist.model.modified_cpc import convert
 from ccts_dist.records import DIMENSIONS
+from ccts_dist.report.command import build_parser, reproduction_of
+from ccts_dist.report.paper import reproduce
 from ccts_dist.report.paper_tables import TABLES, PaperTable
+from tests.flow.forked_stages import fork_stages
 from tests.hub import write_hub
-from tests.launching import ROOT, environment
 from tests.published_cpc import published, write_checkpoint
 from tests.small_corpora import write_iemocap, write_msp_podcast
 
@@ -29,31 +31,28 @@ OPTIONS = {"msp": [], "iemocap": ["--folds", "2", "5"]}
 FOLDS = {"msp": (0,), "iemocap": (1, 4)}
 
 
-def make(table: PaperTable, place: Path) -> tuple[str, str]:
-    """The table as it was printed, and what was said on the way."""
-    done = subprocess.run(
-        [
-            sys.executable, "launch/reproduce.py", "--table", table.name, "--out", str(place / "made"),
-            "--corpus", str(place / "corpus"), "--set", "train.epochs=1", "--set", "data.workers=0",
-            "--starter", sys.executable,
-            *OPTIONS[table.name],
-        ],
-        cwd=ROOT, env=environment() | {"HF_HUB_CACHE": str(place / "hub")},
-        capture_output=True, text=True, timeout=1800,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
-    return done.stdout, done.stderr
+def make(table: PaperTable, place: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """The table and what was said on the way."""
+    words = [
+        "--table", table.name, "--out", str(place / "made"), "--corpus", str(place / "corpus"),
+        "--set", "train.epochs=1", "--set", "data.workers=0", "--starter", sys.executable, *OPTIONS[table.name],
+    ]  # fmt: skip
+    table = reproduce(reproduction_of(build_parser().parse_args(words)))
+    return table, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-def test_every_row_runs_and_stands_beside_the_papers_figures(table: PaperTable, tmp_path: Path):
+def test_every_row_runs_and_stands_beside_the_papers_figures(table: PaperTable, tmp_path: Path, monkeypatch, capsys):
+    fork_stages(monkeypatch)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     write_hub(tmp_path / "hub")
     checkpoint = write_checkpoint(tmp_path / "published.pt", published())
     convert(checkpoint, tmp_path / "made" / "encoders" / "modified-cpc")
     CORPORA[table.name](tmp_path / "corpus")
-    printed, _ = make(table, tmp_path)
+    table_text, _ = make(table, tmp_path, capsys)
     text = (tmp_path / "made" / "table.md").read_text()
-    assert text.strip() == printed.strip()
+    assert text.strip() == table_text.strip()
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     folds = [table.folds[at] for at in FOLDS[table.name]]
     by_number = {cells[0]: cells for cells in reversed(lines)}  # the first table, where there are two
@@ -65,7 +64,7 @@ def test_every_row_runs_and_stands_beside_the_papers_figures(table: PaperTable, 
         ours = [sum(one["test"][dimension] for one in told) / len(told) for dimension in DIMENSIONS]
         assert [float(cells[at]) for at in (3, 6, 9)] == pytest.approx(ours, abs=6e-4)
         assert all(one["steps"] > 0 for one in told)
-    again, said = make(table, tmp_path)
-    assert again == printed
+    again, said = make(table, tmp_path, capsys)
+    assert again == table_text
     done = 1 + len(folds) * (len(table.rows) + 1)
     assert said.count("done before") == done, "the shards, every run, and each teacher's cache"

@@ -59,7 +59,7 @@ class Killer:
         """Kill the launcher and both ranks; what it was and how far it had come, for people."""
         kind, chance, output = self._kinds[number], self._chance, running.output
         if kind == "at a time":
-            time.sleep(chance.uniform(0.5, 20.0))
+            time.sleep(chance.uniform(0.1, 5.0))
         else:
             running.wait_until(running.is_training)
         if kind == "at a step":

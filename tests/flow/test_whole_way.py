@@ -14,6 +14,7 @@ import pytest
 from ccts_dist.errors import StageError
 from ccts_dist.report.demo import SYSTEMS, next_commands, run_demo
 from ccts_dist.report.stages import Stage, run_stages
+from tests.flow.forked_stages import fork_stages
 from tests.flow.mlflow_server import wait_until_healthy
 from tests.launching import ROOT, free_port
 
@@ -35,6 +36,7 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.mark.long
 def test_demo_ends_with_its_table_and_reuses_what_is_there(tmp_path: Path, runs: Path, capfd, monkeypatch):
+    fork_stages(monkeypatch)
     folder = tmp_path / "demo"
     table = run_demo(folder, num_utterances=UTTERANCES, runs=runs)
     for words in SYSTEMS.values():

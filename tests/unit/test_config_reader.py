@@ -45,7 +45,7 @@ def test_every_shipped_run_file_is_read_and_comes_back_from_its_resolved_form(pa
 def test_defaults_are_those_of_the_paper():
     run = parse_run(tree(data={"shards": "s", "teacher": "c"}, distill={}))
     assert run.distill is not None
-    assert (run.distill.embedding_weight, run.distill.gate, run.distill.threshold) == (30.0, "any-dimension", 2.0)
+    assert (run.distill.embedding_weight, run.distill.gate, run.distill.threshold) == (30.0, "any-dimension", None)
     assert (run.batch.global_utterances, run.train.epochs) == (32, 50)
     assert (run.optim.name, run.optim.learning_rate, run.optim.encoder_factor) == ("adam", 5e-4, 0.25)
     assert (run.optim.schedule, run.optim.plateau_factor, run.optim.plateau_patience) == ("plateau", 0.75, 2)
@@ -175,7 +175,6 @@ def test_defaults_are_those_of_the_paper():
         (taught(distance="cosin"), "distill.distance = 'cosin': must be one of .*did you mean 'cosine'"),
         (taught(gate="soft", leave_out=0.1), r"distill.leave_out = 0\.1: distill.gate = 'soft' leaves nobody out"),
         (taught(gate="none", leave_out=0.1), r"distill.leave_out = 0\.1: distill.gate = 'none' leaves nobody out"),
-        (taught(leave_out=0.1, threshold=3.0), r"leave_out = 0\.1 sets the threshold, and distill.threshold = 3\.0"),
         (taught(leave_out=1.0), r"distill.leave_out = 1\.0: must be between 0 and 0\.99"),
         (
             taught(gate="per-dimension"),

@@ -342,3 +342,27 @@ def test_loading_prints_nothing(tmp_path, capfd):
         warnings.simplefilter("error")
         load_speech_encoder(SpeechConfig(encoder=str(tmp_path)))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "fp8"])
+def test_a_quantized_encoder_is_refused_in_one_line(tmp_path, method):
+    _save_hubert(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": method}}))
+    with pytest.raises(ConfigError, match=rf"is quantized \({method}\), and encoders are read in float32") as error:
+        load_speech_encoder(SpeechConfig(encoder=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_library_that_an_encoder_lacks_is_named_in_one_line(tmp_path, monkeypatch):
+    """As transformers says it, of the model types that need more than torch."""
+    _save_hubert(tmp_path)
+
+    def lacking(*_, **__):
+        raise ImportError("This model needs the package natten.\nInstall it.")
+
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", lacking)
+    with pytest.raises(
+        ConfigError, match=r"transformers cannot load it: This model needs the package natten\. Install"
+    ):
+        load_speech_encoder(SpeechConfig(encoder=str(tmp_path)))

@@ -96,6 +96,30 @@ runpy.run_path({str(tmp_path / "out" / "emotion.py")!r}, run_name="__main__")
     assert ratings == pytest.approx(answer, abs=1e-4)
 
 
+LONG_FIRST_FRAME = {"conv_dim": [8, 8, 16], "conv_kernel": [40, 8, 16], "conv_stride": [20, 4, 8]}
+"""The demo's student: 1,380 samples, where recordings may have 400."""
+
+
+def test_a_student_whose_first_frame_is_long_is_exported_and_answers_short_recordings(tmp_path: Path) -> None:
+    speech = SPEECH(pooling="statistics", shape=LONG_FIRST_FRAME, normalise="on")
+    assert _export(tmp_path, _student(speech), "transformers") < 1e-4
+    assert json.loads((tmp_path / "out" / "head.json").read_text())["fewest_samples"] == 1_380
+
+
+def test_no_class_of_transformers_answers_a_folder_with_a_head_drawn_at_random(tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoModelForAudioClassification, AutoModelForCTC, pipeline
+
+    out = tmp_path / "out"
+    _export(tmp_path, _student(SPEECH(pooling="mean")), "transformers")
+    assert type(AutoModel.from_pretrained(out)).__name__ == "HubertModel"
+    for head in (AutoModelForAudioClassification, AutoModelForCTC):
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            head.from_pretrained(out)
+    with pytest.raises((RuntimeError, AttributeError, ValueError)):
+        pipeline("audio-classification", model=str(out))(np.zeros(16_000, dtype=np.float32))
+    assert 'pipeline("audio-classification", folder)' in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize("format", ["onnx", "transformers"])
 def test_an_export_that_differs_from_torch_is_not_kept(tmp_path: Path, format: Format) -> None:
     model = _save(tmp_path / "model", _student(SPEECH(pooling="mean")))

@@ -1,6 +1,7 @@
 """Packages: what is in them, and that nothing altered gets past their digests."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ import pytest
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.registry.card import model_card
 from ccts_dist.registry.package import check_digests, check_package, write_package
-from ccts_dist.registry.publish import find_checkpoint
+from ccts_dist.registry.publish import find_checkpoint, register
 from ccts_dist.registry.pull import resolve_model, resolve_version
-from ccts_dist.registry.store import ModelName, check_name, parse_model_name
+from ccts_dist.registry.store import ModelName, check_alias, check_name, parse_model_name
 
 HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 """SHA-256 of "hello", from FIPS 180-4 test tools."""
@@ -49,6 +50,18 @@ def test_a_package_holds_model_run_file_figures_and_card_with_a_digest_of_each(t
     assert json.loads((package / "metrics.json").read_text()) == {"ccc": 0.5}
     check_package(package)
     check_digests(package, digests, source="tags")
+
+
+def test_figures_that_are_not_finite_are_null_in_a_package(tmp_path: Path) -> None:
+    metrics = {"test": {"valence": math.nan, "activation": 0.5}, "test_sums": {"valence": [0.0, math.inf]}}
+    package = tmp_path / "package"
+    write_package(_model_folder(tmp_path / "model"), package, card="", metrics=metrics)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    tree = json.loads((package / "metrics.json").read_text(), parse_constant=refuse)
+    assert tree == {"test": {"valence": None, "activation": 0.5}, "test_sums": {"valence": [0.0, None]}}
 
 
 def test_an_altered_file_is_named_with_both_digests(tmp_path: Path) -> None:
@@ -219,3 +232,22 @@ def test_a_model_folder_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_a_folder_without_a_model_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no model"):
         find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("alias", ["latest", "Latest", "v3", "V12", "a b", "é" * 300, "x" * 256, ""])
+def test_an_alias_that_mlflow_would_refuse_is_refused_before_a_version_is_made(tmp_path: Path, alias: str) -> None:
+    with pytest.raises(ConfigError, match=r"alias .*Choose another\."):
+        check_alias(alias)
+    if alias:
+        with pytest.raises(ConfigError, match="alias"):  # there is not even a model
+            register(tmp_path, "emotion", alias=alias, tracking_uri=f"sqlite:///{tmp_path}/m.db")
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("alias", ["candidate", "v3-small", "latest-1", "LATEST_", "x" * 255])
+def test_an_alias_that_mlflow_takes_is_taken(alias: str) -> None:
+    from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
+
+    check_alias(alias)
+    _validate_model_alias_name(alias)
+    _validate_model_alias_name_reserved(alias)

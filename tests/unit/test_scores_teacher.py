@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ccts_dist.errors import TeacherError
-from ccts_dist.scores import UtteranceTable, with_teacher
+from ccts_dist.scores import Gate, UtteranceTable, gate_from, read_table, with_teacher, write_table
 from ccts_dist.shards import ShardSet
 from tests.shard_examples import CONDITION, example_cache, example_output, example_shard_set
 
@@ -35,7 +35,7 @@ def table_of(shard_set: ShardSet, targets: tuple[str, ...]) -> UtteranceTable:
 def test_residual_and_gate_are_those_of_the_condition_in_the_tables_own_order(shard_set: ShardSet, tmp_path: Path):
     cache = example_cache(tmp_path / "cache", shard_set)
     table = table_of(shard_set, ("valence", "arousal", "activation"))
-    teacher = with_teacher(table, cache, shard_set, "Train", threshold=8.0).teacher
+    teacher = with_teacher(table, cache, shard_set, "Train", gate=Gate(threshold=8.0)).teacher
     assert teacher is not None
     for row, key in enumerate(table.keys):
         activation, valence, _ = example_output(key).prediction.astype(np.float64)
@@ -52,7 +52,7 @@ def test_residual_and_gate_are_those_of_the_condition_in_the_tables_own_order(sh
 def test_wider_gate_lets_all_pass(shard_set: ShardSet, tmp_path: Path):
     cache = example_cache(tmp_path / "cache", shard_set)
     table = table_of(shard_set, ("valence",))
-    teacher = with_teacher(table, cache, shard_set, "Train", threshold=1e6).teacher
+    teacher = with_teacher(table, cache, shard_set, "Train", gate=Gate(threshold=1e6)).teacher
     assert teacher is not None
     assert teacher.kept.all()
 
@@ -63,3 +63,52 @@ def test_teacher_of_other_targets_is_refused(shard_set: ShardSet, tmp_path: Path
         TeacherError, match="its teacher predicts activation, valence, dominance, and the model arousal"
     ):
         with_teacher(table_of(shard_set, ("arousal",)), cache, shard_set, "Train")
+
+
+def test_gate_per_dimension_decides_on_each_prediction_in_the_tables_own_order(shard_set: ShardSet, tmp_path: Path):
+    cache = example_cache(tmp_path / "cache", shard_set)
+    table = table_of(shard_set, ("valence", "arousal", "activation"))
+    gate = Gate(name="per-dimension", threshold=8.0, of_run=True)
+    found = with_teacher(table, cache, shard_set, "Train", gate=gate)
+    assert found.teacher is not None
+    wide = np.array(found.teacher.widest)
+    expected = ~(np.abs(found.teacher.residual) > wide)  # what is NaN passes
+    np.testing.assert_array_equal(found.teacher.kept, expected)
+    assert 0 < expected[:, 0].sum() < len(table), "else the gate is not seen"
+    assert expected[:, 1].all()
+    write_table(tmp_path / "t.parquet", found)
+    read = read_table(tmp_path / "t.parquet").teacher
+    assert read is not None
+    np.testing.assert_array_equal(read.kept, expected)
+    assert read.gate == gate
+
+
+@pytest.mark.parametrize("name", ["none", "soft"])
+def test_gate_without_a_threshold_draws_no_line(shard_set: ShardSet, tmp_path: Path, name: str):
+    cache = example_cache(tmp_path / "cache", shard_set)
+    table = table_of(shard_set, ("valence", "arousal", "activation"))
+    teacher = with_teacher(table, cache, shard_set, "Train", gate=Gate(name=name)).teacher
+    assert teacher is not None
+    assert np.isnan(teacher.widest).all()
+    ratio = np.abs(teacher.residual[:, [0, 2]]) / np.array([CONDITION.deviation[1], CONDITION.deviation[0]])
+    share = np.exp(-(np.nanmax(np.nan_to_num(ratio), axis=1) ** 2) / 2) if name == "soft" else np.ones(len(table))
+    assert teacher.kept.astype(float) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("extra", "gate"),
+    [
+        (
+            {"distill": {"gate": "per-dimension", "threshold": 1.25}},
+            Gate(name="per-dimension", threshold=1.25, of_run=True),
+        ),
+        ({"distill": {"gate": "soft", "threshold": None}}, Gate(name="soft", of_run=True)),
+        ({"distill": None}, Gate()),
+        ({}, Gate()),
+        ({"distill": {"gate": "any-dimension", "threshold": float("nan")}}, Gate()),
+        ({"distill": {"gate": "another", "threshold": 1.0}}, Gate()),
+        ({"distill": [1]}, Gate()),
+    ],
+)  # fmt: skip
+def test_gate_of_a_model_is_that_of_its_folder_or_the_default(extra: dict, gate: Gate):
+    assert gate_from(extra) == gate

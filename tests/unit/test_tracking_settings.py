@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.config import TrackingConfig
-from ccts_dist.config.credentials import without_credentials
 from ccts_dist.errors import ConfigError
+from ccts_dist.redaction import without_credentials
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file, write_run_file
 from ccts_dist.tracking.uri import (

@@ -329,6 +329,44 @@ def test_checkpoint_of_a_version_with_fewer_settings_is_resumed_as_long_as_they_
             folder.find_resume_point("auto", other, "plan", heard.append)
 
 
+def with_threshold(run: RunConfig, threshold: float | None) -> RunConfig:
+    assert run.distill is not None
+    return dataclasses.replace(run, distill=dataclasses.replace(run.distill, threshold=threshold))
+
+
+@pytest.mark.parametrize("then", [1.875, 1.875 * (1 + 1e-7), 2.0], ids=["same", "rounded otherwise", "earlier version"])
+def test_run_with_a_share_to_leave_out_goes_on_with_the_threshold_that_it_found(tmp_path, then: float):
+    """Earlier versions recorded 2.0, whatever they had found."""
+    asked = run_in(tmp_path, data={"shards": "s", "teacher": "c"}, distill={"leave_out": 0.1})
+    path, heard = save(tmp_path, 1, run=with_threshold(asked, then)), []
+    now = with_threshold(asked, 1.875)
+    with RunFolder(now, ALONE, resume=True) as folder:
+        assert folder.find_resume_point("auto", now, "plan", heard.append) == path
+        assert heard == []
+
+
+def test_run_whose_share_gives_another_threshold_than_before_is_not_resumed(tmp_path):
+    asked = run_in(tmp_path, data={"shards": "s", "teacher": "c"}, distill={"leave_out": 0.1})
+    save(tmp_path, 1, run=with_threshold(asked, 1.875))
+    now = with_threshold(asked, 1.9)
+    with (
+        RunFolder(now, ALONE, resume=True) as folder,
+        pytest.raises(ConfigError, match=r"distill.threshold = 1\.9: was 1\.875 when step-00000001 was written"),
+    ):
+        folder.find_resume_point("auto", now, "plan", print)
+
+
+def test_checkpoint_of_a_version_that_left_values_open_goes_on_with_the_same_values(tmp_path):
+    path = save(tmp_path, 1, run=run_in(tmp_path, loss={"target_weights": []}))
+    run, heard = run_in(tmp_path, loss={"target_weights": [1 / 3] * 3}), []
+    with RunFolder(run, ALONE, resume=True) as folder:
+        assert folder.find_resume_point("auto", run, "plan", heard.append) == path
+        assert heard == []
+        other = run_in(tmp_path, loss={"target_weights": [0.5, 0.25, 0.25]})
+        with pytest.raises(ConfigError, match=r"loss.target_weights = \[0\.5, 0\.25, 0\.25\]: was"):
+            folder.find_resume_point("auto", other, "plan", heard.append)
+
+
 @pytest.mark.parametrize(("weight_decay", "then"), [(0.0, False), (0.1, True)])
 def test_run_that_decayed_norms_and_biases_goes_on_only_by_doing_so(tmp_path, weight_decay, then):
     """As versions did that did not know the key."""

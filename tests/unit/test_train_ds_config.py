@@ -13,6 +13,7 @@ from ccts_dist.train.ds_config import (
     OWNED_BY_RUN_FILE,
     ZERO_KEYS,
     check_compiled,
+    launcher_warnings,
     read_ds_config,
     resolve_ds_config,
 )
@@ -174,3 +175,17 @@ def test_run_files_numbers_are_filled_in():
     assert resolved["bf16"] == {"enabled": True, "check_grad_overflow": True}
     assert resolved["zero_force_ds_cpu_optimizer"] is False
     assert resolved["timers"] == {"throughput": {"enabled": False}}, "it waits for the whole GPU in every forward pass"
+
+
+@pytest.mark.parametrize(
+    ("options", "precision", "named"),
+    [
+        ({}, "fp32", []),
+        ({"GRADIENT_ACCUMULATION_STEPS": "1", "MIXED_PRECISION": "no"}, "bf16", []),
+        ({"GRADIENT_ACCUMULATION_STEPS": "4", "MIXED_PRECISION": "bf16"}, "bf16", ["gradient_accumulation_steps 4"]),
+        ({"MIXED_PRECISION": "fp16"}, "tf32", ["mixed_precision fp16"]),
+    ],
+)
+def test_options_of_accelerate_launch_that_the_run_file_overrules_are_named(options, precision, named):
+    lines = launcher_warnings({f"ACCELERATE_{name}": value for name, value in options.items()}, precision)
+    assert [line.split("--")[1].split(" is ")[0] for line in lines] == named

@@ -8,6 +8,7 @@ from torch import nn
 
 from ccts_dist.config import OptimConfig
 from ccts_dist.errors import ConfigError
+from ccts_dist.json_text import json_text
 from ccts_dist.train.optim import (
     build_optimizer,
     build_schedule,
@@ -126,6 +127,19 @@ def test_plateau_lowers_the_rate_after_more_than_two_validations_without_a_fall(
         rates.append(rates_by_group(optimizer)["rest"])
     assert rates == [1.0, 1.0, 1.0, 1.0, factor, factor]
     assert rates_by_group(optimizer)["encoder"] == 0.25 * factor
+
+
+def test_plateau_before_its_first_validation_is_plain_json_and_goes_on_alike():
+    config = OptimConfig(learning_rate=1.0, plateau_factor=0.5, plateau_patience=0)
+    optimizer = build_optimizer({"rest": [nn.Parameter(torch.zeros(1))]}, config)
+    state = json.loads(json_text(build_schedule(optimizer, config, 9).state()))
+    assert state["best"] is None
+    schedule = build_schedule(optimizer, config, 9)
+    schedule.restore(state)
+    schedule.after_validation(3.0)  # a fall from nothing
+    assert rates_by_group(optimizer) == {"rest": 1.0}
+    schedule.after_validation(3.0)
+    assert rates_by_group(optimizer) == {"rest": 0.5}
 
 
 @pytest.mark.parametrize(

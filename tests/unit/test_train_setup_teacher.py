@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from ccts_dist.config import read_run
+from ccts_dist.config.credentials import public_toml
 from ccts_dist.distributed import Ranks
-from ccts_dist.errors import TeacherError, run_main
+from ccts_dist.errors import ConfigError, TeacherError, run_main
 from ccts_dist.records import Condition
 from ccts_dist.shards import ShardSet, TeacherFacts
 from ccts_dist.shards.teacher_cache import write_cache_manifest
@@ -120,8 +121,43 @@ def test_share_to_leave_out_is_left_out_of_an_epoch(shard_set, tmp_path, share: 
 
 def test_without_a_share_nothing_of_the_cache_is_read_before_training(shard_set, tmp_path, monkeypatch):
     path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, CONDITION))
-    monkeypatch.setattr("ccts_dist.train.setup.threshold_leaving_out", lambda *_, **__: pytest.fail("was read"))
+    monkeypatch.setattr("ccts_dist.train.resolved.threshold_leaving_out", lambda *_, **__: pytest.fail("was read"))
     with check_session(read_run(path), 1) as session:
         assert session.objective.distill is not None
         assert session.objective.distill.threshold == 2.0
+        assert session.derived()["threshold"] == "2.0000 standard deviations (any-dimension)"
+
+
+def test_threshold_that_a_share_gives_stands_in_the_resolved_run_which_can_be_run_again(shard_set, tmp_path):
+    cache = plant(tmp_path / "cache", shard_set, CONDITION)
+    with check_session(read_run(write(tmp_path, shard_set, cache, leave_out=0.5)), 2) as session:
+        assert session.run.distill is not None
+        assert session.objective.distill is not None
+        found = session.run.distill.threshold
+        assert found == session.objective.distill.threshold
+        assert found not in (None, 2.0)
+        (tmp_path / "again.toml").write_text(public_toml(session.run))
+    with check_session(read_run(tmp_path / "again.toml"), 2) as again:
+        assert again.run == session.run
+
+
+@pytest.mark.parametrize("given", [2.0, 3.0])
+def test_another_threshold_beside_a_share_to_leave_out_is_refused_with_both(shard_set, tmp_path, capsys, given: float):
+    cache = plant(tmp_path / "cache", shard_set, CONDITION)
+    path = write(tmp_path, shard_set, cache, leave_out=0.5, threshold=given)
+    with pytest.raises(
+        ConfigError, match=rf"leave_out = 0\.5 gives the threshold [\d.]+, and .* = {given:g} is another"
+    ):
+        open_session(read_run(path), Ranks())
+    assert run_main(command.main, ["--config", str(path), "--check"]) == 2
+    assert "is another one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gate", ["none", "soft"])
+def test_gate_without_a_threshold_has_none_in_the_resolved_run(shard_set, tmp_path, gate: str):
+    # As in the run files of earlier versions, which have the default in any case.
+    path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, CONDITION), gate=gate, threshold=2.0)
+    with check_session(read_run(path), 1) as session:
+        assert session.run.distill is not None
+        assert session.run.distill.threshold is None
         assert "threshold" not in session.derived()

@@ -115,6 +115,7 @@ def finish_build(
     output.write(REJECTED_NAME, rejected_lines)
     _check_rejected(plan, rejected, max_rejected, f"{output.where}/{REJECTED_NAME}")
     shards, size_bytes, sha256 = _write_index(output, [shard for shard in made if shard.num_utterances])
+    clipped = sum(shard.clipped for shard in made)
     manifest = Manifest(
         corpus=plan.corpus,
         release=plan.release,
@@ -129,6 +130,7 @@ def finish_build(
             "rejected": len(rejected),
             "resampled": sum(shard.resampled for shard in made),
             "mixed_down": sum(shard.mixed_down for shard in made),
+            **({"clipped": clipped} if clipped else {}),
         },
         rejected_sha256=hashlib.sha256(rejected_lines).hexdigest(),
         input_digest=plan.input_digest,

@@ -66,6 +66,7 @@ class MadeShard:
     rejected: tuple[Rejected, ...]
     resampled: int
     mixed_down: int
+    clipped: int
 
 
 @dataclass(slots=True)
@@ -76,6 +77,7 @@ class _Tally:
     num_samples: int = 0
     resampled: int = 0
     mixed_down: int = 0
+    clipped: int = 0
     rejected: list[Rejected] = field(default_factory=list)
 
 
@@ -162,6 +164,7 @@ def write_shard(
         rejected=tuple(tally.rejected),
         resampled=tally.resampled,
         mixed_down=tally.mixed_down,
+        clipped=tally.clipped,
     )
 
 
@@ -203,6 +206,7 @@ def _samples(
         tally.num_samples += converted.num_samples
         tally.resampled += converted.resampled
         tally.mixed_down += converted.mixed_down
+        tally.clipped += converted.clipped
         yield escape_key(utterance.key), {AUDIO_MEMBER: converted.flac, JSON_MEMBER: record}
 
 

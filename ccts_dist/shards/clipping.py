@@ -1,0 +1,15 @@
+"""Recordings that are nothing but clipped: far too loud, or of another scale than their format says."""
+
+import numpy as np
+from jaxtyping import Int16
+
+CLIPPED_SHARE = 0.5
+"""Share of samples at full scale above which a recording counts as clipped; speech that was merely too loud has some
+percent."""
+
+_FULL_SCALE = 32_767
+
+
+def is_clipped(whole: Int16[np.ndarray, " samples"]) -> bool:
+    """Whether more than ``CLIPPED_SHARE`` of the samples are at full scale, to either side."""
+    return bool(np.mean((whole >= _FULL_SCALE) | (whole <= -_FULL_SCALE)) > CLIPPED_SHARE)

@@ -1,0 +1,71 @@
+"""Properties of a sound shard set that make scores say less than they seem to; from the index alone."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from ccts_dist.shards.clipping import CLIPPED_SHARE
+from ccts_dist.shards.read import ShardSet
+
+SAME_LABEL = 1e-9
+"""Labels on 0..1 that differ by less are equal: text and its scale have rounded them."""
+
+_MOST_NAMED = 3
+"""Speakers that a line names."""
+
+
+def set_warnings(shard_set: ShardSet) -> list[str]:
+    """A line for each pair of splits that share speakers, for each target whose labels never vary in a split, and for
+    recordings that were clipped when the set was built.
+
+    Raises:
+        ShardError: the index is stale or unreadable.
+    """
+    speakers: dict[str, set[str]] = {}
+    labels: dict[tuple[str, str], tuple[float, float, int]] = {}
+    for split in shard_set.manifest.split_names:
+        known = speakers.setdefault(split, set())
+        for shard in shard_set.shards_of([split]):
+            rows = shard_set.rows(shard.name)
+            known.update(speaker for speaker in rows.speakers if speaker is not None)
+            for target, values in rows.labels.items():
+                given = values[~np.isnan(values)]
+                if len(given):
+                    low, high, count = labels.get((split, target), (np.inf, -np.inf, 0))
+                    labels[split, target] = min(low, given.min()), max(high, given.max()), count + len(given)
+    return [*_shared(speakers), *_constant(labels), *_clipped(shard_set)]
+
+
+def _shared(speakers: dict[str, set[str]]) -> Iterator[str]:
+    splits = list(speakers)
+    for number, one in enumerate(splits):
+        for other in splits[number + 1 :]:
+            both = sorted(speakers[one] & speakers[other])
+            if both:
+                named = ", ".join(map(repr, both[:_MOST_NAMED])) + (", ..." if len(both) > _MOST_NAMED else "")
+                yield (
+                    f"warning: {one} and {other} share {len(both)} of {len(speakers[one])} and {len(speakers[other])} "
+                    f"speakers ({named}): a score on one after training on the other is not that of new speakers"
+                )
+
+
+def _constant(labels: dict[tuple[str, str], tuple[float, float, int]]) -> Iterator[str]:
+    splits: dict[tuple[str, float], list[str]] = defaultdict(list)
+    for (split, target), (low, high, count) in labels.items():
+        if count > 1 and high - low <= SAME_LABEL:
+            splits[target, float(low)].append(split)
+    for (target, label), names in splits.items():
+        yield (
+            f"warning: every label of {target!r} in {', '.join(names)} is {label:g} (on 0..1): its CCC is 0 whatever "
+            "is predicted"
+        )
+
+
+def _clipped(shard_set: ShardSet) -> Iterator[str]:
+    count = shard_set.manifest.counts.get("clipped", 0)
+    if count:
+        yield (
+            f"warning: {count} recordings have more than {CLIPPED_SHARE:.0%} of their samples at full scale: they are "
+            "clipped, or of another scale than their format says"
+        )

@@ -1,0 +1,152 @@
+"""The values that a run uses where its run file leaves them open."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ccts_dist.config import RunConfig, speech_tables
+from ccts_dist.config.schema import DEFAULT_THRESHOLD, THRESHOLD_GATES
+from ccts_dist.distributed import Ranks
+from ccts_dist.errors import ConfigError
+from ccts_dist.loader.cut import Cuts
+from ccts_dist.loader.loader import pad_multiple_s
+from ccts_dist.model.emotion import EmotionModel
+from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.teacher_cache import TeacherCache
+from ccts_dist.teacher.threshold import threshold_leaving_out
+from ccts_dist.train.devices import peak_tflops
+from ccts_dist.train.layout import read_layout
+
+SAME_THRESHOLD = 1e-6
+"""Relative difference of thresholds up to which they are one: residuals are float32, and machines round differently."""
+
+
+def target_weights(run: RunConfig) -> tuple[float, ...]:
+    """Alpha of each target; equal shares that sum to 1 unless the run file says otherwise."""
+    return run.loss.target_weights or (1 / len(run.model.targets),) * len(run.model.targets)
+
+
+def resolved(run: RunConfig, *, threshold: float | None = None) -> RunConfig:
+    """The run with every value that it uses and that a run file can say; resolving it again changes nothing.
+
+    Args:
+        run: as it was asked for.
+        threshold: the one that ``distill.leave_out`` gives, if it is known.
+
+    Raises:
+        ConfigError: the run file has another threshold beside ``distill.leave_out``.
+    """
+    run = replace(
+        run,
+        data=replace(run.data, pad_multiple_s=pad_multiple_s(run.data)),
+        loss=replace(run.loss, target_weights=target_weights(run)),
+    )
+    distill = run.distill
+    if distill is None:
+        return run
+    if distill.gate not in THRESHOLD_GATES:
+        return replace(run, distill=replace(distill, threshold=None))
+    given = distill.threshold
+    if threshold is not None and given is not None and not math.isclose(given, threshold, rel_tol=SAME_THRESHOLD):
+        raise ConfigError(
+            f"distill.leave_out = {distill.leave_out} gives the threshold {threshold:.6g}, and distill.threshold = "
+            f"{given:.6g} is another one. Leave one of the two out of the run file."
+        )
+    if given is None:
+        given = threshold if distill.leave_out else DEFAULT_THRESHOLD
+    return replace(run, distill=replace(distill, threshold=given))
+
+
+def resolved_on_ranks(run: RunConfig, teacher: TeacherCache | None, shard_set: ShardSet, ranks: Ranks) -> RunConfig:
+    """As ``resolved``, with the threshold that ``distill.leave_out`` gives; every rank must call it.
+
+    Args:
+        teacher: the run's, if it has one.
+        shard_set: whose labels are compared.
+        ranks: those among which the reading is shared, which are one where a run is only checked.
+
+    Raises:
+        ConfigError: on all ranks alike: the run file has another threshold beside ``distill.leave_out``.
+        TeacherError: likewise: see ``threshold_leaving_out``.
+    """
+    if teacher is None or run.distill is None or not run.distill.leave_out:
+        return resolved(run)
+    found = threshold_leaving_out(
+        run.distill.leave_out,
+        teacher,
+        shard_set,
+        run.data.train_splits,
+        ranks=ranks,
+        skip_damaged=run.data.damaged == "skip",
+    )
+    return resolved(run, threshold=found)
+
+
+def resolved_values(
+    run: RunConfig,
+    model: EmotionModel,
+    *,
+    cuts: Cuts,
+    largest_batch: int,
+    vocabulary_size: int | None,
+    total_steps: int,
+    forward_rounds: str,
+    learning_rates: Mapping[str, float],
+    device: torch.device,
+    ds_config: Mapping[str, Any],
+    num_ranks: int,
+) -> dict[str, Any]:
+    """By dotted key what the run file leaves open: what ``resolved`` fills in, and what follows from model and machine.
+
+    Plain values, for the tracker, the summary and the model's description.
+
+    Args:
+        run: resolved.
+        model: built, and not yet taken apart by an engine.
+        cuts: of the training batches into micro-batches.
+        largest_batch: most utterances of a step; sizes differ by at most one.
+        vocabulary_size: of the tokenizer; None without a text branch.
+        total_steps: of the whole training.
+        forward_rounds: the decision in words; "" where each step has one micro-batch.
+        learning_rates: of each parameter group, at their highest.
+        device: of this rank.
+        ds_config: as read from ``train.deepspeed``.
+        num_ranks: that train.
+    """
+    normalise = (model.encoder_configs.normalise, *model.encoder_configs.also_normalise)
+    peak = peak_tflops(device, run.train.precision, override=run.train.peak_tflops)
+    values = {
+        "batch.largest_global_batch": largest_batch,
+        "batch.micro_batches": [cuts.fewest_passes, cuts.most_passes],  # of a step, on each rank
+        "batch.forward_rounds": forward_rounds or "one round: one micro-batch, or a loss for each",
+        "data.pad_multiple_s": run.data.pad_multiple_s,
+        "loss.target_weights": list(run.loss.target_weights),
+        **{
+            f"{table}.normalise": on
+            for (table, speech), on in zip(speech_tables(run.model).items(), normalise, strict=False)
+            if speech.encoder != "filterbank"
+        },
+        **{f"optim.learning_rate_{name}": rate for name, rate in learning_rates.items()},
+        "train.total_steps": total_steps,
+        "train.zero_stage": read_layout(ds_config).stage,
+        "train.device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "train.num_ranks": num_ranks,
+    }
+    if vocabulary_size is not None:
+        values["model.text.vocabulary"] = vocabulary_size
+    if peak:
+        values["train.peak_tflops"] = peak
+    if run.distill is not None and run.distill.threshold is not None:
+        values["distill.threshold"] = run.distill.threshold
+    return values
+
+
+def gate_of(run: RunConfig) -> dict[str, Any] | None:
+    """The gate of a resolved run, as model folders keep it; None without distillation."""
+    distill = run.distill
+    if distill is None:
+        return None
+    return {"gate": distill.gate, "threshold": distill.threshold, "leave_out": distill.leave_out}

@@ -1,0 +1,229 @@
+"""Credentials in all text that leaves: a corpus of addresses through our own words and those of libraries."""
+
+import io
+import json
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from ccts_dist import redaction
+from ccts_dist.config import parse_run
+from ccts_dist.config.credentials import public_toml
+from ccts_dist.errors import CctsError, ConfigError, RegistryError, run_main
+from ccts_dist.redaction import RedactedStream, redact, remember, shown_cause, without_credentials
+from ccts_dist.registry import resolve_model
+from ccts_dist.tracking.mlflow_client import prepare_mlflow
+from ccts_dist.tracking.run_file import TrackedRun, write_run_file
+from ccts_dist.tracking.spooled_run import begin_run
+from ccts_dist.tracking.uri import resolve_tracking_uri
+from tests.addresses import Case, cases
+from tests.tiers import with_long
+
+CORPUS = list(cases())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    redaction.forget()
+    yield
+    redaction.forget()
+
+
+def _sentences(case: Case) -> Iterator[str]:
+    address = case.address
+    yield f"looking up x at {address} failed"
+    yield f"error: {address!r}: no such folder. Give another."
+    yield json.dumps({"uri": address, "list": [address]})
+    yield f'cannot open "{address}", <{address}> or ({address}).'
+    yield f"API request to {address}/api/2.0/mlflow/runs/get failed with exception"
+    yield str({"password": case.password})
+
+
+def test_corpus_is_large():
+    assert len({case.address for case in CORPUS}) >= 200
+
+
+def test_no_password_of_the_corpus_is_left_of_an_address():
+    left = [case for case in CORPUS if case.seen_in(without_credentials(case.address))]
+    assert left == []
+
+
+def test_no_password_of_the_corpus_is_left_in_a_sentence_with_an_address_that_is_known():
+    for case in CORPUS:
+        redaction.forget()
+        remember(case.address)
+        for sentence in _sentences(case):
+            assert not case.seen_in(redact(sentence)), sentence
+
+
+def test_addresses_that_nobody_has_opened_are_cut_by_their_form():
+    plain = [case for case in CORPUS if not set(case.password) & set("'\"<>&")]
+    for case in plain:
+        for sentence in (f"at {case.address} failed", f"({case.address!r})"):
+            assert not case.seen_in(redact(sentence)), sentence
+
+
+def test_pieces_that_a_library_takes_for_host_or_port_are_masked():
+    remember("http://alice:first/seCond9/third@127.0.0.1:9")
+    said = redact("could not translate host name 'second9', port 'first' in /third@127.0.0.1")
+    assert said == "could not translate host name '***', port '***' in /***@127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "exit code = 2; user = x; key 'a_1' of 5 tokens",
+        "models:/emotion@champion: not in the registry at sqlite:////data/a@b.db",
+        "http://server:5000 is away: [Errno 111] Connection refused",
+        "s3://bucket/place?versionId=3 and http://[::1]:5000/a",
+        "postgresql://db:5432/mlflow?sslmode=require",
+        "batch.global_utterances=1 num_tokens=7 tokenizer=/a/b",
+        "sqlite:////tmp/a%20b/mlflow.db",
+    ],
+)
+def test_text_without_credentials_stays_as_it_is(text: str):
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MLFLOW_TRACKING_PASSWORD", "open sesame/1"),
+        ("MLFLOW_TRACKING_TOKEN", "eyJhbGciOi.J9"),
+        ("AWS_SECRET_ACCESS_KEY", "wJalr/XUtnFEMI+K7MDENG"),
+        ("HF_TOKEN", "hf_0123456789"),
+        ("HTTPS_PROXY", "http://bob:open%20sesame@proxy:3128"),
+    ],
+)
+def test_credentials_of_the_environment_are_masked_wherever_they_stand(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(name, value)
+    secret = "open sesame" if "PROXY" in name else value
+    assert redact(f"the server said: {secret!r} is wrong") == "the server said: '***' is wrong"
+
+
+def test_settings_of_the_environment_that_are_no_secrets_are_not_masked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "parallel")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", __file__)
+    monkeypatch.setenv("SOME_TOKEN", "false")
+    monkeypatch.setenv("PWD", "/work/place")
+    text = f"parallel {__file__} false /work/place"
+    assert redact(text) == text
+
+
+def test_headers_and_pairs_of_foreign_messages_are_masked():
+    assert redact("headers {'Authorization': 'Bearer abc.def-123'}") == "headers {'Authorization': ***}"
+    assert redact("dsn user=alice password=hush99 host=db") == "dsn user=alice password=*** host=db"
+    assert redact("url: /api?x=1&token=hush99") == "url: /api?x=1&token=***"
+    assert redact("WWW-Authenticate Basic YWxpY2U6cGFzcw==") == "WWW-Authenticate Basic ***"
+
+
+@pytest.mark.parametrize("every", with_long((17,), (17, 1)))
+def test_no_password_of_the_corpus_is_in_what_a_command_says_or_passes_on(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Looking up a model at each address: MLflow, SQLAlchemy, drivers and requests have their say."""
+    monkeypatch.chdir(tmp_path)
+    prepare_mlflow()
+    import mlflow.store.db.utils
+
+    monkeypatch.setattr(mlflow.store.db.utils, "MAX_RETRY_COUNT", 1)
+    monkeypatch.setattr(sys, "argv", ["predict.py"])
+    for case in CORPUS[::every]:
+        redaction.forget()
+        written = io.StringIO()
+        monkeypatch.setattr(sys, "stdout", written)
+        monkeypatch.setattr(sys, "stderr", written)
+        chains: list[str] = []
+
+        def look_up(_: list[str] | None, case: Case = case, chains: list[str] = chains) -> int:
+            try:
+                resolve_model("models:/x@champion", tracking_uri=case.address)
+            except CctsError:
+                chains.append(traceback.format_exc())
+                raise
+            return 0
+
+        assert run_main(look_up) in (1, 2), case.address
+        said = written.getvalue()
+        assert said.count("\n") == 1, said
+        assert said.startswith("error: "), said
+        for text in (said, *chains):
+            message = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
+            assert not case.seen_in(message), message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_password_of_the_corpus_is_in_files_of_a_run(tmp_path: Path):
+    tree = {"name": "a", "output": "o", "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}}
+    for number, case in enumerate(CORPUS):
+        folder = tmp_path / str(number)
+        run = parse_run(tree | {"tracking": {"uri": case.address}, "augment": {"noises": [f"see {case.address}"]}})
+        (folder / "run").mkdir(parents=True)
+        (folder / "run.toml").write_text(public_toml(run), encoding="utf-8")
+        write_run_file(folder, TrackedRun(tracking_uri=case.address, experiment="e", run_id="1"))
+        begin_run(folder, run_name="a", experiment="e", parent="", tracking_uri=case.address)
+        written = [path for path in folder.rglob("*") if path.is_file()]
+        assert len(written) == 3
+        for path in written:
+            text = path.read_text(encoding="utf-8")
+            if path.suffix == ".json":
+                text += str(json.loads(text))
+            assert not case.seen_in(text) or set(case.password) & set("'\"<>&"), text
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://alice:se/cret9@host:5000", "http://alice:se#cret9@host", "https://a:b c9@host"]
+)
+def test_password_that_http_would_take_for_a_host_is_refused_with_the_remedy(uri: str):
+    with pytest.raises(
+        ConfigError, match=r"'http.*://host.*': its user or password holds '.', .* Write %2\w|%20"
+    ) as told:
+        resolve_tracking_uri(uri)
+    assert "cret9" not in str(told.value)
+
+
+def test_password_with_at_sign_is_refused_for_a_database_and_taken_escaped():
+    with pytest.raises(ConfigError, match=r"holds '@', which ends it there\. Write %40"):
+        resolve_tracking_uri("postgresql://alice:a@b9@host/db")
+    good = "postgresql://alice:a%40b/9@host/db"
+    assert resolve_tracking_uri(good) == good
+
+
+def test_cause_that_holds_a_secret_is_not_raised_from():
+    error = ValueError("at http://alice:hush99@host")
+    assert shown_cause(error) is None
+    outer = RuntimeError("outer")
+    outer.__cause__ = error
+    assert shown_cause(outer) is None
+    harmless = ValueError("at http://host")
+    assert shown_cause(harmless) is harmless
+
+
+def test_logs_warnings_and_tracebacks_on_a_guarded_stream_hold_no_secret(monkeypatch: pytest.MonkeyPatch):
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", RedactedStream(written))
+    address = "http://alice:hush99@host"
+    handler = logging.StreamHandler()
+    log = logging.Logger("a library")
+    log.addHandler(handler)
+    try:
+        raise RegistryError(address)
+    except RegistryError:
+        log.exception("lost %s", address)
+        traceback.print_exc()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning(UserWarning(address), UserWarning, "a.py", 1)
+    print("lines", address, file=sys.stderr)
+    cast(RedactedStream, sys.stderr).writelines([address, "\n"])
+    assert "hush99" not in written.getvalue()
+    assert written.getvalue().count("http://host") >= 5
