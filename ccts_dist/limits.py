@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_KIB, _MIB = 1 << 10, 1 << 20
+_MIB = 1 << 20
 
 LIMITS: Mapping[str, int] = {
     "manifest.json": 64 * _MIB,
@@ -21,7 +21,7 @@ LIMITS: Mapping[str, int] = {
     "rejected.jsonl": 512 * _MIB,
     "index.arrow, columns": _MIB,
     "index.arrow, a shard's rows": 128 * _MIB,
-    "a shard's extended headers": 64 * _KIB,
+    "a shard's extended headers": _MIB,
     "json member": 16 * _MIB,
     "flac member": 256 * _MIB,
     "teacher.npy member": 4 * _MIB,
