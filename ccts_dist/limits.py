@@ -76,10 +76,12 @@ def open_regular(path: str | Path, flags: int = 0) -> int:
         flags: further ones, such as ``os.O_NOFOLLOW``.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
-        ValueError: NUL in the name.
+        OSError: it cannot be opened, is no regular file, or its name has NUL in it or half a surrogate pair.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no name that a file can have") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "no regular file", str(path))
