@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_KIB, _MIB = 1 << 10, 1 << 20
+_MIB = 1 << 20
 
 LIMITS: Mapping[str, int] = {
     "manifest.json": 64 * _MIB,
@@ -21,7 +21,7 @@ LIMITS: Mapping[str, int] = {
     "rejected.jsonl": 512 * _MIB,
     "index.arrow, columns": _MIB,
     "index.arrow, a shard's rows": 128 * _MIB,
-    "a shard's extended headers": 64 * _KIB,
+    "a shard's extended headers": _MIB,
     "json member": 16 * _MIB,
     "flac member": 256 * _MIB,
     "teacher.npy member": 4 * _MIB,
@@ -76,10 +76,12 @@ def open_regular(path: str | Path, flags: int = 0) -> int:
         flags: further ones, such as ``os.O_NOFOLLOW``.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
-        ValueError: NUL in the name.
+        OSError: it cannot be opened, is no regular file, or its name has NUL in it or half a surrogate pair.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no name that a file can have") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "no regular file", str(path))

@@ -153,6 +153,14 @@ def _build(cls: type, tree: Any, path: tuple[str, ...], source: str) -> Any:
     return cls(**values)
 
 
+def _is_text(text: str) -> bool:
+    """False for NUL, which no path may hold, and for bytes of a command line that are no UTF-8."""
+    try:
+        return "\0" not in text and bool(text.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
 def _printable(key: str) -> str:
     """A key out of a file, on a line: control characters as escapes, and no more than a line has."""
     text = key if key.isprintable() else ascii(key)[1:-1]
@@ -199,6 +207,8 @@ def _convert(value: Any, hint: Any, path: tuple[str, ...], source: str) -> Any:
     if hint is bool or hint is str:
         if not isinstance(value, hint):
             raise refuse("true or false" if hint is bool else "a string")
+        if isinstance(value, str) and not _is_text(value):
+            raise refuse("Unicode text without NUL")
         return value
     if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
         raise refuse("a whole number" if hint is int else "a number")

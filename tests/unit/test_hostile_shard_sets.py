@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
+from ccts_dist.evaluation.results import predictions_name
 from ccts_dist.limits import LIMITS, MOST_JSON_VALUES, parse_json, read_limited
 from ccts_dist.shards import open_merged_teacher, open_shard_set, open_teacher_cache
 from ccts_dist.shards.arrow_message import check_batch
@@ -190,10 +191,13 @@ def test_a_pipe_in_the_place_of_a_shard_is_not_waited_for(root: Path):
 
 
 def test_a_chain_of_extended_headers_is_refused_before_it_fills_the_memory(tmp_path: Path):
-    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        info = tarfile.TarInfo("a.txt")
-        info.pax_headers = {f"a{number}": "x" for number in range(20_000)}
-        tar.addfile(info)
+    info = tarfile.TarInfo("a.txt")
+    info.pax_headers = {f"a{number}": "x" for number in range(60_000)}
+    headers = info.tobuf(tarfile.PAX_FORMAT)
+    extended, own = headers[:-512], headers[-512:]
+    (tmp_path / "a.tar").write_bytes(extended + own + bytes(1024))
+    assert [member.name for member in walk_tar(tmp_path / "a.tar")] == ["a.txt"]
+    (tmp_path / "a.tar").write_bytes(extended * 2 + own + bytes(1024))  # or hundreds, each with other records
     with pytest.raises(ShardError, match="an extended header is damaged: it claims"):
         list(walk_tar(tmp_path / "a.tar"))
 
@@ -382,5 +386,13 @@ def test_sound_outputs_pass_in_a_cache_and_in_merged_shards(sound: Path):
 def test_the_readme_has_the_table_of_limits():
     text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
     for what, limit in LIMITS.items():
-        size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit >> 10} KiB"
-        assert f"| {what} | {size} |" in text
+        assert f"| {what} | {limit >> 20} MiB |" in text
+
+
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [("Test1", "Test1"), ("a/b", "a%2Fb"), ("../x", "%2E%2E%2Fx"), ("a\0", "a%00"), ("Ä b", "%C3%84%20b")],
+)
+def test_a_split_of_any_name_has_a_file_of_its_own_in_an_evaluation(split: str, name: str):
+    assert predictions_name(split, 0) == f"predictions-{name}.parquet"
+    assert predictions_name(split, 1) == f"predictions-{name}.2.parquet"

@@ -24,7 +24,7 @@ import fsspec.config
 from fsspec.asyn import AsyncFileSystem, get_loop
 from fsspec.callbacks import Callback
 
-from ccts_dist.errors import FetchError, MissingShardsError, ShardError, is_first_rank
+from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, ShardError, is_first_rank
 from ccts_dist.limits import LIMITS
 from ccts_dist.progress import say
 from ccts_dist.shards.stores.address import check_address
@@ -175,8 +175,23 @@ class Place:
             target.unlink(missing_ok=True)
 
     def connect(self, name: str) -> tuple[Any, str]:
-        """The file system, and what a file is called on it. What it raises may hold secrets: see ``told_of``."""
-        return fsspec.core.url_to_fs(self._address(name), **self._options())
+        """The file system, and what a file is called on it.
+
+        Raises:
+            ConfigError: fsspec knows the protocol, and makes no file system of such an address.
+            FetchError: it connects at once, and cannot.
+        """
+        try:
+            return fsspec.core.url_to_fs(self._address(name), **self._options())
+        except OSError as error:  # in words that hold no secret
+            raise FetchError(
+                f"{self.words}: cannot be reached ({type(error).__name__}). Is it the right place?"
+            ) from error
+        except (ValueError, TypeError, AttributeError, LookupError, ImportError, RuntimeError) as error:
+            raise ConfigError(
+                f"{self.words}: cannot be opened by its address alone ({type(error).__name__}). Known: s3, gs, http, "
+                "https and what else fsspec opens so."
+            ) from error
 
     def _patiently(
         self,
