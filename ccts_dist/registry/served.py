@@ -24,16 +24,14 @@ from ccts_dist.registry.package import check_package
 from ccts_dist.registry.predict import Student, load_student
 from ccts_dist.registry.pull import check_registered
 from ccts_dist.registry.request_body import LongText, rows_of_columns
-from ccts_dist.shards.audio import MAX_DURATION_S, decode_audio
+from ccts_dist.shards.audio import decode_audio
+from ccts_dist.shards.audio_limits import MAX_DURATION_S
 
 if TYPE_CHECKING:
     import pandas as pd
 
 AUDIO, PATH = "audio", "path"
 """What a recording is given as: the base64 of an audio file, or its path below the audio root."""
-
-_MAX_VALUES_PER_S = 384_000
-"""Samples of all channels together that a second of audio may have: eight channels at 48 kHz."""
 
 _META_FILE = "registered_model_meta"
 """MLflow writes name and version there when it fetches a registered model."""
@@ -224,11 +222,10 @@ class Served:
         return 4 * -(-self.limits.recording_bytes // 3)
 
     def _from_base64(self, cell: str | LongText, number: int) -> bytes:
-        text = cell
-        if isinstance(cell, LongText):
-            text = cell.base64(self._most_characters)
-            if text is None:
-                raise self._too_large(number, f"{len(cell.raw)} characters of base64")
+        if isinstance(cell, str):
+            text = cell
+        elif (text := cell.base64(self._most_characters)) is None:
+            raise self._too_large(number, f"{len(cell.raw)} characters of base64")
         try:
             return self._sized(binascii.a2b_base64(text, strict_mode=True), number)
         except ValueError as error:
@@ -277,7 +274,7 @@ class Served:
             data = self._read(cell, number)
         else:
             data = cell if isinstance(cell, bytes) else self._from_base64(cell, number)
-        decoded = decode_audio(io.BytesIO(data), max_duration_s=self.limits.seconds, max_values_per_s=_MAX_VALUES_PER_S)
+        decoded = decode_audio(io.BytesIO(data), max_duration_s=self.limits.seconds)
         if isinstance(decoded, str):
             raise RequestError(f"recording {number}: {decoded}. Leave it out, or send another.")
         return decoded.whole

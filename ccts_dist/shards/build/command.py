@@ -15,6 +15,7 @@ from ccts_dist.corpus import (
 )
 from ccts_dist.corpus.heard import apply_heard, read_heard
 from ccts_dist.errors import ConfigError
+from ccts_dist.progress import say
 from ccts_dist.shards.build.planned import BuildSettings
 from ccts_dist.shards.build.planning import Part, parse_part
 from ccts_dist.shards.stores.remote import is_address
@@ -112,6 +113,15 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
         heard = apply_heard(corpus.utterances, read_heard(args.transcripts), min_confidence=args.min_confidence)
         corpus = replace(corpus, utterances=heard)
     return corpus, root
+
+
+def say_unnamed(corpus: Corpus) -> None:
+    """Count on stderr the audio files that no row of the label table names, and that are not built therefore."""
+    if corpus.unnamed:
+        names = ", ".join(path.name for path in corpus.unnamed[:3])
+        more = ", ..." if len(corpus.unnamed) > 3 else ""
+        count = len(corpus.unnamed)
+        say(f"{corpus.name}: {count} audio files are named by no row, so they are not built: {names}{more}")
 
 
 def settings_of(args: argparse.Namespace, corpus: Corpus, root: Path) -> BuildSettings:
