@@ -50,9 +50,8 @@ class HttpConfig(uvicorn.Config):
         **more: Any,
     ) -> None:
         # No WebSockets, and no line of uvicorn's own: clients write what it would print.
-        super().__init__(
-            app, http=HttpConnection, ws="none", lifespan="off", log_level="critical", backlog=_BACKLOG, **more
-        )
+        own: dict[str, Any] = {"http": HttpConnection, "ws": "none", "log_level": "critical", "server_header": False}
+        super().__init__(app, lifespan="off", backlog=_BACKLOG, **own, **more)
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.connections = min(connections, max(1, files - _SPARE_FILES)) if files > 0 else connections
         self.head_seconds, self.body_seconds = head_seconds, body_seconds

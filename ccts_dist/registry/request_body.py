@@ -25,6 +25,9 @@ _MAX_ESCAPED_QUOTES = 1_000
 
 _MAX_NAME_CHARACTERS = 200
 
+_GZIP = b"\x1f\x8b"
+"""First bytes of what gzip has written."""
+
 _ESCAPED = {rb"\/": b"/", rb"\u002b": b"+", rb"\u002B": b"+", rb"\u002f": b"/", rb"\u002F": b"/", rb"\u003d": b"=",
             rb"\u003D": b"="}  # fmt: skip
 """What JSON writers escape in base64: PHP the slash, .NET the plus sign."""
@@ -54,6 +57,8 @@ def rows_of_body(body: bytes | bytearray, *, max_recordings: int) -> list[Mappin
     Raises:
         RequestError: not JSON, in none of the forms, or far more JSON than so many recordings need.
     """
+    if body[:2] == _GZIP:
+        raise RequestError("the body is compressed by gzip, not valid JSON that can be read. Send it plain.")
     skeleton, strings = _cut_out_strings(body, _STRUCTURE_BYTES + _STRUCTURE_BYTES_PER_RECORDING * max_recordings)
     try:
         tree = _with_strings(json.loads(skeleton.decode("utf-8-sig")), strings)

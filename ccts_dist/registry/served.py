@@ -222,9 +222,10 @@ class Served:
         return 4 * -(-self.limits.recording_bytes // 3)
 
     def _from_base64(self, cell: str | LongText, number: int) -> bytes:
-        text = cell.base64(self._most_characters) if isinstance(cell, LongText) else cell
-        if text is None:
-            raise self._too_large(number, f"more than {self._most_characters} characters of base64")
+        if isinstance(cell, str):
+            text = cell
+        elif (text := cell.base64(self._most_characters)) is None:
+            raise self._too_large(number, f"{len(cell.raw)} characters of base64")
         try:
             return self._sized(binascii.a2b_base64(text, strict_mode=True), number)
         except ValueError as error:

@@ -38,8 +38,8 @@ _AT_ONCE = 2
 _PROBE_S = 5.0
 """Between a failure of the model and a question to it whether it is well again."""
 
-_BODY_GRACE_S, _ANSWER_GRACE_S = 1.0, 6
-"""After a signal: for bodies that are coming, and for answers that are asked for."""
+_BODY_GRACE_S, _ANSWER_GRACE_S, _GRACE_S = 1.0, 5.0, 6
+"""After a signal: for bodies that are coming, for answers that are asked for, and for all to be sent."""
 
 _PROBES = ("/ping", "/health", "/ready", "/metrics")
 _PATHS = ("/invocations", "/version", "/openapi.json", *_PROBES)
@@ -82,7 +82,7 @@ def serve(model: str, *, host: str, port: int, environment: Mapping[str, str], t
             head_seconds=limits.head_seconds,
             body_seconds=limits.body_seconds,
             refused=app.note_refused,
-            timeout_graceful_shutdown=_ANSWER_GRACE_S,
+            timeout_graceful_shutdown=_GRACE_S,
         )
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them anew when it has ended
             signal.signal(number, lambda *_: None)
@@ -135,7 +135,7 @@ class Application:
         )
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="answer")
-        self._num_requests = 0
+        self._in_hand: set[asyncio.Timeout] = set()
         self._not_ready = ""
         self._recovery: asyncio.Task[None] | None = None
         self._closing = False
@@ -153,6 +153,8 @@ class Application:
     def begin_shutdown(self) -> None:
         """Refuse what comes from now on, and soon what has not come whole."""
         self._closing = True
+        for ends in self._in_hand:
+            ends.reschedule(asyncio.get_running_loop().time() + _ANSWER_GRACE_S)
         self._bodies.end_incomplete(_BODY_GRACE_S)
 
     def note_refused(self, status: int, reason: str, client: str) -> None:
@@ -181,16 +183,23 @@ class Application:
         self._check_busy()
         async with self._bodies.read(request) as body:
             self._check_busy()
-            self._num_requests += 1
-            try:
-                must_wait = self._turns.locked()
-                async with self._turns:
-                    if must_wait and await request.is_disconnected():
-                        raise HTTPException(499, "the client has gone.")
-                    predictions = await self._answer(request, body)
-            finally:
-                self._num_requests -= 1
-        return JSONResponse({"predictions": predictions})
+            async with asyncio.timeout(None) as ends:
+                self._in_hand.add(ends)
+                try:
+                    return JSONResponse({"predictions": await self._in_turn(request, body)})
+                except asyncio.CancelledError:
+                    if ends.expired():
+                        raise _shutting_down() from None
+                    raise
+                finally:
+                    self._in_hand.discard(ends)
+
+    async def _in_turn(self, request: Request, body: bytearray) -> list[dict[str, Any]]:
+        must_wait = self._turns.locked()
+        async with self._turns:
+            if must_wait and await request.is_disconnected():
+                raise HTTPException(499, "the client has gone.")
+            return await self._answer(request, body)
 
     async def _answer(self, request: Request, body: bytearray) -> list[dict[str, Any]]:
         """The predictions.
@@ -241,13 +250,13 @@ class Application:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _in_progress(self) -> int:
-        return self._num_requests
+        return len(self._in_hand)
 
     def _check_busy(self) -> None:
         if self._closing:
-            raise HTTPException(503, "the server is shutting down.", headers={"Connection": "close"})
-        if self._num_requests >= self._limits.requests:
-            reason = f"{self._num_requests} requests wait or are answered already. Send it again later."
+            raise _shutting_down()
+        if len(self._in_hand) >= self._limits.requests:
+            reason = f"{len(self._in_hand)} requests wait or are answered already. Send it again later."
             raise HTTPException(503, reason, headers={"Retry-After": "1"})
 
     async def _ping(self, _: Request) -> Response:
@@ -274,6 +283,10 @@ class Application:
         )
 
 
+def _shutting_down() -> HTTPException:
+    return HTTPException(503, "the server is shutting down.", headers={"Connection": "close"})
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     """The answer to what is refused; the access log has its message too."""
     if isinstance(error, HTTPException):
@@ -298,7 +311,7 @@ def _check_headers(request: Request) -> None:
     Raises:
         HTTPException: 415 or 400.
     """
-    coding = request.headers.get("content-encoding", "").strip()
+    coding = ", ".join(request.headers.getlist("content-encoding")).strip()
     if coding.lower() not in ("", "identity"):
         reason = (
             f"this server takes no compressed body, and this one has Content-Encoding {_shown(coding)}. Send it plain."

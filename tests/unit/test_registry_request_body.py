@@ -1,5 +1,6 @@
 """A request's JSON body: what is read of it, and that nothing in it grows."""
 
+import gzip
 import json
 import tracemalloc
 from typing import Any
@@ -29,6 +30,7 @@ GROWING: dict[str, tuple[bytes, str]] = {
     "escaped quotes": (b'{"inputs":"' + b'\\"' * (8 * MIB) + b'"}', "more than 1000 escaped quotes"),
     "a string without an end": (b'{"inputs":"' + b"A" * (16 * MIB), "ends within a string"),
     "backslashes without an end": (b'{"inputs":"' + b"\\" * (16 * MIB), "ends within a string"),
+    "gzip": (gzip.compress(b'{"inputs":["AAAA"]}'), "the body is compressed by gzip"),
     "a long name": (b'{"' + b"A" * (16 * MIB) + b'":1}', "has a name of 16777216 bytes"),
 }
 

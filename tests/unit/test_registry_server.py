@@ -18,6 +18,7 @@ import soundfile
 import torch
 
 import ccts_dist.registry.http_bodies as http_bodies
+import ccts_dist.registry.http_connections as http_connections
 import ccts_dist.registry.server as server_module
 from ccts_dist.config import ModelConfig
 from ccts_dist.model import build_model, save_model
@@ -176,6 +177,38 @@ def test_body_that_drips_is_refused(start: Callable[..., Running]) -> None:
     assert [line["status"] for line in server.log] == [408, 408]
 
 
+def test_answer_that_takes_long_does_not_keep_the_server_from_ending(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_ANSWER_GRACE_S", 0.1)
+    server, body = start(), _good()
+    with server.app._served._one_at_a_time, server.connect(POST + b"Content-Length: %d\r\n\r\n" % len(body)) as line:
+        line.sendall(body)
+        while not server.app._in_hand:
+            time.sleep(0.01)
+        server.end()
+        status, answer = answer_of(line)
+    assert status == 503
+    assert b"the server is shutting down" in answer
+
+
+def test_client_that_does_not_read_its_answers_is_cut_off(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_connections, "_UNREAD_S", 0.2)
+    server = start()
+    server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)  # its connections inherit that
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        line.connect(("127.0.0.1", server.port))
+        line.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1_000)
+        while not server.log:
+            time.sleep(0.01)
+        while server.server.server_state.connections:
+            time.sleep(0.01)
+    assert len(server.log) < 1_000
+
+
 def test_half_a_body_does_not_keep_the_server_from_ending(start: Callable[..., Running]) -> None:
     server = start()
     with server.connect(POST + b"Content-Length: 100\r\n\r\n{") as line, server.connect(POST) as head:
@@ -232,6 +265,11 @@ BAD_FRAMES: dict[str, tuple[bytes, int, bytes]] = {
     ),
     "a large head": (b"X-Large: " + b"a" * 70_000 + b"\r\n\r\n", 431, b"no HTTP request"),
     "many headers": (b"X: y\r\n" * 20_000 + b"\r\n", 431, b"no HTTP request"),
+    "gzip beside none": (
+        b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n",
+        415,
+        b"gzip",
+    ),
     "gzip": (b"Content-Encoding: gzip\r\nConnection: close\r\n\r\n", 415, b"Content-Encoding 'gzip'"),
     "deflate": (b"Content-Encoding: deflate\r\nConnection: close\r\n\r\n", 415, b"Content-Encoding 'deflate'"),
     "br": (b"Content-Encoding: br\r\nConnection: close\r\n\r\n", 415, b"Content-Encoding 'br'"),
@@ -287,7 +325,7 @@ def test_more_requests_than_the_limit_are_told_to_come_again(start: Callable[...
     with server.app._served._one_at_a_time:  # the model is at work
         body = _good()
         with server.connect(POST + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body) as line:
-            while server.app._num_requests == 0:
+            while not server.app._in_hand:
                 time.sleep(0.01)
             status, answer = server.post(body)
             assert status == 503
