@@ -44,6 +44,10 @@ class ConfigError(CctsError):
     exit_code = 2
 
 
+class PortTakenError(ConfigError):
+    """Two jobs that are to meet at the same port. Not agreed on: the ranks have not met."""
+
+
 class CorpusError(CctsError):
     """A corpus folder that lacks what its layout needs, or too many rejected utterances."""
 
@@ -143,7 +147,7 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
     try:
         return main(argv)
     except CctsError as error:
-        if is_first_rank() or isinstance(error, PeerLostError):  # rank 0 may be the lost one
+        if is_first_rank() or isinstance(error, PeerLostError | PortTakenError):  # rank 0 may be lost
             kind = "" if isinstance(error, StopRequested) else "error: "
             _say(kind + " ".join(str(error).split()))
         elif not isinstance(error, StopRequested):
