@@ -110,7 +110,7 @@ def launcher_conflict(environ: Mapping[str, str] = os.environ) -> str:
             if environ.get(name, "0") != "0":
                 return (
                     f"environment variable {name} = {environ[name]!r}: a launcher has started several ranks, and "
-                    "nothing says how many. Set RANK, WORLD_SIZE and MASTER_ADDR for each, or start with torchrun or deepspeed."
+                    "nothing tells how many. Set RANK, WORLD_SIZE and MASTER_ADDR for each, or start with torchrun."
                 )
     return ""
 

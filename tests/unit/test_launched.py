@@ -153,7 +153,7 @@ def test_variable_that_is_no_number_is_refused_by_name(monkeypatch: pytest.Monke
         ({"RANK": "1"}, "RANK = '1' is set and WORLD_SIZE is not"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE = '2' is set and RANK is not"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK = 2 and WORLD_SIZE = 2: the rank must be below"),
-        ({"PMIX_RANK": "1"}, "PMIX_RANK = '1': a launcher has started several ranks, and nothing says how many"),
+        ({"PMIX_RANK": "1"}, "PMIX_RANK = '1': a launcher has started several ranks, and nothing tells how many"),
         ({"SLURM_PROCID": "3"}, "SLURM_PROCID = '3': a launcher has started several ranks"),
         (
             {"RANK": "0", "WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},

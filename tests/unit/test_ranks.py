@@ -1,7 +1,6 @@
 """Ranks find their hosts and their GPUs by what each of them sees."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import timedelta
 
@@ -117,7 +116,7 @@ def test_backend_is_chosen_by_the_device_and_by_the_switch(monkeypatch: pytest.M
 
 
 @pytest.fixture
-def job_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[TCPStore]:
+def job_before(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
     """The store of another job on this host, whose two ranks have met, at the port that is this job's too."""
     store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30))
     for rank in (0, 1):
@@ -126,7 +125,7 @@ def job_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[TCPStore]:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    yield store
+    return store
 
 
 @pytest.mark.parametrize("rank", [0, 1])
