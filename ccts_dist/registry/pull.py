@@ -5,6 +5,7 @@ been compared with the version's tags.
 """
 
 import hashlib
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
