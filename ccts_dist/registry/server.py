@@ -35,8 +35,8 @@ from ccts_dist.registry.served import Served, read_limits
 _AT_ONCE = 2
 """Requests that are decoded side by side, in memory of their own; forward passes take turns."""
 
-_PROBE_S = 5.0
-"""Between a failure of the model and a question to it whether it is well again."""
+_PROBE_S, _MAX_PROBE_S = 1.0, 30.0
+"""Between a failure of the model and a request of the server's own to it, doubled up to the second."""
 
 _BODY_GRACE_S, _ANSWER_GRACE_S, _GRACE_S = 1.0, 5.0, 6
 """After a signal: for bodies that are coming, for answers that are asked for, and for all to be sent."""
@@ -234,8 +234,10 @@ class Application:
 
     async def _recover(self) -> None:
         """Ask the model until it answers: a load balancer sends nothing to a server that is not ready."""
+        pause = _PROBE_S
         while self._not_ready:
-            await asyncio.sleep(_PROBE_S)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_PROBE_S)
             if not self._not_ready:
                 break
             try:
