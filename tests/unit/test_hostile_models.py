@@ -20,6 +20,7 @@ from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.model.description import description_bytes
 from ccts_dist.model.encoders import load_speech_encoder
 from ccts_dist.model.tokenizer import load_tokenizer
+from tests.shard_examples import write_noise
 from tests.unit.model_shapes import speech_config
 
 PACKAGE = Path(ccts_dist.__file__).parent
@@ -119,7 +120,8 @@ def test_a_folder_with_code_of_its_own_is_neither_run_nor_asked_about(
 def test_predict_of_a_folder_with_code_of_its_own_ends_in_one_line_without_a_terminal(folder: Path, tmp_path: Path):
     with_code(folder / "speech_encoder", tmp_path / "was-run")
     bless(folder)
-    command = [sys.executable, "launch/predict.py", "--model", str(folder), str(tmp_path)]
+    recording = write_noise(tmp_path / "a.wav")
+    command = [sys.executable, "launch/predict.py", "--model", str(folder), str(recording)]
     done = subprocess.run(
         command, cwd=PACKAGE.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
