@@ -55,7 +55,7 @@ def test_no_secret_is_in_outputs_run_folder_store_or_model(address: str, shards:
     def run(*command: str, env: dict[str, str] | None = None) -> int:
         done = run_forked(command, env=secrets | (env or {}), cwd=tmp_path)
         _check(" ".join(command[-4:]), done.stdout + done.stderr)
-        assert "Traceback" not in done.stderr
+        assert "Traceback" not in done.stderr, done.stderr[-3000:]
         return done.returncode
 
     train = [*inner_launcher(1), str(ROOT / "launch/train.py"), "--config", str(config)]

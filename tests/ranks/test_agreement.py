@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from torch.distributed import DistBackendError
 
 from ccts_dist.distributed import (
     Ballot,
@@ -161,7 +162,7 @@ def test_lost_connections_are_told_from_mistakes_of_a_program(words: str, is_los
     ],
 )
 def test_mistakes_that_nccl_reports_are_no_lost_ranks(words: str, is_lost: bool):
-    assert is_lost_connection(dist.DistBackendError(words)) is is_lost
+    assert is_lost_connection(DistBackendError(words)) is is_lost
 
 
 def meet_without_local_ranks() -> None:
