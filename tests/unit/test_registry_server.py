@@ -21,6 +21,7 @@ import ccts_dist.registry.http_bodies as http_bodies
 import ccts_dist.registry.http_connections as http_connections
 import ccts_dist.registry.server as server_module
 from ccts_dist.config import ModelConfig
+from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry.http_connections import HttpConfig
 from ccts_dist.registry.http_metrics import HttpMetrics
@@ -370,6 +371,19 @@ def test_model_that_fails_gives_json_and_no_readiness_until_it_is_well(
     finally:
         hook.remove()
     assert server.post(_good())[0] == 200
+
+
+def test_damaged_model_is_found_before_the_first_request(student: Student) -> None:
+    served = Served(student, LIMITS)
+    served.check()
+    weight = next(student._model.parameters())
+    true = weight.detach().clone()
+    try:
+        weight.data.fill_(float("nan"))
+        with pytest.raises(ConfigError, match="gives numbers that are not finite"):
+            served.check()
+    finally:
+        weight.data.copy_(true)
 
 
 def test_requests_are_counted_and_logged(start: Callable[..., Running]) -> None:
