@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ccts_dist.errors import quick_imports, run_main, without_controls
+from ccts_dist.errors import quick_imports, run_main
 from ccts_dist.progress import byte_progress
 
 EPILOG = """Unpacks nothing, follows no link. A finding that is of no single utterance has "-" for its key.
@@ -48,11 +48,10 @@ def main(argv: list[str] | None = None) -> int:
             from ccts_dist.shards import open_shard_set
             from ccts_dist.shards.set_warnings import set_warnings
         for line in set_warnings(open_shard_set(args.shards)):
-            print(without_controls(line, keep="\n"), file=sys.stderr)
+            print(line, file=sys.stderr)
     damage = [finding for finding in findings if not finding.leftover]
     for finding in findings:
-        line = without_controls(f"note: {finding}" if finding.leftover else str(finding), keep="\n\t")
-        print(line, file=sys.stderr if finding.leftover else sys.stdout)
+        print(f"note: {finding}" if finding.leftover else finding, file=sys.stderr if finding.leftover else sys.stdout)
     if not damage:
         print(f"sound: {', '.join(filter(None, (args.shards, args.teacher)))}", file=sys.stderr)
     return 1 if damage else 0

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ccts_dist.errors import quick_imports, run_main, without_controls
+from ccts_dist.errors import quick_imports, run_main
 
 if TYPE_CHECKING:
     from ccts_dist.shards import ShardSet
@@ -52,8 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         tree = set_statistics(shard_set, splits) | {"warnings": set_warnings(shard_set)}
         print(json.dumps(tree, ensure_ascii=False, indent=1))
     else:
-        lines = [*head(shard_set), *(split.in_words() for split in splits), *set_warnings(shard_set)]
-        print(without_controls("\n".join(lines), keep="\n\t"))
+        print("\n".join([*head(shard_set), *(split.in_words() for split in splits), *set_warnings(shard_set)]))
     if args.picture is not None:
         draw_set(args.picture, f"{shard_set.manifest.corpus} {shard_set.manifest.release}", splits)
     return 0
