@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -186,11 +186,13 @@ def _check_kind(mode: int) -> None:
             raise UnusableAudioError(f"{words}, and audio is read from files; write it to one and name that")
 
 
-def _for_libsndfile(opened: io.BufferedReader | io.BytesIO, start: int, view: Opened) -> int | BinaryIO:
+def _for_libsndfile(
+    opened: io.BufferedReader | io.BytesIO, start: int, view: Opened
+) -> Any:  # an int or a View; soundfile's own types know no view
     """The descriptor of a file, which libsndfile reads without the interpreter's lock; or a view of it."""
     patches = length_patch(view)
     if isinstance(opened, io.BytesIO) or start or patches:
-        return cast(BinaryIO, View(opened, start=start, patches=patches))  # as far as soundfile asks for one
+        return View(opened, start=start, patches=patches)
     os.lseek(opened.fileno(), 0, os.SEEK_SET)
     return opened.fileno()
 

@@ -75,7 +75,8 @@ def missing_audio(file: Opened) -> str:
 def audio_start(file: Opened) -> int:
     """Offset of the first byte that is neither zero nor tag, in files whose audio begins behind zeros; else 0.
 
-    Recorders and download tools leave zeros there, which libsndfile takes for no format.
+    Recorders and download tools leave zeros there, which libsndfile takes for no format. Behind a tag alone MP3 frames
+    are found by all; a file of another kind begins where its own header does.
     """
     at, zeros = 0, 0
     for _ in range(_MOST_TAGS):
@@ -90,7 +91,7 @@ def audio_start(file: Opened) -> int:
         at, zeros = at + blank, zeros + blank
     begins = read_at(file, at, 4)
     known = begins in (b"RIFF", b"RIFX", b"RF64", b"FORM", b"OggS", b"fLaC", b"caff", b".snd")
-    return at if zeros and (known or begins_with_frames(file, at)) else 0
+    return at if known or (zeros and begins_with_frames(file, at)) else 0
 
 
 def length_patch(file: Opened) -> dict[int, bytes]:

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from ccts_dist.shards.audio import decode_audio, decode_samples
+from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.loader.sounds import SoundFolder
+from ccts_dist.recognition import transcribe
+from ccts_dist.records import Utterance
+from ccts_dist.registry.predict import read_audio
+from ccts_dist.shards.audio import convert_audio, decode_audio, decode_samples
 from ccts_dist.shards.audio_blocks import decode_blocks
 from ccts_dist.shards.resampling import BlockResampler, resample
 
@@ -84,7 +89,7 @@ JOINED = {
     "wav of unknown length": endless(WAV) + endless(WAV),
     "wav of length 0": WAV[:40] + bytes(4) + WAV[44:] + WAV,
     "flac": FLAC + FLAC,
-    "flac with tags": FLAC + ID3 + FLAC,
+    "flac with tags": ID3 + FLAC + ID3 + FLAC,
     "aiff": encoded(speech(), form="AIFF") * 2,
     "au": encoded(speech(), form="AU") * 2,
     "w64": encoded(speech(), form="W64") * 2,
@@ -252,3 +257,52 @@ def test_a_format_that_is_known_and_not_read_is_named(head: bytes, name: str):
     assert decoded(head + bytes(1000)) == (
         f"is {name} audio, which cannot be decoded; convert it (ffmpeg -i FILE NEW.flac)"
     )
+
+
+def unfolding_flac() -> bytes:
+    """A header of ten minutes in eight channels at the highest rate: 25 GB of samples."""
+    data = bytearray(encoded(np.zeros((4096, 8)), 655_350, "FLAC"))
+    frames = 655_350 * 600 - 1
+    data[21] = data[21] & 0xF0 | frames >> 32
+    data[22:26] = struct.pack(">I", frames & 0xFFFF_FFFF)
+    return bytes(data)
+
+
+REFUSED = {
+    "joined": MP3 + OTHER_MP3,
+    "scale": encoded(speech() * 32_768, subtype="FLOAT"),
+    "out of phase": encoded(np.stack([speech(), -speech()], axis=1)),
+    "rate": encoded(speech(), 900),
+    "sphere": f"NIST_1A\n{'1' * 5_000}\n".encode() + bytes(2_000),
+    "unfolding": unfolding_flac(),
+}
+
+
+@pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)
+def test_every_command_refuses_the_same_audio_in_the_same_words(tmp_path: Path, data: bytes):
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    words = decode_audio(io.BytesIO(data), max_duration_s=600.0)
+    assert isinstance(words, str)
+    assert convert_audio(path, max_duration_s=600.0) == words
+    with pytest.raises(CorpusError, match=re.escape(words)):
+        read_audio(path)
+    utterance = Utterance(key="a", audio=path, split="Train", labels={}, scale=(1.0, 7.0))
+    (((_, of_transcribing),),) = transcribe._decoded_ahead([[utterance]], 1)
+    assert of_transcribing == words
+    if data is not REFUSED["unfolding"]:  # without a limit of duration, in blocks, as is augmentation
+        assert list(decode_blocks(path))[-1] == words
+        with pytest.raises(ConfigError, match=re.escape(words)):
+            SoundFolder(tmp_path, key="augment.noises").piece(0, 0.0, RATE)
+
+
+def test_small_files_that_unfold_to_hours_are_not_decoded_all_at_once(tmp_path: Path):
+    data = bytearray(encoded(np.zeros(4096), form="FLAC"))
+    data[21] = data[21] & 0xF0
+    data[22:26] = struct.pack(">I", 600 * RATE)
+    path = tmp_path / "a.flac"
+    path.write_bytes(data)
+    wanted = [
+        Utterance(key=str(number), audio=path, split="Train", labels={}, scale=(1.0, 7.0)) for number in range(60)
+    ]
+    assert [len(group) for group in transcribe._groups(wanted)] == [24, 24, 12]
