@@ -5,7 +5,7 @@ import sys
 
 from ccts_dist.errors import run_main
 from ccts_dist.progress import Progress
-from ccts_dist.shards.build.command import build_parser, part_of, read_corpus, say_unnamed, settings_of
+from ccts_dist.shards.build.command import build_parser, part_of, read_corpus, settings_of
 from ccts_dist.shards.build.pool import warm_up
 from ccts_dist.shards.build.write import build_all, build_part, check_build, join_parts, num_to_join, plan_build
 from ccts_dist.shards.set_warnings import print_warnings
@@ -33,7 +33,6 @@ def build(args: argparse.Namespace):
     check_build(args.out, shard_bytes=1e6 * args.shard_mb, num_processes=args.processes, **limits)
     warm_up(args.processes)
     corpus, root = read_corpus(args)
-    say_unnamed(corpus)
     planned = plan_build(corpus.utterances, args.out, settings_of(args, corpus, root))
     with Progress(planned.num_utterances(part), f"build {args.out}", unit="utterances") as bar:
         if part is not None:

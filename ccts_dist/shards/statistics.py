@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ccts_dist.errors import without_controls
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.shards.index import ShardRows
 from ccts_dist.shards.read import ShardSet
@@ -74,7 +75,7 @@ class SplitStatistics:
                 lines.append(f"  {target:<12} no labels on 0..1, 0 labelled")
         if self.categories:
             lines.append("  categories: " + ", ".join(f"{name} {count}" for name, count in self.categories.items()))
-        return "\n".join(lines)
+        return without_controls("\n".join(lines), keep="\n")  # names are those of whoever built the set
 
 
 def split_statistics(shard_set: ShardSet, split: str) -> SplitStatistics:

@@ -21,6 +21,7 @@ import ccts_dist.registry.http_bodies as http_bodies
 import ccts_dist.registry.http_connections as http_connections
 import ccts_dist.registry.server as server_module
 from ccts_dist.config import ModelConfig
+from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry.http_connections import HttpConfig
 from ccts_dist.registry.http_metrics import HttpMetrics
@@ -147,12 +148,12 @@ def test_connections_above_the_limit_end_the_one_that_was_silent_longest(start: 
 
 
 def test_head_that_does_not_come_in_time_is_refused(start: Callable[..., Running]) -> None:
-    server = start(head_seconds=0.3)
+    server = start(head_seconds=0.1)
     ping = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
     assert server.say(b"")[0] == 0
     status, answer = server.say(POST + b"X-Slow: ")
     assert status == 408
-    assert b"the request's head did not come within 0.3 s" in answer
+    assert b"the request's head did not come within 0.1 s" in answer
     for rest in (b"GET /", POST + b"X-Slow: "):  # after an answer
         with server.connect(ping) as line:
             assert b"200 OK" in line.recv(4_096)
@@ -162,7 +163,7 @@ def test_head_that_does_not_come_in_time_is_refused(start: Callable[..., Running
 
 
 def test_body_that_drips_is_refused(start: Callable[..., Running]) -> None:
-    server = start(body_seconds=0.5)
+    server = start(body_seconds=0.2)
     for framing in (b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n"):
         with server.connect(POST + framing) as line:
             try:
@@ -209,7 +210,10 @@ def test_client_that_does_not_read_its_answers_is_cut_off(
     assert len(server.log) < 1_000
 
 
-def test_half_a_body_does_not_keep_the_server_from_ending(start: Callable[..., Running]) -> None:
+def test_half_a_body_does_not_keep_the_server_from_ending(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_BODY_GRACE_S", 0.05)
     server = start()
     with server.connect(POST + b"Content-Length: 100\r\n\r\n{") as line, server.connect(POST) as head:
         while server.app._bodies.num_incomplete == 0:
@@ -225,7 +229,7 @@ def test_slow_bodies_give_way_where_the_memory_for_bodies_is_full(
 ) -> None:
     monkeypatch.setattr(http_bodies, "_STALLED_S", 0.1)
     server = start()
-    with server.connect(POST + b"Content-Length: 999999\r\n\r\n" + b" " * 990_000) as line:
+    with server.connect(POST + b"Connection: close\r\nContent-Length: 999999\r\n\r\n" + b" " * 990_000) as line:
         while server.app._bodies.num_bytes < 990_000:
             time.sleep(0.01)
         assert server.post(_good())[0] == 200
@@ -234,7 +238,10 @@ def test_slow_bodies_give_way_where_the_memory_for_bodies_is_full(
         assert b"no room for bodies that come slowly" in answer
 
 
-def test_bodies_together_above_the_limit_are_refused_and_one_of_them_is_read(start: Callable[..., Running]) -> None:
+def test_bodies_together_above_the_limit_are_refused_and_one_of_them_is_read(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_bodies, "_CIRCLE_S", 0.1)
     server = start()
     body = b'{"inputs":"' + b"A" * 900_000 + b'"}'
     answers: list[int] = []
@@ -364,6 +371,19 @@ def test_model_that_fails_gives_json_and_no_readiness_until_it_is_well(
     finally:
         hook.remove()
     assert server.post(_good())[0] == 200
+
+
+def test_damaged_model_is_found_before_the_first_request(student: Student) -> None:
+    served = Served(student, LIMITS)
+    served.check()
+    weight = next(student._model.parameters())
+    true = weight.detach().clone()
+    try:
+        weight.data.fill_(float("nan"))
+        with pytest.raises(ConfigError, match="gives numbers that are not finite"):
+            served.check()
+    finally:
+        weight.data.copy_(true)
 
 
 def test_requests_are_counted_and_logged(start: Callable[..., Running]) -> None:
