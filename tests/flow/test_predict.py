@@ -55,7 +55,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (bad / "d-cut.wav").write_bytes(wave[: len(wave) // 2])
     soundfile.write(bad / "e-short.wav", np.zeros(300), 16_000)
     soundfile.write(bad / "f-silent.wav", np.zeros(0), 16_000)
-    soundfile.write(bad / "g-rate.wav", np.zeros(44_101), 44_101)
+    soundfile.write(bad / "g-rate.wav", np.zeros(900), 900)
     (bad / "h-gone.wav").symlink_to(bad / "nowhere.wav")
     return place
 
@@ -93,7 +93,7 @@ def test_bad_files_are_named_and_all_good_ones_answered_in_order(model: Path, re
         "d-cut.wav": "is cut: ",
         "e-short.wav": "lasts 300 samples",
         "f-silent.wav": "holds no audio",
-        "g-rate.wav": "has a sample rate of 44101 Hz, which cannot be resampled",
+        "g-rate.wav": "has a sample rate of 900 Hz, which cannot be resampled",
         "h-gone.wav": "the audio file is missing",
     }.items():
         assert reasons[name].startswith(words)
