@@ -6,8 +6,10 @@ traceback.
 """
 
 import atexit
+import errno
 import gc
 import os
+import re
 import signal
 import sys
 import time
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from ccts_dist.account import complete_account
 from ccts_dist.launched import adopt_launcher
 from ccts_dist.redaction import guard_output
 
@@ -22,8 +25,16 @@ STOPPED = 75
 """Exit code of a run that stopped on request with a complete checkpoint: run it again to go on (EX_TEMPFAIL)."""
 
 
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line separators, marks that turn the direction of text, and bytes that were no UTF-8."""
+
+
 _SPEAK_S = 10.0
 """Longest time that rank 0 may come later than its peers to what it has to say."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A full file system, a quota, a read-only one: no mistake in what was asked for, so that the exit code is 1."""
 
 
 class CctsError(Exception):
@@ -36,6 +47,10 @@ class ConfigError(CctsError):
     """The user's mistake in a run file, an option or a ds_config."""
 
     exit_code = 2
+
+
+class PortTakenError(ConfigError):
+    """Two jobs that are to meet at the same port. Not agreed on: the ranks have not met."""
 
 
 class CorpusError(CctsError):
@@ -118,7 +133,8 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
     """The exit code of a command: what ``main`` returns, or that of the ``CctsError`` it raises.
 
     The error becomes one line on stderr, of rank 0 alone: errors are agreed on by all ranks, and said once. Ctrl-C
-    becomes one as well; the process then ends by it, so that a shell's loop around the command ends too.
+    becomes one as well; the process then ends by it, so that a shell's loop around the command ends too. A full disk is
+    one, with one exit code, whatever met it.
 
     Commands import what computes within ``main``, after they have read their options: help and mistakes in options are
     answered at once, and Ctrl-C in the seconds of imports is heard here. From here on no credentials are written to
@@ -130,22 +146,43 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
         on_ranks: the command computes on all ranks that a launcher has started, whichever launcher it was.
     """
     guard_output()
+    complete_account()
     if on_ranks:
         adopt_launcher()
     try:
         return main(argv)
     except CctsError as error:
-        if is_first_rank() or isinstance(error, PeerLostError):  # rank 0 may be the lost one
+        if is_first_rank() or isinstance(error, PeerLostError | PortTakenError):  # rank 0 may be lost
             kind = "" if isinstance(error, StopRequested) else "error: "
             _say(kind + " ".join(str(error).split()))
         elif not isinstance(error, StopRequested):
             _let_rank_0_speak()
-        return error.exit_code
+        return OutputError.exit_code if is_full(error.__cause__) else error.exit_code
+    except Exception as error:
+        if not is_full(error):
+            raise
+        if is_first_rank():
+            _say(_full_in_words(error))
+        return OutputError.exit_code
     except KeyboardInterrupt:
         if is_first_rank():
             _say("stopped by Ctrl-C; what was finished is kept")
         sys.excepthook = lambda *_: None  # no traceback, but Python's way of ending by the signal
         raise
+
+
+def is_full(error: BaseException | None) -> bool:
+    """True for what a full or read-only file system raises, by whichever library it is passed on."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return isinstance(error, Exception) and any(words in str(error) for words in map(os.strerror, _FULL))
+
+
+def _full_in_words(error: Exception) -> str:
+    place = getattr(error, "filename", None)
+    where = f"{place}: " if place else ""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:300]
+    return f"error: {where}cannot be written ({reason}). Make room, or write elsewhere, and run the same command again."
 
 
 @contextmanager
@@ -175,6 +212,21 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def without_controls(text: str, keep: str = "") -> str:
+    r"""The text with control characters written out, as ``\x1b``: a terminal does not act on them.
+
+    Args:
+        keep: characters that stay as they are, such as line breaks.
+    """
+    return CONTROLS.sub(lambda found: found[0] if found[0] in keep else escaped(found[0]), text)
+
+
+def escaped(character: str) -> str:
+    r"""A character as ``\x1b`` or ``\u2028``."""
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
 def is_first_rank() -> bool:
     """Whether this process speaks for all: launchers tell each its rank."""
     return os.environ.get("RANK", "0") == "0"
@@ -182,7 +234,7 @@ def is_first_rank() -> bool:
 
 def _say(line: str) -> None:
     with suppress(OSError):  # whoever read it has gone; the exit code still tells
-        print(line, file=sys.stderr, flush=True)
+        print(without_controls(line), file=sys.stderr, flush=True)
 
 
 def _let_rank_0_speak() -> None:

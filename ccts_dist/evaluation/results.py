@@ -72,12 +72,12 @@ def write_results(out: Path, result: Result, beside: Beside) -> None:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    for number, model in enumerate(result.models):
-        for one in model.splits:
-            write_table(out / predictions_name(one.split, number), one.table)
     first, *others = (_model_tree(model) for model in result.models)
     tree = {**first, "shards": result.shards_digest, **({"others": others} if others else {})}
     try:
+        for number, model in enumerate(result.models):
+            for one in model.splits:
+                write_table(out / predictions_name(one.split, number), one.table)
         (out / METRICS).write_text(json_text(tree, indent=2) + "\n", encoding="utf-8")
         (out / PAGE).write_text(make_page(result, beside), encoding="utf-8")
     except OSError as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ccts_dist.account import user_cache
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.redaction import without_credentials
@@ -174,8 +175,7 @@ def _newest_of_run(client: "MlflowClient", run: str, model: str, uri: str) -> "M
 
 
 def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ccts_dist" / "models"
+    return user_cache() / "ccts_dist" / "models"
 
 
 def _take_away(kept: Path, fault: RegistryError) -> None:
@@ -203,7 +203,13 @@ def _fetch(
             _take_away(kept, error)  # damaged in the cache, or planted there: fetched again
         else:
             return kept
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise RegistryError(
+            f"{cache}: fetched models cannot be kept there ({error.strerror}). Set XDG_CACHE_HOME to a folder that can "
+            "be written to."
+        ) from error
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
         with asking_the_server(uri, f"fetching {SCHEME}{found.name}/{found.version}"), large_transfers():
             from mlflow.artifacts import download_artifacts

@@ -32,7 +32,7 @@ from ccts_dist.train.evaluate import Extras, bin_edges
 from ccts_dist.train.frames import hears_nothing, keep_frames
 from ccts_dist.train.optim import check_warmup
 from ccts_dist.train.resolved import resolved_on_ranks, target_weights
-from ccts_dist.train.rounds import describe_micro_batches
+from ccts_dist.train.rounds import describe_micro_batches, warn_of_sorted_batches
 from ccts_dist.train.step import Objective
 from ccts_dist.train.storage import writing
 from ccts_dist.train.trainable_loss import check_batches, check_labels
@@ -102,6 +102,7 @@ class Session:
             "steps per epoch": f"{self.loader.steps_per_epoch:,}",
             "steps in all": f"{self.total_steps:,}",
             "padding": f"{cuts.padding:.1%}",
+            **warn_of_sorted_batches(self.run),
         }
         if distill is not None and self.run.distill is not None and self.run.distill.threshold is not None:
             share = self.run.distill.leave_out

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ccts_dist.account import user_cache
 from ccts_dist.errors import CctsError, ConfigError, FetchError, ShardError, is_first_rank
 from ccts_dist.progress import SECONDS_BETWEEN_LINES, say
 from ccts_dist.shards.stores.address import is_address
@@ -71,7 +72,7 @@ def check_cache_holds(cache_bytes: int, needed_bytes: int) -> None:
 
 def default_cache() -> Path:
     """Where fetched files are kept unless the user says otherwise: in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ccts-dist" / "shards"
+    return user_cache() / "ccts-dist" / "shards"
 
 
 class RemoteStore:
