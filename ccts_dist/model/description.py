@@ -37,10 +37,14 @@ class Description:
     extra: Mapping[str, Any]
 
 
-def files_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a model folder but its description, by path."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / DESCRIPTION)
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
+def files_digests(folder: Path, *, weights: str) -> dict[str, str]:
+    """SHA-256 of every file of a model folder that has no description yet, by path.
+
+    Args:
+        weights: of the weights' file, which may be large: it is not read again.
+    """
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: weights if name == WEIGHTS else file_sha256(path) for name, path in paths.items()}
 
 
 def description_bytes(tree: Mapping[str, Any]) -> bytes:

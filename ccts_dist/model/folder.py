@@ -118,7 +118,7 @@ def save_model(
             "normalise": encoders.normalise,
             "also_normalise": list(encoders.also_normalise),
             "sha256": digest,
-            "files": files_digests(unfinished),
+            "files": files_digests(unfinished, weights=digest),
             "extra": dict(extra),
         }
         _sync(*unfinished.rglob("*"), unfinished)

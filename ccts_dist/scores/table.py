@@ -1,9 +1,10 @@
 """What a model predicted of each utterance of a split, beside what is known of it; kept as Parquet."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -195,12 +196,15 @@ def read_table(path: Path) -> UtteranceTable:
     """
     try:
         table = pq.read_table(path, use_threads=False)
-        facts = json.loads((table.schema.metadata or {})[_FACTS])
-        targets, widest = tuple(facts["targets"]), facts["widest"]
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        return _from_columns(table, json.loads((table.schema.metadata or {})[_FACTS]))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
         raise ConfigError(
             f"{path}: no table of predictions ({type(error).__name__}). Give one that launch/evaluate.py wrote."
         ) from error
+
+
+def _from_columns(table: pa.Table, facts: Mapping[str, Any]) -> UtteranceTable:
+    targets, widest = tuple(facts["targets"]), facts["widest"]
 
     def texts(name: str) -> tuple:
         return tuple(table[name].to_pylist()) if name in table.column_names else ()

@@ -80,6 +80,6 @@ def _step_of(line: bytes) -> int | None:
     """The number of the step in a line; None where the line is none that training has written whole."""
     try:
         step = json.loads(line.decode())["step"]
-    except (ValueError, KeyError, TypeError):  # UnicodeDecodeError is a ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):  # UnicodeDecodeError is a ValueError
         return None
     return step if isinstance(step, int) and not isinstance(step, bool) else None
