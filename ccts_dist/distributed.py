@@ -187,6 +187,13 @@ _LOST = re.compile(
 )
 
 
+_LOST_IN_NCCL = re.compile(
+    r"remote process exited|network error|nccl(?:Remote|System)Error|watchdog|aborted|communicator was|"
+    + _LOST.pattern,
+    re.IGNORECASE,
+)
+
+
 def is_lost_connection(error: RuntimeError) -> bool:
     """Whether a collective failed because a rank has gone or did not come in time, rather than by a mistake.
 
@@ -195,6 +202,8 @@ def is_lost_connection(error: RuntimeError) -> bool:
     if dist.is_initialized() and dist.get_world_size() == 1:
         return False
     words = str(error)
+    if isinstance(error, dist.DistBackendError):  # NCCL says so too of a call that is a mistake, or of a broken GPU
+        return bool(_LOST_IN_NCCL.search(words))
     return isinstance(error, dist.DistError) or bool(_PLACE_IN_GLOO.search(words) and _LOST.search(words))
 
 

@@ -6,6 +6,7 @@ traceback.
 """
 
 import atexit
+import errno
 import gc
 import os
 import re
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from ccts_dist.account import complete_account
 from ccts_dist.launched import adopt_launcher
 from ccts_dist.redaction import guard_output
 
@@ -31,6 +33,10 @@ _SPEAK_S = 10.0
 """Longest time that rank 0 may come later than its peers to what it has to say."""
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A full file system, a quota, a read-only one: no mistake in what was asked for, so that the exit code is 1."""
+
+
 class CctsError(Exception):
     """Base of all errors that this library raises on purpose."""
 
@@ -41,6 +47,10 @@ class ConfigError(CctsError):
     """The user's mistake in a run file, an option or a ds_config."""
 
     exit_code = 2
+
+
+class PortTakenError(ConfigError):
+    """Two jobs that are to meet at the same port. Not agreed on: the ranks have not met."""
 
 
 class CorpusError(CctsError):
@@ -123,7 +133,8 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
     """The exit code of a command: what ``main`` returns, or that of the ``CctsError`` it raises.
 
     The error becomes one line on stderr, of rank 0 alone: errors are agreed on by all ranks, and said once. Ctrl-C
-    becomes one as well; the process then ends by it, so that a shell's loop around the command ends too.
+    becomes one as well; the process then ends by it, so that a shell's loop around the command ends too. A full disk is
+    one, with one exit code, whatever met it.
 
     Commands import what computes within ``main``, after they have read their options: help and mistakes in options are
     answered at once, and Ctrl-C in the seconds of imports is heard here. From here on no credentials are written to
@@ -135,22 +146,43 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
         on_ranks: the command computes on all ranks that a launcher has started, whichever launcher it was.
     """
     guard_output()
+    complete_account()
     if on_ranks:
         adopt_launcher()
     try:
         return main(argv)
     except CctsError as error:
-        if is_first_rank() or isinstance(error, PeerLostError):  # rank 0 may be the lost one
+        if is_first_rank() or isinstance(error, PeerLostError | PortTakenError):  # rank 0 may be lost
             kind = "" if isinstance(error, StopRequested) else "error: "
             _say(kind + " ".join(str(error).split()))
         elif not isinstance(error, StopRequested):
             _let_rank_0_speak()
-        return error.exit_code
+        return OutputError.exit_code if is_full(error.__cause__) else error.exit_code
+    except Exception as error:
+        if not is_full(error):
+            raise
+        if is_first_rank():
+            _say(_full_in_words(error))
+        return OutputError.exit_code
     except KeyboardInterrupt:
         if is_first_rank():
             _say("stopped by Ctrl-C; what was finished is kept")
         sys.excepthook = lambda *_: None  # no traceback, but Python's way of ending by the signal
         raise
+
+
+def is_full(error: BaseException | None) -> bool:
+    """True for what a full or read-only file system raises, by whichever library it is passed on."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return isinstance(error, Exception) and any(words in str(error) for words in map(os.strerror, _FULL))
+
+
+def _full_in_words(error: Exception) -> str:
+    place = getattr(error, "filename", None)
+    where = f"{place}: " if place else ""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())[:300]
+    return f"error: {where}cannot be written ({reason}). Make room, or write elsewhere, and run the same command again."
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class _Names:
     local_size: str
 
 
-_FAMILIES = (
+_FAMILIES: tuple[_Names, ...] = (
     # Open MPI, and PRRTE below it.
     _Names(
         rank="OMPI_COMM_WORLD_RANK",
@@ -39,6 +39,13 @@ _FAMILIES = (
     ),
     # MPICH and Intel MPI; below srun's PMI the last two are Slurm's to say.
     _Names(rank="PMI_RANK", num_ranks="PMI_SIZE", local_rank="MPI_LOCALRANKID", local_size="MPI_LOCALNRANKS"),
+    _Names(rank="FLUX_TASK_RANK", num_ranks="FLUX_JOB_SIZE", local_rank="FLUX_TASK_LOCAL_ID", local_size=""),
+    _Names(
+        rank="JSM_NAMESPACE_RANK",
+        num_ranks="JSM_NAMESPACE_SIZE",
+        local_rank="JSM_NAMESPACE_LOCAL_RANK",
+        local_size="",
+    ),
     # Of the step: the job's SLURM_NTASKS is also set where a shell or a batch script runs alone.
     _Names(rank="SLURM_PROCID", num_ranks="SLURM_STEP_NUM_TASKS", local_rank="SLURM_LOCALID", local_size=""),
 )
@@ -55,7 +62,7 @@ def adopt_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
     if "RANK" in environ or "WORLD_SIZE" in environ:
         return
     names = next((names for names in _FAMILIES if names.rank in environ and names.num_ranks in environ), None)
-    if names is None or int(environ[names.num_ranks]) < 2:
+    if names is None or environ[names.num_ranks].strip() in ("0", "1"):
         return
     slurm = _slurm_facts(environ) if environ.get("SLURM_STEP_NUM_TASKS") == environ[names.num_ranks] else {}
     found = {
@@ -71,6 +78,45 @@ def adopt_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
     for name, value in found.items():
         if value is not None:
             environ.setdefault(name, value)
+
+
+_LONE_RANKS = ("PMIX_RANK", "PALS_RANKID", "ALPS_APP_PE")
+"""Variables of launchers that do not tell how many ranks they have started."""
+
+
+def launcher_conflict(environ: Mapping[str, str] = os.environ) -> str:
+    """The reason why ranks of one job would each train alone, by what their launcher says; "" for none.
+
+    Call it after ``adopt_launcher``.
+    """
+    told = [name for name in ("RANK", "WORLD_SIZE") if name in environ]
+    number = environ[told[0]] if len(told) == 1 else ""
+    if number.isdecimal() and number != {"RANK": "0", "WORLD_SIZE": "1"}[told[0]]:
+        missing = "WORLD_SIZE" if told == ["RANK"] else "RANK"
+        return (
+            f"environment variable {told[0]} = {number!r} is set and {missing} is not: each process would train alone. "
+            "Launchers set both; unset it to start one rank."
+        )
+    for names in _FAMILIES:
+        many = environ.get(names.num_ranks, "1") not in ("0", "1") and names.rank in environ
+        if many and environ.get("WORLD_SIZE") == "1" and not any(name in environ for name in _SET_BY_LAUNCHERS):
+            return (
+                f"environment variables WORLD_SIZE = '1' and {names.num_ranks} = {environ[names.num_ranks]!r}: each "
+                "process would train alone. Unset RANK and WORLD_SIZE before the launcher is started."
+            )
+    if not told:
+        ranks = [*(names.rank for names in _FAMILIES), *_LONE_RANKS]
+        for name in ranks:
+            if environ.get(name, "0") != "0":
+                return (
+                    f"environment variable {name} = {environ[name]!r}: a launcher has started several ranks, and "
+                    "nothing tells how many. Set RANK, WORLD_SIZE and MASTER_ADDR for each, or start with torchrun."
+                )
+    return ""
+
+
+_SET_BY_LAUNCHERS = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE", "CROSS_SIZE", "GROUP_WORLD_SIZE")
+"""Variables that ``deepspeed`` and ``torchrun`` set for each rank, below another launcher too: a job for each host."""
 
 
 def _slurm_facts(environ: Mapping[str, str]) -> dict[str, str]:

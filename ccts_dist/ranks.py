@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from ccts_dist.errors import ConfigError, PeerLostError
-from ccts_dist.launched import adopt_launcher
+from ccts_dist.errors import ConfigError, PeerLostError, PortTakenError
+from ccts_dist.launched import adopt_launcher, launcher_conflict
 
 BACKEND = "CCTS_BACKEND"
 """Environment variable: "gloo" lets ranks share a GPU, slowly; "nccl" is the default where there are GPUs."""
@@ -51,11 +51,19 @@ def rank_facts() -> Ranks:
     """This process's ranks by the launcher's environment; one rank when there was no launcher.
 
     Raises:
-        ConfigError: a variable that holds no number.
+        ConfigError: a variable that holds no number, or variables that would let each rank train alone.
     """
     adopt_launcher()
+    conflict = launcher_conflict()
+    if conflict:
+        raise ConfigError(conflict)
     number = number_from_environment
     rank, num_ranks = number("RANK", default=0), number("WORLD_SIZE", default=1)
+    if not 0 <= rank < num_ranks:
+        raise ConfigError(
+            f"environment variables RANK = {rank} and WORLD_SIZE = {num_ranks}: the rank must be below the number of "
+            "ranks. Launchers set both; unset both to start one rank."
+        )
     local_rank = number(_OWN_LOCAL_RANK, "LOCAL_RANK", default=0)
     # DeepSpeed's launcher, then torch's: how many hosts, and how many ranks on this one.
     num_nodes = number("CROSS_SIZE", "GROUP_WORLD_SIZE", default=1)
@@ -215,6 +223,7 @@ def meet(ranks: Ranks, *, backend: str, timeout_s: float) -> tuple[Ranks, Store]
 
     Raises:
         ConfigError: on all ranks alike: as ``take_seats``, or nobody says where the ranks are to meet.
+        PortTakenError: on some ranks alone: another job meets at the same port.
         PeerLostError: a rank did not come in time.
     """
     if "MASTER_ADDR" not in os.environ:
@@ -227,10 +236,13 @@ def meet(ranks: Ranks, *, backend: str, timeout_s: float) -> tuple[Ranks, Store]
     try:
         store, _, _ = next(rendezvous("env://", ranks.rank, ranks.num_ranks, timeout=timeout))
         store.set_timeout(timeout)
+        _check_own(store, ranks)
         seats = _exchange_seats(store, ranks)
     except dist.DistError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         what = " ".join(str(error).split())[:200]
+        if "EADDRINUSE" in what or "address already in use" in what:
+            raise _port_taken(ranks) from error
         raise PeerLostError(
             f"rank {ranks.rank} of {ranks.num_ranks}: not all ranks have met at {where} within {timeout_s:g} s "
             f"({what}). See whether each was started, and reaches that address."
@@ -242,6 +254,20 @@ def meet(ranks: Ranks, *, backend: str, timeout_s: float) -> tuple[Ranks, Store]
         raise
     _tell_libraries(own, local_size)
     return own, store
+
+
+def _check_own(store: Store, ranks: Ranks) -> None:
+    """Refuse the store of another job, in which this rank's place is taken: its facts would be those of strangers."""
+    if store.add(f"ccts/arrived/{ranks.rank}", 1) > 1:
+        raise _port_taken(ranks)
+
+
+def _port_taken(ranks: Ranks) -> PortTakenError:
+    port = os.environ["MASTER_PORT"]
+    return PortTakenError(
+        f"rank {ranks.rank} of {ranks.num_ranks}: port {port} at {os.environ['MASTER_ADDR']} is another job's. Give "
+        "each job on a host a port of its own: deepspeed --master_port N, torchrun --master_port N, or MASTER_PORT=N."
+    )
 
 
 def _exchange_seats(store: Store, ranks: Ranks) -> list[Seat]:

@@ -123,7 +123,7 @@ def shown_cause(error: BaseException) -> BaseException | None:
 class RedactedStream:
     """A text stream whose text is redacted on its way to another one, which it is in all else."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:  # TextIO; beartype takes a forked process's for none
         self._stream = stream
 
     def write(self, text: str) -> int:

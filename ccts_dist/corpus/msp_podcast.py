@@ -13,6 +13,7 @@ from ccts_dist.corpus.folders import AudioFolder, find_entry, listing
 from ccts_dist.corpus.msp_labels import LabelRow, find_labels, is_withheld, read_label_rows
 from ccts_dist.corpus.msp_raters import read_raters
 from ccts_dist.errors import CorpusError
+from ccts_dist.limits import read_limited
 from ccts_dist.records import DIMENSIONS, Rejected, Utterance
 
 SCALE = (1.0, 7.0)
@@ -132,7 +133,7 @@ class _Reader:
         path = self._transcripts / f"{key}.txt"
         source = path.relative_to(self._root).as_posix()
         try:
-            text = path.read_bytes().decode("utf-8-sig")
+            text = read_limited(path, "label file").decode("utf-8-sig")
         except FileNotFoundError:
             return ""
         except UnicodeDecodeError as error:

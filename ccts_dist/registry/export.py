@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ccts_dist.errors import ConfigError, ExportError
+from ccts_dist.errors import ConfigError, ExportError, OutputError, is_full
 from ccts_dist.model import LoadedModel, load_model
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.registry.export_answers import Answers, Exported, answers_of
@@ -82,6 +82,10 @@ def export_model(
         for weights in unfinished.glob("*.safetensors"):
             shutil.copymode(unfinished / FACTS, weights)  # safetensors' own is 0600, whatever the umask
         unfinished.rename(out)
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise OutputError(f"{out}: cannot be written, since the disk is full. Make room, and export again.") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return ExportReport(

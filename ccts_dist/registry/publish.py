@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccts_dist.config import read_run
-from ccts_dist.errors import ConfigError
+from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.model import load_model
 from ccts_dist.registry.card import model_card
 from ccts_dist.registry.contents import (
@@ -244,6 +244,10 @@ def _store(
     source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
     digest_tags = {f"{DIGEST_TAG}{path}": digest for path, digest in digests.items()}
     created = client.create_model_version(name, source, run_id, tags={**digest_tags, **tags})
+    if not created.version:
+        raise RegistryError(
+            f"registering {name!r}: the server answers, but not as MLflow does. See what listens there."
+        )
     if alias:
         client.set_registered_model_alias(name, alias, created.version)
     return str(created.version)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ccts_dist.account import user_cache
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.redaction import without_credentials
@@ -174,8 +175,17 @@ def _newest_of_run(client: "MlflowClient", run: str, model: str, uri: str) -> "M
 
 
 def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "ccts_dist" / "models"
+    return user_cache() / "ccts_dist" / "models"
+
+
+def _take_away(kept: Path, fault: RegistryError) -> None:
+    try:
+        if kept.is_dir() and not kept.is_symlink():
+            shutil.rmtree(kept)
+        else:
+            kept.unlink()
+    except OSError as error:
+        raise RegistryError(f"{fault} {kept} cannot be removed ({error.strerror}): remove it.") from error
 
 
 def _fetch(
@@ -184,14 +194,22 @@ def _fetch(
     """The package's folder in the cache, fetched if it is not there yet or no longer sound."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
     kept = cache / hashlib.sha256(lines.encode()).hexdigest()
-    if kept.is_dir():
+    if os.path.lexists(kept):
         try:
+            if kept.is_symlink() or not kept.is_dir():
+                raise RegistryError(f"{kept}: is no folder of this cache.")
             check_digests(kept, digests, source=source)
-        except RegistryError:
-            shutil.rmtree(kept)  # damaged in the cache: fetched again
+        except RegistryError as error:
+            _take_away(kept, error)  # damaged in the cache, or planted there: fetched again
         else:
             return kept
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise RegistryError(
+            f"{cache}: fetched models cannot be kept there ({error.strerror}). Set XDG_CACHE_HOME to a folder that can "
+            "be written to."
+        ) from error
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
         with asking_the_server(uri, f"fetching {SCHEME}{found.name}/{found.version}"), large_transfers():
             from mlflow.artifacts import download_artifacts

@@ -80,12 +80,21 @@ def asking_the_server(uri: str, doing: str) -> Iterator[None]:
         RegistryError: anything but success.
     """
     import requests
+    from google.protobuf.json_format import ParseError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, requests.RequestException, OSError, ImportError) as error:
+    except (
+        MlflowException,
+        SQLAlchemyError,
+        requests.RequestException,
+        OSError,
+        ImportError,
+        ValueError,
+        ParseError,
+    ) as error:
         reason = " ".join(redact(str(error)).split())[:500]
         words = f"{doing} at {without_credentials(uri)} failed: {reason}"
         raise RegistryError(words) from shown_cause(error)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ccts_dist.errors import ConfigError, ShardError
+from ccts_dist.errors import ConfigError, OutputError, ShardError, is_full
 from ccts_dist.shards.durable import file_sha256, write_whole
 from ccts_dist.shards.index import IndexWriter, rows_to_table
 from ccts_dist.shards.read import ShardSet
@@ -48,6 +48,7 @@ def merge_shards(
         TeacherError: the cache lacks a shard or an utterance, or is damaged.
         ShardError: the shard set is damaged, or is itself a merged one.
         ConfigError: the folder holds something else, or cannot be made.
+        OutputError: it cannot be written to: a full disk.
     """
     root = local_folder(out, what="merged shard set")
     source = shard_set.manifest
@@ -60,6 +61,20 @@ def merge_shards(
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{root}: cannot be made ({error.strerror}). Name another folder with --out.") from error
+    try:
+        return _write_merged(shard_set, cache, root, progress)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise OutputError(
+            f"{root}: cannot be written ({error.strerror or error}). Make room, and run the same command again."
+        ) from error
+
+
+def _write_merged(
+    shard_set: ShardSet, cache: TeacherCache, root: Path, progress: Callable[[int], object] | None
+) -> str:
+    source = shard_set.manifest
     members = (*source.members, TEACHER_MEMBER)
     entries = []
     with IndexWriter(root / INDEX_NAME) as index:

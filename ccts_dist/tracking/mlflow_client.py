@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ccts_dist.account import complete_account
 from ccts_dist.errors import ConfigError
 from ccts_dist.redaction import redact, remember, shown_cause, without_credentials
 from ccts_dist.tracking.sqlite_store import make_store
@@ -35,6 +36,7 @@ def prepare_mlflow() -> None:
     """Set what MLflow reads when it is imported. Call it before anything imports mlflow."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    complete_account()
 
 
 def open_client(uri: str) -> "MlflowClient":

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import queue
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -22,6 +24,9 @@ from ccts_dist.tracking.spool import Spool
 from ccts_dist.tracking.spooled_run import QUEUES, SpooledRun, begin_run, spooled_runs
 
 log = logging.getLogger(__name__)
+
+CONNECT_S = 30.0
+"""Longest time that a training waits for a server before its first step."""
 
 FLUSH_S = 5.0
 CLOSE_S = 20.0
@@ -51,7 +56,7 @@ class MlflowRun:
         self._closed = False
         self._sender = MlflowSender(uri, run, output)
         try:
-            self._sender.connect()
+            self._connect_in_time(uri)
         except AwayError as error:
             log.warning("tracking: the server is away; training goes on, events are kept: %s", error)
         except RefusedError as error:
@@ -66,6 +71,34 @@ class MlflowRun:
         self._files = Outbox(self._sender.send, files, what="files cannot be uploaded")
         if not run.is_new:
             self._events.put(StatusEvent("RUNNING", _now_ms()))
+
+    def _connect_in_time(self, uri: str) -> None:
+        """Connect; give up on a server after a while, which may send an answer byte by byte for hours.
+
+        Raises:
+            AwayError: it is away, or too slow. A thread keeps waiting for it.
+            RefusedError: it will never have the run.
+        """
+        if not uri.startswith("http"):
+            self._sender.connect()
+            return
+        outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+        def connect() -> None:
+            try:
+                self._sender.connect()
+            except (AwayError, RefusedError, ConfigError) as error:
+                outcome.put(error)
+            else:
+                outcome.put(None)
+
+        threading.Thread(target=connect, name="tracking-connect", daemon=True).start()
+        try:
+            error = outcome.get(timeout=CONNECT_S)
+        except queue.Empty:
+            raise AwayError(f"no whole answer of {without_credentials(uri)} within {CONNECT_S:g} s") from None
+        if error is not None:
+            raise error
 
     @property
     def run_id(self) -> str:

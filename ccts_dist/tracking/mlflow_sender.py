@@ -8,6 +8,8 @@ Why no (key, step) is ever there twice, whoever is killed:
 * at its first call a sender asks the server for the last step of every key and drops what is at or below it;
 * an attempt whose answer got lost is repeated with the same time stamps, and the server keeps one of two events that
   agree in key, step, time stamp and value.
+
+What was sent counts as delivered when the server shows it: a gateway may answer anything with 200 and an empty object.
 """
 
 import hashlib
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import requests
+from google.protobuf.json_format import ParseError
 from sqlalchemy.exc import SQLAlchemyError
 
 from ccts_dist.redaction import redact, shown_cause, without_credentials
@@ -44,6 +47,7 @@ _LONGEST_TAG = 5000
 _MOST_PARAMS = 100
 _FOR_GOOD = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 _TOO_LARGE = 413
+_NOT_MLFLOW = "it answers, but not as an MLflow server does: see which program or gateway listens there"
 _TOKEN = "ccts_dist.token"
 _PARENT = "ccts_dist.parent"
 _PARENT_ID = "mlflow.parentRunId"
@@ -123,6 +127,8 @@ class MlflowSender:
         run = self._find_run() if self._run.run_id else None
         if run is None:
             run = self._create_run()
+        if not run.info.run_id:
+            raise AwayError(_NOT_MLFLOW)
         self._params = dict(run.data.params)
         self._last_step = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         if is_newest(self._run, self._output):
@@ -138,6 +144,8 @@ class MlflowSender:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
         else:
+            if run.info.run_id != self._run.run_id:
+                raise AwayError(_NOT_MLFLOW)
             if run.info.lifecycle_stage == "active":
                 return run
         self.began_anew = True
@@ -149,6 +157,8 @@ class MlflowSender:
     def _create_run(self) -> Run:
         experiment = self._client.get_experiment_by_name(self._run.experiment)
         experiment_id = self._create_experiment() if experiment is None else experiment.experiment_id
+        if not experiment_id:
+            raise AwayError(_NOT_MLFLOW)
         if self._attempts > 1 or not self._run.is_new:  # an earlier attempt may have made it and lost the answer
             found = self._client.search_runs([experiment_id], f"tags.`{_TOKEN}` = '{self._run.token}'")
             if found:
@@ -196,6 +206,8 @@ class MlflowSender:
                 new.append(Metric(event.key, event.value, event.timestamp_ms, event.step))
         if new:
             self._client.log_batch(self.run_id, metrics=new)
+            there = {metric.key: metric.step for metric in self._read_run().data.to_proto().metrics}
+            _expect({metric.key: last[metric.key] for metric in new}.items() <= there.items())
         self._last_step = last
 
     def _send_params(self, events: Sequence[ParamEvent]) -> None:
@@ -211,6 +223,8 @@ class MlflowSender:
         entries = [Param(key, value) for key, value in new.items()]
         for start in range(0, len(entries), _MOST_PARAMS):
             self._client.log_batch(self.run_id, params=entries[start : start + _MOST_PARAMS])
+        if new:
+            _expect(new.keys() <= self._read_run().data.params.keys())
         self._params.update(new)
         self._send_tags(changed)
 
@@ -221,16 +235,25 @@ class MlflowSender:
         ]
         for start in range(0, len(entries), _MOST_PARAMS):
             self._client.log_batch(self.run_id, tags=entries[start : start + _MOST_PARAMS])
+        if tags:
+            _expect(tags.keys() <= self._read_run().data.tags.keys())
 
     def _send_status(self, event: StatusEvent) -> None:
         if event.status == "RUNNING":
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self._client.set_terminated(self.run_id, event.status, end_time=event.timestamp_ms)
+        _expect(self._read_run().info.status == event.status)
+
+    def _read_run(self) -> Run:
+        run = self._client.get_run(self.run_id)
+        _expect(run.info.run_id == self.run_id)
+        return run
 
     def _send_file(self, event: FileEvent | TextEvent) -> None:
         if isinstance(event, TextEvent):
             self._client.log_text(self.run_id, event.text, event.name)
+            self._read_run()
             return
         path = self._output / event.path
         if not path.is_file():
@@ -240,6 +263,13 @@ class MlflowSender:
                 self._client.log_artifact(self.run_id, str(path), event.folder or None)
         else:
             self._client.log_artifact(self.run_id, str(path), event.folder or None)
+        self._read_run()
+
+
+def _expect(is_there: bool) -> None:
+    """Raises: AwayError, where the server does not show what it has taken, or shows it for another run."""
+    if not is_there:
+        raise AwayError(_NOT_MLFLOW)
 
 
 @contextmanager
@@ -264,6 +294,8 @@ def _translated(uri: str) -> Iterator[None]:
         )
     except _store_errors() as error:
         raise AwayError(_words(error)) from shown_cause(error)
+    except (ValueError, ParseError) as error:  # an answer that MLflow cannot read
+        raise AwayError(f"{_NOT_MLFLOW} ({type(error).__name__}: {_words(error)})") from shown_cause(error)
 
 
 def _store_errors() -> tuple[type[Exception], ...]:

@@ -38,16 +38,20 @@ def read_back(address: str, *, tracking_uri: str = "") -> ReadBackRun:
         raise ConfigError(f"{address}: there is no file {file} to read it from. Name the store with --uri.")
     client = open_client(uri)
     import requests
+    from google.protobuf.json_format import ParseError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        data = client.get_run(run_id).data
+        run = client.get_run(run_id)
+        if run.info.run_id != run_id:
+            raise ValueError("it answers, but not as an MLflow server does")
+        data = run.data
         metrics = {
             name: {point.step: point.value for point in client.get_metric_history(run_id, name)}
             for name in sorted(data.metrics)
         }
-    except (MlflowException, SQLAlchemyError, requests.RequestException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, requests.RequestException, OSError, ValueError, ParseError) as error:
         words = " ".join(redact(str(error)).split())[:300]
         raise ConfigError(
             f"{address}: cannot be read at {without_credentials(uri)} ({words}). Give the id of a run there, or "

@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 
 from ccts_dist.distributed import Ranks, is_lost_connection, write_nccl_record
 from ccts_dist.errors import STOPPED, CctsError, OutOfMemoryError, PeerLostError, StopRequested
+from ccts_dist.redaction import redact
 from ccts_dist.train.beats import (
     LOST_A_PEER,
     STOPPED_BY_SIGNAL,
@@ -118,13 +119,13 @@ class Watch:
             return
         # The signals stay as they are: the launcher sends SIGTERM to the ranks as soon as one of them has left.
         if not isinstance(error, CctsError):
-            self._left = f"{type(error).__name__}: {error}"[:300]
+            self._left = redact(f"{type(error).__name__}: {error}")[:300]
             self._write()
         self._leaving = (time.monotonic() + LEAVE_S, error.exit_code if isinstance(error, CctsError) else 1)
 
     def _leave_at_once(self, error: CctsError) -> None:
         """End on this rank alone: its peers wait for it in a pass that it cannot finish, and end when it has gone."""
-        self._left, self._reported = str(error)[:300], True
+        self._left, self._reported = redact(str(error))[:300], True
         self._write()
         self._say(f"error: {error} All ranks end. {self._advice('Mend the cause')}")
         self._end(error.exit_code)
@@ -336,7 +337,7 @@ class Watch:
     def _say(self, words: str) -> None:
         # Not through a stream or a bar: the main thread may be stuck with its lock.
         with suppress(OSError):
-            os.write(2, f"{' '.join(words.split())}\n".encode())
+            os.write(2, f"{redact(' '.join(words.split()))}\n".encode())
 
     def _end(self, code: int) -> None:
         with suppress(OSError):

@@ -48,7 +48,8 @@ def test_ten_trainings_registrations_and_lookups_at_once_in_an_empty_folder_all_
     for one in range(NUM_TRAININGS):
         config = write_run(
             tmp_path / f"{one}.toml", material / "shards", tmp_path / f"run{one}",
-            train={"max_steps": STEPS}, tracking={"kind": "mlflow"},
+            train={"max_steps": STEPS, "deepspeed": str(ROOT / "ds_configs/zero2.json")},
+            tracking={"kind": "mlflow"},
         )  # fmt: skip
         trainings.append([*inner_launcher(1), str(ROOT / "launch/train.py"), "--config", str(config)])
     model = str(material / "model")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from torch.distributed import DistBackendError
 
 from ccts_dist.distributed import (
     Ballot,
@@ -149,6 +150,19 @@ def test_time_out_holds_in_groups_that_a_library_made():
 )
 def test_lost_connections_are_told_from_mistakes_of_a_program(words: str, is_lost: bool):
     assert is_lost_connection(RuntimeError(words)) is is_lost
+
+
+@pytest.mark.parametrize(
+    ("words", "is_lost"),
+    [
+        ("NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited or there was a network error", True),
+        ("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3) ran for 60000 milliseconds", True),
+        ("NCCL error in: ProcessGroupNCCL.cpp:1, invalid argument, NCCL version 2.27", False),
+        ("NCCL error in: ProcessGroupNCCL.cpp:1, unhandled cuda error, NCCL version 2.27", False),
+    ],
+)
+def test_mistakes_that_nccl_reports_are_no_lost_ranks(words: str, is_lost: bool):
+    assert is_lost_connection(DistBackendError(words)) is is_lost
 
 
 def meet_without_local_ranks() -> None:

@@ -1,10 +1,13 @@
 """How commands begin and end."""
 
+import errno
 import gc
 
+import pyarrow
 import pytest
+from safetensors import SafetensorError
 
-from ccts_dist.errors import PeerLostError, quick_imports, run_main, without_controls
+from ccts_dist.errors import ConfigError, PeerLostError, quick_imports, run_main, without_controls
 
 
 def test_collector_rests_during_imports_and_not_after_them_even_if_one_fails():
@@ -33,3 +36,40 @@ def test_control_characters_do_not_reach_a_terminal():
         "a\\x1b[2Jb\\x9bc\\u2028\\u202ed\\udce9\\x09é\u3000"
     )
     assert without_controls("a\nb", keep="\n") == "a\nb"
+
+
+def _wrapped() -> ConfigError:
+    error = ConfigError("o: cannot be written (No space left on device). Name another folder.")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "o/a.npy"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EROFS, "Read-only file system"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        pyarrow.ArrowInvalid("[errno 28] No space left on device"),
+        _wrapped(),
+    ],
+    ids=repr,
+)
+def test_full_disk_is_one_line_and_one_exit_code_whatever_met_it(error: Exception, capsys: pytest.CaptureFixture[str]):
+    def main(_: list[str] | None) -> int:
+        raise error
+
+    assert run_main(main) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "cannot be written" in line
+    assert ("o/a.npy: " in line) == (getattr(error, "filename", None) is not None)
+
+
+def test_error_of_another_kind_keeps_its_traceback():
+    def main(_: list[str] | None) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "o")
+
+    with pytest.raises(FileNotFoundError):
+        run_main(main)

@@ -145,3 +145,59 @@ def test_variable_that_is_no_number_is_refused_by_name(monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(ConfigError, match=r"^environment variable WORLD_SIZE = 'two' is no whole number\."):
         rank_facts()
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"RANK": "1"}, "RANK = '1' is set and WORLD_SIZE is not"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE = '2' is set and RANK is not"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK = 2 and WORLD_SIZE = 2: the rank must be below"),
+        ({"PMIX_RANK": "1"}, "PMIX_RANK = '1': a launcher has started several ranks, and nothing tells how many"),
+        ({"SLURM_PROCID": "3"}, "SLURM_PROCID = '3': a launcher has started several ranks"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+            "WORLD_SIZE = '1' and OMPI_COMM_WORLD_SIZE = '2': each process would train alone",
+        ),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "many"}, "WORLD_SIZE = 'many' is no whole number"),
+    ],
+)
+def test_no_rank_of_several_trains_alone_in_silence(told, words, monkeypatch: pytest.MonkeyPatch):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
+        monkeypatch.setenv(name, "")  # so that monkeypatch takes away what is set
+        monkeypatch.delenv(name)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^environment variables? .*{words}"):
+        rank_facts()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"},  # a batch script
+        # deepspeed --num_gpus 1 as each of four tasks: four runs
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4"},
+    ],
+)
+def test_rank_that_was_started_alone_trains_alone(told, monkeypatch: pytest.MonkeyPatch):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert rank_facts() == Ranks()
+
+
+def test_flux_and_jsm_start_ranks():
+    for rank, size in (("FLUX_TASK_RANK", "FLUX_JOB_SIZE"), ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE")):
+        environ = {rank: "1", size: "2", "MASTER_ADDR": "node1"}
+        adopt_launcher(environ)
+        assert (environ["RANK"], environ["WORLD_SIZE"]) == ("1", "2")

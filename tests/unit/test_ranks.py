@@ -1,11 +1,14 @@
 """Ranks find their hosts and their GPUs by what each of them sees."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from datetime import timedelta
 
 import pytest
+from torch.distributed import TCPStore
 
-from ccts_dist.errors import ConfigError
-from ccts_dist.ranks import BACKEND, Ranks, Seat, chosen_backend, take_seats
+from ccts_dist.errors import ConfigError, PortTakenError, run_main
+from ccts_dist.ranks import BACKEND, Ranks, Seat, chosen_backend, meet, take_seats
 
 
 def seat(host: str = "a", **changes: object) -> Seat:
@@ -110,3 +113,35 @@ def test_backend_is_chosen_by_the_device_and_by_the_switch(monkeypatch: pytest.M
     monkeypatch.setenv(BACKEND, "mpi")
     with pytest.raises(ConfigError, match=r'must be "gloo" or "nccl"\. Unset it'):
         chosen_backend()
+
+
+@pytest.fixture
+def job_before(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
+    """The store of another job on this host, whose two ranks have met, at the port that is this job's too."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30))
+    for rank in (0, 1):
+        store.add(f"ccts/arrived/{rank}", 1)
+        store.set(f"ccts/seat/{rank}", json.dumps(asdict(seat(local_rank=rank, local_size=2, num_nodes=1))))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    return store
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_second_job_on_a_host_is_told_of_the_port_and_joins_no_stranger(
+    rank: int, job_before: TCPStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("RANK", str(rank))
+    seat_before = job_before.get(f"ccts/seat/{rank}")
+
+    def main(_: list[str] | None) -> int:
+        meet(Ranks(rank=rank, num_ranks=2), backend="gloo", timeout_s=20)
+        return 0
+
+    assert run_main(main) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: rank {rank} of 2: port {job_before.port} at 127.0.0.1 is another job's. ")
+    assert "deepspeed --master_port N" in line
+    assert job_before.get(f"ccts/seat/{rank}") == seat_before
+    assert issubclass(PortTakenError, ConfigError)
