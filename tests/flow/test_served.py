@@ -264,8 +264,10 @@ def test_our_server_keeps_no_more_of_a_body_than_its_limit(server: Server) -> No
 @pytest.mark.long
 def test_bodies_at_the_limit_stay_within_two_gigabytes_and_health_is_answered(place: Path, tmp_path: Path) -> None:
     """Each is 127 MiB; of empty objects, one took 4.3 GB."""
-    audio = '{"audio":"' + _b64(_wav(100.0)) + '"},'
-    units = (b"{},", b'"",', b"[", audio.encode())
+    size = 127 << 20
+    audio = b'{"audio":"' + _b64(_wav(100.0)).encode() + b'"}'
+    bodies = [b'{"inputs":[' + unit * (size // len(unit)) + b"1]}" for unit in (b"{},", b'"",')]
+    bodies.append(b'{"inputs":[' + b",".join([audio] * (size // len(audio))) + b"]}")
     model = str(place / "run" / "best")
     with model_server(model, tmp_path / "log", uri=_uri(place), environment={}, by="launch/serve.py") as running:
 
@@ -277,14 +279,13 @@ def test_bodies_at_the_limit_stay_within_two_gigabytes_and_health_is_answered(pl
             except urllib.error.HTTPError as error:
                 return error.code
 
-        for unit in units:
-            body = b'{"inputs":[' + unit * ((127 << 20) // len(unit)) + b"1]}"
+        for body in bodies:
             with ThreadPoolExecutor(4) as pool:
                 asked = [pool.submit(ask, body) for _ in range(4)]
                 while not all(one.done() for one in asked):
                     with urllib.request.urlopen(f"{running.address}/ping", timeout=15) as answer:
                         assert answer.status == 200
-            assert {one.result() for one in asked} <= {400, 503}
+            assert {one.result() for one in asked} <= {200, 400, 503}
             status = Path(f"/proc/{running.process.pid}/status").read_text()
             assert int(status.split("VmHWM:")[1].split()[0]) / 1e6 < 2.0
 

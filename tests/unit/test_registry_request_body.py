@@ -97,7 +97,7 @@ def _plain(tree: Any) -> Any:
     return [_plain(one) for one in tree] if isinstance(tree, list) else tree
 
 
-@examples(200)
+@examples(60)
 @given(rows=st.lists(st.dictionaries(st.sampled_from(["audio", "path", "x"]), CELLS, max_size=3), max_size=3))
 def test_strings_cut_out_come_back_as_a_json_parser_reads_them(rows: list[dict[str, Any]]) -> None:
     for ascii_only in (True, False):
