@@ -9,6 +9,7 @@ import atexit
 import errno
 import gc
 import os
+import re
 import signal
 import sys
 import time
@@ -22,6 +23,10 @@ from ccts_dist.redaction import guard_output
 
 STOPPED = 75
 """Exit code of a run that stopped on request with a complete checkpoint: run it again to go on (EX_TEMPFAIL)."""
+
+
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line separators, marks that turn the direction of text, and bytes that were no UTF-8."""
 
 
 _SPEAK_S = 10.0
@@ -207,6 +212,21 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def without_controls(text: str, keep: str = "") -> str:
+    r"""The text with control characters written out, as ``\x1b``: a terminal does not act on them.
+
+    Args:
+        keep: characters that stay as they are, such as line breaks.
+    """
+    return CONTROLS.sub(lambda found: found[0] if found[0] in keep else escaped(found[0]), text)
+
+
+def escaped(character: str) -> str:
+    r"""A character as ``\x1b`` or ``\u2028``."""
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
 def is_first_rank() -> bool:
     """Whether this process speaks for all: launchers tell each its rank."""
     return os.environ.get("RANK", "0") == "0"
@@ -214,7 +234,7 @@ def is_first_rank() -> bool:
 
 def _say(line: str) -> None:
     with suppress(OSError):  # whoever read it has gone; the exit code still tells
-        print(line, file=sys.stderr, flush=True)
+        print(without_controls(line), file=sys.stderr, flush=True)
 
 
 def _let_rank_0_speak() -> None:

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TextIO, cast
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 MASK = "***"
@@ -123,7 +123,7 @@ def shown_cause(error: BaseException) -> BaseException | None:
 class RedactedStream:
     """A text stream whose text is redacted on its way to another one, which it is in all else."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any) -> None:  # TextIO; beartype takes a forked process's for none
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -148,9 +148,9 @@ def guard_output() -> None:
     libraries."""
     remember_process(sys.argv[1:])
     if not isinstance(sys.stdout, RedactedStream):
-        sys.stdout = cast(Any, RedactedStream(sys.stdout))
+        sys.stdout = cast(TextIO, RedactedStream(sys.stdout))
     if not isinstance(sys.stderr, RedactedStream):
-        sys.stderr = cast(Any, RedactedStream(sys.stderr))
+        sys.stderr = cast(TextIO, RedactedStream(sys.stderr))
 
 
 def _redact(text: str) -> str:

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from ccts_dist.errors import quick_imports, run_main
+from ccts_dist.errors import leave, quick_imports, run_main
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -17,7 +17,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '  printf \'{"inputs": [{"audio": "%%s"}, {"path": "2026/a.wav"}]}\' "$(base64 -w0 a.wav)" |\n'
         "    curl -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5001/invocations\n"
         "Each limit may come from the environment instead: CCTS_AUDIO_ROOT, CCTS_MAX_RECORDINGS, ...\n"
-        "Up to --max-connections bodies of --max-request-bytes each may wait in memory.\n"
+        "Each request is a line of JSON on stderr, but for /ping, /health, /ready and /metrics.\n"
         "exit codes: 0 ended by a signal, 1 the registry failed, 2 a mistake, or a port that is taken",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -30,7 +30,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max-recording-bytes", default="", metavar="N", help="of an audio file, before base64 (default: 16 MiB)")
     add("--max-seconds", default="", metavar="S", help="of a recording, at most 600 (default: 120)")
     add("--max-request-bytes", default="", metavar="N", help="of a body (default: 128 MiB)")
-    add("--max-connections", default="", metavar="N", help="at a time; more are told 503 (default: 32)")
+    add("--max-waiting-bytes", default="", metavar="N", help="of all bodies in memory together (default: 256 MiB)")
+    add("--max-requests", default="", metavar="N", help="waiting or answered at a time; above it 503 (default: 32)")
+    add("--max-connections", default="", metavar="N", help="at a time; the longest silent one gives way (default: 512)")
+    add("--max-head-seconds", default="", metavar="S", help="in which a request's head must come (default: 10)")
+    add("--max-body-seconds", default="", metavar="S", help="in which a body must come, or 16 KiB/s more (default: 20)")
     add("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
     return parser.parse_args(argv)
 
@@ -48,4 +52,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+    leave(run_main(main))  # a forward pass may still be at work

@@ -3,13 +3,12 @@
 import argparse
 import sys
 
-from ccts_dist.errors import ShardError, run_main
-from ccts_dist.progress import Progress, say
-from ccts_dist.shards import open_shard_set
+from ccts_dist.errors import run_main
+from ccts_dist.progress import Progress
 from ccts_dist.shards.build.command import build_parser, part_of, read_corpus, settings_of
 from ccts_dist.shards.build.pool import warm_up
 from ccts_dist.shards.build.write import build_all, build_part, check_build, join_parts, num_to_join, plan_build
-from ccts_dist.shards.set_warnings import set_warnings
+from ccts_dist.shards.set_warnings import print_warnings
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -23,18 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     built = join(args) if args.kind == "join" else build(args)
     print(built.in_words(args.out))
     if part_of(args) is None:
-        warn(args.out)
+        print_warnings(args.out)
     return 0
-
-
-def warn(out: str) -> None:
-    """Say what makes scores on the set say less than they seem to; a set that is built stays built."""
-    try:
-        lines = set_warnings(open_shard_set(out))
-    except ShardError as error:  # a place that lets write and not read
-        lines = [f"shared speakers and constant labels were not looked for: {error}"]
-    for line in lines:
-        say(line)
 
 
 def build(args: argparse.Namespace):

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from ccts_dist.errors import quick_imports, run_main
+from ccts_dist.errors import quick_imports, run_main, without_controls
 from ccts_dist.progress import byte_progress
 
 EPILOG = """Unpacks nothing, follows no link. A finding that is of no single utterance has "-" for its key.
@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with quick_imports():
         from ccts_dist.shards.check.check import check_shard_set
+        from ccts_dist.shards.set_warnings import print_warnings
 
     with byte_progress(f"check {args.shards}") as advance:
         findings = check_shard_set(
@@ -43,16 +44,12 @@ def main(argv: list[str] | None = None) -> int:
         with quick_imports():  # twice as many as the check itself needs
             from ccts_dist.teacher.refit import refit_findings
         findings += refit_findings(args.shards, args.teacher)
-    if not any(not finding.leftover for finding in findings):
-        with quick_imports():
-            from ccts_dist.shards import open_shard_set
-            from ccts_dist.shards.set_warnings import set_warnings
-        for line in set_warnings(open_shard_set(args.shards)):
-            print(line, file=sys.stderr)
     damage = [finding for finding in findings if not finding.leftover]
     for finding in findings:
-        print(f"note: {finding}" if finding.leftover else finding, file=sys.stderr if finding.leftover else sys.stdout)
+        line = without_controls(f"note: {finding}" if finding.leftover else str(finding), keep="\n\t")
+        print(line, file=sys.stderr if finding.leftover else sys.stdout)
     if not damage:
+        print_warnings(args.shards)
         print(f"sound: {', '.join(filter(None, (args.shards, args.teacher)))}", file=sys.stderr)
     return 1 if damage else 0
 

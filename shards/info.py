@@ -4,12 +4,8 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ccts_dist.errors import quick_imports, run_main
-
-if TYPE_CHECKING:
-    from ccts_dist.shards import ShardSet
+from ccts_dist.errors import quick_imports, run_main, without_controls
 
 EPILOG = """Reads the index alone, no audio. A histogram has ten bars, from label 0 to label 1.
 Exit codes: 0 done; 1 a damaged set; 2 a mistake, or no shard set there."""
@@ -26,33 +22,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def head(shard_set: "ShardSet") -> list[str]:
-    """What is said of the whole set."""
-    manifest, (low, high) = shard_set.manifest, shard_set.manifest.scale
-    lines = [f"{manifest.corpus} {manifest.release}, rated {low:g} to {high:g}, digest {shard_set.digest[:12]}"]
-    if manifest.teacher is not None:
-        lines.append(f"carries the outputs of teacher {manifest.teacher.name} ({manifest.teacher.weight_digest[:12]})")
-    return [*lines, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items()))]
-
-
 def main(argv: list[str] | None = None) -> int:
     """Print a block per split, or JSON; draw the picture."""
     args = parse_args(argv)
     with quick_imports():
         from ccts_dist.shards import open_shard_set
         from ccts_dist.shards.picture import check_picture, draw_set
-        from ccts_dist.shards.set_warnings import set_warnings
-        from ccts_dist.shards.statistics import set_statistics, split_statistics
+        from ccts_dist.shards.statistics import describe_set, set_statistics, set_warnings, split_statistics
 
     if args.picture is not None:
         check_picture(args.picture)
     shard_set = open_shard_set(args.shards)
     splits = [split_statistics(shard_set, split) for split in shard_set.manifest.split_names]
     if args.json:
-        tree = set_statistics(shard_set, splits) | {"warnings": set_warnings(shard_set)}
-        print(json.dumps(tree, ensure_ascii=False, indent=1))
+        print(json.dumps(set_statistics(shard_set, splits), ensure_ascii=False, indent=1))
     else:
-        print("\n".join([*head(shard_set), *(split.in_words() for split in splits), *set_warnings(shard_set)]))
+        lines = [*describe_set(shard_set), *(split.in_words() for split in splits), *set_warnings(shard_set)]
+        print(without_controls("\n".join(lines), keep="\n\t"))
     if args.picture is not None:
         draw_set(args.picture, f"{shard_set.manifest.corpus} {shard_set.manifest.release}", splits)
     return 0

@@ -26,7 +26,11 @@ from ccts_dist.config.rules import (
 )
 from ccts_dist.config.schema import RunConfig
 from ccts_dist.errors import ConfigError
+from ccts_dist.limits import read_limited
 from ccts_dist.redaction import remember
+
+_LARGEST = (1 << 63) - 1
+"""Whole number. A float cannot be made of any, and torch takes none beyond."""
 
 
 def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -36,11 +40,13 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: no such file, bad TOML, unknown key, wrong type or out of range; one line, with the nearest key.
     """
     try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tree = tomllib.loads(read_limited(Path(path), "run file").decode())
     except OSError as error:
         reason = f"cannot read the run file ({error.strerror})"
         raise ConfigError(f"{path}: {reason}. Give --config an existing file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not a TOML file that can be read: nested too deeply. Mend the file.") from error
+    except ValueError as error:  # no TOML, no UTF-8, NUL in the path, a number of more than 4,300 digits
         raise ConfigError(f"{path}: not a TOML file: {error}. Mend the file.") from error
     for override in overrides:
         _set(tree, override)
@@ -116,7 +122,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()  # a bare word is a string, so that no quotes need to survive the shell
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
@@ -128,14 +134,14 @@ def _set(tree: dict[str, Any], override: str) -> None:
 def _build(cls: type, tree: Any, path: tuple[str, ...], source: str) -> Any:
     where = f"{source}: " + ".".join(path)
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{where} = {tree!r}: must be a table. Write [{'.'.join(path)}].")
+        raise ConfigError(f"{where} = {_short(tree)}: must be a table. Write [{'.'.join(path)}].")
     hints = typing.get_type_hints(cls, include_extras=True)
     names = [f.name for f in dataclasses.fields(cls)]
     for key, value in tree.items():
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(names)}."
-            dotted = ".".join((*path, str(key)))
+            dotted = _printable(".".join((*path, str(key))))
             raise ConfigError(f"{source}: unknown key {dotted} = {_short(value)}. {hint}")
     values = {}
     for f in dataclasses.fields(cls):
@@ -147,8 +153,25 @@ def _build(cls: type, tree: Any, path: tuple[str, ...], source: str) -> Any:
     return cls(**values)
 
 
+def _is_text(text: str) -> bool:
+    """False for NUL, which no path may hold, and for bytes of a command line that are no UTF-8."""
+    try:
+        return "\0" not in text and bool(text.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
+def _printable(key: str) -> str:
+    """A key out of a file, on a line: control characters as escapes, and no more than a line has."""
+    text = key if key.isprintable() else ascii(key)[1:-1]
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # too many digits, or nested too deeply
+        text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -184,9 +207,13 @@ def _convert(value: Any, hint: Any, path: tuple[str, ...], source: str) -> Any:
     if hint is bool or hint is str:
         if not isinstance(value, hint):
             raise refuse("true or false" if hint is bool else "a string")
+        if isinstance(value, str) and not _is_text(value):
+            raise refuse("Unicode text without NUL")
         return value
     if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
         raise refuse("a whole number" if hint is int else "a number")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise refuse("a number of at most 64 bits")
     number = hint(value)
     if not math.isfinite(number):
         raise refuse("a finite number")

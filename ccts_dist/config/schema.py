@@ -35,10 +35,10 @@ class DataConfig:
     window_utterances: Count = 65_536
     """Utterances that are shuffled together; bounds the plan's memory."""
 
-    duration_group: Count = 32
-    """Batches within which utterances are sorted by duration, to save padding. Keep it well below the batches of an
-    epoch: when they are sorted as a whole, each batch has one duration, and a small label variance where the two are
-    related."""
+    duration_group: Count = 1
+    """Batches within which utterances are sorted by duration; 1 for batches of random composition. Above 1 it saves
+    padding and harms every loss that is a statistic of a batch, such as CCC: in a batch of one duration the number of
+    letters predicts how fast somebody spoke. ``batch.micro_batch_seconds`` saves padding without harm."""
 
     streams: Count = 1
     """Parts of the shards that give equal shares of every batch. When the nodes divide them, each node reads its own

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ccts_dist.errors import CorpusError
+from ccts_dist.limits import LIMITS, open_regular
 
 _RECORD_LINES = 50
 """A quoted cell may hold line breaks; a record of more lines than this is a stray quote."""
@@ -96,9 +97,15 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _whole_lines(path: Path) -> Iterator[tuple[int, str]]:
     """As ``text_lines``, each line with its end."""
+    most = LIMITS["line of a label table"]
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield from enumerate(file, start=1)
+        with open(open_regular(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            for number, line in enumerate(iter(lambda: file.readline(most + 1), ""), start=1):
+                if len(line) > most:
+                    raise CorpusError(
+                        f"{path}: line {number} has more than {most:,} characters. Is it a table of labels?"
+                    )
+                yield number, line
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror}). Mend its rights or its disk.") from error
 

@@ -1,6 +1,7 @@
 """What every corpus reader returns."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ccts_dist.records import Rejected, Utterance
 
@@ -22,3 +23,6 @@ class Corpus:
     """Names of the labels that an utterance may have."""
 
     utterances: tuple[Utterance | Rejected, ...]
+
+    unnamed: tuple[Path, ...] = ()
+    """Audio files that no row of the label file names, in the folders of those that are named."""

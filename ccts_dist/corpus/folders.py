@@ -33,11 +33,18 @@ class AudioFolder:
         self._names = {entry.name for entry in entries if not entry.name.startswith("._") and _is_file(entry)}
         self._composed = _unique((_composed(name), name) for name in self._names if not name.isascii())
         self._stems: dict[str, str] | None = None
+        self._found: set[str] = set()
 
     @property
     def stems(self) -> list[str]:
         """Names of the audio files without their endings, sorted."""
         return sorted(os.path.splitext(name)[0] for name in self._names if is_audio(name))
+
+    @property
+    def unnamed(self) -> list[Path]:
+        """Audio files that were never looked for, sorted."""
+        names = (name for name in self._names - self._found if is_audio(name) and not name.startswith("."))
+        return [self.folder / name for name in sorted(names)]
 
     def find(self, name: str) -> Path | None:
         """The file of that name; failing that, the only one whose name differs in Unicode normalisation alone.
@@ -45,7 +52,10 @@ class AudioFolder:
         Copies from a Mac differ so from the label file that came with them.
         """
         found = name if name in self._names else self._composed.get(_composed(name))
-        return None if found is None else self.folder / found
+        if found is None:
+            return None
+        self._found.add(found)
+        return self.folder / found
 
     def find_any_ending(self, name: str) -> Path | None:
         """As ``find``; failing that, the only audio file that differs in its ending: ``.WAV``, ``.flac``.
@@ -58,7 +68,10 @@ class AudioFolder:
         if self._stems is None:
             self._stems = _unique((os.path.splitext(one)[0], one) for one in self._names if is_audio(one))
         alike = self._stems.get(os.path.splitext(name)[0])
-        return None if alike is None else self.folder / alike
+        if alike is None:
+            return None
+        self._found.add(alike)
+        return self.folder / alike
 
 
 def is_audio(name: str) -> bool:

@@ -13,6 +13,7 @@ from ccts_dist.corpus.cells import RowError, parse_label, printable, variances_o
 from ccts_dist.corpus.corpus import Corpus
 from ccts_dist.corpus.folders import AudioFolder, find_entry, listing, natural_order
 from ccts_dist.errors import CorpusError
+from ccts_dist.limits import read_limited
 from ccts_dist.records import DIMENSIONS, Rejected, Utterance
 
 SCALE = (1.0, 5.0)
@@ -223,7 +224,7 @@ def _read_transcripts(dialog: Path) -> dict[str, str]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each line. The release was written over years, by people with different systems."""
     try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        data = read_limited(path, "label file").removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror}). Mend its rights or its disk.") from error
     for number, line in enumerate(data.splitlines(), start=1):

@@ -9,6 +9,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ def read_manifest(
         scale=scale,
         targets=reading.targets,
         utterances=utterances,
+        unnamed=tuple(path for folder in reading.folders.values() for path in folder.unnamed),
     )
 
 
@@ -134,6 +136,8 @@ def _utterances(reading: _Reading) -> Iterator[Utterance | Rejected]:
             continue
         key = row.get("key")
         key = "" if key is None else str(key)
+        with suppress(RowError):  # its audio is named, whatever is wrong with the row
+            _audio(reading, _text(row, "audio", line, source), line)
         try:
             _check_key(row, key, seen, line, source)
             seen[key] = line

@@ -13,6 +13,7 @@ from ccts_dist.corpus.folders import AudioFolder, find_entry, listing
 from ccts_dist.corpus.msp_labels import LabelRow, find_labels, is_withheld, read_label_rows
 from ccts_dist.corpus.msp_raters import read_raters
 from ccts_dist.errors import CorpusError
+from ccts_dist.limits import read_limited
 from ccts_dist.records import DIMENSIONS, Rejected, Utterance
 
 SCALE = (1.0, 7.0)
@@ -27,7 +28,7 @@ def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: st
     Opens no audio: a file that cannot be decoded is found when shards are built. Splits, speakers and categories stay
     as the corpus spells them; an unknown speaker is None. A rating cell that is empty leaves that target out of
     ``labels``; a row with no rating at all is rejected. In the split whose labels are withheld, Test3, whatever stands
-    there instead of a rating is taken for none. Audio that no row names is not part of the corpus.
+    there instead of a rating is taken for none. Audio that no row names is no utterance; it is listed.
 
     Args:
         root: folder that holds ``Audios`` (or ``Audio``), ``Labels`` and, if there are any, ``Transcripts``.
@@ -44,11 +45,19 @@ def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: st
     if audios is None or not audios.is_dir():
         raise CorpusError(f"{root}: looked for the folder Audios with the wave files and found {listing(root)}.")
     labels = find_labels(root)
-    reader = _Reader(root, AudioFolder(audios))
+    folder = AudioFolder(audios)
+    reader = _Reader(root, folder)
     utterances = tuple(reader.read(row) for row in read_label_rows(labels, root))
     if not utterances:
         raise CorpusError(f"{labels}: no row below the header. Give a folder with a complete label file.")
-    return Corpus(name=name, release=release, scale=SCALE, targets=DIMENSIONS, utterances=utterances)
+    return Corpus(
+        name=name,
+        release=release,
+        scale=SCALE,
+        targets=DIMENSIONS,
+        utterances=utterances,
+        unnamed=tuple(folder.unnamed),
+    )
 
 
 class _Reader:
@@ -63,6 +72,7 @@ class _Reader:
 
     def read(self, row: LabelRow) -> Utterance | Rejected:
         key = row.key
+        self._audio.find_any_ending(row.file_name)  # named, whatever is wrong with its row
         try:
             self._check(row)
             self._seen[key] = row
@@ -123,7 +133,7 @@ class _Reader:
         path = self._transcripts / f"{key}.txt"
         source = path.relative_to(self._root).as_posix()
         try:
-            text = path.read_bytes().decode("utf-8-sig")
+            text = read_limited(path, "label file").decode("utf-8-sig")
         except FileNotFoundError:
             return ""
         except UnicodeDecodeError as error:

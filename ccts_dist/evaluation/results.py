@@ -16,14 +16,19 @@ from ccts_dist.report.score_tables import scores_to_text
 from ccts_dist.report.table import format_table
 from ccts_dist.scores import Difference, Gate, Interval, few_speakers, write_table
 from ccts_dist.shards.read import open_shard_set
+from ccts_dist.shards.schema import escape_key
 from ccts_dist.train.evaluate import scores_to_tree
 
 METRICS, PAGE = "metrics.json", "report.html"
 
 
 def predictions_name(split: str, number: int) -> str:
-    """The name of a table: of a split, and of the model with that number, counted from 0."""
-    return f"predictions-{split}.parquet" if number == 0 else f"predictions-{split}.{number + 1}.parquet"
+    """The name of a table: of a split, and of the model with that number, counted from 0.
+
+    A split may be called anything: in a file's name every byte but letters, digits, "_" and "-" is ``%XX``.
+    """
+    name = escape_key(split)
+    return f"predictions-{name}.parquet" if number == 0 else f"predictions-{name}.{number + 1}.parquet"
 
 
 def make_folder(out: Path) -> None:

@@ -1,18 +1,19 @@
 """Folders of audio that training mixes into utterances: noises, impulse responses. Listed and opened once."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from jaxtyping import Float64
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import SAMPLE_RATE_HZ
-from ccts_dist.shards.audio import can_resample, resample
-from ccts_dist.shards.containers import missing_audio
+from ccts_dist.shards.audio_file import NO_AUDIO, UNREADABLE, open_audio, why_not_decoded
+from ccts_dist.shards.audio_limits import UNKNOWN_FRAMES, AudioLimits
+from ccts_dist.shards.resampling import resample
 
 SUFFIXES = (
     ".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".nist", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".sph", ".w64",
@@ -20,8 +21,8 @@ SUFFIXES = (
 )  # fmt: skip
 """What libsndfile reads; other files, such as a corpus's README, are passed over."""
 
-_UNKNOWN_FRAMES = 1 << 62
-"""libsndfile says 2^63 - 1 for a FLAC that states no length."""
+_LIMITS = AudioLimits(max_duration_s=math.inf)
+"""Pieces are read of files of any duration."""
 
 _MOST_NAMED = 5
 
@@ -99,14 +100,14 @@ class SoundFolder:
 
     def _read(self, sound: _Sound, start: int, num_frames: int) -> Float64[np.ndarray, " samples"]:
         try:
-            samples, rate = soundfile.read(sound.path, frames=num_frames, start=start, dtype="float64", always_2d=True)
-        except (OSError, soundfile.LibsndfileError) as error:
-            raise self._damaged(sound.path, str(error)) from error
+            with open_audio(sound.path, _LIMITS) as file:
+                rate, mono = file.rate_hz, file.piece(start, num_frames)
+        except UNREADABLE as error:
+            raise self._damaged(sound.path, why_not_decoded(error)) from error
         # The length of an MP3 may be a guess.
         least = 1 if sound.path.suffix.lower() == ".mp3" else num_frames
-        if len(samples) < least or rate != sound.rate_hz or not np.isfinite(samples).all():
+        if len(mono) < least or rate != sound.rate_hz:
             raise self._damaged(sound.path, f"{num_frames} sound samples were to be there from {start} on")
-        mono = samples.mean(axis=1)
         return mono if rate == SAMPLE_RATE_HZ else resample(mono, rate)
 
     def _damaged(self, path: Path, reason: str) -> ConfigError:
@@ -129,22 +130,12 @@ def _audio_files(root: Path, key: str) -> Iterator[Path]:
 
 def _opened(path: Path, max_duration_s: float) -> _Sound | str:
     """What a file's header says, or in words why it cannot be used."""
+    limits = AudioLimits(max_duration_s=max_duration_s) if max_duration_s else _LIMITS
     try:
-        with path.open("rb") as file:
-            missing = missing_audio(file)
-        if missing:
-            return missing
-        facts = soundfile.info(str(path))
-    except OSError as error:
-        return f"cannot be opened ({error.strerror})"
-    except soundfile.LibsndfileError as error:
-        return f"cannot be decoded ({error.error_string.strip().removeprefix('Error : ').rstrip('.')})"
-    if facts.frames <= 0:
-        return "holds no audio"
-    if facts.frames >= _UNKNOWN_FRAMES:
-        return "states no length; write it anew"
-    if not can_resample(facts.samplerate):
-        return f"has a sample rate of {facts.samplerate} Hz, which cannot be resampled to {SAMPLE_RATE_HZ} Hz"
-    if 0 < max_duration_s < facts.frames / facts.samplerate:
-        return f"lasts {facts.frames / facts.samplerate:.1f} s, more than {max_duration_s:g} s"
-    return _Sound(path, facts.frames, facts.samplerate)
+        with open_audio(path, limits) as file:
+            facts = _Sound(path, file.num_frames, file.rate_hz)
+    except UNREADABLE as error:
+        return why_not_decoded(error)
+    if facts.num_frames <= 0:
+        return NO_AUDIO
+    return "states no length; write it anew" if facts.num_frames >= UNKNOWN_FRAMES else facts

@@ -26,6 +26,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.utils import logging as transformers_logging
 
 from ccts_dist.config import SpecAugmentConfig, SpeechConfig
+from ccts_dist.encoder_settings import check_settings
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.loaded import check_loaded, check_not_quantized
 from ccts_dist.model.modified_cpc import MODEL_TYPE as MODIFIED_CPC
@@ -132,6 +133,8 @@ def read_extractor(place: str | Path) -> FeatureExtractionMixin:
         ConfigError: there is none, or none of audio at 16 kHz.
     """
     try:
+        if Path(place).is_dir():
+            check_settings(Path(place))
         with quiet_transformers():
             extractor = AutoFeatureExtractor.from_pretrained(
                 str(place), local_files_only=Path(place).is_dir(), trust_remote_code=False
@@ -171,10 +174,10 @@ def encoder_from_config(branch: Branch, config: PreTrainedConfig) -> PreTrainedM
     try:
         if config.is_encoder_decoder:
             with torch.device("meta"):  # the decoder may be larger than the encoder
-                kind = type(_without_decoder(AutoModel.from_config(config)))
+                kind = type(_without_decoder(AutoModel.from_config(config, trust_remote_code=False)))
             encoder = kind(config)
         else:
-            encoder = AutoModel.from_config(config)
+            encoder = AutoModel.from_config(config, trust_remote_code=False)
     except SHAPE_ERRORS as error:
         raise ConfigError(f"model.{branch}: no {config.model_type} can have this shape: {_line(error)}") from error
     return without_pooler(encoder.float())
@@ -228,7 +231,7 @@ def does_normalise(speech: SpeechConfig) -> bool:
         extractor, _ = FeatureExtractionMixin.get_feature_extractor_dict(
             speech.encoder, local_files_only=Path(speech.encoder).is_dir()
         )
-    except (OSError, ValueError) as error:
+    except (OSError, *SHAPE_ERRORS) as error:
         raise _unsaid(speech.encoder, "has no readable preprocessor_config.json") from error
     if "do_normalize" not in extractor:
         raise _unsaid(speech.encoder, "has no do_normalize in its preprocessor_config.json")
@@ -289,9 +292,11 @@ def read_config(branch: Branch, place: str) -> PreTrainedConfig:
     if not folder.is_dir() and (folder.is_absolute() or place.startswith((".", "~")) or place.count("/") > 1):
         raise ConfigError(f"model.{branch}.encoder = {place!r}: no such folder. Name a folder or a model of the hub.")
     try:
+        if folder.is_dir():
+            check_settings(folder)
         with quiet_transformers():
-            return AutoConfig.from_pretrained(place, local_files_only=folder.is_dir())
-    except (*_LOAD_ERRORS, KeyError) as error:
+            return AutoConfig.from_pretrained(place, local_files_only=folder.is_dir(), trust_remote_code=False)
+    except (*_LOAD_ERRORS, *SHAPE_ERRORS) as error:
         raise _unloadable(branch, place, error) from error
 
 
@@ -310,8 +315,9 @@ def load_weights(branch: Branch, place: str, config: PreTrainedConfig) -> PreTra
                 dtype=torch.float32,
                 local_files_only=Path(place).is_dir(),
                 output_loading_info=True,
+                trust_remote_code=False,
             )
-    except _LOAD_ERRORS as error:
+    except (*_LOAD_ERRORS, *SHAPE_ERRORS) as error:
         raise _unloadable(branch, place, error) from error
     check_loaded(encoder, place, reported_missing=info["missing_keys"])
     return encoder

@@ -6,7 +6,7 @@
     also_encoder_0/config.json   of further speech encoders
     text_encoder/config.json
     tokenizer/                   with a text branch
-    model.json                   what the model is, the weights' digest, and where it comes from; written last
+    model.json                   what the model is, every file's digest, and where it comes from; sealed, written last
 
 A folder without ``model.json`` is not complete.
 """
@@ -15,27 +15,35 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from ccts_dist.config import ModelConfig, SpeechConfig, parse_model, run_to_tree
+from ccts_dist.encoder_settings import check_settings
 from ccts_dist.errors import CheckpointError, ConfigError
+from ccts_dist.limits import open_regular
+from ccts_dist.model.description import (
+    DESCRIPTION,
+    WEIGHTS,
+    Description,
+    description_bytes,
+    files_digests,
+    read_description,
+)
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model
-from ccts_dist.model.encoders import hears_extracted, read_extractor
+from ccts_dist.model.encoders import SHAPE_ERRORS, hears_extracted, read_extractor
 from ccts_dist.model.tokenizer import Tokenizer, load_tokenizer
-
-FORMAT_VERSION = 1
-WEIGHTS = "model.safetensors"
-DESCRIPTION = "model.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,18 +112,17 @@ def save_model(
             tokenizer.save(unfinished / "tokenizer")
         digest = weights_digest(unfinished)
         description = {
-            "format_version": FORMAT_VERSION,
             "model": run_to_tree(config),
             "targets": list(config.targets),
             "scale": list(scale),
             "normalise": encoders.normalise,
             "also_normalise": list(encoders.also_normalise),
             "sha256": digest,
+            "files": files_digests(unfinished),
             "extra": dict(extra),
         }
         _sync(*unfinished.rglob("*"), unfinished)
-        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
-        (unfinished / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        (unfinished / DESCRIPTION).write_bytes(description_bytes(description))
         shutil.copymode(unfinished / DESCRIPTION, unfinished / WEIGHTS)  # safetensors' own is 0600, whatever the umask
         _sync(unfinished / DESCRIPTION, unfinished)
     except (OSError, SafetensorError):
@@ -139,19 +146,20 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Loaded
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such model folder. Name the folder that training wrote.")
-    description = _read_description(folder)
+    description = read_description(folder)
     digest = weights_digest(folder)
-    if digest != description["sha256"]:
+    if digest != description.sha256:
         raise CheckpointError(
-            f"{folder / WEIGHTS}: SHA-256 is {digest}, {DESCRIPTION} says {description['sha256']}: the weights are not "
+            f"{folder / WEIGHTS}: SHA-256 is {digest}, {DESCRIPTION} says {description.sha256}: the weights are not "
             "those that were saved. Fetch or save the model again."
         )
-    config = parse_model(description["model"], source=str(folder / DESCRIPTION))
+    config = parse_model(description.model, source=str(folder / DESCRIPTION))
     encoders = _read_encoders(folder, config, description)
-    model = rebuild_model(config, encoders)
     try:
+        _check_shapes(folder / WEIGHTS, config, encoders)
+        model = rebuild_model(config, encoders)
         model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-    except (RuntimeError, SafetensorError) as error:
+    except (*SHAPE_ERRORS, SafetensorError) as error:
         reason = " ".join(str(error).split())[:240]
         raise CheckpointError(
             f"{folder / WEIGHTS}: not the weights of the model that {DESCRIPTION} describes: {reason} Save it again."
@@ -159,14 +167,13 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Loaded
     tokenizer = None
     if config.text is not None:
         tokenizer = load_tokenizer(folder / "tokenizer", max_tokens=config.text.max_tokens)
-    low, high = description["scale"]
     return LoadedModel(
         model=model.to(device).eval(),
         config=config,
         tokenizer=tokenizer,
-        scale=(float(low), float(high)),
+        scale=description.scale,
         digest=digest,
-        extra=description["extra"],
+        extra=description.extra,
     )
 
 
@@ -178,7 +185,7 @@ def weights_digest(folder: str | Path) -> str:
     """
     path = Path(folder) / WEIGHTS
     try:
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(
@@ -186,38 +193,36 @@ def weights_digest(folder: str | Path) -> str:
         ) from error
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / DESCRIPTION
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder}: has no readable {DESCRIPTION} ({error.strerror}), so it is no complete model folder. "
-            "Name another, or save it again."
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}. Fetch or save the model again.") from error
-    version = description.get("format_version") if isinstance(description, dict) else None
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format version is {version}, this library reads {FORMAT_VERSION}. Use the version that wrote it."
-        )
-    missing = {"model", "scale", "normalise", "sha256", "extra"} - set(description)
-    if missing:
-        raise CheckpointError(f"{path}: lacks {sorted(missing)[0]!r}. Fetch or save the model again.")
-    return description
+def _check_shapes(weights: Path, config: ModelConfig, encoders: EncoderConfigs) -> None:
+    """Refuse settings that ask for another model than the weights are of, before room is made for one of any size.
+
+    Raises:
+        RuntimeError: names the first tensor that differs.
+        SafetensorError: the weights' file is damaged.
+    """
+    with safe_open(weights, framework="pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a size of 0, which the comparison finds
+        wanted = {name: tuple(one.shape) for name, one in rebuild_model(config, encoders).state_dict().items()}
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            there, here = (
+                "no " + name if one is None else f"{name} {list(one)}" for one in (stored.get(name), wanted.get(name))
+            )
+            raise RuntimeError(f"the file has {there}, the model has {here}.")
 
 
-def _read_encoders(folder: Path, config: ModelConfig, description: Mapping[str, Any]) -> EncoderConfigs:
+def _read_encoders(folder: Path, config: ModelConfig, description: Description) -> EncoderConfigs:
     places = [folder / "speech_encoder", *(folder / f"also_encoder_{number}" for number in range(len(config.also)))]
     shapes = [_read_speech_config(*pair) for pair in zip((config.speech, *config.also), places, strict=True)]
     extractors = [_read_extractor(*pair) for pair in zip(shapes, places, strict=True)]
     return EncoderConfigs(
         speech=shapes[0],
         text=None if config.text is None else _read_encoder_config(folder / "text_encoder"),
-        normalise=description["normalise"],
+        normalise=description.normalise,
         also=tuple(shapes[1:]),
-        also_normalise=tuple(description.get("also_normalise", ())),  # absent in folders of earlier versions
+        also_normalise=description.also_normalise,
         extractor=extractors[0],
         also_extractors=tuple(extractors[1:]),
     )
@@ -229,8 +234,9 @@ def _read_speech_config(branch: SpeechConfig | None, folder: Path) -> PreTrained
 
 def _read_encoder_config(folder: Path) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
+        check_settings(folder)
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, StrictDataclassError, *SHAPE_ERRORS) as error:
         reason = " ".join(str(error).split())[:240]
         raise CheckpointError(f"{folder}: no encoder configuration: {reason} Fetch or save the model again.") from error
 

@@ -9,7 +9,9 @@ import sentencepiece
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ccts_dist.config import TextConfig
+from ccts_dist.encoder_settings import check_settings
 from ccts_dist.errors import ConfigError
+from ccts_dist.limits import read_limited
 from ccts_dist.model.encoders import quiet_transformers
 
 PIECES = "pieces.model"
@@ -147,12 +149,16 @@ def load_tokenizer(place: str | Path, *, max_tokens: int) -> Tokenizer:
     pieces = folder / PIECES
     if pieces.is_file():
         try:
-            return PieceTokenizer(pieces.read_bytes(), max_tokens=max_tokens)
+            return PieceTokenizer(read_limited(pieces, "tokenizer file"), max_tokens=max_tokens)
         except (RuntimeError, OSError) as error:
             raise _no_tokenizer(pieces, error) from error
     try:
+        if folder.is_dir():
+            check_settings(folder)
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=folder.is_dir())
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(place), local_files_only=folder.is_dir(), trust_remote_code=False
+            )
     # KeyError, TypeError, AttributeError: what a tokenizer's own reader meets in files that are there but incomplete.
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise _no_tokenizer(place, error) from error

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
+from ccts_dist.encoder_settings import check_settings
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import SAMPLE_RATE_HZ
 
@@ -250,6 +251,8 @@ def _load(place: str) -> tuple[Any, Any, Any]:
     options = {"local_files_only": folder.is_dir(), "trust_remote_code": False}
     refusals = (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError, ImportError, pickle.PickleError)
     try:
+        if folder.is_dir():
+            check_settings(folder)
         with quiet_transformers():
             kind = AutoConfig.from_pretrained(place, **options).model_type
             if kind not in CTC_TYPES + SEQ2SEQ_TYPES:
@@ -261,7 +264,7 @@ def _load(place: str) -> tuple[Any, Any, Any]:
             tokenizer = AutoTokenizer.from_pretrained(place, **options)
             auto = AutoModelForCTC if kind in CTC_TYPES else AutoModelForSpeechSeq2Seq
             model, found = auto.from_pretrained(place, dtype=torch.float32, output_loading_info=True, **options)
-    except (*refusals, StrictDataclassError, SafetensorError) as error:
+    except (*refusals, LookupError, AssertionError, ArithmeticError, StrictDataclassError, SafetensorError) as error:
         raise ConfigError(
             f"model {place!r}: transformers cannot load it: {_short(error)} Name a folder or a model of the hub that "
             "holds config.json, weights, tokenizer and preprocessor_config.json."

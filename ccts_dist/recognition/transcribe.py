@@ -19,12 +19,17 @@ from ccts_dist.progress import say
 from ccts_dist.recognition.recognise import Recogniser
 from ccts_dist.records import SAMPLE_RATE_HZ, Rejected, Utterance
 from ccts_dist.shards.audio import Decoded, decode_audio, to_wave
+from ccts_dist.shards.audio_file import stated_seconds
+from ccts_dist.shards.audio_limits import MAX_DURATION_S
 
 _GROUP_UTTERANCES = 128
 """Decoded together, so that batches are of like length; few enough to lose little in memory and in a kill."""
 
 _GROUP_BYTES = 64_000_000
 """Of audio files: a group of long recordings holds fewer."""
+
+_GROUP_SECONDS = 14_400.0
+"""Of audio, as headers state it (0.5 GB once decoded): so does a group of small files that unfold to hours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,17 +184,19 @@ def _open_groups(
 def _groups(wanted: Sequence[Utterance]) -> Iterator[list[Utterance]]:
     """Stretches that are decoded together."""
     group: list[Utterance] = []
-    size = 0
+    size, seconds = 0, 0.0
     for utterance in wanted:
         try:
             bytes_more = os.stat(utterance.audio).st_size
         except OSError:
             bytes_more = 0  # decoding will say why
-        if group and (len(group) >= _GROUP_UTTERANCES or size + bytes_more > _GROUP_BYTES):
+        seconds_more = stated_seconds(utterance.audio)
+        full = len(group) >= _GROUP_UTTERANCES or size + bytes_more > _GROUP_BYTES
+        if group and (full or seconds + seconds_more > _GROUP_SECONDS):
             yield group
-            group, size = [], 0
+            group, size, seconds = [], 0, 0.0
         group.append(utterance)
-        size += bytes_more
+        size, seconds = size + bytes_more, seconds + seconds_more
     if group:
         yield group
 
@@ -198,7 +205,7 @@ def _decoded_ahead(
     groups: Iterable[Sequence[Utterance]], num_threads: int
 ) -> Iterator[list[tuple[Utterance, Decoded | str]]]:
     """Each group with its audio; the next one is decoded while this one is heard."""
-    decode = partial(decode_audio, max_duration_s=float("inf"))
+    decode = partial(decode_audio, max_duration_s=MAX_DURATION_S)
     waiting: deque[tuple[Sequence[Utterance], list[Future[Decoded | str]]]] = deque()
     with ThreadPoolExecutor(num_threads) as threads:
         try:

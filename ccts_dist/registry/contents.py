@@ -11,7 +11,7 @@ from ccts_dist.config import speech_tables
 from ccts_dist.model import LoadedModel
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.scores import gate_from
-from ccts_dist.shards.audio import MAX_DURATION_S, MIN_SAMPLES
+from ccts_dist.shards.audio_limits import MAX_DURATION_S, MIN_SAMPLES
 
 PREPROCESSING_FILE = "preprocessing.json"
 LINEAGE_FILE = "lineage.json"

@@ -97,7 +97,7 @@ def _whole_encoder(branch: SpeechBranch) -> PreTrainedModel:
             "transformers would not. Use --format onnx."
         )
     settings.num_hidden_layers = len(inner.layers)
-    encoder = cast(PreTrainedModel, AutoModel.from_config(settings)).eval()
+    encoder = cast(PreTrainedModel, AutoModel.from_config(settings, trust_remote_code=False)).eval()
     state = branch.state_dict()
     own = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
     front = {

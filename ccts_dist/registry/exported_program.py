@@ -22,8 +22,8 @@ class Emotion:
         folder = Path(folder)
         self.facts = json.loads((folder / "head.json").read_text(encoding="utf-8"))
         self.head = load_file(folder / "head.safetensors")
-        self.extractor = AutoFeatureExtractor.from_pretrained(folder)
-        self.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self.extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+        self.encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
 
     @torch.inference_mode()
     def answer(self, samples):

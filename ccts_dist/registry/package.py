@@ -11,6 +11,8 @@ from typing import Any
 
 from ccts_dist.errors import RegistryError
 from ccts_dist.json_text import json_text
+from ccts_dist.limits import parse_json, read_limited
+from ccts_dist.shards.digests import is_digest
 from ccts_dist.shards.durable import file_sha256
 
 DIGESTS_FILE = "digests.json"
@@ -70,7 +72,11 @@ def check_package(package: Path) -> None:
     """
     path = package / DIGESTS_FILE
     try:
-        digests = json.loads(path.read_text(encoding="utf-8"))
+        digests = parse_json(read_limited(path, DIGESTS_FILE))
+        if not isinstance(digests, dict) or not all(
+            isinstance(one, str) and is_digest(one) for one in digests.values()
+        ):
+            raise ValueError("no object of a SHA-256 by path")
     except (OSError, ValueError) as error:
         raise RegistryError(f"{path}: not readable: {error}. Pull or register the model again.") from error
     check_digests(package, {**digests, DIGESTS_FILE: file_sha256(path)}, source=str(path))
@@ -107,4 +113,6 @@ def files_of(folder: Path) -> list[Path]:
     for path in paths:
         if path.is_symlink():
             raise RegistryError(f"{path}: is a link, and packages hold none. Put the file itself there.")
+        if not path.is_file() and not path.is_dir():
+            raise RegistryError(f"{path}: is a pipe or a device, and packages hold none. Remove it.")
     return [path for path in paths if path.is_file()]

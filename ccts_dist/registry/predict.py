@@ -20,7 +20,8 @@ from ccts_dist.distributed import named_device
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.model import LoadedModel, load_model
 from ccts_dist.records import SAMPLE_RATE_HZ, varied_target
-from ccts_dist.shards.audio import MAX_DURATION_S, decode_audio, decode_samples, to_wave
+from ccts_dist.shards.audio import decode_audio, decode_samples, to_wave
+from ccts_dist.shards.audio_limits import MAX_DURATION_S
 
 Audio = str | Path | io.BytesIO | np.ndarray | Tensor
 """A file, an opened file, or samples: an array [samples] or [samples channels], as soundfile reads them, or a tensor

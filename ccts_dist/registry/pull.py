@@ -5,6 +5,7 @@ been compared with the version's tags.
 """
 
 import hashlib
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -177,21 +178,33 @@ def _default_cache() -> Path:
     return user_cache() / "ccts_dist" / "models"
 
 
+def _take_away(kept: Path, fault: RegistryError) -> None:
+    try:
+        if kept.is_dir() and not kept.is_symlink():
+            shutil.rmtree(kept)
+        else:
+            kept.unlink()
+    except OSError as error:
+        raise RegistryError(f"{fault} {kept} cannot be removed ({error.strerror}): remove it.") from error
+
+
 def _fetch(
     client: "MlflowClient", found: "ModelVersion", digests: dict[str, str], uri: str, cache: Path, *, source: str
 ) -> Path:
     """The package's folder in the cache, fetched if it is not there yet or no longer sound."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
     kept = cache / hashlib.sha256(lines.encode()).hexdigest()
-    if kept.is_dir():
+    if os.path.lexists(kept):
         try:
+            if kept.is_symlink() or not kept.is_dir():
+                raise RegistryError(f"{kept}: is no folder of this cache.")
             check_digests(kept, digests, source=source)
-        except RegistryError:
-            shutil.rmtree(kept)  # damaged in the cache: fetched again
+        except RegistryError as error:
+            _take_away(kept, error)  # damaged in the cache, or planted there: fetched again
         else:
             return kept
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise RegistryError(
             f"{cache}: fetched models cannot be kept there ({error.strerror}). Set XDG_CACHE_HOME to a folder that can "

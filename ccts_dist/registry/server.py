@@ -1,41 +1,67 @@
-"""A student over HTTP, before strangers: the addresses and bodies of MLflow's model server, and a bound on bodies.
+"""A student over HTTP, before strangers: the addresses and bodies of MLflow's model server, with bounds.
 
-``mlflow models serve`` reads and parses a whole body before it asks this library. Here a body is counted as it comes,
-and no code that a registry keeps is run.
+``mlflow models serve`` reads and parses a whole body before it asks this library. Here a body is counted and timed as
+it comes, and no code that a registry keeps is run.
 """
 
 import asyncio
-import json
+import ctypes
+import logging
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version as installed_version
-from typing import Any
+from typing import Any, TypeVar, final
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from ccts_dist.errors import ConfigError, RequestError
+from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.registry.http_bodies import Bodies
+from ccts_dist.registry.http_connections import HttpConfig
+from ccts_dist.registry.http_metrics import FACTS, HttpMetrics
+from ccts_dist.registry.openapi import openapi_document
 from ccts_dist.registry.predict import load_student
 from ccts_dist.registry.pull import pull_model
-from ccts_dist.registry.served import Served, read_limits, rows_of_columns
+from ccts_dist.registry.request_body import rows_of_body
+from ccts_dist.registry.served import Served, read_limits
 
-FORMS = ("dataframe_records", "dataframe_split", "inputs")
-"""Fields of a body, one of which has the recordings; MLflow's names."""
+_AT_ONCE = 2
+"""Requests that are decoded side by side, in memory of their own; forward passes take turns."""
 
-_AT_ONCE = 4
-"""Requests that are decoded side by side; forward passes take turns."""
+_PROBE_S, _MAX_PROBE_S = 1.0, 30.0
+"""Between a failure of the model and a request of the server's own to it, doubled up to the second."""
 
-_DROPPED_BYTES = 1 << 30
-"""What may come above the bound before the connection is cut. A client that still sends hears no answer."""
+_BODY_GRACE_S, _ANSWER_GRACE_S, _GRACE_S = 1.0, 5.0, 6
+"""After a signal: for bodies that are coming, for answers that are asked for, and for all to be sent."""
+
+_LARGE_BYTES = 1 << 20
+"""Of a body, after which freed memory is returned."""
+
+_PROBES = ("/ping", "/health", "/ready", "/metrics")
+_PATHS = ("/invocations", "/version", "/openapi.json", *_PROBES)
+
+_MAX_MESSAGE = 1_000
+"""Characters of a refusal; it may repeat what was sent."""
+
+_CODES = {404: "ENDPOINT_NOT_FOUND", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
+"""MLflow's names of what is not a BAD_REQUEST."""
+
+_log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 def serve(model: str, *, host: str, port: int, environment: Mapping[str, str], tracking_uri: str = "") -> None:
-    """Answer until a signal comes.
+    """Answer until a signal comes. A forward pass may outlive it: the caller ends the process.
 
     Args:
         model: as ``pull_model``.
@@ -45,24 +71,29 @@ def serve(model: str, *, host: str, port: int, environment: Mapping[str, str], t
         tracking_uri: server; "" for the default.
 
     Raises:
-        ConfigError: a limit that cannot be, no such folder, a model that reads transcripts, or a port that is taken.
+        ConfigError: a limit that cannot be, no such folder, a model that reads transcripts or gives no finite numbers,
+            or a port that is taken.
         RegistryError: unknown, or a file is not what its tag says.
     """
     limits = read_limits(environment)
     pulled = pull_model(model, tracking_uri=tracking_uri)
     served = Served(load_student(pulled.folder), limits)
-    config = uvicorn.Config(
-        application(served, max_body_bytes=limits.request_bytes),
-        limit_concurrency=limits.connections,
-        log_level="warning",
-        lifespan="off",
-    )
     with _listen(host, port) as listener:
+        served.check()
+        app = application(served, max_body_bytes=limits.request_bytes)
+        config = HttpConfig(
+            app,
+            connections=limits.connections,
+            head_seconds=limits.head_seconds,
+            body_seconds=limits.body_seconds,
+            refused=app.note_refused,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them anew when it has ended
             signal.signal(number, lambda *_: None)
         address = f"http://{host}:{listener.getsockname()[1]}/invocations"
         print(f"{pulled.version or model} at {address}; Ctrl-C ends it", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, app).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -73,101 +104,245 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {error}. Choose another --host or --port.") from error
 
 
-def application(served: Served, *, max_body_bytes: int) -> Starlette:
-    """The ASGI application: ``POST /invocations``, and ``GET /ping``, ``/health`` and ``/version``.
+@final
+class _Server(uvicorn.Server):
+    def __init__(self, config: HttpConfig, app: "Application") -> None:
+        super().__init__(config)
+        self._app = app
+        app.metrics.watch("http_connections", "Open connections.", lambda: len(self.server_state.connections))
 
-    What it refuses it answers as MLflow does, with ``{"error_code": ..., "message": ...}``: 400, or 413 for a body
-    above ``max_body_bytes``, 415 for one that is not JSON by its own account.
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End: bodies that have not come are refused soon, answers are waited for a little longer."""
+        self._app.begin_shutdown()
+        await super().shutdown(sockets)
+
+
+def application(served: Served, *, max_body_bytes: int) -> "Application":
+    """The ASGI application of a served model, whose bodies have at most so many bytes."""
+    return Application(served, max_body_bytes=max_body_bytes)
+
+
+@final
+class Application:
+    """``POST /invocations``; ``GET /ping`` (liveness), ``/health`` and ``/ready`` (readiness), ``/version``,
+    ``/metrics`` and ``/openapi.json``.
+
+    What it refuses it answers as MLflow does, with ``{"error_code": ..., "message": ...}``; see ``openapi``.
     """
-    turns = asyncio.Semaphore(_AT_ONCE)
 
-    async def invocations(request: Request) -> Response:
-        _check_content_type(request.headers.get("content-type", ""))
-        body = await _read_body(request, max_body_bytes)
-        async with turns:
-            predictions = await asyncio.to_thread(lambda: served.answer(rows_of_body(body)))
-        return JSONResponse({"predictions": predictions})
+    def __init__(self, served: Served, *, max_body_bytes: int) -> None:
+        limits = served.limits
+        self._served, self._limits = served, limits
+        self._bodies = Bodies(
+            most_of_one=max_body_bytes,
+            most_of_all=max(max_body_bytes, limits.waiting_bytes),
+            seconds=limits.body_seconds,
+        )
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="answer")
+        self._in_hand: set[asyncio.Timeout] = set()
+        self._not_ready = ""
+        self._recovery: asyncio.Task[None] | None = None
+        self._closing = False
+        self.metrics = HttpMetrics(_PATHS, quiet_paths=_PROBES)
+        self.metrics.watch("ccts_ready", "1 when the model answers.", lambda: float(not self._not_ready))
+        self.metrics.watch("ccts_requests_in_progress", "Whole requests, waiting or answered.", self._in_progress)
+        self.metrics.watch("ccts_bodies_incomplete", "Bodies coming.", lambda: self._bodies.num_incomplete)
+        self.metrics.watch("ccts_bodies_bytes", "Bytes of bodies in memory.", lambda: self._bodies.num_bytes)
+        self._asgi = self.metrics.observed(self._starlette())
 
-    async def health(_: Request) -> Response:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await self._asgi(scope, receive, send)
+
+    def begin_shutdown(self) -> None:
+        """Refuse what comes from now on, and soon what has not come whole."""
+        self._closing = True
+        for ends in self._in_hand:
+            ends.reschedule(asyncio.get_running_loop().time() + _ANSWER_GRACE_S)
+        self._bodies.end_incomplete(_BODY_GRACE_S)
+
+    def note_refused(self, status: int, reason: str, client: str) -> None:
+        """Count and log what was no HTTP request."""
+        self.metrics.note(method="", path="", status=status, client=client, message=reason)
+
+    def _starlette(self) -> Starlette:
+        gets = {
+            "/ping": self._ping,
+            "/health": self._ready,
+            "/ready": self._ready,
+            "/version": self._version,
+            "/metrics": self._metrics,
+            "/openapi.json": self._openapi,
+        }
+        return Starlette(
+            routes=[
+                Route("/invocations", self._invocations, methods=["POST"]),
+                *(Route(path, handler) for path, handler in gets.items()),
+            ],
+            exception_handlers={HTTPException: _refused, RequestError: _refused, Exception: _failed},
+        )
+
+    async def _invocations(self, request: Request) -> Response:
+        _check_headers(request)
+        self._check_busy()
+        async with self._bodies.read(request) as body:
+            self._check_busy()
+            async with asyncio.timeout(None) as ends:
+                self._in_hand.add(ends)
+                try:
+                    return JSONResponse({"predictions": await self._in_turn(request, body)})
+                except asyncio.CancelledError:
+                    if ends.expired():
+                        raise _shutting_down() from None
+                    raise
+                finally:
+                    self._in_hand.discard(ends)
+
+    async def _in_turn(self, request: Request, body: bytearray) -> list[dict[str, Any]]:
+        must_wait = self._turns.locked()
+        async with self._turns:
+            if must_wait and await request.is_disconnected():
+                raise HTTPException(499, "the client has gone.")
+            return await self._answer(request, body)
+
+    async def _answer(self, request: Request, body: bytearray) -> list[dict[str, Any]]:
+        """The predictions.
+
+        Raises:
+            RequestError: the request's own fault.
+            HTTPException: the model's.
+        """
+        facts = request.scope[FACTS]
+
+        def answer() -> list[dict[str, Any]]:
+            try:
+                rows = rows_of_body(body, max_recordings=self._limits.recordings)
+                facts["recordings"] = len(rows)
+                return self._served.answer(rows, on_audio=lambda num: facts.update(audio_s=num / SAMPLE_RATE_HZ))
+            finally:
+                if len(body) > _LARGE_BYTES:
+                    _return_memory()
+
+        try:
+            predictions = await self._in_thread(answer)
+        except RequestError:
+            raise
+        except Exception as error:
+            name = type(error.__cause__ or error).__name__
+            _log.exception("the model failed on a request")
+            self.metrics.model_failures.inc()
+            self._not_ready = f"the model failed when it was last asked ({name})."
+            if self._recovery is None:
+                self._recovery = asyncio.create_task(self._recover())
+            raise HTTPException(500, f"the model failed ({name}). The server's log has the reason.") from error
+        self._not_ready = ""
+        self.metrics.recordings.inc(len(predictions))
+        self.metrics.audio_seconds.inc(facts.get("audio_s", 0.0))
+        return predictions
+
+    async def _recover(self) -> None:
+        """Ask the model until it answers: a load balancer sends nothing to a server that is not ready."""
+        pause = _PROBE_S
+        while self._not_ready:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_PROBE_S)
+            if not self._not_ready:
+                break
+            try:
+                await self._in_thread(self._served.check)
+            except Exception as error:  # noqa: BLE001 - the reason was logged when it first failed
+                self._not_ready = f"the model failed when it was last asked ({type(error).__name__})."
+            else:
+                self._not_ready = ""
+        self._recovery = None
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _in_progress(self) -> int:
+        return len(self._in_hand)
+
+    def _check_busy(self) -> None:
+        if self._closing:
+            raise _shutting_down()
+        if len(self._in_hand) >= self._limits.requests:
+            reason = f"{len(self._in_hand)} requests wait or are answered already. Send it again later."
+            raise HTTPException(503, reason, headers={"Retry-After": "1"})
+
+    async def _ping(self, _: Request) -> Response:
         return PlainTextResponse("\n")
 
-    async def version(_: Request) -> Response:
+    async def _ready(self, _: Request) -> Response:
+        reason = "the server is shutting down." if self._closing else self._not_ready
+        if reason:
+            raise HTTPException(503, reason)
+        return PlainTextResponse("\n")
+
+    async def _version(self, _: Request) -> Response:
         return PlainTextResponse(installed_version("ccts-dist"))
 
-    async def refused(_: Request, error: Exception) -> Response:
-        status, reason = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
-        return JSONResponse({"error_code": "BAD_REQUEST", "message": reason}, status_code=status)
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return Starlette(
-        routes=[
-            Route("/invocations", invocations, methods=["POST"]),
-            Route("/ping", health),
-            Route("/health", health),
-            Route("/version", version),
-        ],
-        exception_handlers={HTTPException: refused, RequestError: refused},
-    )
+    async def _openapi(self, _: Request) -> Response:
+        version, student = installed_version("ccts-dist"), self._served.student
+        return JSONResponse(
+            openapi_document(
+                version=version, columns=student.columns, categories=student.categories, limits=self._limits
+            )
+        )
 
 
-def _check_content_type(given: str) -> None:
-    kind, _, parameters = given.lower().replace(" ", "").partition(";")
-    if kind != "application/json" or parameters not in ("", "charset=utf-8", 'charset="utf-8"'):
-        raise HTTPException(415, f"this server supports the content type application/json in UTF-8, not {given!r}.")
+def _return_memory() -> None:
+    """Give the system what the C library keeps of freed memory: half a gigabyte after an hour of audio."""
+    with suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
-async def _read_body(request: Request, most: int) -> bytes:
-    """The body, of which no more than ``most`` bytes are ever kept; the rest is read so that the answer is heard."""
-    body, size = bytearray(), 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= most:
-                body += chunk
-                continue
-            body.clear()
-            if size > most + _DROPPED_BYTES:
-                break
-    except ClientDisconnect as error:
-        raise HTTPException(400, "the body ended early.") from error
-    if size > most:
-        raise HTTPException(413, f"a body of more than {most} bytes. Send several requests, or FLAC.")
-    return bytes(body)
+def _shutting_down() -> HTTPException:
+    return HTTPException(503, "the server is shutting down.", headers={"Connection": "close"})
 
 
-def rows_of_body(body: bytes) -> list[Mapping[str, Any]]:
-    """The recordings of a body in one of MLflow's forms.
+async def _refused(request: Request, error: Exception) -> Response:
+    """The answer to what is refused; the access log has its message too."""
+    if isinstance(error, HTTPException):
+        status, reason, headers = error.status_code, error.detail, error.headers
+    else:
+        status, reason, headers = 400, str(error), None
+    reason = reason if len(reason) <= _MAX_MESSAGE else f"{reason[:_MAX_MESSAGE]}..."
+    request.scope.setdefault(FACTS, {})["message"] = reason
+    code = _CODES.get(status, "BAD_REQUEST")
+    return JSONResponse({"error_code": code, "message": reason}, status_code=status, headers=headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """The answer where this program is at fault."""
+    _log.error("a request failed", exc_info=error)
+    return await _refused(request, HTTPException(500, f"the server failed ({type(error).__name__})."))
+
+
+def _check_headers(request: Request) -> None:
+    """Refuse what is no plain JSON by its own account, and two lengths: a proxy may believe the other one.
 
     Raises:
-        RequestError: not JSON, or in none of the forms.
+        HTTPException: 415 or 400.
     """
-    try:
-        tree = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the body is not valid JSON that can be read ({error}).") from error
-    fields = sorted(tree) if isinstance(tree, dict) else []
-    if len(fields) != 1 or fields[0] not in FORMS:
-        raise RequestError(f"the body must be a JSON object with exactly one of the input fields {', '.join(FORMS)}.")
-    (form,) = fields
-    rows = _rows_of_form(form, tree[form])
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise RequestError(f"recording {number}: is {type(row).__name__}, must be an object with its columns.")
-    return rows
+    coding = ", ".join(request.headers.getlist("content-encoding")).strip()
+    if coding.lower() not in ("", "identity"):
+        reason = (
+            f"this server takes no compressed body, and this one has Content-Encoding {_shown(coding)}. Send it plain."
+        )
+        raise HTTPException(415, reason, headers={"Accept-Encoding": "identity"})
+    given = request.headers.get("content-type", "")
+    kind, _, parameters = given.lower().replace(" ", "").partition(";")
+    if kind != "application/json" or parameters not in ("", "charset=utf-8", 'charset="utf-8"'):
+        reason = f"this server supports the content type application/json in UTF-8, not {_shown(given)}."
+        raise HTTPException(415, reason, headers={"Accept": "application/json"})
+    if "content-length" in request.headers and "transfer-encoding" in request.headers:
+        reason = "a body has a Content-Length or a Transfer-Encoding, not both."
+        raise HTTPException(400, reason, headers={"Connection": "close"})
 
 
-def _rows_of_form(form: str, value: Any) -> list[Any]:
-    if form == "inputs" and isinstance(value, dict):
-        return rows_of_columns(value)
-    if form == "dataframe_split":
-        columns = value.get("columns") if isinstance(value, dict) else None
-        data = value.get("data") if isinstance(value, dict) else None
-        if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
-            raise RequestError("dataframe_split must have 'columns', a list of names.")
-        if not isinstance(data, list):
-            raise RequestError("dataframe_split must have 'data' field, a list of rows.")
-        if not all(isinstance(cells, list) and len(cells) == len(columns) for cells in data):
-            raise RequestError("each row of dataframe_split's data must be a list with a cell for each column.")
-        return [dict(zip(columns, cells, strict=True)) for cells in data]
-    if not isinstance(value, list):
-        raise RequestError(f"{form} must be a list of records.")
-    return value
+def _shown(header: str) -> str:
+    return repr(header if len(header) <= 80 else header[:80] + "...")

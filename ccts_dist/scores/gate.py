@@ -40,8 +40,9 @@ def gate_from(extra: Mapping[str, Any]) -> Gate:
     distill = extra.get("distill")
     if not isinstance(distill, Mapping) or distill.get("gate") not in GATES:
         return DEFAULT_GATE
+    if distill["gate"] not in THRESHOLD_GATES:
+        return Gate(name=distill["gate"], of_run=True)
     threshold = distill.get("threshold")
-    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and 0 < threshold < math.inf
-    if distill["gate"] in THRESHOLD_GATES and not is_number:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold < math.inf:
         return DEFAULT_GATE
-    return Gate(name=distill["gate"], threshold=float(threshold) if is_number else DEFAULT_THRESHOLD, of_run=True)
+    return Gate(name=distill["gate"], threshold=float(threshold), of_run=True)

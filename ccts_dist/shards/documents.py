@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from ccts_dist.errors import CctsError
+from ccts_dist.limits import parse_json
 from ccts_dist.shards.table import table_of
 
 Record = TypeVar("Record")
@@ -79,8 +80,8 @@ def parse_document(
         CctsError: of type ``error``, when it is no JSON, or a key is unknown, missing or of another type.
     """
     try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError) as fault:
+        tree = parse_json(data)
+    except ValueError as fault:
         raise error(f"{where}: not a JSON document ({fault}). Make it again, or bring it back from a copy.") from fault
     found = tree.get("format_version") if isinstance(tree, dict) else None
     if version is not None and found != version:
@@ -123,11 +124,11 @@ def _plain(value: Any) -> Any:
 def _build(cls: type[Record], tree: Any, path: str) -> Record:
     if not isinstance(tree, dict):
         raise _MisfitError(f"{path or 'the document'} must be an object")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     declared = dataclasses.fields(typing.cast(Any, cls))
     unknown = sorted(set(tree) - {f.name for f in declared})
     if unknown:
-        raise _MisfitError(f"unknown key {path + unknown[0]!r}")
+        raise _MisfitError(f"unknown key {(path + unknown[0])[:80]!r}")
     values = {}
     for f in declared:
         if f.name in tree:
@@ -138,6 +139,9 @@ def _build(cls: type[Record], tree: Any, path: str) -> Record:
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
+    pattern: re.Pattern[str] | None = None
+    if typing.get_origin(hint) is typing.Annotated:
+        hint, pattern = typing.get_args(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         (hint,) = (arg for arg in args if arg is not type(None))
@@ -159,8 +163,21 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise _MisfitError(f"{path} must be an object")
+        for key in value:
+            _check_text(key, None, path)
         return {key: _convert(inner, args[1], f"{path}.{key}") for key, inner in value.items()}
     allowed = (int, float) if hint is float else hint
     if not isinstance(value, allowed) or (isinstance(value, bool) and hint is not bool):
         raise _MisfitError(f"{path} must be {hint.__name__}, not {str(value)[:40]!r}")
+    if isinstance(value, str):
+        _check_text(value, pattern, path)
     return hint(value)
+
+
+def _check_text(text: str, pattern: re.Pattern[str] | None, path: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and nothing can write
+        raise _MisfitError(f"{path} is no Unicode text: {text[:40]!a}") from None
+    if pattern is not None and pattern.fullmatch(text) is None:
+        raise _MisfitError(f"{path} must be a SHA-256 in hexadecimal digits, not {text[:40]!r}")

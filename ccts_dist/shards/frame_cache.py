@@ -9,21 +9,40 @@ folder serves any number of encoders and shard sets, and what was made of others
 not there is not done. Plain arrays: numpy opens them without pickle.
 """
 
+import os
 import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, final
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from ccts_dist.errors import ConfigError, ShardError
+from ccts_dist.limits import open_regular
 from ccts_dist.shards.durable import whole_file
 from ccts_dist.shards.schema import ShardEntry
 
 FrameType = Literal["float32", "float16"]
+
+_HEADER_BYTES = 4_096
+"""Of an array's header: NumPy writes 128."""
+
+_FAULTS = (
+    OSError,
+    ValueError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    SyntaxError,
+    MemoryError,
+    BadZipFile,
+)
+"""What NumPy raises on files that are no arrays, or say that they are larger than they are."""
 
 _MOST_OPEN = 512
 """Shards whose arrays stay mapped: a window's, with room. Mapped is not read."""
@@ -92,7 +111,7 @@ def has_frames(folder: Path, shard: ShardEntry) -> bool:
     """Whether a shard's frames are there, all of them."""
     try:
         found = _open(folder, shard)
-    except (OSError, ValueError):
+    except _FAULTS:
         return False
     return len(found.rows) == shard.num_utterances and len(found.frames) == int(found.rows[:, 1].sum())
 
@@ -131,7 +150,7 @@ class FrameCache:
                 raise ShardError(
                     f"{shard}: utterance {key!r} was damaged when its frames were made. Run shards/check.py."
                 )
-        except (OSError, ValueError, IndexError):
+        except _FAULTS:
             damaged, stored = True, np.zeros((0, 0), np.float32)
         if damaged:
             raise ShardError(
@@ -150,8 +169,23 @@ class FrameCache:
 
 
 def _open(folder: Path, shard: ShardEntry) -> _Open:
-    index = np.load(_index_path(folder, shard), allow_pickle=False)
-    return _Open(np.load(_frames_path(folder, shard), mmap_mode="r", allow_pickle=False), index)
+    """Arrays of a shard. A header may state any shape, and a pipe would be waited for.
+
+    Raises:
+        ValueError: they are no arrays of that shard, or (one of ``_FAULTS``) no arrays.
+        OSError: they cannot be read.
+    """
+    with open(open_regular(_index_path(folder, shard)), "rb") as file:
+        if os.fstat(file.fileno()).st_size > _HEADER_BYTES + 24 * shard.num_utterances:
+            raise ValueError("more rows than the shard has utterances")
+        index = np.load(file, allow_pickle=False)
+    if index.dtype != np.int64 or index.shape != (shard.num_utterances, 3) or index.min(initial=0) < 0:
+        raise ValueError("no index of frames")
+    os.close(open_regular(_frames_path(folder, shard)))
+    frames = np.load(_frames_path(folder, shard), mmap_mode="r", allow_pickle=False)
+    if frames.ndim != 2 or frames.dtype not in (np.float32, np.float16):
+        raise ValueError("no frames")
+    return _Open(frames, index)
 
 
 def _frames_path(folder: Path, shard: ShardEntry) -> Path:

@@ -20,10 +20,16 @@ import pyarrow as pa
 from jaxtyping import Float64, Int64, UInt32
 
 from ccts_dist.errors import FetchError, ShardError
+from ccts_dist.limits import LIMITS
+from ccts_dist.shards.arrow_message import check_batch
+from ccts_dist.shards.digests import OptionalDigest
 from ccts_dist.shards.durable import whole_file
 from ccts_dist.shards.stores.store import Stored, read_at, reason_of, stored_at
 from ccts_dist.shards.stores.transfer import StoredFile
 from ccts_dist.shards.table import RecordTable
+
+COLUMNS_LIMIT, ROWS_LIMIT = "index.arrow, columns", "index.arrow, a shard's rows"
+"""Keys in ``limits.LIMITS``."""
 
 _LABEL = "label."
 _PLACE = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
@@ -34,6 +40,9 @@ ARROW_FAULTS = (pa.ArrowException, OSError, EOFError, UnicodeError, StopIteratio
 """What Arrow raises on bytes that are not its own; it checks every length against the bytes that are there."""
 
 _TEXTS = ("key", "speaker", "gender", "category")
+
+_ROW_BYTES = 1_024
+"""Of a row, at most: longer ones count as several in what is kept."""
 
 _MOST_STORED = 1_024
 """Entries that are kept made: many times the shards of a window, a small part of the largest corpus."""
@@ -111,7 +120,7 @@ class IndexPlace:
 
     offset: int
     size: int
-    sha256: str
+    sha256: OptionalDigest
     """Of all that stands before the first batch (the columns' names and types), and then of this batch."""
 
 
@@ -339,7 +348,7 @@ class RowGroups(Generic[Rows]):
                     f"{shard}: {batch.num_rows} rows in {self._index}, and the manifest says {entry.num_utterances}. "
                     "The index is stale: build the set again."
                 )
-            return batch.num_rows, self._decode(entry, batch)
+            return max(batch.num_rows, batch.nbytes // _ROW_BYTES), self._decode(entry, batch)
         except (ValueError, *ARROW_FAULTS) as fault:  # sealed so by a faulty tool, which no digest tells
             words = str(fault).partition("\n")[0] or type(fault).__name__
             raise ShardError(
@@ -349,6 +358,8 @@ class RowGroups(Generic[Rows]):
 
     def _header_and_batch(self, shard: str, place: IndexPlace) -> tuple[bytes, bytes]:
         try:
+            _check_place(self._shards[0].index.offset, COLUMNS_LIMIT)
+            _check_place(place.size, ROWS_LIMIT)
             while True:
                 with self._index.opened() as descriptor:
                     header = self._header or read_at(descriptor, self._shards[0].index.offset, 0)
@@ -360,9 +371,9 @@ class RowGroups(Generic[Rows]):
                         break
         except FetchError:
             raise
-        except (ShardError, OSError) as fault:
+        except (ShardError, OSError, ValueError) as fault:
             raise ShardError(
-                f"{shard}: cannot read its rows in {self._index} ({reason_of(fault)}). Make the index again."
+                f"{shard}: cannot read its rows in {self._index} ({_reason(fault)}). Make the index again."
             ) from fault
         raise ShardError(
             f"{shard}: its rows in {self._index} are not those that the manifest names. The index is stale or "
@@ -370,7 +381,17 @@ class RowGroups(Generic[Rows]):
         )
 
 
+def _check_place(size: int, limit: str) -> None:
+    if not 0 <= size <= LIMITS[limit]:
+        raise ValueError(f"said to take {size} bytes, and may take {LIMITS[limit]}")
+
+
+def _reason(fault: Exception) -> str:
+    return reason_of(fault) if isinstance(fault, ShardError | OSError) else str(fault)
+
+
 def _read_batch(header: bytes, data: bytes) -> pa.RecordBatch:
+    check_batch(data)
     # As a stream of one batch, which alone can be told to start no threads: those of Arrow, met by the end of a
     # process at the wrong moment, make it abort.
     stream = pa.py_buffer(header[len(_MAGIC) :] + data)

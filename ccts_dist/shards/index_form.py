@@ -12,13 +12,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool
 
+from ccts_dist.limits import LIMITS, MOST_MEMBER_SAMPLES
 from ccts_dist.shards.index import MemberPlaces, ShardRows, table_to_rows
 
 TEXTS = ("speaker", "gender", "category")
 """Columns of texts that may have no value in a row."""
-
-_FLAC_SAMPLES = 1 << 36
-"""A FLAC file cannot state more (RFC 9639, section 8.2)."""
 
 _FLAC_BYTE_SAMPLES = 8_192
 """Nor can a byte of it stand for more: a frame has at most 65,535 samples and at least eight bytes."""
@@ -78,13 +76,14 @@ def form_fault(batch: pa.RecordBatch, columns: Mapping[str, pa.DataType]) -> str
 
 
 def places_fault(places: MemberPlaces, size_bytes: int, member: str, keys: Sequence[str]) -> str:
-    """In words which member is said to lie outside its shard; empty if none is.
+    """In words which member is said to lie outside its shard, or to be too large; empty if none is.
 
     Args:
         size_bytes: of the shard, as the manifest has it.
     """
     offset, size = places.offset, places.size
-    fits = (offset >= 0) & (size >= 0) & (size <= size_bytes) & (offset <= size_bytes - size)
+    most = min(size_bytes, LIMITS.get(f"{member} member", size_bytes))
+    fits = (offset >= 0) & (size >= 0) & (size <= most) & (offset <= size_bytes - size)
     return _first(~fits, lambda row: f"{member} of {keys[row]!r} lies at byte {offset[row]}, of {size[row]} bytes")
 
 
@@ -103,7 +102,7 @@ def rows_fault(rows: ShardRows, size_bytes: int, num_samples: int) -> str:
     for member, places in rows.members.items():
         if fault := places_fault(places, size_bytes, member, keys):
             return fault
-    most = np.minimum(_FLAC_SAMPLES, rows.members["flac"].size * _FLAC_BYTE_SAMPLES)
+    most = np.minimum(MOST_MEMBER_SAMPLES, rows.members["flac"].size * _FLAC_BYTE_SAMPLES)
     if fault := _first(
         (lengths <= 0) | (lengths > most), lambda row: f"audio of {keys[row]!r} has {lengths[row]} samples"
     ):

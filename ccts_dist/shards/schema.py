@@ -16,6 +16,7 @@ import numpy as np
 
 from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
+from ccts_dist.shards.digests import Digest, OptionalDigest
 from ccts_dist.shards.documents import check_seal, parse_document, sealed_bytes
 from ccts_dist.shards.index import IndexPlace
 from ccts_dist.shards.table import RecordTable, numbers_of, texts_of
@@ -34,7 +35,7 @@ TEACHER_MEMBER = "teacher.npy"
 _MOST_COUNTED = 1 << 48
 """Bytes or samples of a shard; so many shards have sums below 2^63."""
 
-NO_TABLE = "lists a shard with a number beyond 64 bits, or NUL in a text"
+NO_TABLE = "lists a shard with a number beyond 64 bits, or NUL in a text, or one that is too long"
 """Of a manifest that could be parsed, and whose shards are no ``RecordTable``."""
 
 _NOT_TO_USE = "Run shards/check.py, and build the shard set again."
@@ -56,7 +57,7 @@ class ShardEntry:
     """Samples of audio, over all its utterances."""
 
     size_bytes: int
-    sha256: str
+    sha256: Digest
     index: IndexPlace
     """Where its rows lie in the index."""
 
@@ -79,7 +80,7 @@ class TeacherFacts:
     registry_version: str = ""
     """Version in the model registry; empty for a teacher that was never registered."""
 
-    weight_digest: str
+    weight_digest: Digest
     """SHA-256 of the teacher's weights."""
 
     targets: tuple[str, ...]
@@ -90,10 +91,10 @@ class TeacherFacts:
     """Per feature, over the training splits (those of the condition)."""
 
     embedding_deviation: tuple[float, ...]
-    condition_sha256: str
+    condition_sha256: OptionalDigest
     """SHA-256 of the ``condition.json`` that lies beside the manifest."""
 
-    cache_digest: str = ""
+    cache_digest: OptionalDigest = ""
     """In merged shard sets: SHA-256 of the manifest of the teacher cache that was merged in."""
 
 
@@ -122,17 +123,17 @@ class Manifest:
     """In the order of the index's batches."""
 
     index_size_bytes: int
-    index_sha256: str
+    index_sha256: Digest
     counts: Mapping[str, int] = field(default_factory=dict)
     """Utterances that were rejected, resampled, mixed down."""
 
-    rejected_sha256: str = ""
+    rejected_sha256: OptionalDigest = ""
     """SHA-256 of ``rejected.jsonl``, which in merged sets stays with the source."""
 
-    input_digest: str = ""
+    input_digest: OptionalDigest = ""
     """Digest of what the builder was given: utterances, sizes of their files, settings."""
 
-    source_digest: str = ""
+    source_digest: OptionalDigest = ""
     """In merged shard sets: the digest of the plain set they were made of."""
 
     teacher: TeacherFacts | None = None

@@ -2,11 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
+from ccts_dist.errors import ShardError
+from ccts_dist.progress import say
 from ccts_dist.shards.clipping import CLIPPED_SHARE
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.read import ShardSet, open_shard_set
 
 SAME_LABEL = 1e-9
 """Labels on 0..1 that differ by less are equal: text and its scale have rounded them."""
@@ -35,6 +38,16 @@ def set_warnings(shard_set: ShardSet) -> list[str]:
                     low, high, count = labels.get((split, target), (np.inf, -np.inf, 0))
                     labels[split, target] = min(low, given.min()), max(high, given.max()), count + len(given)
     return [*_shared(speakers), *_constant(labels), *_clipped(shard_set)]
+
+
+def print_warnings(place: str | Path) -> None:
+    """Print ``set_warnings`` of the set at ``place`` on stderr; a set that cannot be read back is no error here."""
+    try:
+        lines = set_warnings(open_shard_set(place))
+    except ShardError as error:  # a place that lets write and not read
+        lines = [f"shared speakers and constant labels were not looked for: {error}"]
+    for line in lines:
+        say(line)
 
 
 def _shared(speakers: dict[str, set[str]]) -> Iterator[str]:

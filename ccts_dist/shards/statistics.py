@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ccts_dist.errors import without_controls
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.shards.index import ShardRows
 from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.set_warnings import set_warnings
 
 NUM_BINS = 10
 """Of a label's histogram, equally wide, over 0..1; the last one includes 1."""
@@ -73,7 +75,7 @@ class SplitStatistics:
                 lines.append(f"  {target:<12} no labels on 0..1, 0 labelled")
         if self.categories:
             lines.append("  categories: " + ", ".join(f"{name} {count}" for name, count in self.categories.items()))
-        return "\n".join(lines)
+        return without_controls("\n".join(lines), keep="\n")  # names are those of whoever built the set
 
 
 def split_statistics(shard_set: ShardSet, split: str) -> SplitStatistics:
@@ -114,6 +116,7 @@ def set_statistics(shard_set: ShardSet, splits: Sequence[SplitStatistics]) -> di
         "teacher": None if manifest.teacher is None else manifest.teacher.name,
         "counts": dict(manifest.counts),
         "splits": [_plain(asdict(figures)) for figures in splits],
+        "warnings": set_warnings(shard_set),
     }
 
 
@@ -174,3 +177,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def describe_set(shard_set: ShardSet) -> list[str]:
+    """Corpus, scale, digest, teacher and counts of a whole set, for people."""
+    manifest, (low, high) = shard_set.manifest, shard_set.manifest.scale
+    lines = [f"{manifest.corpus} {manifest.release}, rated {low:g} to {high:g}, digest {shard_set.digest[:12]}"]
+    if manifest.teacher is not None:
+        lines.append(f"carries the outputs of teacher {manifest.teacher.name} ({manifest.teacher.weight_digest[:12]})")
+    return [*lines, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items()))]

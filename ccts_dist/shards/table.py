@@ -9,9 +9,11 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 from jaxtyping import Int64
 
+from ccts_dist.limits import MOST_TEXT_BYTES
+
 Record = TypeVar("Record")
 
-_DIGEST = re.compile(r"(?:[0-9a-f]{64})+")
+_DIGESTS = re.compile(r"(?:[0-9a-f]{64})+")
 
 
 class RecordTable(Sequence[Record], Generic[Record]):
@@ -97,18 +99,20 @@ def table_of(cls: type[Record], trees: Sequence[Any]) -> RecordTable[Record] | N
 
 
 def _columns(cls: Any, trees: Sequence[Any]) -> dict[str, Any] | None:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
     if not all(isinstance(tree, dict) and tree.keys() == set(names) for tree in trees):
         return None
     columns = {}
     for name in names:
-        values = [tree[name] for tree in trees]
-        if dataclasses.is_dataclass(hints[name]):
-            column = _columns(hints[name], values)
+        values, kind, pattern = [tree[name] for tree in trees], hints[name], None
+        if typing.get_origin(kind) is typing.Annotated:
+            kind, pattern = typing.get_args(kind)
+        if dataclasses.is_dataclass(kind):
+            column = _columns(kind, values)
         else:
-            fits = all(type(value) is hints[name] for value in values)
-            column = _column(values, hints[name]) if fits else None
+            fits = all(type(value) is kind and (pattern is None or pattern.fullmatch(value)) for value in values)
+            column = _column(values, kind) if fits else None
         if column is None:
             return None
         columns[name] = column
@@ -120,10 +124,14 @@ def _column(values: Sequence[Any], kind: type) -> Any:
         fits = all(-(2**63) <= value < 2**63 for value in values)
         return np.array(values, np.int64) if fits else None
     joined = "".join(values)
-    if joined and all(len(value) == 64 for value in values) and _DIGEST.fullmatch(joined):
+    if joined and all(len(value) == 64 for value in values) and _DIGESTS.fullmatch(joined):
         return np.frombuffer(bytes.fromhex(joined), "V32")
+    try:
+        texts = [value.encode() for value in values]
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
+        return None
     # Fixed width, padded with NUL, which therefore cannot end a text.
-    return None if "\0" in joined else np.array([value.encode() for value in values], "S")
+    return None if "\0" in joined or max(map(len, texts), default=0) > MOST_TEXT_BYTES else np.array(texts, "S")
 
 
 def _record(cls: Any, columns: Mapping[str, Any], at: int) -> Any:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ccts_dist.errors import ShardError
+from ccts_dist.limits import LIMITS
 from ccts_dist.shards.durable import whole_file
 
 _BLOCK = 512
-_MAX_EXTENDED_BYTES = 1 << 20
-"""Of an extended header: far above the longest name that a file system takes, and no burden to memory."""
+_HEADERS = "a shard's extended headers"
+"""Those before one member, together, in ``limits.LIMITS``: far above the longest name that a file system takes."""
 
 _LARGEST_MEMBER = 1 << 30
 """A day of speech. What claims more than this, and more than the whole file has, was never so large."""
@@ -149,11 +150,18 @@ class _Walk:
     def members(self) -> Iterator[TarMember]:
         records: dict[str, str] = {}
         """What extended headers say of the member after them."""
+
+        extended = 0
+        """Their bytes."""
+
         while (block := self._block()) != bytes(_BLOCK):
             header = self._header(block)
             payload = self._offset + _BLOCK
             if header.kind in (b"x", b"L", b"K"):
                 length = self._length(header.name, header.size)
+                extended += length
+                if extended > LIMITS[_HEADERS]:
+                    raise self._broken(f"an extended header is damaged: it claims {extended} bytes")
                 records |= self._extended(header.kind, length)
             else:
                 name, kind = records.get("path", header.name), self._kind(header.kind, records)
@@ -161,7 +169,7 @@ class _Walk:
                 if header.kind[0] not in _WITHOUT_PAYLOAD:
                     length = self._length(name, _pax_size(records["size"]) if "size" in records else header.size)
                 yield TarMember(name=name, offset=payload, size=length, kind=kind)
-                records = {}
+                records, extended = {}, 0
             self._offset = payload + -(-length // _BLOCK) * _BLOCK
         if records:
             raise self._broken("an extended header stands before the end mark, and no member after it")
@@ -223,8 +231,6 @@ class _Walk:
         return size
 
     def _extended(self, kind: bytes, length: int) -> dict[str, str]:
-        if length > _MAX_EXTENDED_BYTES:
-            raise self._broken(f"an extended header is damaged: it claims {length} bytes")
         data = self._file.read(length)
         if kind == b"x":
             records = _pax_records(data)

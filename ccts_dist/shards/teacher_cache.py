@@ -18,6 +18,7 @@ from jaxtyping import Float64
 
 from ccts_dist.errors import FetchError, ShardError, TeacherError
 from ccts_dist.records import Condition, TeacherOutput
+from ccts_dist.shards.digests import Digest
 from ccts_dist.shards.documents import document_bytes, parse_document, sealed_bytes
 from ccts_dist.shards.durable import file_sha256, write_whole
 from ccts_dist.shards.index import (
@@ -52,8 +53,10 @@ from ccts_dist.shards.teacher_format import (
     CacheManifest,
     CacheShard,
     ConditionFile,
+    check_facts,
     decode_output,
     encode_output,
+    output_size,
     read_cache_manifest,
     read_condition,
 )
@@ -67,7 +70,7 @@ class _CachePart:
     """The record of a finished cache shard, which lets a killed pass go on."""
 
     shard: CacheShard
-    teacher_digest: str
+    teacher_digest: Digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,8 @@ class TeacherCache:
         self.embedding_size = facts.embedding_size
         self.embedding_mean: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_mean, np.float64)
         self.embedding_deviation: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_deviation, np.float64)
-        self._rows = RowGroups(Stored(store, index), shards, partial(_decode_rows, columns))
+        self._output_bytes = output_size(facts.embedding_size + len(facts.targets))
+        self._rows = RowGroups(Stored(store, index), shards, partial(_decode_rows, columns, self._output_bytes))
 
     def read(self, shard: str, row: int, key: str) -> TeacherOutput:
         """What the teacher said of one utterance, which is row ``row`` of its shard; a cache keeps the shard's order.
@@ -124,9 +128,12 @@ class TeacherCache:
         try:
             return decode_output(data, self.embedding_size, len(self.targets))
         except ValueError as error:
-            raise TeacherError(
-                f"{shard}: {TEACHER_MEMBER} of {key!r} in {self.root} {error}. Run launch/cache_teacher.py again."
-            ) from error
+            raise self._wrong_output(shard, key, str(error)) from error
+
+    def _wrong_output(self, shard: str, key: str, fault: str) -> TeacherError:
+        return TeacherError(
+            f"{shard}: {TEACHER_MEMBER} of {key!r} in {self.root} {fault}. Run launch/cache_teacher.py again."
+        )
 
     def read_bytes(self, shard: str, row: int, key: str) -> bytes:
         """The ``teacher.npy`` member of one utterance.
@@ -146,6 +153,33 @@ class TeacherCache:
             f"{shard}: utterance {key!r} has no teacher output in {self.root}. "
             "Run launch/cache_teacher.py on these shards again."
         )
+
+    def check_outputs(self, shards: Sequence[str]) -> None:
+        """Refuse outputs that are of another length or not finite, before anything relies on them.
+
+        A sealed cache may hold such. Of a store only the index is read, which has the lengths; fetching all outputs
+        would take as long as an epoch. Damage is not looked for: what is done about it is the run's to say.
+
+        Raises:
+            TeacherError: names shard, key and cache.
+            FetchError: the index cannot be fetched.
+        """
+        for shard in shards:
+            try:
+                keys = self._rows.get(shard).keys
+            except FetchError:
+                raise
+            except ShardError as error:
+                raise TeacherError(f"{error} Wanted: the teacher's outputs, from {self.root}.") from error
+            for row, key in enumerate(keys if isinstance(self.store, LocalStore) else ()):
+                try:
+                    data = self.read_bytes(shard, row, key)
+                except TeacherError:
+                    continue
+                try:
+                    decode_output(data, self.embedding_size, len(self.targets))
+                except ValueError as error:
+                    raise self._wrong_output(shard, key, str(error)) from error
 
     def prefetch(self, shards: Sequence[str]) -> None:
         """Fetch what it has of these ahead of need, in this order; nothing to do for a folder."""
@@ -201,6 +235,7 @@ def open_merged_teacher(shard_set: ShardSet) -> TeacherCache:
             "or name a teacher cache."
         )
     store, manifest = shard_set.store, shard_set.manifest
+    check_facts(facts, where=f"{store.words}/{MANIFEST_NAME}")
     condition = read_condition(store, facts)
     index = NamedFile(INDEX_NAME, manifest.index_size_bytes, manifest.index_sha256)
     columns = shard_columns(manifest.targets, (AUDIO_MEMBER, JSON_MEMBER, TEACHER_MEMBER))
@@ -403,10 +438,17 @@ def _index_of(path: Path, keys: Sequence[str]) -> pa.Table:
     return pa.table({"key": pa.array(list(keys), pa.string()), **place_columns({TEACHER_MEMBER: places})})
 
 
-def _decode_rows(columns: Mapping[str, pa.DataType], entry: Any, batch: pa.RecordBatch) -> CacheRows:
+def _decode_rows(columns: Mapping[str, pa.DataType], output_bytes: int, entry: Any, batch: pa.RecordBatch) -> CacheRows:
     if fault := form_fault(batch, columns):
         raise ValueError(fault)
     rows = CacheRows(keys=Texts(batch["key"]), places=table_places(batch, TEACHER_MEMBER))
     if fault := places_fault(rows.places, entry.size_bytes, TEACHER_MEMBER, rows.keys):
         raise ValueError(fault)
+    other = np.flatnonzero(rows.places.size != output_bytes)
+    if len(other):
+        row = int(other[0])
+        raise ValueError(
+            f"{TEACHER_MEMBER} of {rows.keys[row]!r} has {rows.places.size[row]} bytes, and the teacher's outputs have "
+            f"{output_bytes}"
+        )
     return rows

@@ -2,24 +2,33 @@
 
 import hashlib
 import io
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ccts_dist.errors import MissingShardsError, TeacherError
 from ccts_dist.records import Condition, TeacherOutput
+from ccts_dist.shards.digests import Digest
 from ccts_dist.shards.documents import check_seal, is_sealed, parse_document
 from ccts_dist.shards.index import IndexPlace
 from ccts_dist.shards.schema import CONDITION_NAME, FORMAT_VERSION, MANIFEST_NAME, NO_TABLE, TeacherFacts, foreign_name
 from ccts_dist.shards.stores.store import FileStore, LocalStore
 from ccts_dist.shards.table import RecordTable, texts_of
+from ccts_dist.shards.tars import short
+
+_MOST_FEATURES = 1 << 16
+"""Of an embedding. The widest encoders have a few thousand."""
 
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<f4', 'fortran_order': False, 'shape': \((\d{1,9}),\), \} *\n", re.S
 )
 """Begins an array as ``encode_output`` leaves it. Nothing else is parsed: NumPy would evaluate what stands there."""
+
+_NPY_HEADER_BYTES = 128
+"""Its length: NumPy fills it up to a multiple of 64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +38,12 @@ class CacheShard:
     name: str
     """The source shard's."""
 
-    source_sha256: str
+    source_sha256: Digest
     """SHA-256 of the source shard, so that a corpus may grow and keep what is cached."""
 
     num_utterances: int
     size_bytes: int
-    sha256: str
+    sha256: Digest
     index: IndexPlace
     """Where its rows lie in the cache's index."""
 
@@ -44,14 +53,14 @@ class CacheManifest:
     """What a teacher cache is; written last."""
 
     format_version: int = FORMAT_VERSION
-    shard_set_digest: str
+    shard_set_digest: Digest
     """``content_digest`` of the shard set it was made for."""
 
     shards: Sequence[CacheShard]
     """In the order of the index's batches."""
 
     index_size_bytes: int
-    index_sha256: str
+    index_sha256: Digest
     teacher: TeacherFacts
 
 
@@ -97,7 +106,48 @@ def parse_cache_manifest(data: bytes, *, where: str) -> CacheManifest:
             f"{where}: shard name {name!r} is not a plain file name as shards have. Do not use this cache."
         )
     check_seal(data, where=where, error=TeacherError)
+    check_facts(manifest.teacher, where=where)
     return manifest
+
+
+def check_facts(facts: TeacherFacts, *, where: str) -> None:
+    """Refuse what a manifest says of a teacher and cannot be so, though it was sealed.
+
+    Raises:
+        TeacherError: names the first fault.
+    """
+    for fault in facts_faults(facts):
+        raise TeacherError(f"{where}: {fault}. Run launch/cache_teacher.py again.")
+
+
+def facts_faults(facts: TeacherFacts) -> Iterator[str]:
+    """Faults, in words, of what a manifest says of a teacher."""
+    if not 0 < facts.embedding_size <= _MOST_FEATURES:
+        yield f"states an embedding_size of {facts.embedding_size}: must be 1 to {_MOST_FEATURES}"
+    for name in ("embedding_mean", "embedding_deviation"):
+        values = getattr(facts, name)
+        if len(values) != facts.embedding_size:
+            yield f"has {len(values)} numbers for {name}, and embedding_size is {facts.embedding_size}"
+        if not all(map(math.isfinite, values)) or (name == "embedding_deviation" and min(values, default=0) < 0):
+            yield f"has a number for {name} that cannot be one"
+    if not facts.targets or len(set(facts.targets)) != len(facts.targets):
+        yield f"names no target of the teacher, or one twice: {_names(facts.targets)}"
+
+
+def condition_faults(condition: Condition, facts: TeacherFacts) -> Iterator[str]:
+    """Faults, in words, of a condition by itself and beside its teacher."""
+    if condition.targets != facts.targets:
+        yield f"is of targets {_names(condition.targets)}, and the teacher predicts {_names(facts.targets)}"
+    for name in ("w", "b", "deviation", "num_rows"):
+        values = getattr(condition, name)
+        if len(values) != len(facts.targets) or not all(map(math.isfinite, values)):
+            yield f"has {short(str(list(values)))[1:-1]} for {name}: one finite number per target must be there"
+        elif name in ("deviation", "num_rows") and min(values, default=0) < 0:
+            yield f"has {short(str(list(values)))[1:-1]} for {name}: must not be below 0"
+
+
+def _names(names: Sequence[str]) -> str:
+    return short(", ".join(names))[1:-1] or "none"
 
 
 def read_condition(store: FileStore, facts: TeacherFacts) -> Condition:
@@ -118,7 +168,10 @@ def read_condition(store: FileStore, facts: TeacherFacts) -> Condition:
         raise TeacherError(f"{where}: is missing. Run launch/cache_teacher.py again.") from error
     if not is_named(data):
         raise TeacherError(f"{where}: is not the one that the manifest names. Run launch/cache_teacher.py again.")
-    return parse_document(ConditionFile, data, where=where, error=TeacherError).condition
+    condition = parse_document(ConditionFile, data, where=where, error=TeacherError).condition
+    for fault in condition_faults(condition, facts):
+        raise TeacherError(f"{where}: {fault}. Run launch/cache_teacher.py again.")
+    return condition
 
 
 def encode_output(output: TeacherOutput) -> bytes:
@@ -127,6 +180,11 @@ def encode_output(output: TeacherOutput) -> bytes:
     file = io.BytesIO()
     np.lib.format.write_array(file, vector, version=(1, 0), allow_pickle=False)
     return file.getvalue()
+
+
+def output_size(num_values: int) -> int:
+    """Bytes of a ``teacher.npy`` member of so many numbers: NumPy's header and four bytes each."""
+    return _NPY_HEADER_BYTES + 4 * num_values
 
 
 def decode_output(data: bytes, embedding_size: int, num_targets: int) -> TeacherOutput:

@@ -22,6 +22,8 @@ from typing import Any
 from ccts_dist.distributed import Ranks, together
 from ccts_dist.errors import CheckpointError, OutputError
 from ccts_dist.json_text import json_text
+from ccts_dist.limits import MOST_TEXT_BYTES, parse_json, read_limited
+from ccts_dist.shards.digests import is_digest
 from ccts_dist.train.storage import writing
 
 FORMAT_VERSION = 2
@@ -232,7 +234,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         CheckpointError: names the first file that is missing or differs.
     """
     try:
-        tree = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        tree = parse_json(read_limited(folder / "manifest.json", "checkpoint manifest.json"))
         version = tree["format_version"]
         manifest = CheckpointManifest(
             step=tree["step"],
@@ -242,12 +244,14 @@ def read_manifest(folder: Path) -> CheckpointManifest:
             files={name: (size, digest) for name, (size, digest) in tree["files"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: incomplete: no readable manifest.json ({error!r}).") from error
+        raise CheckpointError(f"{folder}: incomplete: no readable manifest.json ({_words(error)}).") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder}: checkpoint format {version}, this program reads {FORMAT_VERSION}. Finish the run with the "
             "version of the program that began it."
         )
+    if fault := _form_fault(manifest):
+        raise CheckpointError(f"{folder}: manifest.json {fault}. It was altered: this checkpoint is not used.")
     for name, (size, digest) in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
@@ -257,9 +261,48 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     return manifest
 
 
+def _form_fault(manifest: CheckpointManifest) -> str:
+    """Fault, in words, of a manifest by itself; empty if there is none. Anybody may have written it."""
+    for name in ("step", "num_ranks"):
+        number = getattr(manifest, name)
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 62:
+            return f"has {str(number)[:60]!r} for {name}: must be a whole number"
+    if not isinstance(manifest.plan_digest, str) or not isinstance(manifest.run, dict):
+        return "has a plan_digest that is no text, or a run that is no object"
+    if "state.json" not in manifest.files:
+        return "names no state.json"
+    for name, (size, digest) in manifest.files.items():
+        inside = Path(name)
+        if inside.is_absolute() or ".." in inside.parts or not name.isprintable() or len(name) > MOST_TEXT_BYTES:
+            return f"names a file {name[:60]!a}: must be a path within the checkpoint"
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            return f"has {str(size)[:60]!r} for the bytes of {name}"
+        if not isinstance(digest, str) or not is_digest(digest):
+            return f"has {str(digest)[:60]!r} for the SHA-256 of {name}"
+    return ""
+
+
+def _words(error: Exception) -> str:
+    return " ".join(repr(error).split())[:160]
+
+
 def read_state(folder: Path) -> TrainState:
-    """The training state of a checkpoint whose manifest was read."""
-    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    """The training state of a checkpoint whose manifest was read.
+
+    Raises:
+        CheckpointError: it is not a state that this program writes, though its digest agrees.
+    """
+    try:
+        tree = json.loads(read_limited(folder / "state.json", "checkpoint state.json"))  # a sum may be NaN
+        state = TrainState(**tree)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{folder / 'state.json'}: no training state ({_words(error)}).") from error
+    for name, default in asdict(TrainState()).items():
+        value = getattr(state, name)
+        kinds = (int, float, type(None)) if default is None else (type(default),)
+        if not isinstance(value, kinds):
+            raise CheckpointError(f"{folder / 'state.json'}: has {str(value)[:60]!r} for {name}: no training state.")
+    return state
 
 
 def sync_folder(folder: Path) -> None:

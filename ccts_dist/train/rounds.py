@@ -12,7 +12,7 @@ from typing import Literal
 import psutil
 import torch
 
-from ccts_dist.config import BatchConfig
+from ccts_dist.config import BatchConfig, RunConfig
 from ccts_dist.distributed import Ranks, ranks_of_this_host
 from ccts_dist.loader.cut import Cuts
 from ccts_dist.records import SAMPLE_RATE_HZ
@@ -120,6 +120,17 @@ def _extra_bytes(memory: GraphMemory | None, samples: int, cuts: Cuts) -> int:
     if memory is None or memory.graph_samples == 0:
         return 0
     return max(0, samples - cuts.largest.padded_samples) * memory.graph_bytes // memory.graph_samples
+
+
+def warn_of_sorted_batches(run: RunConfig) -> dict[str, str]:
+    """A line for a run whose batches have one duration each, under a loss that compares the utterances of a batch."""
+    if run.data.duration_group == 1:
+        return {}
+    harm = "the CCC of a batch of one duration rewards whatever predicts duration"
+    if run.model.text is not None:
+        harm += ", and a model that reads transcripts finds it in the number of letters: expect a worse model"
+    rest = "Set it to 1; batch.micro_batch_seconds saves padding without this."
+    return {"warning": f"data.duration_group = {run.data.duration_group}: {harm}. {rest}"}
 
 
 def describe_micro_batches(batch: BatchConfig, cuts: Cuts) -> str:

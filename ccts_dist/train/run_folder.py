@@ -2,7 +2,7 @@
 
 run.toml          the resolved run file
 ds_config.json    what ``train.deepspeed`` held when the run began
-history.jsonl     one line per optimizer step, of the run as it counts: replayed steps stand once
+history.jsonl     one line per optimizer step, of the run as it counts: replayed steps stand once; epochs from 0
 validations.jsonl one line per validation, likewise
 tracking/         what is told of the run, and how far the tracking server has it, see ``tracking.spool``
 STOP              made by whoever wants the run to stop; removed when it has

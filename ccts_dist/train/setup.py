@@ -32,7 +32,7 @@ from ccts_dist.train.evaluate import Extras, bin_edges
 from ccts_dist.train.frames import hears_nothing, keep_frames
 from ccts_dist.train.optim import check_warmup
 from ccts_dist.train.resolved import resolved_on_ranks, target_weights
-from ccts_dist.train.rounds import describe_micro_batches
+from ccts_dist.train.rounds import describe_micro_batches, warn_of_sorted_batches
 from ccts_dist.train.step import Objective
 from ccts_dist.train.storage import writing
 from ccts_dist.train.trainable_loss import check_batches, check_labels
@@ -102,6 +102,7 @@ class Session:
             "steps per epoch": f"{self.loader.steps_per_epoch:,}",
             "steps in all": f"{self.total_steps:,}",
             "padding": f"{cuts.padding:.1%}",
+            **warn_of_sorted_batches(self.run),
         }
         if distill is not None and self.run.distill is not None and self.run.distill.threshold is not None:
             share = self.run.distill.leave_out
@@ -175,7 +176,7 @@ def _cache_of(run: RunConfig) -> dict[str, Any]:
 
 
 def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> Session:
-    teacher = _open_teacher(run, shard_set)
+    teacher = _open_teacher(run, shard_set, ranks)
     tokenizer = _open_tokenizer(run, output)
     seed_everything(derive_seed("model", run.seed))
     augmenter = Augmenter(run.augment, run.seed) if run.augment is not None else None
@@ -237,7 +238,7 @@ def open_loader(
     )
 
 
-def _open_teacher(run: RunConfig, shard_set: ShardSet) -> TeacherCache | None:
+def _open_teacher(run: RunConfig, shard_set: ShardSet, ranks: Ranks) -> TeacherCache | None:
     if run.distill is None:
         return None
     if run.data.teacher == "merged":
@@ -255,6 +256,8 @@ def _open_teacher(run: RunConfig, shard_set: ShardSet) -> TeacherCache | None:
             f"{run.model.embedding}: must be equal. Set model.embedding = {teacher.embedding_size}."
         )
     _check_fit(run, teacher, shard_set)
+    shards = shard_set.shards_of(run.data.train_splits)
+    teacher.check_outputs([shard.name for shard in shards][ranks.rank :: ranks.num_ranks])
     return teacher
 
 
@@ -268,7 +271,8 @@ def _check_fit(run: RunConfig, teacher: TeacherCache, shard_set: ShardSet) -> No
             f"in data.train_splits = {list(run.data.train_splits)}. Fit the condition on training splits only."
         )
     # What the manifest tells, without reading the index: rows beyond those of its splits do not pass, whatever it says.
-    num_utterances = sum(shard_set.manifest.splits[split].num_utterances for split in condition.splits)
+    totals = shard_set.manifest.splits
+    num_utterances = sum(totals[split].num_utterances for split in condition.splits if split in totals)
     for target, num_rows in zip(condition.targets, condition.num_rows, strict=True):
         if num_rows > num_utterances:
             raise TeacherError(

@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.use.output import GrowingFile, writing
+from ccts_dist.use.rows import json_text
 
 SUFFIXES = (".npy", ".parquet", ".safetensors")
 
@@ -68,7 +69,7 @@ def embedding_file(path: Path, *, size: int, columns: Sequence[str]) -> Embeddin
 
 
 def _line(key: Mapping[str, Any]) -> bytes:
-    return json.dumps(key, ensure_ascii=False).encode() + b"\n"
+    return json_text(key).encode() + b"\n"
 
 
 class _Npy:

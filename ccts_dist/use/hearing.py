@@ -21,7 +21,8 @@ from jaxtyping import Float32, Int16
 
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.registry.predict import Heard, Student, cut_batches, stretches
-from ccts_dist.shards.audio import MAX_DURATION_S, Decoded, decode_audio, to_wave
+from ccts_dist.shards.audio import Decoded, decode_audio, to_wave
+from ccts_dist.shards.audio_limits import MAX_DURATION_S
 from ccts_dist.use.recordings import Unheard, shown
 
 

@@ -1,12 +1,16 @@
 """Files that grow row by row under a name of their own, and take their place when they are whole."""
 
+import ctypes
+import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO, cast
 
 from ccts_dist.errors import ConfigError, OutputError
+from ccts_dist.redaction import RedactedStream
 from ccts_dist.shards.durable import sync_folder
 
 
@@ -66,6 +70,40 @@ def writing(place: Path | str) -> Iterator[None]:
         raise OutputError(
             f"{place}: cannot be written ({error.strerror}). Make room or name another file, then run it again."
         ) from error
+
+
+@contextmanager
+def only_our_stdout() -> Iterator[None]:
+    """Within, stdout is ours alone: what C libraries print to descriptor 1 goes to stderr.
+
+    libsndfile and what it is built on print remarks on damaged files, which would stand amidst the answers.
+    """
+    before = sys.stdout
+    try:
+        is_process_stdout = before.fileno() == 1
+    except (AttributeError, OSError, ValueError):  # replaced by what is no file, or closed
+        is_process_stdout = False
+    if not is_process_stdout:
+        yield
+        return
+    before.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # no stderr
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    ours = io.TextIOWrapper(os.fdopen(kept, "wb"), encoding=before.encoding, errors=before.errors)
+    sys.stdout = cast(TextIO, RedactedStream(ours)) if isinstance(before, RedactedStream) else ours
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C holds back would come out at the end, behind our answers
+        with suppress(OSError):
+            sys.stdout.flush()
+        os.dup2(kept, 1)
+        with suppress(OSError):
+            sys.stdout.close()
+        sys.stdout = before
 
 
 def check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path]) -> None:

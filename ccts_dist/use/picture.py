@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ccts_dist.errors import ConfigError
+from ccts_dist.errors import ConfigError, without_controls
 from ccts_dist.shards.picture import KINDS
 from ccts_dist.use.windows import Curve
 
@@ -92,7 +92,7 @@ def draw_curve(path: Path, curve: Curve, *, targets: tuple[str, ...], scale: tup
 
 
 def _title(curve: Curve) -> str:
-    return Path(curve.name).name
+    return without_controls(Path(curve.name).name)  # which SVG cannot hold
 
 
 def description(curve: Curve, targets: tuple[str, ...]) -> str:

@@ -1,7 +1,6 @@
 """What ``launch/predict.py`` does: find, load, hear, write."""
 
 import argparse
-import io
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -14,7 +13,7 @@ from ccts_dist.progress import Progress, say
 from ccts_dist.registry.predict import CATEGORY, Student, load_student, samples_per_batch
 from ccts_dist.use.embeddings import check_suffix, keys_beside
 from ccts_dist.use.hearing import answered_in_order, decoded_ahead, keep_few_kernels, twins_of, usable_cores
-from ccts_dist.use.output import check_outputs
+from ccts_dist.use.output import check_outputs, only_our_stdout
 from ccts_dist.use.picture import draw_curve, picture_in, pictures_are_in_folder
 from ccts_dist.use.recordings import Unheard, find_recordings, shown
 from ccts_dist.use.results import Results, end_of_stdout
@@ -53,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
         RegistryError: the model cannot be had.
         OutputError: a file cannot be written.
     """
+    with only_our_stdout():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     asked = _check(args)
     keep_few_kernels()
     student = load_student(args.model, tracking_uri=args.uri, device=args.device)
@@ -109,8 +113,8 @@ class _Pictures:
 
 
 def _results(args: argparse.Namespace, asked: _Asked, student: Student) -> Results:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # as JSON has to be, whatever the locale
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(encoding="utf-8")  # as JSON has to be, whatever the locale
     columns = ("file", *(() if asked.windows is None else ("kind", *_TIMES)), *student.columns)
     widths = {
         "file": max(len(shown(path)) for path in asked.files),

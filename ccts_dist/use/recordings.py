@@ -1,6 +1,7 @@
 """Which recordings a command is to hear, and how they are called in what it writes."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,16 @@ SUFFIXES = frozenset(
     }
 )  # fmt: skip
 """How files that libsndfile reads are named, in lower case; raw samples are not among them, for they state no rate."""
+
+
+OTHER_SUFFIXES = frozenset(
+    {
+        ".3ga", ".3gp", ".aac", ".ac3", ".adts", ".alac", ".amr", ".ape", ".asf", ".avi", ".awb", ".dts", ".eac3",
+        ".flv", ".m4a", ".m4b", ".m4r", ".m4v", ".mka", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".qta", ".ra",
+        ".rm", ".spx", ".tta", ".webm", ".wma", ".wmv", ".wv",
+    }
+)  # fmt: skip
+"""How other recordings are named, sound and video, which libsndfile does not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +43,35 @@ class Unheard:
         return f"error: {self.name}: {' '.join(self.reason.split())}. Left out."
 
 
+@dataclass(slots=True)
+class _PassedOver:
+    """What a folder holds that is no file to decode."""
+
+    endings: Counter[str]
+    linked_folders: int = 0
+
+    def in_words(self) -> str:
+        """The counts; "" if there is nothing."""
+        counts = [f"{count} {ending}" for ending, count in sorted(self.endings.items())]
+        parts = []
+        if counts:
+            parts.append(
+                f"holds recordings that cannot be decoded ({', '.join(counts)}): convert them (ffmpeg -i FILE NEW.flac)"
+            )
+        if self.linked_folders:
+            parts.append(f"holds {self.linked_folders} linked folders, which are not followed: name them as well")
+        return "; ".join(parts)
+
+
 def find_recordings(places: Sequence[str]) -> tuple[list[Path], list[Unheard]]:
     """The files that were named, and those below the folders that were named, in the order of the names.
 
     A file is taken whatever its name ends in, and whether it is there or not; in folders, and in folders within them,
     the files that ``SUFFIXES`` knows, sorted. Hidden ones (".x", "._x" of other systems) are passed over, and links to
-    folders are not followed.
+    folders are not followed. Recordings of other formats and linked folders are counted.
 
     Returns:
-        The files, and folders that hold none or cannot be listed.
+        The files, and folders that hold none, cannot be listed, or hold recordings that are not among the files.
 
     Raises:
         ConfigError: there is not one file.
@@ -51,8 +82,10 @@ def find_recordings(places: Sequence[str]) -> tuple[list[Path], list[Unheard]]:
         if not os.path.isdir(place):
             found.append(Path(place))
             continue
-        before = len(found), len(empty)
-        found += _audio_below(place, empty)
+        before, passed_over = (len(found), len(empty)), _PassedOver(Counter())
+        found += _audio_below(place, empty, passed_over)
+        if words := passed_over.in_words():
+            empty.append(Unheard(name=shown(place), reason=words))
         if before == (len(found), len(empty)):
             empty.append(Unheard(name=shown(place), reason="holds no audio file, nor do the folders in it"))
     if not found:
@@ -61,15 +94,19 @@ def find_recordings(places: Sequence[str]) -> tuple[list[Path], list[Unheard]]:
     return found, empty
 
 
-def _audio_below(folder: str, unlisted: list[Unheard]) -> Iterator[Path]:
+def _audio_below(folder: str, unlisted: list[Unheard], passed_over: _PassedOver) -> Iterator[Path]:
     def note(error: OSError) -> None:
         unlisted.append(Unheard(name=shown(error.filename), reason=f"cannot be listed ({error.strerror})"))
 
     for parent, folders, files in os.walk(folder, onerror=note):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        passed_over.linked_folders += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+            ending = os.path.splitext(name)[1].lower()
+            if not name.startswith(".") and ending in SUFFIXES:
                 yield Path(parent, name)
+            elif not name.startswith(".") and ending in OTHER_SUFFIXES:
+                passed_over.endings[ending] += 1
 
 
 def shown(path: str | Path) -> str:

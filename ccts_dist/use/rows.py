@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from ccts_dist.errors import CONTROLS, without_controls
+
 FORMATS = ("table", "json", "jsonl", "csv")
 
 
@@ -77,7 +79,9 @@ def _to_the_right(width: int) -> Callable[[str], str]:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else " ".join(str(value).split()).replace("|", "\\|")
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return without_controls(" ".join(str(value).split())).replace("|", "\\|")
 
 
 class _Csv:
@@ -98,8 +102,20 @@ class _Csv:
 
 def _csv_line(cells: Sequence[Any]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
+    # A quoted line break is CSV; any other control character would reach the terminal of whoever looks at it.
+    safe = [without_controls(cell, keep="\n") if isinstance(cell, str) else cell for cell in cells]
+    csv.writer(line, lineterminator="\n").writerow(safe)
     return line.getvalue()
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON in which characters outside of ASCII stand as they are, but for controls and separators of lines.
+
+    Those are escaped, so that a line is a line to every reader, and a terminal does not act on a file's name.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    breaks = "\n" if indent is not None else ""
+    return CONTROLS.sub(lambda found: found[0] if found[0] in breaks else f"\\u{ord(found[0]):04x}", text)
 
 
 class _JsonLines:
@@ -109,7 +125,7 @@ class _JsonLines:
         return ""
 
     def row(self, row: Mapping[str, Any]) -> str:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(row) + "\n"
 
     def end(self) -> str:
         return ""
@@ -127,8 +143,7 @@ class _Json:
     def row(self, row: Mapping[str, Any]) -> str:
         before = ",\n" if self._begun else "\n"
         self._begun = True
-        lines = json.dumps(row, indent=2, ensure_ascii=False, allow_nan=False).splitlines()
-        return before + "\n".join(f"  {line}" for line in lines)
+        return before + "\n".join(f"  {line}" for line in json_text(row, indent=2).split("\n"))
 
     def end(self) -> str:
         return "\n]\n" if self._begun else "]\n"

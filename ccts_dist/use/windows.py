@@ -11,8 +11,8 @@ from jaxtyping import Int16
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.registry.predict import CATEGORY
-from ccts_dist.shards.audio import MAX_DURATION_S, MIN_SAMPLES
 from ccts_dist.shards.audio_blocks import decode_blocks
+from ccts_dist.shards.audio_limits import MAX_DURATION_S, MIN_SAMPLES
 from ccts_dist.use.hearing import Answered, Piece
 from ccts_dist.use.recordings import Unheard, shown
 

@@ -2,23 +2,27 @@
 
 A made corpus in the worst order there is: speakers one after the other, labels drifting along the corpus. Measured per
 batch, mean over an epoch: different speakers, different shards, the variance of the labels as a share of the corpus's
-(what a CCC loss lives on), and how alike neighbouring batches are (correlation of their mean label). A full shuffle is
-a window as large as the corpus without sorting by duration.
+(what a CCC loss lives on), how alike neighbouring batches are (correlation of their mean label), and the correlation of
+label and number of letters, which is 0 in the corpus. A full shuffle is a window as large as the corpus, unsorted.
+The second table is the padding of random batches, by how many micro-batches on how many ranks they are cut into.
 """
 
 import argparse
 
 import numpy as np
 
-from ccts_dist.loader.cut import cut
+from ccts_dist.loader.cut import cut, sum_up
 from ccts_dist.loader.plan import Plan
 from ccts_dist.shards.index import IndexPlace, ShardRows
 from ccts_dist.shards.schema import ShardEntry
 
 
 class DriftingCorpus:
-    """Index rows without files: 50 utterances a speaker, the label's mean moving along the corpus; durations related
-    to the label, as they are in speech (r about .3)."""
+    """Index rows without files: 50 utterances a speaker, the label's mean moving along the corpus.
+
+    The log of the duration correlates by .6 with the number of letters and by -.3 with the label, which makes people
+    speak faster. Letters and label are independent.
+    """
 
     digest = "d" * 64
 
@@ -28,7 +32,10 @@ class DriftingCorpus:
         place = np.arange(count) / count
         self.label = 0.5 + 0.15 * np.sin(8 * np.pi * place) + 0.15 * draws.standard_normal(count)
         self.speaker = np.arange(count) // 50
-        stretch = np.exp(0.5 * (0.3 * (self.label - 0.5) / self.label.std() + 0.95 * draws.standard_normal(count)))
+        self.letters = draws.standard_normal(count)
+        label = (self.label - self.label.mean()) / self.label.std()
+        rest = np.sqrt(1 - 0.6**2 - 0.3**2) * draws.standard_normal(count)
+        stretch = np.exp(0.5 * (0.6 * self.letters - 0.3 * label + rest))
         self.num_samples = (16_000 * np.clip(4.5 * stretch, 2.0, 11.0)).astype(np.int64)
         self._num_shards, self._per_shard = num_shards, per_shard
 
@@ -62,12 +69,19 @@ class DriftingCorpus:
         return slice(first, first + self._per_shard)
 
 
+CUTS = [
+    (32, 1, 1), (32, 1, 2), (32, 1, 4), (32, 1, 8), (32, 4, 1), (32, 4, 2),
+    (256, 1, 16), (256, 8, 1), (256, 8, 2), (256, 8, 4),
+]  # fmt: skip
+"""Global batch, ranks, and micro-batches on each rank."""
+
+
 def mixing(corpus: DriftingCorpus, window: int, group: int, batch: int) -> dict[str, float]:
     """The figures of one epoch."""
     plan = Plan(
         corpus, ("Train",), global_utterances=batch, seed=1, window_utterances=window, duration_group=group, streams=1
     )
-    speakers, shards, variances, means, padded, real = [], [], [], [], 0, 0
+    speakers, shards, variances, means, shortcut, padded, real = [], [], [], [], [], 0, 0
     for step in range(plan.steps_per_epoch):
         rows = plan.global_batch(0, step)
         numbers = np.array([corpus.own(row.shard).start + row.row for row in rows])
@@ -75,6 +89,7 @@ def mixing(corpus: DriftingCorpus, window: int, group: int, batch: int) -> dict[
         shards.append(len({row.shard for row in rows}))
         variances.append(corpus.label[numbers].var(ddof=1))
         means.append(corpus.label[numbers].mean())
+        shortcut.append(np.corrcoef(corpus.letters[numbers], corpus.label[numbers])[0, 1])
         part = cut(rows, 1, 1, batch)[0][0]
         padded, real = padded + part.padded_samples, real + part.real_samples
     return {
@@ -82,8 +97,19 @@ def mixing(corpus: DriftingCorpus, window: int, group: int, batch: int) -> dict[
         "shards": float(np.mean(shards)),
         "variance": float(np.mean(variances) / corpus.label.var()),
         "neighbours": float(np.corrcoef(means[:-1], means[1:])[0, 1]),
+        "shortcut": float(np.mean(shortcut)),
         "padding": 1 - real / padded,
     }
+
+
+def padding(corpus: DriftingCorpus, batch: int, ranks: int, passes: int) -> float:
+    """Share of padding in random batches that are cut into so many micro-batches on each rank."""
+    plan = Plan(
+        corpus, ("Train",), global_utterances=batch, seed=1, window_utterances=65_536, duration_group=1, streams=1
+    )
+    micro = -(-batch // (ranks * passes)) * 4
+    steps = (cut(plan.global_batch(0, step), ranks, passes, micro) for step in range(plan.steps_per_epoch))
+    return sum_up(steps).padding
 
 
 def main() -> None:
@@ -96,23 +122,36 @@ def main() -> None:
     corpus = DriftingCorpus(args.shards, args.per_shard)
     count = args.shards * args.per_shard
     print(f"{count:,} utterances in {args.shards} shards, batches of {args.batch}\n")
-    print("| window | duration group | speakers / utterance | shards | label variance | neighbours | padding |")
-    print("|-------:|---------------:|---------------------:|-------:|---------------:|-----------:|--------:|")
+    print(
+        "| window | duration group | speakers / utterance | shards | label variance | neighbours "
+        "| r(letters, label) | padding |"
+    )
+    print(
+        "|-------:|---------------:|---------------------:|-------:|---------------:|-----------:|------------------:|--------:|"
+    )
     plans = [
         (count, 1, "full shuffle, "),
-        (count, 32, ""),
-        (65_536, 32, "default, "),
-        (65_536, 8, ""),
-        (16_384, 32, ""),
+        (65_536, 1, "default, "),
+        (16_384, 1, ""),
+        (4_096, 1, ""),
+        (65_536, 2, ""),
+        (65_536, 4, ""),
+        (65_536, 32, ""),
+        (65_536, count // args.batch, "sorted windows, "),
     ]
-    plans += [(4_096, 32, ""), (65_536, count // args.batch, "sorted windows, ")]
     for window, group, name in plans:
         figures = mixing(corpus, window, group, args.batch)
         print(
             f"| {name}{window:,} | {group} | {figures['speakers']:.3f} | {figures['shards']:.1f} "
-            f"| {figures['variance']:.3f} | {figures['neighbours']:+.2f} | {figures['padding']:.1%} |",
+            f"| {figures['variance']:.3f} | {figures['neighbours']:+.2f} | {figures['shortcut']:+.2f} "
+            f"| {figures['padding']:.1%} |",
             flush=True,
         )
+    print("\n| global batch | ranks | micro-batches on each | utterances in one | padding |")
+    print("|-------------:|------:|----------------------:|------------------:|--------:|")
+    for batch, ranks, passes in CUTS:
+        share = padding(corpus, batch, ranks, passes)
+        print(f"| {batch} | {ranks} | {passes} | about {batch // (ranks * passes)} | {share:.1%} |", flush=True)
 
 
 if __name__ == "__main__":

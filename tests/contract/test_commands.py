@@ -25,8 +25,8 @@ OPTIONS = {
         "--utterances --wrong"
     ),
     "launch/serve.py": (
-        "--audio-root --host --max-connections --max-recording-bytes --max-recordings --max-request-bytes "
-        "--max-seconds --port --uri"
+        "--audio-root --host --max-body-seconds --max-connections --max-head-seconds --max-recording-bytes "
+        "--max-recordings --max-request-bytes --max-requests --max-seconds --max-waiting-bytes --port --uri"
     ),
     "launch/sync.py": "--uri",
     "shards/build.py": "",  # its sub-commands have the options

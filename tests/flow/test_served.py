@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,34 @@ def test_our_server_keeps_no_more_of_a_body_than_its_limit(server: Server) -> No
     _assert_like(_answers(server, {"inputs": {"audio": _b64(server.recordings[0])}}), server.expected[:1])
 
 
+@pytest.mark.long
+def test_bodies_at_the_limit_stay_within_two_gigabytes_and_health_is_answered(place: Path, tmp_path: Path) -> None:
+    """Each is 127 MiB; of empty objects, one took 4.3 GB."""
+    audio = '{"audio":"' + _b64(_wav(100.0)) + '"},'
+    units = (b"{},", b'"",', b"[", audio.encode())
+    model = str(place / "run" / "best")
+    with model_server(model, tmp_path / "log", uri=_uri(place), environment={}, by="launch/serve.py") as running:
+
+        def ask(body: bytes) -> int:
+            request = urllib.request.Request(f"{running.address}/invocations", body, {"Content-Type": JSON})
+            try:
+                with urllib.request.urlopen(request, timeout=600) as answer:
+                    return answer.status
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        for unit in units:
+            body = b'{"inputs":[' + unit * ((127 << 20) // len(unit)) + b"1]}"
+            with ThreadPoolExecutor(4) as pool:
+                asked = [pool.submit(ask, body) for _ in range(4)]
+                while not all(one.done() for one in asked):
+                    with urllib.request.urlopen(f"{running.address}/ping", timeout=15) as answer:
+                        assert answer.status == 200
+            assert {one.result() for one in asked} <= {400, 503}
+            status = Path(f"/proc/{running.process.pid}/status").read_text()
+            assert int(status.split("VmHWM:")[1].split()[0]) / 1e6 < 2.0
+
+
 def test_requests_in_parallel_are_answered_as_each_would_be_alone(server: Server) -> None:
     def ask(number: int) -> list[dict[str, float]]:
         rows = [{"audio": _b64(server.recordings[number % 4])}, {"audio": _b64(server.recordings[number * 3 % 4])}]
@@ -304,12 +333,18 @@ def test_our_server_says_where_it_is_and_ends_at_a_signal(place: Path, tmp_path:
     server = start_model_server(model, log, port=port, uri=_uri(place), environment={}, by="launch/serve.py")
     try:
         wait_until_healthy(server, port, log)
-        server.send_signal(number)
-        assert server.wait(30) == 0
+        head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"
+        with ExitStack() as stack:
+            for sent in (b"", head, head + b"\r\n{"):  # none of them holds it up
+                stack.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(sent)
+            server.send_signal(number)
+            assert server.wait(30) == 0
     finally:
         if server.poll() is None:
             os.killpg(server.pid, 9)
-    assert log.read_text() == f"{model} at http://127.0.0.1:{port}/invocations; Ctrl-C ends it\n"
+    first, *requests = log.read_text().splitlines()
+    assert first == f"{model} at http://127.0.0.1:{port}/invocations; Ctrl-C ends it"
+    assert {json.loads(line)["status"] for line in requests} <= {503}
 
 
 @ours

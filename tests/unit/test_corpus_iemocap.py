@@ -189,9 +189,9 @@ def test_release_without_an_utterance_is_refused(tmp_path: Path):
 def test_evaluation_that_cannot_be_read_is_refused(session_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     session_of(HEADER)
 
-    def refuse(path: Path) -> bytes:
+    def refuse(*_: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("ccts_dist.corpus.iemocap.read_limited", refuse)
     with pytest.raises(CorpusError, match=r"cannot be read \(Permission denied\)"):
         read_iemocap(tmp_path)

@@ -288,3 +288,11 @@ def test_header_that_is_no_record_is_refused(csv_of: Write):
 def test_scale_that_does_not_rise_is_refused(csv_of: Write, scale: tuple[float, float]):
     with pytest.raises(ConfigError, match="must be two numbers, the lower one first"):
         read_manifest(csv_of("key,audio"), scale=scale)
+
+
+def test_audio_that_no_row_names_is_listed(tmp_path: Path):
+    for name in ("a.wav", "bad.wav", "unnamed.wav", "unnamed.flac", "notes.txt", "._a.wav"):
+        (tmp_path / name).touch()
+    (tmp_path / "table.csv").write_text("key,audio,valence\na,a.wav,3\nb,bad.wav,99\n")
+    corpus = read_manifest(tmp_path / "table.csv")
+    assert corpus.unnamed == (tmp_path / "unnamed.flac", tmp_path / "unnamed.wav")

@@ -158,11 +158,11 @@ def drop_shard(document: dict) -> None:
         (lambda document: document["shards"][0].update(num_samples=1 << 60), f"has {1 << 60} for num_samples of"),
         (lambda document: document["shards"][0].update(size_bytes=1 << 62), f"has {1 << 62} for size_bytes of"),
         (lambda document: document["splits"].pop("Development"), "lists shards of splits that it does not name"),
-        (lambda document: document["shards"][0]["index"].update(size=1 << 62), "not those that the manifest names"),
+        (lambda document: document["shards"][0]["index"].update(size=1 << 62), f"said to take {1 << 62} bytes"),
         (lambda document: document["shards"][0]["index"].update(size=-1), "cannot read its rows"),
-        (lambda document: document["shards"][0]["index"].update(offset=1 << 62), "not those that the manifest names"),
+        (lambda document: document["shards"][0]["index"].update(offset=1 << 62), f"said to take {1 << 62} bytes"),
         (lambda document: document["shards"][1]["index"].update(offset=1 << 70), "with a number beyond 64 bits"),
-        (lambda document: document["shards"][0].update(sha256="\0"), "or NUL in a text"),
+        (lambda document: document["shards"][0].update(sha256="\0"), "must be a SHA-256 in hexadecimal digits"),
         (lambda document: document.update(members=["flac", "x"]), "column 'x.offset' is absent"),
     ],
 )
@@ -180,7 +180,7 @@ def test_audio_that_no_memory_holds_is_refused_though_all_agree_on_it(root: Path
     damage.bless(root)
     total = sum(tables[SHARD]["num_samples"].to_pylist()) - 1640 + (1 << 35)
     damage.edit_manifest(root, lambda document: document["shards"][0].update(num_samples=total, size_bytes=1 << 40))
-    with pytest.raises(ShardError, match=r"does not fit into memory|is cut"):
+    with pytest.raises(ShardError, match=f"of {1 << 33} bytes"):
         read_all(root)
 
 

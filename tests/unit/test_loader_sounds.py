@@ -109,9 +109,9 @@ def test_a_file_that_changes_under_way_is_named(tmp_path):
         folder.whole(0)
 
 
-def test_a_rate_that_no_filter_can_bring_to_16_khz_is_refused(tmp_path):
-    write(tmp_path / "odd.wav", ramp(1000), 44_101)
-    with pytest.raises(ConfigError, match=r"odd\.wav: has a sample rate of 44101 Hz, which cannot be resampled"):
+def test_a_rate_that_is_none_of_speech_is_refused(tmp_path):
+    write(tmp_path / "odd.wav", ramp(1000), 999)
+    with pytest.raises(ConfigError, match=r"odd\.wav: has a sample rate of 999 Hz, which cannot be resampled"):
         SoundFolder(tmp_path, key=KEY)
 
 

@@ -38,7 +38,7 @@ def _save(folder, model, tokenizer=None, extra=None):
 
 
 def _edit(path, **changes):
-    description = json.loads(path.read_text()) | changes
+    description = json.loads(path.read_text()) | {"seal": None} | changes
     path.write_text(json.dumps({key: value for key, value in description.items() if value is not None}))
 
 
@@ -150,7 +150,9 @@ def test_weights_of_another_model_are_refused(speech_folder):
 
 def test_a_missing_encoder_configuration_is_refused(speech_folder):
     shutil.rmtree(speech_folder / "speech_encoder")
-    with pytest.raises(CheckpointError, match="speech_encoder: no encoder configuration"):
+    with pytest.raises(
+        CheckpointError, match=r"speech_encoder/config.json: cannot be read .*, and model.json names it"
+    ):
         load_model(speech_folder)
 
 

@@ -94,7 +94,8 @@ def test_a_folder_of_before_there_were_several_still_loads(tmp_path):
     )
     path = tmp_path / "m" / "model.json"
     description = json.loads(path.read_text())
-    del description["also_normalise"]
+    for key in ("also_normalise", "files", "seal"):
+        del description[key]
     for key in ("also", "heads", "head_hidden"):
         del description["model"][key]
     for key in ("layers", "attention_hidden"):

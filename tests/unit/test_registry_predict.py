@@ -133,16 +133,16 @@ def test_files_that_no_shard_would_carry_are_refused_by_name(student: Student, t
     (tmp_path / "text.wav").write_text("no audio")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, dtype=np.float32), 16_000)
     soundfile.write(tmp_path / "short.wav", _noise(399), 16_000)
-    soundfile.write(tmp_path / "odd.wav", _noise(44_101), 44_101)
-    soundfile.write(tmp_path / "fast.wav", _noise(192_001), 192_001)
-    soundfile.write(tmp_path / "long.wav", np.zeros(601 * 100, dtype=np.int16), 100)
+    soundfile.write(tmp_path / "odd.wav", _noise(999), 999)
+    soundfile.write(tmp_path / "fast.wav", _noise(1_000), 2_000_000)
+    soundfile.write(tmp_path / "long.wav", np.zeros(601 * 1_000, dtype=np.int16), 1_000)
     reasons = {
         "text": r"cannot be decoded \(Format not recognised\)",
         "absent": "the audio file is missing",
         "empty": "holds no audio",
         "short": "lasts 399 samples at 16000 Hz, fewer than an encoder's first frame",
-        "odd": "has a sample rate of 44101 Hz, which cannot be resampled",
-        "fast": "has a sample rate of 192001 Hz, which cannot be resampled",
+        "odd": "has a sample rate of 999 Hz, which cannot be resampled",
+        "fast": "has a sample rate of 2000000 Hz, which cannot be resampled",
         "long": "lasts 601.0 s, more than 600 s",
     }
     for name, reason in reasons.items():
@@ -167,7 +167,7 @@ def test_arrays_that_no_shard_would_carry_are_refused(student: Student, samples:
 def test_the_command_names_bad_files_and_answers_the_good_ones(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, rate in (("a", 16_000), ("odd", 44_101), ("b", 48_000), ("fast", 192_001)):
+    for name, rate in (("a", 16_000), ("odd", 999), ("b", 48_000), ("fast", 2_000_000)):
         soundfile.write(tmp_path / f"{name}.wav", _noise(rate // 4), rate)
     soundfile.write(tmp_path / "short.wav", _noise(50), 16_000)
     files = [str(tmp_path / f"{name}.wav") for name in ("a", "odd", "b", "fast", "short")]

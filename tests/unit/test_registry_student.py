@@ -99,8 +99,8 @@ def test_what_is_no_audio_by_its_shape_or_type_is_refused(
 def test_a_rate_that_is_none_is_refused(student: Student) -> None:
     with pytest.raises(ConfigError, match="sample_rate_hz=0: must be at least 1"):
         student.predict([_noise(1_000)[:, 0]], sample_rate_hz=0)
-    with pytest.raises(CorpusError, match="array: has a sample rate of 44101 Hz, which cannot be resampled"):
-        student.predict([_noise(44_101)[:, 0]], sample_rate_hz=44_101)
+    with pytest.raises(CorpusError, match="array: has a sample rate of 999 Hz, which cannot be resampled"):
+        student.predict([_noise(999)[:, 0]], sample_rate_hz=999)
     with pytest.raises(CorpusError, match="tensor: holds no audio"):
         student.predict([torch.zeros(2, 0)])
     with pytest.raises(CorpusError, match="tensor: holds samples that are not finite"):

@@ -74,7 +74,8 @@ def test_gate_per_dimension_decides_on_each_prediction_in_the_tables_own_order(s
     wide = np.array(found.teacher.widest)
     expected = ~(np.abs(found.teacher.residual) > wide)  # what is NaN passes
     np.testing.assert_array_equal(found.teacher.kept, expected)
-    assert 0 < expected[:, 0].sum() < len(table), "else the gate is not seen"
+    assert not expected.all(), "else the gate is not seen"
+    assert expected[~expected.all(axis=1)].any(), "a row that is out in one dimension stays in others"
     assert expected[:, 1].all()
     write_table(tmp_path / "t.parquet", found)
     read = read_table(tmp_path / "t.parquet").teacher

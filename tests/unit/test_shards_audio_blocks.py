@@ -8,9 +8,10 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccts_dist.shards import audio_blocks
-from ccts_dist.shards.audio import Decoded, decode_audio, resample
-from ccts_dist.shards.audio_blocks import BlockResampler, decode_blocks
+from ccts_dist.shards import audio_file
+from ccts_dist.shards.audio import Decoded, decode_audio
+from ccts_dist.shards.audio_blocks import decode_blocks
+from ccts_dist.shards.resampling import BlockResampler, resample
 from tests.tiers import examples
 
 RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 15_950)
@@ -55,7 +56,7 @@ def test_what_a_resampler_holds_does_not_grow() -> None:
 def test_a_file_in_blocks_is_bit_by_bit_the_file_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int, channels: int, kind: str
 ) -> None:
-    monkeypatch.setattr(audio_blocks, "_BLOCK_FRAMES", 5_000)
+    monkeypatch.setattr(audio_file, "_BLOCK_VALUES", 5_000)
     path = tmp_path / f"a.{kind}"
     soundfile.write(path, _noise(rate + 777, channels), rate)
     whole = decode_audio(path, max_duration_s=10.0)
@@ -72,20 +73,26 @@ def _spoil(path: Path, how: str) -> None:
     if how == "text":
         path.write_text("no audio")
         return
-    rate, num_samples = (44_101, 44_101) if how == "odd rate" else (16_000, {"short": 399, "empty": 0}.get(how, 60_000))
+    rate, num_samples = (999, 999) if how == "low rate" else (16_000, {"short": 399, "empty": 0}.get(how, 60_000))
     samples = _noise(num_samples)
     if how == "not finite":
         samples[50_000] = np.nan
+    if how == "off scale":
+        samples *= 32_768
+    if how == "out of phase":
+        samples = samples * [1.0, -1.0]
     soundfile.write(path, samples, rate, subtype="FLOAT")
     if how == "cut":
         path.write_bytes(path.read_bytes()[:100_000])
 
 
-@pytest.mark.parametrize("how", ["missing", "text", "empty", "short", "cut", "odd rate", "not finite"])
+@pytest.mark.parametrize(
+    "how", ["missing", "text", "empty", "short", "cut", "low rate", "not finite", "off scale", "out of phase"]
+)
 def test_damage_is_said_last_and_in_the_words_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(audio_blocks, "_BLOCK_FRAMES", 5_000)
+    monkeypatch.setattr(audio_file, "_BLOCK_VALUES", 5_000)
     path = tmp_path / "a.wav"
     _spoil(path, how)
     *blocks, reason = decode_blocks(path)
@@ -96,7 +103,7 @@ def test_damage_is_said_last_and_in_the_words_of_the_whole(
 def test_a_flac_that_breaks_off_gives_what_comes_before_and_then_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audio_blocks, "_BLOCK_FRAMES", 5_000)
+    monkeypatch.setattr(audio_file, "_BLOCK_VALUES", 5_000)
     path = tmp_path / "a.flac"
     soundfile.write(path, _noise(60_000), 16_000)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

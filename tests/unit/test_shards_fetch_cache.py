@@ -245,14 +245,19 @@ def test_many_threads_never_exceed_the_limit(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_room_that_could_not_be_made_is_not_taken_for_a_transfer_that_goes_on(tmp_path: Path) -> None:
+def test_room_that_could_not_be_made_is_not_taken_for_a_transfer_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever asks next would wait for it until the process ends."""
     cache, file = FetchCache(tmp_path, 100), listed(1)
-    in_the_way = tmp_path / f".{'0' * 32}-b.tar.10.partial"
-    in_the_way.mkdir()
-    with pytest.raises(IsADirectoryError):
-        cache.reserve(file)
-    in_the_way.rmdir()
+
+    def fail(own: str) -> None:
+        raise OSError("the disk has gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(cache, "_scan", fail)
+        with pytest.raises(OSError, match="the disk has gone"):
+            cache.reserve(file)
     with reserved(cache, file):
         pass
     assert names(tmp_path) == set()

@@ -31,8 +31,8 @@ ENTRY = ShardEntry(
     num_utterances=2,
     num_samples=900,
     size_bytes=1,
-    sha256="a",
-    index=IndexPlace(offset=8, size=16, sha256="c"),
+    sha256="a" * 64,
+    index=IndexPlace(offset=8, size=16, sha256="c" * 64),
 )
 MANIFEST = Manifest(
     corpus="c",
@@ -42,7 +42,7 @@ MANIFEST = Manifest(
     splits={"Train": SplitTotals(num_utterances=2, hours=0.5)},
     shards=(ENTRY,),
     index_size_bytes=3,
-    index_sha256="b",
+    index_sha256="b" * 64,
     counts={"rejected": 0},
 )
 UTTERANCE = Utterance(

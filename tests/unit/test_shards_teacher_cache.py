@@ -123,10 +123,13 @@ def test_damage_is_named_by_shard_and_key(shard_set: ShardSet, tmp_path: Path):
 
 def test_a_cache_that_says_another_size_is_refused_when_read(shard_set: ShardSet, tmp_path: Path):
     write_example_shards(tmp_path, shard_set)
-    facts = dataclasses.replace(example_facts(), embedding_size=6)
+    numbers = (1.0,) * 6
+    facts = dataclasses.replace(example_facts(), embedding_size=6, embedding_mean=numbers, embedding_deviation=numbers)
     write_cache_manifest(tmp_path, shard_set, facts, splits=["Train"], condition=CONDITION, sums={})
     key = shard_set.rows(SHARD).keys[0]
-    with pytest.raises(TeacherError, match=rf"{SHARD}: teacher.npy of '{key}' in .* must be float32\[9\]"):
+    with pytest.raises(
+        TeacherError, match=rf"{SHARD}: .* of '{key}' has 160 bytes, and the teacher's outputs have 164"
+    ):
         open_teacher_cache(tmp_path, shard_set).read(SHARD, 0, key)
 
 

@@ -13,7 +13,13 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.cut import Cuts, SecondsLimit, choose_passes, cut, sum_up
 from ccts_dist.train import rounds
-from ccts_dist.train.rounds import GraphMemory, decide_rounds, describe_micro_batches, most_graph_samples
+from ccts_dist.train.rounds import (
+    GraphMemory,
+    decide_rounds,
+    describe_micro_batches,
+    most_graph_samples,
+    warn_of_sorted_batches,
+)
 from tests.unit.test_cut import rows_of
 
 MEMORY = GraphMemory(graph_bytes=400, graph_samples=200, other_bytes=1_000, on_gpu=False)
@@ -131,3 +137,15 @@ def test_one_round_is_refused_under_zero_3():
     with pytest.raises(ConfigError, match=r"'one' with ds_configs/zero3.json: ZeRO-3 takes .* use stage 2 or lower"):
         check_ds_config(run_with(**asked, train={"deepspeed": "ds_configs/zero3.json"}))
     assert Path("ds_configs/zero3.json").is_file()
+
+
+def test_batches_of_one_duration_are_warned_of_loudest_beside_a_text_branch():
+    assert run_with().data.duration_group == 1, "the default"
+    assert warn_of_sorted_batches(run_with()) == {}
+    data = {"shards": "s", "duration_group": 2}
+    speech = warn_of_sorted_batches(run_with(data=data))["warning"]
+    assert "data.duration_group = 2" in speech
+    assert "Set it to 1" in speech
+    assert "transcripts" not in speech
+    text = {"text": {"encoder": "scratch", "scratch": {"model_type": "bert"}}}
+    assert "the number of letters" in warn_of_sorted_batches(run_with(data=data, model=text))["warning"]

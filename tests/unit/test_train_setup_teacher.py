@@ -7,17 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ccts_dist.config import read_run
 from ccts_dist.config.credentials import public_toml
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, TeacherError, run_main
-from ccts_dist.records import Condition
+from ccts_dist.records import Condition, TeacherOutput
 from ccts_dist.shards import ShardSet, TeacherFacts
 from ccts_dist.shards.teacher_cache import write_cache_manifest
+from ccts_dist.shards.teacher_format import encode_output
 from ccts_dist.train.setup import check_session, open_session
 from launch import train as command
+from tests import damage
 from tests.shard_examples import CONDITION, EMBEDDING_SIZE, example_facts, example_shard_set, write_example_shards
 from tests.small_runs import SPEECH, write_run
 
@@ -73,6 +76,19 @@ def test_condition_that_knows_labels_outside_the_training_splits_is_refused(shar
     assert run_main(command.main, ["--config", str(path), "--check"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("error: ") for line in lines) == 1
+
+
+def test_an_output_that_is_not_finite_ends_set_up_before_a_step_is_taken(shard_set, tmp_path):
+    """Sealed, so that no checksum tells: it would open the gate, or end one rank within a step."""
+    cache = plant(tmp_path / "cache", shard_set, CONDITION)
+    shard = shard_set.manifest.shards_of("Train")[-1].name
+    vector = np.full(EMBEDDING_SIZE + 3, np.nan, np.float32)
+    output = TeacherOutput(embedding=vector[:EMBEDDING_SIZE], prediction=vector[EMBEDDING_SIZE:])
+    damage.replace_payload(cache, shard, 0, "teacher.npy", encode_output(output))
+    damage.bless_crc(cache, shard)
+    words = rf"{shard}: teacher.npy of '{shard_set.rows(shard).keys[0]}' in {cache} holds numbers that are not finite"
+    with pytest.raises(TeacherError, match=words):
+        open_session(read_run(write(tmp_path, shard_set, cache)), Ranks())
 
 
 def test_condition_of_some_of_the_training_splits_is_taken(shard_set, tmp_path):

@@ -1,5 +1,7 @@
 """Files that grow: whole under their name, or what there is under another."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,16 @@ def test_a_place_that_makes_no_sense_is_refused_at_once(tmp_path: Path, outputs:
     with pytest.raises(ConfigError, match=words):
         check_outputs(places, [tmp_path / "a.wav"])
     check_outputs({"--out": None, "--embeddings": tmp_path / "fine.npy"}, [tmp_path / "a.wav"])
+
+
+def test_what_c_libraries_print_does_not_stand_in_stdout():
+    """libsndfile prints remarks on damaged files; printf of C holds them back, to the end of the process at last."""
+    code = (
+        "import ctypes, sys; from ccts_dist.use.output import only_our_stdout; c = ctypes.CDLL(None)\n"
+        "with only_our_stdout():\n"
+        "    c.puts(b'noise'); print('answer'); c.printf(b'more noise')\n"
+        "print('done')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "answer\ndone\n"
+    assert done.stderr == "noise\nmore noise"

@@ -42,6 +42,19 @@ def test_links_to_folders_are_not_followed_and_end_no_search(tmp_path: Path) -> 
     assert find_recordings([str(tmp_path / "x")])[0] == [tmp_path / "x" / "a.wav", tmp_path / "x" / "b.wav"]
 
 
+def test_recordings_of_other_formats_and_linked_folders_are_counted(tmp_path: Path) -> None:
+    _touch(
+        *(tmp_path / "x" / name for name in ("a.wav", "b.m4a", "c.M4A", "d/e.webm", "f.aac", "notes.txt", "._g.m4a"))
+    )
+    (tmp_path / "x" / "loop").symlink_to(tmp_path / "x")
+    found, (passed_over,) = find_recordings([str(tmp_path / "x")])
+    assert found == [tmp_path / "x" / "a.wav"]
+    assert passed_over.reason == (
+        "holds recordings that cannot be decoded (1 .aac, 2 .m4a, 1 .webm): convert them (ffmpeg -i FILE NEW.flac); "
+        "holds 1 linked folders, which are not followed: name them as well"
+    )
+
+
 def test_a_folder_without_audio_is_named_beside_one_with(tmp_path: Path) -> None:
     _touch(tmp_path / "x" / "a.wav")
     (tmp_path / "y").mkdir()

@@ -58,3 +58,20 @@ def test_a_number_that_json_does_not_know_is_not_written() -> None:
     for form in ("json", "jsonl"):
         with pytest.raises(ValueError, match="not JSON compliant"):
             written(form, [{**ROWS[0], "valence": float("nan")}])
+
+
+HOSTILE = "a\u2028b\u0085c\x1b[31md\x7fe\u202ef\udce9 \u3000é.wav"
+
+
+def test_file_names_with_controls_and_separators_of_lines_come_back_from_json() -> None:
+    rows = [{**ROWS[0], "file": HOSTILE}, ROWS[0]]
+    assert json.loads(written("json", rows)) == rows
+    assert [json.loads(line) for line in written("jsonl", rows).splitlines()] == rows
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_escape_sequence_reaches_a_terminal(form: str) -> None:
+    text = written(form, [{**ROWS[0], "file": HOSTILE + "\x07\r\x9b2J"}])
+    assert all(character == "\n" or character >= " " for character in text)
+    assert not set(text) & set("\x1b\x7f\x85\x9b\u2028\u202e\udce9")
+    assert "é.wav" in text

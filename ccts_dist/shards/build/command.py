@@ -15,6 +15,7 @@ from ccts_dist.corpus import (
 )
 from ccts_dist.corpus.heard import apply_heard, read_heard
 from ccts_dist.errors import ConfigError
+from ccts_dist.progress import say
 from ccts_dist.shards.build.planned import BuildSettings
 from ccts_dist.shards.build.planning import Part, parse_part
 from ccts_dist.shards.stores.remote import is_address
@@ -85,6 +86,8 @@ def num_cores() -> int:
 def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
     """The corpus that the user named, and its folder; the demo corpus is made if it is not there.
 
+    Counts audio that no row names on stderr.
+
     Raises:
         CorpusError: the folder or file is not one of such a corpus, or the transcripts are of another one.
         ConfigError: an option off its range.
@@ -108,6 +111,7 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
     else:
         read = {"msp-podcast": read_msp_podcast, "iemocap": read_iemocap}[args.kind]
         corpus, root = read(args.root, release=args.release), args.root
+    _say_unnamed(corpus)
     if args.transcripts is not None:
         heard = apply_heard(corpus.utterances, read_heard(args.transcripts), min_confidence=args.min_confidence)
         corpus = replace(corpus, utterances=heard)
@@ -135,6 +139,15 @@ def part_of(args: argparse.Namespace) -> Part | None:
     """
     named = getattr(args, "part", None)
     return None if named is None else parse_part(named)
+
+
+def _say_unnamed(corpus: Corpus) -> None:
+    """Count on stderr the audio files that no row of the label table names, and that are not built therefore."""
+    if corpus.unnamed:
+        names = ", ".join(path.name for path in corpus.unnamed[:3])
+        more = ", ..." if len(corpus.unnamed) > 3 else ""
+        count = len(corpus.unnamed)
+        say(f"{corpus.name}: {count} audio files are named by no row, so they are not built: {names}{more}")
 
 
 def _add(

@@ -20,6 +20,7 @@ from ccts_dist.progress import say
 from ccts_dist.shards.build.output import BUILDING
 from ccts_dist.shards.build.planning import Part
 from ccts_dist.shards.schema import MANIFEST_NAME
+from ccts_dist.shards.stores.store import limit_of
 from ccts_dist.shards.stores.transfer import Patience, Place, told_of
 
 Answer = TypeVar("Answer")
@@ -81,7 +82,7 @@ class AddressOutput:
         """See ``Output``."""
         try:
             with tempfile.TemporaryDirectory(prefix="ccts-build-") as folder:
-                return self._place.read_bytes(name, Path(folder) / "file")
+                return self._place.read_bytes(name, Path(folder) / "file", limit=limit_of(name))
         except MissingShardsError:
             return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ccts_dist.corpus.cells import has_bad_bytes, printable
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import Rejected, Utterance
-from ccts_dist.shards.audio import MAX_DURATION_S
+from ccts_dist.shards.audio_limits import MAX_DURATION_S
 from ccts_dist.shards.build.intake import Intake, rejected_line, sort_intake
 from ccts_dist.shards.build.output import Output, open_output
 from ccts_dist.shards.build.planning import Part, PlannedShard, plan_shards

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ccts_dist.errors import ConfigError, MissingShardsError
 from ccts_dist.records import SAMPLE_RATE_HZ, Rejected, Utterance
-from ccts_dist.shards.audio import MAX_DURATION_S
+from ccts_dist.shards.audio_limits import MAX_DURATION_S
 from ccts_dist.shards.build.finish import (
     BuildSummary,
     finish_build,

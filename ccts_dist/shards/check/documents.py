@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ccts_dist.errors import TeacherError
-from ccts_dist.records import SAMPLE_RATE_HZ, Condition
+from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.shards.build.finish import split_totals
 from ccts_dist.shards.check.files import read_small
 from ccts_dist.shards.check.findings import Finding, without_name
@@ -25,9 +25,8 @@ from ccts_dist.shards.schema import (
 )
 from ccts_dist.shards.stores.store import FileStore
 from ccts_dist.shards.tars import short
-from ccts_dist.shards.teacher_format import CacheManifest, CacheShard, ConditionFile
+from ccts_dist.shards.teacher_format import CacheManifest, CacheShard, ConditionFile, condition_faults, facts_faults
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COUNTS = ("rejected", "resampled", "mixed_down")
 """Of utterances, in every manifest."""
 
@@ -47,7 +46,7 @@ def cache_manifest_findings(manifest: CacheManifest, source: Manifest, source_di
     if manifest.shard_set_digest != source_digest:
         what = f"was made for shard set {manifest.shard_set_digest[:12]}, and this one is {source_digest[:12]}"
         yield Finding(shard=MANIFEST_NAME, what=f"of the cache: {what}")
-    for what in [*_entry_faults(manifest.shards), *_facts_faults(manifest.teacher), *_covered(manifest, source)]:
+    for what in [*_entry_faults(manifest.shards), *facts_faults(manifest.teacher), *_covered(manifest, source)]:
         yield Finding(shard=MANIFEST_NAME, what=f"of the cache: {what}")
 
 
@@ -83,7 +82,11 @@ def condition_findings(store: FileStore, facts: TeacherFacts, splits: Sequence[s
     except TeacherError as error:
         yield Finding(shard=CONDITION_NAME, what=without_name(error, CONDITION_NAME))
         return
-    for what in _condition_faults(document.condition, facts, splits):
+    condition = document.condition
+    for what in condition_faults(condition, facts):
+        yield Finding(shard=CONDITION_NAME, what=what)
+    if not condition.splits or set(condition.splits) - set(splits):
+        what = f"was fitted on {_names(condition.splits)}, and the splits here are {_names(splits)}"
         yield Finding(shard=CONDITION_NAME, what=what)
 
 
@@ -104,17 +107,12 @@ def _manifest_faults(manifest: Manifest) -> Iterator[str]:
     yield from _name_faults(manifest.shards)
     yield from _total_faults(manifest)
     yield from _count_faults(manifest)
-    digests = {"index_sha256": manifest.index_sha256}
-    digests |= {name: digest for name in ("input_digest", "source_digest") if (digest := getattr(manifest, name))}
-    if manifest.teacher is None:
-        digests["rejected_sha256"] = manifest.rejected_sha256
-    for name, digest in digests.items():
-        if not _SHA256.fullmatch(digest):
-            yield f"has {short(digest)} for {name}, which is no SHA-256"
+    if manifest.teacher is None and not manifest.rejected_sha256:
+        yield "has '' for rejected_sha256, which is no SHA-256"
     if bool(manifest.source_digest) != (manifest.teacher is not None):
         yield "names a source and no teacher, or a teacher and no source: merged sets have both, plain ones neither"
     if manifest.teacher is not None:
-        yield from _facts_faults(manifest.teacher)
+        yield from facts_faults(manifest.teacher)
 
 
 def _count_faults(manifest: Manifest) -> Iterator[str]:
@@ -142,17 +140,13 @@ def _total_faults(manifest: Manifest) -> Iterator[str]:
 def _entry_faults(shards: Sequence[ShardEntry] | Sequence[CacheShard]) -> Iterator[str]:
     for shard in shards:
         numbers = {"num_utterances": shard.num_utterances, "size_bytes": shard.size_bytes}
-        digests = {"sha256": shard.sha256, "index.sha256": shard.index.sha256}
         if isinstance(shard, ShardEntry):
             numbers["num_samples"] = shard.num_samples
-        else:
-            digests["source_sha256"] = shard.source_sha256
         for name, number in numbers.items():
             if not 0 < number < 1 << 62:
                 yield f"has {number} for {name} of {shard.name}"
-        for name, digest in digests.items():
-            if not _SHA256.fullmatch(digest):
-                yield f"has {short(digest)} for {name} of {shard.name}, which is no SHA-256"
+        if not shard.index.sha256:
+            yield f"has no SHA-256 of the index rows of {shard.name}"
 
 
 def _name_faults(shards: Sequence[ShardEntry]) -> Iterator[str]:
@@ -165,17 +159,6 @@ def _name_faults(shards: Sequence[ShardEntry]) -> Iterator[str]:
             yield f"lists {shard.name} after number {last[shard.split]} of its split: out of order"
         else:
             last[shard.split] = int(number)
-
-
-def _facts_faults(facts: TeacherFacts) -> Iterator[str]:
-    for name in ("embedding_mean", "embedding_deviation"):
-        values = getattr(facts, name)
-        if len(values) != facts.embedding_size:
-            yield f"has {len(values)} numbers for {name}, and embedding_size is {facts.embedding_size}"
-        if not all(map(math.isfinite, values)) or (name == "embedding_deviation" and min(values, default=0) < 0):
-            yield f"has a number for {name} that cannot be one"
-    if not facts.targets or len(set(facts.targets)) != len(facts.targets):
-        yield f"names no target of the teacher, or one twice: {_names(facts.targets)}"
 
 
 def _covered(manifest: CacheManifest, source: Manifest) -> Iterator[str]:
@@ -191,18 +174,6 @@ def _covered(manifest: CacheManifest, source: Manifest) -> Iterator[str]:
         yield f"lacks {missing[0]}{more}"
     elif known != wanted:
         yield "lists its shards in another order than the shard set's manifest, or one twice"
-
-
-def _condition_faults(condition: Condition, facts: TeacherFacts, splits: Sequence[str]) -> Iterator[str]:
-    if condition.targets != facts.targets:
-        yield f"is of targets {_names(condition.targets)}, and the teacher predicts {_names(facts.targets)}"
-    for name in ("w", "b", "deviation", "num_rows"):
-        values = getattr(condition, name)
-        if len(values) != len(condition.targets) or not all(map(math.isfinite, values)):
-            yield f"has {list(values)} for {name}: one finite number per target must be there"
-    foreign = [split for split in condition.splits if split not in splits]
-    if foreign or not condition.splits:
-        yield f"was fitted on {_names(condition.splits)}, and the splits here are {_names(splits)}"
 
 
 def _names(names: Sequence[str]) -> str:

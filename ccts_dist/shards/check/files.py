@@ -9,15 +9,13 @@ from io import BufferedReader
 from pathlib import Path
 
 from ccts_dist.errors import FetchError, MissingShardsError, ShardError
+from ccts_dist.limits import LIMITS
 from ccts_dist.shards.build.output import BUILDING
 from ccts_dist.shards.check.findings import Finding
 from ccts_dist.shards.documents import is_sealed
 from ccts_dist.shards.schema import MANIFEST_NAME
 from ccts_dist.shards.stores.store import FileStore, LocalStore
 from ccts_dist.shards.stores.transfer import StoredFile
-
-_MAX_MANIFEST_BYTES = 1 << 29
-"""The manifest of twenty thousand shards has ten million bytes."""
 
 
 def read_manifest(store: FileStore) -> bytes | Finding:
@@ -33,7 +31,7 @@ def read_manifest(store: FileStore) -> bytes | Finding:
             facts = (store.root / MANIFEST_NAME).stat()
         if facts is not None and not stat.S_ISREG(facts.st_mode):
             return Finding(shard=MANIFEST_NAME, what="is no regular file")
-        if facts is not None and facts.st_size > _MAX_MANIFEST_BYTES:
+        if facts is not None and facts.st_size > LIMITS[MANIFEST_NAME]:
             return Finding(shard=MANIFEST_NAME, what=f"has {facts.st_size} bytes, more than any manifest")
     return store.read_bytes(MANIFEST_NAME, is_sealed)
 

@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from ccts_dist.errors import ShardError
+from ccts_dist.limits import LIMITS
+from ccts_dist.shards.arrow_message import check_batch
 from ccts_dist.shards.check.findings import Finding, TarRows
-from ccts_dist.shards.index import ARROW_FAULTS, Indexed, ShardRows
+from ccts_dist.shards.index import ARROW_FAULTS, COLUMNS_LIMIT, ROWS_LIMIT, Indexed, ShardRows
 from ccts_dist.shards.index_form import TEXTS
 from ccts_dist.shards.schema import INDEX_NAME
 from ccts_dist.shards.tars import short
@@ -37,7 +39,7 @@ class IndexFile:
         self._size = os.fstat(file.fileno()).st_size
         self._numbers = {shard.name: number for number, shard in enumerate(shards)}
         first = shards[0].index.offset if shards else 0
-        self._header = os.pread(file.fileno(), first, 0) if 0 < first <= self._size else b""
+        self._header = os.pread(file.fileno(), first, 0) if 0 < first <= min(self._size, LIMITS[COLUMNS_LIMIT]) else b""
         self._schema: pa.Schema | None = None
 
     def findings(self) -> Iterator[Finding]:
@@ -113,14 +115,17 @@ class IndexFile:
         offset, size = entry.index.offset, entry.index.size
         if self._schema is None or offset <= 0 or size <= 0 or offset + size > self._size:
             raise ShardError("")
+        if size > LIMITS[ROWS_LIMIT]:
+            raise ShardError(f"its rows take {size} bytes of {INDEX_NAME}, and may take {LIMITS[ROWS_LIMIT]}")
         data = os.pread(self._file.fileno(), size, offset)
         if hashlib.sha256(self._header + data).hexdigest() != entry.index.sha256:
             raise ShardError(f"its rows in {INDEX_NAME} are not those that the manifest names: it is stale or damaged")
         try:
+            check_batch(data)
             source = pa.BufferReader(data)
             batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), self._schema)
             batch.validate(full=True)
-        except ARROW_FAULTS as error:
+        except (ValueError, *ARROW_FAULTS) as error:
             raise ShardError(f"its rows in {INDEX_NAME} cannot be read: {_first_line(error)}") from error
         if batch.num_rows != entry.num_utterances:
             raise ShardError(f"has {batch.num_rows} rows in {INDEX_NAME}, and the manifest says {entry.num_utterances}")

@@ -8,6 +8,21 @@ import fsspec
 from ccts_dist.errors import ConfigError
 
 _IPV6_HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]")
+_WITHIN_OTHERS = (
+    "blockcache",
+    "cached",
+    "dask",
+    "dir",
+    "filecache",
+    "generic",
+    "libarchive",
+    "reference",
+    "simplecache",
+    "tar",
+    "zip",
+)
+"""Protocols of fsspec that open what another address holds."""
+
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
 
 
@@ -39,6 +54,8 @@ def check_address(root: str) -> str:
         raise ConfigError(f"{shown}: holds one of ? # :: and may be a signed or chained address. Name the plain place.")
     if not rest.strip("/"):
         raise ConfigError(f"{shown}: names no place. Write it as protocol://place/folder.")
+    if protocol in _WITHIN_OTHERS:
+        raise ConfigError(f"{shown}: opens one store within another. Name the place itself.")
     try:
         fsspec.get_filesystem_class(protocol)
     except (ValueError, ImportError) as error:

@@ -4,6 +4,9 @@ Names say all there is to know, so that there is no state to lose: ``<digest>-<n
 ``.<digest>-<name>.<bytes>.partial`` one that somebody fetches; it counts with its whole size from the start. Who
 fetches holds a lock on it, which the system takes back when the process ends, however it ends. All changes of the
 folder are made under one lock of the cache.
+
+Several users may share the folder. Links are never followed. A file that belongs to somebody else, or that others may
+write, is believed only after its SHA-256 has been compared: ``cache_files`` has these rules.
 """
 
 import contextlib
@@ -17,12 +20,22 @@ from enum import Enum
 from pathlib import Path
 from types import TracebackType
 
-from ccts_dist.errors import ConfigError
+from ccts_dist.errors import ConfigError, FetchError, ShardError
+from ccts_dist.shards.digests import is_digest
+from ccts_dist.shards.stores.cache_files import (
+    has_digest,
+    is_fetched,
+    is_own,
+    open_partial,
+    open_planted_safe,
+    refuse_open_folder,
+    take_away,
+)
 from ccts_dist.shards.stores.transfer import StoredFile
 
 _LOCK_NAME = ".lock"
 _WHOLE = re.compile(r"[0-9a-f]{32}-.+")
-_PARTIAL = re.compile(r"\.[0-9a-f]{32}-.+\.([0-9]+)\.partial")
+_PARTIAL = re.compile(r"\.[0-9a-f]{32}-.+\.([0-9]{1,16})\.partial")
 _NAME_LETTERS = 120
 """Of a long name the end is kept, so that ours stay below the 255 bytes that file systems allow."""
 
@@ -58,7 +71,10 @@ class Reservation:
         Returns:
             A descriptor of it, open for reading, which stays good if the file is evicted. The caller closes it.
         """
-        descriptor = os.open(self.path, os.O_RDONLY)
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if not os.path.samestat(os.fstat(descriptor), os.fstat(self._lock)):
+            os.close(descriptor)
+            raise FetchError(f"{self.path}: was replaced while it was fetched. Name a data.cache of your own.")
         with self._cache.locked():
             _note_use(descriptor)
             os.replace(self.path, self._cache.folder / self._name)
@@ -80,8 +96,8 @@ class Reservation:
 class FetchCache:
     """The folder. Can be pickled; safe with threads and processes.
 
-    Files are trusted by name and size: they were verified when they came, and every member is checked when it is read.
-    So nothing is forced to disk either: what a power cut damages is found, discarded and fetched again.
+    One's own files are trusted by name and size: they were verified when they came, and every member is checked when it
+    is read. So nothing is forced to disk either: what a power cut damages is found, discarded and fetched again.
     """
 
     def __init__(self, folder: Path, limit_bytes: int, *, touch_s: float = 5.0) -> None:
@@ -92,13 +108,15 @@ class FetchCache:
             touch_s: use of a file is noted at most this often.
 
         Raises:
-            ConfigError: the folder cannot be made or written.
+            ConfigError: the folder cannot be made or written, or anybody may replace files in it.
         """
         self.folder, self.limit_bytes, self._touch_s = folder, limit_bytes, touch_s
         self._folder_words = str(folder)  # of which paths are made faster
         self._touched: dict[str, float] = {}
+        self._verified: set[tuple[str, int, int]] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            refuse_open_folder(folder)
             with self.locked():
                 pass
         except OSError as error:
@@ -107,20 +125,44 @@ class FetchCache:
             ) from error
 
     def open(self, file: StoredFile) -> int | None:
-        """A descriptor of a file that is in the cache, for the caller to close; None if it is not."""
+        """A descriptor of a file that is in the cache, for the caller to close; None if it is not.
+
+        What stands under its name and is another file is removed.
+
+        Raises:
+            ConfigError: it cannot be removed.
+            ShardError: no file can have such a name or digest.
+        """
         name = cached_name(file)
         try:
-            descriptor = os.open(f"{self._folder_words}/{name}", os.O_RDONLY)
+            descriptor = open_planted_safe(f"{self._folder_words}/{name}")
         except FileNotFoundError:
             return None
-        if os.fstat(descriptor).st_size != file.size_bytes:  # cut by other hands
+        if descriptor is None:  # a link, a folder, or nobody's to read
+            with self.locked():
+                take_away(self.path(file))
+            return None
+        if not self._is_sound(name, file, descriptor):
             with self.locked():
                 if self.is_current(file, descriptor):
-                    self.path(file).unlink()
+                    take_away(self.path(file))
             os.close(descriptor)
             return None
         self._touch(name, descriptor)
         return descriptor
+
+    def _is_sound(self, name: str, file: StoredFile, descriptor: int) -> bool:
+        facts = os.fstat(descriptor)
+        if facts.st_size != file.size_bytes:  # cut by other hands
+            return False
+        if is_own(facts):
+            return True
+        seen = (name, facts.st_ino, facts.st_ctime_ns)  # of any change the system keeps the time, and nobody sets it
+        if seen not in self._verified:
+            if not has_digest(descriptor, file.sha256):
+                return False
+            self._verified.add(seen)
+        return True
 
     def path(self, file: StoredFile) -> Path:
         """Where a file lies if it is here."""
@@ -129,7 +171,7 @@ class FetchCache:
     def is_current(self, file: StoredFile, descriptor: int) -> bool:
         """Whether a descriptor is of the file that is in the cache now, and not of one that was there before."""
         try:
-            return os.path.samestat(os.fstat(descriptor), os.stat(self.path(file)))
+            return os.path.samestat(os.fstat(descriptor), os.lstat(self.path(file)))
         except FileNotFoundError:
             return False
 
@@ -142,12 +184,11 @@ class FetchCache:
         """
         name = cached_name(file)
         with self.locked():
-            if (self.folder / name).exists():
+            if os.path.lexists(self.folder / name):
                 return Refusal.HERE
             partial = self.folder / f".{name}.{file.size_bytes}.partial"
-            lock = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
-            if not _lock_now(lock):
-                os.close(lock)
+            lock = open_partial(partial)
+            if lock is None:
                 return Refusal.FETCHING
             has_room = False
             try:
@@ -167,7 +208,11 @@ class FetchCache:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """No other process or thread changes the folder meanwhile."""
-        descriptor = os.open(self.folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        flags = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self.folder / _LOCK_NAME, os.O_RDWR | flags, 0o644)
+        except PermissionError:  # another user has made it: to lock it, it need not be written
+            descriptor = os.open(self.folder / _LOCK_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -185,8 +230,9 @@ class FetchCache:
         for file in victims:
             if excess <= 0:
                 break
-            (self.folder / file.name).unlink(missing_ok=True)
-            excess -= file.size
+            with contextlib.suppress(PermissionError):  # another user's, in a folder where only owners remove
+                (self.folder / file.name).unlink(missing_ok=True)
+                excess -= file.size
         return True
 
     def _scan(self, own: str) -> tuple[list[_Whole], int]:
@@ -197,11 +243,12 @@ class FetchCache:
                 if entry.name == own:
                     continue
                 if partial := _PARTIAL.fullmatch(entry.name):
-                    if _is_fetched(entry.path):
+                    if is_fetched(entry.path):
                         reserved += int(partial[1])
                     else:
-                        os.unlink(entry.path)
-                elif _WHOLE.fullmatch(entry.name):
+                        with contextlib.suppress(OSError):  # another user's, or a folder
+                            os.unlink(entry.path)
+                elif _WHOLE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     facts = entry.stat(follow_symlinks=False)
                     whole.append(_Whole(entry.name, facts.st_size, facts.st_mtime_ns))
         return whole, reserved
@@ -215,27 +262,19 @@ class FetchCache:
 
 
 def cached_name(file: StoredFile) -> str:
-    """What a file is called in the cache: no two different files are called the same."""
+    """What a file is called in the cache: no two different files are called the same.
+
+    Raises:
+        ShardError: its digest is none, or its name has a slash or NUL: as a path either would lead out of the folder.
+    """
+    if not is_digest(file.sha256) or "/" in file.name or "\0" in file.name:
+        raise ShardError(
+            f"{file.name[:80]!r} with digest {file.sha256[:80]!r}: must be a plain file name and a SHA-256 in "
+            "hexadecimal digits. Do not use this shard set or cache."
+        )
     return f"{file.sha256[:32]}-{file.name[-_NAME_LETTERS:]}"
 
 
 def _note_use(descriptor: int) -> None:
     now = time.time_ns()  # the kernel's own "now" is some milliseconds coarse, too coarse for an order
     os.utime(descriptor, ns=(now, now))
-
-
-def _lock_now(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_fetched(partial: str) -> bool:
-    """Whether a living process holds the lock of a file that is being fetched."""
-    descriptor = os.open(partial, os.O_RDWR)
-    try:
-        return not _lock_now(descriptor)
-    finally:
-        os.close(descriptor)

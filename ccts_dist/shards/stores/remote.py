@@ -20,7 +20,7 @@ from ccts_dist.errors import CctsError, ConfigError, FetchError, ShardError, is_
 from ccts_dist.progress import SECONDS_BETWEEN_LINES, say
 from ccts_dist.shards.stores.address import is_address
 from ccts_dist.shards.stores.fetch_cache import FetchCache, Refusal, Reservation, cached_name
-from ccts_dist.shards.stores.store import FetchStatistics, FileStore, LocalStore, Opened
+from ccts_dist.shards.stores.store import FetchStatistics, FileStore, LocalStore, Opened, limit_of
 from ccts_dist.shards.stores.transfer import Patience, Place, StoredFile
 
 DEFAULT_CACHE_BYTES = 100 * 10**9
@@ -117,7 +117,7 @@ class RemoteStore:
     def read_bytes(self, name: str, intact: Callable[[bytes], bool] = lambda _: True) -> bytes:
         """As ``FileStore``; it is not kept in the cache."""
         with tempfile.TemporaryDirectory(prefix="ccts-") as folder:
-            return self._place.read_bytes(name, Path(folder) / "file", intact)
+            return self._place.read_bytes(name, Path(folder) / "file", intact, limit=limit_of(name))
 
     def opened(self, file: StoredFile) -> Opened:
         """As ``FileStore``; fetches the file if it is not here, or waits for whoever fetches it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ccts_dist.errors import MissingShardsError, ShardError
+from ccts_dist.limits import LIMITS, open_regular, read_limited
 from ccts_dist.shards.stores.transfer import StoredFile
 
 _MOST_AT_ONCE = 1 << 28
@@ -123,6 +124,11 @@ class NamedFile:
     sha256: str = ""
 
 
+def limit_of(name: str) -> str:
+    """The key in ``limits.LIMITS`` of a small file of a shard set or cache, by its name."""
+    return name if name in LIMITS else "record of a build"
+
+
 def stored_at(path: Path) -> Stored:
     """A file of a folder on this machine."""
     return Stored(LocalStore(path.parent), NamedFile(path.name))
@@ -182,7 +188,7 @@ class LocalStore:
     def read_bytes(self, name: str, intact: Callable[[bytes], bool] = lambda _: True) -> bytes:
         """As ``FileStore``."""
         try:
-            return (self._folder / name).read_bytes()
+            return read_limited(self._folder / name, limit_of(name))
         except OSError as error:
             raise MissingShardsError(
                 f"{self._folder / name}: cannot be read ({error.strerror}). Name the folder where the shard set or "
@@ -193,7 +199,7 @@ class LocalStore:
         """As ``FileStore``."""
         path = f"{self._words}/{file.name}"  # this and Opened: a twentieth of what decoding takes, in pathlib's place
         try:
-            return Opened(os.open(path, os.O_RDONLY))
+            return Opened(open_regular(path))
         except OSError as error:
             raise ShardError(
                 f"{path}: cannot be read ({error.strerror}). Run shards/check.py {self._folder}"

@@ -24,7 +24,8 @@ import fsspec.config
 from fsspec.asyn import AsyncFileSystem, get_loop
 from fsspec.callbacks import Callback
 
-from ccts_dist.errors import FetchError, MissingShardsError, ShardError, is_first_rank
+from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, ShardError, is_first_rank
+from ccts_dist.limits import LIMITS
 from ccts_dist.progress import say
 from ccts_dist.shards.stores.address import check_address
 
@@ -135,15 +136,23 @@ class Place:
 
         return self._patiently(file.name, target, file.size_bytes, verify, stop or threading.Event())
 
-    def read_bytes(self, name: str, target: Path, intact: Callable[[bytes], bool] = lambda _: True) -> bytes:
+    def read_bytes(
+        self,
+        name: str,
+        target: Path,
+        intact: Callable[[bytes], bool] = lambda _: True,
+        *,
+        limit: str = "record of a build",
+    ) -> bytes:
         """A small file. It passes through ``target``, which is removed.
 
         Args:
             intact: whether its bytes are good. Others are asked for again, and returned when they come twice: then the
                 store holds them so, and the caller knows best what is wrong with them.
+            limit: of its bytes, a key of ``limits.LIMITS``. A store may send without end.
 
         Raises:
-            MissingShardsError: it is not there, or may not be read.
+            MissingShardsError: it is not there, may not be read, or is larger.
             FetchError: the store did not give it, however often it was asked.
         """
         come = set[bytes]()
@@ -159,14 +168,30 @@ class Place:
             return _Fault("came damaged")
 
         try:
-            self._patiently(name, target, None, verify, threading.Event(), refused=MissingShardsError)
+            stop = threading.Event()
+            self._patiently(name, target, None, verify, stop, refused=MissingShardsError, most=LIMITS[limit])
             return target.read_bytes()
         finally:
             target.unlink(missing_ok=True)
 
     def connect(self, name: str) -> tuple[Any, str]:
-        """The file system, and what a file is called on it. What it raises may hold secrets: see ``told_of``."""
-        return fsspec.core.url_to_fs(self._address(name), **self._options())
+        """The file system, and what a file is called on it.
+
+        Raises:
+            ConfigError: fsspec knows the protocol, and makes no file system of such an address.
+            FetchError: it connects at once, and cannot.
+        """
+        try:
+            return fsspec.core.url_to_fs(self._address(name), **self._options())
+        except OSError as error:  # in words that hold no secret
+            raise FetchError(
+                f"{self.words}: cannot be reached ({type(error).__name__}). Is it the right place?"
+            ) from error
+        except (ValueError, TypeError, AttributeError, LookupError, ImportError, RuntimeError) as error:
+            raise ConfigError(
+                f"{self.words}: cannot be opened by its address alone ({type(error).__name__}). Known: s3, gs, http, "
+                "https and what else fsspec opens so."
+            ) from error
 
     def _patiently(
         self,
@@ -177,12 +202,13 @@ class Place:
         stop: threading.Event,
         *,
         refused: type[ShardError] | None = None,
+        most: int | None = None,
     ) -> bool:
         patience, others = self._patience, set[str]()
         attempt = 0
         while True:
             attempt += 1
-            meter = _Meter(size)
+            meter = _Meter(size, most)
             fault = self._try(name, target, meter, stop)
             if stop.is_set():
                 return False
@@ -223,6 +249,8 @@ class Place:
             future.cancel()
             ended.wait(_LOOK_S * 4)  # until nobody writes to ``target`` any more
         error = future.exception()
+        if isinstance(error, _TooLargeError):
+            return _Fault(f"{error}. Name the place where a shard set or teacher cache lies.", final=True)
         if isinstance(error, _WrongLengthError):
             return _Fault(str(error), found=str(meter.announced))
         return None if error is None else _fault_of(error, target)
@@ -264,15 +292,24 @@ class _WrongLengthError(OSError):
     """The store announces a file of another length."""
 
 
-class _Meter(Callback):
-    """Counts what comes, and stops what should not come."""
+class _TooLargeError(OSError):
+    """The store sends more than a small file has."""
 
-    def __init__(self, wanted: int | None) -> None:
+
+class _Meter(Callback):
+    """Counts what comes, and stops what should not come.
+
+    Args:
+        wanted: bytes that must come; None where they are not known.
+        most: bytes that may come.
+    """
+
+    def __init__(self, wanted: int | None, most: int | None = None) -> None:
         super().__init__()
         self.announced: int | None = None
         self.last_byte = time.monotonic()
         self.stopped = False
-        self._wanted, self._come = wanted, 0
+        self._wanted, self._most, self._come = wanted, most, 0
 
     def set_size(self, size: int | None) -> None:
         self.announced = size
@@ -285,6 +322,8 @@ class _Meter(Callback):
         if inc:
             self.last_byte = time.monotonic()
         found = max(self._come, self.announced or 0)
+        if self._most is not None and found > self._most:
+            raise _TooLargeError(f"has more than {self._most:,} bytes, the most that such a file may have")
         if self._wanted is not None and (found > self._wanted or self.announced not in (None, self._wanted)):
             raise _WrongLengthError(f"has {found} bytes, and the manifest says {self._wanted}")
 

@@ -45,7 +45,7 @@ def batches(folder: Path, workers: int) -> Iterator[Padded]:
         open_shard_set(root),
         ["Train"],
         batch=BatchConfig(global_utterances=BATCH, micro_utterances=BATCH),
-        data=DataConfig(shards=str(root), workers=workers),
+        data=DataConfig(shards=str(root), workers=workers, duration_group=32),
         targets=DIMENSIONS,
         seed=0,
         ranks=Ranks(),
