@@ -136,7 +136,7 @@ def test_second_job_on_a_host_is_told_of_the_port_and_joins_no_stranger(
     seat_before = job_before.get(f"ccts/seat/{rank}")
 
     def main(_: list[str] | None) -> int:
-        meet(Ranks(rank=rank, num_ranks=2), backend="gloo", timeout_s=20)
+        meet(Ranks(rank=rank, num_ranks=2), backend="gloo", timeout_s=20.0)
         return 0
 
     assert run_main(main) == 2

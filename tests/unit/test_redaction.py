@@ -220,9 +220,7 @@ def test_logs_warnings_and_tracebacks_on_a_guarded_stream_hold_no_secret(monkeyp
     except RegistryError:
         log.exception("lost %s", address)
         traceback.print_exc()
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning(UserWarning(address), UserWarning, "a.py", 1)
+    sys.stderr.write(warnings.formatwarning(UserWarning(address), UserWarning, "a.py", 1))
     print("lines", address, file=sys.stderr)
     cast(RedactedStream, sys.stderr).writelines([address, "\n"])
     assert "hush99" not in written.getvalue()
