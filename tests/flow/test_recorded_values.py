@@ -14,6 +14,7 @@ from ccts_dist.evaluation.options import Asked
 from ccts_dist.evaluation.results import Beside, result_in_words, write_results
 from ccts_dist.evaluation.run import run_evaluation
 from ccts_dist.model import load_model
+from ccts_dist.model.description import description_bytes
 from ccts_dist.registry.contents import epoch_of, lineage_of
 from ccts_dist.report.recorded import read_recorded
 from ccts_dist.tracking.run_file import read_run_file
@@ -110,8 +111,9 @@ def test_evaluation_counts_by_the_gate_of_the_models_run(place: Path, threshold:
         for path in (place / "run" / "best").iterdir():
             (model / path.name).symlink_to(path)
         (model / "model.json").unlink()
+        del described["seal"]
         described["extra"]["distill"] = {"gate": "per-dimension", "threshold": 0.5, "leave_out": 0.0}
-        (model / "model.json").write_text(json.dumps(described))
+        (model / "model.json").write_bytes(description_bytes(described))
     asked = Asked(models=(str(model),), shards=str(place / "shards"), splits=("Train",), out=tmp_path,
                   teacher=str(place / "cache"))  # fmt: skip
     result = run_evaluation(asked, Ranks())
