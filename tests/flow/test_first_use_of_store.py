@@ -34,7 +34,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
     model = build_model(config)
-    save_model(folder / "model", model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0))
+    save_model(folder / "model", model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
     return folder
 
 

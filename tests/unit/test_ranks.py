@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 
 import pytest
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from ccts_dist.errors import ConfigError, PortTakenError, run_main
 from ccts_dist.ranks import BACKEND, Ranks, Seat, chosen_backend, meet, take_seats
