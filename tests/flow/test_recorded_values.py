@@ -1,6 +1,7 @@
 """Values that a run finds for what its run file leaves open: the same in everything that the run leaves behind."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from ccts_dist.evaluation.options import Asked
 from ccts_dist.evaluation.results import Beside, result_in_words, write_results
 from ccts_dist.evaluation.run import run_evaluation
 from ccts_dist.model import load_model
-from ccts_dist.model.description import description_bytes
 from ccts_dist.registry.contents import epoch_of, lineage_of
 from ccts_dist.report.recorded import read_recorded
+from ccts_dist.shards.documents import sealed_bytes
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.train.setup import check_session
 from tests.plain_engine import train_plainly
@@ -104,16 +105,11 @@ def test_evaluation_counts_by_the_gate_of_the_models_run(place: Path, threshold:
     model = place / "run" / "best"
     if gate == "of another run":
         model = tmp_path / "model"
-        model.symlink_to(place / "run" / "best")
+        shutil.copytree(place / "run" / "best", model)
         described = tree(model / "model.json")
-        model.unlink()
-        model.mkdir()
-        for path in (place / "run" / "best").iterdir():
-            (model / path.name).symlink_to(path)
-        (model / "model.json").unlink()
-        del described["seal"]
+        described.pop("seal")
         described["extra"]["distill"] = {"gate": "per-dimension", "threshold": 0.5, "leave_out": 0.0}
-        (model / "model.json").write_bytes(description_bytes(described))
+        (model / "model.json").write_bytes(sealed_bytes(described))
     asked = Asked(models=(str(model),), shards=str(place / "shards"), splits=("Train",), out=tmp_path,
                   teacher=str(place / "cache"))  # fmt: skip
     result = run_evaluation(asked, Ranks())
