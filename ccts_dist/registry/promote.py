@@ -11,7 +11,7 @@ from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.redaction import redact
 from ccts_dist.registry.evaluate import Evaluator
 from ccts_dist.registry.pull import pull_model_on_ranks
-from ccts_dist.registry.store import SCHEME, asking_the_server, check_alias, check_name
+from ccts_dist.registry.store import SCHEME, asking_the_server, check_alias, check_name, move_alias
 from ccts_dist.scores import MEAN, Difference, UtteranceTable, differences, few_speakers, joined
 from ccts_dist.tracking.mlflow_client import open_client
 from ccts_dist.tracking.uri import resolve_tracking_uri
@@ -214,7 +214,7 @@ def _record(client: "MlflowClient", contest: Contest, outcome: Outcome, shard_se
     for name, value in _tags(contest, outcome, shard_set_digest).items():
         client.set_model_version_tag(contest.name, version, f"{TAG}{name}", value)
     if outcome.is_champion:
-        client.set_registered_model_alias(contest.name, CHAMPION, version)
+        move_alias(client, contest.name, CHAMPION, version)
 
 
 def _tags(contest: Contest, outcome: Outcome, shard_set_digest: str) -> Mapping[str, str]:

@@ -25,7 +25,7 @@ from ccts_dist.registry.contents import (
 from ccts_dist.registry.package import METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
 from ccts_dist.registry.predict import CATEGORY, answer_columns
 from ccts_dist.registry.served import AUDIO, PATH
-from ccts_dist.registry.store import DIGEST_TAG, PACKAGE, asking_the_server, check_alias, check_name
+from ccts_dist.registry.store import DIGEST_TAG, PACKAGE, asking_the_server, check_alias, check_name, move_alias
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file
 from ccts_dist.tracking.uri import artifact_location
@@ -249,5 +249,5 @@ def _store(
             f"registering {name!r}: the server answers, but not as MLflow does. See what listens there."
         )
     if alias:
-        client.set_registered_model_alias(name, alias, created.version)
+        move_alias(client, name, alias, created.version)
     return str(created.version)

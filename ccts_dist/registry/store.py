@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.redaction import redact, shown_cause, without_credentials
@@ -13,8 +14,14 @@ RUN_SCHEME = "runs:/"
 DIGEST_TAG = "sha256."
 """Tags of a model version: ``sha256.<path in the package>`` -> the file's SHA-256."""
 
+_ALIAS_TRIES = 10
+
 PACKAGE = "package"
 """Folder of the package inside the MLflow model's ``artifacts``."""
+
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,20 @@ def check_alias(alias: str) -> None:
         raise ConfigError(f"alias {alias!r}: MLflow keeps it for itself, as 'latest' and v1, v2, ... Choose another.")
     if re.fullmatch(r"[\w-]{1,255}", alias) is None:
         raise ConfigError(f"alias {alias!r}: must be up to 255 letters, digits, '_' and '-'. Choose another.")
+
+
+def move_alias(client: "MlflowClient", name: str, alias: str, version: str) -> None:
+    """Point an alias at a version; again where other processes made the same alias in the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    for tries_left in reversed(range(_ALIAS_TRIES)):
+        try:
+            client.set_registered_model_alias(name, alias, version)
+        except MlflowException as error:
+            if "IntegrityError" not in str(error) or not tries_left:
+                raise
+        else:
+            return
 
 
 @contextmanager
