@@ -79,7 +79,7 @@ def check_alias(alias: str) -> None:
         raise ConfigError(f"alias {alias!r}: must be up to 255 letters, digits, '_' and '-'. Choose another.")
 
 
-def move_alias(client: "MlflowClient", name: str, alias: str, version: str) -> None:
+def move_alias(client: "MlflowClient", name: str, alias: str, version: str | int) -> None:
     """Point an alias at a version; again where other processes made the same alias in the same moment."""
     from mlflow.exceptions import MlflowException
 
