@@ -24,7 +24,7 @@ from ccts_dist.shards.audio_blocks import decode_blocks
 from ccts_dist.shards.audio_file import UNREADABLE, open_audio
 from ccts_dist.shards.audio_limits import AudioLimits
 
-MOST_BYTES = 1_000_000_000
+MOST_BYTES = 1_500_000_000
 LONGEST_S = 120
 """Of one input, on a machine that does other things as well."""
 
