@@ -85,7 +85,7 @@ def move_alias(client: "MlflowClient", name: str, alias: str, version: str | int
 
     for tries_left in reversed(range(_ALIAS_TRIES)):
         try:
-            client.set_registered_model_alias(name, alias, version)
+            client.set_registered_model_alias(name, alias, str(version))
         except MlflowException as error:
             if "IntegrityError" not in str(error) or not tries_left:
                 raise
