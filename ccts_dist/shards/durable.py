@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,15 @@ _CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, while_written: str = "") -> Iterator[BinaryIO]:
     """A binary file that appears under ``path`` when the block ends well, and not at all when it does not.
 
     What a killed process leaves behind is one hidden ``.partial`` file, which the next try overwrites.
+
+    Args:
+        while_written: what it is called meanwhile, for a file that several processes may write at the same time.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{while_written or path.name}.partial")
     try:
         with open(partial, "wb") as file:
             yield file
@@ -30,8 +34,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path``, replacing what was there at one stroke."""
-    with whole_file(path) as file:
+    """Put ``data`` under ``path``, replacing what was there at one stroke, whoever else writes it meanwhile."""
+    with whole_file(path, while_written=secrets.token_hex(8)) as file:
         file.write(data)
 
 

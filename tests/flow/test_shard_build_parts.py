@@ -62,11 +62,12 @@ def test_parts_at_the_same_time_are_joined_into_the_set_of_one_builder(table: Pa
             command(*options, "--out", tmp_path / "parts", "--part", f"{number}/3"),
             cwd=ROOT,
             env=environment(),
-            stdout=subprocess.DEVNULL,
         )
         for number in (1, 2, 3)
     ]
-    assert [part.wait(timeout=300) for part in parts] == [0, 0, 0]
+    for part in parts:
+        text, _ = part.communicate(timeout=300)
+        assert part.wait() == 0, text
     for words in (("join", tmp_path / "parts"), (*options[:-1], 2, "--out", tmp_path / "whole")):
         done = run_forked(command(*words))
         assert done.returncode == 0, done.stderr
