@@ -55,12 +55,17 @@ class SpeechConfig:
 
     trainable: str = "all"
     """Transformer layers that are trained: "none", "all", or "top:N": the N highest of those that are used, and what
-    lies above them in the encoder."""
+    lies above them in the encoder. The paper's teachers and frozen rows have "none", its tuned students "top:6"."""
 
     layers: str = "last"
     """Which frames are pooled. "last": what leaves the encoder; "layer:N": what leaves its layer N, counted from 1 (0:
     what enters the first), and no layer above is computed; "weighted": a learnt softmax-weighted mean of all of these,
     equally weighted at first. SEW, SEW-D and "filterbank" give "last" only."""
+
+    encoder_dropout: Share | None = None
+    """Every dropout inside the encoder (on its attention, activations, layers and projected features) while the model
+    is trained, also in layers that are not; absent as the encoder's own configuration has it. Not with encoder =
+    "filterbank", which has none, nor with ``trainable`` = "none", whose encoder is never in training mode."""
 
     train_front_end: bool = False
     """Train the convolutional front end too. Not of encoders that hear through a feature extractor, whose convolutions
@@ -105,7 +110,7 @@ class TextConfig:
     """With encoder = "scratch": most pieces of the SentencePiece model trained on the training transcripts."""
 
     trainable: str = "all"
-    """As in the speech branch."""
+    """As in the speech branch. The paper's text encoders are frozen: "none"."""
 
     layers: str = "last"
     """As in the speech branch. N begins at 1 in ALBERT and DeBERTa; ALBERT always computes all of its layers."""

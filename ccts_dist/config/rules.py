@@ -77,6 +77,12 @@ def check_input(run: RunConfig, source: str) -> None:
                 f"{source}: [{table}.spec_augment] with {table}.trainable = 'none': a frozen encoder is never "
                 "masked. Leave one of them out."
             )
+        if speech.encoder_dropout is not None and (speech.trainable == "none" or speech.encoder == "filterbank"):
+            why = "a frozen encoder is" if speech.trainable == "none" else "the filter bank has none, and is"
+            raise ConfigError(
+                f"{source}: {table}.encoder_dropout = {speech.encoder_dropout}: {why} never run with dropout. Leave it "
+                "out."
+            )
     augment = run.augment
     if augment is None:
         return

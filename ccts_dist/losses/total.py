@@ -44,7 +44,7 @@ class DistillTerms:
     embedding_weight: float = 30.0
     """Lambda of the paper."""
 
-    distance: Distance = "squared"
+    distance: Distance = "norm"
     prediction_weight: float = 0.0
     prediction_distance: Literal["squared", "ccc"] = "squared"
     """"ccc" takes the target weights of the CCC loss."""

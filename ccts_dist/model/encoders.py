@@ -90,6 +90,9 @@ _SIZES = (
 )
 """Settings that torch would partly take as 0, and then build a model that is none."""
 
+_DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "dropout")
+"""Settings of dropouts inside a speech encoder, by the names that its model types have for them."""
+
 
 def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
     """The speech encoder that ``[model.speech]`` names, with its weights, in float32.
@@ -111,6 +114,8 @@ def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
         _drop_and_mask_nothing(config)
     elif speech.spec_augment is not None:
         _mask_as(config, speech.spec_augment)
+    if speech.encoder_dropout is not None:
+        _drop_out(config, speech.encoder_dropout)
     _check_speech_config(config, speech)
     config.layerdrop = 0.0
     if speech.encoder == "scratch":
@@ -167,6 +172,18 @@ def _mask_as(config: PreTrainedConfig, masks: SpecAugmentConfig) -> None:
     config.apply_spec_augment = True
     config.mask_time_prob, config.mask_time_length = masks.time_probability, masks.time_length
     config.mask_feature_prob, config.mask_feature_length = masks.feature_probability, masks.feature_length
+
+
+def _drop_out(config: PreTrainedConfig, share: float) -> None:
+    """Raises: ConfigError, for an encoder whose configuration has no dropout that we know."""
+    known = [name for name in _DROPOUTS if hasattr(config, name)]
+    if not known:
+        raise ConfigError(
+            f"model.speech.encoder_dropout = {share}: an encoder of type {config.model_type!r} has none of "
+            f"{', '.join(_DROPOUTS)} in its configuration. Leave it out."
+        )
+    for name in known:
+        setattr(config, name, share)
 
 
 def encoder_from_config(branch: Branch, config: PreTrainedConfig) -> PreTrainedModel:

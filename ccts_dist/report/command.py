@@ -3,9 +3,11 @@
 import argparse
 import shlex
 from pathlib import Path
+from typing import get_args
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.report.paper import Reproduction
+from ccts_dist.losses.distill import Distance
+from ccts_dist.report.paper import PAPERS_DISTANCE, Reproduction
 from ccts_dist.report.paper_tables import TABLES
 from ccts_dist.report.study_plan import Study, order_of_shares
 
@@ -14,8 +16,11 @@ EPILOG = """examples:
   python launch/reproduce.py --table demo --seeds 17 18 19 20 21 --wrong 0 10 30 --jobs 2
   python launch/reproduce.py --table msp --corpus MSP-Podcast --transcripts heard.jsonl --seeds 17 18 19
   python launch/reproduce.py --table msp --shards s3://ours/msp --rows 12 --starter 'deepspeed --hostfile H'
+  python launch/reproduce.py --table msp --shards s3://ours/msp --rows 11 12 --distances norm squared
   python launch/reproduce.py --table iemocap --corpus IEMOCAP --folds 1 2
 exit codes: 0 done, 1 a stage failed (its log is named), 2 a mistake in what was asked for"""
+
+DISTANCES: tuple[str, ...] = get_args(Distance)
 
 FOLDER_OF_THE_STUDY = Path("demo/study")
 
@@ -49,6 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
     paper.add_argument("--transcripts", type=Path, metavar="HEARD.jsonl", help="what shards/transcribe.py heard")
     paper.add_argument("--rows", type=int, nargs="+", default=[], metavar="N", help="these and their teachers only")
     paper.add_argument("--folds", type=int, nargs="+", default=[], metavar="N", help="these folds only, from 1")
+    paper.add_argument(
+        "--distances", nargs="+", default=[], choices=DISTANCES, metavar="NAME",
+        help=f"students with each of these as distill.distance: {', '.join(DISTANCES)} ({PAPERS_DISTANCE})",
+    )  # fmt: skip
     paper.add_argument("--starter", default="", metavar="WORDS", help="launcher and its options (default: two ranks)")
     return parser
 
@@ -102,5 +111,6 @@ def reproduction_of(args: argparse.Namespace) -> Reproduction:
         fold_numbers=tuple(args.folds),
         seeds=tuple(args.seeds) or (17,),
         overrides=tuple(args.set),
+        distances=tuple(dict.fromkeys(args.distances)) or (PAPERS_DISTANCE,),
         starter=tuple(shlex.split(args.starter)),
     )

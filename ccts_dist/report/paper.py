@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, pstdev
 
@@ -21,6 +21,9 @@ from ccts_dist.report.table import format_table
 from ccts_dist.tracking.read_back import SCHEME, read_back
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.uri import sqlite_uri
+
+PAPERS_DISTANCE = "norm"
+"""``distill.distance`` of the paper's formula, and of its run files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,9 @@ class Reproduction:
     overrides: tuple[str, ...] = ()
     """``a.b=VALUE`` for every run."""
 
+    distances: tuple[str, ...] = (PAPERS_DISTANCE,)
+    """Each row that has a teacher is run with each of these as ``distill.distance``."""
+
     starter: tuple[str, ...] = ()
     """What starts a script on all ranks; empty for DeepSpeed's launcher on this machine."""
 
@@ -78,11 +84,21 @@ class Reproduction:
 
     def runnable(self) -> list[Row]:
         """The rows that were asked for, but for those that lack something that only the user can give."""
-        return [row for row in self.table.choose(self.rows) if not row.needs or (self.folder / row.needs).exists()]
+        rows = [row for row in self.table.choose(self.rows) if not row.needs or (self.folder / row.needs).exists()]
+        return [one for row in rows for one in self._with_distances(row)]
+
+    def _with_distances(self, row: Row) -> list[Row]:
+        """A row once for each distance; a run with that of the run file is called after the file alone."""
+        if not row.teacher:
+            return [row]
+        return [
+            row if one == PAPERS_DISTANCE else replace(row, words=f"{row.words}, {one} distance", distance=one)
+            for one in self.distances
+        ]
 
     def output(self, row: Row, seed: int, fold: Fold) -> Path:
         """Run folder of one training."""
-        return self.folder / "runs" / _name(row.run, seed, fold)
+        return self.folder / "runs" / _name(row.name, seed, fold)
 
 
 def reproduce(wanted: Reproduction) -> str:
@@ -94,7 +110,7 @@ def reproduce(wanted: Reproduction) -> str:
     """
     rows = wanted.runnable()
     for row in wanted.table.choose(wanted.rows):
-        if row not in rows:
+        if row.needs and not (wanted.folder / row.needs).exists():
             say(f"row {row.number}, {row.words}: left out, {wanted.folder / row.needs} is not there")
     if not rows:
         raise ConfigError("--rows: none of these can be run. What they need is said above.")
@@ -138,7 +154,7 @@ def _shard_stages(wanted: Reproduction) -> list[Stage]:
 
 def _train_stage(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> Stage:
     config = wanted.table.runs / f"{row.run}.toml"
-    name = _name(row.run, seed, fold)
+    name = _name(row.name, seed, fold)
     settings = [
         f"name={wanted.table.name}-{name}",
         f"output={wanted.output(row, seed, fold)}",
@@ -151,6 +167,8 @@ def _train_stage(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> Stage
     ]
     if row.teacher:
         settings.append(f"data.teacher={_cache(wanted, row.teacher, seed, fold)}")
+    if row.distance:
+        settings.append(f"distill.distance={row.distance}")
     if row.needs:
         settings.append(f"model.speech.encoder={wanted.folder / row.needs}")
     sets = [word for setting in (*settings, *wanted.overrides) for word in ("--set", setting)]
@@ -181,7 +199,7 @@ def table_text(wanted: Reproduction, rows: Sequence[Row], seconds: Mapping[str, 
     lines, pooled = [], []
     for row in rows:
         by_seed = [[_read(wanted, row, seed, fold) for fold in wanted.folds] for seed in wanted.seeds]
-        took = sum(seconds[_name(row.run, seed, fold)] for seed, fold in wanted.cases())
+        took = sum(seconds[_name(row.name, seed, fold)] for seed, fold in wanted.cases())
         ours = [[mean(one.ccc[dimension] for one in folds) for folds in by_seed] for dimension in DIMENSIONS]
         cells = []
         for values, theirs in zip(ours, row.paper, strict=True):

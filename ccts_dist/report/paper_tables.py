@@ -27,6 +27,14 @@ class Row:
     needs: str = ""
     """Folder, below that of the results, without which the row is left out; "" for none."""
 
+    distance: str = ""
+    """``distill.distance`` in place of its run file's; "" for that."""
+
+    @property
+    def name(self) -> str:
+        """Of its runs: the run file's, and the distance if that is another."""
+        return "-".join(part for part in (self.run, self.distance) if part)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:

@@ -58,6 +58,22 @@ def scores_to_tree(scores: Scores) -> dict[str, Any]:
     }
 
 
+def pooled_scores(parts: Sequence[Scores]) -> Scores:
+    """The figures of several splits' predictions together; of more than one split those that come from sums alone."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = SplitSums.pooled([one.sums for one in parts])
+    return Scores(
+        ccc=whole.ccc(),
+        pearson=whole.pearson(),
+        mae=whole.mae(),
+        num_labels=whole.num_labels(),
+        sums=whole.by_target(),
+        damaged=tuple(words for one in parts for words in one.damaged),
+        loss=nan,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
     """What is scored beside the targets' CCC; nothing by default."""

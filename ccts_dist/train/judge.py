@@ -5,9 +5,11 @@ from dataclasses import replace
 from math import inf, isfinite
 from typing import Any
 
+from ccts_dist.model.emotion import EmotionModel
 from ccts_dist.model.folder import LoadedModel
 from ccts_dist.progress import Progress, say
-from ccts_dist.train.evaluate import Scores, evaluate
+from ccts_dist.shards.schema import escape_key
+from ccts_dist.train.evaluate import Scores, evaluate, pooled_scores
 from ccts_dist.train.figures import finite
 from ccts_dist.train.history import History
 from ccts_dist.train.left_out import allow_damaged
@@ -97,11 +99,21 @@ class Judge:
                 visible=parts.is_first,
             )
 
-    def test(self, loaded: LoadedModel) -> Scores:
-        """Scores of a model on the test splits, whose CCC is told as well."""
-        parts = self._parts
+    def test(self, loaded: LoadedModel) -> dict[str, Scores]:
+        """Scores of a model on each test split, which are tracked as well; those of several pooled under "test/"."""
+        parts, splits = self._parts, self._parts.run.data.test_splits
         model = loaded.model.to(parts.engine.device).eval()
-        loader = parts.session.test_loader()
+        found = {split: self._test(model, split) for split in splits}
+        if len(found) > 1:
+            for split, scores in found.items():
+                parts.tracking.metrics(finite(_told(f"test/{escape_key(split)}", scores)), parts.state.step)
+        if found:
+            parts.tracking.metrics(finite(_told("test", pooled_scores(list(found.values())))), parts.state.step)
+        return found
+
+    def _test(self, model: EmotionModel, split: str) -> Scores:
+        parts = self._parts
+        loader = parts.session.test_loader(split)
         with Progress(loader.steps_per_epoch, "testing", unit="step", visible=parts.is_first) as progress:
             scores = self._score(
                 lambda batch: model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens),
@@ -111,7 +123,6 @@ class Judge:
                 ranked=True,
             )
         loader.close()
-        parts.tracking.metrics(finite(_told("test", scores)), parts.state.step)
         return scores
 
     def _scores(self) -> Scores:

@@ -18,7 +18,7 @@ from ccts_dist.records import Batch, StepBatches
 from ccts_dist.train.checkpoint import CheckpointFiles, write_checkpoint
 from ccts_dist.train.checkpoint_writer import CheckpointWriter
 from ccts_dist.train.devices import peak_tflops
-from ccts_dist.train.evaluate import scores_to_tree
+from ccts_dist.train.evaluate import pooled_scores, scores_to_tree
 from ccts_dist.train.figures import add_to_epoch, epoch_figures, finite, step_figures
 from ccts_dist.train.history import History
 from ccts_dist.train.judge import Judge
@@ -48,13 +48,17 @@ class Outcome:
     """CCC of the best model on the validation splits; None for a target without labels there."""
 
     test: dict[str, float]
-    """CCC of the best model on the test splits; empty without any."""
+    """CCC of the best model on the test splits, of several those of their predictions pooled; empty without any."""
 
     test_sums: dict[str, list[float]]
     """What ``test`` comes from, to be pooled with another run's: see ``SplitSums.pooled``."""
 
     test_scores: dict[str, Any]
-    """Every figure of the best model on the test splits, by figure and target; empty without any."""
+    """Every figure of the best model on the test splits, by figure and target; of several splits those that come from
+    sums, pooled. Empty without any."""
+
+    test_by_split: dict[str, Any]
+    """Every figure of the best model on each of several test splits, as in ``test_scores``; empty with fewer."""
 
     kept_share: float | None
     """Share of the training utterances that were distilled; None without a teacher."""
@@ -356,7 +360,8 @@ class Trainer:
         """Score the best model, from its folder as a user would load it."""
         self._watch.at("loading the best model")
         loaded = load_model(self._folder.path / "best")
-        scores = self._judge.test(loaded) if self._run.data.test_splits else None
+        by_split = self._judge.test(loaded)
+        scores = pooled_scores(list(by_split.values())) if by_split else None
         self._watch.at("writing the summary")
         held_gb, reserved_gb = peaks_over_ranks_gb(self._engine.device)
         outcome = Outcome(
@@ -367,6 +372,7 @@ class Trainer:
             test={} if scores is None else scores.ccc,
             test_sums={} if scores is None else scores.sums,
             test_scores={} if scores is None else scores_to_tree(scores),
+            test_by_split={split: scores_to_tree(one) for split, one in by_split.items()} if len(by_split) > 1 else {},
             kept_share=self.state.kept_share,
             seconds=seconds,
             peak_memory_gb=held_gb,

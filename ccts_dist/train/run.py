@@ -242,11 +242,17 @@ def try_largest(engine: Engine, session: Session, watch: Watch) -> None:
 def _say_outcome(outcome: Outcome, forecast: Forecast) -> None:
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
     say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}")
+    for split, scores in outcome.test_by_split.items():
+        say(f"  {split}: " + "  ".join(f"{target} {_ccc_in_words(value)}" for target, value in scores["ccc"].items()))
     reserved = outcome.peak_memory_reserved_gb
     reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
     bound = "" if forecast.estimate.on_gpu else f" or more: {HOST_FLOOR}"
     estimated = f"{forecast.peak_bytes / 1e9:.2f} GB{bound}"
     say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB{reserving}; estimated: {estimated}")
+
+
+def _ccc_in_words(ccc: float | None) -> str:
+    return "without labels" if ccc is None else f"{ccc:.3f}"
 
 
 def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:

@@ -246,6 +246,8 @@ def _as_it_was(run: Mapping[str, Any], now: RunConfig) -> dict[str, Any]:
         optim = {**optim, "decay_norms_and_biases": bool(optim.get("weight_decay"))}
     tree = {**run, "optim": optim}
     distill = run.get("distill")
+    if isinstance(distill, Mapping) and "distance" not in distill:
+        distill = tree["distill"] = {**distill, "distance": "squared"}
     if isinstance(distill, Mapping) and distill.get("leave_out") and distill.get("threshold") == DEFAULT_THRESHOLD:
         tree["distill"] = {key: value for key, value in distill.items() if key != "threshold"}
         if now.distill is not None and now.distill.threshold is not None:

@@ -75,10 +75,9 @@ class Session:
             bins=_bins(self.run, self.shard_set),
         )
 
-    def test_loader(self) -> Loader:
-        """The test splits, in evaluation order."""
-        splits = self.run.data.test_splits
-        return open_loader(self.run, self.shard_set, splits, self.tokenizer, None, self.ranks, training=False)
+    def test_loader(self, split: str) -> Loader:
+        """One of the test splits, in evaluation order."""
+        return open_loader(self.run, self.shard_set, (split,), self.tokenizer, None, self.ranks, training=False)
 
     def close(self) -> None:
         """Let threads go that read or fetch, also those that wait for a store."""

@@ -154,6 +154,14 @@ def test_defaults_are_those_of_the_paper():
             r"\[model.also\[0\].spec_augment\] with model.also\[0\].trainable = 'none'",
         ),
         (
+            {"model": {"speech": {"encoder": "e", "trainable": "none", "encoder_dropout": 0.1}}},
+            r"model.speech.encoder_dropout = 0\.1: a frozen encoder is never run with dropout",
+        ),
+        (
+            {"model": {"speech": {"encoder": "filterbank", "encoder_dropout": 0.1}}},
+            "encoder_dropout = 0.1: the filter bank has none",
+        ),
+        (
             {"model": {"speech": {"encoder": "filterbank", "spec_augment": {}}}},
             r"\[model.speech.spec_augment\] masks what enters transformer layers",
         ),

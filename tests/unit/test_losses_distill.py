@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from ccts_dist.losses.ccc import concordance
 from ccts_dist.losses.distill import embedding_distance, prediction_distance, squared_differences, standardise
 
 
@@ -93,3 +94,58 @@ def test_standardise_gives_mean_zero_and_deviation_one():
     assert standardise(embedding, mean, deviation).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
     assert standardise(embedding + 1, mean, deviation).tolist() == [[0.0, 1.0], [2.0, 1.0]]
     assert math.isfinite(standardise(embedding, mean, deviation).sum().item())
+
+
+FEATURES, ROWS = 128, 32
+
+
+def demo_like(distance: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Embeddings of a student and its teacher, the head that reads them, and labels, as the demo's are.
+
+    A teacher varies mostly in the directions that its head reads; rows differ by a third in their distance.
+    """
+    generator = torch.Generator().manual_seed(11)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    head = torch.linalg.qr(normal(FEATURES, 3))[0].T
+    teacher = 2 * normal(ROWS, 3) @ head + 0.05 * normal(ROWS, FEATURES)
+    label = 0.5 + 0.1 * (teacher @ head.T) + 0.1 * normal(ROWS, 3)
+    off = torch.nn.functional.normalize(normal(ROWS, FEATURES), dim=1)
+    student = teacher + off * distance * (1 + normal(ROWS, 1) / 3).clamp(0.2, 1.8)
+    return student, teacher, head, label
+
+
+def gradient_sizes(distance: float, weight: float) -> tuple[float, float, float, float]:
+    """Of L_CCC, and of ``weight`` times each distance, for the student's embedding; and the mean Euclidean distance."""
+    student, teacher, head, label = demo_like(distance)
+    student.requires_grad_(True)
+    ccc = (1 - concordance(0.5 + 0.1 * student @ head.T, label)).mean()
+    terms = [weight * embedding_distance(student, teacher, distance=name).mean() for name in ("norm", "squared")]
+    sizes = [float(torch.autograd.grad(term, student, retain_graph=True)[0].norm()) for term in (ccc, *terms)]
+    return sizes[0], sizes[1], sizes[2], float((student - teacher).norm(dim=1).mean())
+
+
+@pytest.mark.parametrize(("distance", "low", "high"), [(3.4, 16, 20), (0.88, 60, 75)])
+def test_gradient_of_the_norm_is_many_times_that_of_the_mean_square_at_one_lambda(distance, low, high):
+    _, norm, squared, apart = gradient_sizes(distance, 30.0)
+    assert low < norm / squared < high
+    # Equal distances would give H / (2 d); of unequal ones the mean square weighs the farther ones more.
+    assert norm / squared == pytest.approx(FEATURES / (2 * apart), rel=0.15)
+
+
+def test_norm_at_lambda_30_outweighs_the_ccc_and_the_mean_square_does_not():
+    ccc, norm, squared, _ = gradient_sizes(0.88, 30.0)
+    assert norm > 10 * ccc
+    assert squared < 2 * ccc
+
+
+def test_lambda_that_the_reference_names_makes_the_gradients_equal():
+    student, teacher, _, _ = demo_like(0.5)
+    student = teacher + 0.5 * torch.nn.functional.normalize(student - teacher, dim=1)
+    student.requires_grad_(True)
+    norm = 30.0 * embedding_distance(student, teacher, distance="norm").mean()
+    squared = 30.0 * FEATURES / (2 * 0.5) * embedding_distance(student, teacher, distance="squared").mean()
+    first, second = (torch.autograd.grad(term, student)[0] for term in (norm, squared))
+    torch.testing.assert_close(first, second, rtol=1e-9, atol=0)

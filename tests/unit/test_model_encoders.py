@@ -23,6 +23,7 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model
 from ccts_dist.model.encoders import augments, load_speech_encoder
 from ccts_dist.model.loaded import check_loaded
+from ccts_dist.model.modified_cpc import ModifiedCpcConfig
 from ccts_dist.model.text_encoders import load_text_encoder
 from tests.unit.model_shapes import SPEECH, TEXT, VOCABULARY, speech_config, text_config, utterances
 
@@ -366,3 +367,23 @@ def test_a_library_that_an_encoder_lacks_is_named_in_one_line(tmp_path, monkeypa
         ConfigError, match=r"transformers cannot load it: This model needs the package natten\. Install"
     ):
         load_speech_encoder(SpeechConfig(encoder=str(tmp_path)))
+
+
+def test_encoder_dropout_replaces_every_dropout_of_the_encoder(tmp_path):
+    _save_hubert(tmp_path, hidden_dropout=0.1, feat_proj_dropout=0.2)
+    plain = load_speech_encoder(SpeechConfig(encoder=str(tmp_path)))
+    assert (plain.config.hidden_dropout, plain.config.feat_proj_dropout) == (0.1, 0.2), "absent: the encoder's own"
+    encoder = load_speech_encoder(SpeechConfig(encoder=str(tmp_path), encoder_dropout=0.35))
+    shares = {module.p for module in encoder.modules() if isinstance(module, torch.nn.Dropout)}
+    assert shares == {0.35}
+    assert encoder.encoder.layers[0].attention.dropout == 0.35
+    off = load_speech_encoder(SpeechConfig(encoder=str(tmp_path), encoder_dropout=0.0))
+    audio, _ = utterances([2000])
+    torch.testing.assert_close(off.train()(audio).last_hidden_state, off.eval()(audio).last_hidden_state)
+
+
+def test_dropout_of_an_encoder_that_has_none_is_refused(tmp_path):
+    config = ModifiedCpcConfig()
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"encoder_dropout = 0\.1: an encoder of type 'modified-cpc' has none of"):
+        load_speech_encoder(SpeechConfig(encoder=str(tmp_path), encoder_dropout=0.1))

@@ -1,12 +1,14 @@
 """The paper's tables: which runs are started for a row, and how their figures stand beside the paper's."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from ccts_dist.config import TrackingConfig, read_run
 from ccts_dist.errors import ConfigError
+from ccts_dist.report.command import build_parser, reproduction_of
 from ccts_dist.report.paper import Reproduction, _stages, reproduce, table_text
 from ccts_dist.report.paper_tables import IEMOCAP, MSP, TABLES
 from ccts_dist.tracking import open_tracking
@@ -71,6 +73,45 @@ def test_row_brings_its_teacher_and_the_cache_and_no_other_row(tmp_path: Path):
     assert (run.seed, run.data.shards, run.train.epochs) == (18, "s3://ours/msp", 3)
     assert run.output == str(tmp_path / "runs" / "12-cts-seed18")
     assert run.tracking.parent == f"msp table in {tmp_path.name}"
+
+
+def test_students_are_run_with_each_distance_and_the_papers_norm_is_that_of_the_run_files(tmp_path: Path):
+    args = build_parser().parse_args(
+        ["--table", "msp", "--out", str(tmp_path), "--rows", "10", "12", "--distances", "norm", "squared"]
+    )
+    wanted = reproduction_of(args)
+    runs = {}
+    for stage in _stages(wanted, wanted.runnable()):
+        if stage.inputs:
+            overrides = [stage.command[at + 1] for at, word in enumerate(stage.command) if word == "--set"]
+            runs[stage.name] = read_run(stage.inputs[0], overrides)
+    assert list(runs) == ["09-teacher-seed17", "10-hubert-base-tuned-seed17", "12-cts-seed17", "12-cts-squared-seed17"]
+    plain, squared = runs["12-cts-seed17"], runs["12-cts-squared-seed17"]
+    assert plain.distill is not None
+    assert squared.distill is not None
+    assert (plain.distill.distance, squared.distill.distance) == ("norm", "squared")
+    assert squared.output == str(tmp_path / "runs" / "12-cts-squared-seed17")
+    assert squared.data.teacher == plain.data.teacher
+    assert [row.words for row in wanted.runnable()][-1] == "10 + teacher 9: cT/S, squared distance"
+
+
+RUN_FILES = sorted(Path("launch/runs").rglob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_run_files_name_what_decides_the_papers_figures(path: Path):
+    tree, run = tomllib.loads(path.read_text()), read_run(path)
+    branches = [tree["model"][name] for name in ("speech", "text") if name in tree["model"]]
+    for branch in branches:
+        assert branch["encoder"] == "scratch" or "trainable" in branch, "frozen or tuned is for the file to say"
+    if run.distill is not None:
+        assert "distance" in tree["distill"]
+        assert run.distill.distance == ("squared" if path.parent.name == "demo" else "norm")
+    speech = run.model.speech
+    if "paper" in path.parts and speech is not None and speech.trainable != "none":
+        assert "dropout" in tree["model"]
+        assert speech.encoder_dropout is not None
+        assert speech.spec_augment is not None
 
 
 def test_every_fold_has_a_teacher_of_its_own(tmp_path: Path):
