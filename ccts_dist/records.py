@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from ccts_dist.transfer import queued
@@ -108,6 +108,8 @@ class TeacherBatch:
 
     embedding: Float[Tensor, "batch hidden"]
     prediction: Float[Tensor, "batch dim"]
+    admitted: Bool[Tensor, " batch"] | None = None
+    """Decisions of a gate that looks at keys or transcripts; None with one that looks at residuals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +164,11 @@ class Batch:
             if isinstance(value, Tensor) and f.name not in ("num_samples", "num_tokens"):
                 moved[f.name] = queued(value, device)
         if self.teacher is not None:
+            admitted = self.teacher.admitted
             moved["teacher"] = TeacherBatch(
-                embedding=queued(self.teacher.embedding, device), prediction=queued(self.teacher.prediction, device)
+                embedding=queued(self.teacher.embedding, device),
+                prediction=queued(self.teacher.prediction, device),
+                admitted=None if admitted is None else queued(admitted, device),
             )
         if self.frames:
             moved["frames"] = {

@@ -7,14 +7,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccts_dist.losses.condition import GATES
+from ccts_dist.losses.condition import GATES, ROW_GATES
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.records import TeacherBatch
+
+LOSS_GATES = tuple(gate for gate in GATES if gate not in ROW_GATES[1:])
+"""Gates that the loss tells apart: of those whose decisions come with the batch it knows the decisions alone."""
+
+
+def rows_of(teacher: TeacherBatch, rows: slice) -> TeacherBatch:
+    """Some rows of a batch's teacher outputs."""
+    admitted = None if teacher.admitted is None else teacher.admitted[rows]
+    return TeacherBatch(embedding=teacher.embedding[rows], prediction=teacher.prediction[rows], admitted=admitted)
 
 
 def every_way(base: DistillTerms) -> dict[str, DistillTerms]:
     """By name: ``base`` with every distance, gate and prediction distance."""
-    ways = product(("squared", "norm", "cosine"), GATES, ("squared", "ccc"))
+    ways = product(("squared", "norm", "cosine"), LOSS_GATES, ("squared", "ccc"))
     return {
         f"{distance} {gate} {predictions}": replace(base, distance=distance, gate=gate, prediction_distance=predictions)
         for distance, gate, predictions in ways
@@ -33,7 +42,8 @@ def direct_distillation(
     """Both terms, weighted and added, over the rows of weight above 0."""
     counts = weight > 0
     own, other = prediction[counts].double(), teacher.prediction[counts].double()
-    row, each = _shares(other, label[counts].double(), distill)
+    admitted = None if teacher.admitted is None else teacher.admitted[counts]
+    row, each = _shares(other, label[counts].double(), distill, admitted)
     student, target = embedding[counts].double(), teacher.embedding[counts].double()
     if distill.distance == "squared":
         distance = (student - target).square().mean(1)
@@ -56,7 +66,7 @@ def direct_distillation(
     return distill.embedding_weight * term + distill.prediction_weight * between
 
 
-def _shares(prediction: Tensor, label: Tensor, distill: DistillTerms) -> tuple[Tensor, Tensor]:
+def _shares(prediction: Tensor, label: Tensor, distill: DistillTerms, admitted: Tensor | None) -> tuple[Tensor, Tensor]:
     """Of rows in the embedding term, and of predictions in the other."""
     condition = distill.condition
     w, b, deviation = (
@@ -64,6 +74,9 @@ def _shares(prediction: Tensor, label: Tensor, distill: DistillTerms) -> tuple[T
     )
     ratio = torch.nan_to_num(w * prediction + b - label, nan=0.0).abs() / deviation
     within = (ratio <= distill.threshold).double()
+    if distill.gate in ROW_GATES:
+        assert admitted is not None
+        return admitted.double(), admitted.double()[:, None].expand_as(prediction)
     row = {
         "none": torch.ones(len(label)).double(),
         "any-dimension": within.prod(1),

@@ -3,7 +3,14 @@
 import math
 
 from ccts_dist.config.model_rules import kept_branches, speech_tables
-from ccts_dist.config.schema import DEFAULT_THRESHOLD, THRESHOLD_GATES, BatchConfig, DistillConfig, RunConfig
+from ccts_dist.config.schema import (
+    DEFAULT_THRESHOLD,
+    RESIDUAL_GATES,
+    THRESHOLD_GATES,
+    BatchConfig,
+    DistillConfig,
+    RunConfig,
+)
 from ccts_dist.errors import ConfigError
 
 _SHORTEST_S = 0.025
@@ -141,15 +148,43 @@ def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:
             "loss.scope = 'micro-batch' does not collect. Set loss.scope = \"global\", or "
             'distill.prediction_distance = "squared".'
         )
-    leaves_out = distill.gate in THRESHOLD_GATES
+    _check_gate(distill, run, source)
+
+
+def _check_gate(distill: DistillConfig, run: RunConfig, source: str) -> None:
+    """Raises: ConfigError, for settings that the gate has no use for, or that it lacks."""
+    gate = distill.gate
+    has_threshold = gate in THRESHOLD_GATES or (gate == "random" and not distill.leave_out)
     # Run files of earlier versions have the default, whether or not the gate has a use for it.
-    if distill.threshold not in (None, DEFAULT_THRESHOLD) and not leaves_out:
+    if distill.threshold not in (None, DEFAULT_THRESHOLD) and not has_threshold:
         raise ConfigError(
-            f"{source}: distill.threshold = {distill.threshold}: distill.gate = {distill.gate!r} leaves nobody out. "
+            f"{source}: distill.threshold = {distill.threshold}: distill.gate = {gate!r} has no use for it. "
             'Set distill.gate = "any-dimension" or "per-dimension", or leave the threshold out.'
         )
-    if distill.leave_out > 0 and not leaves_out:
+    if distill.leave_out > 0 and gate not in (*THRESHOLD_GATES, "random"):
         raise ConfigError(
-            f"{source}: distill.leave_out = {distill.leave_out}: distill.gate = {distill.gate!r} leaves nobody out. "
-            'Set distill.gate = "any-dimension" or "per-dimension", or distill.leave_out = 0.'
+            f"{source}: distill.leave_out = {distill.leave_out}: distill.gate = {gate!r} has no use for it. "
+            'Set distill.gate = "any-dimension", "per-dimension" or "random", or distill.leave_out = 0.'
         )
+    by_residuals = gate in (*RESIDUAL_GATES, "random")
+    for key, value in (("gate_targets", list(distill.gate_targets)), ("deviation", distill.deviation)):
+        if value not in ([], "standard") and not by_residuals:
+            raise ConfigError(
+                f"{source}: distill.{key} = {value!r}: distill.gate = {gate!r} looks at no residual. Leave it out, or "
+                f"take a gate that does: {', '.join(RESIDUAL_GATES)}."
+            )
+    unknown = [target for target in distill.gate_targets if target not in run.model.targets]
+    if unknown or len(set(distill.gate_targets)) != len(distill.gate_targets):
+        raise ConfigError(
+            f"{source}: distill.gate_targets = {list(distill.gate_targets)}: must name some of model.targets = "
+            f"{list(run.model.targets)}, each once. Change the list."
+        )
+    for key, value, of in (
+        ("gate_keys", distill.gate_keys, "keys"),
+        ("min_confidence", "" if distill.min_confidence is None else distill.min_confidence, "confidence"),
+    ):
+        if (value != "") != (gate == of):
+            raise ConfigError(
+                f'{source}: distill.gate = {gate!r} with distill.{key} = {value!r}: gate = "{of}" and {key} go '
+                "together. Give both, or neither."
+            )

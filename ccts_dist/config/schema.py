@@ -144,6 +144,9 @@ DEFAULT_THRESHOLD = 2.0
 THRESHOLD_GATES = ("any-dimension", "per-dimension")
 """Gates that compare residuals with a threshold."""
 
+RESIDUAL_GATES = (*THRESHOLD_GATES, "soft")
+"""Gates that look at residuals."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
@@ -172,12 +175,30 @@ class DistillConfig:
     of student and teacher) over what is kept of the global batch, exactly, with the weights of ``loss.target_weights``;
     not with ``loss.scope`` = "micro-batch"."""
 
-    gate: Literal["none", "any-dimension", "per-dimension", "soft"] = "any-dimension"
+    gate: Literal["none", "any-dimension", "per-dimension", "soft", "random", "keys", "confidence"] = "any-dimension"
     """Who is distilled. "none": every utterance. "any-dimension": those whose every residual is within the threshold.
     "per-dimension": in the prediction term each dimension of an utterance whose own residual is; the embedding term
     takes every utterance. "soft": every utterance, with a share of exp(-max_j r_j^2 / (2 s_j^2)) in both terms, r its
     residuals and s their standard deviations; each term is the mean over the global batch weighted by the shares. A
-    label that is missing counts as a residual of 0."""
+    label that is missing counts as a residual of 0. Three gates need no label. "random": a control, which rejects each
+    utterance with probability ``leave_out`` by a hash of ``seed`` and key, the same ones in every epoch. "keys": those
+    whose keys stand in ``gate_keys``. "confidence": those whose transcript was recognized with ``min_confidence``."""
+
+    gate_targets: tuple[str, ...] = ()
+    """Targets whose residuals the gate looks at, of "any-dimension", "per-dimension" and "soft"; empty for all."""
+
+    deviation: Literal["standard", "robust"] = "standard"
+    """What the same gates take for w, b and s of the residuals r = w p + b - y. "standard": the least-squares fit of
+    the teacher's cache and its standard deviation, which widens with every outlier. "robust": the fit without residuals
+    beyond 3 s, repeated until none changes sides, with s = 1.4826 times the median absolute residual; found before
+    training from the cached predictions and recorded with the model. A threshold of 3 is usual with it."""
+
+    gate_keys: str = ""
+    """With gate = "keys": text file in UTF-8 with the key of one utterance a line; all others are not distilled."""
+
+    min_confidence: Share | None = None
+    """With gate = "confidence": least confidence of the recognizer, 0..1, as ``shards/transcribe.py`` wrote it. An
+    utterance whose transcript comes from no recognizer passes."""
 
     threshold: Positive | None = None
     """Widest residual that is kept, in standard deviations; for "any-dimension" and "per-dimension". Absent for 2, or
@@ -188,7 +209,9 @@ class DistillConfig:
     """Above 0, in place of a ``threshold`` that is given: share of the labelled training utterances that
     "any-dimension" leaves out, and of which "per-dimension" leaves out some dimension. The threshold is the
     (1 - leave_out) quantile of max_j |r_j| / s_j over the training splits, found before training from the teacher's
-    cached predictions, and recorded as ``threshold`` in run.toml, checkpoints and tracker."""
+    cached predictions, and recorded as ``threshold`` in run.toml, checkpoints and tracker. With gate = "random" the
+    probability of rejection; 0 there for the share of all training utterances that "any-dimension" would leave out with
+    the same ``threshold``, ``deviation`` and ``gate_targets``, which is recorded as ``leave_out``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

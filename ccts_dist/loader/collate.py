@@ -15,6 +15,7 @@ from ccts_dist.loader.cut import Part
 from ccts_dist.loader.fetch import read_audio, read_label_variance, read_transcript
 from ccts_dist.loader.hearing import Excerpt, Hearing
 from ccts_dist.loader.plan import Row
+from ccts_dist.loader.row_gate import RowGate
 from ccts_dist.records import Batch, FrameBatch, TeacherBatch, TeacherOutput, varied_target
 from ccts_dist.shards.read import ShardSet
 
@@ -80,6 +81,9 @@ class Reading:
     teacher: TeacherSource | None = None
     """For students; without it a batch has no teacher outputs."""
 
+    gate: RowGate | None = None
+    """Beside a teacher: decides by key or transcript who is distilled; without it residuals do, in the loss."""
+
     frames: Mapping[str, FrameSource] = field(default_factory=dict)
     """By branch of the model, for those whose encoder was run before."""
 
@@ -111,6 +115,7 @@ class _Read:
     """Of the raters, where some target is one and the corpus gave it."""
 
     frames: Mapping[str, Float32[np.ndarray, "frames features"]]
+    admitted: bool = False
 
 
 def read_batch(part: Part, reading: Reading, epoch: int = 0) -> Batch:
@@ -153,7 +158,7 @@ def read_batch(part: Part, reading: Reading, epoch: int = 0) -> Batch:
         tokens=tokens,
         num_tokens=num_tokens,
         categories=_categories(rows, reading.categories) if reading.categories else None,
-        teacher=None if reading.teacher is None else _teacher_batch(read),
+        teacher=None if reading.teacher is None else _teacher_batch(read, reading),
         frames={branch: _pad_frames([one.frames[branch] for one in read]) for branch in reading.frames},
         damaged=tuple(damaged.values()) if part.counts else (),
     )
@@ -202,7 +207,8 @@ def _read_row(
     teacher = None if reading.teacher is None else reading.teacher.read(row.shard, row.row, row.key)
     variance = read_label_variance(reading.shards, row.table, row.row) if reading.has_variances else {}
     frames = {name: source.read(row.shard, row.row, row.key) for name, source in reading.frames.items()}
-    return _Read(tokens, teacher, variance, frames)
+    admitted = reading.gate is not None and reading.gate.admits(reading.shards, row.table, row.row)
+    return _Read(tokens, teacher, variance, frames, admitted)
 
 
 def _nothing(reading: Reading) -> _Read:
@@ -237,11 +243,12 @@ def _pad_frames(rows: Sequence[Float32[np.ndarray, "_ features"]]) -> FrameBatch
     return FrameBatch(frames=padded, num_frames=torch.tensor([len(row) for row in rows]))
 
 
-def _teacher_batch(read: Sequence[_Read]) -> TeacherBatch:
+def _teacher_batch(read: Sequence[_Read], reading: Reading) -> TeacherBatch:
     outputs = [one.teacher for one in read if one.teacher is not None]
     return TeacherBatch(
         embedding=_stack([output.embedding for output in outputs]),
         prediction=_stack([output.prediction for output in outputs]),
+        admitted=None if reading.gate is None else torch.tensor([one.admitted for one in read]),
     )
 
 

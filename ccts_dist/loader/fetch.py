@@ -11,7 +11,13 @@ from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.shards.flac import decode_flac
 from ccts_dist.shards.index import ShardRows
 from ccts_dist.shards.read import ShardSet
-from ccts_dist.shards.schema import AUDIO_MEMBER, JSON_MEMBER, label_variance_of, transcript_of
+from ccts_dist.shards.schema import (
+    AUDIO_MEMBER,
+    JSON_MEMBER,
+    label_variance_of,
+    transcript_confidence_of,
+    transcript_of,
+)
 
 Parsed = TypeVar("Parsed")
 
@@ -49,6 +55,15 @@ def read_transcript(shards: ShardSet, table: ShardRows, row: int) -> str:
         ShardError: the member is damaged, or no utterance's.
     """
     return _of_json(shards, table, row, transcript_of)
+
+
+def read_confidence(shards: ShardSet, table: ShardRows, row: int) -> float | None:
+    """The recognizer's confidence in one utterance's words, 0..1; None where no recognizer made them.
+
+    Raises:
+        ShardError: the member is damaged, or no utterance's.
+    """
+    return _of_json(shards, table, row, transcript_confidence_of)
 
 
 def read_label_variance(shards: ShardSet, table: ShardRows, row: int) -> dict[str, float]:

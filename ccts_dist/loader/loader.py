@@ -16,6 +16,7 @@ from ccts_dist.loader.collate import EncodeText, FrameSource, Reading, TeacherSo
 from ccts_dist.loader.cut import Cuts, Part, SecondsLimit, check_length, choose_passes, cut, sum_up
 from ccts_dist.loader.hearing import Hearing
 from ccts_dist.loader.plan import Plan, Row
+from ccts_dist.loader.row_gate import RowGate
 from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches, varied_target
 from ccts_dist.shards.read import ShardSet
 
@@ -44,6 +45,7 @@ class Loader:
         categories: names of the categories, in the order of their numbers in a batch; none are read without.
         encode_text: transcript to token numbers, for models with a text branch. Called by several threads.
         teacher: cached teacher outputs, for students.
+        gate: decides by key or transcript who is distilled; None where residuals do.
         frames: by branch of the model, where frames of encoders that were run before come from.
         has_audio: False where no branch hears audio: it is then not decoded.
         augmenter: changes the audio, epoch by epoch; None leaves it as it is.
@@ -67,6 +69,7 @@ class Loader:
         categories: Sequence[str] = (),
         encode_text: EncodeText | None = None,
         teacher: TeacherSource | None = None,
+        gate: RowGate | None = None,
         frames: Mapping[str, FrameSource] | None = None,
         has_audio: bool = True,
         augmenter: Augmenter | None = None,
@@ -100,6 +103,7 @@ class Loader:
             categories=tuple(categories),
             encode_text=encode_text,
             teacher=teacher,
+            gate=gate,
             frames=frames or {},
             has_audio=has_audio,
             hearing=hearing,

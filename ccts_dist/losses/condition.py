@@ -11,7 +11,9 @@ What a gate says of a batch is one tensor, here always called ``kept``, in one o
 - float64, ``batch``: each row's share in both terms, 0..1.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -22,8 +24,11 @@ from ccts_dist.losses.ccc import concordance_sums
 from ccts_dist.losses.constants import constant
 from ccts_dist.records import Condition
 
-GATES = ("none", "any-dimension", "per-dimension", "soft")
+GATES = ("none", "any-dimension", "per-dimension", "soft", "random", "keys", "confidence")
 """Names of the gates, as run files spell them."""
+
+ROW_GATES = ("random", "keys", "confidence")
+"""Gates that look at keys or transcripts instead of residuals; whoever reads the utterances takes their decisions."""
 
 Kept = Bool[Tensor, " batch"] | Bool[Tensor, "batch dim"] | Float64[Tensor, " batch"]
 """What a gate says of a batch; see above."""
@@ -134,6 +139,14 @@ def gate_none(residual: Float[Tensor, "batch dim"]) -> Bool[Tensor, " batch"]:
     return torch.ones(len(residual), dtype=torch.bool, device=residual.device)
 
 
+def gated_on(condition: Condition, targets: Sequence[str]) -> Condition:
+    """The condition that no residual of another target exceeds: their deviation is infinite; no targets mean all."""
+    if not targets:
+        return condition
+    pairs = zip(condition.targets, condition.deviation, strict=True)
+    return replace(condition, deviation=tuple(one if target in targets else math.inf for target, one in pairs))
+
+
 def kept_rows(
     gate: str,
     threshold: float,
@@ -141,6 +154,7 @@ def kept_rows(
     prediction: Float[Tensor, "batch dim"],
     label: Float[Tensor, "batch dim"],
     weight: Float[Tensor, " batch"],
+    admitted: Bool[Tensor, " batch"] | None = None,
 ) -> Kept:
     """What the gate of this name keeps of the rows that count; nothing of the others. See ``Kept`` for its form.
 
@@ -151,10 +165,14 @@ def kept_rows(
         prediction: the teacher's, from its cache.
         label: NaN where nobody rated; a row without any label passes every gate, wholly.
         weight: of rows of weight 0 nothing is kept.
+        admitted: decisions of a gate among ``ROW_GATES``; the others have no use for it.
 
     Raises:
         ConfigError: there is no gate of this name.
     """
+    if gate in ROW_GATES:
+        assert admitted is not None, "whoever reads the utterances decides by their keys and transcripts"
+        return admitted & (weight > 0)
     residual = residuals(condition, prediction, label)
     counts = weight > 0
     if gate == "none":

@@ -67,7 +67,7 @@ class DistillTerms:
 
     def kept(self, teacher: TeacherBatch, label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"]) -> Kept:
         """What of a batch is distilled; needs no student."""
-        return kept_rows(self.gate, self.threshold, self.condition, teacher.prediction, label, weight)
+        return kept_rows(self.gate, self.threshold, self.condition, teacher.prediction, label, weight, teacher.admitted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -227,7 +227,7 @@ def _from_columns(table: pa.Table, facts: Mapping[str, Any]) -> UtteranceTable:
             residual=by_target("residual"),
             kept=gated(),
             widest=tuple(widest),
-            gate=Gate(**(facts.get("gate") or {})),  # tables of earlier versions have the default alone
+            gate=_gate(facts.get("gate") or {}),  # tables of earlier versions have the default alone
         )
     return UtteranceTable(
         targets=targets,
@@ -242,6 +242,10 @@ def _from_columns(table: pa.Table, facts: Mapping[str, Any]) -> UtteranceTable:
         predicted_categories=texts("prediction.category"),
         teacher=teacher,
     )
+
+
+def _gate(facts: Mapping[str, Any]) -> Gate:
+    return Gate(**{**facts, "targets": tuple(facts.get("targets", ()))})
 
 
 def _gate_columns(targets: Sequence[str], kept: np.ndarray) -> dict[str, pa.Array]:

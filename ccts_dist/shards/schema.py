@@ -290,6 +290,23 @@ def transcript_of(data: bytes) -> str:
     return words
 
 
+def transcript_confidence_of(data: bytes) -> float | None:
+    """The recognizer's confidence in a ``json`` member, 0..1; None where no recognizer made the transcript.
+
+    Raises:
+        ValueError: it is no utterance's, or has another confidence.
+    """
+    try:
+        confidence = json.loads(data)["transcript_confidence"]
+    except (LookupError, TypeError, RecursionError) as error:
+        raise ValueError("no transcript_confidence in it") from error
+    if confidence is None:
+        return None
+    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 <= confidence <= 1:
+        raise ValueError(f"its transcript_confidence is {str(confidence)[:40]}")
+    return float(confidence)
+
+
 def label_variance_of(data: bytes) -> dict[str, float]:
     """The raters' variances in a ``json`` member, by target, where they are known.
 

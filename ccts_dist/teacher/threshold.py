@@ -11,6 +11,7 @@ from torch import Tensor
 from ccts_dist.distributed import Ranks, sum_over_ranks, together
 from ccts_dist.errors import FetchError, ShardError, TeacherError
 from ccts_dist.losses.condition import residuals, widest_residual
+from ccts_dist.records import Condition
 from ccts_dist.shards.index import ShardRows
 from ccts_dist.shards.read import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
@@ -27,6 +28,7 @@ def threshold_leaving_out(
     *,
     ranks: Ranks,
     skip_damaged: bool = False,
+    condition: Condition | None = None,
 ) -> float:
     """The threshold, in deviations, beyond which ``share`` of the labelled utterances have their widest residual.
 
@@ -36,7 +38,9 @@ def threshold_leaving_out(
 
     Args:
         share: 0..1, below 1.
-        cache: the teacher's, with the condition.
+        cache: the teacher's.
+        condition: whose residuals are taken; None for the cache's own. A target whose deviation is infinite is not
+            looked at.
         shard_set: whose labels are compared.
         splits: the training splits.
         ranks: this process's among those of its process group.
@@ -46,21 +50,57 @@ def threshold_leaving_out(
         TeacherError: an output is missing or damaged, or no utterance has a label; on all ranks alike.
         ShardError: a shard's index cannot be read, or a store does not answer; likewise.
     """
+    own = _all_widest(cache, condition or cache.condition, shard_set, splits, ranks, skip_damaged)
+    return _cut(own, share, f"{cache.root}: no utterance of {', '.join(splits)}")
+
+
+def share_left_out(
+    threshold: float,
+    cache: TeacherCache,
+    shard_set: ShardSet,
+    splits: Sequence[str],
+    *,
+    ranks: Ranks,
+    skip_damaged: bool = False,
+    condition: Condition | None = None,
+) -> float:
+    """Share of all utterances that the any-dimension gate leaves out; those without a label are among all.
+
+    Arguments, errors and the rest are as of ``threshold_leaving_out``; of splits without a label the share is 0.
+    """
+    condition = condition or cache.condition
+    own = _all_widest(cache, condition, shard_set, splits, ranks, skip_damaged)
+    beyond = sum_over_ranks(torch.tensor([float((own > threshold).sum())], dtype=torch.float64))
+    return float(beyond) / sum(shard.num_utterances for shard in shard_set.shards_of(splits))
+
+
+def _all_widest(
+    cache: TeacherCache,
+    condition: Condition,
+    shard_set: ShardSet,
+    splits: Sequence[str],
+    ranks: Ranks,
+    skip_damaged: bool,
+) -> Float32[np.ndarray, " rows"]:
+    """max_j |r_j| / s_j of the labelled utterances in this rank's part of the shards; every rank must call it."""
     shards = shard_set.shards_of(splits)[ranks.rank :: ranks.num_ranks]
 
     def read() -> Float32[np.ndarray, " rows"]:
-        own = [_widest(cache, shard_set.rows(shard.name), skip_damaged) for shard in shards]
+        own = [_widest(cache, condition, shard_set.rows(shard.name), skip_damaged) for shard in shards]
         return np.concatenate([np.zeros(0, np.float32), *own])
 
-    return _cut(together(read), share, f"{cache.root}: no utterance of {', '.join(splits)}")
+    return together(read)
 
 
-def _widest(cache: TeacherCache, rows: ShardRows, skip_damaged: bool) -> Float32[np.ndarray, " rows"]:
+def _widest(
+    cache: TeacherCache, condition: Condition, rows: ShardRows, skip_damaged: bool
+) -> Float32[np.ndarray, " rows"]:
     """max_j |r_j| / s_j of one shard's labelled utterances."""
     prediction, label = labelled_predictions(cache, rows, skip_damaged=skip_damaged)
-    residual = residuals(cache.condition, prediction, label)
+    looked_at = torch.tensor(condition.deviation, dtype=torch.float64).isfinite()
+    residual = torch.where(looked_at, residuals(condition, prediction, label), torch.nan)
     judged = ~torch.isnan(residual).all(1)
-    return widest_residual(residual[judged], cache.condition.deviation).float().numpy()
+    return widest_residual(residual[judged], condition.deviation).float().numpy()
 
 
 def labelled_predictions(

@@ -74,7 +74,7 @@ def save_trained(parts: Parts, name: str, valid: Mapping[str, float]) -> None:
         "teacher_cache": session.teacher.digest if session.teacher else "",
         "teacher_version": session.teacher.facts.registry_version if session.teacher else "",
         "teacher_weights_sha256": session.teacher.facts.weight_digest if session.teacher else "",
-        "distill": gate_of(run),
+        "distill": gate_of(run, session.condition),
         "resolved": dict(parts.resolved),
     }
 

@@ -8,15 +8,18 @@ from typing import Any
 import torch
 
 from ccts_dist.config import RunConfig, speech_tables
-from ccts_dist.config.schema import DEFAULT_THRESHOLD, THRESHOLD_GATES
+from ccts_dist.config.schema import DEFAULT_THRESHOLD, RESIDUAL_GATES, THRESHOLD_GATES, DistillConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.cut import Cuts
 from ccts_dist.loader.loader import pad_multiple_s
+from ccts_dist.losses.condition import gated_on
 from ccts_dist.model.emotion import EmotionModel
+from ccts_dist.records import Condition
 from ccts_dist.shards.read import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
-from ccts_dist.teacher.threshold import threshold_leaving_out
+from ccts_dist.teacher.robust import robust_condition
+from ccts_dist.teacher.threshold import share_left_out, threshold_leaving_out
 from ccts_dist.train.devices import peak_tflops
 from ccts_dist.train.layout import read_layout
 
@@ -29,12 +32,13 @@ def target_weights(run: RunConfig) -> tuple[float, ...]:
     return run.loss.target_weights or (1 / len(run.model.targets),) * len(run.model.targets)
 
 
-def resolved(run: RunConfig, *, threshold: float | None = None) -> RunConfig:
+def resolved(run: RunConfig, *, threshold: float | None = None, share: float | None = None) -> RunConfig:
     """The run with every value that it uses and that a run file can say; resolving it again changes nothing.
 
     Args:
         run: as it was asked for.
         threshold: the one that ``distill.leave_out`` gives, if it is known.
+        share: of rejection by a random gate whose run file leaves it open, if it is known.
 
     Raises:
         ConfigError: the run file has another threshold beside ``distill.leave_out``.
@@ -47,8 +51,10 @@ def resolved(run: RunConfig, *, threshold: float | None = None) -> RunConfig:
     distill = run.distill
     if distill is None:
         return run
+    if distill.gate == "random" and share is not None:
+        return replace(run, distill=replace(distill, threshold=None, leave_out=share))
     if distill.gate not in THRESHOLD_GATES:
-        return replace(run, distill=replace(distill, threshold=None))
+        return replace(run, distill=replace(distill, threshold=distill.threshold if _is_open(distill) else None))
     given = distill.threshold
     if threshold is not None and given is not None and not math.isclose(given, threshold, rel_tol=SAME_THRESHOLD):
         raise ConfigError(
@@ -60,29 +66,47 @@ def resolved(run: RunConfig, *, threshold: float | None = None) -> RunConfig:
     return replace(run, distill=replace(distill, threshold=given))
 
 
-def resolved_on_ranks(run: RunConfig, teacher: TeacherCache | None, shard_set: ShardSet, ranks: Ranks) -> RunConfig:
-    """As ``resolved``, with the threshold that ``distill.leave_out`` gives; every rank must call it.
+def _is_open(distill: DistillConfig) -> bool:
+    """Whether a random gate's share is still to be found."""
+    return distill.gate == "random" and not distill.leave_out
+
+
+def resolved_on_ranks(
+    run: RunConfig, teacher: TeacherCache | None, shard_set: ShardSet, ranks: Ranks
+) -> tuple[RunConfig, Condition | None]:
+    """As ``resolved``, with what is found from the teacher's cache; every rank must call it.
 
     Args:
         teacher: the run's, if it has one.
         shard_set: whose labels are compared.
         ranks: those among which the reading is shared, which are one where a run is only checked.
 
+    Returns:
+        The run, with the threshold or the share of rejection that its gate uses; and the condition that the gate
+        compares with: the cache's own, or without outliers, infinitely wide in targets that the gate does not look at.
+        None without a teacher.
+
     Raises:
         ConfigError: on all ranks alike: the run file has another threshold beside ``distill.leave_out``.
-        TeacherError: likewise: see ``threshold_leaving_out``.
+        TeacherError: likewise: see ``threshold_leaving_out`` and ``robust_condition``.
     """
-    if teacher is None or run.distill is None or not run.distill.leave_out:
-        return resolved(run)
-    found = threshold_leaving_out(
-        run.distill.leave_out,
-        teacher,
-        shard_set,
-        run.data.train_splits,
-        ranks=ranks,
-        skip_damaged=run.data.damaged == "skip",
-    )
-    return resolved(run, threshold=found)
+    distill = run.distill
+    if teacher is None or distill is None:
+        return resolved(run), None
+    splits = run.data.train_splits
+    reading: dict[str, Any] = {"ranks": ranks, "skip_damaged": run.data.damaged == "skip"}
+    condition = teacher.condition
+    if distill.deviation == "robust" and (distill.gate in RESIDUAL_GATES or _is_open(distill)):
+        condition = robust_condition(teacher, shard_set, splits, **reading)
+    condition = gated_on(condition, distill.gate_targets)
+    reading["condition"] = condition
+    if _is_open(distill):
+        threshold = DEFAULT_THRESHOLD if distill.threshold is None else distill.threshold
+        return resolved(run, share=share_left_out(threshold, teacher, shard_set, splits, **reading)), condition
+    if distill.leave_out and distill.gate in THRESHOLD_GATES:
+        found = threshold_leaving_out(distill.leave_out, teacher, shard_set, splits, **reading)
+        return resolved(run, threshold=found), condition
+    return resolved(run), condition
 
 
 def resolved_values(
@@ -98,6 +122,7 @@ def resolved_values(
     device: torch.device,
     ds_config: Mapping[str, Any],
     num_ranks: int,
+    condition: Condition | None = None,
 ) -> dict[str, Any]:
     """By dotted key what the run file leaves open: what ``resolved`` fills in, and what follows from model and machine.
 
@@ -115,6 +140,7 @@ def resolved_values(
         device: of this rank.
         ds_config: as read from ``train.deepspeed``.
         num_ranks: that train.
+        condition: that the gate compares with.
     """
     normalise = (model.encoder_configs.normalise, *model.encoder_configs.also_normalise)
     peak = peak_tflops(device, run.train.precision, override=run.train.peak_tflops)
@@ -141,12 +167,37 @@ def resolved_values(
         values["train.peak_tflops"] = peak
     if run.distill is not None and run.distill.threshold is not None:
         values["distill.threshold"] = run.distill.threshold
+    if run.distill is not None and run.distill.gate == "random":
+        values["distill.leave_out"] = run.distill.leave_out
+    gate = gate_of(run, condition) or {}
+    for name, numbers in gate.get("fit", {}).items():
+        values[f"distill.robust_{name}"] = numbers
     return values
 
 
-def gate_of(run: RunConfig) -> dict[str, Any] | None:
-    """The gate of a resolved run, as model folders keep it; None without distillation."""
+def gate_of(run: RunConfig, condition: Condition | None = None) -> dict[str, Any] | None:
+    """The gate of a resolved run, as model folders keep it; None without distillation.
+
+    Args:
+        condition: that the gate compares with, kept where it is not the teacher cache's own.
+    """
     distill = run.distill
     if distill is None:
         return None
-    return {"gate": distill.gate, "threshold": distill.threshold, "leave_out": distill.leave_out}
+    gate: dict[str, Any] = {"gate": distill.gate, "threshold": distill.threshold, "leave_out": distill.leave_out}
+    if distill.gate == "random":
+        gate["seed"] = run.seed
+    if distill.min_confidence is not None:
+        gate["min_confidence"] = distill.min_confidence
+    if distill.gate in RESIDUAL_GATES and distill.gate_targets:
+        gate["gate_targets"] = list(distill.gate_targets)
+    if distill.gate in RESIDUAL_GATES and distill.deviation == "robust" and condition is not None:
+        gate["deviation"] = distill.deviation
+        gate["fit"] = fit_values(condition)
+    return gate
+
+
+def fit_values(condition: Condition) -> dict[str, list[float | None]]:
+    """w, b and deviation of each target in plain numbers; None for a deviation that is infinite."""
+    deviation = [one if math.isfinite(one) else None for one in condition.deviation]
+    return {"w": list(condition.w), "b": list(condition.b), "deviation": deviation}

@@ -178,6 +178,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         device=device,
         ds_config=ds_config,
         num_ranks=ranks.num_ranks,
+        condition=session.condition,
     )
     engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=point)
     limit_waiting(run.train.timeout_s)

@@ -209,7 +209,8 @@ class RunFolder:
         if manifest.plan_digest != plan_digest:
             raise CheckpointError(
                 f"{path}: was trained on plan {manifest.plan_digest[:12]}, the shards here, and the sounds of "
-                f"[augment] if there are any, give {plan_digest[:12]}. Resume with those the run began with."
+                f"[augment] and keys of distill.gate_keys if there are any, give {plan_digest[:12]}. Resume with those "
+                "the run began with."
             )
         if manifest.num_ranks != self._ranks.num_ranks:
             say(f"changed since {path.name}: number of ranks: {manifest.num_ranks} -> {self._ranks.num_ranks}")

@@ -8,31 +8,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from ccts_dist.config import RunConfig
-from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.distributed import Ranks, derive_seed, gather_objects, seed_everything, together
 from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
 from ccts_dist.loader.augment import Augmenter
 from ccts_dist.loader.fetch import read_transcript
 from ccts_dist.loader.loader import Loader
-from ccts_dist.losses.total import DistillTerms
+from ccts_dist.loader.row_gate import KeysGate, RowGate
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
+from ccts_dist.records import Condition
 from ccts_dist.shards.frame_cache import FrameCache
 from ccts_dist.shards.read import ShardSet, open_shard_set
 from ccts_dist.shards.stores.remote import check_cache_holds
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoint import checkpoints_folder
+from ccts_dist.train.distilling import check_fit, distill_terms
 from ccts_dist.train.ds_config import check_calls, check_compiled, check_ds_config
 from ccts_dist.train.evaluate import Extras, bin_edges
 from ccts_dist.train.frames import hears_nothing, keep_frames
 from ccts_dist.train.optim import check_warmup
 from ccts_dist.train.resolved import resolved_on_ranks, target_weights
 from ccts_dist.train.rounds import describe_micro_batches, warn_of_sorted_batches
+from ccts_dist.train.row_gates import open_row_gate
 from ccts_dist.train.step import Objective
 from ccts_dist.train.storage import writing
 from ccts_dist.train.trainable_loss import check_batches, check_labels
@@ -54,11 +53,24 @@ class Session:
     augmenter: Augmenter | None
     """Of the training utterances."""
 
+    gate: RowGate | None = None
+    """The gate that decides by keys or transcripts who is distilled; None where residuals do."""
+
+    gate_words: str = ""
+    """What it does, for people."""
+
+    @property
+    def condition(self) -> Condition | None:
+        """What a gate compares residuals with; None without a teacher."""
+        return None if self.objective.distill is None else self.objective.distill.condition
+
     @property
     def plan_digest(self) -> str:
-        """Equal digests mean equal batches: of the training plan, and of the sounds that are mixed in, if any."""
+        """Equal digests mean equal batches: of the training plan, of the sounds that are mixed in, if any, and of the
+        keys that are distilled, if a file names them."""
         plan, sounds = self.loader.plan.digest, self.augmenter.digest if self.augmenter is not None else ""
-        return hashlib.sha256(f"{plan} {sounds}".encode()).hexdigest() if sounds else plan
+        keys = f" {self.gate.digest}" if isinstance(self.gate, KeysGate) else ""
+        return hashlib.sha256(f"{plan} {sounds}{keys}".encode()).hexdigest() if sounds or keys else plan
 
     @property
     def total_steps(self) -> int:
@@ -106,7 +118,11 @@ class Session:
         if distill is not None and self.run.distill is not None and self.run.distill.threshold is not None:
             share = self.run.distill.leave_out
             why = f", to leave out {share:.1%}" if share else ""
-            numbers["threshold"] = f"{distill.threshold:.4f} standard deviations ({distill.gate}){why}"
+            kind = "robust " if self.run.distill.deviation == "robust" else ""
+            of = f" of {', '.join(self.run.distill.gate_targets)}" if self.run.distill.gate_targets else ""
+            numbers["threshold"] = f"{distill.threshold:.4f} {kind}standard deviations{of} ({distill.gate}){why}"
+        if self.gate_words:
+            numbers["gate"] = self.gate_words
         return numbers
 
 
@@ -197,7 +213,7 @@ def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> S
         objective=Objective(
             target_weights=target_weights(run),
             category_weight=run.loss.category_weight,
-            distill=_distill_terms(run, teacher),
+            distill=distill_terms(run, teacher),
             scope=run.loss.scope,
         ),
     )
@@ -214,6 +230,7 @@ def open_loader(
     ranks: Ranks,
     augmenter: Augmenter | None = None,
     *,
+    gate: RowGate | None = None,
     frames: Mapping[str, FrameCache] | None = None,
     training: bool,
 ) -> Loader:
@@ -230,6 +247,7 @@ def open_loader(
         categories=run.model.categories,
         encode_text=tokenizer.encode if tokenizer is not None and reads_text else None,
         teacher=teacher,
+        gate=gate,
         frames=frames,
         has_audio=not (frames and hears_nothing(run)),
         augmenter=augmenter,
@@ -254,61 +272,32 @@ def _open_teacher(run: RunConfig, shard_set: ShardSet, ranks: Ranks) -> TeacherC
             f"data.teacher = {run.data.teacher!r} has embeddings of {teacher.embedding_size}, model.embedding is "
             f"{run.model.embedding}: must be equal. Set model.embedding = {teacher.embedding_size}."
         )
-    _check_fit(run, teacher, shard_set)
+    check_fit(run, teacher, shard_set)
     shards = shard_set.shards_of(run.data.train_splits)
     teacher.check_outputs([shard.name for shard in shards][ranks.rank :: ranks.num_ranks])
     return teacher
 
 
-def _check_fit(run: RunConfig, teacher: TeacherCache, shard_set: ShardSet) -> None:
-    """Refuse a condition that knows labels of utterances which the run does not train on."""
-    condition = teacher.condition
-    held_out = set(condition.splits) - set(run.data.train_splits)
-    if held_out:
-        raise TeacherError(
-            f"data.teacher = {run.data.teacher!r}: its condition was fitted on {sorted(held_out)[0]!r}, which is not "
-            f"in data.train_splits = {list(run.data.train_splits)}. Fit the condition on training splits only."
-        )
-    # What the manifest tells, without reading the index: rows beyond those of its splits do not pass, whatever it says.
-    totals = shard_set.manifest.splits
-    num_utterances = sum(totals[split].num_utterances for split in condition.splits if split in totals)
-    for target, num_rows in zip(condition.targets, condition.num_rows, strict=True):
-        if num_rows > num_utterances:
-            raise TeacherError(
-                f"data.teacher = {run.data.teacher!r}: its condition was fitted on {num_rows} labels of {target!r}, "
-                f"and {', '.join(condition.splits)} has {num_utterances} utterances: others are in it. Fit the "
-                "condition on training splits only."
-            )
-
-
-def _distill_terms(run: RunConfig, teacher: TeacherCache | None) -> DistillTerms | None:
-    if run.distill is None or teacher is None:
-        return None
-    units = {}
-    if run.distill.standardise:
-        units = {
-            "embedding_mean": torch.from_numpy(np.asarray(teacher.embedding_mean, dtype=np.float64)),
-            "embedding_deviation": torch.from_numpy(np.asarray(teacher.embedding_deviation, dtype=np.float64)),
-        }
-    return DistillTerms(
-        condition=teacher.condition,
-        embedding_weight=run.distill.embedding_weight,
-        distance=run.distill.distance,
-        prediction_weight=run.distill.prediction_weight,
-        prediction_distance=run.distill.prediction_distance,
-        gate=run.distill.gate,
-        threshold=DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold,
-        **units,
-    )
-
-
 def _with_resolved_run(session: Session, ranks: Ranks) -> Session:
-    """The session whose run and objective have the threshold that is used; every rank must call it."""
-    run = resolved_on_ranks(session.run, session.teacher, session.shard_set, ranks)
+    """The session whose run, objective and loader have the gate that is used; every rank must call it."""
+    run, condition = resolved_on_ranks(session.run, session.teacher, session.shard_set, ranks)
     distill = session.objective.distill
-    if distill is not None and run.distill is not None and run.distill.threshold is not None:
-        distill = replace(distill, threshold=run.distill.threshold)
-    return replace(session, run=run, objective=replace(session.objective, distill=distill))
+    if distill is None or run.distill is None or condition is None:
+        return replace(session, run=run)
+    threshold = distill.threshold if run.distill.threshold is None else run.distill.threshold
+    objective = replace(session.objective, distill=replace(distill, condition=condition, threshold=threshold))
+    session = replace(session, run=run, objective=objective)
+    gate, words = open_row_gate(run, session.shard_set, ranks)
+    if gate is None:
+        return session
+    loader = together(lambda: _training_loader(replace(session, gate=gate), None))
+    session.loader.close()
+    return replace(session, gate=gate, gate_words=words, loader=loader)
+
+
+def _training_loader(session: Session, frames: Mapping[str, FrameCache] | None) -> Loader:
+    splits, of = session.run.data.train_splits, (session.tokenizer, session.teacher, session.ranks, session.augmenter)
+    return open_loader(session.run, session.shard_set, splits, *of, gate=session.gate, frames=frames, training=True)
 
 
 def _with_frames(session: Session) -> Session:
@@ -318,11 +307,11 @@ def _with_frames(session: Session) -> Session:
         return session
     kept = keep_frames(run, session.model, session.tokenizer, shard_set, ranks)
 
-    def loader(splits: Sequence[str], teacher: TeacherCache | None, *, training: bool) -> Loader:
-        return open_loader(run, shard_set, splits, session.tokenizer, teacher, ranks, frames=kept, training=training)
-
-    train = together(lambda: loader(run.data.train_splits, session.teacher, training=True))
-    valid = together(lambda: loader(run.data.valid_splits, None, training=False))
+    splits = run.data.valid_splits
+    train = together(lambda: _training_loader(session, kept))
+    valid = together(
+        lambda: open_loader(run, shard_set, splits, session.tokenizer, None, ranks, frames=kept, training=False)
+    )
     return replace(session, loader=train, valid_loader=valid)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ccts_dist.distributed import rank_facts, sum_over_ranks
 from ccts_dist.losses.ccc import concordance
+from ccts_dist.losses.condition import gated_on
 from ccts_dist.losses.total import (
     DistillParts,
     DistillTerms,
@@ -18,7 +19,7 @@ from ccts_dist.losses.total import (
     unpack_sums,
 )
 from ccts_dist.records import Condition, TeacherBatch
-from tests.distillation import direct_distillation
+from tests.distillation import direct_distillation, rows_of
 from tests.ranks.processes import run_on_ranks
 
 ALPHA = (0.4, 0.35, 0.25)
@@ -51,7 +52,11 @@ class Data:
         self.label = rand(ROWS, 3)
         self.label[[2, 9], [0, 1]] = torch.nan
         error = torch.where(torch.arange(ROWS) < 5, 0.5, 0.1)[:, None].to(dtype)
-        self.teacher = TeacherBatch(embedding=rand(ROWS, 4), prediction=torch.nan_to_num(self.label, nan=0.5) + error)
+        self.teacher = TeacherBatch(
+            embedding=rand(ROWS, 4),
+            prediction=torch.nan_to_num(self.label, nan=0.5) + error,
+            admitted=torch.arange(ROWS) % 3 > 0,
+        )
         self.weights = [rand(6, 4).requires_grad_(), rand(4, 3).requires_grad_()]
 
     def student(self, rows: slice) -> tuple[Tensor, Tensor]:
@@ -64,7 +69,7 @@ def surrogate_gradients(cuts: list[int], distill: DistillTerms | None) -> tuple[
     rank = rank_facts().rank
     rows, data = slice(cuts[rank], cuts[rank + 1]), Data(torch.float32)
     label, weight = data.label[rows], torch.ones(len(data.label[rows]))
-    teacher = TeacherBatch(embedding=data.teacher.embedding[rows], prediction=data.teacher.prediction[rows])
+    teacher = rows_of(data.teacher, rows)
     kept = None if distill is None else distill.kept(teacher, label, weight)
     embedding, prediction = data.student(rows)
     own = batch_sums(prediction, label, weight, kept, teacher=teacher, distill=distill)
@@ -104,6 +109,8 @@ TERMS = {
     "ccc with the teacher": replace(DISTILL, prediction_distance="ccc"),
     "per dimension": replace(DISTILL, gate="per-dimension"),
     "soft": replace(DISTILL, gate="soft", prediction_distance="ccc"),
+    "by key": replace(DISTILL, gate="keys", distance="norm"),
+    "one target": replace(DISTILL, condition=gated_on(DISTILL.condition, DISTILL.condition.targets[:1])),
 }
 
 

@@ -1,6 +1,7 @@
 """A global batch in one piece, or cut into passes and over ranks: the same losses, weights and gradient."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ def place(tmp_path_factory):
         for cut, (ranks, micro) in CUTS.items():
             if ranks == num_ranks:
                 jobs += [
-                    Job(config=config_for(place, cut, micro, optimizer), record_gradient=True) for optimizer in OPTIM
+                    Job(config=config_for(place, cut, micro, optimizer), record_gradient=True)
+                    for optimizer in (*OPTIM, *GATED)
                 ]
         run_on_ranks(run_trainings, num_ranks, jobs, timeout_s=600)
     return place
@@ -36,12 +38,24 @@ def place(tmp_path_factory):
 OPTIM = {"sgd": ({"name": "sgd", "learning_rate": 1e-2}, 50), "adam": ({"name": "adam", "learning_rate": 1e-3}, 2)}
 
 
+GATED = {
+    "random": {"gate": "random", "leave_out": 0.4},
+    "robust": {"deviation": "robust", "gate_targets": ["valence"], "threshold": 1.0},
+    "keys": {"gate": "keys"},
+}
+
+
 def config_for(place: Path, cut: str, micro: int, optimizer: str) -> Path:
-    optim, steps = OPTIM[optimizer]
+    optim, steps = OPTIM.get(optimizer, OPTIM["adam"])
+    gate: dict[str, Any] = GATED.get(optimizer, {"gate": "any-dimension", "threshold": 0.6})
+    if gate.get("gate") == "keys":
+        keys = place / "keys.txt"
+        keys.write_text("".join(f"Train_{number}\n" for number in range(0, 64, 3)))
+        gate = gate | {"gate_keys": str(keys)}
     return write_run(
         place / f"{cut}-{optimizer}.toml", place / "shards", place / "runs" / f"{cut}-{optimizer}",
         data={"teacher": str(place / "cache")},
-        distill={"embedding_weight": 1.0, "prediction_weight": 0.5, "gate": "any-dimension", "threshold": 0.6},
+        distill={"embedding_weight": 1.0, "prediction_weight": 0.5, **gate},
         batch={"micro_utterances": micro}, optim=optim, train={"max_steps": steps},
     )  # fmt: skip
 
@@ -61,9 +75,10 @@ def test_losses_of_fifty_steps_and_final_weights_are_those_of_one_big_batch(plac
     assert off <= 1e-5
 
 
+@pytest.mark.parametrize("of", ["adam", *GATED])
 @pytest.mark.parametrize("cut", [cut for cut in CUTS if cut != "1x1"])
-def test_first_reduced_gradient_with_adam_is_that_of_one_big_batch(place, cut):
-    gradients = [load_file(place / "runs" / f"{name}-adam" / "gradients.safetensors") for name in ("1x1", cut)]
+def test_first_reduced_gradient_with_adam_is_that_of_one_big_batch(place, cut, of):
+    gradients = [load_file(place / "runs" / f"{name}-{of}" / "gradients.safetensors") for name in ("1x1", cut)]
     assert gradients[0].keys() == gradients[1].keys()
     one, other = (
         np.concatenate([gradient[name].ravel() for name in sorted(gradient)]).astype(np.float64)
@@ -72,3 +87,9 @@ def test_first_reduced_gradient_with_adam_is_that_of_one_big_batch(place, cut):
     assert np.linalg.norm(one) > 0
     print(cut, "gradient", np.linalg.norm(one - other) / np.linalg.norm(one))
     assert np.linalg.norm(one - other) / np.linalg.norm(one) <= 1e-6
+
+
+def test_each_gate_distils_others(place):
+    kept = {of: read_history(place / "runs" / f"1x1-{of}")[0]["train/kept_share"] for of in ("adam", *GATED)}
+    assert all(0 < share < 1 for share in kept.values()), kept
+    assert len(set(kept.values())) > 1

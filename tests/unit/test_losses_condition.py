@@ -7,12 +7,14 @@ import torch
 
 from ccts_dist.errors import ConfigError, TeacherError
 from ccts_dist.losses.condition import (
+    ROW_GATES,
     condition_sums,
     fit_condition,
     gate_any_dimension,
     gate_none,
     gate_per_dimension,
     gate_soft,
+    gated_on,
     kept_rows,
     prediction_shares,
     residuals,
@@ -165,6 +167,27 @@ def test_shares_of_rows_and_of_predictions_in_every_form_of_kept():
     assert prediction_shares(hard, weight, 2).tolist() == [[1, 1], [0, 0], [0, 0]]
     assert prediction_shares(soft, weight, 2).tolist() == [[0.5, 0.5], [0, 0], [0.25, 0.25]]
     assert prediction_shares(each, weight, 2).tolist() == [[1, 0], [0, 0], [0, 0]]
+
+
+def test_decisions_that_come_with_the_batch_are_kept_where_rows_count():
+    admitted, weight = torch.tensor([True, False, True]), torch.tensor([1.0, 1.0, 0.0])
+    for gate in ROW_GATES:
+        kept = kept_rows(gate, 2.0, one_dimension(deviation=1e-6), PREDICTION, LABEL, weight, admitted)
+        assert kept.tolist() == [True, False, False], gate
+
+
+def test_gate_on_one_target_lets_every_residual_of_the_others_pass():
+    condition = Condition(
+        targets=("a", "b"), w=(1.0, 1.0), b=(0.0, 0.0), deviation=(0.1, 0.1), num_rows=(9, 9), splits=("Train",)
+    )
+    prediction, label = torch.tensor([[0.0, 0.9], [0.9, 0.0], [0.0, 0.0]]), torch.zeros(3, 2)
+    for targets, expected in ((("a",), [True, False, True]), (("b",), [False, True, True]), ((), [False, False, True])):
+        on = gated_on(condition, targets)
+        assert kept_rows("any-dimension", 2.0, on, prediction, label, torch.ones(3)).tolist() == expected
+        soft = kept_rows("soft", 2.0, on, prediction, label, torch.ones(3))
+        assert soft.tolist() == pytest.approx([1.0 if one else math.exp(-40.5) for one in expected], rel=1e-5)
+    each = kept_rows("per-dimension", 2.0, gated_on(condition, ("b",)), prediction, label, torch.ones(3))
+    assert each.tolist() == [[True, False], [True, True], [True, True]]
 
 
 def test_unknown_gate_is_refused():

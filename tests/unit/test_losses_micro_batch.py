@@ -21,7 +21,7 @@ from ccts_dist.losses.micro_batch import (
 )
 from ccts_dist.losses.total import DistillParts, DistillTerms, with_distillation
 from ccts_dist.records import Condition, TeacherBatch
-from tests.distillation import direct_distillation, every_way
+from tests.distillation import direct_distillation, every_way, rows_of
 
 NAN = math.nan
 ALPHA = (0.5, 0.2, 0.3)
@@ -75,7 +75,8 @@ class Data:
         self.label[4] = NAN
         self.label[2, 1] = NAN
         self.weight[7] = 0
-        self.teacher = TeacherBatch(embedding=rand(ROWS, 4), prediction=rand(ROWS, 3))
+        admitted = torch.arange(ROWS) % 3 != 0
+        self.teacher = TeacherBatch(embedding=rand(ROWS, 4), prediction=rand(ROWS, 3), admitted=admitted)
         self.weights = [rand(5, 4).requires_grad_(), rand(4, 3).requires_grad_()]
 
     def student(self, rows: slice) -> tuple[Tensor, Tensor]:
@@ -101,7 +102,7 @@ def by_surrogates(cuts: Sequence[slice], distill: DistillTerms | None) -> tuple[
     for rows, k in zip(cuts, own, strict=True):
         embedding, prediction = data.student(rows)
         label, weight = data.label[rows], data.weight[rows]
-        teacher = TeacherBatch(embedding=data.teacher.embedding[rows], prediction=data.teacher.prediction[rows])
+        teacher = rows_of(data.teacher, rows)
         summed += micro_concordance(prediction, label, weight)
         value, share = micro_surrogate(
             prediction, embedding, label, weight, counts, ALPHA, teacher=teacher, kept=k, distill=distill

@@ -1,11 +1,13 @@
 """What a cached teacher says of a table's utterances."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ccts_dist.errors import TeacherError
+from ccts_dist.loader.row_gate import uniform
 from ccts_dist.scores import Gate, UtteranceTable, gate_from, read_table, with_teacher, write_table
 from ccts_dist.shards import ShardSet
 from tests.shard_examples import CONDITION, example_cache, example_output, example_shard_set
@@ -104,6 +106,20 @@ def test_gate_without_a_threshold_draws_no_line(shard_set: ShardSet, tmp_path: P
             Gate(name="per-dimension", threshold=1.25, of_run=True),
         ),
         ({"distill": {"gate": "soft", "threshold": None}}, Gate(name="soft", of_run=True)),
+        (
+            {"distill": {"gate": "random", "threshold": None, "leave_out": 0.2, "seed": 5}},
+            Gate(name="random", share=0.2, seed=5, of_run=True),
+        ),
+        ({"distill": {"gate": "random", "threshold": None, "leave_out": 2, "seed": 5}}, Gate()),
+        (
+            {"distill": {"gate": "confidence", "min_confidence": 0.25}},
+            Gate(name="confidence", min_confidence=0.25, of_run=True),
+        ),
+        ({"distill": {"gate": "keys"}}, Gate()),
+        (
+            {"distill": {"gate": "soft", "threshold": None, "gate_targets": ["valence"]}},
+            Gate(name="soft", targets=("valence",), of_run=True),
+        ),
         ({"distill": None}, Gate()),
         ({}, Gate()),
         ({"distill": {"gate": "any-dimension", "threshold": float("nan")}}, Gate()),
@@ -113,3 +129,35 @@ def test_gate_without_a_threshold_draws_no_line(shard_set: ShardSet, tmp_path: P
 )  # fmt: skip
 def test_gate_of_a_model_is_that_of_its_folder_or_the_default(extra: dict, gate: Gate):
     assert gate_from(extra) == gate
+
+
+def test_random_gate_of_a_model_decides_by_the_keys_of_the_split(shard_set: ShardSet, tmp_path: Path):
+    cache = example_cache(tmp_path / "cache", shard_set)
+    gate = Gate(name="random", share=0.5, seed=3, of_run=True)
+    found = with_teacher(table_of(shard_set, ("valence",)), cache, shard_set, "Train", gate=gate)
+    assert found.teacher is not None
+    assert found.teacher.kept.tolist() == [uniform(3, key) >= 0.5 for key in found.keys]
+    assert 0 < found.teacher.kept.sum() < len(found)
+    assert gate.in_words() == "random, 0.5 rejected"
+    write_table(tmp_path / "t.parquet", found)
+    read = read_table(tmp_path / "t.parquet").teacher
+    assert read is not None
+    assert read.gate == gate
+
+
+def test_gate_on_one_target_and_a_robust_fit_hold_for_the_cache_they_were_made_of(shard_set: ShardSet, tmp_path: Path):
+    cache = example_cache(tmp_path / "cache", shard_set)
+    table = table_of(shard_set, ("valence", "activation"))
+    fit = {"w": [1.0, 0.5, 2.0], "b": [0.0, 0.25, -0.5], "deviation": [0.1, 0.02, 0.3]}
+    gate = Gate(threshold=8.0, targets=("valence",), fit=fit, fit_of=cache.digest, of_run=True)
+    own = with_teacher(table, cache, shard_set, "Train", gate=gate).teacher
+    other = with_teacher(table, cache, shard_set, "Train", gate=replace(gate, fit_of="another")).teacher
+    assert own is not None
+    assert other is not None
+    assert own.widest == pytest.approx((0.16, np.nan), nan_ok=True)
+    assert other.widest == pytest.approx((1.6, np.nan), nan_ok=True)
+    for found in (own, other):
+        within = np.nan_to_num(np.abs(found.residual[:, 0])) <= found.widest[0]
+        np.testing.assert_array_equal(found.kept, within)
+    assert own.gate.in_words() == "any-dimension at 8 robust standard deviations of valence"
+    assert other.gate.in_words() == "any-dimension at 8 standard deviations of valence"

@@ -1,6 +1,7 @@
 """What set-up makes of a teacher cache: who is distilled, and which caches it refuses."""
 
 import itertools
+import json
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -9,19 +10,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ccts_dist.config import read_run
 from ccts_dist.config.credentials import public_toml
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, TeacherError, run_main
-from ccts_dist.records import Condition, TeacherOutput
+from ccts_dist.loader.row_gate import uniform
+from ccts_dist.records import DIMENSIONS, Condition, TeacherOutput
+from ccts_dist.scores import gate_from
 from ccts_dist.shards import ShardSet, TeacherFacts
 from ccts_dist.shards.teacher_cache import write_cache_manifest
 from ccts_dist.shards.teacher_format import encode_output
-from ccts_dist.train.setup import check_session, open_session
+from ccts_dist.teacher.robust import fit_without_outliers
+from ccts_dist.train.resolved import gate_of
+from ccts_dist.train.setup import Session, check_session, open_session
 from launch import train as command
 from tests import damage
-from tests.shard_examples import CONDITION, EMBEDDING_SIZE, example_facts, example_shard_set, write_example_shards
+from tests.shard_examples import (
+    CONDITION,
+    EMBEDDING_SIZE,
+    example_facts,
+    example_output,
+    example_shard_set,
+    write_example_shards,
+)
 from tests.small_runs import SPEECH, write_run
 
 NUM_TRAIN = 18
@@ -177,3 +190,98 @@ def test_gate_without_a_threshold_has_none_in_the_resolved_run(shard_set, tmp_pa
         assert session.run.distill is not None
         assert session.run.distill.threshold is None
         assert "threshold" not in session.derived()
+
+
+def decisions(session: Session) -> dict[str, bool]:
+    """By key of an epoch's utterances: whether they are distilled."""
+    distill = session.objective.distill
+    assert distill is not None
+    found = {}
+    for step in session.loader.epoch(0):
+        for batch in step.passes:
+            assert batch.teacher is not None
+            kept = distill.kept(batch.teacher, batch.labels, batch.weight)
+            found.update(zip(batch.keys, kept.tolist(), strict=True))
+    return found
+
+
+def opened(path: Path) -> dict[str, bool]:
+    """The decisions of the run that a file describes."""
+    with closing(open_session(read_run(path), Ranks())) as session:
+        return decisions(session)
+
+
+def test_random_gate_takes_the_share_of_the_condition_and_its_resolved_run_takes_the_same_utterances(
+    shard_set, tmp_path
+):
+    cache = plant(tmp_path / "cache", shard_set, CONDITION)
+    by_condition = opened(write(tmp_path, shard_set, cache, threshold=8.0))
+    share = 1 - sum(by_condition.values()) / NUM_TRAIN
+    assert 0.1 < share < 0.9
+    path = write(tmp_path, shard_set, cache, gate="random", threshold=8.0)
+    with closing(open_session(read_run(path), Ranks())) as session:
+        assert session.run.distill is not None
+        assert session.run.distill.leave_out == pytest.approx(share)
+        assert session.derived()["gate"] == f"random: each utterance rejected with probability {share:.4f}"
+        assert gate_of(session.run, session.condition) == {
+            "gate": "random", "threshold": None, "leave_out": session.run.distill.leave_out, "seed": 3
+        }  # fmt: skip
+        first = decisions(session)
+        (tmp_path / "again.toml").write_text(public_toml(session.run))
+    assert first == {key: uniform(3, key) >= session.run.distill.leave_out for key in first}
+    assert first != by_condition
+    assert opened(tmp_path / "again.toml") == first
+
+
+def test_gate_on_one_target_rejects_for_that_one_alone(shard_set, tmp_path):
+    cache = plant(tmp_path / "cache", shard_set, CONDITION)
+    each = {
+        target: opened(write(tmp_path, shard_set, cache, threshold=8.0, gate_targets=[target])) for target in DIMENSIONS
+    }
+    together = opened(write(tmp_path, shard_set, cache, threshold=8.0))
+    assert together == {key: all(found[key] for found in each.values()) for key in together}
+    assert len({tuple(sorted(found.items())) for found in each.values()}) == 3
+
+
+def test_robust_condition_is_found_from_the_cache_and_recorded(shard_set, tmp_path):
+    cache = plant(tmp_path / "cache", shard_set, CONDITION)
+    label, prediction = [], []
+    for shard in shard_set.shards_of(("Train",)):
+        rows = shard_set.rows(shard.name)
+        label.append(np.stack([rows.labels[target] for target in DIMENSIONS], axis=1))
+        prediction += [example_output(key).prediction for key in rows.keys]
+    expected = fit_without_outliers(
+        torch.from_numpy(np.stack(prediction)), torch.from_numpy(np.concatenate(label)), DIMENSIONS, ("Train",)
+    )
+    path = write(tmp_path, shard_set, cache, deviation="robust", threshold=1.5, gate_targets=["valence"])
+    with closing(open_session(read_run(path), Ranks())) as session:
+        condition = session.condition
+        assert condition is not None
+        assert condition.w == pytest.approx(expected.w)
+        assert condition.deviation == (np.inf, pytest.approx(expected.deviation[1]), np.inf)
+        words = "1.5000 robust standard deviations of valence (any-dimension)"
+        assert session.derived()["threshold"] == words
+        recorded = gate_of(session.run, condition)
+        assert recorded is not None
+        assert recorded["fit"]["deviation"] == [None, pytest.approx(expected.deviation[1]), None]
+        assert not all(decisions(session).values())
+        gate = gate_from(json.loads(json.dumps({"distill": recorded, "teacher_cache": session.teacher.digest})))
+        assert gate.in_words() == "any-dimension at 1.5 robust standard deviations of valence"
+        assert gate.on(session.teacher)[1] == condition
+
+
+def test_gate_by_keys_distils_those_alone_and_refuses_a_file_without_any(shard_set, tmp_path):
+    cache = plant(tmp_path / "cache", shard_set, CONDITION)
+    names = tmp_path / "keys.txt"
+    names.write_text("MSP/ü 0.wav\nMSP/ü 4.wav\nMSP/ü 3.wav\n", encoding="utf-8")  # the last one is in Development
+    path = write(tmp_path, shard_set, cache, gate="keys", gate_keys=str(names))
+    with closing(open_session(read_run(path), Ranks())) as session:
+        assert {key for key, kept in decisions(session).items() if kept} == {"MSP/ü 0.wav", "MSP/ü 4.wav"}
+        assert session.derived()["gate"] == "keys: 2 of 18 utterances of Train are distilled"
+        digest = session.plan_digest
+    names.write_text("MSP/ü 0.wav\n", encoding="utf-8")
+    with closing(open_session(read_run(path), Ranks())) as session:
+        assert session.plan_digest != digest, "a resume with other keys is refused"
+    names.write_text("MSP/ü 3.wav\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"none of its 1 keys is one of the 18 utterances of Train"):
+        open_session(read_run(path), Ranks())

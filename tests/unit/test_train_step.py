@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.losses.ccc import concordance
-from ccts_dist.losses.condition import GATES
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.records import DIMENSIONS, Batch, Condition, StepBatches, TeacherBatch
 from ccts_dist.train.engine import Update
 from ccts_dist.train.step import Objective, StepResult, train_step
 from ccts_dist.train.two_rounds import TwoRounds, words
-from tests.distillation import direct_distillation, every_way
+from tests.distillation import LOSS_GATES, direct_distillation, every_way, rows_of
 
 CONDITION = Condition(
     targets=DIMENSIONS, w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), deviation=(0.2, 0.2, 0.2), num_rows=(9, 9, 9),
@@ -80,7 +79,9 @@ def whole_batch(size: int = 12) -> Batch:
         labels=labels,
         weight=weight,
         teacher=TeacherBatch(
-            embedding=torch.randn(size, 5, generator=generator), prediction=torch.rand(size, 3, generator=generator)
+            embedding=torch.randn(size, 5, generator=generator),
+            prediction=torch.rand(size, 3, generator=generator),
+            admitted=torch.arange(size) % 4 != 1,
         ),
     )
 
@@ -94,9 +95,7 @@ def rows(batch: Batch, start: int, stop: int) -> Batch:
         labels=batch.labels[start:stop],
         weight=batch.weight[start:stop],
         categories=None if batch.categories is None else batch.categories[start:stop],
-        teacher=TeacherBatch(
-            embedding=batch.teacher.embedding[start:stop], prediction=batch.teacher.prediction[start:stop]
-        ),
+        teacher=rows_of(batch.teacher, slice(start, stop)),
     )
 
 
@@ -164,7 +163,7 @@ def test_step_tells_what_was_kept_by_each_gate(cuts: list[int], scope):
     assert kept_by("soft", cuts, scope).num_kept == pytest.approx(soft.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", LOSS_GATES)
 def test_distillation_terms_are_the_global_batchs_where_the_ccc_is_a_micro_batchs(gate: str):
     whole = kept_by(gate, [])
     cut = kept_by(gate, [5, 6], "micro-batch")

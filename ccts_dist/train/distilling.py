@@ -1,0 +1,58 @@
+"""What a run distills, from its run file and its teacher's cache."""
+
+import numpy as np
+import torch
+
+from ccts_dist.config import RunConfig
+from ccts_dist.config.schema import DEFAULT_THRESHOLD
+from ccts_dist.errors import TeacherError
+from ccts_dist.losses.total import DistillTerms
+from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.teacher_cache import TeacherCache
+
+
+def check_fit(run: RunConfig, teacher: TeacherCache, shard_set: ShardSet) -> None:
+    """Refuse a condition that knows labels of utterances which the run does not train on.
+
+    Raises:
+        TeacherError: it names other splits than those trained on, or more labels than these have utterances.
+    """
+    condition = teacher.condition
+    held_out = set(condition.splits) - set(run.data.train_splits)
+    if held_out:
+        raise TeacherError(
+            f"data.teacher = {run.data.teacher!r}: its condition was fitted on {sorted(held_out)[0]!r}, which is not "
+            f"in data.train_splits = {list(run.data.train_splits)}. Fit the condition on training splits only."
+        )
+    # What the manifest tells, without reading the index: rows beyond those of its splits do not pass, whatever it says.
+    totals = shard_set.manifest.splits
+    num_utterances = sum(totals[split].num_utterances for split in condition.splits if split in totals)
+    for target, num_rows in zip(condition.targets, condition.num_rows, strict=True):
+        if num_rows > num_utterances:
+            raise TeacherError(
+                f"data.teacher = {run.data.teacher!r}: its condition was fitted on {num_rows} labels of {target!r}, "
+                f"and {', '.join(condition.splits)} has {num_utterances} utterances: others are in it. Fit the "
+                "condition on training splits only."
+            )
+
+
+def distill_terms(run: RunConfig, teacher: TeacherCache | None) -> DistillTerms | None:
+    """The distillation terms of a run file, with the cache's own condition; None without a teacher."""
+    if run.distill is None or teacher is None:
+        return None
+    units = {}
+    if run.distill.standardise:
+        units = {
+            "embedding_mean": torch.from_numpy(np.asarray(teacher.embedding_mean, dtype=np.float64)),
+            "embedding_deviation": torch.from_numpy(np.asarray(teacher.embedding_deviation, dtype=np.float64)),
+        }
+    return DistillTerms(
+        condition=teacher.condition,
+        embedding_weight=run.distill.embedding_weight,
+        distance=run.distill.distance,
+        prediction_weight=run.distill.prediction_weight,
+        prediction_distance=run.distill.prediction_distance,
+        gate=run.distill.gate,
+        threshold=DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold,
+        **units,
+    )
