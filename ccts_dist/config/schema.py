@@ -93,6 +93,11 @@ class BatchConfig:
     micro_utterances: Count = 32
     """Most utterances per forward pass on one rank."""
 
+    labelled_share: Annotated[float, Between(0.001, 0.999)] | None = None
+    """Share of a training batch's utterances that have a label, where some have none: with few labels a random batch
+    has so few labelled ones that its CCC is noise. The kind that takes more steps to come once sets the epoch, and the
+    other comes again, in another order each time. Absent: every utterance comes once, in random batches."""
+
     micro_batch_seconds: Positive | None = None
     """Most seconds of padded audio in a micro-batch on one rank: utterances times the longest one's duration. The
     global batch is then sorted by duration and cut into as many micro-batches per rank as make the step shortest, which

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from ccts_dist.loader.augment import Augmenter
 from ccts_dist.loader.collate import EncodeText, FrameSource, Reading, TeacherSource, read_batch, rounded_up
 from ccts_dist.loader.cut import Cuts, Part, SecondsLimit, check_length, choose_passes, cut, sum_up
 from ccts_dist.loader.hearing import Hearing
+from ccts_dist.loader.mixed_plan import MixedPlan
 from ccts_dist.loader.plan import Plan, Row
 from ccts_dist.loader.row_gate import RowGate
 from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches, varied_target
@@ -79,17 +81,22 @@ class Loader:
         _check_names("target", "a label", rated, shard_set.manifest.targets, shard_set)
         _check_names("category", "a category", categories, shard_set.manifest.categories, shard_set)
         max_samples = round(data.max_duration_s * SAMPLE_RATE_HZ) if shuffle else 0
-        self.plan = Plan(
-            shard_set,
-            splits,
-            global_utterances=batch.global_utterances,
-            seed=seed,
-            window_utterances=data.window_utterances,
-            duration_group=data.duration_group,
-            streams=data.streams if shuffle else 1,
-            shuffle=shuffle,
-            max_samples=max_samples,
-        )
+        order: dict[str, Any] = {
+            "global_utterances": batch.global_utterances,
+            "seed": seed,
+            "window_utterances": data.window_utterances,
+            "duration_group": data.duration_group,
+            "streams": data.streams if shuffle else 1,
+            "shuffle": shuffle,
+            "max_samples": max_samples,
+        }
+        self.plan: Plan | MixedPlan
+        if shuffle and batch.labelled_share is not None:
+            scored = [target for target in targets if varied_target(target) is None]
+            share = batch.labelled_share
+            self.plan = MixedPlan(shard_set, splits, targets=scored, labelled_share=share, **order)
+        else:
+            self.plan = Plan(shard_set, splits, **order)
         batch.passes(ranks.num_ranks, self.plan.largest_batch)  # refuses more ranks than utterances
         skip_damaged = data.damaged == "skip"
         hearing = None

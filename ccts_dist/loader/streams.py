@@ -35,6 +35,15 @@ class RowSource(Protocol):
         ...
 
 
+@runtime_checkable
+class RowSelection(RowSource, Protocol):
+    """A source that has some rows of each shard; its counts are of these."""
+
+    def numbers(self, shard: str, /) -> Int64[np.ndarray, " rows"]:
+        """Which rows of one shard they are, rising."""
+        ...
+
+
 def shuffled(count: int, *seed: int | str) -> Int64[np.ndarray, " count"]:
     """A permutation of ``range(count)`` that depends on the seed's parts; the same on every machine and version.
 
@@ -112,7 +121,8 @@ class Stream:
             rows = np.arange(size)
             if self._shuffle and (begin < low or begin + size > high):
                 rows = shuffled(size, *self._seed, epoch, "shard", name)
-            yield table, self._lows[number] + rows[max(0, low - begin) : high - begin]
+            picked = self._lows[number] + rows[max(0, low - begin) : high - begin]
+            yield table, self._source.numbers(name)[picked] if isinstance(self._source, RowSelection) else picked
 
     def _places(self, epoch: int, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Number and first position of each stretch that lies, in part, between ``low`` and ``high``."""

@@ -63,7 +63,8 @@ class Gate:
             return f"confidence of at least {self.min_confidence:.4g}"
         kind = "robust " if self.fit is not None else ""
         at = f" at {self.threshold:.4g} {kind}standard deviations" if self.has_threshold else ""
-        return f"{self.name}{at}{f' of {chr(44).join(self.targets)}' if self.targets else ''}"
+        of = f" of {', '.join(self.targets)}" if self.targets else ""
+        return f"{self.name}{at}{of}"
 
     def on(self, cache: TeacherCache) -> tuple["Gate", Condition]:
         """The gate as a cache allows it, and the condition that it compares residuals with.

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
 from ccts_dist.distributed import Ranks, sum_over_ranks, together
-from ccts_dist.errors import TeacherError
 from ccts_dist.losses.condition import condition_sums, fit_condition, residuals
 from ccts_dist.records import Condition
 from ccts_dist.shards.read import ShardSet
@@ -39,7 +37,7 @@ def robust_condition(
 
     Labels are fitted on the teacher's predictions; rows whose residual exceeds three such deviations are left out, and
     the rest is fitted again, until no row changes sides or ``MOST_FITS`` fits are made. The median is always over all
-    labelled rows. Every rank must call it; each reads its part of the shards. The result is the same on every rank and,
+    labelled rows; where it is 0, the standard deviation stands in for it. Every rank must call it; each reads its part of the shards. The result is the same on every rank and,
     up to rounding of float64 sums, for any number of them.
 
     Args:
@@ -50,8 +48,7 @@ def robust_condition(
         skip_damaged: leave out of account an utterance whose cached output is damaged, instead of raising.
 
     Raises:
-        TeacherError: an output is missing or damaged, too few labels, or residuals of which half are 0; on all ranks
-            alike.
+        TeacherError: an output is missing or damaged, or there are too few labels; on all ranks alike.
         ShardError: a shard's index cannot be read, or a store does not answer; likewise.
     """
     shards = shard_set.shards_of(splits)[ranks.rank :: ranks.num_ranks]
@@ -80,7 +77,7 @@ def fit_without_outliers(
         sums = sum_over_ranks(condition_sums(prediction, torch.where(inside, label, torch.nan)))
         fit = fit_condition(sums, targets, splits)
         size = residuals(fit, prediction, label).abs()
-        fit = replace(fit, deviation=_scales(size, rated, targets, splits))
+        fit = replace(fit, deviation=_scales(size, rated, fit.deviation))
         before, inside = inside, rated & ~(size > OUTLIER * torch.tensor(fit.deviation, dtype=torch.float64))
         if not sum_over_ranks((before != inside).sum().double()[None]).any():
             break
@@ -88,16 +85,11 @@ def fit_without_outliers(
 
 
 def _scales(
-    size: Float64[Tensor, "rows dim"], rated: Bool[Tensor, "rows dim"], targets: Sequence[str], splits: Sequence[str]
+    size: Float64[Tensor, "rows dim"], rated: Bool[Tensor, "rows dim"], standard: Sequence[float]
 ) -> tuple[float, ...]:
-    counts = sum_over_ranks(rated.double().sum(0)).tolist()
+    """1.4826 times the median of each column; the standard deviation where half of the residuals are 0."""
     scales = []
-    for column, (target, count) in enumerate(zip(targets, counts, strict=True)):
-        own = size[rated[:, column], column].float().numpy().astype(np.float32)
-        scales.append(MAD_TO_DEVIATION * kth_smallest(own, (int(count) + 1) // 2))
-        if scales[-1] == 0:
-            raise TeacherError(
-                f"Target {target!r}: half of the teacher's residuals on {', '.join(splits)} are 0, so that "
-                'distill.deviation = "robust" has no scale to compare with. Set it to "standard".'
-            )
+    for column, count in enumerate(sum_over_ranks(rated.double().sum(0)).tolist()):
+        own = size[rated[:, column], column].float().numpy()
+        scales.append(MAD_TO_DEVIATION * kth_smallest(own, (int(count) + 1) // 2) or standard[column])
     return tuple(scales)

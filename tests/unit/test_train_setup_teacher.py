@@ -267,7 +267,8 @@ def test_robust_condition_is_found_from_the_cache_and_recorded(shard_set, tmp_pa
         assert not all(decisions(session).values())
         gate = gate_from(json.loads(json.dumps({"distill": recorded, "teacher_cache": session.teacher.digest})))
         assert gate.in_words() == "any-dimension at 1.5 robust standard deviations of valence"
-        assert gate.on(session.teacher)[1] == condition
+        known = gate.on(session.teacher)[1]
+        assert (known.w, known.b, known.deviation) == (condition.w, condition.b, condition.deviation)
 
 
 def test_gate_by_keys_distils_those_alone_and_refuses_a_file_without_any(shard_set, tmp_path):

@@ -1,0 +1,137 @@
+"""Global batches of which a set share has labels: two plans side by side, one of the labelled utterances and one of the
+others."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.loader.plan import Plan, Row
+from ccts_dist.loader.streams import RowSource
+from ccts_dist.shards.index import ShardRows
+from ccts_dist.shards.schema import ShardEntry
+
+
+class LabelledRows:
+    """The utterances of a shard set that have a label of some target, or those that have none.
+
+    Reads the index of the splits once, to count them.
+
+    Args:
+        source: the shard set.
+        splits: which of its splits.
+        targets: whose labels count.
+        labelled: True for those with a label.
+    """
+
+    def __init__(self, source: RowSource, splits: Sequence[str], targets: Sequence[str], *, labelled: bool) -> None:
+        self._source, self._targets, self._labelled = source, tuple(targets), labelled
+        self._entries = {entry.name: entry for entry in source.shards_of(splits)}
+        for name, entry in self._entries.items():
+            self._entries[name] = replace(entry, num_utterances=len(self.numbers(name)))
+
+    @property
+    def digest(self) -> str:
+        """Names the source's content, and which of it this is."""
+        content = getattr(self._source, "content_digest", None) or self._source.digest
+        return f"{content} {'with' if self._labelled else 'without'} labels of {' '.join(self._targets)}"
+
+    def shards_of(self, splits: Sequence[str], /) -> list[ShardEntry]:
+        """The shards of the splits, with the number of these utterances that each has."""
+        return [self._entries[entry.name] for entry in self._source.shards_of(splits)]
+
+    def rows(self, shard: str, /) -> ShardRows:
+        """All rows of one shard."""
+        return self._source.rows(shard)
+
+    def numbers(self, shard: str, /) -> Int64[np.ndarray, " rows"]:
+        """Which rows of one shard are meant, rising."""
+        rows = self._source.rows(shard)
+        has_label = np.zeros(len(rows), bool)
+        for target in self._targets:
+            if target in rows.labels:
+                has_label |= ~np.isnan(rows.labels[target])
+        return np.flatnonzero(has_label == self._labelled)
+
+
+class MixedPlan:
+    """A plan whose every global batch has the same share of labelled utterances.
+
+    The kind that takes more steps to come once sets the epoch; the other begins anew as often as it takes, each time in
+    another order. So an utterance of the scarcer kind comes several times in an epoch. Like ``Plan`` it is a pure
+    function of epoch and step, knows nothing of ranks, and can be used by several threads.
+
+    Args:
+        source: where the rows come from.
+        splits: which of its splits.
+        targets: an utterance with a label of one of these is labelled.
+        labelled_share: of each global batch, above 0 and below 1.
+        global_utterances: most utterances in a global batch.
+        settings: the other arguments of ``Plan``.
+
+    Raises:
+        ConfigError: utterances of one kind are missing, or have no place in a batch.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        splits: Sequence[str],
+        *,
+        targets: Sequence[str],
+        labelled_share: float,
+        global_utterances: int,
+        **settings: Any,
+    ) -> None:
+        named = f"batch.labelled_share = {labelled_share:g}"
+        num_labelled = round(labelled_share * global_utterances)
+        if not 2 <= num_labelled < global_utterances:
+            raise ConfigError(
+                f"{named} of batch.global_utterances = {global_utterances} is {num_labelled}: a batch needs 2 labelled "
+                "utterances for a CCC, and place for others. Change the share, or leave it out."
+            )
+        plans = []
+        for labelled, size in ((True, num_labelled), (False, global_utterances - num_labelled)):
+            rows = LabelledRows(source, splits, targets, labelled=labelled)
+            if not sum(entry.num_utterances for entry in rows.shards_of(splits)):
+                kind = "no utterance has a label" if labelled else "every utterance has a label"
+                raise ConfigError(f"{named}: {kind} in {', '.join(splits)}. Leave the share out.")
+            plans.append(Plan(rows, splits, global_utterances=size, **settings))
+        plans.sort(key=lambda plan: -plan.steps_per_epoch)  # stable: the labelled ones lead where both take as long
+        self._main, self._other = plans
+        self.num_utterances = self._main.num_utterances + self._other.num_utterances
+        """Different utterances; those of the scarcer kind come more than once in an epoch."""
+
+        self.steps_per_epoch = self._main.steps_per_epoch
+        self.window_steps = self._main.window_steps
+        self.windows_per_epoch = self._main.windows_per_epoch
+        self.num_streams = self._main.num_streams
+        self.largest_batch = self._main.largest_batch + self._other.largest_batch
+        digests = " ".join(plan.digest for plan in plans)
+        self.digest = hashlib.sha256(digests.encode()).hexdigest()
+        """Hex SHA-256; equal digests mean equal global batches at every (epoch, step)."""
+
+    def global_batch(self, epoch: int, step: int, streams: range | None = None) -> tuple[Row, ...]:
+        """As ``Plan.global_batch``."""
+        rows = self._main.global_batch(epoch, step, streams) + self._other.global_batch(
+            *self._place(epoch, step), streams
+        )
+        return tuple(sorted(rows, key=lambda row: row.num_samples))
+
+    def shards_of_window(self, epoch: int, number: int, streams: range | None = None) -> tuple[str, ...]:
+        """As ``Plan.shards_of_window``."""
+        names = list(self._main.shards_of_window(epoch, number, streams))
+        first = number * self.window_steps
+        steps = range(first, min(first + self.window_steps, self.steps_per_epoch))
+        places = (self._place(epoch, step) for step in steps)
+        for theirs, window in dict.fromkeys((one, at // self._other.window_steps) for one, at in places):
+            names += self._other.shards_of_window(theirs, window, streams)
+        return tuple(dict.fromkeys(names))
+
+    def _place(self, epoch: int, step: int) -> tuple[int, int]:
+        """Epoch and step of the scarcer kind."""
+        return divmod(epoch * self.steps_per_epoch + step, self._other.steps_per_epoch)
