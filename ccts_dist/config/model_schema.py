@@ -8,7 +8,7 @@ from ccts_dist.config.augment import SpecAugmentConfig
 from ccts_dist.config.ranges import Between, Count, Share
 from ccts_dist.records import DIMENSIONS
 
-Pooling = Literal["gru", "mean", "statistics", "attentive-statistics", "self-attention"]
+Pooling = Literal["gru", "mean", "statistics", "attentive-statistics", "self-attention", "first"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,8 @@ class SpeechConfig:
     pooling: Pooling = "gru"
     """Frames to one vector. "gru": the GRU's output at the last real frame; "mean"; "statistics": mean and deviation;
     "attentive-statistics": both weighted by a learnt attention (Okabe 2018); "self-attention": the mean weighted by the
-    frames' likeness to a learnt query."""
+    frames' likeness to a learnt query; "first": the first frame, or the first token, which BERT-like encoders put
+    before the words for this use ([CLS], <s>)."""
 
     gru_hidden: Count = 128
     """Units of the GRU."""
@@ -147,6 +148,16 @@ class ModelConfig:
 
     embedding: Count = 128
     """Size of the embedding that a teacher hands on."""
+
+    embedding_norm: Literal["none", "layer"] = "none"
+    """Between the linear layer that makes the embedding and its activation: "layer" for layer normalization."""
+
+    embedding_activation: Literal["none", "relu", "gelu", "tanh"] = "none"
+    """Activation of the embedding; "none" for the paper's linear one. The embedding that is distilled, cached and given
+    to users is what comes out of it."""
+
+    embedding_dropout: Share = 0.0
+    """Dropout on what the heads read of the embedding; the embedding term of the distillation takes it undropped."""
 
     dropout: Share = 0.0
     """Dropout on each branch's pooled vector."""

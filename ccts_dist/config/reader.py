@@ -244,6 +244,17 @@ def _check_together(run: RunConfig, source: str) -> None:
             f"{source}: loss.category_weight = 0.0 leaves model.categories untrained. Raise it, or leave the "
             "categories out."
         )
+    classes = run.loss.class_weights
+    if classes and len(classes) != len(run.model.categories):
+        raise ConfigError(
+            f"{source}: loss.class_weights has {len(classes)} numbers for {len(run.model.categories)} of "
+            "model.categories. Give one each."
+        )
+    if run.loss.focal_gamma and not run.model.categories:
+        raise ConfigError(
+            f"{source}: loss.focal_gamma = {run.loss.focal_gamma} shapes the cross-entropy of model.categories, and "
+            "there are none. Name some, or leave it out."
+        )
     if run.data.teacher and run.distill is None:
         raise ConfigError(
             f"{source}: data.teacher = {run.data.teacher!r} is named, and there is no [distill] to use it. "

@@ -137,6 +137,14 @@ class LossConfig:
     """Weight of the cross-entropy over ``model.categories``, in nats: the mean over the utterances of the global batch
     whose category is among them. Unused without categories."""
 
+    class_weights: tuple[Positive, ...] = ()
+    """Weight of each of ``model.categories``, in their order: the cross-entropy becomes the mean weighted by them, such
+    as by the inverse of each category's frequency. Validation and test give it without. Empty for 1 each."""
+
+    focal_gamma: Annotated[float, Between(0, 10)] = 0.0
+    """Exponent of the focal loss (Lin 2017): each utterance's cross-entropy times (1 - p)^focal_gamma, p the
+    probability of its own category, so that what is recognized already counts less. 2 is usual; 0 for the plain one."""
+
     scope: Literal["global", "micro-batch"] = "global"
     """Whose CCC. "global": of the global batch, exactly, however many ranks and passes it is spread over; with several
     passes see ``batch.forward_rounds``. "micro-batch": of each rank's each pass, the mean over those that have two

@@ -22,7 +22,7 @@ from ccts_dist.model.encoders import (
 )
 from ccts_dist.model.extracted import ExtractedBranch
 from ccts_dist.model.filterbank import FilterbankBranch
-from ccts_dist.model.heads import build_heads
+from ccts_dist.model.heads import ACTIVATIONS, WideLayerNorm, build_heads
 from ccts_dist.model.precision import WideLinear
 from ccts_dist.model.text_encoders import load_text_encoder
 from ccts_dist.model.trial import try_out
@@ -114,6 +114,8 @@ class EmotionModel(nn.Module):
         size = sum(branch.pooling.size for branch in (*branches, self.text) if branch is not None)
         self.dropout = nn.Dropout(config.dropout)
         self.embedding = WideLinear(size, config.embedding)
+        self.embedding_norm = WideLayerNorm(config.embedding) if config.embedding_norm == "layer" else None
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.prediction = build_heads(config)
         self.categories = WideLinear(config.embedding, len(config.categories)) if config.categories else None
 
@@ -152,8 +154,12 @@ class EmotionModel(nn.Module):
                 )
             vectors.append(self.dropout(self.text(tokens, num_tokens)))
         embedding = self.embedding(torch.cat(vectors, dim=1))
-        categories = None if self.categories is None else self.categories(embedding)
-        return ModelOutput(embedding=embedding, prediction=self.prediction(embedding), categories=categories)
+        if self.embedding_norm is not None:
+            embedding = self.embedding_norm(embedding)
+        embedding = ACTIVATIONS[self.config.embedding_activation](embedding)
+        read = self.embedding_dropout(embedding)
+        categories = None if self.categories is None else self.categories(read)
+        return ModelOutput(embedding=embedding, prediction=self.prediction(read), categories=categories)
 
 
 def build_model(config: ModelConfig, *, vocabulary_size: int | None = None) -> EmotionModel:
@@ -217,7 +223,7 @@ def describe(model: EmotionModel) -> dict[str, PartSize]:
             parts[name] = list(branch.parameters())
     for number, branch in enumerate(model.also):
         parts[f"also {number}"] = list(branch.parameters())
-    heads = (model.embedding, model.prediction, model.categories)
+    heads = (model.embedding, model.embedding_norm, model.prediction, model.categories)
     parts["head"] = [parameter for head in heads if head is not None for parameter in head.parameters()]
     parts["model"] = list(model.parameters())
     return {

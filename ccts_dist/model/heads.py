@@ -1,5 +1,7 @@
 """From the embedding to the predictions: one linear layer for all targets, or a small head for each."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,6 +12,25 @@ from ccts_dist.model.precision import WideLinear
 MIDDLE = 0.5
 """Labels lie on 0..1. Started at 0, the first hundreds of steps would go into finding the middle of the scale: while
 the means differ, CCC has next to no gradient for anything else."""
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda values: values,
+    "relu": torch.relu,
+    "gelu": nn.functional.gelu,
+    "tanh": torch.tanh,
+}
+"""By the names that run files give them."""
+
+
+class WideLayerNorm(nn.LayerNorm):
+    """Layer normalization computed in float32 at least, whatever its weights are kept in, autocast or not."""
+
+    def forward(self, input: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+        dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
+        with torch.autocast(device_type=input.device.type, enabled=False):
+            weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+            return nn.functional.layer_norm(input.to(dtype), self.normalized_shape, weight, bias, self.eps)
 
 
 class PerTargetHeads(nn.Module):

@@ -40,6 +40,19 @@ class GruPooling(nn.Module):
         return widened(outputs[torch.arange(len(last), device=last.device), last])
 
 
+class FirstPooling(nn.Module):
+    """Each row's first frame: of a text encoder the token that stands for the whole, such as BERT's [CLS]."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.size = features
+
+    def forward(
+        self, frames: Float[Tensor, "batch frames features"], num_frames: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch hidden"]:
+        return widened(frames[:, 0])
+
+
 class MeanPooling(nn.Module):
     """The mean over each row's real frames."""
 
@@ -114,7 +127,9 @@ class SelfAttentionPooling(nn.Module):
         return (weights * frames).sum(dim=1)
 
 
-Pooling = GruPooling | MeanPooling | StatisticsPooling | AttentiveStatisticsPooling | SelfAttentionPooling
+Pooling = (
+    GruPooling | FirstPooling | MeanPooling | StatisticsPooling | AttentiveStatisticsPooling | SelfAttentionPooling
+)
 
 
 def build_pooling(config: SpeechConfig | TextConfig, features: int) -> Pooling:
@@ -125,6 +140,8 @@ def build_pooling(config: SpeechConfig | TextConfig, features: int) -> Pooling:
     """
     if config.pooling == "gru":
         return GruPooling(features, config.gru_hidden, config.gru_layers)
+    if config.pooling == "first":
+        return FirstPooling(features)
     if config.pooling == "mean":
         return MeanPooling(features)
     if config.pooling == "statistics":
@@ -135,7 +152,7 @@ def build_pooling(config: SpeechConfig | TextConfig, features: int) -> Pooling:
         return SelfAttentionPooling(features)
     raise ConfigError(
         f"pooling = {config.pooling!r}: must be one of 'gru', 'mean', 'statistics', 'attentive-statistics', "
-        "'self-attention'. Change it."
+        "'self-attention', 'first'. Change it."
     )
 
 

@@ -15,6 +15,7 @@ from ccts_dist.loader.augment import Augmenter
 from ccts_dist.loader.fetch import read_transcript
 from ccts_dist.loader.loader import Loader
 from ccts_dist.loader.row_gate import KeysGate, RowGate
+from ccts_dist.losses.category import CategoryTerm
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
 from ccts_dist.records import Condition
@@ -213,6 +214,7 @@ def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> S
         objective=Objective(
             target_weights=target_weights(run),
             category_weight=run.loss.category_weight,
+            category=CategoryTerm(class_weights=run.loss.class_weights, focal_gamma=run.loss.focal_gamma),
             distill=distill_terms(run, teacher),
             scope=run.loss.scope,
         ),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ccts_dist.distributed import Ranks, derive_seed, seed_everything, sum_over_ranks
-from ccts_dist.losses.category import categorised, cross_entropy_sums, mean_cross_entropy
+from ccts_dist.losses.category import category_shares, cross_entropy_sums, mean_cross_entropy, over
 from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance_from_sums
 from ccts_dist.losses.micro_batch import (
     mean_concordance,
@@ -106,7 +106,7 @@ class _Part:
             surrogate: ``losses.total``'s or ``losses.micro_batch``'s.
             output: of this pass.
             whole: what the surrogate has to know of the whole step.
-            num_categorised: rows of the whole step that have a category.
+            num_categorised: rows of the whole step that have a category, or their weights added up.
         """
         batch = self.passes[number]
         value, share = surrogate(
@@ -120,7 +120,7 @@ class _Part:
             kept=self.kept[number],
             distill=self.objective.distill,
         )
-        category = self.cross_entropy(number, output)[0] / num_categorised.clamp(min=1)
+        category = self.cross_entropy(number, output)[0] / over(num_categorised)
         if batch.categories is not None:
             value = value + (self.objective.category_weight * category).to(value.dtype)
         self.engine.backward(value)
@@ -131,7 +131,7 @@ class _Part:
         batch = self.passes[number]
         if batch.categories is None:
             return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)
-        return cross_entropy_sums(output.categories, batch.categories, batch.weight)
+        return cross_entropy_sums(output.categories, batch.categories, batch.weight, self.objective.category)
 
     @torch.no_grad()
     def distances(self, number: int, output: Any) -> Tensor:
@@ -250,7 +250,7 @@ def _micro_batch_step(part: _Part) -> StepResult:
         pack_counts(micro_counts(batch.labels, batch.weight, kept))
         for batch, kept in zip(part.passes, part.kept, strict=True)
     ]
-    known = torch.tensor([float(sum(_num_categorised(batch) for batch in part.read))], dtype=torch.float64)
+    known = torch.tensor([sum(_num_categorised(batch, objective) for batch in part.read)], dtype=torch.float64)
     summed, packed, categorised_rows, counts, aside = _summed(
         concordances, torch.stack(divided).sum(0), known, _counts(part.read), part.aside()
     )
@@ -310,8 +310,10 @@ def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
     return distill.kept(batch.teacher, batch.labels, batch.weight)
 
 
-def _num_categorised(batch: Batch) -> int:
-    return 0 if batch.categories is None else int(categorised(batch.categories, batch.weight).sum())
+def _num_categorised(batch: Batch, objective: Objective) -> float:
+    if batch.categories is None:
+        return 0.0
+    return float(category_shares(batch.categories, batch.weight, objective.category).sum())
 
 
 def _pack_shares(distilled: DistillParts, category: Tensor) -> Tensor:

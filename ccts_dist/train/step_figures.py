@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ccts_dist.losses.category import PLAIN, CategoryTerm
 from ccts_dist.losses.total import DistillParts, DistillTerms, with_distillation
 from ccts_dist.train.engine import Update
 
@@ -17,6 +18,7 @@ class Objective:
     category_weight: float = 0.0
     """Of the cross-entropy; plays no part where batches have no categories."""
 
+    category: CategoryTerm = PLAIN
     distill: DistillTerms | None = None
     scope: Literal["global", "micro-batch"] = "global"
     """Whose CCC: see ``losses.total`` and ``losses.micro_batch``."""

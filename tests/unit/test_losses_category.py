@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ccts_dist.losses.category import cross_entropy_sums, mean_cross_entropy
+from ccts_dist.losses.category import CategoryTerm, category_shares, cross_entropy_sums, mean_cross_entropy
 
 NAN = math.nan
 
@@ -47,3 +47,37 @@ def test_sums_add_up_over_parts():
     parts = [cross_entropy_sums(scores[at : at + 4], category[at : at + 4], torch.ones(4)) for at in (0, 4, 8)]
     whole = cross_entropy_sums(scores, category, torch.ones(12))
     assert torch.stack(parts).sum(0).tolist() == pytest.approx(whole.tolist(), abs=1e-12)
+
+
+def test_class_weights_give_the_weighted_mean_of_torch():
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(9, 3, generator=generator, dtype=torch.float64)
+    category, weights = torch.randint(0, 3, (9,), generator=generator), (0.25, 1.0, 4.0)
+    term = CategoryTerm(class_weights=weights)
+    sums = torch.stack([cross_entropy_sums(scores[at], category[at], torch.ones(3), term)
+                        for at in (slice(0, 3), slice(3, 6), slice(6, 9))]).sum(0)  # fmt: skip
+    expected = torch.nn.functional.cross_entropy(scores, category, weight=torch.tensor(weights).double())
+    assert mean_cross_entropy(sums).item() == pytest.approx(expected.item())
+    assert mean_cross_entropy(sums).item() != pytest.approx(
+        torch.nn.functional.cross_entropy(scores, category).item(), rel=0.01
+    )
+    counts = torch.ones(3)
+    counts[1] = 0
+    assert category_shares(torch.tensor([2, 2, -1]), counts, term).tolist() == [4.0, 0.0, 0.0]
+
+
+def test_focal_loss_is_the_one_worked_by_hand():
+    # The true category has 3/4: its cross-entropy ln(4/3) counts (1/4)^2; at 1/4, ln 4 counts (3/4)^2.
+    scores = torch.tensor([[0.0, math.log(3.0)], [0.0, math.log(3.0)]], dtype=torch.float64, requires_grad=True)
+    sums = cross_entropy_sums(scores, torch.tensor([1, 0]), torch.ones(2), CategoryTerm(focal_gamma=2.0))
+    assert sums.tolist() == pytest.approx([math.log(4 / 3) / 16 + math.log(4) * 9 / 16, 2])
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_gradient_of_the_focal_loss_is_finite_where_a_category_is_certain(gamma: float):
+    scores = torch.tensor([[80.0, 0.0], [0.0, 80.0]], dtype=torch.float64, requires_grad=True)
+    cross_entropy_sums(scores, torch.tensor([0, 0]), torch.ones(2), CategoryTerm(focal_gamma=gamma))[0].backward()
+    assert scores.grad is not None
+    assert scores.grad.isfinite().all()
+    assert scores.grad[0].abs().max() < 1e-3
+    assert scores.grad[1].tolist() == pytest.approx([-1.0, 1.0], abs=1e-6)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ccts_dist.model.pooling import (
     AttentiveStatisticsPooling,
+    FirstPooling,
     GruPooling,
     MeanPooling,
     SelfAttentionPooling,
@@ -20,6 +21,7 @@ from tests.unit.model_shapes import speech_config
 def _every_pooling() -> list[torch.nn.Module]:
     poolings = [
         GruPooling(3, 4, 2),
+        FirstPooling(3),
         MeanPooling(3),
         StatisticsPooling(3),
         AttentiveStatisticsPooling(3, 5),
@@ -45,6 +47,12 @@ def test_gru_pooling_is_the_output_at_the_last_real_frame():
     frames = torch.tensor([[0.1, 0.5, 9.0], [0.2, 0.3, -1.0]])[:, :, None]
     pooled = _gru_that_forgets()(frames, torch.tensor([2, 3]))
     assert pooled[:, 0].tolist() == pytest.approx([0.46211716, -0.76159416])  # tanh(0.5), tanh(-1)
+
+
+def test_first_pooling_is_the_first_frame():
+    frames = torch.tensor([[0.1, 0.5], [0.2, 0.3]])[:, :, None]
+    assert FirstPooling(1)(frames, torch.tensor([2, 1]))[:, 0].tolist() == pytest.approx([0.1, 0.2])
+    assert isinstance(build_pooling(speech_config(pooling="first"), 3), FirstPooling)
 
 
 def test_mean_and_deviation_are_over_real_frames_by_hand():
