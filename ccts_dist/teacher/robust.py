@@ -37,8 +37,8 @@ def robust_condition(
 
     Labels are fitted on the teacher's predictions; rows whose residual exceeds three such deviations are left out, and
     the rest is fitted again, until no row changes sides or ``MOST_FITS`` fits are made. The median is always over all
-    labelled rows; where it is 0, the standard deviation stands in for it. Every rank must call it; each reads its part of the shards. The result is the same on every rank and,
-    up to rounding of float64 sums, for any number of them.
+    labelled rows; where it is 0, the standard deviation stands in for it. Every rank must call it; each reads its part
+    of the shards. The result is the same on every rank and, up to rounding of float64 sums, for any number of them.
 
     Args:
         cache: the teacher's.
