@@ -122,6 +122,7 @@ def crema_d(root: Path) -> Example:
             ("1002_DFA_NEU_XX", "", "Train", "Female"),
             ("1003_ITH_SAD_X", "0 0 0 0 0 4", "Train", "Female"),
             ("1004_TSI_DIS_HI", "1 8 1 0 0 0", "Development", "Female"),
+            ("1004_DFA_ANG_HI", "3 1 0 0 0 0", "Development", "Female"),
             ("1005_MTI_FEA_MD", "1 1 2 0 0 0", "Test", "Male"),
             ("1006_WSI_ANG_XX", "7 3 0 0 0 0", "Train", None),
         ),
@@ -248,24 +249,24 @@ def meld(root: Path) -> Example:
 
 
 def cmu_mosei(root: Path) -> Example:
-    """Two recordings of three and two segments, one with its transcript; a row of no fold and impossible intervals."""
+    """Recordings of three, two and two segments, one with its transcript; a row of no fold and impossible intervals."""
     second = NUM_SAMPLES / 16_000
     rows = [",file,index,start,end,label2a,label2b,label6,label7,split"]
     said = {}
-    for number, name in enumerate(("-3g5yACwYnA", "257771")):
+    for number, name in enumerate(("-3g5yACwYnA", "a_b___c", "257771")):
         path = root / "Raw" / "Audio" / "Full" / "WAV_16000" / f"{name}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(number).integers(-3000, 3000, 4 * NUM_SAMPLES, dtype=np.int16)
         soundfile.write(path, noise, 16_000)
         lines = []
-        for index in range(3 - number):
+        for index in range(2 if number else 3):
             start, end = index * second, (index + 1) * second
             emotion, sentiment = ("happy", "sad", "fear")[index], (-3, 0, 2)[index]
             shown = -0.1 if not index else start  # some intervals begin before their recording
-            rows.append(f"{index},{name},{index},{shown},{end},0,0,{(0, 1, 5)[index]},{sentiment},{2 * number}")
+            rows.append(f"{index},{name},{index},{shown},{end},0,0,{(0, 1, 5)[index]},{sentiment},{number}")
             lines.append(f"{name}___{7 - index}___{shown}___{end}___And so,  that's\tit {index}___")
             said[f"{name}_{index}"] = Said(
-                split="test" if number else "train",
+                split=("train", "valid", "test")[number],
                 ratings={"sentiment": float(sentiment)},
                 transcript="" if number else f"And so, that's it {index}___",
                 speaker=name,

@@ -106,6 +106,7 @@ def test_categories_of_crema_d_by_votes_are_the_most_frequent_and_none_at_a_tie(
         "1002_DFA_NEU_XX": None,
         "1003_ITH_SAD_X": "sad",
         "1004_TSI_DIS_HI": "disgust",
+        "1004_DFA_ANG_HI": "anger",
         "1005_MTI_FEA_MD": "fear",
         "1006_WSI_ANG_XX": "anger",
     }

@@ -9,6 +9,7 @@ from ccts_dist.corpus import Corpus, SpokenConfig, make_spoken_corpus, read_mani
 from ccts_dist.corpus.heard import apply_heard, read_heard
 from ccts_dist.errors import ConfigError
 from ccts_dist.progress import say
+from ccts_dist.shards.build import hf_command
 from ccts_dist.shards.build.corpora import FOLDER_CORPORA
 from ccts_dist.shards.build.planned import BuildSettings
 from ccts_dist.shards.build.planning import Part, parse_part
@@ -102,6 +103,8 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
             args.file, name=args.name, release=args.release, targets=targets, scale=(args.scale[0], args.scale[1])
         )
         root = args.file.parent
+    elif args.kind == "hf":
+        corpus, root = hf_command.read(args)
     else:
         read = {one.name: one.read for one in FOLDER_CORPORA}[args.kind]
         corpus, root = read(args), args.root
@@ -163,6 +166,7 @@ def _add_corpora(
         parser = _add(kinds, one.name, parents, one.words)
         parser.add_argument("root", type=Path, metavar="ROOT", help=one.root)
         one.add_options(parser)
+    hf_command.add_options(_add(kinds, "hf", parents, hf_command.WORDS))
     manifest = _add(kinds, "manifest", parents, "any other corpus, from a table of its utterances (CSV or JSON lines)")
     manifest.add_argument(
         "file", type=Path, metavar="FILE", help="columns key, audio, split; perhaps transcript, speaker; targets"
