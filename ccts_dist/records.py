@@ -40,6 +40,9 @@ class Utterance:
     audio: Path
     """Audio file in any format libsndfile reads."""
 
+    segment_s: tuple[float, float] | None = None
+    """Beginning and end within ``audio``, in seconds; None for all of it."""
+
     split: str
     """Named group of utterances, as the corpus calls it: "Train", "Development", "Test1"."""
 

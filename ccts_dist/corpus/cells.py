@@ -140,6 +140,35 @@ def csv_records(path: Path, delimiter: str, num_cells: int) -> Iterator[tuple[in
             yield number, cells
 
 
+def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line, and cells by column, of each row of a CSV with a header; a quoted cell may hold line breaks.
+
+    For tables that a corpus publishes as they are: one that is damaged is restored, not repaired row by row.
+
+    Args:
+        needed: columns that must be there, spelt so.
+
+    Raises:
+        CorpusError: no such table, a column is missing, or a row is none.
+    """
+    first = next((text for _, text in text_lines(path) if text.strip()), "")
+    header = split_record(first)
+    names = [] if isinstance(header, csv.Error) else [cell.strip() for cell in header]
+    missing = [column for column in needed if column not in names]
+    if missing:
+        found = ", ".join(map(printable, names)) or "no header"
+        raise CorpusError(f"{path}: looked for the columns {', '.join(missing)} and found {found}.")
+    records = csv_records(path, ",", len(names))
+    next(records)
+    for line, cells in records:
+        if isinstance(cells, csv.Error):
+            raise CorpusError(f"{path}: {no_record(line, cells)}. Restore the file from the release.")
+        if len(cells) != len(names):
+            words = f"line {line} has {len(cells)} cells, and the header has {len(names)}"
+            raise CorpusError(f"{path}: {words}. Restore the file from the release.")
+        yield line, dict(zip(names, cells, strict=True))
+
+
 def _record_over_lines(
     record: str, waiting: deque[tuple[int, str]], lines: Iterator[tuple[int, str]], delimiter: str, num_cells: int
 ) -> list[str] | None:

@@ -79,6 +79,37 @@ def is_audio(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 
+def find_audio(root: Path, levels: int = 5) -> list[Path]:
+    """The audio files of a folder and its sub-folders, in the order of their paths; hidden ones are passed over.
+
+    Args:
+        levels: of folders that are looked into, ``root`` being the first; so a link to a folder above ends.
+
+    Raises:
+        CorpusError: a folder cannot be listed.
+    """
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError as error:
+        raise CorpusError(f"{root}: cannot be listed ({error.strerror}). Mend its rights.") from error
+    found: list[Path] = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if is_audio(entry.name) and _is_file(entry):
+            found.append(root / entry.name)
+        elif levels > 1 and _is_folder(entry):
+            found += find_audio(root / entry.name, levels - 1)
+    return found
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself, say
+
+
 def _is_file(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_file()

@@ -1,6 +1,7 @@
 """Any audio file to the FLAC that shards carry: 16 kHz, mono, 16 bit."""
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from ccts_dist.shards.audio_limits import MIN_SAMPLES, AudioLimits, too_short
 from ccts_dist.shards.clipping import is_clipped
 from ccts_dist.shards.mix_down import MixDown, UnusableAudioError
 from ccts_dist.shards.resampling import resampled
+
+SEGMENT_SLACK_S = 0.5
+"""Intervals of people who marked them by hand may end a little after the recording."""
 
 _FULL_SCALE = 32_768
 
@@ -39,13 +43,19 @@ class Converted:
     """See ``is_clipped``."""
 
 
-def convert_audio(path: Path, *, max_duration_s: float) -> Converted | str:
+def convert_audio(
+    path: Path, *, max_duration_s: float, segment_s: tuple[float, float] | None = None
+) -> Converted | str:
     """The file's audio as a shard carries it, or in words why it cannot be used.
 
     Args:
         max_duration_s: longer audio is not used.
+        segment_s: beginning and end of the part that is taken; None for the whole file.
     """
-    decoded = decode_audio(path, max_duration_s=max_duration_s)
+    if segment_s is None:
+        decoded = decode_audio(path, max_duration_s=max_duration_s)
+    else:
+        decoded = decode_segment(path, segment_s, max_duration_s=max_duration_s)
     if isinstance(decoded, str):
         return decoded
     return Converted(
@@ -70,6 +80,29 @@ def decode_audio(source: Path | io.BytesIO, *, max_duration_s: float) -> Decoded
     try:
         with open_audio(source, AudioLimits(max_duration_s=max_duration_s)) as file:
             whole = [to_whole(block) for block in resampled(file.blocks(), file.rate_hz)]
+            return _decoded(whole, file.rate_hz, file.channels)
+    except UNREADABLE as error:
+        return why_not_decoded(error)
+
+
+def decode_segment(path: Path, segment_s: tuple[float, float], *, max_duration_s: float) -> Decoded | str:
+    """A part of a file as a shard would carry it, or in words why it cannot be used; nothing else is decoded.
+
+    Args:
+        segment_s: beginning and end; an end up to ``SEGMENT_SLACK_S`` after that of the file is taken for the file's.
+        max_duration_s: longer parts are not used, whatever the file lasts.
+    """
+    duration_s = segment_s[1] - segment_s[0]
+    if duration_s > max_duration_s:
+        return f"lasts {duration_s:.1f} s, more than {max_duration_s:g} s"
+    try:
+        with open_audio(path, AudioLimits(max_duration_s=math.inf)) as file:
+            start, end = (round(second * file.rate_hz) for second in segment_s)
+            if start >= file.num_frames or end > file.num_frames + SEGMENT_SLACK_S * file.rate_hz:
+                ends = f"its file ends at {file.num_frames / file.rate_hz:.2f} s"
+                return f"lasts from {segment_s[0]:.2f} to {segment_s[1]:.2f} s, and {ends}"
+            piece = file.piece(start, min(end, file.num_frames) - start)
+            whole = [to_whole(block) for block in resampled([piece], file.rate_hz)]
             return _decoded(whole, file.rate_hz, file.channels)
     except UNREADABLE as error:
         return why_not_decoded(error)

@@ -11,9 +11,22 @@ import numpy as np
 import pytest
 import soundfile
 
-from ccts_dist.corpus import Corpus, read_iemocap, read_manifest, read_msp_podcast
+from ccts_dist.corpus import (
+    Corpus,
+    read_cmu_mosei,
+    read_crema_d,
+    read_emodb,
+    read_esd,
+    read_iemocap,
+    read_manifest,
+    read_meld,
+    read_msp_podcast,
+    read_ravdess,
+    read_tess,
+)
 from ccts_dist.shards.build.write import build_shard_set
 from ccts_dist.shards.schema import unescape_key
+from tests import open_examples
 from tests.corpus_examples import MAX_DURATION_S, NUM_SAMPLES, Example, iemocap, manifest
 from tests.msp_examples import msp_podcast_1_6, msp_podcast_1_11, msp_podcast_2_0, msp_podcast_text
 
@@ -26,6 +39,13 @@ EXAMPLES: dict[str, tuple[Callable[[Path], Example], Callable[[Path], Corpus]]] 
     "msp-podcast 2.0": (msp_podcast_2_0, partial(read_msp_podcast, release="2.0")),
     "msp-podcast text": (msp_podcast_text, partial(read_msp_podcast, release="1.0")),
     "iemocap": (iemocap, read_iemocap),
+    "ravdess": (open_examples.ravdess, read_ravdess),
+    "crema-d": (open_examples.crema_d, read_crema_d),
+    "emodb": (open_examples.emodb, read_emodb),
+    "esd": (open_examples.esd, read_esd),
+    "tess": (open_examples.tess, read_tess),
+    "meld": (open_examples.meld, read_meld),
+    "cmu-mosei": (open_examples.cmu_mosei, read_cmu_mosei),
     "manifest csv": (lambda root: manifest(root / "corpus.csv"), partial(read_manifest, scale=(0.0, 4.0))),
     "manifest jsonl": (lambda root: manifest(root / "corpus.jsonl"), partial(read_manifest, scale=(0.0, 4.0))),
 }
@@ -108,10 +128,14 @@ def test_utterances_lie_in_the_shards_of_their_split(made: Made):
 def test_audio_is_the_sources(made: Made):
     example, _, records, audio, _ = made
     for key, record in records.items():
-        source = example.root / record["source"]
+        name, _, part = record["source"].partition("#t=")
+        source = example.root / name
         samples, rate = soundfile.read(io.BytesIO(audio[key]), dtype="int16")
         assert (rate, len(samples), samples.ndim) == (16_000, NUM_SAMPLES, 1), key
         original, original_rate = soundfile.read(source, dtype="int16")
+        if part:
+            start, end = map(float, part.split(","))
+            original = original[round(16_000 * start) : round(16_000 * end)]
         if original_rate == 16_000 and original.ndim == 1 and source.suffix != ".ogg":
             np.testing.assert_array_equal(samples, original)
 

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards.build.making import MakeSettings, write_shard
-from ccts_dist.shards.build.planning import Part, PlannedShard, SourceFile, look_at, parse_part, plan_shards
+from ccts_dist.shards.build.planning import (
+    Part,
+    PlannedShard,
+    SourceFile,
+    estimate_bytes,
+    look_at,
+    parse_part,
+    plan_shards,
+)
 
 TAR_END = 10_240
 
@@ -58,6 +66,15 @@ def test_compressed_files_count_for_what_they_become_and_missing_ones_for_nothin
     assert wave < mp3 < opus
     assert mp3 > 5 * 10_000
     assert plan([None], 10**9)[0].estimated_bytes == 0
+
+
+def test_part_of_a_file_counts_for_its_seconds_of_16_bit_audio_and_at_most_for_the_file():
+    first = Utterance(key="k", audio=Path("x.wav"), split="s", labels={}, scale=(0, 1), segment_s=(10.0, 12.0))
+    whole, part = dataclasses.replace(first, segment_s=None), SourceFile(size_bytes=1_000_000, changed_ns=0)
+    # 2 s of 32,000 bytes, a 256th more, 512 of FLAC's headers: 64,762, in blocks 65,024; two headers, one block of JSON
+    assert estimate_bytes(first, b"", part) == 1024 + 65_024 + 512
+    small = SourceFile(size_bytes=1_000, changed_ns=0)
+    assert estimate_bytes(first, b"", small) == estimate_bytes(whole, b"", small)
 
 
 def test_splits_have_shards_of_their_own_in_the_order_they_come():

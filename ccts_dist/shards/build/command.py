@@ -5,17 +5,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ccts_dist.corpus import (
-    Corpus,
-    SpokenConfig,
-    make_spoken_corpus,
-    read_iemocap,
-    read_manifest,
-    read_msp_podcast,
-)
+from ccts_dist.corpus import Corpus, SpokenConfig, make_spoken_corpus, read_manifest
 from ccts_dist.corpus.heard import apply_heard, read_heard
 from ccts_dist.errors import ConfigError
 from ccts_dist.progress import say
+from ccts_dist.shards.build import hf_command
+from ccts_dist.shards.build.corpora import FOLDER_CORPORA
 from ccts_dist.shards.build.planned import BuildSettings
 from ccts_dist.shards.build.planning import Part, parse_part
 from ccts_dist.shards.stores.remote import is_address
@@ -108,9 +103,11 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
             args.file, name=args.name, release=args.release, targets=targets, scale=(args.scale[0], args.scale[1])
         )
         root = args.file.parent
+    elif args.kind == "hf":
+        corpus, root = hf_command.read(args)
     else:
-        read = {"msp-podcast": read_msp_podcast, "iemocap": read_iemocap}[args.kind]
-        corpus, root = read(args.root, release=args.release), args.root
+        read = {one.name: one.read for one in FOLDER_CORPORA}[args.kind]
+        corpus, root = read(args), args.root
     _say_unnamed(corpus)
     if args.transcripts is not None:
         heard = apply_heard(corpus.utterances, read_heard(args.transcripts), min_confidence=args.min_confidence)
@@ -165,10 +162,11 @@ def _add(
 def _add_corpora(
     kinds: "argparse._SubParsersAction[argparse.ArgumentParser]", parents: list[argparse.ArgumentParser]
 ) -> None:
-    msp = _add(kinds, "msp-podcast", parents, "MSP-Podcast, any release")
-    msp.add_argument("root", type=Path, metavar="ROOT", help="folder with Audios/, Labels/ and perhaps Transcripts/")
-    iemocap = _add(kinds, "iemocap", parents, "IEMOCAP, a split per session")
-    iemocap.add_argument("root", type=Path, metavar="ROOT", help="folder with Session1/ to Session5/")
+    for one in FOLDER_CORPORA:
+        parser = _add(kinds, one.name, parents, one.words)
+        parser.add_argument("root", type=Path, metavar="ROOT", help=one.root)
+        one.add_options(parser)
+    hf_command.add_options(_add(kinds, "hf", parents, hf_command.WORDS))
     manifest = _add(kinds, "manifest", parents, "any other corpus, from a table of its utterances (CSV or JSON lines)")
     manifest.add_argument(
         "file", type=Path, metavar="FILE", help="columns key, audio, split; perhaps transcript, speaker; targets"

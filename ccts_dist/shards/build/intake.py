@@ -50,13 +50,14 @@ def sort_intake(given: Iterable[Utterance | Rejected], *, targets: Sequence[str]
 def source_of(utterance: Utterance, root: Path | None) -> str:
     """The audio file as shards name it: relative to the corpus, so that a corpus that moves gives equal shards.
 
+    A part of a file has its beginning and end behind it, as Media Fragments write them: ``a.wav#t=1.5,4``.
+
     Args:
         root: absolute; None, or audio outside of it, leaves the file name alone.
     """
     audio = utterance.audio.absolute()
-    if root is not None and audio.is_relative_to(root):
-        return audio.relative_to(root).as_posix()
-    return audio.name
+    named = audio.relative_to(root).as_posix() if root is not None and audio.is_relative_to(root) else audio.name
+    return named if utterance.segment_s is None else f"{named}#t={utterance.segment_s[0]!r},{utterance.segment_s[1]!r}"
 
 
 def rejected_line(rejected: Rejected) -> str:

@@ -214,14 +214,13 @@ def _convert(utterances: Sequence[Utterance], settings: MakeSettings) -> Iterato
     """Each utterance with its audio, in order; several threads work a few utterances ahead."""
     if settings.num_threads == 1:
         for utterance in utterances:
-            yield utterance, convert_audio(utterance.audio, max_duration_s=settings.max_duration_s)
+            yield utterance, _converted(utterance, settings)
         return
     waiting: deque[tuple[Utterance, Future[Converted | str]]] = deque()
     with ThreadPoolExecutor(settings.num_threads) as threads:
         try:
             for utterance in utterances:
-                future = threads.submit(convert_audio, utterance.audio, max_duration_s=settings.max_duration_s)
-                waiting.append((utterance, future))
+                waiting.append((utterance, threads.submit(_converted, utterance, settings)))
                 if len(waiting) > 2 * settings.num_threads:
                     ready, future = waiting.popleft()
                     yield ready, future.result()
@@ -231,6 +230,10 @@ def _convert(utterances: Sequence[Utterance], settings: MakeSettings) -> Iterato
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def _converted(utterance: Utterance, settings: MakeSettings) -> Converted | str:
+    return convert_audio(utterance.audio, max_duration_s=settings.max_duration_s, segment_s=utterance.segment_s)
 
 
 def _rows_name(shard: str) -> str:

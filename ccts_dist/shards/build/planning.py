@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.records import Utterance
+from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
 from ccts_dist.shards.build.intake import source_of
 from ccts_dist.shards.schema import AUDIO_MEMBER, escape_key, shard_name, utterance_to_json
 
@@ -32,6 +32,9 @@ _PAX_WORDS = 16
 
 _AUDIO_OVERHEAD = 512
 """FLAC's own headers: those of the file, and of its frames where nothing can be compressed."""
+
+_WAVE_BYTES_PER_S = 2 * SAMPLE_RATE_HZ
+"""Of 16 bit, which FLAC does not exceed but for its headers: the estimate of a part of a file."""
 
 _JSON_DIGITS = 32
 """The record is measured with a length of 0: room for the digits of the true one."""
@@ -148,7 +151,11 @@ def estimate_bytes(utterance: Utterance, record: bytes, file: SourceFile | None)
     headers = 2 * _BLOCK
     if name_bytes > _LONGEST_NAME:
         headers += 2 * (_BLOCK + _blocks(name_bytes + _PAX_WORDS))
-    audio = int(file.size_bytes * growth) + file.size_bytes // 256 + _AUDIO_OVERHEAD
+    size = file.size_bytes
+    if utterance.segment_s is not None:
+        size = min(size, int(_WAVE_BYTES_PER_S * (utterance.segment_s[1] - utterance.segment_s[0])))
+        growth = 1.0
+    audio = int(size * growth) + size // 256 + _AUDIO_OVERHEAD
     return headers + _blocks(audio) + _blocks(len(record) + _JSON_DIGITS)
 
 
