@@ -189,7 +189,7 @@ def test_no_rate_takes_more_filters_or_longer_ones_than_its_samples_ask_for(rate
     assert filters.shape == slopes.shape
     assert filters.size < 130_000
     products = filters.shape[1] * RATE  # of a second of audio
-    assert products < 13 * max(rate, 16_000)
+    assert products < 16 * max(rate, 16_000)
 
 
 def test_an_odd_rate_in_blocks_is_resampled_as_the_whole():

@@ -33,8 +33,7 @@ def modified_cpc(folder: Path) -> None:
 
 
 def spool(folder: Path) -> None:
-    with_lock = Spool(folder / "tracking", "events")
-    with_lock.put([TagEvent("note", "x")])
+    Spool(folder, "events").put(TagEvent("note", "x"))
 
 
 def beat(folder: Path) -> None:
