@@ -188,7 +188,7 @@ def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, Heard], int]:
     """What the whole lines say, by key, and how many bytes they take; a last line without its end is left out."""
     heard: dict[str, Heard] = {}
     num_bytes, number = 0, 1
-    while (line := file.readline(LIMITS[_LINE] + 1)).endswith(b"\n"):
+    while (line := file.readline(LIMITS[_LINE] + 1)).endswith(b"\n") and len(line) <= LIMITS[_LINE]:
         one = _read_line(line[:-1], f"{path}: line {number}")
         if one.key in heard:
             raise CorpusError(f"{path}: line {number}: key {one.key!r} comes twice. Delete one of the two lines.")
