@@ -152,6 +152,8 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
     try:
         return main(argv)
     except CctsError as error:
+        if isinstance(error, PortTakenError) and not is_first_rank():
+            _let_rank_0_speak()  # whose launcher then ends this one, unless rank 0 still waits for it
         if is_first_rank() or isinstance(error, PeerLostError | PortTakenError):  # rank 0 may be lost
             kind = "" if isinstance(error, StopRequested) else "error: "
             _say(kind + " ".join(str(error).split()))

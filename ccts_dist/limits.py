@@ -35,6 +35,7 @@ LIMITS: Mapping[str, int] = {
     "label file": 256 * _MIB,
     "file of keys": 256 * _MIB,
     "line of a label table": _MIB,
+    "file of transcripts": 512 * _MIB,
     "record of a build": 64 * _MIB,
 }
 """Bytes at most, by what is read. Rows of an index count as they are once unfolded."""

@@ -1,7 +1,9 @@
 """Rank facts: this process's place among all, its host and its GPU."""
 
+import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -257,9 +259,39 @@ def meet(ranks: Ranks, *, backend: str, timeout_s: float) -> tuple[Ranks, Store]
 
 
 def _check_own(store: Store, ranks: Ranks) -> None:
-    """Refuse the store of another job, in which this rank's place is taken: its facts would be those of strangers."""
+    """Refuse the store of another job: its facts would be those of strangers.
+
+    Rank 0's job is known by its command, and this rank's place may be taken by a rank of that job.
+    """
+    if not ranks.is_first and _are_strangers(_Job(**json.loads(store.get("ccts/job"))), _own_job()):
+        raise _port_taken(ranks)
     if store.add(f"ccts/arrived/{ranks.rank}", 1) > 1:
         raise _port_taken(ranks)
+    if ranks.is_first:
+        store.set("ccts/job", json.dumps(asdict(_own_job())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """Facts by which ranks of two jobs that begin at the same moment are told apart."""
+
+    host: str
+    parent: int
+    """Process that started the rank: one launcher for all ranks of a job on a host."""
+
+    options: str
+    """SHA-256 of the command's options, less the launcher's."""
+
+
+def _own_job() -> _Job:
+    options = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    digest = hashlib.sha256("\0".join(options).encode(errors="surrogateescape")).hexdigest()
+    return _Job(host=gethostname(), parent=os.getppid(), options=digest)
+
+
+def _are_strangers(one: _Job, other: _Job) -> bool:
+    """True for ranks of one host that differ in both launcher and options; by hand each may be started from a shell."""
+    return one.host == other.host and one.parent != other.parent and one.options != other.options
 
 
 def _port_taken(ranks: Ranks) -> PortTakenError:

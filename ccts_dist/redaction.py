@@ -19,6 +19,9 @@ MASK = "***"
 _SHORTEST = 4
 """Characters of a value that is masked wherever it stands; shorter ones would take words apart."""
 
+_LIKE_A_SECRET = 8
+"""Characters from which the value of a variable with a weak name counts as a secret."""
+
 _TOKEN_LENGTH = 12
 """Characters from which a user without a password is taken for a token, and masked by value as well."""
 
@@ -28,12 +31,20 @@ _STRONG = (
 )
 """Parts of names that mean a secret anywhere in text."""
 
-_WEAK = r"token|pass|user|username|uid|login|sig|key|auth|sas|pat|code|session|cookie"
+_WEAK = (
+    r"token|pass|passcode|pw|pin|otp|ticket|user|username|uid|login|sig|hmac|hdnts|key|auth|sas|pat|code|session"
+    r"|cookie"
+)
 """Names that mean one among the options of an address; users go with their passwords."""
 
-_OPTION_NAME = re.compile(rf"(?i)(?:.*(?:{_STRONG}).*|(?:.*[_.-])?(?:{_WEAK}))")
+_OPTION_NAME = re.compile(rf"(?i)(?:.*(?:{_STRONG}).*|(?:.*[_.-])?(?:{_WEAK})|.*token|.*session[_-]?id)(?:\[\w*\])?")
 _OPTION = re.compile(r"([?&;#])([^=&?#;]*)=([^&]*)")
-_VARIABLE = re.compile(r"PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN(?!IZER)|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY")
+_VARIABLE = re.compile(
+    r"PASSW|PASSPHRASE|(?:^|_)(?:SSH)?PASS$|_PWD$|SECRET|TOKEN(?!IZER)|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
+)
+_WEAK_VARIABLE = re.compile(r"(?:^|_)(?:KEY|AUTH|PAT|SAS|JWT|COOKIE)$")
+"""Names of variables that hold a secret if the value looks like one: eight characters, not letters alone."""
+
 _NOT_SECRET = ("true", "false", "none", "null", "yes")
 _IPV6 = re.compile(r"\[[0-9A-Fa-f:.%]+\]")
 _DELIMITERS = re.compile(r"[/@:?#&=;%+\s'\"\\]+")
@@ -49,7 +60,17 @@ _PAIR = re.compile(
     r"(?P<value>'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"&;,)\]}]+)"
 )
 _RELATIVE = re.compile(rf"(?i)(?P<name>[?&](?:{_WEAK})=)(?P<value>[^\s&'\"]+)")
-_HEADER = re.compile(r"\b(?P<name>Basic|Bearer) (?P<value>[\w.~+/=-]{8,})")
+_SPOKEN = re.compile(
+    r"(?i)(?P<name>(?<![\w.-])--[\w-]*(?:passw|pwd|secret|token|key)[\w-]*\s"
+    r"|(?<![\w.-])[\w.-]*(?:password|passwd|passphrase|secret|api[_-]?key|access[_-]?key|private[_-]?key)"
+    r"(?:['\"],\s?|:\s|\s=\s))(?P<value>'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"&;,)\]}]+)"
+)
+"""A secret behind the option, name or heading that introduces it."""
+
+_HEADER = re.compile(
+    r"(?P<name>\b(?:Basic|Bearer) )(?P<value>[\w.~+/=-]{8,})"
+    r"|(?P<heading>(?i:\b(?:(?:proxy-)?authorization:\s(?:\w+\s)?|(?:set-)?cookie:\s)))[^\s'\"][^\n'\"]*"
+)
 
 _known: set[str] = set()
 _pattern: list[re.Pattern[str]] = []
@@ -161,7 +182,8 @@ def _redact(text: str) -> str:
     if "=" in text or ":" in text:
         text = _PAIR.sub(rf"\g<name>{MASK}", text)
         text = _RELATIVE.sub(rf"\g<name>{MASK}", text)
-    return _HEADER.sub(rf"\g<name> {MASK}", text)
+    text = _SPOKEN.sub(rf"\g<name>{MASK}", text)
+    return _HEADER.sub(lambda found: f"{found['name'] or found['heading']}{MASK}", text)
 
 
 def _cut(found: re.Match[str]) -> str:
@@ -213,8 +235,24 @@ def _remember_environment(environ: Mapping[str, str]) -> None:
     for name, value in environ.items():
         if "://" in value:
             remember(value)
-        elif _VARIABLE.search(name) and value.lower() not in _NOT_SECRET and not _is_file(value):
-            _add(value, in_pieces=False)
+        elif "@" in value and name.upper().endswith("_PROXY"):
+            remember(f"http://{value}")
+        elif _is_secret_variable(name, value) and not _is_file(value):
+            for secret in (value, value.partition(":")[2]):  # user:password
+                if secret == value or len(secret) >= _LIKE_A_SECRET:
+                    _add_value(secret)
+        for pair in _PAIR.finditer(value):  # connection strings, and options in JSON
+            _add_value(pair["value"].strip("'\""))
+
+
+def _add_value(secret: str) -> None:
+    if secret.lower() not in _NOT_SECRET:
+        _add(secret, in_pieces=False)
+
+
+def _is_secret_variable(name: str, value: str) -> bool:
+    looks_like_one = len(value) >= _LIKE_A_SECRET and not value.isalpha()
+    return bool(_VARIABLE.search(name) or (looks_like_one and _WEAK_VARIABLE.search(name)))
 
 
 def _is_file(value: str) -> bool:

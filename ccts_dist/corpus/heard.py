@@ -11,13 +11,16 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from sys import intern
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.limits import LIMITS, open_regular
 from ccts_dist.records import Rejected, Utterance
 
 _FIRST_BYTES = b'{"confidence": '  # of every line: its keys are sorted
+_FILE, _LINE = "file of transcripts", "line of a label table"  # keys of LIMITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +54,12 @@ def read_heard(path: str | Path) -> Mapping[str, Heard]:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with os.fdopen(open_regular(path), "rb") as file:
+            heard, _ = _parse(file, path)
     except OSError as error:
         raise CorpusError(
             f"{path}: cannot be read ({error.strerror}). Name a file that shards/transcribe.py wrote."
         ) from error
-    heard, _ = _parse(data, path)
     return heard
 
 
@@ -118,7 +121,7 @@ class HeardFile:
         self.path = Path(path)
         self._file = _open_alone(self.path)
         try:
-            self.heard, sound_bytes = _parse(self._file.read(), self.path)
+            self.heard, sound_bytes = _parse(self._file, self.path)
             self._check_model(digest, language)
             self._file.truncate(sound_bytes)
             self._file.seek(sound_bytes)
@@ -166,7 +169,7 @@ def _open_alone(path: Path) -> Any:
     """The file, opened to read and write without losing what is in it, and locked against a second process."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
@@ -181,19 +184,24 @@ def _open_alone(path: Path) -> Any:
     return file
 
 
-def _parse(data: bytes, path: Path) -> tuple[dict[str, Heard], int]:
+def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, Heard], int]:
     """What the whole lines say, by key, and how many bytes they take; a last line without its end is left out."""
-    *lines, tail = data.split(b"\n")
     heard: dict[str, Heard] = {}
-    for number, line in enumerate(lines, start=1):
-        one = _read_line(line, f"{path}: line {number}")
+    num_bytes, number = 0, 1
+    while (line := file.readline(LIMITS[_LINE] + 1)).endswith(b"\n") and len(line) <= LIMITS[_LINE]:
+        one = _read_line(line[:-1], f"{path}: line {number}")
         if one.key in heard:
             raise CorpusError(f"{path}: line {number}: key {one.key!r} comes twice. Delete one of the two lines.")
         heard[one.key] = one
+        num_bytes, number = num_bytes + len(line), number + 1
+        if num_bytes > LIMITS[_FILE]:
+            raise _foreign(str(path), f"it takes more than {LIMITS[_FILE]:,} bytes")
+    if len(line) > LIMITS[_LINE]:
+        raise _foreign(f"{path}: line {number}", f"it takes more than {LIMITS[_LINE]:,} bytes")
     # A kill leaves the beginning of a line; a power cut zeros. Anything else was written by someone else.
-    if not (tail.startswith(_FIRST_BYTES) or _FIRST_BYTES.startswith(tail) or not tail.strip(b"\0")):
-        raise _foreign(f"{path}: line {len(lines) + 1}", "it is not the beginning of one")
-    return heard, len(data) - len(tail)
+    if not (line.startswith(_FIRST_BYTES) or _FIRST_BYTES.startswith(line) or not line.strip(b"\0")):
+        raise _foreign(f"{path}: line {number}", "it is not the beginning of one")
+    return heard, num_bytes
 
 
 def _line(one: Heard) -> bytes:
@@ -216,6 +224,8 @@ def _read_line(line: bytes, where: str) -> Heard:
         raise _foreign(where, "a number is something else")
     if not 0 <= tree["confidence"] <= 1 or not 0 <= tree["duration_s"] < math.inf:
         raise _foreign(where, f"confidence {tree['confidence']} or duration {tree['duration_s']} is off its range")
+    for name in ("model", "digest", "language"):  # the same on every line: held once
+        tree[name] = tree[name] and intern(tree[name])
     return Heard(**tree)
 
 

@@ -9,6 +9,7 @@ published checkpoint is one file that torch pickled; made into a folder, it is n
 import argparse
 import json
 import pickle
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, no_type_check
@@ -218,6 +219,8 @@ def convert(checkpoint: Path, folder: Path) -> None:
     # It was trained on waves as they are.
     said = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False, "sampling_rate": 16_000}
     (folder / "preprocessor_config.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "preprocessor_config.json", weights)  # safetensors' own is 0600, whatever the umask
 
 
 def _shape_of(published: Mapping[str, Tensor]) -> ModifiedCpcConfig:

@@ -1,6 +1,5 @@
 """Audio of any duration in blocks: the samples that a shard would carry, without ever holding the whole recording."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from jaxtyping import Int16
 
 from ccts_dist.shards.audio import to_whole
 from ccts_dist.shards.audio_file import UNREADABLE, open_audio, why_not_decoded
-from ccts_dist.shards.audio_limits import MIN_SAMPLES, AudioLimits, too_short
+from ccts_dist.shards.audio_limits import MAX_STREAMED_S, MIN_SAMPLES, AudioLimits, too_short
 from ccts_dist.shards.mix_down import UnusableAudioError
 from ccts_dist.shards.resampling import resampled
 
@@ -22,7 +21,7 @@ def decode_blocks(path: Path) -> Iterator[Int16[np.ndarray, " samples"] | str]:
     """
     try:
         given = 0
-        with open_audio(path, AudioLimits(max_duration_s=math.inf)) as file:
+        with open_audio(path, AudioLimits(max_duration_s=MAX_STREAMED_S)) as file:
             for block in resampled(file.blocks(), file.rate_hz, whole_frames=0):
                 if len(block):
                     given += len(block)

@@ -10,6 +10,9 @@ MIN_SAMPLES = 400
 MAX_DURATION_S = 600.0
 """Longer audio is not used, unless a builder is told another limit."""
 
+MAX_STREAMED_S = 86_400.0
+"""Longer audio is not used either where it is decoded block by block: a day, which four megabytes of FLAC may state."""
+
 MIN_RATE_HZ = 1_000
 MAX_RATE_HZ = 1_048_575
 """The highest rate that a FLAC states (RFC 9639); speech below 1 kHz is none."""
@@ -29,7 +32,7 @@ class AudioLimits:
     """Limits on one recording, held against its header before it is decoded and against its samples meanwhile."""
 
     max_duration_s: float = MAX_DURATION_S
-    """Seconds; infinite where it is decoded block by block and nothing of it is kept."""
+    """Seconds; ``MAX_STREAMED_S`` where it is decoded block by block and nothing of it is kept."""
 
     def header_fault(self, *, rate_hz: int, channels: int, num_frames: int) -> str:
         """In words, why a file with this header is not decoded; "" if it is.

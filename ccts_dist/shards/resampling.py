@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
 import torch
 import torchaudio
 from jaxtyping import Float64
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ccts_dist.records import SAMPLE_RATE_HZ
 
@@ -18,13 +19,14 @@ _ROLL_OFF = 0.99
 
 _MAX_KERNEL = 1_000_000
 """Numbers in torchaudio's filter bank (8 MB), a filter for each output of a period; it grows with the rates over their
-common divisor. Beyond it each output's filter is computed where it is needed."""
+common divisor. Beyond it each output's filter is interpolated."""
 
 _AT_A_TIME = 200_000
 """Numbers of such filters that are held (1.6 MB)."""
 
 _PER_CROSSING = 8_192
-"""Points of the filter that are tabled between two zero crossings; between them a line errs by 2e-8 (-154 dB)."""
+"""Points of the filter that are tabled between two zero crossings, 100,000 in all at any rate; between them a line errs
+by 2e-8 (-154 dB)."""
 
 _WHOLE_FRAMES = 1 << 21
 """Audio up to here (44 s of 48 kHz) is resampled in one piece, which takes 230 MB; longer audio in blocks."""
@@ -85,39 +87,41 @@ def _with_filters_on_the_spot(
 ) -> Float64[np.ndarray, " resampled"]:
     """Outputs ``start`` to ``stop`` of a signal that is silent before and behind what is held.
 
-    Output n lies at sample n * rate / 16,000; its filter is ``_filter_table`` of the distance in zero crossings.
+    Output n lies at sample n * rate / 16,000; its filter is on the line between two of ``_filter_bank``.
 
     Args:
         held: of the signal.
         at: its first sample that is held.
     """
-    reach, band = _reach(rate_hz), _ROLL_OFF * min(1.0, SAMPLE_RATE_HZ / rate_hz)
-    table, slope = _filter_table()
-    padded = np.pad(held, reach + 1)
-    taps = np.arange(-reach, reach + 1)
+    filters, slopes = _filter_bank(rate_hz)
+    num_phases, num_taps = filters.shape
+    windows = sliding_window_view(np.pad(held, _reach(rate_hz) + 1), num_taps)
     found = np.empty(max(0, stop - start))
-    step = max(1, _AT_A_TIME // len(taps))
+    step = max(1, _AT_A_TIME // num_taps)
     for first in range(start, stop, step):
         numbers = np.arange(first, min(stop, first + step), dtype=np.int64)
         whole, part = np.divmod(numbers * rate_hz, SAMPLE_RATE_HZ)
-        places = np.abs(taps - part[:, None] / SAMPLE_RATE_HZ)
-        places *= band * _PER_CROSSING
-        before = np.minimum(places, len(table) - 1).astype(np.int32)
-        places -= before
-        places *= slope[before]
-        places += table[before]
-        samples = padded[np.clip(whole[:, None] + (taps - at + reach + 1), 0, len(padded) - 1)]
-        found[first - start : first - start + len(numbers)] = np.einsum("nt,nt->n", places, samples)
-    found *= band
+        phase, rest = np.divmod(part * num_phases, SAMPLE_RATE_HZ)
+        samples = windows[whole - at + 1]
+        between = np.einsum("nt,nt->n", slopes[phase], samples) * (rest / SAMPLE_RATE_HZ)
+        found[first - start : first - start + len(numbers)] = between + np.einsum("nt,nt->n", filters[phase], samples)
     return found
 
 
-@cache
-def _filter_table() -> tuple[Float64[np.ndarray, " points"], Float64[np.ndarray, " points"]]:
-    """One half of sinc(t) cos^2(pi t / 12), t counted in zero crossings, and what it changes from point to point."""
-    t = np.arange(_ZERO_CROSSINGS * _PER_CROSSING + 2) / _PER_CROSSING
-    values = np.where(t < _ZERO_CROSSINGS, np.sinc(t) * np.cos(np.pi / (2 * _ZERO_CROSSINGS) * t) ** 2, 0.0)
-    return values, np.append(np.diff(values), 0.0)
+@lru_cache(maxsize=8)
+def _filter_bank(
+    rate_hz: int,
+) -> tuple[Float64[np.ndarray, "phases taps"], Float64[np.ndarray, "phases taps"]]:
+    """Filters of outputs that lie q / phases behind a sample, and their change from one phase to the next.
+
+    A filter is sinc(t) cos^2(pi t / 12), t counted in zero crossings.
+    """
+    reach, band = _reach(rate_hz), _ROLL_OFF * min(1.0, SAMPLE_RATE_HZ / rate_hz)
+    num_phases = math.ceil(_PER_CROSSING * band)
+    t = np.abs(np.arange(-reach, reach + 1) - np.arange(num_phases + 1)[:, None] / num_phases) * band
+    window = np.cos(np.pi / (2 * _ZERO_CROSSINGS) * t) ** 2
+    values = np.where(t < _ZERO_CROSSINGS, band * np.sinc(t) * window, 0.0)
+    return values[:-1], np.diff(values, axis=0)
 
 
 class BlockResampler:

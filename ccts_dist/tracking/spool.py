@@ -156,7 +156,7 @@ class Spool:
             if self._lock != _NONE:
                 return True
             try:
-                lock = os.open(self._path("lock"), os.O_WRONLY | os.O_CREAT, 0o644)
+                lock = os.open(self._path("lock"), os.O_WRONLY | os.O_CREAT, 0o666)
             except OSError as error:  # without a disk there is nobody else who could send this
                 self._warn(error)
                 return True
@@ -289,7 +289,7 @@ class Spool:
     def _begin_segment(self, data: bytes) -> None:
         first = self._unwritten[0][0]
         head = (json.dumps({"steps": self._steps_before(first)}) + "\n").encode()
-        file = os.open(self._segment(first), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        file = os.open(self._segment(first), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             _write_whole(file, head + data, 0)
         except OSError:

@@ -81,7 +81,7 @@ def write_beat(folder: Path, beat: Beat) -> None:
     text = json.dumps(asdict(beat)).encode()[:_SIZE_BYTES].ljust(_SIZE_BYTES)
     with suppress(OSError):
         # Opened and closed each time: that is what makes it visible to other hosts on NFS.
-        file = os.open(folder / f"{beat.rank}.json", os.O_WRONLY | os.O_CREAT, 0o644)
+        file = os.open(folder / f"{beat.rank}.json", os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             os.pwrite(file, text, 0)
         finally:

@@ -35,13 +35,16 @@ def pictures_are_in_folder(place: Path, num_recordings: int) -> bool:
 
 
 def picture_in(folder: Path, curve: Curve, taken: set[str]) -> Path:
-    """A file of its own for a recording: its name without folders, numbered where that is ``taken``."""
+    """A file of its own for a recording: its name without folders, numbered where that is ``taken``.
+
+    Names that differ in case alone count as one: some file systems store them as one file.
+    """
     stem = Path(curve.name).name
     name, number = f"{stem}.png", 1
-    while name in taken:
+    while name.casefold() in taken:
         number += 1
         name = f"{stem}-{number}.png"
-    taken.add(name)
+    taken.add(name.casefold())
     return folder / name
 
 

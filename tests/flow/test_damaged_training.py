@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,9 +23,11 @@ from ccts_dist.distributed import in_step, rank_facts, together
 from ccts_dist.errors import CctsError
 from ccts_dist.loader.collate import EncodeText
 from ccts_dist.loader.loader import Loader
-from ccts_dist.records import DIMENSIONS
+from ccts_dist.records import DIMENSIONS, TeacherOutput
+from ccts_dist.shards import open_teacher_cache
 from ccts_dist.shards.check.check import check_shard_set
 from ccts_dist.shards.read import open_shard_set
+from ccts_dist.shards.teacher_format import encode_output
 from tests import damage
 from tests.launching import launch
 from tests.ranks.processes import run_on_ranks
@@ -303,6 +306,23 @@ def test_damage_in_a_teacher_cache_stops_or_is_skipped(place: Path, harm: Callab
     assert done.returncode == 0, done.stderr[-4000:]
     counted = sum(step["train/damaged_utterances"] for step in read_history(place / "again"))
     assert counted == EPOCHS * lost
+
+
+def test_an_output_that_is_not_finite_in_a_store_ends_both_ranks_with_one_line(place: Path):
+    """Sealed, so that no checksum tells. Of a store no output is fetched before its step: set-up cannot find it."""
+    facts = open_teacher_cache(place / "cache", open_shard_set(place / "shards"))
+    output = TeacherOutput(
+        embedding=np.full(facts.embedding_size, np.nan, np.float32), prediction=np.zeros(len(facts.targets), np.float32)
+    )
+    damage.replace_payload(place / "cache", SHARDS[0], 3, "teacher.npy", encode_output(output))
+    damage.bless_crc(place / "cache", SHARDS[0])
+    done = train(with_teacher(place, "run", teacher=f"file://{place}/cache", cache=str(place / "fetched")))
+    assert done.returncode == 2, done.stderr[-4000:]
+    (error,) = errors_of(done)
+    assert error.startswith(f"{SHARDS[0]}: teacher.npy of {key_of(place, SHARDS[0], 3)!r} in file://")
+    assert "holds numbers that are not finite" in error
+    assert "Traceback" not in done.stderr
+    assert not (place / "run" / "last").exists()
 
 
 @pytest.mark.long

@@ -44,7 +44,7 @@ def test_check_shows_parts_and_peak_without_a_gpu(config, capfd):
     assert re.search(r"memory per rank +on the host +GB", out)
     for what in ("weights, fp32", "master weights, fp32", "gradient buckets", "activations", "process", "at least"):
         assert re.search(rf"^  {what} +\d+\.\d\d", out, re.MULTILINE) or what.startswith("weights"), what
-    assert "freed memory that the C library keeps is not in it, 0.1 to 0.9 GB where it was measured" in out, (
+    assert "freed memory that the C library keeps is not in it, 0.1 to 1.1 GB where it was measured" in out, (
         "without a GPU the figure is a floor"
     )
     assert "check passed\n" in out
@@ -135,7 +135,8 @@ def test_training_tells_what_it_took_beside_what_was_foreseen(place):
     assert words is not None
     summary = json.loads((output / "summary.json").read_text())
     assert summary["peak_memory_gb"] == pytest.approx(float(words[1]), abs=0.01)
-    assert summary["peak_memory_gb"] > 0.4, "torch alone takes half a gigabyte"
+    ratio = summary["peak_memory_gb"] / float(words[2])
+    assert 1.0 <= ratio < 2.5, f"the estimate is named as a floor, and the run took {ratio:.2f} times as much"
     client = MlflowClient(store)
     experiment = client.get_experiment_by_name("memory")
     assert experiment is not None

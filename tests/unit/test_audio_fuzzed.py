@@ -20,4 +20,5 @@ def test_changed_audio_gives_audio_or_words_within_a_gigabyte(tmp_path: Path):
     command = [sys.executable, "-X", "faulthandler", "-m", "tests.fuzz_audio", str(SECONDS), str(FIRST), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stderr[-3000:]}\nexit {done.returncode}; the input is in {tmp_path}"
+    print(done.stdout)
     assert int(done.stdout.split()[0]) > 0

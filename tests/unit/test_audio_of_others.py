@@ -19,7 +19,7 @@ from ccts_dist.records import Utterance
 from ccts_dist.registry.predict import read_audio
 from ccts_dist.shards.audio import convert_audio, decode_audio, decode_samples
 from ccts_dist.shards.audio_blocks import decode_blocks
-from ccts_dist.shards.resampling import BlockResampler, resample
+from ccts_dist.shards.resampling import BlockResampler, _filter_bank, resample
 
 RATE = 16_000
 
@@ -181,6 +181,15 @@ def test_filters_computed_on_the_spot_are_those_of_the_usual_rates(monkeypatch: 
         with monkeypatch.context() as patched:
             patched.setattr("ccts_dist.shards.resampling._MAX_KERNEL", 0)
             np.testing.assert_allclose(resample(signal, rate), usual, atol=2e-7)
+
+
+@pytest.mark.parametrize("rate", [1_009, 15_999, 47_981, 383_990, 1_048_573])
+def test_no_rate_takes_more_filters_or_longer_ones_than_its_samples_ask_for(rate: int):
+    filters, slopes = _filter_bank(rate)
+    assert filters.shape == slopes.shape
+    assert filters.size < 130_000
+    products = filters.shape[1] * RATE  # of a second of audio
+    assert products < 16 * max(rate, 16_000)
 
 
 def test_an_odd_rate_in_blocks_is_resampled_as_the_whole():

@@ -1,6 +1,7 @@
 """Ranks find their hosts and their GPUs by what each of them sees."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from datetime import timedelta
 
@@ -8,7 +9,17 @@ import pytest
 from torch._C._distributed_c10d import TCPStore
 
 from ccts_dist.errors import ConfigError, PortTakenError, run_main
-from ccts_dist.ranks import BACKEND, Ranks, Seat, chosen_backend, meet, take_seats
+from ccts_dist.ranks import (
+    BACKEND,
+    Ranks,
+    Seat,
+    _are_strangers,
+    _Job,
+    _own_job,
+    chosen_backend,
+    meet,
+    take_seats,
+)
 
 
 def seat(host: str = "a", **changes: object) -> Seat:
@@ -122,6 +133,8 @@ def job_before(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
     for rank in (0, 1):
         store.add(f"ccts/arrived/{rank}", 1)
         store.set(f"ccts/seat/{rank}", json.dumps(asdict(seat(local_rank=rank, local_size=2, num_nodes=1))))
+    store.set("ccts/job", json.dumps(asdict(_own_job())))  # the same command, so that only its place tells
+    monkeypatch.setattr("ccts_dist.errors._SPEAK_S", 0.0)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
@@ -145,3 +158,39 @@ def test_second_job_on_a_host_is_told_of_the_port_and_joins_no_stranger(
     assert "deepspeed --master_port N" in line
     assert job_before.get(f"ccts/seat/{rank}") == seat_before
     assert issubclass(PortTakenError, ConfigError)
+
+
+def test_rank_that_comes_before_the_first_jobs_own_leaves_it_its_place(
+    job_before: TCPStore, monkeypatch: pytest.MonkeyPatch
+):
+    """Jobs that begin at the same moment: the first job's rank 1 is still on its way, and this one is a stranger."""
+    monkeypatch.setenv("RANK", "1")
+    other = replace(_own_job(), parent=os.getppid() + 1, options="0" * 64)
+    job_before.set("ccts/job", json.dumps(asdict(other)))
+    job_before.delete_key("ccts/arrived/1")
+    with pytest.raises(PortTakenError, match=f"port {job_before.port} at 127.0.0.1 is another job's"):
+        meet(Ranks(rank=1, num_ranks=2), backend="gloo", timeout_s=20.0)
+    assert not job_before.check(["ccts/arrived/1"])
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"parent": 2, "options": "b"}, True),
+        ({"options": "b"}, False),  # one launcher gives each rank options of its own
+        ({"parent": 2}, False),  # started by hand, from two shells
+        ({"parent": 2, "options": "b", "host": "other"}, False),
+    ],
+)
+def test_strangers_differ_in_launcher_and_options_on_one_host(facts: dict, expected: bool):
+    job = _Job(host="here", parent=1, options="a")
+    assert _are_strangers(replace(job, **facts), job) is expected
+
+
+def test_the_launchers_own_option_is_no_part_of_a_jobs_command(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--local_rank=0", "--config", "a.toml"])
+    first = _own_job()
+    monkeypatch.setattr("sys.argv", ["train.py", "--local_rank=1", "--config", "a.toml"])
+    assert _own_job() == first
+    monkeypatch.setattr("sys.argv", ["train.py", "--local_rank=1", "--config", "b.toml"])
+    assert _own_job() != first

@@ -86,6 +86,9 @@ def test_pieces_that_a_library_takes_for_host_or_port_are_masked():
         "postgresql://db:5432/mlflow?sslmode=require",
         "batch.global_utterances=1 num_tokens=7 tokenizer=/a/b",
         "sqlite:////tmp/a%20b/mlflow.db",
+        "its user or password holds '@', which ends it there: write %40",
+        "basic and bearer authentication; passwords, tokens and secrets: none",
+        "https://host/p?page=2&num_tokens=7&ticket_id=3",
     ],
 )
 def test_text_without_credentials_stays_as_it_is(text: str):
@@ -100,14 +103,92 @@ def test_text_without_credentials_stays_as_it_is(text: str):
         ("AWS_SECRET_ACCESS_KEY", "wJalr/XUtnFEMI+K7MDENG"),
         ("HF_TOKEN", "hf_0123456789"),
         ("HTTPS_PROXY", "http://bob:open%20sesame@proxy:3128"),
+        ("https_proxy", "bob:open%20sesame@proxy:3128"),
+        ("MYSQL_PWD", "open-sesame9"),
+        ("SSHPASS", "open-sesame9"),
+        ("AZURE_STORAGE_KEY", "open-sesame9=="),
+        ("GITHUB_PAT", "ghp_opensesame9"),
     ],
 )
 def test_credentials_of_the_environment_are_masked_wherever_they_stand(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(name, value)
-    secret = "open sesame" if "PROXY" in name else value
+    secret = "open sesame" if "PROXY" in name.upper() else value
     assert redact(f"the server said: {secret!r} is wrong") == "the server said: '***' is wrong"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AZURE_STORAGE_CONNECTION_STRING", "DefaultEndpointsProtocol=https;AccountKey=hush-99-hush;EndpointSuffix=x"),
+        ("FSSPEC_S3", '{"key": "AKIA0", "secret": "hush-99-hush", "client_kwargs": {"region_name": "eu"}}'),
+        ("FSSPEC_S3_ENDPOINT_URL", "http://alice:hush-99-hush@minio:9000"),
+        ("DATABASE_URL", "postgresql+psycopg2://alice:hush-99-hush@db/mlflow"),
+        ("BASIC_AUTH", "alice:hush-99-hush"),
+    ],
+)
+def test_a_secret_within_a_value_of_the_environment_is_masked(name: str, value: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(name, value)
+    assert redact("the store said: hush-99-hush at eu is wrong") == "the store said: *** at eu is wrong"
+
+
+OWN_FORMS = [
+    "http://%61lice:hush-99-hush@127.0.0.1:5000",
+    "http://alice:hush-99-hush@[2001:db8::1]:5000/path",
+    "http://alice:hush-99-hush@[fe80::1%25eth0]:5000",
+    "postgresql+psycopg2://bob@corp.example:hush-99-hush@db:5432/mlflow",
+    "postgresql+psycopg2://bob:x:hush-99-hush@db:5432/mlflow?sslmode=require",
+    "redis://:hush-99-hush@host:6379/0",
+    "snowflake://u@acc/db?private_key_passphrase=hush-99-hush",
+    "http://proxy/?url=http%3A%2F%2Fa%3Ahush-99-hush%40host",
+    "https://host/p?p%61ssword=hush-99-hush",
+    "https://host/p?access%5Ftoken=hush-99-hush",
+    "https://host/p?APIToken=hush-99-hush",
+    "https://host/p?token[]=hush-99-hush",
+    "https://host/p?refresh_token=hush-99-hush&id_token=hush-99-hush",
+    "https://host/p#access_token=hush-99-hush",
+    "https://host/p?sessionid=hush-99-hush",
+    "https://host/p;jsessionid=hush-99-hush?x=1",
+    "https://host/p?otp=hush-99-hush",
+    "https://host/p?passcode=hush-99-hush",
+    "https://host/p?ticket=hush-99-hush",
+    "https://host/p?hdnts=hush-99-hush",
+    "https://acct.blob.example/c?sv=2022&sig=hush-99-hush%2Fabc%3D",
+    "HTTP://ALICE:HUSH-99-HUSH@HOST:5000",
+]
+
+
+@pytest.mark.parametrize("address", OWN_FORMS)
+def test_further_forms_of_addresses_are_cut_known_or_not(address: str):
+    assert "hush-99" not in without_credentials(address).lower()
+    for sentence in (f"at {address} failed", f"({address!r})", json.dumps({"uri": address})):
+        assert "hush-99" not in redact(sentence).lower()
+    remember(address)
+    assert "hush-99" not in redact(f"at {address} failed").lower()
+
+
+FOREIGN_WORDS = [
+    "storage_options={'key': 'AKIA0', 'secret': 'hush99', 'endpoint_url': 'http://u:hush99@minio:9000'}",
+    "{'client_kwargs': {'aws_secret_access_key': 'hush99', 'aws_session_token': 'hush99'}}",
+    "S3FileSystem(key='A', secret='hush99')",
+    "[('user', 'u'), ('password', 'hush99')]",
+    "Server=h;Database=d;Uid=u;Pwd=hush99;",
+    "password: hush99",
+    "MLFLOW_TRACKING_PASSWORD = hush99",
+    "mlflow --password hush99 server",
+    "Proxy-Authorization: Basic hush99hush99",
+    "Authorization: token hush99",
+    "authorization: bearer hush99",
+    "X-Api-Key: hush99",
+    "Cookie: a=1; mlflow_session=hush99; b=2",
+]
+
+
+@pytest.mark.parametrize("text", FOREIGN_WORDS)
+def test_secrets_that_their_names_introduce_are_masked_in_messages_of_libraries(text: str):
+    assert "hush99" not in redact(text)
+    assert "***" in redact(text)
 
 
 def test_settings_of_the_environment_that_are_no_secrets_are_not_masked(monkeypatch: pytest.MonkeyPatch):

@@ -100,6 +100,19 @@ def test_damage_is_said_last_and_in_the_words_of_the_whole(
     assert all(isinstance(block, np.ndarray) for block in blocks)
 
 
+def test_a_file_that_states_more_than_a_day_is_refused_before_its_first_block(tmp_path: Path) -> None:
+    """Silence: a day of it takes four megabytes."""
+    path = tmp_path / "long.flac"
+    soundfile.write(path, np.zeros(16_000), 16_000, format="FLAC")
+    data = bytearray(path.read_bytes())
+    for seconds, first in ((86_400, None), (86_401, "lasts 86401.0 s, more than 86400 s")):
+        facts = int.from_bytes(data[18:26], "big") >> 36 << 36 | seconds * 16_000
+        data[18:26] = facts.to_bytes(8, "big")
+        path.write_bytes(data)
+        block = next(decode_blocks(path))
+        assert block == first if first else isinstance(block, np.ndarray)
+
+
 def test_a_flac_that_breaks_off_gives_what_comes_before_and_then_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

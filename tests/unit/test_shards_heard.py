@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ccts_dist import limits
 from ccts_dist.corpus.heard import Heard, HeardFile, apply_heard, read_heard
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.recognition.transcribe import check_place, heard_place, wanted_utterances
@@ -139,6 +140,34 @@ def test_a_line_with_a_wrong_value_is_refused_by_number(tmp_path: Path, changes:
     path.write_text(f"{first}\n{json.dumps(json.loads(second) | changes)}\n")
     with pytest.raises(CorpusError, match=f"line 2 is not one .*{what}"):
         read_heard(path)
+
+
+def test_lines_and_files_beyond_their_limits_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    line = len(write(tmp_path / "one.jsonl", [heard("a")]).read_bytes())
+    monkeypatch.setitem(limits.LIMITS, "line of a label table", line)
+    monkeypatch.setitem(limits.LIMITS, "file of transcripts", 3 * line)
+    path = write(tmp_path / "heard.jsonl", [heard(key) for key in "abc"])
+    assert list(read_heard(path)) == ["a", "b", "c"]
+    path.write_bytes(path.read_bytes() + path.read_bytes()[:line].replace(b'"a"', b'"d"'))
+    with pytest.raises(CorpusError, match=rf"it takes more than {3 * line} bytes"):
+        read_heard(path)
+    path.write_bytes(path.read_bytes()[:line].replace(b'"a"', b'"aa"'))
+    with pytest.raises(CorpusError, match=rf"line 1 is not one .*: it takes more than {line} bytes"):
+        read_heard(path)
+    with pytest.raises(CorpusError, match="it takes more than"):
+        HeardFile(path, digest=DIGEST, language=None)
+
+
+def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "heard.jsonl")
+    with pytest.raises(CorpusError, match="no regular file"):
+        read_heard(tmp_path / "heard.jsonl")
+
+
+def test_model_and_digest_are_held_once(tmp_path: Path):
+    one, other = read_heard(write(tmp_path / "heard.jsonl", [heard("a"), heard("b")])).values()
+    assert one.digest is other.digest
+    assert one.model is other.model
 
 
 def test_a_key_that_comes_twice_is_refused(tmp_path: Path):

@@ -13,6 +13,7 @@ import soundfile
 from ccts_dist.errors import ConfigError, CorpusError, ShardError
 from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards import open_shard_set, read_utterance_json
+from ccts_dist.shards.build.intake import same_files
 from ccts_dist.shards.build.output import BUILDING
 from ccts_dist.shards.build.write import build_shard_set
 from ccts_dist.shards.check.check import check_shard_set
@@ -155,6 +156,19 @@ def test_a_split_with_the_longest_name_is_built(corpus: Path, utterances: list[U
     build_example([dataclasses.replace(one, split=split) for one in utterances], tmp_path / "s", corpus)
     assert check_shard_set(tmp_path / "s") == []
     assert open_shard_set(tmp_path / "s").manifest.split_names == (split,)
+
+
+def test_splits_that_differ_in_case_alone_are_refused_before_a_shard_is_written(
+    corpus: Path, utterances: list[Utterance], tmp_path: Path
+):
+    """On a file system that ignores case the second split's shards would replace the first one's."""
+    given = [dataclasses.replace(one, split=("Train", "train")[number % 2]) for number, one in enumerate(utterances)]
+    with pytest.raises(CorpusError, match=r"splits 'Train' and 'train' differ in upper and lower case alone"):
+        build_example(given, tmp_path / "s", corpus)
+    assert not (tmp_path / "s").exists()
+    # Other letters are escaped: their shards have names of their own everywhere.
+    assert same_files(["Train", "\u00e4", "\u00c4", "Test"]) is None
+    assert same_files(["a.b", "x", "A.B"]) == ("a.b", "A.B")
 
 
 def test_a_record_that_cannot_be_read_stops_the_build_in_words(

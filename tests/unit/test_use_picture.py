@@ -89,8 +89,9 @@ def test_a_place_is_one_picture_or_a_folder_of_them(tmp_path: Path) -> None:
 
 def test_recordings_of_one_name_get_pictures_of_their_own(tmp_path: Path) -> None:
     taken: set[str] = set()
-    names = [picture_in(tmp_path, curve_of(1, name), taken).name for name in ("x/a.wav", "y/a.wav", "z/a.wav", "b.wav")]
-    assert names == ["a.wav.png", "a.wav-2.png", "a.wav-3.png", "b.wav.png"]
+    recordings = ("x/a.wav", "y/a.wav", "z/A.wav", "b.wav")
+    names = [picture_in(tmp_path, curve_of(1, name), taken).name for name in recordings]
+    assert names == ["a.wav.png", "a.wav-2.png", "A.wav-3.png", "b.wav.png"]
 
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:

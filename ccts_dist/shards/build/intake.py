@@ -47,6 +47,19 @@ def sort_intake(given: Iterable[Utterance | Rejected], *, targets: Sequence[str]
     return Intake(splits={name: tuple(split) for name, split in splits.items()}, rejected=tuple(rejected))
 
 
+def same_files(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two split names whose shards are one file where a file system ignores case; None if there are none.
+
+    Only ASCII letters count: every other character is escaped in a shard's name. Keys and targets never become files.
+    """
+    taken: dict[str, str] = {}
+    for name in names:
+        other = taken.setdefault(escape_key(name).lower(), name)
+        if other != name:
+            return other, name
+    return None
+
+
 def source_of(utterance: Utterance, root: Path | None) -> str:
     """The audio file as shards name it: relative to the corpus, so that a corpus that moves gives equal shards.
 

@@ -9,7 +9,7 @@ from ccts_dist.corpus.cells import has_bad_bytes, printable
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards.audio_limits import MAX_DURATION_S
-from ccts_dist.shards.build.intake import Intake, rejected_line, sort_intake
+from ccts_dist.shards.build.intake import Intake, rejected_line, same_files, sort_intake
 from ccts_dist.shards.build.output import Output, open_output
 from ccts_dist.shards.build.planning import Part, PlannedShard, plan_shards
 from ccts_dist.shards.schema import FORMAT_VERSION
@@ -88,7 +88,7 @@ def plan_build(utterances: Iterable[Utterance | Rejected], out: str | Path, sett
     """Sort the utterances and plan their shards; writes nothing.
 
     Raises:
-        CorpusError: nothing was given.
+        CorpusError: nothing was given, or splits whose names differ in upper and lower case alone.
         ConfigError: nothing can be written there, or a name cannot be stored.
     """
     _check_names(settings)
@@ -97,6 +97,11 @@ def plan_build(utterances: Iterable[Utterance | Rejected], out: str | Path, sett
     intake = sort_intake(utterances, targets=settings.targets, root=root)
     if not intake.num_given:
         raise CorpusError(f"{settings.corpus}: no utterance was given. Name a corpus that has some.")
+    if (same := same_files(intake.splits)) is not None:
+        raise CorpusError(
+            f"{settings.corpus}: splits {same[0]!r} and {same[1]!r} differ in upper and lower case alone, and many "
+            "file systems would store the shards of both under one name. Spell both alike, or rename one."
+        )
     words = f"{FORMAT_VERSION}|{settings.targets}|{settings.shard_bytes}|{settings.max_duration_s}"
     shards = plan_shards(
         intake.splits, targets=settings.targets, root=root, shard_bytes=settings.shard_bytes, settings=words
