@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.invocation import CommandParser
 from ccts_dist.report.paper import Reproduction
 from ccts_dist.report.paper_tables import TABLES
 from ccts_dist.report.study_plan import Study, order_of_shares
@@ -22,7 +23,7 @@ FOLDER_OF_THE_STUDY = Path("demo/study")
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Run every stage that a table needs and is not done yet, then print the table. Kill it at any "
         "time; run again, it goes on.",
         epilog=EPILOG,
