@@ -9,6 +9,15 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
+# `make setup TORCH=cpu`: torch without CUDA, 1.9 GB on disk in place of 6.4. PyPI has none for Linux on x86-64, so it
+# comes from PyTorch's own index, or from TORCH_INDEX: another index's address, or a folder with the wheel.
+TORCH := cuda
+ifeq ($(filter cpu cuda,$(TORCH)),)
+$(error TORCH=$(TORCH): must be cpu or cuda)
+endif
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+# The lock's version, or TORCH_VERSION=2.13.0.
+TORCH_VERSION = $(shell sed -nE 's/^torch==([0-9.]+).*/\1/p' requirements.lock)
 # Empty is off: without compiled modules every start of a rank takes 17 s longer.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -20,6 +29,22 @@ WORKERS := -n 3
 LONGEST := tests/flow/test_thirty_kills.py tests/flow/test_stopping.py tests/ranks/test_stages.py
 # Two ranks of HuBERT-large want the memory for themselves.
 LARGEST := tests/flow/test_real_size.py
+
+UV_INSTALL := $(BIN)/uv pip install --system-certs --compile-bytecode --python $(BIN)/python
+define INSTALL_cuda
+$(UV_INSTALL) --require-hashes -r requirements.lock \
+  || $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+endef
+
+# The lock less torch and what only its CUDA build needs. PyPI's torchaudio links CUDA in a compiled part that resampling,
+# which is all that is used of it, does without; where the part is there, importing torchaudio fails.
+CUDA_ONLY := torch|triton|cuda-[a-z-]+|nvidia-[a-z0-9-]+
+define INSTALL_cpu
+awk '/^[a-z]/ { skip = /^($(CUDA_ONLY))(==|\[)/ } !skip' requirements.lock > $(VENV)/without-cuda.txt
+$(UV_INSTALL) --no-deps --require-hashes -r $(VENV)/without-cuda.txt
+$(UV_INSTALL) --no-deps $(if $(wildcard $(TORCH_INDEX)),--no-index --find-links,--index-url) $(TORCH_INDEX) torch==$(TORCH_VERSION)+cpu
+rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
+endef
 
 .PHONY: help setup demo test test-integration test-long say-test check proof lock clean
 
@@ -34,8 +59,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
 	@# pip does the same, in minutes rather than seconds; it also knows the machine's own pip settings.
-	$(BIN)/uv pip install --system-certs --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock \
-	  || $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	$(INSTALL_$(TORCH))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@# Before anything waits for it: else the first training of all would compile.
 	$(BIN)/python -c "from ccts_dist.train.engine import compile_for_ranks; compile_for_ranks()"
@@ -58,9 +82,10 @@ say-test:
 	@test -e $(VENV)/.ready && echo "the fast tests, about three minutes" \
 	  || echo "first the environment, once (downloads 3 GB, two minutes), then the fast tests, about three minutes"
 
-check: setup  ## formatting, lint, types, layers: no tests
+check: setup  ## formatting, lint, spelling, types, layers: no tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
@@ -71,7 +96,7 @@ proof: $(if $(BASE),setup)  ## the demo's losses and weights at another revision
 
 lock:  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
-	  --extra demo --extra s3 --extra onnx --extra dev --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	  --extra train --extra demo --extra s3 --extra onnx --extra dev --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) demo

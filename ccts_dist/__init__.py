@@ -1,6 +1,13 @@
 """Cross-modal conditional teacher-student training for speech emotion recognition. Importing it starts nothing."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ccts_dist.registry.predict import load_student
+
+__version__ = "0.2.0.dev0"
+
+__all__ = ["__version__", "load_student"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from ccts_dist.arithmetic import avoid_plans_per_shape
-from ccts_dist.errors import CctsError, ConfigError
+from ccts_dist.errors import CctsError, ConfigError, missing_extra
 from ccts_dist.ranks import Ranks, chosen_backend, meet, rank_facts, ranks_of_this_host
 
 Answer = TypeVar("Answer")
@@ -294,6 +294,10 @@ def attempt(action: Callable[[], Answer], *, wish: bool = False) -> Ballot[Answe
         return Ballot(action(), None, wish)
     except CctsError as raised:
         return Ballot(None, raised, wish)
+    except ModuleNotFoundError as raised:
+        if (named := missing_extra(raised)) is None:
+            raise
+        return Ballot(None, named, wish)
 
 
 def agree_or_raise(error: CctsError | None) -> None:

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from ccts_dist.account import complete_account
+from ccts_dist.extras import words_for_missing
+from ccts_dist.invocation import as_started
 from ccts_dist.launched import adopt_launcher
 from ccts_dist.redaction import guard_output
 
@@ -150,7 +152,7 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
     if on_ranks:
         adopt_launcher()
     try:
-        return main(argv)
+        return _main_with_extras(main, argv)
     except CctsError as error:
         if isinstance(error, PortTakenError) and not is_first_rank():
             _let_rank_0_speak()  # whose launcher then ends this one, unless rank 0 still waits for it
@@ -171,6 +173,21 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
             _say("stopped by Ctrl-C; what was finished is kept")
         sys.excepthook = lambda *_: None  # no traceback, but Python's way of ending by the signal
         raise
+
+
+def _main_with_extras(main: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
+    try:
+        return main(argv)
+    except ModuleNotFoundError as error:
+        if (named := missing_extra(error)) is None:
+            raise
+        raise named from error
+
+
+def missing_extra(error: ModuleNotFoundError) -> ConfigError | None:
+    """The error for a package that an extra installs; None for all others, whose absence is a bug."""
+    words = words_for_missing(error.name or "")
+    return ConfigError(words) if words else None
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -236,7 +253,7 @@ def is_first_rank() -> bool:
 
 def _say(line: str) -> None:
     with suppress(OSError):  # whoever read it has gone; the exit code still tells
-        print(without_controls(line), file=sys.stderr, flush=True)
+        print(without_controls(as_started(line)), file=sys.stderr, flush=True)
 
 
 def _let_rank_0_speak() -> None:

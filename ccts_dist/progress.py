@@ -12,6 +12,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from ccts_dist.errors import without_controls
+from ccts_dist.invocation import as_started
 
 SECONDS_BETWEEN_LINES = 10.0
 """Without a terminal: often enough to see that it lives, seldom enough for a log that is kept."""
@@ -103,5 +104,5 @@ def say(line: str, *, visible: bool = True) -> None:
     """A plain line for people on stderr, above any bar."""
     if visible:
         with suppress(OSError):
-            tqdm.write(without_controls(line, keep="\n\t"), file=sys.stderr)
+            tqdm.write(without_controls(as_started(line), keep="\n\t"), file=sys.stderr)
             sys.stderr.flush()

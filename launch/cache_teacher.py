@@ -1,55 +1,9 @@
 """Keep what a teacher says of every utterance: ``deepspeed launch/cache_teacher.py``. See ``--help``."""
 
-import argparse
-from pathlib import Path
+from ccts_dist.cli import start
+from ccts_dist.commands.cache_teacher import main, parse_args
 
-from ccts_dist.errors import leave, quick_imports, run_main
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; ``--local_rank`` comes from the launcher."""
-    parser = argparse.ArgumentParser(
-        description="Write a teacher's embeddings and predictions for a shard set, and the condition that is fitted on "
-        "them. Run it again to go on after it was stopped.",
-        epilog="example: deepspeed launch/cache_teacher.py --teacher runs/teacher/best --shards SHARDS --out CACHE\n"
-        "exit codes: 0 done, 1 failed, 2 a mistake in what was asked for (one line on stderr says which)",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--teacher", required=True, metavar="MODEL", help="a model folder, or models:/NAME@ALIAS")
-    parser.add_argument("--shards", required=True, metavar="SHARDS", help="folder or address of the shard set")
-    parser.add_argument("--out", type=Path, required=True, metavar="CACHE", help="folder that all ranks share")
-    parser.add_argument("--splits", nargs="+", default=[], help="splits to cache (default: all)")
-    parser.add_argument(
-        "--fit-splits", nargs="+", default=[], help="splits to fit the condition on (default: the teacher's own)"
-    )
-    parser.add_argument("--batch-seconds", type=float, default=120.0, help="padded audio per forward pass (120)")
-    parser.add_argument(
-        "--timeout-s", type=float, default=3600.0, help="a rank gives up when a peer's shard takes longer (3600)"
-    )
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The exit code."""
-    args = parse_args(argv)
-    with quick_imports():
-        from ccts_dist.distributed import best_device, process_group, rank_facts, together
-        from ccts_dist.registry import pull_model_on_ranks
-        from ccts_dist.shards.read import open_shard_set
-        from ccts_dist.teacher import cache_teacher
-
-    with process_group(rank_facts(), timeout_s=args.timeout_s) as ranks:
-        shard_set = together(lambda: open_shard_set(args.shards))
-        pulled = pull_model_on_ranks(args.teacher, ranks)
-        done = cache_teacher(
-            pulled.folder, shard_set, args.out, ranks=ranks, device=best_device(ranks), fit_splits=args.fit_splits,
-            splits=args.splits, name=args.teacher, registry_version=pulled.version, batch_seconds=args.batch_seconds,
-        )  # fmt: skip
-    if ranks.is_first:
-        print(f"{args.out}: {done.words()}")
-    return 0
-
+__all__ = ["main", "parse_args"]
 
 if __name__ == "__main__":
-    leave(run_main(main, on_ranks=True))
+    start("cache-teacher")

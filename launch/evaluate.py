@@ -1,35 +1,9 @@
 """Score models: ``deepspeed launch/evaluate.py --model MODEL --shards OUT --split S --out DIR``. See ``--help``."""
 
-import argparse
+from ccts_dist.cli import start
+from ccts_dist.commands.evaluate import main, parse_args
 
-from ccts_dist.errors import leave, quick_imports, run_main
-from ccts_dist.evaluation.options import asked_of, build_parser
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; ``ccts_dist/evaluation/options.py`` has the options."""
-    return build_parser().parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The exit code."""
-    asked = asked_of(parse_args(argv))
-    with quick_imports():
-        from ccts_dist.distributed import process_group, rank_facts, together
-        from ccts_dist.evaluation.results import PAGE, beside_of, make_folder, result_in_words, write_results
-        from ccts_dist.evaluation.run import run_evaluation
-        from ccts_dist.registry.attach import attach
-
-    with process_group(rank_facts()) as ranks:
-        together(lambda: make_folder(asked.out) if ranks.is_first else None)
-        result = run_evaluation(asked, ranks)
-    if ranks.is_first:
-        write_results(asked.out, result, beside_of(asked, result))
-        print(result_in_words(result))
-        if asked.track:
-            attach(asked.out / PAGE, result.models[0].pulled, tracking_uri=asked.uri)
-    return 0
-
+__all__ = ["main", "parse_args"]
 
 if __name__ == "__main__":
-    leave(run_main(main, on_ranks=True))
+    start("evaluate")

@@ -1,24 +1,9 @@
 """Emotion of recordings: ``python launch/predict.py --model MODEL FILE ...``. See ``--help``."""
 
-import argparse
+from ccts_dist.cli import start
+from ccts_dist.commands.predict import main, parse_args
 
-from ccts_dist.errors import quick_imports, run_main
-from ccts_dist.use.command import build_parser
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    return build_parser().parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The exit code."""
-    args = parse_args(argv)
-    with quick_imports():
-        from ccts_dist.use.predicting import run
-
-    return run(args)
-
+__all__ = ["main", "parse_args"]
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+    start("predict")

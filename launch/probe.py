@@ -1,59 +1,9 @@
 """CCC by encoder layer: ``deepspeed launch/probe.py --model M --shards S --out DIR ...``. See ``--help``."""
 
-import argparse
-from pathlib import Path
+from ccts_dist.cli import start
+from ccts_dist.commands.probe import main, parse_args
 
-from ccts_dist.errors import leave, quick_imports, run_main
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; ``--local_rank`` comes from the launcher."""
-    parser = argparse.ArgumentParser(
-        description="Which layer knows what: the CCC of a linear probe (ridge regression) on the pooled frames of each "
-        "layer of a frozen encoder. Each utterance is heard once. Writes layers.md, .json, .csv and .png into DIR.",
-        epilog="examples:\n"
-        "  python launch/probe.py --model facebook/hubert-large-ll60k --shards SHARDS --train Train \\\n"
-        "      --valid Development --test Test1 --out layers\n"
-        "  deepspeed launch/probe.py --model models:/teacher@champion --shards SHARDS ... --out layers\n"
-        "exit codes: 0 done, 1 damaged shards or a failing registry, 2 a mistake in what was asked for",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--model", required=True, help="model folder, models:/NAME@ALIAS, encoder's folder or hub name, or RUN.toml")
-    add("--shards", required=True, help="folder or address of the shard set")
-    add("--train", nargs="+", required=True, metavar="SPLIT", help="splits that the probes are fitted on")
-    add("--valid", nargs="+", required=True, metavar="SPLIT", help="splits that choose the strength of the penalty")
-    add("--test", nargs="+", required=True, metavar="SPLIT", help="splits that the probes are scored on")
-    add("--out", type=Path, required=True, metavar="DIR", help="where the table and the picture go")
-    add("--targets", nargs="+", default=[], metavar="NAME", help="labels (default: all that the shards have)")
-    add("--pooling", choices=("mean", "statistics"), default="mean", help="of frames; statistics: mean and deviation")
-    add("--normalise", choices=("auto", "on", "off"), default="auto", help="input of a folder or hub name (auto)")
-    add("--micro", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
-    add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The exit code."""
-    args = parse_args(argv)
-    with quick_imports():
-        from ccts_dist.distributed import best_device, process_group, rank_facts, together
-        from ccts_dist.probe import ProbeSplits, open_encoders, probe_layers
-        from ccts_dist.registry import parse_model_name, pull_model_on_ranks
-        from ccts_dist.report.layers import make_folder, write_layers
-        from ccts_dist.shards.read import open_shard_set
-    splits = ProbeSplits(train=tuple(args.train), valid=tuple(args.valid), test=tuple(args.test))
-    with process_group(rank_facts()) as ranks:
-        device = best_device(ranks)
-        shard_set = together(lambda: open_shard_set(args.shards))
-        together(lambda: make_folder(args.out) if ranks.is_first else None)
-        place = pull_model_on_ranks(args.model, ranks).folder if parse_model_name(args.model) else args.model
-        encoders = together(lambda: open_encoders(place, device, normalise=args.normalise, pooling=args.pooling))
-        result = probe_layers(encoders, shard_set, splits, args.targets, ranks=ranks, device=device, micro=args.micro)
-        if ranks.is_first:
-            print(write_layers(args.out, result, model=args.model, shards=shard_set.digest))
-    return 0
-
+__all__ = ["main", "parse_args"]
 
 if __name__ == "__main__":
-    leave(run_main(main, on_ranks=True))
+    start("probe")

@@ -1,33 +1,9 @@
 """Make a table of results from nothing: ``python launch/reproduce.py --table demo``. See ``--help``."""
 
-import argparse
-from pathlib import Path
+from ccts_dist.cli import start
+from ccts_dist.commands.reproduce import main, parse_args
 
-from ccts_dist.errors import run_main
-from ccts_dist.report.command import build_parser, is_study, reproduction_of, study_of
-from ccts_dist.report.demo import run_demo
-from ccts_dist.report.paper import reproduce
-from ccts_dist.report.study import run_study
-from ccts_dist.report.study_files import write_results
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; ``ccts_dist/report/command.py`` has the options."""
-    return build_parser().parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The exit code."""
-    args = parse_args(argv)
-    if is_study(args):
-        study = study_of(args)
-        print("\n" + (write_results(study) if args.collect else run_study(study)))
-    elif args.table == "demo":  # its run files name this folder
-        print("\n" + run_demo(Path("demo"), num_utterances=args.utterances, runs=Path("launch/runs/demo")))
-    else:
-        print("\n" + reproduce(reproduction_of(args)))
-    return 0
-
+__all__ = ["main", "parse_args"]
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+    start("reproduce")

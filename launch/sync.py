@@ -1,47 +1,9 @@
 """Send what a run told while its server was away: ``python launch/sync.py RUN``. See ``--help``."""
 
-import argparse
-from pathlib import Path
+from ccts_dist.cli import start
+from ccts_dist.commands.sync import main, parse_args
 
-from ccts_dist.errors import quick_imports, run_main
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Training keeps all that it tells in its run folder until the tracking server has it, and goes on "
-        "sending by itself while it runs. What was left when it ended, or was killed, is sent by this command: in "
-        "order, nothing twice. May be interrupted, and run again.",
-        epilog="examples:\n"
-        "  python launch/sync.py runs/student\n"
-        "  python launch/sync.py runs/* --uri http://mlflow:5000\n"
-        "exit codes: 0 the server has everything; 1 the server is away, or refused something (a file beside the\n"
-        "  events says what); 2 a mistake: no tracked run in the folder, or a training is under way in it",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder: `output` of a run file")
-    parser.add_argument(
-        "--uri",
-        default="",
-        help="MLflow server or sqlite:///FILE; without it MLFLOW_TRACKING_URI, then the one that the run was told to",
-    )
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The exit code."""
-    args = parse_args(argv)
-    with quick_imports():
-        from ccts_dist.tracking.sync import sync
-
-    num_refused = 0
-    for run in args.runs:
-        done = sync(run, uri=args.uri, say=print)
-        num_refused += done.num_refused
-        refused = f", {done.num_refused:,} refused" if done.num_refused else ""
-        print(f"{run}: {done.num_sent:,} sent{refused}; nothing waits")
-    return 1 if num_refused else 0
-
+__all__ = ["main", "parse_args"]
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(main))
+    start("sync")

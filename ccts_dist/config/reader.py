@@ -28,6 +28,7 @@ from ccts_dist.config.schema import RunConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.limits import read_limited
 from ccts_dist.redaction import remember
+from ccts_dist.shipped import find_run_file
 
 _LARGEST = (1 << 63) - 1
 """Whole number. A float cannot be made of any, and torch takes none beyond."""
@@ -36,11 +37,15 @@ _LARGEST = (1 << 63) - 1
 def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that ``path`` describes, after ``overrides`` like ``"optim.learning_rate=1e-3"``.
 
+    Args:
+        path: a file, or the name of a shipped run file, such as ``demo/cts.toml``.
+        overrides: keys and values in place of the file's.
+
     Raises:
         ConfigError: no such file, bad TOML, unknown key, wrong type or out of range; one line, with the nearest key.
     """
     try:
-        tree = tomllib.loads(read_limited(Path(path), "run file").decode())
+        tree = tomllib.loads(read_limited(find_run_file(Path(path)), "run file").decode())
     except OSError as error:
         reason = f"cannot read the run file ({error.strerror})"
         raise ConfigError(f"{path}: {reason}. Give --config an existing file.") from error

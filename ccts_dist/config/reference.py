@@ -18,6 +18,10 @@ One TOML file is one run. This page is written by `python -m ccts_dist.config.re
 [`ccts_dist/config`](../../ccts_dist/config).
 Every key can also be given as `--set table.key=VALUE`.
 
+[`schema.json`](schema.json) is the JSON schema, written by `ccts schema > launch/runs/schema.json`. With
+`#:schema PATH/TO/schema.json` as the first line of a run file, taplo and the editors that use it (VS Code with Even
+Better TOML) complete keys and mark mistakes.
+
 `demo/` is what `make demo` runs, `paper/` the rows of the paper's tables, `full/` full HuBERT-large
 students, `challenge/` the baseline of Odyssey 2024.
 """
@@ -30,7 +34,7 @@ def page() -> str:
         lines += [f"## {heading}", "", " ".join((cls.__doc__ or "").split()), ""]
         lines += ["| key | value | default | meaning |", "|:--|:--|:--|:--|"]
         hints = typing.get_type_hints(cls, include_extras=True)
-        meanings = _field_docs(cls)
+        meanings = field_docs(cls)
         for field in dataclasses.fields(cls):
             if _inner_table(hints[field.name]) is None:
                 cells = (f"`{field.name}`", _words(hints[field.name]), _default(field), meanings.get(field.name, ""))
@@ -58,7 +62,7 @@ def _inner_table(hint: Any) -> type | None:
     return next((found for found in map(_inner_table, typing.get_args(hint)) if found is not None), None)
 
 
-def _field_docs(cls: type) -> dict[str, str]:
+def field_docs(cls: type) -> dict[str, str]:
     """The string below each field."""
     (body,) = ast.parse(inspect.getsource(cls)).body
     assert isinstance(body, ast.ClassDef)

@@ -301,7 +301,8 @@ class TrainConfig:
     under ZeRO-3."""
 
     deepspeed: str = "ds_configs/zero2.json"
-    """DeepSpeed's JSON file; what this run file owns is "auto" or absent there."""
+    """DeepSpeed's JSON file; what this run file owns is "auto" or absent there. Where the working directory has none of
+    that name, the one that comes with the package is read."""
 
     checkpoint_steps: CountOrZero = 0
     """Steps between checkpoints; 0 writes none within an epoch, only at its end."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.invocation import CommandParser
 
 EPILOG = """examples:
   python launch/evaluate.py --model runs/student/best --shards data/msp --split Test1 --out runs/student/test
@@ -55,7 +56,7 @@ class Asked:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser; ``--local_rank`` comes from the launcher."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Predict every utterance of a split once and compare with the raters: CCC, Pearson, C_b, mean "
         "absolute error on 0..1, each with a 95 %% interval over speakers, and Spearman; the same by gender, duration "
         "and transcript length; mean recall of classes between edges (--bins); of categories accuracies and F1.",

@@ -50,7 +50,7 @@ class FrozenEncoders:
 
     def __init__(self, model: EmotionModel, tokenizer: Tokenizer | None, *, pooling: LayerPooling = "mean") -> None:
         """``pooling`` makes one vector of a layer's real frames: their mean, or mean and deviation side by side."""
-        self.encode_text = None if tokenizer is None else tokenizer.encode
+        self.encode_text: EncodeText | None = None if tokenizer is None else tokenizer.encode
         self._model = model.eval().requires_grad_(False)
         self._pooling = _POOLINGS[pooling]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.invocation import CommandParser
 from ccts_dist.losses.distill import Distance
 from ccts_dist.report.paper import PAPERS_DISTANCE, Reproduction
 from ccts_dist.report.paper_tables import TABLES
@@ -27,7 +28,7 @@ FOLDER_OF_THE_STUDY = Path("demo/study")
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Run every stage that a table needs and is not done yet, then print the table. Kill it at any "
         "time; run again, it goes on.",
         epilog=EPILOG,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ccts_dist.errors import StageError
 from ccts_dist.progress import say
+from ccts_dist.shipped import find_run_file
 
 NOISE = re.compile(
     r"\[(INFO|WARNING)\]"
@@ -22,6 +23,9 @@ NOISE = re.compile(
     r"|^(Distributed environment|Num processes|Process index|Local process index|Device|Mixed precision|ds_config):?"
 )
 """What DeepSpeed and Accelerate say at every start; the log has it all, a person need not."""
+
+
+_COMMANDS = Path(__file__).parents[1] / "commands"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,8 @@ class Stage:
 
     def digest(self) -> str:
         """Equal as long as command and inputs are."""
-        parts = [shlex.join(self.command).encode(), *(path.read_bytes() for path in self.inputs)]
+        inputs = (find_run_file(path).read_bytes() for path in self.inputs)
+        parts = [shlex.join(self.command).encode(), *inputs]
         return hashlib.sha256(b"\x00".join(parts)).hexdigest()
 
 
@@ -106,7 +111,7 @@ def _read_stamp(stamp: Path, stage: Stage) -> float | None:
 def _run(stage: Stage, log: Path, environment: dict[str, str], *, quiet: bool) -> float:
     began = time.monotonic()
     # Replaced here and not in the stage: another port does not make it another command.
-    command = [part.replace("{free port}", str(_free_port())) for part in stage.command]
+    command = [_script(part).replace("{free port}", str(_free_port())) for part in stage.command]
     with (
         log.open("w", encoding="utf-8") as file,
         subprocess.Popen(
@@ -127,6 +132,12 @@ def _run(stage: Stage, log: Path, environment: dict[str, str], *, quiet: bool) -
     if process.returncode != 0:
         raise StageError(f"{stage.name}: ended with exit code {process.returncode}. Its whole output is in {log}.")
     return time.monotonic() - began
+
+
+def _script(word: str) -> str:
+    """The installed file of a command where the working directory is no checkout; other words as they are."""
+    found = re.fullmatch(r"(?:launch|shards)/([a-z_]+\.py)", word)
+    return word if found is None or os.path.exists(word) else str(_COMMANDS / found[1])
 
 
 def _free_port() -> int:

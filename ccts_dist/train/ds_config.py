@@ -16,6 +16,7 @@ from ccts_dist.config import RunConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.emotion import EmotionModel
 from ccts_dist.model.extracted import ExtractedBranch
+from ccts_dist.shipped import find_ds_config
 
 OWNED_BY_RUN_FILE = {
     "train_batch_size": "batch.global_utterances",
@@ -79,12 +80,15 @@ OFFLOAD_DEVICES = ("none", "cpu")
 def read_ds_config(path: Path) -> dict[str, Any]:
     """The ds_config in ``path``, once nothing in it contradicts the run file.
 
+    A relative path that names no file is looked up among the shipped ds_configs: ``ds_configs/zero2.json`` is found
+    from any folder.
+
     Raises:
         ConfigError: no such file, no JSON object, no ZeRO stage 0 to 3, a literal value where the run file decides, or
             a key that is not about layout.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(find_ds_config(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"train.deepspeed = '{path}': cannot read it ({error.strerror}). Name a file of ds_configs/."

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ccts_dist.invocation import CommandParser
 from ccts_dist.use.rows import FORMATS
 
 EPILOG = """examples:
@@ -21,7 +22,7 @@ BATCH_SECONDS = 60.0
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Predict activation, valence and dominance of recordings, on the scale of the corpus that the "
         "model was trained on. Any format libsndfile reads, any sample rate; channels are mixed. Answers come in the "
         "order of the names.",

@@ -8,6 +8,7 @@ from pathlib import Path
 from ccts_dist.corpus import Corpus, SpokenConfig, make_spoken_corpus, read_manifest
 from ccts_dist.corpus.heard import apply_heard, read_heard
 from ccts_dist.errors import ConfigError
+from ccts_dist.invocation import CommandParser
 from ccts_dist.progress import say
 from ccts_dist.shards.build import hf_command
 from ccts_dist.shards.build.corpora import FOLDER_CORPORA
@@ -32,9 +33,9 @@ any is opened: 16 kHz wave and FLAC files come out below it (speech in wave file
 to four times, MP3, Ogg and Opus files near it"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The parser of the whole command."""
-    limits, shared = (argparse.ArgumentParser(add_help=False) for _ in range(2))
+    limits, shared = (CommandParser(add_help=False) for _ in range(2))
     limits.add_argument(
         "--max-rejected",
         type=float,
@@ -52,9 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_argument(
         "--min-confidence", type=float, default=0.0, help="leave out what was heard with less, 0 to 1 (default: 0)"
     )
-    parser = argparse.ArgumentParser(
-        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="CORPUS")
     _add_corpora(kinds, [_output_options(shard_mb=256.0), limits, shared])
     _add_demo(kinds, [_output_options(shard_mb=4.0), limits])  # so that even a small corpus is several shards
@@ -63,9 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _output_options(*, shard_mb: float) -> argparse.ArgumentParser:
+def _output_options(*, shard_mb: float) -> CommandParser:
     # A parser of its own for each default: sub-commands share the options of a common parent, defaults and all.
-    out = argparse.ArgumentParser(add_help=False)
+    out = CommandParser(add_help=False)
     out.add_argument("--out", required=True, metavar="OUT", help="where the shard set goes: a folder or an address")
     out.add_argument("--shard-mb", type=float, default=shard_mb, help=_SIZE)
     out.add_argument("--max-duration", type=float, default=600.0, help="reject longer audio, seconds (default: 600)")
@@ -148,20 +147,18 @@ def _say_unnamed(corpus: Corpus) -> None:
 
 
 def _add(
-    kinds: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    kinds: "argparse._SubParsersAction[CommandParser]",
     name: str,
-    parents: list[argparse.ArgumentParser],
+    parents: list[CommandParser],
     words: str,
-) -> argparse.ArgumentParser:
+) -> CommandParser:
     formatter = argparse.RawDescriptionHelpFormatter
     return kinds.add_parser(
         name, parents=parents, help=words, description=words, epilog=EPILOG, formatter_class=formatter
     )
 
 
-def _add_corpora(
-    kinds: "argparse._SubParsersAction[argparse.ArgumentParser]", parents: list[argparse.ArgumentParser]
-) -> None:
+def _add_corpora(kinds: "argparse._SubParsersAction[CommandParser]", parents: list[CommandParser]) -> None:
     for one in FOLDER_CORPORA:
         parser = _add(kinds, one.name, parents, one.words)
         parser.add_argument("root", type=Path, metavar="ROOT", help=one.root)
@@ -183,9 +180,7 @@ def _add_corpora(
     )
 
 
-def _add_demo(
-    kinds: "argparse._SubParsersAction[argparse.ArgumentParser]", parents: list[argparse.ArgumentParser]
-) -> None:
+def _add_demo(kinds: "argparse._SubParsersAction[CommandParser]", parents: list[CommandParser]) -> None:
     demo = _add(kinds, "demo", parents, "the spoken demo corpus, made on the spot")
     demo.add_argument("--corpus", type=Path, metavar="DIR", help="where the corpus is made (default: OUT-corpus)")
     demo.add_argument("--utterances", type=int, default=3000, help="how many to speak (default: 3000)")

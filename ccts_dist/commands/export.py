@@ -1,0 +1,49 @@
+"""A student for other programs: ``python launch/export.py --model MODEL --format FORMAT --out DIR``. See ``--help``."""
+
+import argparse
+from pathlib import Path
+
+from ccts_dist.cli import start
+from ccts_dist.errors import quick_imports
+from ccts_dist.invocation import CommandParser
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = CommandParser(
+        description="Write a speech-only model as a folder that transformers opens (the encoder for AutoModel, the "
+        "head beside it, and a program of a page that needs no ccts_dist), or as one ONNX file for any batch and "
+        "length. What comes out answers recordings of several lengths, alone and in batches, and is kept only if it "
+        "says what torch says, to 1e-4.",
+        epilog="examples:\n"
+        "  python launch/export.py --model runs/student/best --format onnx --out student-onnx\n"
+        "  python launch/export.py --model models:/emotion@champion --format transformers --out student-hf\n"
+        "  python student-hf/emotion.py a.wav\n"
+        "ONNX needs pip install ccts-dist[onnx].\n"
+        "exit codes: 0 done, 1 the answers differ or the registry failed, 2 a mistake, or a model that the format "
+        "cannot hold",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="a model folder, models:/NAME@ALIAS or runs:/RUN_ID")
+    parser.add_argument("--format", choices=("transformers", "onnx"), required=True, help="what to write")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code."""
+    args = parse_args(argv)
+    with quick_imports():
+        from ccts_dist.registry.export import export_model
+
+    report = export_model(args.model, args.format, args.out, tracking_uri=args.uri)
+    print(f"wrote {args.out}; largest difference from torch {report.largest_difference:.2g}, over "
+          f"{report.num_recordings} recordings in {report.num_batches} batches")  # fmt: skip
+    for sentence in report.lost:
+        print("lost:", sentence)
+    return 0
+
+
+if __name__ == "__main__":
+    start("export")

@@ -1,0 +1,66 @@
+"""Train one run: ``deepspeed launch/train.py --config RUN.toml``. See ``--help``."""
+
+import argparse
+import os
+from pathlib import Path
+
+from ccts_dist.cli import start
+from ccts_dist.errors import ConfigError, quick_imports
+from ccts_dist.extras import missing_for_training
+from ccts_dist.invocation import CommandParser
+from ccts_dist.train.allocator import prefer_expandable_segments
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; ``--local_rank`` comes from the launcher."""
+    parser = CommandParser(
+        description="Train the model that a run file describes: text, speech, teacher or student.",
+        epilog="examples:\n  deepspeed --num_gpus 2 launch/train.py --config launch/runs/demo/teacher.toml\n"
+        "  deepspeed launch/train.py --config RUN.toml --set optim.learning_rate=1e-4 --resume auto\n"
+        "  python launch/train.py --config RUN.toml --check --ranks 64 --gpu-memory 80 --assume device=a100\n"
+        "to stop: SIGTERM or SIGUSR1 to a rank (a launcher passes none on), Ctrl-C, or a file STOP in the run folder\n"
+        "exit codes: 0 done; 1 failed; 2 a mistake in what was asked for (one line on stderr says which);\n"
+        "  75 stopped on request, with a complete checkpoint: run again with --resume auto to go on",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="RUN.toml", help="the run file")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE", help="change a key; may be repeated")
+    parser.add_argument("--resume", default="", metavar="auto|PATH", help="go on from the newest checkpoint or this")
+    parser.add_argument("--check", action="store_true", help="open everything the run needs, train nothing")
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --check: as N ranks would see it")
+    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="with --check: must suffice on each GPU")
+    parser.add_argument("--assume", action="append", default=[], metavar="K=V", help="with --ranks: figures of GPUs")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code."""
+    args = parse_args(argv)
+    from ccts_dist.config import read_run
+
+    run = read_run(args.config, args.set)
+    missing = "" if args.check else missing_for_training(tracked=run.tracking.kind == "mlflow")
+    if missing:
+        raise ConfigError(missing)
+    prefer_expandable_segments(os.environ)
+    with quick_imports():
+        from ccts_dist.distributed import process_group, rank_facts
+        from ccts_dist.train.beats import beats_folder
+        from ccts_dist.train.run import check, train
+
+    if args.check:
+        return check(run, num_ranks=args.ranks, gpu_memory_gb=args.gpu_memory, assume=args.assume)
+    records = beats_folder(Path(run.output))
+    with process_group(rank_facts(), timeout_s=run.train.timeout_s, nccl_records=records) as ranks:
+        train(run, ranks, resume=args.resume)
+    if run.tracking.register and ranks.is_first:
+        from ccts_dist.registry import register  # it takes seconds, and every rank would wait for it
+
+        version = register(Path(run.output), run.tracking.register, alias="candidate", tracking_uri=run.tracking.uri)
+        print(f"registered models:/{run.tracking.register}/{version}, alias candidate")
+    return 0
+
+
+if __name__ == "__main__":
+    start("train")

@@ -1,0 +1,33 @@
+"""Packages that training or a registry needs and prediction does not, and the extra that installs each."""
+
+import importlib.util
+
+_EXTRAS = {
+    "train": ("accelerate", "deepspeed"),
+    "mlflow": ("mlflow", "alembic", "google", "pandas", "requests", "sqlalchemy"),
+}
+"""Import names by extra; those of "mlflow" after the first come with it."""
+
+
+def words_for_missing(package: str) -> str:
+    """The error line for a package that is not installed and that an extra installs; "" for all others.
+
+    Args:
+        package: import name, such as "mlflow.entities".
+    """
+    top = package.partition(".")[0]
+    extra = next((extra for extra, names in _EXTRAS.items() if top in names), "")
+    if not extra:
+        return ""
+    named = top if extra == "train" else "mlflow"
+    return f"the package {named} is not installed. Install the extra: pip install 'ccts-dist[{extra}]'"
+
+
+def missing_for_training(*, tracked: bool) -> str:
+    """The error line for the first package that a training lacks; "" when all are there.
+
+    Args:
+        tracked: the run is tracked by MLflow.
+    """
+    needed = (*_EXTRAS["train"], *(("mlflow",) if tracked else ()))
+    return next((words_for_missing(name) for name in needed if importlib.util.find_spec(name) is None), "")

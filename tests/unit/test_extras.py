@@ -1,0 +1,48 @@
+"""A package that only an extra installs: one line that names the extra, exit code 2, on all ranks alike."""
+
+import importlib.util
+
+import pytest
+
+from ccts_dist.distributed import together
+from ccts_dist.errors import ConfigError, run_main
+from ccts_dist.extras import missing_for_training, words_for_missing
+
+LINES = {
+    "deepspeed.ops": "the package deepspeed is not installed. Install the extra: pip install 'ccts-dist[train]'",
+    "mlflow.entities": "the package mlflow is not installed. Install the extra: pip install 'ccts-dist[mlflow]'",
+    "sqlalchemy": "the package mlflow is not installed. Install the extra: pip install 'ccts-dist[mlflow]'",
+}
+
+
+@pytest.mark.parametrize(("package", "line"), LINES.items())
+def test_line_names_package_and_extra(package: str, line: str, capsys: pytest.CaptureFixture[str]):
+    def main(_: list[str] | None) -> int:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    assert run_main(main) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+    with pytest.raises(ConfigError, match=r"^the package "):
+        together(lambda: main(None))
+
+
+def test_any_other_package_that_is_missing_is_a_bug():
+    def main(_: list[str] | None) -> int:
+        raise ModuleNotFoundError("No module named 'mlflows'", name="mlflows")
+
+    assert words_for_missing("mlflows") == ""
+    with pytest.raises(ModuleNotFoundError):
+        run_main(main)
+    with pytest.raises(ModuleNotFoundError):
+        together(lambda: main(None))
+
+
+def test_training_looks_for_its_packages_before_it_starts(monkeypatch: pytest.MonkeyPatch):
+    assert missing_for_training(tracked=True) == ""
+    lacking = "mlflow"
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == lacking else found(name))
+    assert missing_for_training(tracked=True) == LINES["mlflow.entities"]
+    assert missing_for_training(tracked=False) == ""
+    lacking = "deepspeed"
+    assert missing_for_training(tracked=False) == LINES["deepspeed.ops"]
