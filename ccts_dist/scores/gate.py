@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from ccts_dist.config.schema import DEFAULT_THRESHOLD, THRESHOLD_GATES
 from ccts_dist.loader.row_gate import ConfidenceGate, RandomGate, RowGate
@@ -92,8 +92,9 @@ def gate_from(extra: Mapping[str, Any]) -> Gate:
     gate = Gate(name=distill["gate"], of_run=True)
     if gate.name == "random":
         share, seed = distill.get("leave_out"), distill.get("seed")
-        known = _is_number(share) and 0 <= share < 1 and isinstance(seed, int)
-        return replace(gate, share=float(share), seed=seed) if known else DEFAULT_GATE
+        if _is_number(share) and 0 <= share < 1 and isinstance(seed, int):
+            return replace(gate, share=float(share), seed=seed)
+        return DEFAULT_GATE
     if gate.name == "confidence":
         least = distill.get("min_confidence")
         return replace(gate, min_confidence=float(least)) if _is_number(least) else DEFAULT_GATE
@@ -110,14 +111,15 @@ def gate_from(extra: Mapping[str, Any]) -> Gate:
     return replace(gate, threshold=float(threshold))
 
 
-def _is_fit(fit: Any) -> bool:
-    if not isinstance(fit, Mapping):
-        return False
-    columns = [fit.get(name) for name in ("w", "b", "deviation")]
-    return all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns) and all(
-        number is None or _is_number(number) for column in columns for number in column
+def _is_fit(fit: Any) -> TypeGuard[Mapping[str, list[float | None]]]:
+    columns = [fit.get(name) for name in ("w", "b", "deviation")] if isinstance(fit, Mapping) else [None]
+    lists = [column for column in columns if isinstance(column, list)]
+    return (
+        len(lists) == len(columns)
+        and len({len(column) for column in lists}) == 1
+        and all(number is None or _is_number(number) for column in lists for number in column)
     )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -72,16 +72,30 @@ def fit_without_outliers(
 ) -> Condition:
     """See ``robust_condition``; ``prediction`` and ``label`` are this rank's rows. Every rank must call it."""
     rated = ~torch.isnan(label)
-    inside: Bool[Tensor, "rows dim"] = rated
-    for _ in range(MOST_FITS):
-        sums = sum_over_ranks(condition_sums(prediction, torch.where(inside, label, torch.nan)))
-        fit = fit_condition(sums, targets, splits)
-        size = residuals(fit, prediction, label).abs()
-        fit = replace(fit, deviation=_scales(size, rated, fit.deviation))
-        before, inside = inside, rated & ~(size > OUTLIER * torch.tensor(fit.deviation, dtype=torch.float64))
+    fit, inside = _fit(prediction, label, rated, rated, targets, splits)
+    before = rated
+    for _ in range(MOST_FITS - 1):
         if not sum_over_ranks((before != inside).sum().double()[None]).any():
             break
+        before = inside
+        fit, inside = _fit(prediction, label, rated, inside, targets, splits)
     return fit
+
+
+def _fit(
+    prediction: Float32[Tensor, "rows dim"],
+    label: Float64[Tensor, "rows dim"],
+    rated: Bool[Tensor, "rows dim"],
+    inside: Bool[Tensor, "rows dim"],
+    targets: Sequence[str],
+    splits: Sequence[str],
+) -> tuple[Condition, Bool[Tensor, "rows dim"]]:
+    """The fit of some labels, with the robust deviation of all, and which labels are within three of it."""
+    sums = sum_over_ranks(condition_sums(prediction, torch.where(inside, label, torch.nan)))
+    fit = fit_condition(sums, targets, splits)
+    size = residuals(fit, prediction, label).abs()
+    fit = replace(fit, deviation=_scales(size, rated, fit.deviation))
+    return fit, rated & ~(size > OUTLIER * torch.tensor(fit.deviation, dtype=torch.float64))
 
 
 def _scales(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ccts_dist.distributed import Ranks, rank_facts
+from ccts_dist.losses.condition import gated_on
 from ccts_dist.records import Condition
 from ccts_dist.shards import ShardSet, TeacherCache, open_shard_set, open_teacher_cache
 from ccts_dist.teacher.robust import robust_condition
@@ -25,7 +26,8 @@ def found_of(ranks: Ranks, shard_set: ShardSet, cache: TeacherCache) -> tuple[fl
     """What is found before training: a threshold, the share of a threshold, and the condition without outliers."""
     of = (cache, shard_set, ("Train",))
     robust = robust_condition(*of, ranks=ranks)
-    return threshold_leaving_out(0.3, *of, ranks=ranks), share_left_out(1.5, *of, ranks=ranks, condition=robust), robust
+    share = share_left_out(0.5, *of, ranks=ranks, condition=gated_on(robust, ("valence",)))
+    return threshold_leaving_out(0.3, *of, ranks=ranks), share, robust
 
 
 def every_kth(folder: Path) -> tuple[list[float], tuple[float, float, Condition]]:

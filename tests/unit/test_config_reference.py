@@ -27,7 +27,7 @@ def test_every_key_stands_there_with_its_range_its_default_and_a_meaning():
         assert default
         assert meaning, f"{key} has no meaning"
     by_key = {row.split("`")[1]: row for row in rows}
-    assert '| `"squared"`, `"norm"`, `"cosine"` | `"squared"` |' in by_key["distance"]
+    assert '| `"squared"`, `"norm"`, `"cosine"` | `"norm"` |' in by_key["distance"]
     assert "| whole number, at least 3 | `128` |" in by_key["max_tokens"]
     assert "| list: number | `[]` |" in by_key["target_weights"]
     assert "| **needed** |" in by_key["shards"]

@@ -94,7 +94,11 @@ def test_keys_gate_admits_what_its_file_lists(shard_set, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read: No such file"), (b"\n\r\n", "has no key"), (b"a\n\xff\xfe", "it is not UTF-8")],
+    [
+        (None, "cannot be read: No such file"),
+        (b"\n\r\n", "has no key"),
+        (b"a\n\xff\xfe", "cannot be read: it is not UTF-8"),
+    ],
 )
 def test_file_of_keys_that_is_none_is_refused_in_one_line(tmp_path, content, words):
     path = tmp_path / "keys.txt"

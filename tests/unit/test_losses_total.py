@@ -134,8 +134,8 @@ def test_surrogates_of_any_parts_have_loss_and_gradient_of_the_whole(parts: list
 
 def test_every_way_to_distil_has_a_loss_of_its_own():
     losses = [Data().directly(distill)[0] for distill in EVERY_WAY.values()]
-    assert len(losses) == 25
-    assert len({round(loss, 9) for loss in losses}) == 25
+    assert len(losses) == 31
+    assert len({round(loss, 9) for loss in losses}) == 31
 
 
 def test_soft_shares_weigh_the_distances_by_hand():

@@ -1,5 +1,6 @@
 """Frames that are kept before training: as the run file says, each kind in a folder of its own."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.model import build_model
 from ccts_dist.shards.read import ShardSet
 from ccts_dist.train.frames import keep_frames
+from ccts_dist.train.setup import open_session
 from tests.small_runs import SPEECH, build_two_kinds, write_run
 
 FROZEN = {"trainable": "none", "train_front_end": False}
@@ -50,3 +52,26 @@ def test_each_type_of_frames_has_its_own_folder_and_is_on_disk_as_it_is_named(tm
         wide, narrow = np.load(one), np.load(other)
         assert (wide.dtype, narrow.dtype) == (np.float32, np.float16)
         np.testing.assert_array_equal(wide.astype(np.float16), narrow)
+
+
+def test_frames_of_words_leave_the_augmentation_of_the_audio_as_it_was(tmp_path: Path, shard_set: ShardSet):
+    text = {
+        "encoder": "scratch", "vocabulary": 40, "trainable": "none", "pooling": "mean", "max_tokens": 16,
+        "scratch": {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                    "intermediate_size": 32},
+    }  # fmt: skip
+    heard = {}
+    for name, frames, noises in (("plain", "", ["white"]), ("kept", "frames", ["white"]), ("clean", "frames", [])):
+        run = read_run(
+            write_run(
+                tmp_path / f"{name}.toml", Path(shard_set.root), tmp_path / name,
+                data={"frames": frames and str(tmp_path / frames)}, model={"speech": SPEECH, "text": text},
+                batch={"global_utterances": 6}, augment={"noises": noises},
+            )
+        )  # fmt: skip
+        with closing(open_session(run, Ranks())) as session:
+            (batch,) = next(iter(session.loader.epoch(0))).passes
+            heard[name] = batch.audio
+            assert set(batch.frames) == ({"text"} if frames else set())
+    torch.testing.assert_close(heard["kept"], heard["plain"], rtol=0, atol=0)
+    assert not torch.equal(heard["kept"], heard["clean"])

@@ -253,20 +253,20 @@ def test_robust_condition_is_found_from_the_cache_and_recorded(shard_set, tmp_pa
     expected = fit_without_outliers(
         torch.from_numpy(np.stack(prediction)), torch.from_numpy(np.concatenate(label)), DIMENSIONS, ("Train",)
     )
-    path = write(tmp_path, shard_set, cache, deviation="robust", threshold=1.5, gate_targets=["valence"])
+    path = write(tmp_path, shard_set, cache, deviation="robust", threshold=0.5, gate_targets=["valence"])
     with closing(open_session(read_run(path), Ranks())) as session:
         condition = session.condition
         assert condition is not None
         assert condition.w == pytest.approx(expected.w)
         assert condition.deviation == (np.inf, pytest.approx(expected.deviation[1]), np.inf)
-        words = "1.5000 robust standard deviations of valence (any-dimension)"
+        words = "0.5000 robust standard deviations of valence (any-dimension)"
         assert session.derived()["threshold"] == words
         recorded = gate_of(session.run, condition)
         assert recorded is not None
         assert recorded["fit"]["deviation"] == [None, pytest.approx(expected.deviation[1]), None]
         assert not all(decisions(session).values())
         gate = gate_from(json.loads(json.dumps({"distill": recorded, "teacher_cache": session.teacher.digest})))
-        assert gate.in_words() == "any-dimension at 1.5 robust standard deviations of valence"
+        assert gate.in_words() == "any-dimension at 0.5 robust standard deviations of valence"
         known = gate.on(session.teacher)[1]
         assert (known.w, known.b, known.deviation) == (condition.w, condition.b, condition.deviation)
 

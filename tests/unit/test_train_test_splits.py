@@ -13,9 +13,9 @@ from tests.small_runs import build_two_kinds, write_run
 
 def scores(*rows: tuple[float, float]) -> Scores:
     """Of predictions and labels of one target."""
-    n, p, y = float(len(rows)), sum(p for p, _ in rows), sum(y for _, y in rows)
+    n, p, y = float(len(rows)), float(sum(p for p, _ in rows)), float(sum(y for _, y in rows))
     squares = (sum(p * p for p, _ in rows), sum(y * y for _, y in rows), sum(p * y for p, y in rows))
-    sums = {"valence": [n, p, y, *squares, sum(abs(p - y) for p, y in rows)]}
+    sums = {"valence": [n, p, y, *map(float, squares), float(sum(abs(p - y) for p, y in rows))]}
     whole = SplitSums.pooled([sums])
     return Scores(
         ccc=whole.ccc(), pearson=whole.pearson(), mae=whole.mae(), num_labels=whole.num_labels(), sums=sums,
