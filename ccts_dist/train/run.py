@@ -1,6 +1,7 @@
 """A run from its file to its outcome, in order."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -241,12 +242,18 @@ def try_largest(engine: Engine, session: Session, watch: Watch) -> None:
 
 def _say_outcome(outcome: Outcome, forecast: Forecast) -> None:
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
-    say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}")
+    test = f"CCC {test}" if test or "categories" not in outcome.test_scores else _uar_in_words(outcome)
+    say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test {test}")
     reserved = outcome.peak_memory_reserved_gb
     reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
     bound = "" if forecast.estimate.on_gpu else f" or more: {HOST_FLOOR}"
     estimated = f"{forecast.peak_bytes / 1e9:.2f} GB{bound}"
     say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB{reserving}; estimated: {estimated}")
+
+
+def _uar_in_words(outcome: Outcome) -> str:
+    uar = outcome.test_scores["categories"]["unweighted_accuracy"]
+    return f"unweighted accuracy {nan if uar is None else uar:.3f}"
 
 
 def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:
