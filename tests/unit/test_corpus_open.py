@@ -11,6 +11,7 @@ from ccts_dist.corpus import (
     Corpus,
     read_cmu_mosei,
     read_crema_d,
+    read_emobox,
     read_emodb,
     read_esd,
     read_meld,
@@ -139,6 +140,22 @@ def test_votes_that_are_none_are_refused_in_one_line(lines: list[str], words: st
     (tmp_path / "processedResults" / "tabulatedVotes.csv").write_text("\n".join(lines))
     with pytest.raises(CorpusError, match=words) as caught:
         read_crema_d(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [("no test", "looked for one .*_test_fold.*jsonl and found"), ("map", "is no map from labels to names"),
+     ("broken", "label_map.json: cannot be read"), ("audio", "gone: no such folder")],
+)  # fmt: skip
+def test_fold_of_emobox_that_is_none_is_refused_in_one_line(damage: str, words: str, tmp_path: Path):
+    fold = open_examples.emobox(tmp_path).path
+    if damage == "no test":
+        (fold / "small_test_fold_2.jsonl").unlink()
+    elif damage != "audio":
+        (fold.parent / "label_map.json").write_text('["a"]' if damage == "map" else "{")
+    with pytest.raises(CorpusError, match=words) as caught:
+        read_emobox(fold, audio=tmp_path / "gone" if damage == "audio" else tmp_path)
     assert "\n" not in str(caught.value)
 
 
