@@ -4,6 +4,7 @@ As in ``corpus_examples`` nothing here is read by the readers' own code. Splits 
 group, in the order of names, the speakers go to Train, Train, Train, Development, Test, and from the front again.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -289,7 +290,51 @@ _MOSEI_FAULTS = (
     ("257771,0.0,0.05,0,0,0,4,0", "label7 4 is off the scale -3..3"),
     ("257771,0.05,0.05,0,0,0,1,0", "span nothing"),
     ("257771,0.05,nan,0,0,0,1,0", "end is NaN"),
-    ("257771,0.1,0.9,0,0,0,1,0", "lasts 0.8 s, more than 0.5 s"),
-    ("257771,0.6,0.9,0,0,0,1,0", "lasts from 0.60 to 0.90 s, and its file ends at 0.20 s"),
+    ("257771,0.1,0.9,0,0,0,1,2", "lasts 0.8 s, more than 0.5 s"),
+    ("257771,0.6,0.9,0,0,0,1,2", "lasts from 0.60 to 0.90 s, and its file ends at 0.20 s"),
     ("gone,0.0,0.05,0,0,0,1,0", "missing audio"),
+)
+
+
+def emobox(root: Path) -> Example:
+    """A fold of three files, with parts of a recording, a label map above it, and lines with faults."""
+    fold, wav = root / "data" / "small" / "fold_2", "downloads/small/wav"
+    said = {}
+    for split, labels in (("train", "a h"), ("valid", "h a"), ("test", "a a")):
+        lines = []
+        for number, label in enumerate(labels.split()):
+            key, name = f"small-{split}-{number}", f"{split}{number}.wav"
+            record(root / wav / name, number)
+            row = {"key": key, "dataset": "small", "wav": f"{wav}/{name}", "emo": label, "length": 0.05, "channel": 1}
+            if split == "test":
+                path = root / wav / name
+                noise = np.random.default_rng(number).integers(-3000, 3000, 4 * NUM_SAMPLES, dtype=np.int16)
+                soundfile.write(path, noise, 16_000)
+                row |= {"start_time": 0.05, "end_time": 0.1}
+            lines.append(json.dumps(row))
+            said[key] = Said(split=split, category={"a": "Angry", "h": "Happy"}[label])
+        if split == "train":
+            lines += [json.dumps(row | change | {"key": key}) for key, change, _ in _EMOBOX_FAULTS] + ["{", "", "[]"]
+        write_lines(fold / f"small_{split}_fold_2.jsonl", lines)
+    write_lines(fold.parent / "label_map.json", ['{"a": "Angry", "h": "Happy"}'])
+    rejected = {key: reason for key, _, reason in _EMOBOX_FAULTS}
+    first = f"small_train_fold_2.jsonl line {3 + len(_EMOBOX_FAULTS)}"
+    last = f"small_train_fold_2.jsonl line {5 + len(_EMOBOX_FAULTS)}"
+    return Example(
+        path=fold,
+        root=root,
+        utterances=said,
+        rejected=rejected | {first: "not a JSON object", last: "not a JSON object"},
+        scale=(0.0, 1.0),
+    )
+
+
+_EMOBOX_FAULTS = (
+    ("x", {"emo": "b"}, "emo 'b' is none of a, h"),
+    ("missing", {"wav": "downloads/small/wav/none.wav"}, "missing audio"),
+    ("above", {"wav": "../../etc/passwd"}, "leaves the folder of the audio"),
+    ("absolute", {"wav": "/etc/passwd"}, "leaves the folder of the audio"),
+    ("number", {"emo": 3}, "emo is no text"),
+    ("backwards", {"start_time": 0.1, "end_time": 0.05}, "span nothing"),
+    ("half", {"start_time": 0.1}, "are no numbers of seconds"),
 )

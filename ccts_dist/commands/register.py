@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--shards", default="", metavar="SHARDS", help="to promote: folder or address of the shard set")
     add("--split", action="append", default=[], help="to promote: compare on it; may be repeated")
     add("--margin", type=float, default=0.0, metavar="CCC", help="the gain's 95 %% interval must lie above (0)")
-    add("--target", default="", help="whose CCC must gain (the mean over targets)")
+    add("--target", default="", help="whose CCC must gain (the mean; UAR without targets)")
     add("--force", default="", metavar="REASON", help="promote whatever comes out; why is kept in the version's tags")
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)

@@ -17,9 +17,10 @@ def check_model(model: ModelConfig, source: str) -> None:
             f"{source}: [[model.also]] stands without [model.speech]: must be beside it. Make its first one "
             "[model.speech]."
         )
-    if not model.targets or len(set(model.targets)) != len(model.targets):
+    if len(set(model.targets)) != len(model.targets) or not (model.targets or model.categories):
         named = f"model.targets = {list(model.targets)}"
-        raise ConfigError(f"{source}: {named}: must name each target once. Change the list.")
+        rule = "must name each target once; it may be empty where model.categories are given"
+        raise ConfigError(f"{source}: {named}: {rule}. Change the list.")
     if len(model.categories) == 1 or len(set(model.categories)) != len(model.categories):
         named = f"model.categories = {list(model.categories)}"
         raise ConfigError(f"{source}: {named}: must be two or more, each once, or none. Change the list.")

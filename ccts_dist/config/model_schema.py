@@ -139,7 +139,8 @@ class ModelConfig:
     targets: tuple[str, ...] = DIMENSIONS
     """What is predicted, in this order; names of labels in the shards. NAME.variance (valence.variance) is how far the
     raters of NAME were apart: the population variance of their ratings on 0..1, so 0 to 0.25, where the corpus gives
-    it; not for a teacher whose outputs are to be cached."""
+    it; not for a teacher whose outputs are to be cached. Empty to train ``categories`` alone: then the loss is their
+    cross-entropy, and the best model the one of the highest unweighted accuracy (``valid/uar``)."""
 
     categories: tuple[str, ...] = ()
     """Emotions to tell apart beside the targets, as the corpus spells them: a linear layer on the embedding gives each

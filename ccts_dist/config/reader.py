@@ -260,6 +260,11 @@ def _check_together(run: RunConfig, source: str) -> None:
             f"{source}: loss.focal_gamma = {run.loss.focal_gamma} shapes the cross-entropy of model.categories, and "
             "there are none. Name some, or leave it out."
         )
+    if run.data.teacher and not run.model.targets:
+        raise ConfigError(
+            f"{source}: data.teacher = {run.data.teacher!r} needs model.targets, and there are none: what is distilled "
+            "are predictions of targets. Name some, or leave the teacher out."
+        )
     if run.data.teacher and run.distill is None:
         raise ConfigError(
             f"{source}: data.teacher = {run.data.teacher!r} is named, and there is no [distill] to use it. "

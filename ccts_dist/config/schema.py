@@ -288,7 +288,7 @@ class TrainConfig:
     an epoch."""
 
     stop_after: CountOrZero = 0
-    """Training ends after so many validations in a row without a lower loss; 0 for no such end."""
+    """Training ends after so many validations in a row without a better model; 0 for no such end."""
 
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Of forward and backward; the optimizer's weights and the prediction are float32 in all. "fp32" is never rounded

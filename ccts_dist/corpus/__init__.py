@@ -3,6 +3,7 @@
 from ccts_dist.corpus.cmu_mosei import read_cmu_mosei
 from ccts_dist.corpus.corpus import Corpus
 from ccts_dist.corpus.crema_d import read_crema_d
+from ccts_dist.corpus.emobox import read_emobox
 from ccts_dist.corpus.emodb import read_emodb
 from ccts_dist.corpus.esd import read_esd
 from ccts_dist.corpus.iemocap import read_iemocap
@@ -20,6 +21,7 @@ __all__ = [
     "plan_spoken_corpus",
     "read_cmu_mosei",
     "read_crema_d",
+    "read_emobox",
     "read_emodb",
     "read_esd",
     "read_iemocap",

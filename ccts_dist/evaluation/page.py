@@ -16,7 +16,16 @@ from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
 from ccts_dist.evaluation.scale import on_scale
 from ccts_dist.report.html import Cell, Markup, heading, page, paragraph, pictures, player, table, with_small
 from ccts_dist.report.recorded import as_figure
-from ccts_dist.scores import MEAN, Difference, Interval, TeacherColumns, concordances, few_speakers
+from ccts_dist.report.score_tables import categories_to_rows
+from ccts_dist.scores import (
+    MEAN,
+    Difference,
+    Interval,
+    TeacherColumns,
+    concordances,
+    few_speakers,
+    unweighted_accuracy,
+)
 
 _MOST_SPEAKERS = 10
 
@@ -74,6 +83,9 @@ def _of_split(
     yield paragraph(f"{len(table_)} utterances, {num_speakers} speakers.")
     if words := few_speakers(num_speakers):
         yield paragraph(words, note=True)
+    if not table_.targets:
+        yield from _of_categories(split, rivals, model)
+        return
     yield table(f"How good the predictions are, {split.split}",
         ("target", "CCC", "Pearson", "C_b", "Spearman", "mean error, 0..1", "labels"),
         [
@@ -116,6 +128,20 @@ def _of_split(
             ],
             long=(0,),
         )  # fmt: skip
+
+
+def _of_categories(
+    split: SplitResult, rivals: Sequence[tuple[ModelResult, SplitResult]], model: ModelResult
+) -> Iterator[Markup]:
+    """Of a model without targets."""
+    found = unweighted_accuracy(split.table)
+    yield table(f"How well categories are told apart, {split.split}", ("", "unweighted accuracy"),
+                [(model.name, _cell(found))])  # fmt: skip
+    yield table(f"Recall by category, {split.split}", ("category", "recall", "utterances"),
+                categories_to_rows(split.scores))  # fmt: skip
+    for rival, of_rival in rivals:
+        yield table(f"{model.name} less {rival.name}, {split.split}", ("", "this", "other", "gain"),
+                    [_gain(one) for one in of_rival.gains])  # fmt: skip
 
 
 def gate_in_words(teacher: TeacherColumns) -> str:

@@ -14,7 +14,7 @@ from ccts_dist.json_text import json_text
 from ccts_dist.report.recorded import read_run_of, read_validations
 from ccts_dist.report.score_tables import scores_to_text
 from ccts_dist.report.table import format_table
-from ccts_dist.scores import Difference, Gate, Interval, few_speakers, write_table
+from ccts_dist.scores import UAR, Difference, Gate, Interval, few_speakers, unweighted_accuracy, write_table
 from ccts_dist.shards.read import open_shard_set
 from ccts_dist.shards.schema import escape_key
 from ccts_dist.train.evaluate import scores_to_tree
@@ -93,7 +93,8 @@ def result_in_words(result: Result) -> str:
             parts += [title, scores_to_text(one.scores), _intervals_in_words(one)]
             for note, found in (("the teacher less this model", one.teacher_gap), (_gain_of(result), one.gains)):
                 if found:
-                    parts.append(format_table((note, "CCC", "95 %"), [_gain_row(gain) for gain in found]))
+                    measure = "CCC" if one.table.targets else "gain"
+                    parts.append(format_table((note, measure, "95 %"), [_gain_row(gain) for gain in found]))
             if one.table.teacher is not None:
                 parts.append(gate_in_words(one.table.teacher))
             if one.in_noise:
@@ -116,7 +117,12 @@ def _intervals_in_words(one: SplitResult) -> str:
     ]
     num_speakers = one.table.num_speakers
     head = f"95 % intervals, {num_speakers} speakers drawn with replacement"
-    table = format_table(("target", "CCC", "Pearson", "C_b"), rows)
+    if not rows:
+        found = unweighted_accuracy(one.table)
+        rows, names = [(UAR, f"{found.value:.4f} ({_ends(found)})")], ("categories", "")
+    else:
+        names = ("target", "CCC", "Pearson", "C_b")
+    table = format_table(names, rows)
     return "\n\n".join(part for part in (head, few_speakers(num_speakers), table) if part)
 
 
@@ -141,6 +147,9 @@ def _split_tree(one: SplitResult) -> dict[str, Any]:
     tree = scores_to_tree(one.scores)
     tree["c_b"] = {each.target: _number(each.bias.value) for each in one.figures}
     tree["speakers"] = one.table.num_speakers
+    if not targets:
+        found = unweighted_accuracy(one.table)
+        tree["unweighted_accuracy"] = {"value": _number(found.value), "95%": _pair(found)}
     tree["intervals"] = {
         name: {each.target: _pair(getattr(each, field)) for each in one.figures}
         for name, field in (("ccc", "ccc"), ("pearson", "pearson"), ("c_b", "bias"), ("mae", "mae"))

@@ -21,6 +21,7 @@ from ccts_dist.scores import (
     groups_of,
     speaker_scores,
     teacher_gap,
+    uar_difference,
     with_teacher,
 )
 from ccts_dist.shards.read import ShardSet, open_shard_set
@@ -148,10 +149,17 @@ def _splits(
                     for noise, ratio, noisy in predicted.in_noise[number]
                 ),
                 teacher_gap=() if cache is None else teacher_gap(table),
-                gains=() if first is None else differences(first.splits[number].table, table),
+                gains=() if first is None else _gains(first.splits[number].table, table),
             )
         )
     return tuple(results)
+
+
+def _gains(first: UtteranceTable, second: UtteranceTable) -> tuple[Difference, ...]:
+    """Of the first over the second in their targets; of models without any in unweighted accuracy."""
+    if first.targets or second.targets:
+        return differences(first, second)
+    return (uar_difference(first, second),)
 
 
 def _teacher(place: str, shard_set: ShardSet) -> TeacherCache:

@@ -47,8 +47,17 @@ class PerTargetHeads(nn.Module):
         return torch.cat([head(embedding) for head in self.heads], dim=1)
 
 
-def build_heads(config: ModelConfig) -> WideLinear | PerTargetHeads:
+class NoTargets(nn.Module):
+    """The predictions of a model that has categories alone: of no target, without a weight."""
+
+    def forward(self, embedding: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch 0"]:
+        return embedding[:, :0].float()
+
+
+def build_heads(config: ModelConfig) -> WideLinear | PerTargetHeads | NoTargets:
     """What ``model.heads`` names."""
+    if not config.targets:
+        return NoTargets()
     if config.heads == "per-target":
         return PerTargetHeads(config.embedding, config.head_hidden, len(config.targets))
     return _started_in_the_middle(WideLinear(config.embedding, len(config.targets)))

@@ -58,9 +58,8 @@ def model_card(
     lines = [
         f"# {name}",
         "",
-        f"Predicts {', '.join(targets)} of an utterance from {given}, on the scale {low:g} to {high:g} of the corpus "
-        f"it was trained on{_beside(categories)}. {num_parameters:,} parameters. Audio: any file libsndfile reads; it "
-        "is mixed to mono and resampled to 16 kHz.",
+        f"{_predicts(targets, categories, given, f'{low:g} to {high:g}')} {num_parameters:,} parameters. Audio: any "
+        "file libsndfile reads; it is mixed to mono and resampled to 16 kHz.",
         "",
         "## Where it comes from",
         "",
@@ -95,8 +94,15 @@ def model_card(
     return "\n".join(lines)
 
 
-def _beside(categories: tuple[str, ...]) -> str:
-    return f", and which of these categories it sounds like: {', '.join(categories)}" if categories else ""
+def _predicts(targets: tuple[str, ...], categories: tuple[str, ...], given: str, scale: str) -> str:
+    """What a model predicts, as a sentence."""
+    which = f"which of these categories it sounds like: {', '.join(categories)}"
+    if not targets:
+        return f"Predicts of an utterance, from {given}, {which}."
+    of_targets = (
+        f"Predicts {', '.join(targets)} of an utterance from {given}, on the scale {scale} of the corpus it was"
+    )
+    return f"{of_targets} trained on{f', and {which}' if categories else ''}."
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -69,6 +69,11 @@ class Evaluator:
         self._edges = together(lambda: bin_edges(bins, self.shard_set.manifest.scale, source="--bins"))
         known = set(loaded.config.categories) <= set(self.shard_set.manifest.categories)
         self._categories = loaded.config.categories if known else ()
+        if not (self.targets or known):
+            raise ConfigError(
+                f"{shards}: has utterances of {list(self.shard_set.manifest.categories)}, and the model tells "
+                f"{list(loaded.config.categories)} apart and predicts nothing else. Name shards with these categories."
+            )
         self._micro, self._workers = micro_utterances, workers
 
     def split(self, split: str, *, noise: str = "", snr_db: float = 0.0, seed: int = 0) -> Evaluation:
@@ -94,7 +99,7 @@ class Evaluator:
             said.add(batch, output.prediction, batch.tokens[:, 0], output.categories)
             return output
 
-        weights = (1 / len(self.targets),) * len(self.targets)
+        weights = (1 / max(1, len(self.targets)),) * len(self.targets)
         extras = Extras(categories=self._categories, bins=self._edges, spearman=True)
         try:
             with torch.inference_mode():

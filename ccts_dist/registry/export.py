@@ -65,6 +65,11 @@ def export_model(
         raise ConfigError(
             f"model {model!r} reads transcripts: only students, which hear and do not read, are exported."
         )
+    if not loaded.config.targets:
+        raise ConfigError(
+            f"model {model!r} predicts categories alone, and an export gives ratings of targets. Use it with "
+            "launch/predict.py or launch/serve.py, or name a model with targets."
+        )
     batches = list(_batches())
     expected = [answers_of(loaded, *batch) for batch in batches]
     unfinished = out.with_name(f".{out.name}.unfinished")

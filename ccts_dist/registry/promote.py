@@ -12,7 +12,16 @@ from ccts_dist.redaction import redact
 from ccts_dist.registry.evaluate import Evaluator
 from ccts_dist.registry.pull import pull_model_on_ranks
 from ccts_dist.registry.store import SCHEME, asking_the_server, check_alias, check_name, move_alias
-from ccts_dist.scores import MEAN, Difference, UtteranceTable, differences, few_speakers, joined
+from ccts_dist.scores import (
+    MEAN,
+    UAR,
+    Difference,
+    UtteranceTable,
+    differences,
+    few_speakers,
+    joined,
+    uar_difference,
+)
 from ccts_dist.tracking.mlflow_client import open_client
 from ccts_dist.tracking.uri import resolve_tracking_uri
 
@@ -43,7 +52,8 @@ class Contest:
     """CCC that the whole 95 % interval of the gain must lie above."""
 
     target: str = ""
-    """Whose CCC counts; "" for the mean over the targets that both predict."""
+    """Whose CCC counts; "" for the mean over the targets that both predict. Models without targets are compared by the
+    unweighted accuracy of their categories."""
 
     alias: str = "candidate"
     """Of the candidate."""
@@ -95,8 +105,8 @@ class Outcome:
     def words(self) -> str:
         """For people: the CCC of each target with what was gained, and what was made of it."""
         lines = [
-            f"{one.target}: CCC {one.first:.4f}, the champion's {one.second:.4f}, gain {one.gain.value:+.4f} "
-            f"({one.gain.low:+.4f} to {one.gain.high:+.4f})"
+            f"{one.target}: {'' if one.target == UAR else 'CCC '}{one.first:.4f}, the champion's {one.second:.4f}, "
+            f"gain {one.gain.value:+.4f} ({one.gain.low:+.4f} to {one.gain.high:+.4f})"
             for one in self.differences
         ]
         if lines:
@@ -151,7 +161,8 @@ def promote(
     found: tuple[Difference, ...] = ()
     if before:
         champion = pull_model_on_ranks(f"{SCHEME}{before}", ranks, tracking_uri=uri, cache=cache)
-        found = differences(table, _predict(champion.folder, contest, ranks, micro_utterances)[1])
+        other = _predict(champion.folder, contest, ranks, micro_utterances)[1]
+        found = differences(table, other) if table.targets or other.targets else (uar_difference(table, other),)
     judged = _judged(contest, table, found)
     outcome = Outcome(
         verdict=_verdict(contest, judged),
@@ -180,8 +191,8 @@ def _predict(folder: Path, contest: Contest, ranks: Ranks, micro_utterances: int
 
 
 def _judged(contest: Contest, table: UtteranceTable, found: Sequence[Difference]) -> Difference | None:
-    known = [one.target for one in found] if found else [*table.targets, MEAN]
-    wanted = contest.target or MEAN
+    known = [one.target for one in found] if found else [*table.targets, MEAN] if table.targets else [UAR]
+    wanted = contest.target or (MEAN if table.targets else UAR)
     if wanted not in known:
         raise ConfigError(
             f"--target {contest.target!r}: must be predicted by candidate and champion. They have in common: "
@@ -224,7 +235,7 @@ def _tags(contest: Contest, outcome: Outcome, shard_set_digest: str) -> Mapping[
         "shards": shard_set_digest,
         "splits": ",".join(contest.splits),
         "margin": f"{contest.margin:g}",
-        "target": contest.target or MEAN,
+        "target": outcome.judged.target if outcome.judged else contest.target or MEAN,
         "utterances": str(outcome.num_utterances),
         "speakers": str(outcome.num_speakers),
         "reason": redact(contest.reason) if outcome.verdict == "forced" else "",

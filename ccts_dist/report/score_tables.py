@@ -14,7 +14,7 @@ RECALL = "unweighted recall"
 def scores_to_text(scores: Scores) -> str:
     """The targets' table, and that of the categories where there are any; in Markdown."""
     header = (*HEADER, RECALL) if scores.unweighted_recall else HEADER
-    tables = [format_table(header, scores_to_rows(scores))]
+    tables = [format_table(header, scores_to_rows(scores))] if scores.num_labels else []
     if scores.categories:
         tables.append(format_table(("category", "recall", "labels"), categories_to_rows(scores)))
     return "\n\n".join(tables)

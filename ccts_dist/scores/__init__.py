@@ -14,12 +14,14 @@ from ccts_dist.scores.gate import Gate, gate_from
 from ccts_dist.scores.gather import Said
 from ccts_dist.scores.groups import Group, SpeakerScore, groups_of, speaker_scores
 from ccts_dist.scores.intervals import Interval, bootstrap
+from ccts_dist.scores.recalls import UAR, uar_difference, unweighted_accuracy
 from ccts_dist.scores.speakers import add_by_cluster, clusters_of, sums_by_speaker
 from ccts_dist.scores.table import TeacherColumns, UtteranceTable, joined, read_table, write_table
 from ccts_dist.scores.teacher import with_teacher
 
 __all__ = [
     "MEAN",
+    "UAR",
     "Difference",
     "Gate",
     "Group",
@@ -43,6 +45,8 @@ __all__ = [
     "speaker_scores",
     "sums_by_speaker",
     "teacher_gap",
+    "uar_difference",
+    "unweighted_accuracy",
     "with_teacher",
     "write_table",
 ]

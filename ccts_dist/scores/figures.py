@@ -56,6 +56,8 @@ class Difference:
 def figures_of(table: UtteranceTable, *, seed: int = 0) -> tuple[TargetFigures, ...]:
     """Every target's figures, in order."""
     sums, width = table.sums(), len(table.targets)
+    if not width:
+        return ()
 
     def statistic(draws: Float64[Tensor, "7 draws columns"]) -> Float64[Tensor, "draws figures"]:
         return torch.cat([measure(draws) for measure in (ccc_of, pearson_of, bias_of, mae_of)], dim=1)
@@ -78,7 +80,7 @@ def figures_of(table: UtteranceTable, *, seed: int = 0) -> tuple[TargetFigures, 
 
 def concordances(sums: Float64[Tensor, "speakers 7 dim"], *, seed: int = 0) -> tuple[Interval, ...]:
     """The CCC of each column."""
-    return bootstrap(sums, ccc_of, seed=seed)
+    return bootstrap(sums, ccc_of, seed=seed) if sums.shape[2] else ()
 
 
 def differences(first: UtteranceTable, second: UtteranceTable, *, seed: int = 0) -> tuple[Difference, ...]:

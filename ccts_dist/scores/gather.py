@@ -63,6 +63,7 @@ class Said:
             predictions=predictions.T,
             categories=categories if likeliest else (),
             predicted_categories=tuple(self._categories[likeliest[place]] for place in taken) if likeliest else (),
+            known_categories=self._categories if likeliest else (),
         )
 
 

@@ -72,7 +72,9 @@ def groups_of(table: UtteranceTable) -> tuple[Group, ...]:
 
 
 def speaker_scores(table: UtteranceTable, *, fewest: int = FEWEST_UTTERANCES) -> tuple[SpeakerScore, ...]:
-    """Each known speaker of at least ``fewest`` utterances, the lowest mean CCC first."""
+    """Each known speaker of at least ``fewest`` utterances, the lowest mean CCC first; none without targets."""
+    if not table.targets:
+        return ()
     rows_of: dict[str, list[int]] = {}
     for row, speaker in enumerate(table.speakers):
         if speaker is not None:

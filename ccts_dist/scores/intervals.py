@@ -24,7 +24,7 @@ _NUMBERS_AT_ONCE = 1 << 21
 _MOST_WITHOUT = 0.1
 """Share of the draws that may have no figure, two labels being too few of anything; with more there is no interval."""
 
-Statistic = Callable[[Float64[Tensor, "7 draws columns"]], Float64[Tensor, "draws figures"]]
+Statistic = Callable[[Float64[Tensor, "sums draws columns"]], Float64[Tensor, "draws figures"]]
 """Figures of some splits at once, given the sums of each."""
 
 
@@ -45,7 +45,7 @@ class Interval:
 
 
 def bootstrap(
-    sums: Float64[Tensor, "speakers 7 columns"],
+    sums: Float64[Tensor, "speakers sums columns"],
     statistic: Statistic,
     *,
     seed: int = 0,
@@ -58,7 +58,7 @@ def bootstrap(
     ``tests/bench/coverage.py`` measures what it covers; Efron's BCa covered less where some speakers say much.
 
     Args:
-        sums: of each speaker; several models side by side are so many more columns.
+        sums: of each speaker, the first of them how many labels; several models side by side are more columns.
         statistic: what is wanted; called with the sums of many draws at once.
         seed: of the draws.
         replicates: how many draws.
@@ -77,8 +77,8 @@ def bootstrap(
 
 
 def _draws(
-    sums: Float64[Tensor, "speakers 7 columns"], seed: int, replicates: int
-) -> Iterator[Float64[Tensor, "7 draws columns"]]:
+    sums: Float64[Tensor, "speakers sums columns"], seed: int, replicates: int
+) -> Iterator[Float64[Tensor, "sums draws columns"]]:
     generator, num_speakers = np.random.default_rng(seed), len(sums)
     at_once = max(1, _NUMBERS_AT_ONCE // num_speakers)
     for start in range(0, replicates, at_once):

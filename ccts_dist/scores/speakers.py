@@ -16,15 +16,17 @@ def clusters_of(speakers: Sequence[str | None]) -> list[int]:
 
 
 def add_by_cluster(
-    total: Float64[Tensor, "speakers 7 dim"], cluster: Int64[Tensor, " batch"], rows: Float64[Tensor, "batch 7 dim"]
+    total: Float64[Tensor, "speakers sums dim"],
+    cluster: Int64[Tensor, " batch"],
+    rows: Float64[Tensor, "batch sums dim"],
 ) -> None:
     """Add each row's sums (``metrics.row_sums``) to those of its speaker, in place."""
     total.index_add_(0, cluster, rows)
 
 
 def sums_by_speaker(
-    speakers: Sequence[str | None], rows: Float64[Tensor, "rows 7 dim"]
-) -> Float64[Tensor, "speakers 7 dim"]:
+    speakers: Sequence[str | None], rows: Float64[Tensor, "rows sums dim"]
+) -> Float64[Tensor, "speakers sums dim"]:
     """Each speaker's sums, in the order of their first utterance."""
     cluster = clusters_of(speakers)
     total = torch.zeros(1 + max(cluster, default=-1), *rows.shape[1:], dtype=torch.float64)

@@ -64,6 +64,9 @@ class UtteranceTable:
     """As the corpus spells them; empty, as the next, for a model without categories."""
 
     predicted_categories: tuple[str, ...] = ()
+    known_categories: tuple[str, ...] = ()
+    """That the model tells apart; empty as well in tables of earlier versions."""
+
     teacher: TeacherColumns | None = None
 
     def __len__(self) -> int:
@@ -151,6 +154,7 @@ def joined(tables: Sequence[UtteranceTable]) -> UtteranceTable:
         predictions=stacked("predictions"),
         categories=all_of("categories"),
         predicted_categories=all_of("predicted_categories"),
+        known_categories=tables[0].known_categories,
     )
 
 
@@ -181,7 +185,10 @@ def write_table(path: Path, table: UtteranceTable) -> None:
         columns["prediction.category"] = pa.array(table.predicted_categories, pa.string())
     widest = None if table.teacher is None else table.teacher.widest
     gate = None if table.teacher is None else asdict(table.teacher.gate)
-    facts = json.dumps({"targets": table.targets, "widest": widest, "gate": gate}).encode()
+    told = {"targets": table.targets, "widest": widest, "gate": gate}
+    if table.known_categories:
+        told["categories"] = table.known_categories
+    facts = json.dumps(told).encode()
     try:
         pq.write_table(pa.table(columns).replace_schema_metadata({_FACTS: facts}), path)
     except OSError as error:
@@ -213,7 +220,8 @@ def _from_columns(table: pa.Table, facts: Mapping[str, Any]) -> UtteranceTable:
         return table[name].to_numpy()
 
     def by_target(kind: str) -> np.ndarray:
-        return np.stack([numbers(f"{kind}.{target}").astype(np.float64) for target in targets], axis=1)
+        columns = [numbers(f"{kind}.{target}").astype(np.float64) for target in targets]
+        return np.stack(columns, axis=1) if columns else np.zeros((table.num_rows, 0))
 
     def gated() -> np.ndarray:
         if "kept" in table.column_names:
@@ -240,6 +248,7 @@ def _from_columns(table: pa.Table, facts: Mapping[str, Any]) -> UtteranceTable:
         predictions=by_target("prediction"),
         categories=texts("category"),
         predicted_categories=texts("prediction.category"),
+        known_categories=tuple(facts.get("categories", ())),
         teacher=teacher,
     )
 

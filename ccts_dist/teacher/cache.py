@@ -171,6 +171,11 @@ def _plan_work(
         if split not in splits:
             raise ConfigError(f"Fit split {split!r} is not among the splits to cache ({', '.join(splits)}). Add it.")
     known = shard_set.manifest.targets
+    if not teacher.config.targets:
+        raise TeacherError(
+            f"The teacher {model_folder} predicts no target, only categories, and the condition is fitted on targets. "
+            "Take a model whose model.targets names some."
+        )
     for target in teacher.config.targets:
         if target not in known:
             raise TeacherError(

@@ -13,7 +13,7 @@ NAME = "curves.png"
 _PANELS = (
     ("loss", ("train/loss", "valid/loss", "train/loss_ccc", "train/loss_embedding", "train/loss_prediction")),
     ("CCC, training batches", ("train/ccc_",)),
-    ("CCC, validation", ("valid/ccc_",)),
+    ("CCC, or unweighted accuracy, validation", ("valid/ccc_", "valid/uar")),
     ("share distilled, and gradient norm", ("train/kept_share", "train/gradient_norm")),
     ("learning rate", ("train/learning_rate_",)),
 )

@@ -48,6 +48,11 @@ class Scores:
     confusion: dict[str, list[float]] = field(default_factory=dict)
     """For each category how often which was predicted, in the same order."""
 
+    @property
+    def criterion(self) -> float:
+        """What the best model has least of: the loss, or of categories alone 1 less their unweighted accuracy."""
+        return self.loss if self.ccc else 1 - self.categories.get("unweighted_accuracy", nan)
+
 
 def scores_to_tree(scores: Scores) -> dict[str, Any]:
     """Scores as ``metrics.json`` holds them: figure -> target -> value; null where there is none."""

@@ -24,7 +24,9 @@ def step_figures(
         optimizer: after the step; gives the learning rates.
         num_skipped: steps of the run so far that moved no weights.
     """
-    figures = {"train/loss": result.loss, "train/loss_ccc": result.ccc_loss}
+    figures = {"train/loss": result.loss}
+    if run.model.targets:
+        figures["train/loss_ccc"] = result.ccc_loss
     figures |= {f"train/ccc_{target}": value for target, value in zip(run.model.targets, result.ccc, strict=True)}
     if run.model.categories:
         figures["train/loss_category"] = result.category_loss

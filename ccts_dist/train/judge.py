@@ -45,7 +45,7 @@ class Judge:
 
     @property
     def has_seen_enough(self) -> bool:
-        """Whether the loss has not fallen for ``train.stop_after`` validations."""
+        """Whether there was no better model for ``train.stop_after`` validations."""
         limit = self._parts.run.train.stop_after
         return 0 < limit <= self._parts.state.since_best
 
@@ -80,22 +80,22 @@ class Judge:
         }
         parts.tracking.metrics(finite(told), state.step)
         # The first one counts even if it is not a number: a run always leaves a best model, however bad.
-        better = state.best_epoch < 0 or scores.loss < (inf if state.best_loss is None else state.best_loss)
-        ccc = "  ".join(f"{target} {value:.3f}" for target, value in scores.ccc.items())
-        if scores.categories:
-            ccc += f"; categories: unweighted accuracy {scores.categories['unweighted_accuracy']:.3f}"
-        say(f"{words}validation loss {scores.loss:.4f}{' (best)' if better else ''}, CCC {ccc}", visible=parts.is_first)
+        better = state.best_epoch < 0 or scores.criterion < (inf if state.best_loss is None else state.best_loss)
+        best = " (best)" if better else ""
+        say(f"{words}validation loss {scores.loss:.4f}{best}, {scores_in_words(scores)}", visible=parts.is_first)
         if better:
-            state.best_loss, state.best_epoch = scores.loss if isfinite(scores.loss) else None, state.epoch
+            criterion = scores.criterion
+            state.best_loss, state.best_epoch = criterion if isfinite(criterion) else None, state.epoch
             save_trained(parts, "best", scores.ccc)
         state.since_best = 0 if better else state.since_best + 1
         state.validated_step = state.step
         if self._history is not None:
             self._history.write({"step": state.step, "epoch": state.epoch, "best": better, **told})
         if self.has_seen_enough:
+            what = "validation loss has not fallen" if scores.ccc else "unweighted accuracy has not risen"
             say(
-                f"the validation loss has not fallen {state.since_best} times in a row (train.stop_after): training "
-                f"ends after step {state.step}",
+                f"the {what} {state.since_best} times in a row (train.stop_after): training ends after step "
+                f"{state.step}",
                 visible=parts.is_first,
             )
 
@@ -152,6 +152,15 @@ class Judge:
         return scores
 
 
+def scores_in_words(scores: Scores) -> str:
+    """The CCC of each target, and the categories' unweighted accuracy."""
+    ccc = "  ".join(f"{target} {value:.3f}" for target, value in scores.ccc.items())
+    parts = [f"CCC {ccc}"] if ccc else []
+    if scores.categories:
+        parts.append(f"categories: unweighted accuracy {scores.categories['unweighted_accuracy']:.3f}")
+    return "; ".join(parts)
+
+
 def _told(split: str, scores: Scores) -> dict[str, float]:
     """Figures by the names under which they are tracked."""
     told = {f"{split}/ccc_{target}": value for target, value in scores.ccc.items()}
@@ -159,4 +168,6 @@ def _told(split: str, scores: Scores) -> dict[str, float]:
         told |= {f"{split}/pearson_{target}": value for target, value in scores.pearson.items()}
         told |= {f"{split}/spearman_{target}": value for target, value in scores.spearman.items()}
     told |= {f"{split}/unweighted_recall_{target}": value for target, value in scores.unweighted_recall.items()}
+    if not scores.ccc:  # what chooses the best model
+        told[f"{split}/uar"] = scores.categories["unweighted_accuracy"]
     return told | {f"{split}/category_{figure}": value for figure, value in scores.categories.items()}

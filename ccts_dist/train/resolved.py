@@ -29,7 +29,7 @@ SAME_THRESHOLD = 1e-6
 
 def target_weights(run: RunConfig) -> tuple[float, ...]:
     """Alpha of each target; equal shares that sum to 1 unless the run file says otherwise."""
-    return run.loss.target_weights or (1 / len(run.model.targets),) * len(run.model.targets)
+    return run.loss.target_weights or (1 / max(1, len(run.model.targets)),) * len(run.model.targets)
 
 
 def resolved(run: RunConfig, *, threshold: float | None = None, share: float | None = None) -> RunConfig:

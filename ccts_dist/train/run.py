@@ -1,6 +1,7 @@
 """A run from its file to its outcome, in order."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,8 @@ def try_largest(engine: Engine, session: Session, watch: Watch) -> None:
 
 def _say_outcome(outcome: Outcome, forecast: Forecast) -> None:
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
-    say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test CCC {test}")
+    test = f"CCC {test}" if test or "categories" not in outcome.test_scores else _uar_in_words(outcome)
+    say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test {test}")
     for split, scores in outcome.test_by_split.items():
         say(f"  {split}: " + "  ".join(f"{target} {_ccc_in_words(value)}" for target, value in scores["ccc"].items()))
     reserved = outcome.peak_memory_reserved_gb
@@ -254,6 +256,11 @@ def _say_outcome(outcome: Outcome, forecast: Forecast) -> None:
 
 def _ccc_in_words(ccc: float | None) -> str:
     return "without labels" if ccc is None else f"{ccc:.3f}"
+
+
+def _uar_in_words(outcome: Outcome) -> str:
+    uar = outcome.test_scores["categories"]["unweighted_accuracy"]
+    return f"unweighted accuracy {nan if uar is None else uar:.3f}"
 
 
 def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:

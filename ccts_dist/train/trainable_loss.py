@@ -1,4 +1,4 @@
-"""Losses that no weight can lower: a CCC over one utterance, or of labels that never vary."""
+"""Losses that no weight can lower: a CCC over one utterance, or of labels that never vary; categories of one kind."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -19,11 +19,15 @@ SAME_LABEL = 1e-9
 
 
 def check_labels(run: RunConfig, shard_set: ShardSet) -> None:
-    """Refuse splits that the run trains or validates on and that give no target a CCC.
+    """Refuse splits that the run trains or validates on and that give no target a CCC, or no two categories.
 
     Raises:
-        ConfigError: no target has two labels, or every one that has them has the same label for all utterances.
+        ConfigError: no target has two labels, or every one that has them has the same label for all utterances; of a
+            model without targets, fewer than two of its categories occur.
     """
+    if not run.model.targets:
+        _check_categories(run, shard_set)
+        return
     weights = zip(run.model.targets, target_weights(run), strict=True)
     weighted = [target for target, weight in weights if weight > 0] or list(run.model.targets)
     for splits in (run.data.train_splits, run.data.valid_splits):
@@ -39,6 +43,19 @@ def check_labels(run: RunConfig, shard_set: ShardSet) -> None:
                 f"{shard_set.root}: every utterance of {list(splits)} has the same label of {labelled}: the CCC of "
                 "labels that never vary is 0 whatever is predicted, and no weight would move. Mend the labels, or "
                 "name other splits or model.targets."
+            )
+
+
+def _check_categories(run: RunConfig, shard_set: ShardSet) -> None:
+    for splits in (run.data.train_splits, run.data.valid_splits):
+        found: set[str] = set()
+        for shard in shard_set.shards_of(splits):
+            found |= {category for category in shard_set.rows(shard.name).categories if category is not None}
+        known = [category for category in run.model.categories if category in found]
+        if len(known) < 2:
+            raise ConfigError(
+                f"{shard_set.root}: {list(splits)} has utterances of {known or 'none'} of model.categories = "
+                f"{list(run.model.categories)}, and telling them apart needs two. Name other splits or categories."
             )
 
 
@@ -63,6 +80,8 @@ def check_batches(run: RunConfig, loader: Loader) -> None:
     Raises:
         ConfigError: every CCC of the loss would be of one utterance.
     """
+    if not run.model.targets:
+        return  # a cross-entropy exists of one utterance
     if loader.plan.largest_batch < 2:
         raise ConfigError(
             f"batch.global_utterances = {run.batch.global_utterances}: the CCC of one utterance does not exist, so the "

@@ -113,6 +113,10 @@ class _Pictures:
 
 
 def _results(args: argparse.Namespace, asked: _Asked, student: Student) -> Results:
+    if args.picture is not None and not student.targets:
+        raise ConfigError(
+            f"--picture {args.picture}: draws targets over time, and the model predicts categories alone. Leave it out."
+        )
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(encoding="utf-8")  # as JSON has to be, whatever the locale
     columns = ("file", *(() if asked.windows is None else ("kind", *_TIMES)), *student.columns)

@@ -76,6 +76,7 @@ def test_defaults_are_those_of_the_paper():
         ({"data": {}}, "data.shards is missing"),
         ({"model": {}}, r"neither \[model.speech\] nor \[model.text\]"),
         ({"model": {"speech": {"encoder": "e"}, "targets": ["a", "a"]}}, "must name each target once"),
+        ({"model": {"speech": {"encoder": "e"}, "targets": []}}, "may be empty where model.categories are given"),
         ({"model": {"speech": {"encoder": "e"}, "categories": ["a", "a"]}}, "must be two or more, each once, or none"),
         ({"model": {"speech": {"encoder": "e"}, "categories": ["a"]}}, "must be two or more, each once, or none"),
         (

@@ -11,6 +11,7 @@ from ccts_dist.corpus import (
     Corpus,
     read_cmu_mosei,
     read_crema_d,
+    read_emobox,
     read_emodb,
     read_esd,
     read_meld,
@@ -142,6 +143,22 @@ def test_votes_that_are_none_are_refused_in_one_line(lines: list[str], words: st
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [("no test", "looked for one .*_test_fold.*jsonl and found"), ("map", "is no map from labels to names"),
+     ("broken", "label_map.json: cannot be read"), ("audio", "gone: no such folder")],
+)  # fmt: skip
+def test_fold_of_emobox_that_is_none_is_refused_in_one_line(damage: str, words: str, tmp_path: Path):
+    fold = open_examples.emobox(tmp_path).path
+    if damage == "no test":
+        (fold / "small_test_fold_2.jsonl").unlink()
+    elif damage != "audio":
+        (fold.parent / "label_map.json").write_text('["a"]' if damage == "map" else "{")
+    with pytest.raises(CorpusError, match=words) as caught:
+        read_emobox(fold, audio=tmp_path / "gone" if damage == "audio" else tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_one_language_of_esd(tmp_path: Path):
     open_examples.esd(tmp_path)
     corpus = read_esd(tmp_path, languages=("zh",))
@@ -184,7 +201,7 @@ def test_part_of_a_file_is_that_part_of_its_samples(rate: int, suffix: str, tmp_
     noise = np.random.default_rng(0).integers(-3000, 3000, 4 * rate, dtype=np.int16)
     soundfile.write(path, noise, rate)
     soundfile.write(cut, noise[rate // 2 : 5 * rate // 4], rate)
-    part, alone = decode_segment(path, (0.5, 1.25), max_duration_s=1), decode_audio(cut, max_duration_s=1)
+    part, alone = decode_segment(path, (0.5, 1.25), max_duration_s=1.0), decode_audio(cut, max_duration_s=1.0)
     assert not isinstance(part, str)
     assert not isinstance(alone, str)
     np.testing.assert_array_equal(part.whole, alone.whole)
@@ -194,14 +211,15 @@ def test_part_of_a_file_is_that_part_of_its_samples(rate: int, suffix: str, tmp_
 def test_part_may_end_a_little_after_its_file_and_not_far_after_it(tmp_path: Path):
     path = tmp_path / "one.wav"
     soundfile.write(path, np.ones(16_000, dtype=np.int16), 16_000)
-    part = decode_segment(path, (0.75, 1.4), max_duration_s=1)
+    part = decode_segment(path, (0.75, 1.4), max_duration_s=1.0)
     assert not isinstance(part, str)
     assert len(part.whole) == 4_000
     assert (
-        decode_segment(path, (0.75, 1.6), max_duration_s=1) == "lasts from 0.75 to 1.60 s, and its file ends at 1.00 s"
+        decode_segment(path, (0.75, 1.6), max_duration_s=1.0)
+        == "lasts from 0.75 to 1.60 s, and its file ends at 1.00 s"
     )
-    assert decode_segment(path, (0.0, 1.25), max_duration_s=1) == "lasts 1.2 s, more than 1 s"
+    assert decode_segment(path, (0.0, 1.25), max_duration_s=1.0) == "lasts 1.2 s, more than 1 s"
     assert (
-        decode_segment(path, (1.2, 1.4), max_duration_s=1) == "lasts from 1.20 to 1.40 s, and its file ends at 1.00 s"
+        decode_segment(path, (1.2, 1.4), max_duration_s=1.0) == "lasts from 1.20 to 1.40 s, and its file ends at 1.00 s"
     )
-    assert decode_segment(tmp_path / "gone.wav", (0, 1), max_duration_s=1) == "the audio file is missing"
+    assert decode_segment(tmp_path / "gone.wav", (0.0, 1.0), max_duration_s=1.0) == "the audio file is missing"

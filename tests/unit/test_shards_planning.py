@@ -69,7 +69,7 @@ def test_compressed_files_count_for_what_they_become_and_missing_ones_for_nothin
 
 
 def test_part_of_a_file_counts_for_its_seconds_of_16_bit_audio_and_at_most_for_the_file():
-    first = Utterance(key="k", audio=Path("x.wav"), split="s", labels={}, scale=(0, 1), segment_s=(10.0, 12.0))
+    first = Utterance(key="k", audio=Path("x.wav"), split="s", labels={}, scale=(0.0, 1.0), segment_s=(10.0, 12.0))
     whole, part = dataclasses.replace(first, segment_s=None), SourceFile(size_bytes=1_000_000, changed_ns=0)
     # 2 s of 32,000 bytes, a 256th more, 512 of FLAC's headers: 64,762, in blocks 65,024; two headers, one block of JSON
     assert estimate_bytes(first, b"", part) == 1024 + 65_024 + 512

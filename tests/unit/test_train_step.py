@@ -343,3 +343,29 @@ def test_step_of_one_round_has_nothing_to_compare():
     rounds = TwoRounds(torch.float32)
     train_step(PlainEngine(), step_of(whole_batch(), []), Objective(target_weights=WEIGHTS), seed=0, rounds=rounds)
     assert rounds.difference() == 0
+
+
+class CategoriesAlone(PlainEngine):
+    """Predicts no target."""
+
+    def forward(self, batch: Batch) -> Output:
+        output = super().forward(batch)
+        return output._replace(prediction=output.embedding[:, :0])
+
+
+@pytest.mark.parametrize("scope", ["global", "micro-batch"])
+@pytest.mark.parametrize("cuts", [[], [6], [1, 5], [3, 6, 9]])
+@pytest.mark.parametrize("graph_samples", [TWO_ROUNDS, sys.maxsize])
+def test_categories_alone_give_the_mean_cross_entropy_and_its_gradient_in_any_cut(scope, cuts, graph_samples):
+    batch = whole_batch()
+    categories = torch.tensor([0, 3, -1, 1, 1, 2, 0, 3, 2, -1, 1, 0])  # row 7 has no weight
+    batch = replace(batch, labels=batch.labels[:, :0], categories=categories)
+    engine, reference = CategoriesAlone(), CategoriesAlone()
+    objective = Objective(target_weights=(), category_weight=2.0, scope=scope)
+    result = train_step(engine, step_of(batch, cuts), objective, seed=0, graph_samples=graph_samples)
+    counts = (categories >= 0) & (batch.weight > 0)
+    wanted = 2 * nn.functional.cross_entropy(reference.forward(batch).categories[counts], categories[counts])
+    wanted.backward()
+    assert result.loss == pytest.approx(wanted.item(), abs=1e-9)
+    assert (result.ccc, result.ccc_loss) == ((), 0.0)
+    assert torch.allclose(engine.gradient(), reference.gradient(), rtol=1e-6, atol=1e-9)

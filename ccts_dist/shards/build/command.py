@@ -106,7 +106,7 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
         corpus, root = hf_command.read(args)
     else:
         read = {one.name: one.read for one in FOLDER_CORPORA}[args.kind]
-        corpus, root = read(args), args.root
+        corpus, root = read(args), getattr(args, "audio", args.root)
     _say_unnamed(corpus)
     if args.transcripts is not None:
         heard = apply_heard(corpus.utterances, read_heard(args.transcripts), min_confidence=args.min_confidence)

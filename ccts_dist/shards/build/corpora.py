@@ -3,11 +3,13 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ccts_dist.corpus import (
     Corpus,
     read_cmu_mosei,
     read_crema_d,
+    read_emobox,
     read_emodb,
     read_esd,
     read_iemocap,
@@ -64,6 +66,10 @@ def _crema_options(parser: argparse.ArgumentParser) -> None:
     _folds(parser)
 
 
+def _emobox_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--audio", type=Path, required=True, metavar="DIR", help="folder that holds downloads/")
+
+
 def _esd_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language", choices=LANGUAGES, help="take only this language (default: both)")
     _folds(parser)
@@ -117,6 +123,13 @@ FOLDER_CORPORA = (
             num_folds=args.folds,
         ),
         add_options=_esd_options,
+    ),
+    FolderCorpus(
+        name="emobox",
+        words="a fold of EmoBox's partitions of many corpora",
+        root="fold with NAME_train_fold_1.jsonl and so on, such as data/emodb/fold_1",
+        read=lambda args: read_emobox(args.root, audio=args.audio, release=args.release),
+        add_options=_emobox_options,
     ),
     FolderCorpus(
         name="tess",
