@@ -61,7 +61,7 @@ _PAIR = re.compile(
 )
 _RELATIVE = re.compile(rf"(?i)(?P<name>[?&](?:{_WEAK})=)(?P<value>[^\s&'\"]+)")
 _SPOKEN = re.compile(
-    r"(?i)(?P<name>(?<![\w.-])--[\w-]*(?:passw|pwd|secret|token|key)[\w-]*\s"
+    r"(?i)(?P<name>(?<![\w.-])--[\w-]*(?:passw|pwd|secret|token|(?:api|access)-?key)[\w-]*\s"
     r"|(?<![\w.-])[\w.-]*(?:password|passwd|passphrase|secret|api[_-]?key|access[_-]?key|private[_-]?key)"
     r"(?:['\"],\s?|:\s|\s=\s))(?P<value>'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"&;,)\]}]+)"
 )

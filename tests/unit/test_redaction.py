@@ -89,6 +89,7 @@ def test_pieces_that_a_library_takes_for_host_or_port_are_masked():
         "its user or password holds '@', which ends it there: write %40",
         "basic and bearer authentication; passwords, tokens and secrets: none",
         "https://host/p?page=2&num_tokens=7&ticket_id=3",
+        "python launch/compare.py runs/a runs/b --key train/gradient_norm",
     ],
 )
 def test_text_without_credentials_stays_as_it_is(text: str):
