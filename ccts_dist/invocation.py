@@ -8,7 +8,8 @@ from pathlib import Path
 PROGRAM = "ccts"
 
 _SCRIPT = re.compile(
-    r"(?P<launcher>\bdeepspeed (?:--\w+ (?:[\w.:]+ )?)*)?(?:\bpython )?\b(?:launch|shards)/(?P<name>[a-z_]+)\.py\b"
+    r"(?P<launcher>\bdeepspeed (?:--\w+ (?:'[^']*' |[\w.:]+ )?)*)?"
+    r"(?:\bpython )?\b(?:launch|shards)/(?P<name>[a-z_]+)\.py\b"
 )
 
 

@@ -83,14 +83,16 @@ def test_command_by_either_spelling_and_after_what_a_launcher_puts_before_it(
 def test_texts_name_commands_as_the_process_was_started(monkeypatch: pytest.MonkeyPatch):
     text = (
         "Run shards/check.py OUT, python launch/predict.py --model M, deepspeed launch/train.py --config R, "
-        "deepspeed --hostfile H --num_gpus 2 launch/cache_teacher.py; see shards/README.md"
+        "deepspeed --hostfile H --num_gpus 2 launch/cache_teacher.py; deepspeed --port '{free port}' launch/probe.py; "
+        "see shards/README.md"
     )
     monkeypatch.setattr(sys, "argv", ["launch/predict.py"])
     assert as_started(text) == text
     monkeypatch.setattr(sys, "argv", ["ccts predict"])
     assert as_started(text) == (
         "Run ccts check OUT, ccts predict --model M, deepspeed $(ccts path train) --config R, "
-        "deepspeed --hostfile H --num_gpus 2 $(ccts path cache-teacher); see shards/README.md"
+        "deepspeed --hostfile H --num_gpus 2 $(ccts path cache-teacher); deepspeed --port '{free port}' "
+        "$(ccts path probe); see shards/README.md"
     )
 
 
