@@ -9,7 +9,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
-# `make setup TORCH=cpu`: torch without CUDA, 2.6 GB on disk in place of 6.4. PyPI has none for Linux on x86-64, so it
+# `make setup TORCH=cpu`: torch without CUDA, 2.7 GB on disk in place of 6.4. PyPI has none for Linux on x86-64, so it
 # comes from PyTorch's own index, or from TORCH_INDEX: another index's address, or a folder with the wheel.
 TORCH := cuda
 ifeq ($(filter cpu cuda,$(TORCH)),)

@@ -7,6 +7,7 @@ import pytest
 from ccts_dist import shipped
 from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError
+from ccts_dist.report.stages import Stage, _script
 from ccts_dist.train.ds_config import read_ds_config
 
 RUN_FILES = sorted(path.relative_to("launch/runs") for path in Path("launch/runs").rglob("*.toml"))
@@ -51,3 +52,16 @@ def test_ds_config_of_a_default_run_is_found():
     assert read_ds_config(Path("zero3.json"))["zero_optimization"]["stage"] == 3
     with pytest.raises(ConfigError, match="cannot read it"):
         read_ds_config(Path("ds_configs/none.json"))
+
+
+def test_stages_start_the_installed_commands_where_no_checkout_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    words = ("launch/cache_teacher.py", "shards/build.py", "launch/none.txt", "--out")
+    assert tuple(map(_script, words)) == words
+    stage = Stage(name="text", command=words, inputs=(Path("launch/runs/demo/text.toml"),))
+    digest = stage.digest()
+    monkeypatch.chdir(tmp_path)
+    started = [_script(word) for word in words]
+    assert [Path(word).name for word in started[:2]] == ["cache_teacher.py", "build.py"]
+    assert all(Path(word).parent.name == "commands" and Path(word).is_file() for word in started[:2])
+    assert started[2:] == list(words[2:])
+    assert stage.digest() == digest
