@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
+from tests.checked import check_signatures
 from tests.tiers import EXAMPLES, TIERS, is_in, may_have, tier_of
 
 # Before torch: several tests run at once, and threads that spin for one another's cores took twice the time of one.
@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     tier = config.getoption("--tier")
     settings.load_profile(tier or "integration")
     modules = [f"ccts_dist.{name}" for name in NUMERIC] if tier == "fast" else "ccts_dist"
-    install_import_hook(modules, "beartype.beartype")
+    check_signatures(modules)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -2,13 +2,14 @@
 
 Imports are most of what a small command costs: ten seconds of a core for each rank. What is forked is otherwise what a
 shell would have started: it has its command line, environment, session and output, runs the script as ``__main__``, and
-dies of signals. The launcher among them is DeepSpeed's own; only how it starts a rank is replaced.
+dies of signals. The launchers among them are DeepSpeed's own; only how they start one another and a rank is replaced.
 """
 
 import ctypes
 import io
 import multiprocessing
 import os
+import platform
 import runpy
 import signal
 import subprocess
@@ -55,6 +56,7 @@ class ForkedProcess(ForkServerProcess):
 
 
 INNER_LAUNCHER = "deepspeed.launcher.launch"
+OUTER_LAUNCHER = "deepspeed.launcher.runner"
 
 
 Target = int | Path
@@ -72,14 +74,24 @@ class Forked:
         env: Mapping[str, str],
         stdout: Target = subprocess.PIPE,
         stderr: Target = subprocess.STDOUT,
+        inside: int | None = None,
     ) -> None:
-        """Start ``python [-u] SCRIPT ...``, ``python [-u] -m MODULE ...`` or ``python -c CODE ...``."""
+        """Start ``python [-u] SCRIPT ...``, ``python [-u] -m MODULE ...``, ``python -c CODE ...`` or ``deepspeed``.
+
+        Args:
+            inside: a process whose namespaces are entered first; the command's own process is then a child of this one.
+        """
         self.args = list(command)
         pipes = [Pipe(duplex=False) if target == subprocess.PIPE else None for target in (stdout, stderr)]
         targets = [
             pipe[1] if pipe is not None else target for pipe, target in zip(pipes, (stdout, stderr), strict=True)
         ]
-        self._process = ForkedProcess(target=_begin, args=(self.args, str(cwd), dict(env), *targets), daemon=True)
+        for target in targets:
+            if isinstance(target, Path):
+                target.touch()  # it can be read from now on
+        self._process = ForkedProcess(
+            target=_begin, args=(self.args, str(cwd), dict(env), inside, *targets), daemon=True
+        )
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -151,11 +163,12 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _begin(command: list[str], cwd: str, env: dict[str, str], *targets: Target | Connection) -> None:
+def _begin(
+    command: list[str], cwd: str, env: dict[str, str], inside: int | None, *targets: Target | Connection
+) -> None:
     assert "tests.preloaded" in sys.modules, "python -c 'import tests.preloaded' says why it is not there"
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it may have children
     os.setsid()
-    os.chdir(cwd)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, target in enumerate(targets, 1):
         if target == subprocess.STDOUT:
@@ -168,7 +181,26 @@ def _begin(command: list[str], cwd: str, env: dict[str, str], *targets: Target |
     for target in targets:
         if isinstance(target, Connection):
             target.close()
+    if inside is not None:
+        _enter(inside)
+    os.chdir(cwd)
     _run(command, env)
+
+
+def _enter(pid: int) -> None:
+    """Go on in the namespaces of a process, as a child of this one, which waits out here and ends as that does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    files = [os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY) for name in ("net", "uts", "ipc", "pid", "mnt")]
+    for file in files:
+        assert libc.setns(file, 0) == 0, os.strerror(ctypes.get_errno())
+        os.close(file)
+    platform._uname_cache = None  # type: ignore[attr-defined]  # the name of the host outside
+    if child := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code < 0:
+            signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
+        os._exit(code)
 
 
 def _run(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
@@ -183,6 +215,8 @@ def _run(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "wb", closefd=False), write_through=True)
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "wb", closefd=False), write_through=True, errors="backslashreplace")
+        if Path(command[0]).name == "deepspeed":
+            command = [sys.executable, "-m", OUTER_LAUNCHER, *command[1:]]
         _show(command)
         words = [word for word in command[1:] if word != "-u"]
         if words[0] == "-c":
@@ -191,8 +225,8 @@ def _run(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
             exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
         elif words[0] == "-m":
             sys.argv = words[1:]
-            if words[1] == INNER_LAUNCHER:
-                _fork_ranks()
+            if words[1] in (INNER_LAUNCHER, OUTER_LAUNCHER):
+                _fork_children()
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = list(words)
@@ -224,8 +258,8 @@ def _die_of(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-class _Rank:
-    """What DeepSpeed's launcher takes for the ``Popen`` of a rank."""
+class _Child:
+    """What DeepSpeed's launchers take for the ``Popen`` of a rank, or of the launcher below."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
         self.returncode: int | None = None
@@ -235,20 +269,26 @@ class _Rank:
             _run(command, env)
 
     def poll(self) -> int | None:
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        return self._wait(0)
+
+    def _wait(self, options: int) -> int | None:
         if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status = os.waitpid(self.pid, options)
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
 
-def _fork_ranks() -> None:
-    """Have DeepSpeed's launcher, which is about to run as ``__main__``, fork its ranks."""
+def _fork_children() -> None:
+    """Have a launcher of DeepSpeed, which is about to run as ``__main__``, fork what it starts."""
     real = subprocess.Popen
 
     def start(command: Any, *args: Any, **named: Any) -> Any:
         if command[0] == sys.executable and set(named) == {"env"}:
-            return _Rank(command, named["env"])
+            return _Child(command, named["env"])
         return real(command, *args, **named)
 
     sys.modules["subprocess"] = SimpleNamespace(**{**vars(subprocess), "Popen": start})  # type: ignore[assignment]

@@ -65,17 +65,8 @@ def launch(
     whole_launcher: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script under the inner launcher, or the whole one, to its end, whatever that is."""
-    if not whole_launcher:
-        return run_forked([*inner_launcher(num_ranks), script, *args], timeout_s=timeout_s, env=env)
-    return subprocess.run(
-        [*launcher(num_ranks), script, *args],
-        cwd=ROOT,
-        env=environment(env),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    words = launcher(num_ranks) if whole_launcher else inner_launcher(num_ranks)
+    return run_forked([*words, script, *args], timeout_s=timeout_s, env=env)
 
 
 def run_forked(

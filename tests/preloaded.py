@@ -4,16 +4,18 @@ import gc
 import importlib
 import os
 
-from jaxtyping import install_import_hook
+from tests.checked import check_signatures
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-install_import_hook("ccts_dist", "beartype.beartype")  # forked ranks see no conftest.py
+check_signatures("ccts_dist")  # forked ranks see no conftest.py
 gc.disable()
 
 from ccts_dist.train.engine import _import_deepspeed  # noqa: E402
 
 MODULES = (
     "accelerate.utils.deepspeed",
+    "PIL.JpegImagePlugin",
+    "alembic.command",
     "alembic.runtime.migration",
     "ccts_dist.corpus.spoken",
     "ccts_dist.evaluation.run",
@@ -22,8 +24,12 @@ MODULES = (
     "ccts_dist.shards.build.command",
     "ccts_dist.shards.check",
     "ccts_dist.teacher",
+    "ccts_dist.tracking.mlflow_run",
+    "ccts_dist.tracking.sqlite_store",
     "ccts_dist.train.run",
     "ccts_dist.use.command",
+    "deepspeed.moe.ep_router",
+    "deepspeed.moe.fused_expert_layout",
     "matplotlib.backends.backend_agg",
     "matplotlib.pyplot",
     "mlflow.pyfunc",
@@ -32,8 +38,11 @@ MODULES = (
     "mlflow.tracking",
     "pandas",
     "scipy.optimize",
+    "setuptools.command.build_ext",
+    "sqlalchemy.dialects.sqlite",
     "torch._dynamo",
     "torch.utils.checkpoint",
+    "torch.utils.cpp_extension",
     "transformers.integrations.deepspeed",
     "transformers.models.bert.modeling_bert",
     "transformers.models.hubert.modeling_hubert",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import PROGRAMS, Cluster, cluster_of, missing
-from tests.cluster.many_hosts import launch_with_pdsh, wait_well
+from tests.cluster.many_hosts import launch_with_pdsh, launch_without_ssh, wait_well
 from tests.cluster.runs import Run, write_run_file
 from tests.small_runs import build_two_kinds, make_cache
 from tests.small_teacher import save_small_teacher
@@ -44,11 +44,19 @@ def hosts(cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def undisturbed(cluster: Cluster, material: Path) -> Run:
-    """A run on two hosts by pdsh, whose shards lie in a store; what others on two hosts are compared with."""
+    """A run on two hosts by pdsh, whose shards lie in a store."""
     two = cluster.first(2)
     with _served(two, material) as address:
         run = write_run_file(material, "two-hosts", streams=2, shards=f"{address}/shards")
         wait_well([launch_with_pdsh(two, "launch/train.py", *run.args)])
+    return run
+
+
+@pytest.fixture(scope="session")
+def reference(cluster: Cluster, material: Path) -> Run:
+    """A run that nobody disturbed; what disturbed ones on two hosts are compared with."""
+    run = write_run_file(material, "reference", streams=2)
+    wait_well(launch_without_ssh(cluster.first(2), "launch/train.py", *run.args))
     return run
 
 

@@ -10,11 +10,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tests.forked import Forked
 from tests.launching import ROOT, environment
 
 PATIENCE_S = 600.0
@@ -98,12 +99,8 @@ def missing(programs: Mapping[str, str]) -> str:
 class Started:
     """A command that runs in a host; what it says goes to a file, since its children may keep a pipe open for ever."""
 
-    def __init__(self, argv: Sequence[str], words: Path, env: Mapping[str, str]) -> None:
-        self._words = words
-        with words.open("w") as file:
-            self._process = subprocess.Popen(
-                argv, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-            )
+    def __init__(self, process: subprocess.Popen[bytes] | Forked, words: Path) -> None:
+        self._process, self._words = process, words
 
     @property
     def words(self) -> str:
@@ -140,10 +137,26 @@ class Host:
     def start(self, *argv: str, env: Mapping[str, str] | None = None) -> Started:
         """Start a command in this host, in the project's folder."""
         inside = ("--net", "--uts", "--mount", "--ipc", "--pid", "--", "env", f"--chdir={ROOT}")
-        words = self.folder / f"{self.name}-{time.monotonic_ns()}.txt"
+        command = ["nsenter", "--target", str(self.pid), *inside, *argv]
+        words = self._words()
+        with words.open("w") as file:
+            process = subprocess.Popen(
+                command, env=self._environment(env), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+            )
+        return Started(process, words)
+
+    def fork(self, *argv: str, env: Mapping[str, str] | None = None) -> Started:
+        """As ``start``, of a command that need not start from nothing: one of ``tests.forked``."""
+        words = self._words()
+        return Started(Forked(argv, cwd=ROOT, env=self._environment(env), stdout=words, inside=self.pid), words)
+
+    def _words(self) -> Path:
+        return self.folder / f"{self.name}-{time.monotonic_ns()}.txt"
+
+    def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
         variables = environment(env)
         variables["PATH"] += path_with_sbin().removeprefix(os.environ["PATH"])
-        return Started(["nsenter", "--target", str(self.pid), *inside, *argv], words, variables)
+        return variables
 
     def run(self, *argv: str, env: Mapping[str, str] | None = None, timeout_s: float = 30.0) -> str:
         """Run a command in this host to its end, which must be a good one; what it said."""

@@ -25,11 +25,11 @@ def launch_with_pdsh(cluster: Cluster, script: str, *args: str) -> Started:
 def launch_without_ssh(
     cluster: Cluster, script: str, *args: str, env: Mapping[str, str] | None = None
 ) -> list[Started]:
-    """Start a script by the launcher of each host, a rank each."""
+    """Start a script by the launcher of each host, a rank each; forked, since pdsh's start from nothing."""
     command = _deepspeed(cluster)
     own = {"GLOO_SOCKET_IFNAME": INTERFACE, **(env or {})}
     return [
-        host.start(*command, "--no_ssh", "--node_rank", str(number), script, *args, env=own)
+        host.fork(*command, "--no_ssh", "--node_rank", str(number), script, *args, env=own)
         for number, host in enumerate(cluster.hosts)
     ]
 

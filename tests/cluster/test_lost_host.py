@@ -17,7 +17,7 @@ ENDS_WITHIN_S = TIMEOUT_S + 60.0
 """From the cut: the ranks' time-out, ssh's notice of it, and what a busy machine takes to end processes."""
 
 
-def test_job_ends_naming_the_host_that_was_cut_off_and_running_it_again_goes_on(undisturbed, hosts, material):
+def test_job_ends_naming_the_host_that_was_cut_off_and_running_it_again_goes_on(reference, hosts, material):
     two = hosts.first(2)
     lost = two.hosts[1]
     run = write_run_file(material, "cut-off", streams=2, timeout_s=TIMEOUT_S)
@@ -37,15 +37,14 @@ def test_job_ends_naming_the_host_that_was_cut_off_and_running_it_again_goes_on(
 
     two.plug(lost, in_=True)
     lost.show(run.output)
-    again = launch_with_pdsh(two, SCRIPT, *run.args)
-    words = wait_well([again])
+    words = wait_well(launch_without_ssh(two, SCRIPT, *run.args))
     resumed = re.search(r"resuming from step-0*(\d+)", words)
     assert resumed is not None
     assert int(resumed[1]) >= 12
-    assert_same(run, undisturbed)
+    assert_same(run, reference)
 
 
-def test_host_that_is_slow_and_off_the_net_for_less_than_the_time_out_changes_nothing(undisturbed, hosts, material):
+def test_host_that_is_slow_and_off_the_net_for_less_than_the_time_out_changes_nothing(reference, hosts, material):
     two = hosts.first(2)
     slow = two.hosts[1]
     run = write_run_file(material, "slow", streams=2, timeout_s=TIMEOUT_S)
@@ -62,4 +61,4 @@ def test_host_that_is_slow_and_off_the_net_for_less_than_the_time_out_changes_no
     time.sleep(TIMEOUT_S / 4)
     two.plug(slow, in_=True)
     wait_well(started)
-    assert_same(run, undisturbed)
+    assert_same(run, reference)

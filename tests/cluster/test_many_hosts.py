@@ -1,7 +1,6 @@
 """The real launcher across hosts: training, a teacher's pass and evaluation are what they are on one host."""
 
 import json
-import subprocess
 import sys
 from typing import Any
 
@@ -10,9 +9,9 @@ import pytest
 from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.stores.fetch_cache import cached_name
 from tests.cluster.hosts import PATIENCE_S
-from tests.cluster.many_hosts import launch_with_pdsh, launch_without_ssh, wait_well
+from tests.cluster.many_hosts import launch_without_ssh, wait_well
 from tests.cluster.runs import CACHE, largest_difference, write_run_file
-from tests.launching import ROOT, environment, launch_well
+from tests.launching import launch_well, run_forked
 
 pytestmark = pytest.mark.long
 
@@ -43,7 +42,7 @@ def test_teacher_cache_of_two_hosts_is_that_of_one_process_byte_for_byte(hosts, 
     options = ["--teacher", str(material / "teacher"), "--shards", str(material / "shards"), "--out"]
     alone(["launch/cache_teacher.py", *options, str(material / "alone")])
     two = hosts.first(2)
-    wait_well([launch_with_pdsh(two, "launch/cache_teacher.py", *options, str(material / "of-hosts"))])
+    wait_well(launch_without_ssh(two, "launch/cache_teacher.py", *options, str(material / "of-hosts")))
     files = {path.name: path.read_bytes() for path in (material / "alone").iterdir() if not path.name.startswith(".")}
     assert "manifest.json" in files
     assert len(files) > 4
@@ -83,13 +82,5 @@ def flat(tree: Any, name: str = "") -> dict[str, Any]:
 
 def alone(command: list[str]) -> None:
     """Run a script as one process, without a launcher."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    done = run_forked([sys.executable, *command], timeout_s=PATIENCE_S)
     assert done.returncode == 0, done.stderr

@@ -36,7 +36,7 @@ def wait_for_step(slurm: Slurm, job: int, run: Run, step: int) -> None:
         time.sleep(0.05)
 
 
-def test_job_that_is_asked_to_stop_is_queued_again_and_ends_as_the_undisturbed_run(slurm, undisturbed, material):
+def test_job_that_is_asked_to_stop_is_queued_again_and_ends_as_the_undisturbed_run(slurm, reference, material):
     run = write_run_file(material, "asked", streams=2)
     job = slurm.submit(TWO_NODES, TRAIN, "--config", str(run.config))
     wait_for_step(slurm, job, run, 5)
@@ -53,7 +53,7 @@ def test_job_that_is_asked_to_stop_is_queued_again_and_ends_as_the_undisturbed_r
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), slurm.words(job)
     assert f"resuming from step-{stopped_at:08d}" in slurm.words(job)
     assert not slurm.marker(job).exists()
-    assert_same(run, undisturbed)
+    assert_same(run, reference)
 
 
 def test_cancelled_job_leaves_a_complete_checkpoint_and_stays_cancelled(slurm, material):

@@ -1,5 +1,9 @@
-"""A pipeline's commands, forked from a process that has their imports: a pipeline starts a dozen or two."""
+"""A pipeline's commands, forked from a process that has their imports: a pipeline starts a dozen or two.
 
+``python -m tests.flow.forked_stages ...`` is ``launch/reproduce.py ...`` with commands of that kind.
+"""
+
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,3 +34,8 @@ def _start(command: Sequence[str], *, env: Mapping[str, str], **as_usual: Any) -
     if command[0] == sys.executable:
         return Forked(command, cwd=Path.cwd(), env=env)
     return subprocess.Popen(command, env=env, **as_usual)
+
+
+if __name__ == "__main__":
+    fork_stages(pytest.MonkeyPatch())
+    runpy.run_path(str(ROOT / "launch" / "reproduce.py"), run_name="__main__")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.forked import Forked
 from tests.launching import ROOT, free_port, hear_interrupts
 
 
@@ -34,29 +35,23 @@ def mlflow_server(
         options: more, for the command.
         environment: more, for the server.
     """
-    log = (folder / "server.log").open("ab")
-    server = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-            *("--backend-store-uri", store or f"sqlite:///{folder / 'server.db'}"),
-            *("--artifacts-destination", files or str(folder / "files")),
-            *options,
-        ],
-        # The server's job helpers are nine processes of 240 MB.
-        env=os.environ
-        | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        | dict(environment or {}),
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+    words = [
+        *("server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", store or f"sqlite:///{folder / 'server.db'}"),
+        *("--artifacts-destination", files or str(folder / "files")),
+        *options,
+    ]
+    # The command is forked; the server itself, which it starts, begins from nothing. Its job helpers would be nine
+    # processes of 240 MB.
+    more = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **(environment or {})}
+    log = folder / "server.log"
+    server = Forked([sys.executable, "-m", "mlflow", *words], cwd=Path.cwd(), env=os.environ | more, stdout=log)
     try:
-        wait_until_healthy(server, port, folder / "server.log")
+        wait_until_healthy(server, port, log)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, 9)
         server.wait()
-        log.close()
 
 
 def start_model_server(
@@ -113,7 +108,7 @@ def model_server(
         server.wait()
 
 
-def wait_until_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def wait_until_healthy(server: subprocess.Popen[bytes] | Forked, port: int, log: Path) -> None:
     """Until something answers at the port; fails with the log when the process ends before."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:

@@ -29,20 +29,8 @@ class Running:
         self.output, self.log = output, log
         self._config = config
         self._history_before = history_inode(output)
-        self.process: subprocess.Popen[bytes] | Forked
-        words = (script, "--config", str(config), *args)
-        if whole_launcher:
-            with log.open("w") as file:
-                self.process = subprocess.Popen(
-                    [*launcher(2), *words],
-                    cwd=ROOT,
-                    env=environment(),
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        else:
-            self.process = Forked([*inner_launcher(2), *words], cwd=ROOT, env=environment(), stdout=log)
+        command = [*(launcher(2) if whole_launcher else inner_launcher(2)), script, "--config", str(config), *args]
+        self.process = Forked(command, cwd=ROOT, env=environment(), stdout=log)
         self._began = time.monotonic()
 
     def __enter__(self) -> "Running":

@@ -1,20 +1,21 @@
-"""The demo study at a small size: killed, run again, and then once more for nothing; every command a real one."""
+"""The demo study at a small size: killed, run again, and once more for nothing; every command a real one, forked."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ccts_dist.report.command import build_parser, study_of
 from ccts_dist.report.study import run_study
 from ccts_dist.report.study_plan import AT_OTHER_SHARES, AT_THE_FIRST_SHARE
 from tests.flow.forked_stages import fork_stages
-from tests.launching import ROOT, environment
+from tests.forked import Forked
+from tests.launching import ROOT, environment, run_forked
 
 pytestmark = pytest.mark.long
 
@@ -27,16 +28,17 @@ CHAINS = {
 NUM_STAGES = sum(map(len, CHAINS.values()))
 
 
-def command(folder: Path, *more: str) -> list[str]:
+def options(folder: Path) -> list[str]:
+    """Of ``launch/reproduce.py``."""
     return [
-        sys.executable, "launch/reproduce.py", "--table", "demo", "--seeds", "17", "--wrong", "50", "10",
-        "--jobs", "2", "--utterances", "120", "--set", "train.epochs=1", "--out", str(folder), *more,
+        "--table", "demo", "--seeds", "17", "--wrong", "50", "10", "--jobs", "2", "--utterances", "120",
+        "--set", "train.epochs=1", "--out", str(folder),
     ]  # fmt: skip
 
 
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     """Its tables, and what was said on the way."""
-    table = run_study(study_of(build_parser().parse_args(command(folder)[2:])))
+    table = run_study(study_of(build_parser().parse_args(options(folder))))
     return table, capsys.readouterr().err
 
 
@@ -47,19 +49,18 @@ def stamps(folder: Path) -> dict[str, int]:
 
 def kill_in_its_midst(folder: Path) -> None:
     """Begin, and end it as a machine that goes down would, once a chain has something to keep."""
-    with subprocess.Popen(
-        command(folder), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    ) as driver:
-        deadline = time.monotonic() + 900
-        while len(stamps(folder)) < 3:
-            assert driver.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        children = [
-            int(pid) for pid in Path(f"/proc/{driver.pid}/task").glob("*/children") for pid in pid.read_text().split()
-        ]
-        for pid in (driver.pid, *children):
-            os.kill(pid, signal.SIGKILL)
+    command = [sys.executable, "-m", "tests.flow.forked_stages", *options(folder)]
+    driver = Forked(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 900
+    while len(stamps(folder)) < 3:
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    itself = psutil.Process(driver.pid)
+    itself.suspend()  # so that it starts nothing more
+    for process in (*itself.children(recursive=True), itself):
+        process.kill()
+    assert driver.wait(30) == -signal.SIGKILL
 
 
 def test_killed_study_goes_on_and_ends_with_tables_picture_and_every_run(tmp_path: Path, monkeypatch, capsys):
@@ -100,14 +101,7 @@ def test_killed_study_goes_on_and_ends_with_tables_picture_and_every_run(tmp_pat
     assert said.count("done before") == NUM_STAGES
     assert stamps(folder) == after
     (folder / "study.svg").unlink()
-    collected = subprocess.run(
-        command(folder, "--collect"),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    collected = run_forked([sys.executable, "launch/reproduce.py", *options(folder), "--collect"])
+    assert collected.returncode == 0, collected.stderr
     assert collected.stdout.strip() == table.strip()
     assert (folder / "study.svg").read_bytes() == picture

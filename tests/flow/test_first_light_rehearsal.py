@@ -1,13 +1,22 @@
-"""First light, rehearsed whole on the CPU at small size, from the packing of shards and references to the table."""
+"""First light, rehearsed whole on the CPU at small size, from the packing of shards and references to the table.
+
+Its parts are forked, and start what they start from nothing.
+"""
 
 import json
 import subprocess
-import sys
+from collections.abc import Mapping, Sequence
+from io import BufferedWriter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.gpu.first_light import PARTS
-from tests.launching import ROOT, environment
+from tests.forked import Forked
+from tests.gpu import supervision
+from tests.gpu.first_light import PARTS, main
+from tests.launching import environment
 
 pytestmark = pytest.mark.long
 
@@ -32,12 +41,18 @@ RUNS = {
 }
 
 
-def test_every_part_runs_on_a_cpu_and_none_fails(tmp_path):
-    command = [sys.executable, "tests/gpu/first_light.py", "--device", "cpu", "--small", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=3_000, check=False
-    )
-    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+def start(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: BufferedWriter, **_: Any) -> Forked:
+    """A part, in a session of its own."""
+    return Forked(command, cwd=cwd, env=env, stdout=Path(stdout.name))
+
+
+def test_every_part_runs_on_a_cpu_and_none_fails(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(supervision, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    code = main(["--device", "cpu", "--small", "--out", str(tmp_path / "out")])
+    said = capfd.readouterr().out
+    assert code == 0, said[-6000:]
     whole = json.loads((tmp_path / "out" / "first_light.json").read_text())
     assert [part["part"] for part in whole["parts"]] == [part.letter for part in PARTS]
     for part in whole["parts"]:
@@ -48,5 +63,5 @@ def test_every_part_runs_on_a_cpu_and_none_fails(tmp_path):
         skipped = {item["name"]: item["reason"] for item in part["items"] if item["status"] == "skipped"}
         assert {skipped[name] for name in NEEDS_A_GPU.get(part["part"], ())} <= {"cpu: not applicable"}
     text = (tmp_path / "out" / "first_light.md").read_text()
-    assert text in done.stdout
+    assert text in said
     assert all(f"| {part.letter} {part.title} |" in text for part in PARTS)

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.launching import ROOT, environment, launch_well, launcher
+from tests.flow.running import Running
+from tests.launching import launch_well
 from tests.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
 from tests.small_teacher import save_small_teacher
 
@@ -44,33 +43,12 @@ def config_for(place: Path, name: str) -> tuple[Path, Path, str]:
 
 def kill_at_step(config: Path, output: Path, step: int) -> None:
     """Start training with two ranks and SIGKILL its process group, ranks and all, once ``step`` is in the history."""
-    process = subprocess.Popen(
-        [*launcher(2), "launch/train.py", "--config", str(config), "--resume", "auto"],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 240
-    while not (output / "history.jsonl").exists() or len(read_whole_lines(output)) < step:
-        assert process.poll() is None, f"training ended by itself with {process.returncode}"
-        assert time.monotonic() < deadline, "training never got to the step"
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait(30) == -signal.SIGKILL
-    assert not still_training(config), "a rank has outlived the launcher's process group"
-
-
-def read_whole_lines(output: Path) -> list[str]:
-    return [line for line in (output / "history.jsonl").read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def still_training(config: Path) -> list[str]:
-    """Processes that were started for this run file, a moment after they should have gone."""
-    time.sleep(1)
-    found = subprocess.run(["pgrep", "-f", f"train.py.*{config.name}"], capture_output=True, text=True, check=False)
-    return found.stdout.split()
+    log = output.with_name(f"{output.name}-{step}.log")
+    with Running(config, output, log, "--resume", "auto", whole_launcher=True) as running:
+        running.wait_for_step(step)
+        os.killpg(running.process.pid, signal.SIGKILL)
+        assert running.process.wait(30) == -signal.SIGKILL
+        running.wait_for_silence(30)  # no rank outlives the launcher's process group
 
 
 def test_killed_run_ends_with_the_weights_of_the_undisturbed_one_and_is_one_run(place):

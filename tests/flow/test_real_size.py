@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +11,11 @@ import pytest
 import torch
 
 from ccts_dist.config import ModelConfig, SpeechConfig
+from ccts_dist.errors import run_main
 from ccts_dist.model import build_model
+from launch import train as command
 from tests.large_student import build_seconds, save_large_student
-from tests.launching import ROOT, environment, launcher
+from tests.launching import launcher
 from tests.small_runs import read_history, write_run
 from tests.watching import Watched, watch
 
@@ -40,7 +40,7 @@ ZERO_3 = {
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")
     save_large_student(folder / "hubert-large")
-    build_seconds(folder, num_train=4, num_valid=2, shortest_s=1.0, longest_s=1.5)
+    build_seconds(folder, num_train=4, num_valid=2, shortest_s=0.6, longest_s=0.9)
     (folder / "zero3.json").write_text(json.dumps({"zero_optimization": ZERO_3, "zero_allow_untested_optimizer": True}))
     yield folder
     shutil.rmtree(folder)  # gigabytes, which pytest would keep for three runs
@@ -93,8 +93,8 @@ def train(place: Path, name: str, deepspeed: str) -> tuple[Watched, Path]:
     if available < NEEDED_GB:
         pytest.skip(f"{available:.1f} GB of memory are free, and two ranks of HuBERT-large need {NEEDED_GB}")
     config, output = run_file(place, name, deepspeed)
-    command = [*launcher(2), "launch/train.py", "--config", str(config)]
-    seen = watch(command, output / "history.jsonl", timeout_s=900.0)
+    words = [*launcher(2), "launch/train.py", "--config", str(config)]
+    seen = watch(words, output / "history.jsonl", timeout_s=900.0)
     shutil.rmtree(output / "checkpoints")
     return seen, output
 
@@ -125,17 +125,13 @@ def test_two_ranks_train_it_under_zero_2_and_3_within_a_quarter_of_the_estimated
     assert losses["ZeRO-3"][1] == pytest.approx(losses["ZeRO-2"][1], abs=1e-3)
 
 
-def test_check_states_the_memory_and_refuses_a_gpu_that_is_too_small(place):
+def test_check_states_the_memory_and_refuses_a_gpu_that_is_too_small(place, capfd):
     config, output = run_file(place, "checked", "ds_configs/zero2.json")
-    command = [sys.executable, "launch/train.py", "--config", str(config), "--check", "--ranks", "2", "--gpu-memory"]
-    fits, does_not = (
-        subprocess.run([*command, gb], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-        for gb in ("40", "3")
-    )
-    assert fits.returncode == 0, fits.stderr
-    assert "fits 40 GB" in fits.stdout
-    assert does_not.returncode == 2
-    (line,) = [line for line in does_not.stderr.splitlines() if line.startswith("error: ")]
+    options = ["--config", str(config), "--check", "--ranks", "2", "--gpu-memory"]
+    assert run_main(command.main, [*options, "40"]) == 0
+    assert "fits 40 GB" in capfd.readouterr().out
+    assert run_main(command.main, [*options, "3"]) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     for word in ("--gpu-memory 3: does not fit", "a rank needs", 'train.precision = "bf16"', "train.deepspeed = "):
         assert word in line
     assert not output.exists(), "--check must not touch the run"

@@ -19,8 +19,8 @@ from tests.small_runs import SPEECH, build_two_kinds, read_history, write_run
 
 pytestmark = pytest.mark.long
 
-STEPS, SAVED_AT = 30, 20
-"""Sixteen steps make an epoch, so the checkpoint lies in the middle of the second."""
+STEPS, SAVED_AT = 15, 10
+"""Eight steps make an epoch, so the checkpoint lies in the middle of the second."""
 
 SHIPPED = tuple(sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json") if "_gpu" not in path.stem))
 FOR_GPUS = tuple(sorted(path.stem for path in (ROOT / "ds_configs").glob("*_gpu.json")))
@@ -48,6 +48,15 @@ KINDS = {("sgd", "fp32"): SHIPPED, ("adam", "fp32"): STAGES, ("adam", "bf16"): S
 CASES = [(kind, stage) for kind, stages in KINDS.items() for stage in stages]
 RESUMED = [(kind, stage) for kind, stage in CASES if kind[0] == "adam" or stage in ("zero0", "zero3")]
 MOVED = [(kind, stage) for kind, stage in CASES if kind[0] == "adam"]
+MOVED_TO = {
+    num_ranks: [(kind, stage) for kind, stage in MOVED if (STAGES.index(stage) + (kind[1] == "bf16")) % 2 == parity]
+    for num_ranks, parity in ((1, 0), (3, 1))
+}
+"""Numbers of ranks that take runs over, and the runs: each once, each shipped stage by one rank and by three.
+
+A checkpoint holds whole tensors, whatever wrote it: what each kind says about half of the pairs, both say about all.
+"""
+
 TOLERANCES = {("sgd", "fp32"): 1e-5, ("adam", "fp32"): 1e-4, ("adam", "bf16"): 0.15}
 
 
@@ -81,7 +90,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
 def place(tmp_path_factory):
     """Two ranks train each kind under each stage, then go on from the middle of each of those runs."""
     place = tmp_path_factory.mktemp("stages")
-    build_two_kinds(place, num_train=192)
+    build_two_kinds(place, num_train=96)
     jobs, again = [], []
     for kind, stage in CASES:
         name = f"{stage}-{'-'.join(kind)}"
@@ -99,7 +108,7 @@ def moved(place, request):
     """Runs that two ranks began under one stage, and another number of ranks took over under the next."""
     num_ranks = request.param
     jobs = []
-    for kind, stage in MOVED:
+    for kind, stage in MOVED_TO[num_ranks]:
         stages = KINDS[kind]
         name, following = f"{stage}-{'-'.join(kind)}", stages[(stages.index(stage) + 1) % len(stages)]
         config = config_for(place, f"{name}-on-{num_ranks}", following, kind)
@@ -120,7 +129,7 @@ def outputs(place: Path, kind: tuple[str, str]) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
-def test_losses_of_thirty_steps_agree_across_stages(place, kind):
+def test_losses_of_fifteen_steps_agree_across_stages(place, kind):
     """Stages add the same gradients in another order, and cut the norm's sum elsewhere: rounding, that is all.
 
     Hence 1e-5 for SGD in fp32, which carries rounding along (4e-8 was seen), and 1e-4 for Adam, which can turn the sign
@@ -147,7 +156,7 @@ def test_losses_of_thirty_steps_agree_across_stages(place, kind):
 @pytest.mark.parametrize(("kind", "stage"), RESUMED, ids=["-".join((*kind, stage)) for kind, stage in RESUMED])
 def test_resumed_run_is_bit_equal_to_the_undisturbed_one(place, kind, stage):
     whole, resumed = output(place, kind, stage), output(place, kind, stage, "-resumed")
-    assert not checkpoint(resumed, 16).exists(), "it began where the other was saved"
+    assert not checkpoint(resumed, 8).exists(), "it began where the other was saved"
     assert read_history(resumed) == read_history(whole)
     assert tensors(checkpoint(resumed, STEPS)) == tensors(checkpoint(whole, STEPS))
     for name in ("last/model.safetensors", "best/model.safetensors"):
@@ -191,7 +200,7 @@ def test_exported_models_of_all_stages_agree(place, kind):
 
 def test_another_number_of_ranks_takes_up_exactly_what_was_saved_under_another_stage(moved):
     place, num_ranks = moved
-    for kind, stage in MOVED:
+    for kind, stage in MOVED_TO[num_ranks]:
         before, after = output(place, kind, stage), output(place, kind, stage, f"-on-{num_ranks}")
         manifest = json.loads((checkpoint(after) / "manifest.json").read_text())
         assert (manifest["step"], manifest["num_ranks"]) == (SAVED_AT, num_ranks)
@@ -205,7 +214,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches_and_losses(moved)
     gradient is next to nothing Adam steps as far as anywhere, in a direction that rounding decides.
     """
     place, num_ranks = moved
-    for kind, stage in MOVED:
+    for kind, stage in MOVED_TO[num_ranks]:
         expected = read_history(output(place, kind, stage))[: SAVED_AT + 2]
         got = read_history(output(place, kind, stage, f"-on-{num_ranks}"))
         assert [step["keys"] for step in got] == [step["keys"] for step in expected]

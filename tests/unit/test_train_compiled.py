@@ -2,6 +2,7 @@
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,8 @@ import pytest
 
 from ccts_dist.errors import BuildError
 from ccts_dist.train.compiled import OLDEST_BUILD_S, compile_once, compiled_folder, one_build_at_a_time
-from tests.launching import ROOT, environment
+from tests.forked import Forked
+from tests.launching import ROOT, environment, run_forked
 
 BUILD = [sys.executable, "-c", "from ccts_dist.train.engine import compile_for_ranks; compile_for_ranks()"]
 
@@ -102,18 +104,21 @@ def test_folder_is_the_one_torch_would_use(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.long
 def test_start_that_is_killed_while_it_compiles_stops_no_later_one(tmp_path: Path):
-    env = environment({"TORCH_EXTENSIONS_DIR": str(tmp_path)})
-    with subprocess.Popen(BUILD, cwd=ROOT, env=env) as first:
-        waited_until = time.monotonic() + 120
-        while not (tmp_path / "deepspeed_shm_comm" / "lock").exists() and time.monotonic() < waited_until:
-            time.sleep(0.05)
-        time.sleep(1.0)
-        first.kill()
-    assert (tmp_path / "deepspeed_shm_comm" / "lock").exists(), "the kill came in the middle"
-    second = subprocess.run(BUILD, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
+    env = {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    built = tmp_path / "deepspeed_shm_comm"
+    first = Forked(BUILD, cwd=ROOT, env=environment(env), stdout=subprocess.DEVNULL)
+    waited_until = time.monotonic() + 240
+    while not (built / "build.ninja").exists():
+        assert first.poll() is None, "it compiled before it could be killed"
+        assert time.monotonic() < waited_until
+        time.sleep(0.01)
+    os.killpg(first.pid, signal.SIGKILL)
+    assert first.wait(30) == -signal.SIGKILL
+    assert (built / "lock").exists(), "the kill came in the middle"
+    second = run_forked(BUILD, env=env, timeout_s=400)
     assert second.returncode == 0, second.stderr
     assert "removed, a build that was killed had left it" in second.stderr
-    assert (tmp_path / "deepspeed_shm_comm" / "deepspeed_shm_comm.so").exists()
-    third = subprocess.run(BUILD, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
+    assert (built / "deepspeed_shm_comm.so").exists()
+    third = run_forked(BUILD, env=env, timeout_s=400)
     assert third.returncode == 0, third.stderr
     assert "compiling" not in third.stderr
