@@ -63,7 +63,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(INSTALL_$(TORCH))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@# Before anything waits for it: else the first training of all would compile.
-	$(BIN)/python -c "from ccts_dist.train.engine import compile_for_ranks; compile_for_ranks()"
+	$(BIN)/python -c "from ccts_dist.train.zero.engine import compile_for_ranks; compile_for_ranks()"
 	touch $@
 
 demo: setup  ## the whole pipeline on a spoken corpus: two ranks, ZeRO-2, no GPU

@@ -19,10 +19,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ccts_dist.shards.documents import sealed_bytes
-from ccts_dist.shards.durable import file_sha256
-from ccts_dist.shards.index import IndexWriter
-from ccts_dist.shards.tars import TarMember, crc32_of, walk_tar
+from ccts_dist.files.atomic import file_sha256
+from ccts_dist.shards.format.index import IndexWriter
+from ccts_dist.shards.format.sealed_json import sealed_bytes
+from ccts_dist.shards.format.tars import TarMember, crc32_of, walk_tar
 
 BLOCK = 512
 MAGIC_BYTES = 8

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccts_dist.losses.condition import GATES, ROW_GATES
+from ccts_dist.losses.gate import GATES, ROW_GATES
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.records import TeacherBatch
 

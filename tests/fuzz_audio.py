@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ccts_dist.shards.audio import Decoded, decode_audio
-from ccts_dist.shards.audio_blocks import decode_blocks
-from ccts_dist.shards.audio_file import UNREADABLE, open_audio
-from ccts_dist.shards.audio_limits import AudioLimits
-from ccts_dist.train.peak import peak_resident_bytes
+from ccts_dist.audio.blocks import decode_blocks
+from ccts_dist.audio.convert import Decoded, decode_audio
+from ccts_dist.audio.decode import UNREADABLE, open_audio
+from ccts_dist.audio.limits import AudioLimits
+from ccts_dist.train.memory.peak import peak_resident_bytes
 
 MOST_BYTES = 1_000_000_000
 LONGEST_S = 60

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from transformers import HubertConfig, HubertModel
 
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 
 SAMPLE_RATE_HZ = 16_000
 

@@ -10,7 +10,7 @@ from ccts_dist.evaluation.extracts import Extract, worst_utterances
 from ccts_dist.evaluation.page import Beside
 from ccts_dist.evaluation.run import InNoise, ModelResult, Result, SplitResult
 from ccts_dist.registry.pull import PulledModel
-from ccts_dist.scores import (
+from ccts_dist.scoring import (
     TeacherColumns,
     UtteranceTable,
     concordances,
@@ -20,7 +20,7 @@ from ccts_dist.scores import (
     speaker_scores,
     teacher_gap,
 )
-from ccts_dist.train.evaluate import Scores
+from ccts_dist.scoring.predict_split import Scores
 from tests.tables import make_table
 
 LONG_KEY = "MSP-PODCAST_" + "0123456789" * 9 + ".wav"

@@ -10,14 +10,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 check_signatures("ccts_dist")  # forked ranks see no conftest.py
 gc.disable()
 
-from ccts_dist.train.engine import _import_deepspeed  # noqa: E402
+from ccts_dist.train.zero.engine import _import_deepspeed  # noqa: E402
 
 MODULES = (
     "accelerate.utils.deepspeed",
     "PIL.JpegImagePlugin",
     "alembic.command",
     "alembic.runtime.migration",
-    "ccts_dist.corpus.spoken",
+    "ccts_dist.corpus.demo.spoken",
     "ccts_dist.evaluation.run",
     "ccts_dist.registry",
     "ccts_dist.report.demo",
@@ -27,7 +27,7 @@ MODULES = (
     "ccts_dist.tracking.mlflow_run",
     "ccts_dist.tracking.sqlite_store",
     "ccts_dist.train.run",
-    "ccts_dist.use.command",
+    "ccts_dist.inference.command",
     "deepspeed.moe.ep_router",
     "deepspeed.moe.fused_expert_layout",
     "matplotlib.backends.backend_agg",

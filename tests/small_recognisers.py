@@ -27,7 +27,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from ccts_dist.recognition.ears import quiet_transformers
+from ccts_dist.asr.models import quiet_transformers
 
 SYMBOLS = ("<pad>", "<s>", "</s>", "<unk>", "|", "a", "e", "l", "o", "h", "s", "t")
 """Of the CTC models; ``<pad>`` is the blank, ``|`` the space between words."""

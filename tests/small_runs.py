@@ -12,8 +12,8 @@ import torch
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.teacher import cache_teacher
 from tests.small_teacher import WORDS
 

@@ -11,8 +11,8 @@ import torch
 from ccts_dist.config import ModelConfig
 from ccts_dist.model import build_model, save_model, train_tokenizer
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from tests.unit.model_shapes import both, speech_config
 
 WORDS = ("good", "bad", "loud", "soft", "rain", "and", "sun", "never")

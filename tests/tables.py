@@ -3,7 +3,7 @@
 import numpy as np
 
 from ccts_dist.records import DIMENSIONS
-from ccts_dist.scores import UtteranceTable
+from ccts_dist.scoring import UtteranceTable
 
 
 def make_table(

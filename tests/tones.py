@@ -10,9 +10,9 @@ from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import DIMENSIONS, Condition, StepBatches, TeacherOutput, Utterance
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.shards.read import ShardSet
-from ccts_dist.shards.schema import TeacherFacts
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.shards.format.schema import TeacherFacts
+from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache, open_teacher_cache, write_cache_manifest, write_cache_shard
 
 NUM_TRAIN = 37

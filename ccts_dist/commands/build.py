@@ -4,9 +4,9 @@ import argparse
 
 from ccts_dist.cli import start
 from ccts_dist.progress import Progress
+from ccts_dist.shards.build.builder import build_all, build_part, check_build, join_parts, num_to_join, plan_build
 from ccts_dist.shards.build.command import build_parser, part_of, read_corpus, settings_of
 from ccts_dist.shards.build.pool import warm_up
-from ccts_dist.shards.build.write import build_all, build_part, check_build, join_parts, num_to_join, plan_build
 from ccts_dist.shards.set_warnings import print_warnings
 
 

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     with quick_imports():
         from ccts_dist.distributed import best_device, process_group, rank_facts, together
         from ccts_dist.registry import pull_model_on_ranks
-        from ccts_dist.shards.read import open_shard_set
+        from ccts_dist.shards.shard_set import open_shard_set
         from ccts_dist.teacher import cache_teacher
 
     with process_group(rank_facts(), timeout_s=args.timeout_s) as ranks:

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     if not args.fast and all(finding.leftover for finding in findings):
         with quick_imports():  # twice as many as the check itself needs
-            from ccts_dist.teacher.refit import refit_findings
+            from ccts_dist.teacher.refit_check import refit_findings
         findings += refit_findings(args.shards, args.teacher)
     damage = [finding for finding in findings if not finding.leftover]
     for finding in findings:

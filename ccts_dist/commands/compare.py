@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         from ccts_dist.report.comparison_text import comparison_in_words
         from ccts_dist.report.curves import draw_curves
         from ccts_dist.report.recorded import read_run_of
-        from ccts_dist.shards.picture import check_picture
+        from ccts_dist.shards.plots import check_picture
 
     if args.picture is not None:
         check_picture(args.picture)

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
     with quick_imports():
-        from ccts_dist.registry.export import export_model
+        from ccts_dist.export.command import export_model
 
     report = export_model(args.model, args.format, args.out, tracking_uri=args.uri)
     print(f"wrote {args.out}; largest difference from torch {report.largest_difference:.2g}, over "

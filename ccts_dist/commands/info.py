@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with quick_imports():
         from ccts_dist.shards import open_shard_set
-        from ccts_dist.shards.picture import check_picture, draw_set
+        from ccts_dist.shards.plots import check_picture, draw_set
         from ccts_dist.shards.statistics import describe_set, set_statistics, set_warnings, split_statistics
 
     if args.picture is not None:

@@ -4,7 +4,7 @@ import argparse
 
 from ccts_dist.cli import start
 from ccts_dist.errors import quick_imports
-from ccts_dist.use.command import build_parser
+from ccts_dist.inference.command import build_parser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
     with quick_imports():
-        from ccts_dist.use.predicting import run
+        from ccts_dist.inference.predict import run
 
     return run(args)
 

@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         from ccts_dist.distributed import best_device, process_group, rank_facts, together
         from ccts_dist.probe import ProbeSplits, open_encoders, probe_layers
         from ccts_dist.registry import parse_model_name, pull_model_on_ranks
-        from ccts_dist.report.layers import make_folder, write_layers
-        from ccts_dist.shards.read import open_shard_set
+        from ccts_dist.report.layer_report import make_folder, write_layers
+        from ccts_dist.shards.shard_set import open_shard_set
     splits = ProbeSplits(train=tuple(args.train), valid=tuple(args.valid), test=tuple(args.test))
     with process_group(rank_facts()) as ranks:
         device = best_device(ranks)

@@ -8,8 +8,8 @@ from ccts_dist.invocation import as_started
 from ccts_dist.report.command import build_parser, is_study, reproduction_of, study_of
 from ccts_dist.report.demo import run_demo
 from ccts_dist.report.paper import reproduce
-from ccts_dist.report.study import run_study
-from ccts_dist.report.study_files import write_results
+from ccts_dist.report.study.files import write_results
+from ccts_dist.report.study.study import run_study
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

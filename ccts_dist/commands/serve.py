@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
     with quick_imports():
-        from ccts_dist.registry.server import serve
+        from ccts_dist.serving.server import serve
 
     limits = {f"CCTS_{name.upper()}": value for name, value in vars(args).items() if name.startswith(("max_", "audio"))}
     given = {name: value for name, value in limits.items() if value}

@@ -8,7 +8,7 @@ from ccts_dist.cli import start
 from ccts_dist.errors import ConfigError, quick_imports
 from ccts_dist.extras import missing_for_training
 from ccts_dist.invocation import CommandParser
-from ccts_dist.train.allocator import prefer_expandable_segments
+from ccts_dist.train.memory.allocator import prefer_expandable_segments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     prefer_expandable_segments(os.environ)
     with quick_imports():
         from ccts_dist.distributed import process_group, rank_facts
-        from ccts_dist.train.beats import beats_folder
+        from ccts_dist.train.resilience.heartbeat import beats_folder
         from ccts_dist.train.run import check, train
 
     if args.check:

@@ -36,11 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     """Read the corpus, load the model, hear what has no transcript; say what came of it."""
     args = parse_args(argv)
     with quick_imports():
+        from ccts_dist.asr.recognizer import load_recogniser
+        from ccts_dist.asr.transcribe import check_place, heard_place, transcribe, wanted_utterances
         from ccts_dist.corpus import read_msp_podcast
         from ccts_dist.corpus.iemocap import read_iemocap
         from ccts_dist.corpus.manifest import read_manifest
-        from ccts_dist.recognition.recognise import load_recogniser
-        from ccts_dist.recognition.transcribe import check_place, heard_place, transcribe, wanted_utterances
     readers = (read_msp_podcast, read_iemocap, partial(read_manifest, targets=()))  # no rating is read
     corpus = dict(zip(CORPORA, readers, strict=True))[args.kind](args.root)
     out = args.out or heard_place(args.root)

@@ -3,15 +3,15 @@
 from ccts_dist.corpus.cmu_mosei import read_cmu_mosei
 from ccts_dist.corpus.corpus import Corpus
 from ccts_dist.corpus.crema_d import read_crema_d
+from ccts_dist.corpus.demo.spoken import SpokenConfig, make_spoken_corpus, plan_spoken_corpus, read_spoken_corpus
 from ccts_dist.corpus.emobox import read_emobox
 from ccts_dist.corpus.emodb import read_emodb
 from ccts_dist.corpus.esd import read_esd
 from ccts_dist.corpus.iemocap import read_iemocap
 from ccts_dist.corpus.manifest import read_manifest
 from ccts_dist.corpus.meld import read_meld
-from ccts_dist.corpus.msp_podcast import read_msp_podcast
+from ccts_dist.corpus.msp_podcast.reader import read_msp_podcast
 from ccts_dist.corpus.ravdess import read_ravdess
-from ccts_dist.corpus.spoken import SpokenConfig, make_spoken_corpus, plan_spoken_corpus, read_spoken_corpus
 from ccts_dist.corpus.tess import read_tess
 
 __all__ = [

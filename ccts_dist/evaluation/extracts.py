@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ccts_dist.loader.fetch import read_transcript
-from ccts_dist.scores import UtteranceTable
-from ccts_dist.shards.read import ShardSet
-from ccts_dist.shards.schema import AUDIO_MEMBER
+from ccts_dist.loader.decode import read_transcript
+from ccts_dist.scoring import UtteranceTable
+from ccts_dist.shards.format.schema import AUDIO_MEMBER
+from ccts_dist.shards.shard_set import ShardSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

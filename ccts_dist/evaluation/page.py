@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 from ccts_dist.evaluation.extracts import Extract
+from ccts_dist.evaluation.label_scale import on_scale
 from ccts_dist.evaluation.pictures import (
     draw_curves,
     draw_gap,
@@ -13,11 +14,10 @@ from ccts_dist.evaluation.pictures import (
     draw_residuals,
 )
 from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
-from ccts_dist.evaluation.scale import on_scale
 from ccts_dist.report.html import Cell, Markup, heading, page, paragraph, pictures, player, table, with_small
 from ccts_dist.report.recorded import as_figure
 from ccts_dist.report.score_tables import categories_to_rows
-from ccts_dist.scores import (
+from ccts_dist.scoring import (
     MEAN,
     Difference,
     Interval,

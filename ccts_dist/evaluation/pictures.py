@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ccts_dist.evaluation.label_scale import ends_of, on_scale
 from ccts_dist.evaluation.run import SplitResult
-from ccts_dist.evaluation.scale import ends_of, on_scale
-from ccts_dist.report.svg import COLOURS, drawing, to_svg
-from ccts_dist.scores import Interval, TargetFigures, UtteranceTable
+from ccts_dist.report.plotting import COLOURS, drawing, to_svg
+from ccts_dist.scoring import Interval, TargetFigures, UtteranceTable
 
 Picture = tuple[str, str]
 """SVG, and caption."""

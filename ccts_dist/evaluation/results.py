@@ -10,14 +10,14 @@ from ccts_dist.evaluation.extracts import with_contents, worst_utterances
 from ccts_dist.evaluation.options import Asked
 from ccts_dist.evaluation.page import Beside, gate_in_words, make_page
 from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
-from ccts_dist.json_text import json_text
+from ccts_dist.files.strict_json import json_text
+from ccts_dist.report.markdown_table import format_table
 from ccts_dist.report.recorded import read_run_of, read_validations
 from ccts_dist.report.score_tables import scores_to_text
-from ccts_dist.report.table import format_table
-from ccts_dist.scores import UAR, Difference, Gate, Interval, few_speakers, unweighted_accuracy, write_table
-from ccts_dist.shards.read import open_shard_set
-from ccts_dist.shards.schema import escape_key
-from ccts_dist.train.evaluate import scores_to_tree
+from ccts_dist.scoring import UAR, Difference, Gate, Interval, few_speakers, unweighted_accuracy, write_table
+from ccts_dist.scoring.predict_split import scores_to_tree
+from ccts_dist.shards.format.schema import escape_key
+from ccts_dist.shards.shard_set import open_shard_set
 
 METRICS, PAGE = "metrics.json", "report.html"
 

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
+from ccts_dist.audio.augment import GENERATED
 from ccts_dist.distributed import Ranks, together
 from ccts_dist.evaluation.options import MERGED, Asked
-from ccts_dist.loader.augment import GENERATED
 from ccts_dist.progress import Progress
-from ccts_dist.registry.evaluate import Evaluation, Evaluator
 from ccts_dist.registry.pull import PulledModel, pull_model_on_ranks
-from ccts_dist.scores import (
+from ccts_dist.scoring import (
     Difference,
     Group,
     Interval,
@@ -24,9 +23,10 @@ from ccts_dist.scores import (
     uar_difference,
     with_teacher,
 )
-from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.scoring.evaluator import Evaluation, Evaluator
+from ccts_dist.scoring.predict_split import Scores
+from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
-from ccts_dist.train.evaluate import Scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,13 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from ccts_dist.errors import FetchError, ShardError, TeacherError
-from ccts_dist.loader.cut import Part
-from ccts_dist.loader.fetch import read_audio, read_label_variance, read_transcript
-from ccts_dist.loader.hearing import Excerpt, Hearing
-from ccts_dist.loader.plan import Row
+from ccts_dist.loader.decode import read_audio, read_label_variance, read_transcript
+from ccts_dist.loader.micro_batches import Part
 from ccts_dist.loader.row_gate import RowGate
+from ccts_dist.loader.sampler import Row
+from ccts_dist.loader.waveform_reader import Excerpt, Hearing
 from ccts_dist.records import Batch, FrameBatch, TeacherBatch, TeacherOutput, varied_target
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.shard_set import ShardSet
 
 EncodeText = Callable[[str], Sequence[int]]
 """A transcript to token numbers."""

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
+from ccts_dist.audio.augment import Augmenter
 from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.augment import Augmenter
 from ccts_dist.loader.collate import EncodeText, FrameSource, Reading, TeacherSource, read_batch, rounded_up
-from ccts_dist.loader.cut import Cuts, Part, SecondsLimit, check_length, choose_passes, cut, sum_up
-from ccts_dist.loader.hearing import Hearing
+from ccts_dist.loader.micro_batches import Cuts, Part, SecondsLimit, check_length, choose_passes, cut, sum_up
 from ccts_dist.loader.mixed_plan import MixedPlan
-from ccts_dist.loader.plan import Plan, Row
 from ccts_dist.loader.row_gate import RowGate
+from ccts_dist.loader.sampler import Plan, Row
+from ccts_dist.loader.waveform_reader import Hearing
 from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches, varied_target
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.shard_set import ShardSet
 
 _GPU_PAD_MULTIPLE_S = 0.5
 """About 4 % more padding, for some 20 lengths an epoch in place of thousands."""

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.plan import Plan, Row
-from ccts_dist.loader.streams import RowSource
-from ccts_dist.shards.index import ShardRows
-from ccts_dist.shards.schema import ShardEntry
+from ccts_dist.loader.partitions import RowSource
+from ccts_dist.loader.sampler import Plan, Row
+from ccts_dist.shards.format.index import ShardRows
+from ccts_dist.shards.format.schema import ShardEntry
 
 
 class LabelledRows:

@@ -12,9 +12,9 @@ from ccts_dist.config.schema import DistillConfig
 from ccts_dist.distributed import derive_seed
 from ccts_dist.errors import ConfigError
 from ccts_dist.limits import read_limited
-from ccts_dist.loader.fetch import read_confidence
-from ccts_dist.shards.index import ShardRows
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.loader.decode import read_confidence
+from ccts_dist.shards.format.index import ShardRows
+from ccts_dist.shards.shard_set import ShardSet
 
 
 @runtime_checkable

@@ -22,8 +22,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ccts_dist.losses.ccc import concordance_from_sums, concordance_sums, counted
-from ccts_dist.losses.condition import Kept, row_shares
 from ccts_dist.losses.constants import constant
+from ccts_dist.losses.gate import Kept, row_shares
 from ccts_dist.losses.total import DistillParts, DistillTerms, batch_sums, kept_per_dimension, surrogate
 from ccts_dist.records import TeacherBatch
 

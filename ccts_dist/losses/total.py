@@ -22,9 +22,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
-from ccts_dist.losses.agreement import AGREEMENT_ROWS, agreement_loss, agreement_sums, agreement_surrogate
 from ccts_dist.losses.ccc import SUM_ROWS, ccc_loss_from_sums, concordance_gradient, concordance_sums, counted
-from ccts_dist.losses.condition import Kept, kept_rows, prediction_shares, row_shares
 from ccts_dist.losses.constants import constant
 from ccts_dist.losses.distill import (
     Distance,
@@ -33,6 +31,8 @@ from ccts_dist.losses.distill import (
     squared_differences,
     standardise,
 )
+from ccts_dist.losses.gate import Kept, kept_rows, prediction_shares, row_shares
+from ccts_dist.losses.teacher_ccc import AGREEMENT_ROWS, agreement_loss, agreement_sums, agreement_surrogate
 from ccts_dist.records import Condition, TeacherBatch
 
 

@@ -11,7 +11,13 @@ from ccts_dist.model.emotion import (
     rebuild_model,
 )
 from ccts_dist.model.folder import LoadedModel, load_model, save_model, weights_digest
-from ccts_dist.model.tokenizer import PieceTokenizer, PretrainedTokenizer, Tokenizer, load_tokenizer, train_tokenizer
+from ccts_dist.model.text.tokenizer import (
+    PieceTokenizer,
+    PretrainedTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 __all__ = [
     "EmotionModel",

@@ -16,7 +16,6 @@ from ccts_dist.config import SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.attention import on_host, trust_masks
 from ccts_dist.model.encoders import augments
-from ccts_dist.model.front_end import FrontEnd, normalise_utterances
 from ccts_dist.model.layers import (
     EncoderLayers,
     LayerFrames,
@@ -26,9 +25,10 @@ from ccts_dist.model.layers import (
     run_every_layer,
     still_batch_norms,
 )
-from ccts_dist.model.padding import zero_before_convolutions
 from ccts_dist.model.pooling import build_pooling, real_positions
-from ccts_dist.model.spec_augment import SpecAugment
+from ccts_dist.model.speech.conv_padding import zero_before_convolutions
+from ccts_dist.model.speech.feature_encoder import FrontEnd, normalise_utterances
+from ccts_dist.model.speech.spec_augment import SpecAugment
 from ccts_dist.records import FrameBatch
 from ccts_dist.transfer import queued
 

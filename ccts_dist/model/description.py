@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ccts_dist.errors import CheckpointError
+from ccts_dist.files.atomic import file_sha256
+from ccts_dist.files.digests import is_digest
 from ccts_dist.limits import open_regular, parse_json, read_limited
-from ccts_dist.shards.digests import is_digest
-from ccts_dist.shards.documents import check_seal, sealed_bytes
-from ccts_dist.shards.durable import file_sha256
+from ccts_dist.shards.format.sealed_json import check_seal, sealed_bytes
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"

@@ -13,6 +13,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from ccts_dist.config import ModelConfig, SpeechConfig, speech_tables
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.branches import SpeechBranch, TextBranch
+from ccts_dist.model.encoder_check import try_out
 from ccts_dist.model.encoders import (
     does_normalise,
     encoder_from_config,
@@ -20,12 +21,11 @@ from ccts_dist.model.encoders import (
     load_speech_encoder,
     read_extractor,
 )
-from ccts_dist.model.extracted import ExtractedBranch
-from ccts_dist.model.filterbank import FilterbankBranch
 from ccts_dist.model.heads import ACTIVATIONS, WideLayerNorm, build_heads
 from ccts_dist.model.precision import WideLinear
-from ccts_dist.model.text_encoders import load_text_encoder
-from ccts_dist.model.trial import try_out
+from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
+from ccts_dist.model.speech.filterbank import FilterbankBranch
+from ccts_dist.model.text.encoders import load_text_encoder
 from ccts_dist.records import FrameBatch
 
 

@@ -28,8 +28,8 @@ from transformers.utils import logging as transformers_logging
 from ccts_dist.config import SpecAugmentConfig, SpeechConfig
 from ccts_dist.encoder_settings import check_settings
 from ccts_dist.errors import ConfigError
-from ccts_dist.model.loaded import check_loaded, check_not_quantized
-from ccts_dist.model.modified_cpc import MODEL_TYPE as MODIFIED_CPC
+from ccts_dist.model.speech.modified_cpc import MODEL_TYPE as MODIFIED_CPC
+from ccts_dist.model.weight_check import check_loaded, check_not_quantized
 from ccts_dist.records import SAMPLE_RATE_HZ
 
 SPEECH_TYPES = (

@@ -43,7 +43,7 @@ from ccts_dist.model.description import (
 )
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model
 from ccts_dist.model.encoders import SHAPE_ERRORS, hears_extracted, read_extractor
-from ccts_dist.model.tokenizer import Tokenizer, load_tokenizer
+from ccts_dist.model.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ccts_dist.config import layer_number, num_trainable_layers
 from ccts_dist.errors import ConfigError
-from ccts_dist.model.padding import ZeroPadding
 from ccts_dist.model.precision import widened
+from ccts_dist.model.speech.conv_padding import ZeroPadding
 
 
 class LayerMixture(nn.Module):

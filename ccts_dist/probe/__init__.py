@@ -1,7 +1,7 @@
 """What each layer of a frozen encoder tells of the labels: one linear probe per layer, fitted in closed form."""
 
 from ccts_dist.probe.encoders import Encoders, FrozenEncoders, Layer, open_encoders
-from ccts_dist.probe.probe import LayerScore, ProbeResult, probe_layers
+from ccts_dist.probe.layer_probe import LayerScore, ProbeResult, probe_layers
 from ccts_dist.probe.splits import ProbeSplits
 
 __all__ = [

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.scores import clusters_of
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.scoring import clusters_of
+from ccts_dist.shards.shard_set import ShardSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

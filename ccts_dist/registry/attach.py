@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.registry.model_uri import asking_the_server
 from ccts_dist.registry.pull import PulledModel
-from ccts_dist.registry.store import asking_the_server
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file
 from ccts_dist.tracking.uri import resolve_tracking_uri

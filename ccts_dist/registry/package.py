@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ccts_dist.errors import RegistryError
-from ccts_dist.json_text import json_text
+from ccts_dist.files.atomic import file_sha256
+from ccts_dist.files.digests import is_digest
+from ccts_dist.files.strict_json import json_text
 from ccts_dist.limits import parse_json, read_limited
-from ccts_dist.shards.digests import is_digest
-from ccts_dist.shards.durable import file_sha256
 
 DIGESTS_FILE = "digests.json"
 """In the package: SHA-256 of every other file, by path."""

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.redaction import redact
-from ccts_dist.registry.evaluate import Evaluator
+from ccts_dist.registry.model_uri import SCHEME, asking_the_server, check_alias, check_name, move_alias
 from ccts_dist.registry.pull import pull_model_on_ranks
-from ccts_dist.registry.store import SCHEME, asking_the_server, check_alias, check_name, move_alias
-from ccts_dist.scores import (
+from ccts_dist.scoring import (
     MEAN,
     UAR,
     Difference,
@@ -22,6 +21,7 @@ from ccts_dist.scores import (
     joined,
     uar_difference,
 )
+from ccts_dist.scoring.evaluator import Evaluator
 from ccts_dist.tracking.mlflow_client import open_client
 from ccts_dist.tracking.uri import resolve_tracking_uri
 

@@ -16,8 +16,7 @@ from ccts_dist.account import user_cache
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.redaction import without_credentials
-from ccts_dist.registry.package import check_digests
-from ccts_dist.registry.store import (
+from ccts_dist.registry.model_uri import (
     DIGEST_TAG,
     PACKAGE,
     RUN_SCHEME,
@@ -26,6 +25,7 @@ from ccts_dist.registry.store import (
     asking_the_server,
     parse_model_name,
 )
+from ccts_dist.registry.package import check_digests
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.sqlite_store import is_store
 from ccts_dist.tracking.uri import name_another_store, resolve_tracking_uri, sqlite_file

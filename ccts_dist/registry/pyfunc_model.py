@@ -12,7 +12,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from ccts_dist.registry.served import open_served
+from ccts_dist.serving.handler import open_served
 
 
 class EmotionPyfunc(PythonModel):

@@ -10,7 +10,7 @@ from ccts_dist.invocation import CommandParser
 from ccts_dist.losses.distill import Distance
 from ccts_dist.report.paper import PAPERS_DISTANCE, Reproduction
 from ccts_dist.report.paper_tables import TABLES
-from ccts_dist.report.study_plan import Study, order_of_shares
+from ccts_dist.report.study.plan import Study, order_of_shares
 
 EPILOG = """examples:
   python launch/reproduce.py --table demo

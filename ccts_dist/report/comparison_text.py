@@ -3,7 +3,7 @@
 import math
 
 from ccts_dist.report.comparison import Comparison, FigureComparison, difference
-from ccts_dist.report.table import format_table
+from ccts_dist.report.markdown_table import format_table
 
 
 def comparison_in_words(comparison: Comparison) -> str:

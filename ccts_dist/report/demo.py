@@ -6,10 +6,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ccts_dist.json_text import as_number
+from ccts_dist.files.strict_json import as_number
 from ccts_dist.records import DIMENSIONS
+from ccts_dist.report.markdown_table import format_table
 from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environment
-from ccts_dist.report.table import format_table
 from ccts_dist.tracking.uri import DEMO_STORE, sqlite_uri
 
 SYSTEMS = {

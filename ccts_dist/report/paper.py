@@ -11,14 +11,14 @@ from statistics import mean, pstdev
 import torch
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.json_text import as_number
-from ccts_dist.metrics import SplitSums
+from ccts_dist.files.strict_json import as_number
 from ccts_dist.progress import say
 from ccts_dist.records import DIMENSIONS
+from ccts_dist.report.markdown_table import format_table
 from ccts_dist.report.paper_tables import Fold, PaperTable, Row
 from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environment
-from ccts_dist.report.table import format_table
-from ccts_dist.tracking.read_back import SCHEME, read_back
+from ccts_dist.scoring.measures import SplitSums
+from ccts_dist.tracking.fetch_run import SCHEME, read_back
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.uri import sqlite_uri
 

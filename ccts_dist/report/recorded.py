@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.tracking.read_back import SCHEME, read_back
+from ccts_dist.tracking.fetch_run import SCHEME, read_back
 
 HISTORY, VALIDATIONS, SETTINGS, SUMMARY = "history.jsonl", "validations.jsonl", "run.toml", "summary.json"
 RESOLVED = "resolved."

@@ -2,8 +2,8 @@
 
 from math import nan
 
-from ccts_dist.report.table import format_table
-from ccts_dist.train.evaluate import Scores
+from ccts_dist.report.markdown_table import format_table
+from ccts_dist.scoring.predict_split import Scores
 
 HEADER = ("target", "CCC", "Pearson", "Spearman", "MAE", "labels")
 """Of the rows that ``scores_to_rows`` gives; with bins one more, ``RECALL``."""

@@ -1,8 +1,8 @@
 """Shard sets and teacher caches: their format, building, reading, checking and merging."""
 
-from ccts_dist.shards.index import MemberPlaces, ShardRows
-from ccts_dist.shards.read import ShardSet, open_shard_set, read_member, read_utterance_json
-from ccts_dist.shards.schema import Manifest, ShardEntry, TeacherFacts
+from ccts_dist.shards.format.index import MemberPlaces, ShardRows
+from ccts_dist.shards.format.schema import Manifest, ShardEntry, TeacherFacts
+from ccts_dist.shards.shard_set import ShardSet, open_shard_set, read_member, read_utterance_json
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
 
 __all__ = [

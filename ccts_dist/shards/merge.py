@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError, OutputError, ShardError, is_full
-from ccts_dist.shards.durable import file_sha256, write_whole
-from ccts_dist.shards.index import IndexWriter, rows_to_table
-from ccts_dist.shards.read import ShardSet
-from ccts_dist.shards.readback import read_back
-from ccts_dist.shards.schema import (
+from ccts_dist.files.atomic import file_sha256, write_whole
+from ccts_dist.shards.format.index import IndexWriter, rows_to_table
+from ccts_dist.shards.format.readback import read_back
+from ccts_dist.shards.format.schema import (
     CONDITION_NAME,
     INDEX_NAME,
     MANIFEST_NAME,
@@ -21,7 +20,8 @@ from ccts_dist.shards.schema import (
     local_folder,
     parse_manifest,
 )
-from ccts_dist.shards.tars import write_tar
+from ccts_dist.shards.format.tars import write_tar
+from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
 
 

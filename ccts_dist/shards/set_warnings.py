@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ccts_dist.audio.clipping import CLIPPED_SHARE
 from ccts_dist.errors import ShardError
 from ccts_dist.progress import say
-from ccts_dist.shards.clipping import CLIPPED_SHARE
-from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 
 SAME_LABEL = 1e-9
 """Labels on 0..1 that differ by less are equal: text and its scale have rounded them."""

@@ -10,9 +10,9 @@ import numpy as np
 
 from ccts_dist.errors import without_controls
 from ccts_dist.records import SAMPLE_RATE_HZ
-from ccts_dist.shards.index import ShardRows
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.format.index import ShardRows
 from ccts_dist.shards.set_warnings import set_warnings
+from ccts_dist.shards.shard_set import ShardSet
 
 NUM_BINS = 10
 """Of a label's histogram, equally wide, over 0..1; the last one includes 1."""

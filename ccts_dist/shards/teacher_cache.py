@@ -17,11 +17,10 @@ import pyarrow as pa
 from jaxtyping import Float64
 
 from ccts_dist.errors import FetchError, ShardError, TeacherError
+from ccts_dist.files.atomic import file_sha256, write_whole
+from ccts_dist.files.digests import Digest
 from ccts_dist.records import Condition, TeacherOutput
-from ccts_dist.shards.digests import Digest
-from ccts_dist.shards.documents import document_bytes, parse_document, sealed_bytes
-from ccts_dist.shards.durable import file_sha256, write_whole
-from ccts_dist.shards.index import (
+from ccts_dist.shards.format.index import (
     Indexed,
     IndexPlace,
     IndexWriter,
@@ -31,9 +30,8 @@ from ccts_dist.shards.index import (
     place_columns,
     table_places,
 )
-from ccts_dist.shards.index_form import form_fault, place_columns_of, places_fault, shard_columns
-from ccts_dist.shards.read import ShardSet, check_index_size, read_member
-from ccts_dist.shards.schema import (
+from ccts_dist.shards.format.index_validation import form_fault, place_columns_of, places_fault, shard_columns
+from ccts_dist.shards.format.schema import (
     AUDIO_MEMBER,
     CONDITION_NAME,
     INDEX_NAME,
@@ -45,11 +43,9 @@ from ccts_dist.shards.schema import (
     escape_key,
     unescape_key,
 )
-from ccts_dist.shards.stores.remote import open_store
-from ccts_dist.shards.stores.store import FileStore, LocalStore, NamedFile, Stored
-from ccts_dist.shards.stores.transfer import StoredFile
-from ccts_dist.shards.tars import crc32_of, walk_tar, write_tar
-from ccts_dist.shards.teacher_format import (
+from ccts_dist.shards.format.sealed_json import document_bytes, parse_document, sealed_bytes
+from ccts_dist.shards.format.tars import crc32_of, walk_tar, write_tar
+from ccts_dist.shards.format.teacher_cache import (
     CacheManifest,
     CacheShard,
     ConditionFile,
@@ -60,6 +56,10 @@ from ccts_dist.shards.teacher_format import (
     read_cache_manifest,
     read_condition,
 )
+from ccts_dist.shards.shard_set import ShardSet, check_index_size, read_member
+from ccts_dist.shards.stores.remote import open_store
+from ccts_dist.shards.stores.store import FileStore, LocalStore, NamedFile, Stored
+from ccts_dist.shards.stores.transfer import StoredFile
 
 _PARTS = ".parts"
 _COLUMNS = {"key": pa.string(), **place_columns_of((TEACHER_MEMBER,))}

@@ -15,9 +15,9 @@ from jaxtyping import Float32, Float64
 
 from ccts_dist.errors import TeacherError
 from ccts_dist.losses.ccc import SUM_ROWS
-from ccts_dist.losses.condition import condition_sums, fit_condition, kept_rows
+from ccts_dist.losses.gate import condition_sums, fit_condition, kept_rows
 from ccts_dist.records import Condition
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import read_cached_outputs
 
 

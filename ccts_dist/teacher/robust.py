@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
 from ccts_dist.distributed import Ranks, sum_over_ranks, together
-from ccts_dist.losses.condition import condition_sums, fit_condition, residuals
+from ccts_dist.losses.gate import condition_sums, fit_condition, residuals
 from ccts_dist.records import Condition
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
 from ccts_dist.teacher.threshold import kth_smallest, labelled_predictions
 

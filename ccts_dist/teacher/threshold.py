@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ccts_dist.distributed import Ranks, sum_over_ranks, together
 from ccts_dist.errors import FetchError, ShardError, TeacherError
-from ccts_dist.losses.condition import residuals, widest_residual
+from ccts_dist.losses.gate import residuals, widest_residual
 from ccts_dist.records import Condition
-from ccts_dist.shards.index import ShardRows
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.format.index import ShardRows
+from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
 
 _ABOVE = 1 + 1e-6

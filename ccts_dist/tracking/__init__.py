@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ccts_dist.config.schema import TrackingConfig
-from ccts_dist.tracking.none import NoTracking
+from ccts_dist.tracking.null import NoTracking
 from ccts_dist.tracking.protocol import Status, Tracking
 
 __all__ = ["NoTracking", "Status", "Tracking", "open_tracking"]

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.files.atomic import write_whole
 from ccts_dist.redaction import without_credentials
-from ccts_dist.shards.durable import write_whole
 from ccts_dist.tracking.uri import resolve_tracking_uri
 
 NAME = "tracking.json"

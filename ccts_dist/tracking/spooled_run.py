@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.files.atomic import write_whole
 from ccts_dist.redaction import without_credentials
-from ccts_dist.shards.durable import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from typing import Any
 
 from ccts_dist.distributed import Ranks, together
 from ccts_dist.errors import CheckpointError, OutputError
-from ccts_dist.json_text import json_text
+from ccts_dist.files.digests import is_digest
+from ccts_dist.files.strict_json import json_text
 from ccts_dist.limits import MOST_TEXT_BYTES, parse_json, read_limited
-from ccts_dist.shards.digests import is_digest
-from ccts_dist.train.storage import writing
+from ccts_dist.train.resilience.storage_errors import writing
 
 FORMAT_VERSION = 2
 _PARTIAL = ".partial"

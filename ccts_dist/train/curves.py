@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ccts_dist.train.storage import writing
+from ccts_dist.train.resilience.storage_errors import writing
 
 NAME = "curves.png"
 

@@ -7,7 +7,7 @@ from ccts_dist.config import RunConfig
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.errors import TeacherError
 from ccts_dist.losses.total import DistillTerms
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ccts_dist.errors import OutputError
-from ccts_dist.json_text import json_text
+from ccts_dist.files.strict_json import json_text
 from ccts_dist.progress import say
-from ccts_dist.train.storage import writing
+from ccts_dist.train.resilience.storage_errors import writing
 
 
 class History:

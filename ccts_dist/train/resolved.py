@@ -11,17 +11,17 @@ from ccts_dist.config import RunConfig, speech_tables
 from ccts_dist.config.schema import DEFAULT_THRESHOLD, RESIDUAL_GATES, THRESHOLD_GATES, DistillConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.cut import Cuts
 from ccts_dist.loader.loader import pad_multiple_s
-from ccts_dist.losses.condition import gated_on
+from ccts_dist.loader.micro_batches import Cuts
+from ccts_dist.losses.gate import gated_on
 from ccts_dist.model.emotion import EmotionModel
 from ccts_dist.records import Condition
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
 from ccts_dist.teacher.robust import robust_condition
 from ccts_dist.teacher.threshold import share_left_out, threshold_leaving_out
 from ccts_dist.train.devices import peak_tflops
-from ccts_dist.train.layout import read_layout
+from ccts_dist.train.zero.partitioning import read_layout
 
 SAME_THRESHOLD = 1e-6
 """Relative difference of thresholds up to which they are one: residuals are float32, and machines round differently."""

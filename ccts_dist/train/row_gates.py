@@ -6,7 +6,7 @@ from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, gather_objects, sum_over_ranks, together
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.row_gate import KeysGate, RandomGate, RowGate, row_gate_of
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.shard_set import ShardSet
 
 
 def open_row_gate(run: RunConfig, shard_set: ShardSet, ranks: Ranks) -> tuple[RowGate | None, str]:

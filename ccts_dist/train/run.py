@@ -21,31 +21,31 @@ from ccts_dist.distributed import (
     together,
 )
 from ccts_dist.errors import ConfigError, OutputError, StopRequested
-from ccts_dist.json_text import json_text
+from ccts_dist.files.strict_json import json_text
 from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.progress import say
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
-from ccts_dist.tracking.packages import installed_packages
+from ccts_dist.tracking.environment import installed_packages
 from ccts_dist.train.checkpoint import TrainState, read_manifest, read_state
+from ccts_dist.train.context import Parts
 from ccts_dist.train.curves import draw_training
-from ccts_dist.train.ds_config import read_ds_config
-from ccts_dist.train.engine import Engine
-from ccts_dist.train.flops import flops_of
-from ccts_dist.train.forecast import Forecast, memory_of_a_gpu
-from ccts_dist.train.loop import Outcome, Trainer
-from ccts_dist.train.memory import HOST_FLOOR
+from ccts_dist.train.experiment import Session, check_session, open_session
+from ccts_dist.train.memory.estimate import HOST_FLOOR
+from ccts_dist.train.memory.forecast import Forecast, memory_of_a_gpu
+from ccts_dist.train.memory.out_of_memory import MemoryWords, is_out_of_memory
 from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups, rates_by_group
-from ccts_dist.train.out_of_memory import MemoryWords, is_out_of_memory
-from ccts_dist.train.parts import Parts
+from ccts_dist.train.resilience.stop_requests import STOP_FILE
+from ccts_dist.train.resilience.watchdog import Watch, stopped_words
 from ccts_dist.train.resolved import resolved_values
-from ccts_dist.train.rounds import memory_of_a_rank
 from ccts_dist.train.run_folder import DS_CONFIG, RunFolder
-from ccts_dist.train.scaling import scaling_lines
-from ccts_dist.train.setup import Session, check_session, open_session
-from ccts_dist.train.step_profile import check_profiled_steps
-from ccts_dist.train.stopping import STOP_FILE
-from ccts_dist.train.trainable_loss import label_warnings
-from ccts_dist.train.watch import Watch, stopped_words
+from ccts_dist.train.speed.flops import flops_of
+from ccts_dist.train.speed.scaling import scaling_lines
+from ccts_dist.train.speed.step_profile import check_profiled_steps
+from ccts_dist.train.steps.rounds import memory_of_a_rank
+from ccts_dist.train.steps.trainable_loss import label_warnings
+from ccts_dist.train.trainer import Outcome, Trainer
+from ccts_dist.train.zero.ds_config import read_ds_config
+from ccts_dist.train.zero.engine import Engine
 
 
 def check(

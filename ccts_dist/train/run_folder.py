@@ -26,7 +26,7 @@ from ccts_dist.config.credentials import public_tree
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.distributed import Ranks, broadcast_object, together
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
-from ccts_dist.shards.durable import write_whole
+from ccts_dist.files.atomic import write_whole
 from ccts_dist.train.checkpoint import (
     CheckpointManifest,
     checkpoints_folder,
@@ -36,8 +36,8 @@ from ccts_dist.train.checkpoint import (
     sync_folder,
 )
 from ccts_dist.train.history import History
+from ccts_dist.train.resilience.storage_errors import writing
 from ccts_dist.train.resolved import SAME_THRESHOLD, resolved
-from ccts_dist.train.storage import writing
 
 DS_CONFIG = "ds_config.json"
 

@@ -22,7 +22,7 @@ import soundfile
 
 from ccts_dist.errors import ShardError
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.build.write import build_shard_set
+from ccts_dist.shards.build.builder import build_shard_set
 
 FILES = 400
 """Different audio files; utterances beyond take them again, under keys of their own."""

@@ -1,4 +1,4 @@
-"""How often a 95 % interval of ``ccts_dist.scores`` holds the truth, by number of speakers.
+"""How often a 95 % interval of ``ccts_dist.scoring`` holds the truth, by number of speakers.
 
     python -m tests.bench.coverage --speakers 20 50 100 150 400 --splits 2000
 
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccts_dist.metrics import ccc_of, row_sums
-from ccts_dist.scores import Interval, bootstrap, sums_by_speaker
+from ccts_dist.scoring import Interval, bootstrap, sums_by_speaker
+from ccts_dist.scoring.measures import ccc_of, row_sums
 
 _SPREAD = 0.15
 """Deviation of the labels."""

@@ -26,10 +26,10 @@ from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.build.write import build_shard_set
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.train.experiment import Session, open_session
 from ccts_dist.train.optim import build_optimizer
-from ccts_dist.train.setup import Session, open_session
-from ccts_dist.train.step import train_step
+from ccts_dist.train.steps.step import train_step
 from tests.plain_engine import PlainEngine
 
 ENCODER = {

@@ -16,13 +16,13 @@ import torch
 from transformers import HubertConfig
 
 from ccts_dist.config import read_run
-from ccts_dist.loader.cut import cut
-from ccts_dist.loader.plan import Row
+from ccts_dist.loader.micro_batches import cut
+from ccts_dist.loader.sampler import Row
 from ccts_dist.model.emotion import EncoderConfigs, rebuild_model
-from ccts_dist.train.cost import read_assumptions
-from ccts_dist.train.flops import count_flops
-from ccts_dist.train.layout import sizes_of
-from ccts_dist.train.scaling import CostModel, Steps, StepsOf, visible_device
+from ccts_dist.train.speed.cost import read_assumptions
+from ccts_dist.train.speed.flops import count_flops
+from ccts_dist.train.speed.scaling import CostModel, Steps, StepsOf, visible_device
+from ccts_dist.train.zero.partitioning import sizes_of
 from tests.bench.speech import SAMPLE_RATE_HZ, durations
 from tests.large_student import LARGE
 

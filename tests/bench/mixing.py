@@ -11,10 +11,10 @@ import argparse
 
 import numpy as np
 
-from ccts_dist.loader.cut import cut, sum_up
-from ccts_dist.loader.plan import Plan
-from ccts_dist.shards.index import IndexPlace, ShardRows
-from ccts_dist.shards.schema import ShardEntry
+from ccts_dist.loader.micro_batches import cut, sum_up
+from ccts_dist.loader.sampler import Plan
+from ccts_dist.shards.format.index import IndexPlace, ShardRows
+from ccts_dist.shards.format.schema import ShardEntry
 
 
 class DriftingCorpus:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ccts_dist.loader.plan import Plan
+from ccts_dist.loader.sampler import Plan
 from ccts_dist.records import DIMENSIONS
-from ccts_dist.shards.index import IndexPlace, IndexWriter, MemberPlaces, ShardRows, rows_to_table
-from ccts_dist.shards.read import open_shard_set
-from ccts_dist.shards.schema import INDEX_NAME, MANIFEST_NAME, Manifest, ShardEntry, SplitTotals, shard_name
+from ccts_dist.shards.format.index import IndexPlace, IndexWriter, MemberPlaces, ShardRows, rows_to_table
+from ccts_dist.shards.format.schema import INDEX_NAME, MANIFEST_NAME, Manifest, ShardEntry, SplitTotals, shard_name
+from ccts_dist.shards.shard_set import open_shard_set
 
 WINDOW = 65_536
 

@@ -31,8 +31,8 @@ from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.ccc import concordance
 from ccts_dist.model.emotion import build_model
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.shards.read import open_shard_set
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.shards.shard_set import open_shard_set
 from tests.bench import speech
 from tests.flow.s3_server import Rule, s3_server
 from tests.launching import ROOT, environment

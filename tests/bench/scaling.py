@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ccts_dist.loader.cut import cut
-from ccts_dist.loader.plan import Plan
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.loader.micro_batches import cut
+from ccts_dist.loader.sampler import Plan
+from ccts_dist.shards.shard_set import ShardSet
 from tests.bench.demo_student import finish, prepare, start, work_folder, write_run
 
 ONE, TWO, ASIDE = "one rank, one core", "two ranks, two cores", "two single ranks side by side"

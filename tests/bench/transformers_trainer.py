@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.build.write import build_shard_set
+from ccts_dist.shards.build.builder import build_shard_set
 from tests.launching import ROOT
 from tests.small_runs import write_run
 

@@ -14,10 +14,10 @@ from datasets.packaged_modules.webdataset.webdataset import base_plus_ext as dat
 from miniaudio import ffi, lib
 from webdataset.tariterators import base_plus_ext
 
-from ccts_dist.shards.audio import flac_facts
-from ccts_dist.shards.index import IndexWriter
-from ccts_dist.shards.schema import escape_key
-from ccts_dist.shards.tars import write_tar
+from ccts_dist.audio.convert import flac_facts
+from ccts_dist.shards.format.index import IndexWriter
+from ccts_dist.shards.format.schema import escape_key
+from ccts_dist.shards.format.tars import write_tar
 
 
 def test_the_bytes_of_a_tar_are_pinned(tmp_path: Path):

@@ -24,7 +24,7 @@ from ccts_dist.errors import leave, run_main
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import StepBatches
 from ccts_dist.train import run as training
-from ccts_dist.train.engine import Engine, Update
+from ccts_dist.train.zero.engine import Engine, Update
 
 real_epoch = Loader.epoch
 

@@ -25,8 +25,8 @@ from ccts_dist.corpus import (
     read_ravdess,
     read_tess,
 )
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.shards.schema import unescape_key
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.shards.format.schema import unescape_key
 from tests import open_examples
 from tests.corpus_examples import MAX_DURATION_S, NUM_SAMPLES, Example, iemocap, manifest
 from tests.msp_examples import msp_podcast_1_6, msp_podcast_1_11, msp_podcast_2_0, msp_podcast_text

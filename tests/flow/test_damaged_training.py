@@ -26,8 +26,8 @@ from ccts_dist.loader.loader import Loader
 from ccts_dist.records import DIMENSIONS, TeacherOutput
 from ccts_dist.shards import open_teacher_cache
 from ccts_dist.shards.check.check import check_shard_set
-from ccts_dist.shards.read import open_shard_set
-from ccts_dist.shards.teacher_format import encode_output
+from ccts_dist.shards.format.teacher_cache import encode_output
+from ccts_dist.shards.shard_set import open_shard_set
 from tests import damage
 from tests.launching import launch
 from tests.ranks.processes import run_on_ranks

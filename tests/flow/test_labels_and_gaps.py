@@ -12,8 +12,8 @@ from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.corpus import read_manifest
 from ccts_dist.distributed import Ranks
 from ccts_dist.loader.loader import Loader
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from tests.launching import launch_well
 from tests.small_runs import read_history, write_run
 

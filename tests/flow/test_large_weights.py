@@ -23,9 +23,9 @@ from pathlib import Path
 from ccts_dist.registry.package import write_package
 from ccts_dist.registry.publish import _new_run, _save_mlflow_model, _store
 from ccts_dist.registry.pull import pull_model
-from ccts_dist.shards.durable import file_sha256
+from ccts_dist.files.atomic import file_sha256
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
-from ccts_dist.train.peak import peak_resident_bytes
+from ccts_dist.train.memory.peak import peak_resident_bytes
 
 uri, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 (folder / "model").mkdir()

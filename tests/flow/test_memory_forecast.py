@@ -12,8 +12,8 @@ from mlflow.tracking import MlflowClient
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import run_main
-from ccts_dist.train.forecast import Forecast
-from ccts_dist.train.setup import check_session
+from ccts_dist.train.experiment import check_session
+from ccts_dist.train.memory.forecast import Forecast
 from launch import train as command
 from tests.launching import ROOT, environment
 from tests.small_runs import build_two_kinds, write_run

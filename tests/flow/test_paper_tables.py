@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from ccts_dist.model.modified_cpc import convert
+from ccts_dist.model.speech.modified_cpc import convert
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.command import build_parser, reproduction_of
 from ccts_dist.report.paper import reproduce

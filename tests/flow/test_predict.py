@@ -18,8 +18,8 @@ import torch
 from pyarrow import parquet
 
 from ccts_dist.config import ModelConfig, parse_run
+from ccts_dist.inference.predictor import load_student
 from ccts_dist.model import build_model, save_model
-from ccts_dist.registry.predict import load_student
 from tests.launching import ROOT, environment, hear_interrupts, run_forked
 from tests.unit import model_shapes
 

@@ -13,7 +13,7 @@ from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.registry import load_student, pull_model, register
 from ccts_dist.registry import promote as promoting
 from ccts_dist.registry.promote import Contest, Outcome, promote
-from ccts_dist.shards.build.write import build_shard_set
+from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.tracking.mlflow_client import open_client
 from launch import evaluate as evaluate_command
 from launch import register as command

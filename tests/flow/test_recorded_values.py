@@ -15,11 +15,11 @@ from ccts_dist.evaluation.options import Asked
 from ccts_dist.evaluation.results import Beside, result_in_words, write_results
 from ccts_dist.evaluation.run import run_evaluation
 from ccts_dist.model import load_model
-from ccts_dist.registry.contents import epoch_of, lineage_of
+from ccts_dist.registry.lineage import epoch_of, lineage_of
 from ccts_dist.report.recorded import read_recorded
-from ccts_dist.shards.documents import sealed_bytes
+from ccts_dist.shards.format.sealed_json import sealed_bytes
 from ccts_dist.tracking.run_file import read_run_file
-from ccts_dist.train.setup import check_session
+from ccts_dist.train.experiment import check_session
 from tests.plain_engine import train_plainly
 from tests.small_runs import build_two_kinds, make_cache, read_validations, write_run
 from tests.small_teacher import save_small_teacher

@@ -17,7 +17,7 @@ from ccts_dist.config import ModelConfig, TrackingConfig
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry import load_student, pull_model, register, resolve_model, resolve_version
-from ccts_dist.registry.contents import code_digest
+from ccts_dist.registry.lineage import code_digest
 from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import open_client
 from tests.flow.mlflow_server import mlflow_server

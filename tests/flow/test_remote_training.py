@@ -7,7 +7,7 @@ import pytest
 from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError
 from ccts_dist.shards import open_shard_set
-from ccts_dist.train.setup import check_session
+from ccts_dist.train.experiment import check_session
 from tests.flow.s3_server import ACCESS_KEY, SECRET_KEY, Rule, s3_server
 from tests.launching import launch, launch_well
 from tests.shard_examples import EMBEDDING_SIZE, build_example, example_cache, make_utterances

@@ -7,8 +7,8 @@ import pytest
 
 from ccts_dist.config import read_run
 from ccts_dist.model import build_model, load_tokenizer, save_model
-from ccts_dist.model.modified_cpc import convert
-from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.model.speech.modified_cpc import convert
+from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from launch import train as command
 from tests import open_examples
 from tests.hub import write_hub

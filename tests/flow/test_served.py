@@ -28,7 +28,7 @@ from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry import load_student, register
-from ccts_dist.registry.server import serve
+from ccts_dist.serving.server import serve
 from ccts_dist.tracking.mlflow_client import open_client
 from tests.flow.mlflow_server import model_server, start_model_server, wait_until_healthy
 from tests.launching import free_port

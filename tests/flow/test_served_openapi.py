@@ -22,10 +22,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from ccts_dist.config import ModelConfig
+from ccts_dist.inference.predictor import load_student
 from ccts_dist.model import build_model, save_model
-from ccts_dist.registry.predict import load_student
-from ccts_dist.registry.served import Limits, Served
-from ccts_dist.registry.server import application
+from ccts_dist.serving.handler import Limits, Served
+from ccts_dist.serving.server import application
 from tests.tiers import examples
 from tests.unit import model_shapes
 

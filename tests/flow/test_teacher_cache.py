@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import open_teacher_cache
 from tests.forked import Forked
 from tests.launching import ROOT, environment, inner_launcher

@@ -19,11 +19,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ccts_dist.asr.recognizer import Recogniser, load_recogniser
+from ccts_dist.asr.transcribe import transcribe, wanted_utterances
 from ccts_dist.corpus import read_msp_podcast
-from ccts_dist.corpus.heard import apply_heard, read_heard
+from ccts_dist.corpus.asr_transcripts import apply_heard, read_heard
 from ccts_dist.errors import run_main
-from ccts_dist.recognition.recognise import Recogniser, load_recogniser
-from ccts_dist.recognition.transcribe import transcribe, wanted_utterances
 from ccts_dist.records import Utterance
 from tests.forked import Forked
 from tests.small_recognisers import chirps, save_ctc, save_whisper, write_podcast

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ccts_dist.records import StepBatches
-from ccts_dist.train.step import train_step
+from ccts_dist.train.steps.step import train_step
 from tests.gpu.material import ROOT, write_run
 from tests.gpu.outcome import Outcome, check
 from tests.gpu.situation import Situation, run_part

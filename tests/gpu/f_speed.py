@@ -10,9 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccts_dist.records import Batch
-from ccts_dist.train.forecast import Forecast
-from ccts_dist.train.memory import Estimate, Phase
-from ccts_dist.train.setup import Session
+from ccts_dist.train.experiment import Session
+from ccts_dist.train.memory.estimate import Estimate, Phase
+from ccts_dist.train.memory.forecast import Forecast
 from tests.gpu.large import first_batch, make_seconds, size_for, step, twice_as_long, varied, with_rows, write_large_run
 from tests.gpu.material import ROOT
 from tests.gpu.outcome import Outcome, check

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.model.folder import save_model
-from ccts_dist.shards.read import open_shard_set
+from ccts_dist.scoring.predict_split import evaluate
+from ccts_dist.shards.shard_set import open_shard_set
 from ccts_dist.teacher import cache_teacher
-from ccts_dist.train.evaluate import evaluate
 from tests.gpu.large import first_batch, make_seconds, step, write_large_run
 from tests.gpu.material import ROOT
 from tests.gpu.outcome import Outcome, check

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches
-from ccts_dist.train.step import train_step
+from ccts_dist.train.steps.step import train_step
 from tests.gpu.material import student_speech, write_run
 from tests.gpu.situation import Situation
 from tests.gpu.steps import Training

@@ -14,8 +14,8 @@ from ccts_dist.config import parse_run
 from ccts_dist.distributed import Ranks, seed_everything
 from ccts_dist.model import build_model, save_model, train_tokenizer
 from ccts_dist.records import DIMENSIONS, SAMPLE_RATE_HZ, Utterance
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.shards.read import open_shard_set
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.shards.shard_set import open_shard_set
 from ccts_dist.teacher import cache_teacher
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -14,10 +14,10 @@ from torch.nn import functional
 from ccts_dist.config import RunConfig, read_run
 from ccts_dist.distributed import rank_facts
 from ccts_dist.model.emotion import parameter_groups
-from ccts_dist.train.engine import Engine
+from ccts_dist.train.experiment import Session, open_session
 from ccts_dist.train.optim import build_optimizer
-from ccts_dist.train.setup import Session, open_session
-from ccts_dist.train.step import StepResult, train_step
+from ccts_dist.train.steps.step import StepResult, train_step
+from ccts_dist.train.zero.engine import Engine
 
 _LINEAR = functional.linear
 """As a new process has it: ZeRO-3 puts its own, which rounds otherwise, in its place for good."""

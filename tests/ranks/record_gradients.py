@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from ccts_dist.config import read_run
 from ccts_dist.distributed import process_group, rank_facts
 from ccts_dist.train import run as training
-from ccts_dist.train.engine import Engine, Update
+from ccts_dist.train.zero.engine import Engine, Update
 
 
 class RecordingEngine(Engine):

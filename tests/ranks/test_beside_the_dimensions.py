@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
+from ccts_dist.inference.predictor import load_student
 from ccts_dist.model import load_model
-from ccts_dist.registry.evaluate import evaluate_split
-from ccts_dist.registry.predict import load_student
+from ccts_dist.scoring.evaluator import evaluate_split
 from launch import evaluate as evaluate_command
 from launch import predict as predict_command
 from tests.launching import ROOT

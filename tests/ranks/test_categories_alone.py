@@ -14,10 +14,10 @@ from ccts_dist.evaluation.options import asked_of
 from ccts_dist.evaluation.page import Beside
 from ccts_dist.evaluation.results import result_in_words, write_results
 from ccts_dist.evaluation.run import run_evaluation
+from ccts_dist.export.command import export_model
+from ccts_dist.inference.predictor import Student
 from ccts_dist.model import load_model
-from ccts_dist.registry.export import export_model
-from ccts_dist.registry.predict import Student
-from ccts_dist.scores import read_table
+from ccts_dist.scoring import read_table
 from ccts_dist.shards import open_shard_set
 from launch import evaluate as command
 from tests.ranks.processes import run_on_ranks

@@ -10,7 +10,7 @@ import pytest
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.evaluation.options import asked_of
-from ccts_dist.scores import read_table
+from ccts_dist.scoring import read_table
 from ccts_dist.shards import open_shard_set, open_teacher_cache
 from ccts_dist.shards.merge import merge_shards
 from launch import evaluate as command

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, ShardError
-from ccts_dist.train.frames import hears_nothing
-from ccts_dist.train.setup import open_session
+from ccts_dist.train.experiment import open_session
+from ccts_dist.train.feature_cache import hears_nothing
 from tests.damage import flip, flip_in_member
 from tests.launching import ROOT
 from tests.ranks.processes import run_on_ranks

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ccts_dist.distributed import rank_facts, sum_over_ranks
 from ccts_dist.losses.ccc import concordance
-from ccts_dist.losses.condition import gated_on
+from ccts_dist.losses.gate import gated_on
 from ccts_dist.losses.total import (
     DistillParts,
     DistillTerms,

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ccts_dist.train import run as training
-from ccts_dist.train.engine import Engine
+from ccts_dist.train.zero.engine import Engine
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
 from tests.small_runs import LONG, SHORT, build_two_kinds, read_history, write_run

@@ -10,8 +10,8 @@ from ccts_dist.distributed import rank_facts, sum_over_ranks
 from ccts_dist.losses.ccc import concordance
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.records import DIMENSIONS, Batch, Condition, StepBatches, TeacherBatch
-from ccts_dist.train.engine import Update
-from ccts_dist.train.step import Objective, StepResult, train_step
+from ccts_dist.train.steps.step import Objective, StepResult, train_step
+from ccts_dist.train.zero.engine import Update
 from tests.ranks.processes import run_on_ranks
 
 ALPHA = (0.4, 0.35, 0.25)

@@ -9,7 +9,7 @@ import torch
 from ccts_dist.config import read_run
 from ccts_dist.distributed import rank_facts
 from ccts_dist.train import run as training
-from ccts_dist.train.engine import Engine, Update
+from ccts_dist.train.zero.engine import Engine, Update
 from tests.ranks.processes import end_ranks
 from tests.small_runs import build_two_kinds, write_run
 

@@ -3,7 +3,7 @@
 import gzip
 import json
 
-from ccts_dist.train.step_profile import PARTS, TABLE, TRACE
+from ccts_dist.train.speed.step_profile import PARTS, TABLE, TRACE
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
 from tests.small_runs import build_two_kinds, write_run

@@ -14,9 +14,9 @@ from ccts_dist.report.comparison import compare_runs
 from ccts_dist.report.comparison_text import verdict
 from ccts_dist.report.recorded import read_recorded
 from ccts_dist.shards.merge import merge_shards
-from ccts_dist.shards.read import open_shard_set
+from ccts_dist.shards.shard_set import open_shard_set
 from ccts_dist.shards.teacher_cache import open_teacher_cache
-from ccts_dist.train.setup import open_session
+from ccts_dist.train.experiment import open_session
 from tests.launching import launch_well
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings

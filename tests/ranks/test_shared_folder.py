@@ -7,7 +7,7 @@ import torch
 
 from ccts_dist.distributed import rank_facts
 from ccts_dist.errors import TeacherError
-from ccts_dist.shards.read import open_shard_set
+from ccts_dist.shards.shard_set import open_shard_set
 from ccts_dist.teacher import cache_teacher
 from tests.ranks.processes import run_on_ranks
 from tests.small_teacher import build_small_shards, save_small_teacher

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ccts_dist.distributed import Ranks, rank_facts
-from ccts_dist.losses.condition import gated_on
+from ccts_dist.losses.gate import gated_on
 from ccts_dist.records import Condition
 from ccts_dist.shards import ShardSet, TeacherCache, open_shard_set, open_teacher_cache
 from ccts_dist.teacher.robust import robust_condition

@@ -10,7 +10,7 @@ from torch.nn import functional
 from ccts_dist.config import read_run
 from ccts_dist.distributed import barrier, rank_facts
 from ccts_dist.train import run as training
-from ccts_dist.train.engine import Engine
+from ccts_dist.train.zero.engine import Engine
 from tests.ranks.record_gradients import RecordingEngine
 
 LINEAR = functional.linear

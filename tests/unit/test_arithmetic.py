@@ -15,14 +15,14 @@ from ccts_dist import distributed
 from ccts_dist.arithmetic import exact_float32, tf32, tf32_is_on
 from ccts_dist.config import FilterbankConfig
 from ccts_dist.distributed import Ranks, named_device, take_device
+from ccts_dist.inference.predictor import load_student
 from ccts_dist.model import load_model
-from ccts_dist.model.filterbank import Filterbank
-from ccts_dist.model.front_end import MaskedGroupNorm
 from ccts_dist.model.precision import WideLinear
+from ccts_dist.model.speech.feature_encoder import MaskedGroupNorm
+from ccts_dist.model.speech.filterbank import Filterbank
 from ccts_dist.probe.encoders import FrozenEncoders
-from ccts_dist.registry.evaluate import evaluate_split
-from ccts_dist.registry.predict import load_student
-from ccts_dist.teacher.outputs import shard_batches, teacher_outputs
+from ccts_dist.scoring.evaluator import evaluate_split
+from ccts_dist.teacher.forward import shard_batches, teacher_outputs
 from tests.small_teacher import build_small_shards, save_small_teacher
 
 PRODUCTS = tuple(f"aten.{name}." for name in ("mm", "addmm", "bmm", "matmul", "linear", "convolution", "conv1d"))

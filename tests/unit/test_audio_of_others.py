@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import soundfile
 
+from ccts_dist.asr import transcribe
+from ccts_dist.audio.blocks import decode_blocks
+from ccts_dist.audio.convert import convert_audio, decode_audio, decode_samples
+from ccts_dist.audio.noise_bank import SoundFolder
+from ccts_dist.audio.resampling import BlockResampler, _filter_bank, resample
 from ccts_dist.errors import ConfigError, CorpusError
-from ccts_dist.loader.sounds import SoundFolder
-from ccts_dist.recognition import transcribe
+from ccts_dist.inference.predictor import read_audio
 from ccts_dist.records import Utterance
-from ccts_dist.registry.predict import read_audio
-from ccts_dist.shards.audio import convert_audio, decode_audio, decode_samples
-from ccts_dist.shards.audio_blocks import decode_blocks
-from ccts_dist.shards.resampling import BlockResampler, _filter_bank, resample
 
 RATE = 16_000
 
@@ -179,7 +179,7 @@ def test_filters_computed_on_the_spot_are_those_of_the_usual_rates(monkeypatch: 
     for rate in (8_000, 44_100, 96_000):
         usual = resample(signal, rate)
         with monkeypatch.context() as patched:
-            patched.setattr("ccts_dist.shards.resampling._MAX_KERNEL", 0)
+            patched.setattr("ccts_dist.audio.resampling._MAX_KERNEL", 0)
             np.testing.assert_allclose(resample(signal, rate), usual, atol=2e-7)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from ccts_dist.config import DistillConfig, OptimConfig, SpeechConfig
 from ccts_dist.config.reference import page
+from ccts_dist.model.encoder_check import KNOWN_TYPES
 from ccts_dist.model.encoders import SPEECH_TYPES
-from ccts_dist.model.trial import KNOWN_TYPES
 
 PAGE = Path("launch/runs/README.md")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.corpus import Corpus, read_msp_podcast
-from ccts_dist.corpus.msp_labels import is_withheld
+from ccts_dist.corpus.msp_podcast.labels import is_withheld
 from ccts_dist.errors import CorpusError
 from ccts_dist.records import Rejected, Utterance
 

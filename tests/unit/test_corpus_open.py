@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from ccts_dist.audio.convert import decode_audio, decode_segment
 from ccts_dist.corpus import (
     Corpus,
     read_cmu_mosei,
@@ -21,7 +22,6 @@ from ccts_dist.corpus import (
 from ccts_dist.corpus.speaker_splits import split_by_speaker
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import Rejected, Utterance
-from ccts_dist.shards.audio import decode_audio, decode_segment
 from tests import open_examples
 
 READERS: dict[str, tuple[Callable[[Path], object], Callable[[Path], Corpus]]] = {

@@ -20,16 +20,14 @@ from hypothesis import strategies as st
 
 from ccts_dist.corpus import (
     SpokenConfig,
-    espeak,
     make_spoken_corpus,
-    phrases,
     plan_spoken_corpus,
     read_spoken_corpus,
-    spoken,
 )
-from ccts_dist.corpus.espeak import Voice, synthesise
-from ccts_dist.corpus.speakers import SPEAKERS
-from ccts_dist.corpus.spoken import MARKER, wrong_keys
+from ccts_dist.corpus.demo import espeak, phrases, spoken
+from ccts_dist.corpus.demo.espeak import Voice, synthesise
+from ccts_dist.corpus.demo.speakers import SPEAKERS
+from ccts_dist.corpus.demo.spoken import MARKER, wrong_keys
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.cut import SecondsLimit, check_length, choose_passes, cut, sum_up
-from ccts_dist.loader.plan import Row
-from ccts_dist.shards.index import ShardRows
+from ccts_dist.loader.micro_batches import SecondsLimit, check_length, choose_passes, cut, sum_up
+from ccts_dist.loader.sampler import Row
+from ccts_dist.shards.format.index import ShardRows
 
 NO_TABLE = ShardRows(
     shard="Train-000000.tar",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ccts_dist.evaluation.extracts import worst_utterances
-from ccts_dist.evaluation.scale import ends_of, on_scale
+from ccts_dist.evaluation.label_scale import ends_of, on_scale
 from tests.tables import make_table
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from ccts_dist.config import ModelConfig
-from ccts_dist.corpus.heard import HeardFile
+from ccts_dist.corpus.asr_transcripts import HeardFile
 from ccts_dist.model import build_model, save_model
-from ccts_dist.model.modified_cpc import convert
+from ccts_dist.model.speech.modified_cpc import convert
 from ccts_dist.tracking.events import TagEvent
 from ccts_dist.tracking.spool import Spool
-from ccts_dist.train.beats import Beat, write_beat
+from ccts_dist.train.resilience.heartbeat import Beat, write_beat
 from tests.published_cpc import published, write_checkpoint
 from tests.unit.model_shapes import speech_config
 

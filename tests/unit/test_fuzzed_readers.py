@@ -14,17 +14,17 @@ import tomli_w
 import torch
 
 from ccts_dist.config import ModelConfig, read_run
-from ccts_dist.corpus.heard import Heard, read_heard
+from ccts_dist.corpus.asr_transcripts import Heard, read_heard
 from ccts_dist.corpus.iemocap import read_iemocap
 from ccts_dist.corpus.manifest import read_manifest as read_table
-from ccts_dist.corpus.msp_podcast import read_msp_podcast
+from ccts_dist.corpus.msp_podcast.reader import read_msp_podcast
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.shards import open_shard_set, open_teacher_cache
 from ccts_dist.shards.check.check import check_shard_set
-from ccts_dist.shards.documents import sealed_bytes
-from ccts_dist.shards.schema import label_variance_of, transcript_of
-from ccts_dist.shards.tars import walk_tar
-from ccts_dist.shards.teacher_format import decode_output
+from ccts_dist.shards.format.schema import label_variance_of, transcript_of
+from ccts_dist.shards.format.sealed_json import sealed_bytes
+from ccts_dist.shards.format.tars import walk_tar
+from ccts_dist.shards.format.teacher_cache import decode_output
 from ccts_dist.train.checkpoint import find_checkpoint, read_manifest, read_state
 from tests import damage
 from tests.fuzzing import fuzz

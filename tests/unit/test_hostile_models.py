@@ -19,7 +19,7 @@ from ccts_dist.errors import CctsError, CheckpointError, ConfigError
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.model.description import description_bytes
 from ccts_dist.model.encoders import load_speech_encoder
-from ccts_dist.model.tokenizer import load_tokenizer
+from ccts_dist.model.text.tokenizer import load_tokenizer
 from tests.shard_examples import write_noise
 from tests.unit.model_shapes import speech_config
 
@@ -74,7 +74,7 @@ def test_every_call_that_could_run_a_folders_code_forbids_it():
         keywords = {word.arg: ast.unparse(word.value) for word in call.keywords}
         forbidden = keywords.get("trust_remote_code") == "False"
         assert forbidden or keywords.get(None) == "options", where
-    ears = (PACKAGE / "recognition/ears.py").read_text(encoding="utf-8")
+    ears = (PACKAGE / "asr/models.py").read_text(encoding="utf-8")
     assert '"trust_remote_code": False}' in ears
 
 

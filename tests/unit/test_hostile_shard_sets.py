@@ -18,13 +18,13 @@ from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
 from ccts_dist.evaluation.results import predictions_name
 from ccts_dist.limits import LIMITS, MOST_JSON_VALUES, parse_json, read_limited
 from ccts_dist.shards import open_merged_teacher, open_shard_set, open_teacher_cache
-from ccts_dist.shards.arrow_message import check_batch
-from ccts_dist.shards.schema import parse_manifest
+from ccts_dist.shards.format.arrow_message import check_batch
+from ccts_dist.shards.format.schema import parse_manifest
+from ccts_dist.shards.format.tars import walk_tar
+from ccts_dist.shards.format.teacher_cache import parse_cache_manifest
 from ccts_dist.shards.stores.fetch_cache import FetchCache, Refusal, Reservation, cached_name
 from ccts_dist.shards.stores.store import LocalStore, NamedFile
 from ccts_dist.shards.stores.transfer import Patience, Place
-from ccts_dist.shards.tars import walk_tar
-from ccts_dist.shards.teacher_format import parse_cache_manifest
 from tests import damage
 from tests.sound_sets import KEYS, SHARD, build_sound
 

@@ -17,7 +17,7 @@ from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
 from ccts_dist.loader.collate import pad_tokens
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import DIMENSIONS
-from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.shards.teacher_cache import TeacherCache
 from tests.shard_examples import flip_bit
 from tests.tones import NUM_TRAIN, Words, build_tones, labels_of, make_loader, number_teacher, same_steps, wave

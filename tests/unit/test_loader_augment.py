@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ccts_dist.config import AugmentConfig
-from ccts_dist.errors import ConfigError
-from ccts_dist.loader.augment import (
+from ccts_dist.audio.augment import (
     Augmenter,
     at_speed,
     babble,
@@ -18,6 +16,8 @@ from ccts_dist.loader.augment import (
     reverberate,
     white_noise,
 )
+from ccts_dist.config import AugmentConfig
+from ccts_dist.errors import ConfigError
 
 
 def no_talkers(seed: int):

@@ -11,11 +11,11 @@ import torch
 
 from ccts_dist.config import DataConfig, ModelConfig, SpeechConfig, read_run
 from ccts_dist.loader.collate import rounded_up
-from ccts_dist.loader.cut import cut
 from ccts_dist.loader.loader import pad_multiple
+from ccts_dist.loader.micro_batches import cut
 from ccts_dist.model import build_model
 from ccts_dist.records import Batch
-from ccts_dist.train.setup import check_session
+from ccts_dist.train.experiment import check_session
 from tests.plain_engine import train_plainly
 from tests.small_runs import SPEECH as RUN_SPEECH
 from tests.small_runs import build_two_kinds, read_history, write_run

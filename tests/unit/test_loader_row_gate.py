@@ -20,7 +20,7 @@ from ccts_dist.loader.row_gate import (
 )
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards import ShardSet, open_shard_set
-from ccts_dist.shards.schema import transcript_confidence_of
+from ccts_dist.shards.format.schema import transcript_confidence_of
 from tests.shard_examples import build_example, example_cache, make_utterances
 
 CONFIDENCES = {0: 0.2, 1: 0.5, 2: 0.51, 4: 1.0, 5: 0.0}

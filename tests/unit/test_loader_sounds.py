@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from ccts_dist.audio.noise_bank import SoundFolder
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.sounds import SoundFolder
 
 KEY = "augment.noises"
 

@@ -7,11 +7,11 @@ import pytest
 from ccts_dist.config import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, ShardError
-from ccts_dist.loader.fetch import read_label_variance
+from ccts_dist.loader.decode import read_label_variance
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import varied_target
-from ccts_dist.shards.read import ShardSet
-from ccts_dist.shards.schema import label_variance_of
+from ccts_dist.shards.format.schema import label_variance_of
+from ccts_dist.shards.shard_set import ShardSet
 from tests import damage
 from tests.small_runs import build_two_kinds
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ccts_dist.losses.agreement import agreement_gradient, agreement_loss, agreement_sums, agreement_surrogate
 from ccts_dist.losses.ccc import concordance
+from ccts_dist.losses.teacher_ccc import agreement_gradient, agreement_loss, agreement_sums, agreement_surrogate
 
 NAN = math.nan
 

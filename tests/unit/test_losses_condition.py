@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ccts_dist.errors import ConfigError, TeacherError
-from ccts_dist.losses.condition import (
+from ccts_dist.losses.gate import (
     ROW_GATES,
     condition_sums,
     fit_condition,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ccts_dist.losses.ccc import concordance
-from ccts_dist.losses.condition import GATES, ROW_GATES
+from ccts_dist.losses.gate import GATES, ROW_GATES
 from ccts_dist.losses.total import (
     BatchSums,
     DistillParts,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccts_dist.metrics import ConfusionSums, SplitSums, binned, spearman
+from ccts_dist.scoring.measures import ConfusionSums, SplitSums, binned, spearman
 from tests.tiers import examples
 
 NAN = math.nan

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.model import build_model
-from ccts_dist.model.front_end import MaskedGroupNorm
+from ccts_dist.model.speech.feature_encoder import MaskedGroupNorm
 from tests.unit.model_shapes import utterances
 
 pytestmark = [

@@ -22,9 +22,9 @@ from ccts_dist.config import ModelConfig, SpecAugmentConfig, SpeechConfig, TextC
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model
 from ccts_dist.model.encoders import augments, load_speech_encoder
-from ccts_dist.model.loaded import check_loaded
-from ccts_dist.model.modified_cpc import ModifiedCpcConfig
-from ccts_dist.model.text_encoders import load_text_encoder
+from ccts_dist.model.speech.modified_cpc import ModifiedCpcConfig
+from ccts_dist.model.text.encoders import load_text_encoder
+from ccts_dist.model.weight_check import check_loaded
 from tests.unit.model_shapes import SPEECH, TEXT, VOCABULARY, speech_config, text_config, utterances
 
 HUBERT = {key: value for key, value in SPEECH.items() if key != "model_type"}

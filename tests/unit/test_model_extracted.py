@@ -10,8 +10,8 @@ from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.config.augment import SpecAugmentConfig
 from ccts_dist.errors import CheckpointError, ConfigError
 from ccts_dist.model import build_model, load_model, save_model
-from ccts_dist.train.activations import BatchShape, trace_peak
-from ccts_dist.train.ds_config import check_calls
+from ccts_dist.train.memory.activations import BatchShape, trace_peak
+from ccts_dist.train.zero.ds_config import check_calls
 from tests.tiers import with_long
 from tests.unit.model_shapes import EXTRACTED_FAMILIES, most_calls, save_extracted_encoder, utterances
 from tests.unit.test_train_activations import allocated_peak

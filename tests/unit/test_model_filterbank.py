@@ -9,8 +9,8 @@ import torchaudio
 
 from ccts_dist.config import FilterbankConfig, ModelConfig, SpeechConfig
 from ccts_dist.model import build_model, describe, load_model, parameter_groups, save_model
-from ccts_dist.model.filterbank import FFT_SIZE, Filterbank, _window_and_bands
-from ccts_dist.train.activations import BatchShape, trace_peak
+from ccts_dist.model.speech.filterbank import FFT_SIZE, Filterbank, _window_and_bands
+from ccts_dist.train.memory.activations import BatchShape, trace_peak
 from tests.unit.model_shapes import utterances
 
 ENERGIES = FilterbankConfig(channels=())

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from transformers import HubertConfig, HubertModel
 
-from ccts_dist.model.front_end import FrontEnd, MaskedGroupNormConvLayer, normalise_utterances
+from ccts_dist.model.speech.feature_encoder import FrontEnd, MaskedGroupNormConvLayer, normalise_utterances
 from tests.unit.model_shapes import LAYER_NORM, SPEECH, utterances
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ccts_dist.config import ModelConfig, SpecAugmentConfig, SpeechConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, load_model, save_model
-from ccts_dist.model.modified_cpc import ChannelNorm, ModifiedCpcConfig, convert, main
+from ccts_dist.model.speech.modified_cpc import ChannelNorm, ModifiedCpcConfig, convert, main
 from tests.published_cpc import CHANNELS, CONVOLUTIONS, HIDDEN, published, write_checkpoint
 from tests.unit.model_shapes import utterances
 

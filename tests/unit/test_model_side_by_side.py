@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, describe, load_model, parameter_groups, save_model
-from ccts_dist.train.activations import BatchShape, trace_peak
+from ccts_dist.train.memory.activations import BatchShape, trace_peak
 from tests.unit.model_shapes import VOCABULARY, both, save_speech_encoder, speech_config, text_config, utterances
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own attention

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel
 
-from ccts_dist.model.spec_augment import SpecAugment
+from ccts_dist.model.speech.spec_augment import SpecAugment
 from tests.unit.model_shapes import SPEECH
 
 MASKS = {"mask_time_prob": 0.3, "mask_time_length": 3, "mask_feature_prob": 0.2, "mask_feature_length": 4}

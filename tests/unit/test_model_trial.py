@@ -112,7 +112,7 @@ def test_layer_drop_of_an_encoder_within_a_larger_model_is_off(tmp_path):
 
 def test_recomputing_that_transformers_does_not_do_is_refused(tmp_path, monkeypatch):
     save_extracted(tmp_path, WHISPER, ONE_SECOND)
-    monkeypatch.setattr("ccts_dist.model.extracted.GradientCheckpointingLayer", torch.nn.GRUCell)
+    monkeypatch.setattr("ccts_dist.model.speech.feature_extractor_branch.GradientCheckpointingLayer", torch.nn.GRUCell)
     with pytest.raises(
         ConfigError, match=r"gradient_checkpointing = true: transformers recomputes no layer of a whisper"
     ):

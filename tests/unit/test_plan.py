@@ -11,11 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.cut import cut
-from ccts_dist.loader.plan import Plan, Row
-from ccts_dist.loader.streams import shuffled
-from ccts_dist.shards.index import IndexPlace, ShardRows
-from ccts_dist.shards.schema import ShardEntry
+from ccts_dist.loader.micro_batches import cut
+from ccts_dist.loader.partitions import shuffled
+from ccts_dist.loader.sampler import Plan, Row
+from ccts_dist.shards.format.index import IndexPlace, ShardRows
+from ccts_dist.shards.format.schema import ShardEntry
 
 NOWHERE = IndexPlace(offset=0, size=0, sha256="")
 

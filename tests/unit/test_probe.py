@@ -15,12 +15,12 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model
 from ccts_dist.probe import FrozenEncoders, Layer, ProbeSplits, open_encoders, probe_layers
-from ccts_dist.probe import probe as probing
+from ccts_dist.probe import layer_probe as probing
 from ccts_dist.probe.ridge import STRENGTHS
 from ccts_dist.records import DIMENSIONS, Batch, Utterance
-from ccts_dist.report.layers import NAMES, layers_in_words, make_folder, write_layers
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.shards.read import open_shard_set
+from ccts_dist.report.layer_report import NAMES, layers_in_words, make_folder, write_layers
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.shards.shard_set import open_shard_set
 from tests.small_runs import SPEECH
 from tests.small_teacher import save_small_teacher
 from tests.unit.model_shapes import save_speech_encoder, speech_config, utterances

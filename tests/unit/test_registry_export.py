@@ -16,9 +16,9 @@ import torch
 
 from ccts_dist.config import FilterbankConfig, ModelConfig, SpeechConfig
 from ccts_dist.errors import ConfigError, ExportError, run_main
+from ccts_dist.export.command import Format, export_model
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry import load_student
-from ccts_dist.registry.export import Format, export_model
 from launch import export as command
 from tests.unit import model_shapes
 

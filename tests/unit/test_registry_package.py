@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.errors import ConfigError, RegistryError
-from ccts_dist.registry.card import model_card
+from ccts_dist.registry.model_card import model_card
+from ccts_dist.registry.model_uri import ModelName, check_alias, check_name, parse_model_name
 from ccts_dist.registry.package import check_digests, check_package, write_package
 from ccts_dist.registry.publish import find_checkpoint, register
 from ccts_dist.registry.pull import resolve_model, resolve_version
-from ccts_dist.registry.store import ModelName, check_alias, check_name, parse_model_name
 
 HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 """SHA-256 of "hello", from FIPS 180-4 test tools."""

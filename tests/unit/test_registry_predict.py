@@ -14,15 +14,15 @@ import ccts_dist
 from ccts_dist.config import ModelConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, CorpusError, run_main
-from ccts_dist.loader.fetch import read_audio as read_audio_of_shard
+from ccts_dist.inference.predictor import Student, cut_batches, load_student, read_audio
+from ccts_dist.loader.decode import read_audio as read_audio_of_shard
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.registry.evaluate import evaluate_split
-from ccts_dist.registry.predict import Student, cut_batches, load_student, read_audio
 from ccts_dist.report.score_tables import HEADER, scores_to_rows
+from ccts_dist.scoring.evaluator import evaluate_split
+from ccts_dist.scoring.predict_split import scores_to_tree
 from ccts_dist.shards import open_shard_set
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.train.evaluate import scores_to_tree
+from ccts_dist.shards.build.builder import build_shard_set
 from launch import predict as command
 from tests.unit import model_shapes
 

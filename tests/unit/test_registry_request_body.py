@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import RequestError
-from ccts_dist.registry.request_body import LongText, rows_of_body
+from ccts_dist.serving.request_body import LongText, rows_of_body
 from tests.tiers import examples
 
 MIB = 1 << 20

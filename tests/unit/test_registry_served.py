@@ -19,10 +19,10 @@ import torch
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError, RequestError
+from ccts_dist.inference.predictor import Student, load_student
 from ccts_dist.model import build_model, save_model
-from ccts_dist.registry.predict import Student, load_student
-from ccts_dist.registry.served import Limits, Served, read_limits, rows_of
-from ccts_dist.registry.server import application
+from ccts_dist.serving.handler import Limits, Served, read_limits, rows_of
+from ccts_dist.serving.server import application
 from tests.unit import model_shapes
 
 MIB = 1 << 20

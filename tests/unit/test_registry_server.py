@@ -17,17 +17,17 @@ import pytest
 import soundfile
 import torch
 
-import ccts_dist.registry.http_bodies as http_bodies
-import ccts_dist.registry.http_connections as http_connections
-import ccts_dist.registry.server as server_module
+import ccts_dist.serving.http_bodies as http_bodies
+import ccts_dist.serving.http_connections as http_connections
+import ccts_dist.serving.server as server_module
 from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError
+from ccts_dist.inference.predictor import Student, load_student
 from ccts_dist.model import build_model, save_model
-from ccts_dist.registry.http_connections import HttpConfig
-from ccts_dist.registry.http_metrics import HttpMetrics
-from ccts_dist.registry.predict import Student, load_student
-from ccts_dist.registry.served import Limits, Served
-from ccts_dist.registry.server import Application, _Server
+from ccts_dist.serving.handler import Limits, Served
+from ccts_dist.serving.http_connections import HttpConfig
+from ccts_dist.serving.http_metrics import HttpMetrics
+from ccts_dist.serving.server import Application, _Server
 from tests.unit import model_shapes
 
 LIMITS = Limits(recordings=4, request_bytes=1_000_000, waiting_bytes=1_000_000, head_seconds=60.0, body_seconds=60.0)

@@ -12,8 +12,8 @@ import torch
 
 from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.inference.predictor import Student, load_student, read_audio
 from ccts_dist.model import build_model, load_model, save_model
-from ccts_dist.registry.predict import Student, load_student, read_audio
 from tests.unit import model_shapes
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ccts_dist.report.intervals import estimate, paired, t_quantile
+from ccts_dist.report.paired_intervals import estimate, paired, t_quantile
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError, StageError
 from ccts_dist.report.command import build_parser, is_study, study_of
 from ccts_dist.report.stages import Stage
-from ccts_dist.report.study import Meter, _Workers, run_study, share_out
-from ccts_dist.report.study_files import write_results
-from ccts_dist.report.study_plan import Study, Task, order_of_shares, order_of_tasks, stages_of
-from ccts_dist.report.study_results import count_left_out
+from ccts_dist.report.study.files import write_results
+from ccts_dist.report.study.plan import Study, Task, order_of_shares, order_of_tasks, stages_of
+from ccts_dist.report.study.results import count_left_out
+from ccts_dist.report.study.study import Meter, _Workers, run_study, share_out
 
 SEEDS = (17, 18, 19, 20, 21)
 
@@ -217,8 +217,8 @@ def test_failed_chain_is_named_and_the_others_are_run_to_their_end(tmp_path, mon
         ends = "exit 3" if (task.percent, task.seed) == (10, 18) else "exit 0"
         return [Stage(name="text", command=("sh", "-c", ends))]
 
-    monkeypatch.setattr("ccts_dist.report.study.stages_of", stages)
-    monkeypatch.setattr("ccts_dist.report.study.write_left_out", lambda *_: None)
+    monkeypatch.setattr("ccts_dist.report.study.study.stages_of", stages)
+    monkeypatch.setattr("ccts_dist.report.study.study.write_left_out", lambda *_: None)
     study = Study(folder=tmp_path / "study", seeds=(17, 18, 19), percents=(10, 30), jobs=2)
     with pytest.raises(StageError, match=r"^text: ended with exit code 3\. Its whole output is in .*wrong10/seed18"):
         run_study(study)
@@ -235,8 +235,8 @@ def test_chains_of_a_corpus_that_cannot_be_made_are_not_run(tmp_path, monkeypatc
     def stages(_: Study, task: Task) -> list[Stage]:
         return [Stage(name="text", command=("sh", "-c", "exit 3" if task == Task(percent=30) else "exit 0"))]
 
-    monkeypatch.setattr("ccts_dist.report.study.stages_of", stages)
-    monkeypatch.setattr("ccts_dist.report.study.write_left_out", lambda *_: None)
+    monkeypatch.setattr("ccts_dist.report.study.study.stages_of", stages)
+    monkeypatch.setattr("ccts_dist.report.study.study.write_left_out", lambda *_: None)
     study = Study(folder=tmp_path / "study", seeds=(17,), percents=(10, 30))
     with pytest.raises(StageError, match=r"^text: ended with exit code 3\. Its whole output is in .*wrong30/logs"):
         run_study(study)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ccts_dist.report.table import format_table
+from ccts_dist.report.markdown_table import format_table
 
 
 def test_columns_are_aligned_and_numbers_are_set_to_the_right() -> None:

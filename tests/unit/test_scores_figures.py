@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.metrics import bias_of, ccc_of, pearson_of, row_sums
-from ccts_dist.scores import (
+from ccts_dist.scoring import (
     MEAN,
     TeacherColumns,
     UtteranceTable,
@@ -19,6 +18,7 @@ from ccts_dist.scores import (
     speaker_scores,
     teacher_gap,
 )
+from ccts_dist.scoring.measures import bias_of, ccc_of, pearson_of, row_sums
 from tests.tables import make_table
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ccts_dist.losses.ccc import concordance_sums
-from ccts_dist.metrics import SplitSums, ccc_of, mae_of, row_sums
-from ccts_dist.scores import bootstrap, clusters_of, sums_by_speaker
-from ccts_dist.scores.intervals import _effective, _ends
+from ccts_dist.scoring import bootstrap, clusters_of, sums_by_speaker
+from ccts_dist.scoring.bootstrap_intervals import _effective, _ends
+from ccts_dist.scoring.measures import SplitSums, ccc_of, mae_of, row_sums
 
 
 def split(count=60, seed=0):
@@ -95,7 +95,7 @@ def test_interval_holds_the_figure_is_wider_with_fewer_speakers_and_comes_again(
 def test_draws_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch):
     by_speaker = row_sums(*split(50))
     whole = bootstrap(by_speaker, ccc_of, replicates=200)
-    monkeypatch.setattr("ccts_dist.scores.intervals._NUMBERS_AT_ONCE", 50 * 7)
+    monkeypatch.setattr("ccts_dist.scoring.bootstrap_intervals._NUMBERS_AT_ONCE", 50 * 7)
     for one, other in zip(bootstrap(by_speaker, ccc_of, replicates=200), whole, strict=True):
         assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=1e-12)
 

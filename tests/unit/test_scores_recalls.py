@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.scores import UAR, UtteranceTable, uar_difference, unweighted_accuracy
+from ccts_dist.scoring import UAR, UtteranceTable, uar_difference, unweighted_accuracy
 from tests.tables import make_table
 
 NAMES = ("glad", "sad", "tired")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.metrics import SplitSums
-from ccts_dist.scores import Said, TeacherColumns, UtteranceTable, joined, read_table, write_table
+from ccts_dist.scoring import Said, TeacherColumns, UtteranceTable, joined, read_table, write_table
+from ccts_dist.scoring.measures import SplitSums
 from tests.tables import make_table
 from tests.tones import build_tones, make_loader
 

@@ -8,7 +8,7 @@ import pytest
 
 from ccts_dist.errors import TeacherError
 from ccts_dist.loader.row_gate import uniform
-from ccts_dist.scores import Gate, UtteranceTable, gate_from, read_table, with_teacher, write_table
+from ccts_dist.scoring import Gate, UtteranceTable, gate_from, read_table, with_teacher, write_table
 from ccts_dist.shards import ShardSet
 from tests.shard_examples import CONDITION, example_cache, example_output, example_shard_set
 

@@ -12,9 +12,9 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccts_dist.shards.audio import Converted, convert_audio, decode_audio, flac_facts
-from ccts_dist.shards.containers import missing_audio
-from ccts_dist.shards.mp3 import look_at_mp3
+from ccts_dist.audio.convert import Converted, convert_audio, decode_audio, flac_facts
+from ccts_dist.audio.mp3 import look_at_mp3
+from ccts_dist.audio.truncation import missing_audio
 from tests.shard_examples import write_noise
 from tests.tiers import examples
 

@@ -8,10 +8,10 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccts_dist.shards import audio_file
-from ccts_dist.shards.audio import Decoded, decode_audio
-from ccts_dist.shards.audio_blocks import decode_blocks
-from ccts_dist.shards.resampling import BlockResampler, resample
+from ccts_dist.audio import decode as audio_file
+from ccts_dist.audio.blocks import decode_blocks
+from ccts_dist.audio.convert import Decoded, decode_audio
+from ccts_dist.audio.resampling import BlockResampler, resample
 from tests.tiers import examples
 
 RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 15_950)

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ccts_dist.shards.durable import write_whole
+from ccts_dist.files.atomic import write_whole
 
 
 def test_writers_of_one_file_at_the_same_time_all_succeed_and_leave_one_whole(tmp_path: Path):

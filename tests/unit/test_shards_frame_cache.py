@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ccts_dist.errors import ConfigError, ShardError
-from ccts_dist.shards.frame_cache import FrameCache, has_frames, write_frames
-from ccts_dist.shards.schema import ShardEntry
+from ccts_dist.shards.feature_cache import FrameCache, has_frames, write_frames
+from ccts_dist.shards.format.schema import ShardEntry
 from tests.damage import flip
 from tests.small_runs import build_two_kinds
 

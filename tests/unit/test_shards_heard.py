@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist import limits
-from ccts_dist.corpus.heard import Heard, HeardFile, apply_heard, read_heard
+from ccts_dist.asr.transcribe import check_place, heard_place, wanted_utterances
+from ccts_dist.corpus.asr_transcripts import Heard, HeardFile, apply_heard, read_heard
 from ccts_dist.errors import ConfigError, CorpusError
-from ccts_dist.recognition.transcribe import check_place, heard_place, wanted_utterances
 from ccts_dist.records import Rejected, Utterance
 from tests.tiers import examples
 

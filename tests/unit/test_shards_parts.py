@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError, CorpusError, MissingShardsError, ShardError
 from ccts_dist.records import DIMENSIONS, Utterance
+from ccts_dist.shards.build.builder import build_all, build_part, join_parts, num_to_join, plan_build
 from ccts_dist.shards.build.output import BUILDING, FolderOutput
-from ccts_dist.shards.build.planned import BuildSettings, PlannedBuild
-from ccts_dist.shards.build.planning import Part
-from ccts_dist.shards.build.write import build_all, build_part, join_parts, num_to_join, plan_build
+from ccts_dist.shards.build.plan import BuildSettings, PlannedBuild
+from ccts_dist.shards.build.plan_shards import Part
 from ccts_dist.shards.check.check import check_shard_set
 from tests.shard_examples import build_example, flip_bit, make_utterances
 from tests.tiers import examples

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.build.making import MakeSettings, write_shard
-from ccts_dist.shards.build.planning import (
+from ccts_dist.shards.build.make_shard import MakeSettings, write_shard
+from ccts_dist.shards.build.plan_shards import (
     Part,
     PlannedShard,
     SourceFile,

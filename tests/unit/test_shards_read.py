@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
+from ccts_dist.files.atomic import file_sha256
 from ccts_dist.shards import MemberPlaces, ShardRows, ShardSet, open_shard_set, read_member, read_utterance_json
-from ccts_dist.shards.durable import file_sha256
-from ccts_dist.shards.index import IndexPlace, IndexWriter, RowGroups, rows_to_table, table_to_rows
-from ccts_dist.shards.schema import MANIFEST_NAME
+from ccts_dist.shards.format.index import IndexPlace, IndexWriter, RowGroups, rows_to_table, table_to_rows
+from ccts_dist.shards.format.schema import MANIFEST_NAME
 from tests.shard_examples import example_shard_set, flip_bit
 from tests.tiers import examples
 
@@ -254,7 +254,7 @@ def test_reading_the_index_starts_no_thread_that_could_outlive_the_interpreter(s
     """A thread of Arrow's own pool, met by the end of a training process, made it abort after all was done."""
     program = f"""
 import os
-from ccts_dist.shards.read import open_shard_set
+from ccts_dist.shards.shard_set import open_shard_set
 shards = open_shard_set({str(shard_set.root)!r})
 before = len(os.listdir("/proc/self/task"))
 for shard in shards.manifest.shards:

@@ -7,9 +7,9 @@ import pytest
 
 from ccts_dist.errors import ShardError
 from ccts_dist.records import Utterance
-from ccts_dist.shards.readback import read_back
-from ccts_dist.shards.schema import utterance_to_json
-from ccts_dist.shards.tars import crc32_of, write_tar
+from ccts_dist.shards.format.readback import read_back
+from ccts_dist.shards.format.schema import utterance_to_json
+from ccts_dist.shards.format.tars import crc32_of, write_tar
 
 FLAC = b"fLaC" + bytes(14) + ((16_000 << 44) | 400).to_bytes(8, "big")
 

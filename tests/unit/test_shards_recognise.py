@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from ccts_dist.asr.models import ctc_symbols, written_tokens
+from ccts_dist.asr.recognizer import Recogniser, Words, cut_windows, load_recogniser
 from ccts_dist.errors import ConfigError
-from ccts_dist.recognition.ears import ctc_symbols, written_tokens
-from ccts_dist.recognition.recognise import Recogniser, Words, cut_windows, load_recogniser
 from tests.small_recognisers import SYMBOLS, chirps, save_ctc, save_moonshine, save_whisper
 
 MODELS: dict[str, Callable[[Path], Path]] = {

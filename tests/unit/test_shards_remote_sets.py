@@ -11,8 +11,8 @@ import pytest
 from ccts_dist.errors import FetchError, MissingShardsError, ShardError, TeacherError
 from ccts_dist.shards import ShardSet, TeacherCache, open_merged_teacher, open_shard_set, open_teacher_cache
 from ccts_dist.shards.check.check import check_shard_set
+from ccts_dist.shards.format.schema import INDEX_NAME, MANIFEST_NAME
 from ccts_dist.shards.merge import merge_shards
-from ccts_dist.shards.schema import INDEX_NAME, MANIFEST_NAME
 from tests.flaky_store import Flaky, flaky_file_system, raises, until
 from tests.shard_examples import example_cache, example_output, example_shard_set, flip_bit
 

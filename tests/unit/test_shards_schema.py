@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError, ShardError, TeacherError
 from ccts_dist.records import Utterance
-from ccts_dist.shards.documents import document_bytes, parse_document, sealed_bytes
-from ccts_dist.shards.index import IndexPlace
-from ccts_dist.shards.schema import (
+from ccts_dist.shards.format.index import IndexPlace
+from ccts_dist.shards.format.schema import (
     Manifest,
     ShardEntry,
     SplitTotals,
@@ -24,6 +23,7 @@ from ccts_dist.shards.schema import (
     utterance_from_json,
     utterance_to_json,
 )
+from ccts_dist.shards.format.sealed_json import document_bytes, parse_document, sealed_bytes
 
 ENTRY = ShardEntry(
     name="Train-000000.tar",

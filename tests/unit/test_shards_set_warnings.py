@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from ccts_dist.audio.clipping import is_clipped
 from ccts_dist.errors import run_main
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards import open_shard_set
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.shards.clipping import is_clipped
+from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.set_warnings import set_warnings
 from shards import build as build_command
 from shards import check as check_command

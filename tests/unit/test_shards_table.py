@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccts_dist.shards.table import RecordTable, numbers_of, table_of, texts_of
+from ccts_dist.shards.format.record_table import RecordTable, numbers_of, table_of, texts_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ShardError
-from ccts_dist.shards.tars import BrokenTarError, walk_tar, write_tar
+from ccts_dist.shards.format.tars import BrokenTarError, walk_tar, write_tar
 from tests.tiers import examples
 
 SAMPLES = [("a", {"flac": b"x" * 700, "json": b"{}"}), ("k" * 180, {"flac": b"", "json": b"y" * 512})]

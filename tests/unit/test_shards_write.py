@@ -13,9 +13,9 @@ import soundfile
 from ccts_dist.errors import ConfigError, CorpusError, ShardError
 from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards import open_shard_set, read_utterance_json
-from ccts_dist.shards.build.intake import same_files
+from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.build.output import BUILDING
-from ccts_dist.shards.build.write import build_shard_set
+from ccts_dist.shards.build.validate_input import same_files
 from ccts_dist.shards.check.check import check_shard_set
 from tests.shard_examples import build_example, make_utterances, write_noise
 

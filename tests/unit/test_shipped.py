@@ -8,7 +8,7 @@ from ccts_dist import shipped
 from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError
 from ccts_dist.report.stages import Stage, _script
-from ccts_dist.train.ds_config import read_ds_config
+from ccts_dist.train.zero.ds_config import read_ds_config
 
 RUN_FILES = sorted(path.relative_to("launch/runs") for path in Path("launch/runs").rglob("*.toml"))
 

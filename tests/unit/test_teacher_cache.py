@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, ShardError, TeacherError
-from ccts_dist.loader.fetch import read_audio, read_transcript
-from ccts_dist.losses.condition import condition_sums, fit_condition
+from ccts_dist.loader.decode import read_audio, read_transcript
+from ccts_dist.losses.gate import condition_sums, fit_condition
 from ccts_dist.model import load_model
 from ccts_dist.records import DIMENSIONS
-from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.shards.teacher_cache import open_teacher_cache, write_cache_shard
 from ccts_dist.teacher import CacheSummary, cache_teacher
 from ccts_dist.teacher.fit import read_shard_fit
-from ccts_dist.teacher.outputs import cut_by_seconds, teacher_outputs
+from ccts_dist.teacher.forward import cut_by_seconds, teacher_outputs
 from tests.small_teacher import build_small_shards, cache_bytes, save_small_teacher
 
 SPLITS = {"Train": 21, "More": 6, "Development": 7}

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from ccts_dist.distributed import Ranks
-from ccts_dist.losses.condition import condition_sums, fit_condition
+from ccts_dist.losses.gate import condition_sums, fit_condition
+from ccts_dist.shards.format.teacher_cache import read_cache_manifest
 from ccts_dist.shards.merge import merge_shards
-from ccts_dist.shards.read import ShardSet
+from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import open_teacher_cache, write_cache_manifest
-from ccts_dist.shards.teacher_format import read_cache_manifest
 from ccts_dist.teacher import cache_teacher
 from ccts_dist.teacher.fit import FitSums, fit_teacher, read_shard_fit
-from ccts_dist.teacher.refit import _differences, fit_again, refit_findings
+from ccts_dist.teacher.refit_check import _differences, fit_again, refit_findings
 from tests.launching import run_forked
 from tests.small_teacher import build_small_shards, save_small_teacher
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ccts_dist.losses.condition import condition_sums, fit_condition, kept_rows
+from ccts_dist.losses.gate import condition_sums, fit_condition, kept_rows
 from ccts_dist.teacher.robust import fit_without_outliers
 
 NAN = float("nan")

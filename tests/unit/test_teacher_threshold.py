@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import TeacherError
-from ccts_dist.losses.condition import kept_rows
+from ccts_dist.losses.gate import kept_rows
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards import ShardSet, TeacherCache, open_shard_set, open_teacher_cache
 from ccts_dist.teacher.threshold import _cut, kth_smallest, threshold_leaving_out

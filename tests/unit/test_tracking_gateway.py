@@ -14,9 +14,9 @@ from ccts_dist.registry import resolve_model
 from ccts_dist.tracking import mlflow_run
 from ccts_dist.tracking.delivery import AwayError
 from ccts_dist.tracking.events import MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
+from ccts_dist.tracking.fetch_run import read_back
 from ccts_dist.tracking.mlflow_run import MlflowRun
 from ccts_dist.tracking.mlflow_sender import MlflowSender
-from ccts_dist.tracking.read_back import read_back
 from ccts_dist.tracking.spooled_run import begin_run
 from ccts_dist.tracking.sync import sync
 

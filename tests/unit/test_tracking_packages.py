@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
-from ccts_dist.tracking.packages import installed_packages
+from ccts_dist.tracking.environment import installed_packages
 
 
 def test_packages_are_listed_with_the_versions_that_python_says_and_no_setting_of_the_machine(

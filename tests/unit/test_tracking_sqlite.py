@@ -9,7 +9,7 @@ from sqlalchemy.engine import make_url
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.registry import resolve_model
 from ccts_dist.tracking import sqlite_store
-from ccts_dist.tracking.read_back import read_back
+from ccts_dist.tracking.fetch_run import read_back
 from ccts_dist.tracking.sqlite_store import is_store, make_store
 from ccts_dist.tracking.uri import artifact_location, resolve_tracking_uri, sqlite_file, sqlite_uri
 

@@ -8,7 +8,7 @@ import torch
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.model.emotion import EmotionModel, build_model
-from ccts_dist.train.activations import BatchShape, PassMemory, peak_of_graphs, trace_pass, trace_peak
+from ccts_dist.train.memory.activations import BatchShape, PassMemory, peak_of_graphs, trace_pass, trace_peak
 from tests.tiers import with_long
 from tests.unit.model_shapes import LAYER_NORM, SPEECH_FAMILIES, VOCABULARY, both, speech_config, text_config
 

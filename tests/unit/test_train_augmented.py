@@ -10,9 +10,9 @@ import soundfile
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import CheckpointError, ConfigError
-from ccts_dist.train import setup
+from ccts_dist.train import experiment as setup
+from ccts_dist.train.experiment import open_session
 from ccts_dist.train.run_folder import RunFolder
-from ccts_dist.train.setup import open_session
 from tests.plain_engine import train_plainly
 from tests.small_runs import SPEECH, build_two_kinds, make_cache, read_history, write_run
 from tests.small_teacher import save_small_teacher

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ccts_dist.train.beats import (
+from ccts_dist.train.resilience.heartbeat import (
     LOST_A_PEER,
     Beat,
     forget_beats,
@@ -14,7 +14,7 @@ from ccts_dist.train.beats import (
     stuck_ranks,
     write_beat,
 )
-from ccts_dist.train.launchers import Process
+from ccts_dist.train.resilience.launcher_watch import Process
 
 
 def beat(rank: int, **changes: object) -> Beat:

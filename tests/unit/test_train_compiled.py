@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.errors import BuildError
-from ccts_dist.train.compiled import OLDEST_BUILD_S, compile_once, compiled_folder, one_build_at_a_time
+from ccts_dist.train.zero.extension_build import OLDEST_BUILD_S, compile_once, compiled_folder, one_build_at_a_time
 from tests.forked import Forked
 from tests.launching import ROOT, environment, run_forked
 
-BUILD = [sys.executable, "-c", "from ccts_dist.train.engine import compile_for_ranks; compile_for_ranks()"]
+BUILD = [sys.executable, "-c", "from ccts_dist.train.zero.engine import compile_for_ranks; compile_for_ranks()"]
 
 
 def lock(path: Path, age_s: float) -> Path:
@@ -61,7 +61,7 @@ def test_library_that_a_killed_start_only_loaded_stays(tmp_path: Path, written_s
 def test_a_build_waits_for_another_and_leaves_it_alone(tmp_path: Path):
     told = tmp_path / "told"
     waiting = (
-        "import sys, pathlib; from ccts_dist.train.compiled import one_build_at_a_time\n"
+        "import sys, pathlib; from ccts_dist.train.zero.extension_build import one_build_at_a_time\n"
         "print('begun', flush=True)\n"
         f"with one_build_at_a_time(pathlib.Path({str(tmp_path)!r})): pathlib.Path({str(told)!r}).touch()"
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.train.cost import (
+from ccts_dist.train.speed.cost import (
     Assumptions,
     Work,
     bytes_per_s,
@@ -14,7 +14,7 @@ from ccts_dist.train.cost import (
     scaled_rates,
     step_cost,
 )
-from ccts_dist.train.layout import ZeroLayout
+from ccts_dist.train.zero.partitioning import ZeroLayout
 
 PARAMETERS = 316_000_000
 ZERO2 = ZeroLayout(stage=2, reduce_bucket=50_000_000)

@@ -8,7 +8,7 @@ import pytest
 
 from ccts_dist.config import RunConfig, parse_run
 from ccts_dist.errors import ConfigError
-from ccts_dist.train.ds_config import (
+from ccts_dist.train.zero.ds_config import (
     OFFLOAD_KEYS,
     OWNED_BY_RUN_FILE,
     ZERO_KEYS,

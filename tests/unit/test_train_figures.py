@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ccts_dist.config import parse_run
-from ccts_dist.train.engine import Update
-from ccts_dist.train.figures import add_to_epoch, epoch_figures, step_figures
-from ccts_dist.train.step import StepResult
+from ccts_dist.train.metrics import add_to_epoch, epoch_figures, step_figures
+from ccts_dist.train.steps.step import StepResult
+from ccts_dist.train.zero.engine import Update
 
 RESULT: dict[str, Any] = {
     "loss": 3.0, "ccc_loss": 1.0, "ccc": (0.1, 0.2, 0.3), "category_loss": 0.0, "embedding_loss": 0.5,

@@ -11,7 +11,7 @@ from transformers import HubertConfig
 
 from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.model.emotion import EncoderConfigs, build_model
-from ccts_dist.train.flops import _FORMULAS, ModelFlops, RowFlops, count_flops
+from ccts_dist.train.speed.flops import _FORMULAS, ModelFlops, RowFlops, count_flops
 from tests.large_student import LARGE
 from tests.unit.model_shapes import LAYER_NORM, VOCABULARY, speech_config, text_config
 

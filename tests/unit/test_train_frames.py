@@ -10,9 +10,9 @@ import torch
 from ccts_dist.config import RunConfig, read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.model import build_model
-from ccts_dist.shards.read import ShardSet
-from ccts_dist.train.frames import keep_frames
-from ccts_dist.train.setup import open_session
+from ccts_dist.shards.shard_set import ShardSet
+from ccts_dist.train.experiment import open_session
+from ccts_dist.train.feature_cache import keep_frames
 from tests.small_runs import SPEECH, build_two_kinds, write_run
 
 FROZEN = {"trainable": "none", "train_front_end": False}

@@ -9,10 +9,10 @@ from transformers import HubertConfig
 
 from ccts_dist.config import RunConfig, read_run
 from ccts_dist.model.emotion import EncoderConfigs, rebuild_model
-from ccts_dist.train.activations import BatchShape, trace_peak
-from ccts_dist.train.ds_config import read_ds_config
-from ccts_dist.train.layout import read_layout, sizes_of
-from ccts_dist.train.memory import Activations, estimate_memory
+from ccts_dist.train.memory.activations import BatchShape, trace_peak
+from ccts_dist.train.memory.estimate import Activations, estimate_memory
+from ccts_dist.train.zero.ds_config import read_ds_config
+from ccts_dist.train.zero.partitioning import read_layout, sizes_of
 from tests.large_student import LARGE
 
 LONGEST_S = 11.0

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.records import Batch
-from ccts_dist.train.engine import Update
-from ccts_dist.train.evaluate import Extras, evaluate
-from ccts_dist.train.setup import Session, check_session
-from ccts_dist.train.step import train_step
+from ccts_dist.scoring.predict_split import Extras, evaluate
+from ccts_dist.train.experiment import Session, check_session
+from ccts_dist.train.steps.step import train_step
+from ccts_dist.train.zero.engine import Update
 from tests.pretend import CUDA, HostWaits, pretended_gpu
 from tests.small_runs import SPEECH, build_two_kinds, make_cache, write_run
 from tests.small_teacher import save_small_teacher

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ccts_dist.train.launchers import Process, has_gone, launchers_above, read_process
+from ccts_dist.train.resilience.launcher_watch import Process, has_gone, launchers_above, read_process
 
 RANK, INNER, NEXT, ABOVE = 40, 30, 20, 10
 INNER_COMMAND = ("python", "-u", "-m", "deepspeed.launcher.launch", "--world_info=x", "launch/train.py")

@@ -8,9 +8,7 @@ import pytest
 from torch import nn
 
 from ccts_dist.config import OptimConfig
-from ccts_dist.train.ds_config import read_ds_config
-from ccts_dist.train.layout import ModelSizes, ZeroLayout, read_layout, sizes_of
-from ccts_dist.train.memory import (
+from ccts_dist.train.memory.estimate import (
     GPU_CONTEXT_BYTES,
     HOST_PROCESS_BYTES,
     NCCL_BYTES,
@@ -18,6 +16,8 @@ from ccts_dist.train.memory import (
     Estimate,
     estimate_memory,
 )
+from ccts_dist.train.zero.ds_config import read_ds_config
+from ccts_dist.train.zero.partitioning import ModelSizes, ZeroLayout, read_layout, sizes_of
 
 # 1,000 numbers, 900 of them trained, in parameters of 400, 300, 200 and a frozen one of 100.
 SIZES = ModelSizes(numels=(400, 300, 200, 100), trained_numels=(400, 300, 200))

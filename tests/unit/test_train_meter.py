@@ -13,8 +13,8 @@ import torch
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.records import Batch, StepBatches
-from ccts_dist.train.flops import RowFlops
-from ccts_dist.train.meter import Meter
+from ccts_dist.train.speed.flops import RowFlops
+from ccts_dist.train.speed.throughput import Meter
 
 CPU = torch.device("cpu")
 

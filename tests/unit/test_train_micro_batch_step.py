@@ -7,7 +7,7 @@ import torch
 
 from ccts_dist.losses.ccc import concordance
 from ccts_dist.losses.total import DistillTerms
-from ccts_dist.train.step import Objective, train_step
+from ccts_dist.train.steps.step import Objective, train_step
 from tests.unit.test_train_step import CONDITION, WEIGHTS, PlainEngine, step_of, whole_batch
 
 DISTILL = DistillTerms(condition=CONDITION, distance="squared", embedding_weight=3.0, prediction_weight=2.0)

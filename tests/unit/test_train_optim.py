@@ -8,7 +8,7 @@ from torch import nn
 
 from ccts_dist.config import OptimConfig
 from ccts_dist.errors import ConfigError
-from ccts_dist.json_text import json_text
+from ccts_dist.files.strict_json import json_text
 from ccts_dist.train.optim import (
     build_optimizer,
     build_schedule,

@@ -8,7 +8,7 @@ import torch
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import OutOfMemoryError
-from ccts_dist.train.out_of_memory import MemoryWords, is_out_of_memory
+from ccts_dist.train.memory.out_of_memory import MemoryWords, is_out_of_memory
 from tests.small_runs import write_run
 
 

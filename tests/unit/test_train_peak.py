@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from ccts_dist.train.peak import (
+from ccts_dist.train.memory.peak import (
     peak_memory_bytes,
     peak_over_ranks_gb,
     peak_reserved_bytes,

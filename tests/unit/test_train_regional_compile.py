@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.model.emotion import EmotionModel, build_model
-from ccts_dist.train.regional_compile import compile_layers
+from ccts_dist.train.steps.regional_compile import compile_layers
 from tests.unit.model_shapes import LAYER_NORM, speech_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -11,9 +11,9 @@ import pytest
 from ccts_dist.config import BatchConfig, parse_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.cut import Cuts, SecondsLimit, choose_passes, cut, sum_up
-from ccts_dist.train import rounds
-from ccts_dist.train.rounds import (
+from ccts_dist.loader.micro_batches import Cuts, SecondsLimit, choose_passes, cut, sum_up
+from ccts_dist.train.steps import rounds
+from ccts_dist.train.steps.rounds import (
     GraphMemory,
     decide_rounds,
     describe_micro_batches,
@@ -130,7 +130,7 @@ def test_settings_that_nothing_would_come_of_are_refused():
 
 
 def test_one_round_is_refused_under_zero_3():
-    from ccts_dist.train.ds_config import check_ds_config
+    from ccts_dist.train.zero.ds_config import check_ds_config
 
     asked = {"batch": {"forward_rounds": "one"}}
     check_ds_config(run_with(**asked, train={"deepspeed": "ds_configs/zero2.json"}))

@@ -7,11 +7,11 @@ import pytest
 
 from ccts_dist.config import read_run
 from ccts_dist.errors import run_main
-from ccts_dist.train.cost import read_assumptions
-from ccts_dist.train.flops import ModelFlops, flops_of
-from ccts_dist.train.layout import sizes_of
-from ccts_dist.train.scaling import CostModel, _steps_of, scaling_lines
-from ccts_dist.train.setup import Session, check_session
+from ccts_dist.train.experiment import Session, check_session
+from ccts_dist.train.speed.cost import read_assumptions
+from ccts_dist.train.speed.flops import ModelFlops, flops_of
+from ccts_dist.train.speed.scaling import CostModel, _steps_of, scaling_lines
+from ccts_dist.train.zero.partitioning import sizes_of
 from launch import train as command
 from tests.small_runs import build_two_kinds, write_run
 

@@ -18,13 +18,13 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, TeacherError, run_main
 from ccts_dist.loader.row_gate import uniform
 from ccts_dist.records import DIMENSIONS, Condition, TeacherOutput
-from ccts_dist.scores import gate_from
+from ccts_dist.scoring import gate_from
 from ccts_dist.shards import ShardSet, TeacherFacts
+from ccts_dist.shards.format.teacher_cache import encode_output
 from ccts_dist.shards.teacher_cache import write_cache_manifest
-from ccts_dist.shards.teacher_format import encode_output
 from ccts_dist.teacher.robust import fit_without_outliers
+from ccts_dist.train.experiment import Session, check_session, open_session
 from ccts_dist.train.resolved import gate_of
-from ccts_dist.train.setup import Session, check_session, open_session
 from launch import train as command
 from tests import damage
 from tests.shard_examples import (

@@ -13,9 +13,9 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.losses.ccc import concordance
 from ccts_dist.losses.total import DistillTerms
 from ccts_dist.records import DIMENSIONS, Batch, Condition, StepBatches, TeacherBatch
-from ccts_dist.train.engine import Update
-from ccts_dist.train.step import Objective, StepResult, train_step
-from ccts_dist.train.two_rounds import TwoRounds, words
+from ccts_dist.train.steps.step import Objective, StepResult, train_step
+from ccts_dist.train.steps.two_rounds import TwoRounds, words
+from ccts_dist.train.zero.engine import Update
 from tests.distillation import LOSS_GATES, direct_distillation, every_way, rows_of
 
 CONDITION = Condition(

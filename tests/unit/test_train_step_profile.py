@@ -9,8 +9,8 @@ import torch
 
 from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError
-from ccts_dist.train import step_profile
-from ccts_dist.train.step_profile import (
+from ccts_dist.train.speed import step_profile
+from ccts_dist.train.speed.step_profile import (
     BACKWARD,
     DATA_WAIT,
     FORWARD,

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from ccts_dist.train.stopping import IMPATIENT_EXIT, StopSignals, newest_complete
+from ccts_dist.train.resilience.stop_requests import IMPATIENT_EXIT, StopSignals, newest_complete
 from tests.launching import hear_interrupts
 
 PATIENT = """
 import select, sys, time
-from ccts_dist.train.stopping import StopSignals
+from ccts_dist.train.resilience.stop_requests import StopSignals
 signals = StopSignals()
 print("ready", flush=True)
 while True:

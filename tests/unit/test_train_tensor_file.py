@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ccts_dist.errors import CheckpointError, OutputError
-from ccts_dist.train.storage import writing
-from ccts_dist.train.tensor_file import Entry, StoredTensors, TensorFile
+from ccts_dist.files.safetensors_stream import Entry, StoredTensors, TensorFile
+from ccts_dist.train.resilience.storage_errors import writing
 
 TENSORS = {
     "weight": torch.arange(12, dtype=torch.float32).reshape(3, 4).T,  # not in a row in memory

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ccts_dist.metrics import SplitSums
-from ccts_dist.train.evaluate import Scores, pooled_scores
+from ccts_dist.scoring.measures import SplitSums
+from ccts_dist.scoring.predict_split import Scores, pooled_scores
 from tests.plain_engine import train_plainly
 from tests.small_runs import build_two_kinds, write_run
 

@@ -10,8 +10,8 @@ import soundfile
 from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError, run_main
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.train.setup import check_session
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.train.experiment import check_session
 from launch import train as command
 from tests.plain_engine import train_plainly
 from tests.small_runs import write_run

@@ -9,10 +9,10 @@ import pytest
 
 from ccts_dist.distributed import Ranks, sum_over_ranks
 from ccts_dist.errors import StopRequested
-from ccts_dist.train.beats import LOST_A_PEER, Beat, beats_folder, read_beats, stuck_ranks
-from ccts_dist.train.engine import Engine
-from ccts_dist.train.watch import _WAITS_ON_GPU, Watch, stopped_words, where
-from ccts_dist.train.zero_state import ZeroState
+from ccts_dist.train.resilience.heartbeat import LOST_A_PEER, Beat, beats_folder, read_beats, stuck_ranks
+from ccts_dist.train.resilience.watchdog import _WAITS_ON_GPU, Watch, stopped_words, where
+from ccts_dist.train.zero.engine import Engine
+from ccts_dist.train.zero.state import ZeroState
 
 
 def frame_in(filename: str):
@@ -92,7 +92,7 @@ STUCK = """
 import sys, time
 from pathlib import Path
 from ccts_dist.distributed import Ranks
-from ccts_dist.train.watch import Watch
+from ccts_dist.train.resilience.watchdog import Watch
 with Watch(Ranks(), timeout_s=60.0, grace_s=1.0) as watch:
     watch.follow(Path(sys.argv[1]))
     watch.at("epoch 1/1, step 2: reading")
@@ -105,8 +105,8 @@ WAITS_FOR_NCCL = """
 import sys, time
 from pathlib import Path
 from ccts_dist.distributed import Ranks
-from ccts_dist.train import watch as module
-from ccts_dist.train.beats import Beat, beats_folder, write_beat
+from ccts_dist.train.resilience import watchdog as module
+from ccts_dist.train.resilience.heartbeat import Beat, beats_folder, write_beat
 module._PATIENCE_S = 0.5
 with module.Watch(Ranks(num_ranks=2), timeout_s=600.0, grace_s=60.0, on_gpu=True) as watch:
     watch.follow(Path(sys.argv[1]))

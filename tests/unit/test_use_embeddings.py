@@ -10,7 +10,7 @@ from pyarrow import parquet
 from safetensors.numpy import load_file
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.use.embeddings import SUFFIXES, check_suffix, embedding_file, keys_beside
+from ccts_dist.inference.embeddings import SUFFIXES, check_suffix, embedding_file, keys_beside
 
 COLUMNS = ("file", "start_s", "end_s")
 SIZE = 5

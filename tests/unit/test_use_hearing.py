@@ -14,10 +14,10 @@ import torch
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError
+from ccts_dist.inference.batches import Answered, Piece, answered_in_order, decoded_ahead, twins_of
+from ccts_dist.inference.predictor import Heard, Student, load_student
+from ccts_dist.inference.recordings import Unheard
 from ccts_dist.model import build_model, save_model
-from ccts_dist.registry.predict import Heard, Student, load_student
-from ccts_dist.use.hearing import Answered, Piece, answered_in_order, decoded_ahead, twins_of
-from ccts_dist.use.recordings import Unheard
 from tests.unit import model_shapes
 
 
@@ -152,7 +152,7 @@ def test_a_pass_that_fails_ends_the_stream_and_its_threads(student: Student) -> 
 def test_twins_share_the_cores_and_give_them_back(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
-    monkeypatch.setattr("ccts_dist.use.hearing.usable_cores", lambda: 6)
+    monkeypatch.setattr("ccts_dist.inference.batches.usable_cores", lambda: 6)
     with twins_of(student) as students:
         assert len(students) == 2
         assert torch.get_num_threads() == 3
@@ -160,6 +160,6 @@ def test_twins_share_the_cores_and_give_them_back(student: Student, monkeypatch:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with twins_of(student):
         assert torch.get_num_threads() == before
-    monkeypatch.setattr("ccts_dist.use.hearing.usable_cores", lambda: 1)
+    monkeypatch.setattr("ccts_dist.inference.batches.usable_cores", lambda: 1)
     with twins_of(student) as students:
         assert students == [student]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.errors import ConfigError, OutputError
-from ccts_dist.use.output import GrowingFile, check_outputs
+from ccts_dist.inference.output import GrowingFile, check_outputs
 
 
 def test_a_file_takes_its_name_when_it_is_complete_and_not_before(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_place_that_makes_no_sense_is_refused_at_once(tmp_path: Path, outputs:
 def test_what_c_libraries_print_does_not_stand_in_stdout():
     """libsndfile prints remarks on damaged files; printf of C holds them back, to the end of the process at last."""
     code = (
-        "import ctypes, sys; from ccts_dist.use.output import only_our_stdout; c = ctypes.CDLL(None)\n"
+        "import ctypes, sys; from ccts_dist.inference.output import only_our_stdout; c = ctypes.CDLL(None)\n"
         "with only_our_stdout():\n"
         "    c.puts(b'noise'); print('answer'); c.printf(b'more noise')\n"
         "print('done')"

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.use.hearing import Answered
-from ccts_dist.use.picture import draw_curve, picture_in, pictures_are_in_folder
-from ccts_dist.use.windows import Curve
+from ccts_dist.inference.batches import Answered
+from ccts_dist.inference.plots import draw_curve, picture_in, pictures_are_in_folder
+from ccts_dist.inference.windows import Curve
 
 TARGETS = ("activation", "valence")
 

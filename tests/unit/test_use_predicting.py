@@ -12,8 +12,8 @@ import torch
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.errors import run_main
+from ccts_dist.inference.predictor import load_student
 from ccts_dist.model import build_model, save_model
-from ccts_dist.registry.predict import load_student
 from launch import predict as command
 from tests.unit import model_shapes
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from ccts_dist.audio.convert import Decoded, decode_audio
 from ccts_dist.errors import ConfigError
-from ccts_dist.shards.audio import Decoded, decode_audio
-from ccts_dist.use.recordings import SUFFIXES, Unheard, find_recordings, shown
+from ccts_dist.inference.recordings import SUFFIXES, Unheard, find_recordings, shown
 
 # As people name files of a format, where that is not the format's own name.
 _SPELLINGS = {"SVX": "8svx", "MAT4": "mat", "MAT5": "mat", "MPC2K": "mpc", "NIST": "sph", "WAVEX": "wav", "IRCAM": "sf"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ccts_dist.use.rows import FORMATS, RowText, row_text
+from ccts_dist.inference.rows import FORMATS, RowText, row_text
 
 COLUMNS = ("file", "valence", "category")
 ROWS = [

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.use.hearing import Answered, Piece
-from ccts_dist.use.windows import Curve, Windows, cut_windows, decoded_windows, windows_of
+from ccts_dist.inference.batches import Answered, Piece
+from ccts_dist.inference.windows import Curve, Windows, cut_windows, decoded_windows, windows_of
 
 
 def cut(num_samples: int, windows: Windows, block: int = 1_000) -> list[tuple[int, np.ndarray]]:

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ccts_dist.corpus import Corpus, SpokenConfig, make_spoken_corpus, read_manifest
-from ccts_dist.corpus.heard import apply_heard, read_heard
+from ccts_dist.corpus.asr_transcripts import apply_heard, read_heard
 from ccts_dist.errors import ConfigError
 from ccts_dist.invocation import CommandParser
 from ccts_dist.progress import say
 from ccts_dist.shards.build import hf_command
 from ccts_dist.shards.build.corpora import FOLDER_CORPORA
-from ccts_dist.shards.build.planned import BuildSettings
-from ccts_dist.shards.build.planning import Part, parse_part
+from ccts_dist.shards.build.plan import BuildSettings
+from ccts_dist.shards.build.plan_shards import Part, parse_part
 from ccts_dist.shards.stores.remote import is_address
 
 DESCRIPTION = "Turn a corpus into a shard set: plain WebDataset tars, an index and a manifest."

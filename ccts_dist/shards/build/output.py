@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.shards.build.planning import Part
-from ccts_dist.shards.durable import file_sha256, write_whole
+from ccts_dist.files.atomic import file_sha256, write_whole
+from ccts_dist.shards.build.plan_shards import Part
 from ccts_dist.shards.stores.remote import is_address
 
 BUILDING = ".building"

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
 from ccts_dist.progress import say
 from ccts_dist.shards.build.output import BUILDING
-from ccts_dist.shards.build.planning import Part
-from ccts_dist.shards.schema import MANIFEST_NAME
+from ccts_dist.shards.build.plan_shards import Part
+from ccts_dist.shards.format.schema import MANIFEST_NAME
 from ccts_dist.shards.stores.store import limit_of
 from ccts_dist.shards.stores.transfer import Patience, Place, told_of
 

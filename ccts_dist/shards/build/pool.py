@@ -158,7 +158,9 @@ def _collect(places: Sequence[_Place], tasks: Sequence[Any], look: Callable[[], 
 def _context() -> ForkServerContext:
     """Workers are forked from a server that has imported everything: they start at once, and share its memory."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ccts_dist.shards.build.making", "webdataset.writer"])  # the latter imports late
+    context.set_forkserver_preload(
+        ["ccts_dist.shards.build.make_shard", "webdataset.writer"]
+    )  # the latter imports late
     return context
 
 

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.shards.build.making import MakeSettings, write_shard
+from ccts_dist.shards.build.make_shard import MakeSettings, write_shard
 from ccts_dist.shards.build.output import Output
-from ccts_dist.shards.build.planned import PlannedBuild
-from ccts_dist.shards.build.planning import PlannedShard
+from ccts_dist.shards.build.plan import PlannedBuild
+from ccts_dist.shards.build.plan_shards import PlannedShard
 from ccts_dist.shards.build.pool import run_tasks
-from ccts_dist.shards.schema import Manifest
+from ccts_dist.shards.format.schema import Manifest
 
 SOURCES_NAME = ".sources.json"
 

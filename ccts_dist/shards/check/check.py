@@ -18,12 +18,6 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from ccts_dist.errors import ConfigError, MissingShardsError, ShardError, TeacherError
-from ccts_dist.shards.check.documents import (
-    cache_manifest_findings,
-    condition_findings,
-    manifest_findings,
-    rejected_findings,
-)
 from ccts_dist.shards.check.files import beside, open_stored, read_manifest, whole_fault
 from ccts_dist.shards.check.findings import Finding, TarRows, check_tar, check_without_rows, without_name
 from ccts_dist.shards.check.index import (
@@ -32,10 +26,16 @@ from ccts_dist.shards.check.index import (
     place_findings,
     value_findings,
 )
+from ccts_dist.shards.check.manifests import (
+    cache_manifest_findings,
+    condition_findings,
+    manifest_findings,
+    rejected_findings,
+)
 from ccts_dist.shards.check.members import audio_faults, json_faults, teacher_faults
-from ccts_dist.shards.index import ShardRows, Texts, table_places, table_to_rows
-from ccts_dist.shards.index_form import place_columns_of, shard_columns
-from ccts_dist.shards.schema import (
+from ccts_dist.shards.format.index import ShardRows, Texts, table_places, table_to_rows
+from ccts_dist.shards.format.index_validation import place_columns_of, shard_columns
+from ccts_dist.shards.format.schema import (
     AUDIO_MEMBER,
     INDEX_NAME,
     JSON_MEMBER,
@@ -46,9 +46,9 @@ from ccts_dist.shards.schema import (
     TeacherFacts,
     parse_manifest,
 )
+from ccts_dist.shards.format.teacher_cache import CacheManifest, CacheShard, parse_cache_manifest
 from ccts_dist.shards.stores.remote import open_store
 from ccts_dist.shards.stores.store import FileStore, LocalStore, NamedFile
-from ccts_dist.shards.teacher_format import CacheManifest, CacheShard, parse_cache_manifest
 
 _MOST_DOUBLES = 100
 """Keys that are named one by one when they come twice in a set."""

@@ -12,8 +12,8 @@ from ccts_dist.errors import FetchError, MissingShardsError, ShardError
 from ccts_dist.limits import LIMITS
 from ccts_dist.shards.build.output import BUILDING
 from ccts_dist.shards.check.findings import Finding
-from ccts_dist.shards.documents import is_sealed
-from ccts_dist.shards.schema import MANIFEST_NAME
+from ccts_dist.shards.format.schema import MANIFEST_NAME
+from ccts_dist.shards.format.sealed_json import is_sealed
 from ccts_dist.shards.stores.store import FileStore, LocalStore
 from ccts_dist.shards.stores.transfer import StoredFile
 

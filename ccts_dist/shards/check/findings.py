@@ -8,9 +8,9 @@ from typing import BinaryIO
 import numpy as np
 
 from ccts_dist.errors import ShardError
-from ccts_dist.shards.index import MemberPlaces
-from ccts_dist.shards.schema import unescape_key
-from ccts_dist.shards.tars import BrokenTarError, TarMember, crc32_of, short, walk_open_tar
+from ccts_dist.shards.format.index import MemberPlaces
+from ccts_dist.shards.format.schema import unescape_key
+from ccts_dist.shards.format.tars import BrokenTarError, TarMember, crc32_of, short, walk_open_tar
 
 _MOST_FOREIGN = 100
 """Foreign members that are named one by one: a tar may be somebody else's altogether."""

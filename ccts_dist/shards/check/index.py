@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from ccts_dist.errors import ShardError
 from ccts_dist.limits import LIMITS
-from ccts_dist.shards.arrow_message import check_batch
 from ccts_dist.shards.check.findings import Finding, TarRows
-from ccts_dist.shards.index import ARROW_FAULTS, COLUMNS_LIMIT, ROWS_LIMIT, Indexed, ShardRows
-from ccts_dist.shards.index_form import TEXTS
-from ccts_dist.shards.schema import INDEX_NAME
-from ccts_dist.shards.tars import short
+from ccts_dist.shards.format.arrow_message import check_batch
+from ccts_dist.shards.format.index import ARROW_FAULTS, COLUMNS_LIMIT, ROWS_LIMIT, Indexed, ShardRows
+from ccts_dist.shards.format.index_validation import TEXTS
+from ccts_dist.shards.format.schema import INDEX_NAME
+from ccts_dist.shards.format.tars import short
 
 _MAGIC = b"ARROW1\0\0"
 _BLOCK = 512

@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ccts_dist.audio.flac import flac_samples
 from ccts_dist.records import SAMPLE_RATE_HZ
-from ccts_dist.shards.flac import flac_samples
-from ccts_dist.shards.index import ShardRows
-from ccts_dist.shards.schema import TEACHER_MEMBER, Manifest, ShardEntry, TeacherFacts
-from ccts_dist.shards.tars import short
-from ccts_dist.shards.teacher_format import decode_output
+from ccts_dist.shards.format.index import ShardRows
+from ccts_dist.shards.format.schema import TEACHER_MEMBER, Manifest, ShardEntry, TeacherFacts
+from ccts_dist.shards.format.tars import short
+from ccts_dist.shards.format.teacher_cache import decode_output
 
 _TEXT, _NUMBER, _COUNT, _TABLE, _SCALE = "a string", "a number", "a whole number", "an object of numbers", "two numbers"
 _FIELDS = {

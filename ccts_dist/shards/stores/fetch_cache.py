@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ccts_dist.errors import ConfigError, FetchError, ShardError
-from ccts_dist.shards.digests import is_digest
+from ccts_dist.files.digests import is_digest
 from ccts_dist.shards.stores.cache_files import (
     has_digest,
     is_fetched,

@@ -10,8 +10,8 @@ from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import DIMENSIONS, Utterance
-from ccts_dist.shards.build.write import build_shard_set
-from ccts_dist.shards.read import open_shard_set
+from ccts_dist.shards.build.builder import build_shard_set
+from ccts_dist.shards.shard_set import open_shard_set
 
 
 def prepare(corpus: Corpus, folder: Path) -> None:

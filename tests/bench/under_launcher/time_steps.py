@@ -24,10 +24,10 @@ from ccts_dist.losses.distill import embedding_distance, standardise
 from ccts_dist.losses.total import batch_sums, pack_sums, surrogate, unpack_sums
 from ccts_dist.model.emotion import build_model, parameter_groups
 from ccts_dist.records import Batch, StepBatches
-from ccts_dist.train.engine import Engine
+from ccts_dist.train.experiment import Session, open_session
 from ccts_dist.train.optim import build_optimizer
-from ccts_dist.train.setup import Session, open_session
-from ccts_dist.train.step import Objective, train_step
+from ccts_dist.train.steps.step import Objective, train_step
+from ccts_dist.train.zero.engine import Engine
 
 Step = Callable[[StepBatches], None]
 REPEATS = 100

@@ -15,11 +15,11 @@ from torch.utils.data import Dataset
 
 from ccts_dist.config import RunConfig, read_run
 from ccts_dist.distributed import Ranks, derive_seed, seed_everything
-from ccts_dist.loader.fetch import read_audio
+from ccts_dist.loader.decode import read_audio
 from ccts_dist.losses.ccc import concordance
 from ccts_dist.model.emotion import build_model, parameter_groups
 from ccts_dist.records import DIMENSIONS, SAMPLE_RATE_HZ, StepBatches
-from ccts_dist.shards.read import ShardSet, open_shard_set
+from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 
 
 class Clock:
@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def _ours(run: RunConfig, clock: Clock, total: int) -> dict[str, float]:
-    from ccts_dist.train.engine import Engine
+    from ccts_dist.train.experiment import open_session
     from ccts_dist.train.optim import build_optimizer
-    from ccts_dist.train.setup import open_session
-    from ccts_dist.train.step import train_step
+    from ccts_dist.train.steps.step import train_step
+    from ccts_dist.train.zero.engine import Engine
 
     session = open_session(run, Ranks())
     optimizer = build_optimizer(parameter_groups(session.model), run.optim)

@@ -23,10 +23,10 @@ import ccts_dist
 from ccts_dist.config import read_run
 from ccts_dist.distributed import attempt, process_group, rank_facts
 from ccts_dist.records import Batch
-from ccts_dist.train import loop
 from ccts_dist.train import run as training
-from ccts_dist.train.engine import Engine, Update
-from ccts_dist.train.step import StepResult, train_step
+from ccts_dist.train import trainer as loop
+from ccts_dist.train.steps.step import StepResult, train_step
+from ccts_dist.train.zero.engine import Engine, Update
 
 COLLECTIVES = ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "all_gather", "broadcast")
 

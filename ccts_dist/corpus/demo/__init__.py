@@ -1,0 +1,1 @@
+"""The spoken corpus of the demo: phrases, voices and the labels that they carry."""

@@ -1,0 +1,1 @@
+"""MSP-Podcast: its label tables, raters and audio."""

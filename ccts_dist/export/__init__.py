@@ -1,0 +1,1 @@
+"""Students for other programs: a folder for transformers, ONNX."""

@@ -1,0 +1,226 @@
+"""Recordings through a student in a stream: decoded ahead in threads, batched by duration, answered in their order.
+
+What is in memory at a time is bounded, whatever the number of recordings: two stretches of ``LOOK_AHEAD`` passes of
+audio (one is heard while the next one is decoded), and the passes under way.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int16
+
+from ccts_dist.audio.convert import Decoded, decode_audio, to_wave
+from ccts_dist.audio.limits import MAX_DURATION_S
+from ccts_dist.inference.predictor import Heard, Student, cut_batches, stretches
+from ccts_dist.inference.recordings import Unheard, shown
+from ccts_dist.records import SAMPLE_RATE_HZ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A recording, or a window of one, before it is heard."""
+
+    name: str
+    number: int
+    """Of the recording, in the order of the input."""
+
+    start: int
+    """Where in the recording it begins, in samples at 16 kHz."""
+
+    whole: Int16[np.ndarray, " samples"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """What a student said of a piece."""
+
+    name: str
+    number: int
+    start_s: float
+    end_s: float
+    answer: dict[str, Any]
+    embedding: Float32[np.ndarray, " hidden"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A piece without its audio."""
+
+    name: str
+    number: int
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Pieces in the order of the input, on their way through the student."""
+
+    places: list[_Place | Unheard]
+    passes: list[tuple[list[int], Future[list[Heard]]]]
+    """Of each pass, which places it answers."""
+
+
+def decoded_ahead(files: Sequence[Path], num_threads: int) -> Generator[Piece | Unheard, None, None]:
+    """Each file's audio, in their order, decoded by so many threads a few files ahead."""
+    waiting: deque[tuple[int, Path, Future[Decoded | str]]] = deque()
+
+    def take() -> Piece | Unheard:
+        number, path, future = waiting.popleft()
+        decoded = future.result()
+        if isinstance(decoded, str):
+            return Unheard(name=shown(path), reason=decoded, number=number)
+        return Piece(name=shown(path), number=number, start=0, whole=decoded.whole)
+
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as threads:
+        try:
+            for number, path in enumerate(files):
+                future = threads.submit(decode_audio, path, max_duration_s=MAX_DURATION_S)
+                waiting.append((number, path, future))
+                if len(waiting) > 2 * num_threads:
+                    yield take()
+            while waiting:
+                yield take()
+        finally:
+            for _, _, future in waiting:
+                future.cancel()
+
+
+def answered_in_order(
+    source: Iterable[Piece | Unheard],
+    students: Sequence[Student],
+    *,
+    batch_seconds: int | float,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Generator[Answered | Unheard, None, None]:
+    """What is said of each piece, in the order of the source; each student makes one pass at a time.
+
+    Args:
+        source: is drawn from while the students hear what came before.
+        students: twins of each other.
+        batch_seconds: most seconds of padded audio in a pass; a single piece may be longer.
+        progress: called with the number of pieces dealt with since the last call.
+
+    Raises:
+        ConfigError: as ``Student.hear``, or ``batch_seconds`` out of range.
+    """
+    idle: SimpleQueue[Student] = SimpleQueue()
+    for student in students:
+        idle.put(student)
+    failed: list[BaseException] = []
+
+    def hear(pieces: list[Piece]) -> list[Heard]:
+        if failed:
+            raise failed[0]  # what was queued before anyone knew
+        student = idle.get()
+        try:
+            return student.hear([torch.from_numpy(to_wave(piece.whole)) for piece in pieces])
+        except BaseException as error:
+            failed.append(error)
+            raise
+        finally:
+            idle.put(student)
+
+    waiting: deque[_Stretch] = deque()
+    with ThreadPoolExecutor(len(students), thread_name_prefix="hear") as threads:
+
+        def begin(pieces: list[Piece | Unheard]) -> None:
+            sound = [row for row, piece in enumerate(pieces) if isinstance(piece, Piece)]
+            passes = []
+            for batch in cut_batches([_length(pieces[row]) for row in sound], batch_seconds):
+                rows = [sound[one] for one in batch]
+                together = [piece for row in rows if isinstance(piece := pieces[row], Piece)]
+                passes.append((rows, threads.submit(hear, together)))
+            waiting.append(_Stretch(places=[_place(piece) for piece in pieces], passes=passes))
+
+        try:
+            for pieces in stretches(source, _length, batch_seconds):
+                begin(pieces)
+                pieces.clear()  # else the audio stays while its answers are awaited
+                if len(waiting) > 1:
+                    yield from _collect(waiting.popleft(), progress)
+            while waiting:
+                yield from _collect(waiting.popleft(), progress)
+        finally:
+            for _, future in chain.from_iterable(stretch.passes for stretch in waiting):
+                future.cancel()
+
+
+def _length(piece: Piece | Unheard) -> int:
+    return len(piece.whole) if isinstance(piece, Piece) else 0
+
+
+def _place(piece: Piece | Unheard) -> _Place | Unheard:
+    if isinstance(piece, Unheard):
+        return piece
+    return _Place(piece.name, piece.number, piece.start, piece.start + len(piece.whole))
+
+
+def _collect(stretch: _Stretch, progress: Callable[[int], object]) -> Iterator[Answered | Unheard]:
+    """Wait for a stretch's passes, then give its answers in order."""
+    found: dict[int, Heard] = {}
+    try:
+        for rows, future in stretch.passes:
+            found |= zip(rows, future.result(), strict=True)
+            progress(len(rows))
+    finally:
+        for _, future in stretch.passes:
+            future.cancel()
+    for row, place in enumerate(stretch.places):
+        if isinstance(place, Unheard):
+            progress(1)
+            yield place
+        else:
+            heard = found[row]
+            yield Answered(
+                name=place.name,
+                number=place.number,
+                start_s=place.start / SAMPLE_RATE_HZ,
+                end_s=place.end / SAMPLE_RATE_HZ,
+                answer=heard.answer,
+                embedding=heard.embedding,
+            )
+
+
+@contextmanager
+def twins_of(student: Student) -> Iterator[list[Student]]:
+    """The student and, on a CPU of several cores, a twin; torch's threads are shared between them meanwhile.
+
+    Two passes side by side leave no core idle where one pass of a small model has too little work for all of them.
+    ``OMP_NUM_THREADS``, where it is set, is each one's number of threads.
+    """
+    cores, before = usable_cores(), torch.get_num_threads()
+    if student.device.type != "cpu" or cores < 2:
+        yield [student]
+        return
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores // 2))
+    try:
+        yield [student, student.twin()]
+    finally:
+        torch.set_num_threads(before)
+
+
+def keep_few_kernels() -> None:
+    """Bound what oneDNN keeps for shapes it has met; to be called before the first pass on a CPU.
+
+    It keeps up to 1,024 kernels, and nearly every pass has a shape of its own: 4,000 recordings took 1.4 GB so, and
+    take 0.2 GB with 16, at 5 % of the time (tests/bench/predict.py). ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``, where it is
+    set, has the last word.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

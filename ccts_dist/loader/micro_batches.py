@@ -1,0 +1,229 @@
+"""How a global batch is cut into one part per rank and pass, with nearly equal padded length.
+
+By count the number of passes is given. By seconds it is chosen for each batch, so that the step is shortest: more
+passes mean less padding, and each costs something whatever it is given.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.loader.sampler import Row
+from ccts_dist.records import SAMPLE_RATE_HZ
+
+_WORSE_IN_A_ROW = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The utterances of one forward pass on one rank, longest first."""
+
+    rows: tuple[Row, ...]
+    counts: bool = True
+    """False: there was nothing left for this part; its one row is a copy of the batch's shortest, at weight 0."""
+
+    @property
+    def padded_samples(self) -> int:
+        """Samples of the padded audio."""
+        return len(self.rows) * self.rows[0].num_samples
+
+    @property
+    def real_samples(self) -> int:
+        """Samples that are neither padding nor a copy."""
+        return sum(row.num_samples for row in self.rows) if self.counts else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondsLimit:
+    """What micro-batches cut by seconds are held to; in samples of padded audio."""
+
+    micro: int
+    """Most utterances."""
+
+    max_samples: int
+    """Most samples, padding included."""
+
+    overhead_samples: int
+    """Samples that take as long as what a forward and backward pass costs whatever it is given; at least 1."""
+
+    padded: Callable[[int], int] = int
+    """Samples that an utterance of so many may have in a micro-batch; more of it for a longer one, never less."""
+
+
+def cut(
+    rows: Sequence[Row], num_ranks: int, passes: int, micro: int, padded: Callable[[int], int] = int
+) -> list[list[Part]]:
+    """Cut a global batch into ``passes`` lists of ``num_ranks`` parts, none above ``micro`` utterances.
+
+    The parts are runs of the batch sorted by duration, chosen so that the largest padded part is as small as runs
+    allow; parts of similar cost run side by side in one pass. A part is empty, and gets the copy, only when there are
+    fewer utterances than parts.
+
+    Args:
+        padded: as ``SecondsLimit`` has it.
+
+    Raises:
+        ConfigError: more utterances than the parts can hold.
+    """
+    num_parts = num_ranks * passes
+    if not 0 < len(rows) <= num_parts * micro:
+        raise ConfigError(
+            f"a global batch of {len(rows)} utterances does not fit {passes} passes on {num_ranks} ranks of at most "
+            f"batch.micro_utterances={micro}. Raise batch.micro_utterances or the number of passes."
+        )
+    longest_first = sorted(rows, key=lambda row: -row.num_samples)
+    parts, start = [], 0
+    for size in _sizes([padded(row.num_samples) for row in longest_first], num_parts, micro):
+        parts.append(Part(tuple(longest_first[start : start + size])))
+        start += size
+    parts.sort(key=lambda part: -part.padded_samples)
+    parts += [Part((longest_first[-1],), counts=False)] * (num_parts - len(parts))
+    return [parts[start : start + num_ranks] for start in range(0, num_parts, num_ranks)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cuts:
+    """What some steps are cut into."""
+
+    largest: Part
+    """With the most padded audio."""
+
+    largest_step: tuple[Part, ...]
+    """One rank's passes of the step that gives a rank the most padded audio, in their order."""
+
+    longest_samples: int
+    """Of the longest utterance."""
+
+    most_utterances: int
+    """Of the micro-batch that has the most of them."""
+
+    fewest_passes: int
+    most_passes: int
+    padding: float
+    """Share of padding in the audio of all."""
+
+
+def sum_up(steps: Iterable[Sequence[Sequence[Part]]]) -> Cuts:
+    """Some steps by pass and rank, of which there must be one."""
+    largest: list[Part] = []
+    longest = padded = real = most = 0
+    of_ranks: list[tuple[Part, ...]] = []
+    nums_passes: list[int] = []
+    for passes in steps:
+        parts = [part for parts in passes for part in parts]
+        longest = max(longest, *(part.rows[0].num_samples for part in parts))
+        most = max(most, *(len(part.rows) for part in parts))
+        padded += _padded(parts)
+        real += sum(part.real_samples for part in parts)
+        nums_passes.append(len(passes))
+        largest.append(max(parts, key=lambda part: part.padded_samples))
+        of_ranks.append(max(zip(*passes, strict=True), key=_padded))
+    return Cuts(
+        largest=max(largest, key=lambda part: part.padded_samples),
+        largest_step=max(of_ranks, key=_padded),
+        longest_samples=longest,
+        most_utterances=most,
+        fewest_passes=min(nums_passes),
+        most_passes=max(nums_passes),
+        padding=1.0 - real / padded,
+    )
+
+
+def _padded(parts: Iterable[Part]) -> int:
+    return sum(part.padded_samples for part in parts)
+
+
+def check_length(num_samples: int, max_samples: int) -> None:
+    """Raises: ConfigError: an utterance takes more than a micro-batch cut by seconds may have."""
+    if num_samples > max_samples:
+        seconds, most = num_samples / SAMPLE_RATE_HZ, max_samples / SAMPLE_RATE_HZ
+        raise ConfigError(
+            f"batch.micro_batch_seconds = {most:g}: the longest training utterance takes {seconds:.2f} s. Raise it to "
+            f"at least {math.ceil(100 * seconds) / 100:g}, or cut longer utterances by data.max_duration_s."
+        )
+
+
+def choose_passes(shares: Sequence[Sequence[Row]], num_ranks: int, limit: SecondsLimit) -> int:
+    """The number of passes that makes a step shortest, among those whose parts keep the limits.
+
+    Ranks wait for each other in every pass, so that a pass takes as long as its largest part.
+
+    Args:
+        shares: the utterances of each node that reads its own; one for all where nodes share.
+        num_ranks: of each share.
+
+    Raises:
+        ConfigError: an utterance is longer than the limit.
+    """
+    lengths = [sorted((limit.padded(row.num_samples) for row in rows), reverse=True) for rows in shares]
+    passes = max(_fewest_passes(share, num_ranks, limit) for share in lengths)
+    real = max(sum(share) for share in lengths) / num_ranks
+    best, best_cost, worse = passes, _cost(lengths, num_ranks, passes, limit), 0
+    most = max(passes, -(-max(len(share) for share in lengths) // num_ranks))
+    # The padding that one more pass saves falls with their number, so that a few worse ones in a row are the end.
+    while passes < most and worse < _WORSE_IN_A_ROW and (passes + 1) * limit.overhead_samples + real < best_cost:
+        passes += 1
+        cost = _cost(lengths, num_ranks, passes, limit)
+        worse += 1
+        if cost < best_cost:
+            best, best_cost, worse = passes, cost, 0
+    return best
+
+
+def _fewest_passes(lengths: Sequence[int], num_ranks: int, limit: SecondsLimit) -> int:
+    check_length(lengths[0], limit.max_samples)
+    runs = start = 0
+    while start < len(lengths):
+        start += max(1, min(limit.micro, limit.max_samples // max(1, lengths[start])))
+        runs += 1
+    return -(-runs // num_ranks)
+
+
+def _cost(shares: Sequence[Sequence[int]], num_ranks: int, passes: int, limit: SecondsLimit) -> int:
+    """Samples of padded audio that take as long as the step."""
+    slowest = [0] * passes
+    for lengths in shares:
+        padded, start = [], 0
+        for size in _sizes(lengths, num_ranks * passes, limit.micro):
+            padded.append(size * lengths[start])
+            start += size
+        padded.sort(reverse=True)
+        slowest = [max(pair) for pair in zip(slowest, _firsts(padded, num_ranks, passes), strict=True)]
+    return sum(slowest) + passes * limit.overhead_samples
+
+
+def _firsts(padded: Sequence[int], num_ranks: int, passes: int) -> list[int]:
+    """The largest part of each pass; 0 where a pass has none but copies."""
+    return [padded[first] if first < len(padded) else 0 for first in range(0, num_ranks * passes, num_ranks)]
+
+
+def _sizes(lengths: Sequence[int], num_parts: int, micro: int) -> list[int]:
+    """Sizes of the runs of ``lengths``, which fall, that minimise the largest ``size * first length``."""
+    low = max(lengths[0], -(-sum(lengths) // num_parts))  # no cut can do better
+    high = max(low, lengths[0] * min(micro, len(lengths)))  # any cut does as well
+    while low < high:
+        limit = (low + high) // 2
+        if _runs(lengths, num_parts, micro, limit) is None:
+            low = limit + 1
+        else:
+            high = limit
+    sizes = _runs(lengths, num_parts, micro, low)
+    assert sizes is not None, "runs of micro utterances fit whenever the batch does"
+    return sizes
+
+
+def _runs(lengths: Sequence[int], num_parts: int, micro: int, limit: int) -> list[int] | None:
+    """Take the longest run within ``limit`` again and again; None when that needs more than ``num_parts`` runs.
+
+    Each run leaves one utterance for every later part, which keeps parts from being empty and never costs more.
+    """
+    sizes, start = [], 0
+    for later in range(num_parts - 1, -1, -1):
+        left = len(lengths) - start
+        if left == 0:
+            break
+        size = max(1, min(micro, limit // max(1, lengths[start]), left - later))
+        sizes.append(size)
+        start += size
+    return sizes if start == len(lengths) else None

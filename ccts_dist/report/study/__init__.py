@@ -1,0 +1,1 @@
+"""The demo's study: rows over seeds, intervals, tables, pictures."""

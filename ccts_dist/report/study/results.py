@@ -1,0 +1,135 @@
+"""What came of the demo study, read from its folders."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ccts_dist.config import read_run
+from ccts_dist.config.schema import DEFAULT_THRESHOLD
+from ccts_dist.corpus.demo.spoken import wrong_keys
+from ccts_dist.files.atomic import write_whole
+from ccts_dist.files.strict_json import as_number
+from ccts_dist.losses.gate import kept_rows
+from ccts_dist.records import DIMENSIONS
+from ccts_dist.report.study.plan import Study
+from ccts_dist.shards.shard_set import open_shard_set
+from ccts_dist.shards.teacher_cache import open_teacher_cache
+
+SYSTEMS = ("text", "speech", "teacher", "ts", "cts")
+"""Runs of a chain, in the order of the table."""
+
+LEFT_OUT = "left_out.json"
+"""In a chain's folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRun:
+    """One training."""
+
+    percent: int
+    """Wrong transcripts."""
+
+    seed: int
+    system: str
+    ccc: dict[str, float]
+    """On the test split, by dimension."""
+
+    best_epoch: int
+    seconds: float
+    kept_share: float | None
+    """Of the utterances whose teacher could be distilled; None without a teacher."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """Whom the condition leaves out of a chain's training utterances."""
+
+    percent: int
+    seed: int
+    num_wrong: int
+    """Utterances with another one's transcript."""
+
+    num_right: int
+    wrong_left_out: int
+    right_left_out: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """All that is complete, by share, seed and system."""
+
+    runs: tuple[StudyRun, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def ccc(self, percent: int, system: str, dimension: str) -> dict[int, float]:
+        """By seed."""
+        return {run.seed: run.ccc[dimension] for run in self.runs if (run.percent, run.system) == (percent, system)}
+
+
+def read_results(study: Study) -> Results:
+    """What is there of the study, whether or not the rest is still to come."""
+    runs, left_out = [], []
+    for percent in study.percents:
+        for seed in study.seeds:
+            folder = study.chain_folder(percent, seed)
+            runs += [run for system in SYSTEMS if (run := _read_run(folder, percent, seed, system)) is not None]
+            if (folder / LEFT_OUT).is_file():
+                left_out.append(LeftOut(**json.loads((folder / LEFT_OUT).read_text(encoding="utf-8"))))
+    return Results(runs=tuple(runs), left_out=tuple(left_out))
+
+
+def _read_run(folder: Path, percent: int, seed: int, system: str) -> StudyRun | None:
+    path = folder / "runs" / system / "summary.json"
+    if not path.is_file():
+        return None
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return StudyRun(
+        percent=percent,
+        seed=seed,
+        system=system,
+        ccc={dimension: as_number(summary["test"][dimension]) for dimension in DIMENSIONS},
+        best_epoch=summary["best_epoch"],
+        seconds=summary["seconds"],
+        kept_share=summary["kept_share"],
+    )
+
+
+def write_left_out(study: Study, percent: int, seed: int) -> None:
+    """Count whom a chain's condition leaves out, and leave it in its folder; nothing where that has been done."""
+    folder = study.chain_folder(percent, seed)
+    if (folder / LEFT_OUT).is_file():
+        return
+    run = read_run(folder / "runs" / "cts" / "run.toml")
+    assert run.distill is not None
+    threshold = DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold
+    shard_set = open_shard_set(run.data.shards)
+    cache = open_teacher_cache(run.data.teacher, shard_set)
+    keys, kept = [], []
+    for shard in shard_set.shards_of(run.data.train_splits):
+        rows = shard_set.rows(shard.name)
+        said = [cache.read(rows.shard, row, key).prediction for row, key in enumerate(rows.keys)]
+        prediction = torch.from_numpy(np.stack(said))
+        label = torch.from_numpy(np.stack([rows.labels[target] for target in cache.targets], axis=1))
+        weight = torch.ones(len(said))
+        keys += rows.keys
+        kept += kept_rows(run.distill.gate, threshold, cache.condition, prediction, label, weight).tolist()
+    wrong = wrong_keys(study.share_folder(percent) / "corpus")
+    counted = count_left_out([key in wrong for key in keys], kept, percent=percent, seed=seed)
+    write_whole(folder / LEFT_OUT, (json.dumps(asdict(counted), indent=1) + "\n").encode())
+
+
+def count_left_out(wrong: Sequence[bool], kept: Sequence[bool], *, percent: int, seed: int) -> LeftOut:
+    """Of utterances with a wrong transcript and of the others, how many the condition does not keep."""
+    both = list(zip(wrong, kept, strict=True))
+    return LeftOut(
+        percent=percent,
+        seed=seed,
+        num_wrong=sum(wrong),
+        num_right=len(both) - sum(wrong),
+        wrong_left_out=sum(is_wrong and not is_kept for is_wrong, is_kept in both),
+        right_left_out=sum(not is_wrong and not is_kept for is_wrong, is_kept in both),
+    )

@@ -1,0 +1,152 @@
+"""A saved model on splits of a shard set: its scores, and what it said of each utterance."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ccts_dist.audio.augment import Augmenter
+from ccts_dist.config import AugmentConfig, BatchConfig, DataConfig
+from ccts_dist.distributed import Ranks, best_device, together
+from ccts_dist.errors import ConfigError
+from ccts_dist.loader.loader import Loader
+from ccts_dist.model import load_model
+from ccts_dist.records import Batch
+from ccts_dist.scoring import Gate, Said, UtteranceTable, gate_from
+from ccts_dist.scoring.predict_split import Extras, Scores, bin_edges, evaluate
+from ccts_dist.shards.shard_set import open_shard_set
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One split, predicted."""
+
+    scores: Scores
+    table: UtteranceTable
+
+
+class Evaluator:
+    """A model that predicts each utterance of a split once, over all ranks. Every rank must make one and call it.
+
+    Float32, on a GPU if this rank has one.
+
+    Args:
+        model_folder: made by ``model.save_model``; may have a text branch.
+        shards: folder or address of the shard set.
+        ranks: where this process stands.
+        micro_utterances: utterances of one forward pass on one rank.
+        workers: threads per rank that read and decode.
+        bins: as ``evaluation.bins`` of a run file, on the corpus's scale.
+
+    Raises:
+        ConfigError: no such model folder, or bins that do not rise within the scale.
+        ShardError: shards that are absent or damaged.
+        CheckpointError: no sound model in the folder.
+    """
+
+    def __init__(
+        self,
+        model_folder: Path,
+        shards: str | Path,
+        *,
+        ranks: Ranks,
+        micro_utterances: int = 16,
+        workers: int = 1,
+        bins: Sequence[float] = (),
+    ) -> None:
+        if micro_utterances < 1:
+            raise ConfigError(f"{micro_utterances} utterances per forward pass: must be at least 1. Give more.")
+        loaded = together(lambda: load_model(model_folder))
+        self.targets: tuple[str, ...] = loaded.config.targets
+        self.weights_sha256: str = loaded.digest
+        self.gate: Gate = gate_from(loaded.extra)
+        self._tokenizer, self._ranks = loaded.tokenizer, ranks
+        self._device = best_device(ranks)
+        self._model = loaded.model.eval().to(self._device)
+        self.shard_set = together(lambda: open_shard_set(shards))
+        self._edges = together(lambda: bin_edges(bins, self.shard_set.manifest.scale, source="--bins"))
+        known = set(loaded.config.categories) <= set(self.shard_set.manifest.categories)
+        self._categories = loaded.config.categories if known else ()
+        if not (self.targets or known):
+            raise ConfigError(
+                f"{shards}: has utterances of {list(self.shard_set.manifest.categories)}, and the model tells "
+                f"{list(loaded.config.categories)} apart and predicts nothing else. Name shards with these categories."
+            )
+        self._micro, self._workers = micro_utterances, workers
+
+    def split(self, split: str, *, noise: str = "", snr_db: float = 0.0, seed: int = 0) -> Evaluation:
+        """Scores and predictions, the same on every rank.
+
+        Args:
+            noise: mixed into each utterance: "white", "pink", "babble" or a folder of audio; "" for none.
+            snr_db: its signal-to-noise ratio.
+            seed: of the noise, which is drawn for each utterance by its key.
+
+        Raises:
+            ConfigError: no such split, the shards lack one of the model's targets, or a noise that cannot be used.
+            ShardError: a shard is damaged.
+        """
+        loader = together(lambda: self._loader(split, noise, snr_db, seed))
+        said = Said(self.targets, self._categories)
+
+        def forward(batch: Batch) -> Any:
+            assert batch.tokens is not None
+            assert batch.num_tokens is not None
+            own = (batch.tokens[:, 1:], batch.num_tokens - 1) if self._tokenizer is not None else (None, None)
+            output = self._model(batch.audio, batch.num_samples, *own)
+            said.add(batch, output.prediction, batch.tokens[:, 0], output.categories)
+            return output
+
+        weights = (1 / max(1, len(self.targets)),) * len(self.targets)
+        extras = Extras(categories=self._categories, bins=self._edges, spearman=True)
+        try:
+            with torch.inference_mode():
+                scores = evaluate(forward, loader, self.targets, weights, self._device, extras=extras)
+        finally:
+            loader.close()
+        return Evaluation(scores=scores, table=said.table(self.shard_set, split))
+
+    def _loader(self, split: str, noise: str, snr_db: float, seed: int) -> Loader:
+        augmenter = None
+        if noise:
+            augmenter = Augmenter(AugmentConfig(noises=(noise,), snr_db=(snr_db, snr_db)), seed)
+        return Loader(
+            self.shard_set,
+            (split,),
+            batch=BatchConfig(global_utterances=self._micro * self._ranks.num_ranks, micro_utterances=self._micro),
+            data=DataConfig(shards=str(self.shard_set.root), workers=self._workers),
+            targets=self.targets,
+            seed=0,
+            ranks=self._ranks,
+            categories=self._categories,
+            encode_text=self._counted,
+            augmenter=augmenter,
+            shuffle=False,
+        )
+
+    def _counted(self, transcript: str) -> list[int]:
+        """A transcript's number of words, and then its tokens: so the words are counted where they are read."""
+        tokens = [] if self._tokenizer is None else self._tokenizer.encode(transcript)
+        return [len(transcript.split()), *tokens]
+
+
+def evaluate_split(
+    model_folder: Path,
+    shards: str | Path,
+    split: str,
+    *,
+    ranks: Ranks,
+    micro_utterances: int = 16,
+    workers: int = 1,
+    bins: Sequence[float] = (),
+) -> Scores:
+    """Each utterance of a split predicted once, over all ranks; the same scores on every rank.
+
+    Every rank must call it. Arguments and errors are those of ``Evaluator`` and its ``split``.
+    """
+    evaluator = Evaluator(
+        model_folder, shards, ranks=ranks, micro_utterances=micro_utterances, workers=workers, bins=bins
+    )
+    return evaluator.split(split).scores

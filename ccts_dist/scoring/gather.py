@@ -1,0 +1,76 @@
+"""The table of a split's utterances, from what each rank has predicted of it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccts_dist.distributed import gather_objects, together
+from ccts_dist.records import SAMPLE_RATE_HZ, Batch
+from ccts_dist.scoring.prediction_table import UtteranceTable
+from ccts_dist.shards.shard_set import ShardSet
+
+
+class Said:
+    """What this rank's passes over a split have said, row by row.
+
+    Args:
+        targets: names of the predictions' columns.
+        categories: names of the model's categories; none are kept without.
+    """
+
+    def __init__(self, targets: Sequence[str], categories: Sequence[str] = ()) -> None:
+        self._targets, self._categories = tuple(targets), tuple(categories)
+        self._keys: list[str] = []
+        self._numbers: list[np.ndarray] = []
+        self._likeliest: list[int] = []
+
+    def add(self, batch: Batch, prediction: Tensor, num_words: Tensor, categories: Tensor | None = None) -> None:
+        """One batch: predictions on 0..1, how many words each transcript has, and each category's log-odds."""
+        counts = (batch.weight > 0).cpu()
+        self._keys += [key for key, keep in zip(batch.keys, counts.tolist(), strict=True) if keep]
+        columns = [one.detach().double().cpu()[counts] for one in (prediction, batch.labels, num_words[:, None])]
+        self._numbers.append(torch.cat(columns, dim=1).numpy())
+        if categories is not None and self._categories:
+            self._likeliest += categories.argmax(dim=1).cpu()[counts].tolist()
+
+    def table(self, shard_set: ShardSet, split: str) -> UtteranceTable:
+        """All ranks' rows in the order of the shards, the same on every rank. Every rank must call it.
+
+        Raises:
+            ShardError: the index cannot be read.
+        """
+        width = 2 * len(self._targets) + 1
+        own = np.concatenate([np.zeros((0, width)), *self._numbers])
+        theirs = gather_objects((self._keys, own, self._likeliest))
+        numbers = np.concatenate([rows for _, rows, _ in theirs])
+        likeliest = [number for _, _, category in theirs for number in category]
+        places = {key: place for place, key in enumerate(key for keys, _, _ in theirs for key in keys)}
+        known = together(lambda: _index_of(shard_set, split))
+        order = [place for place, row in enumerate(known) if row[0] in places]
+        taken = [places[known[place][0]] for place in order]
+        keys, speakers, genders, categories, num_samples = zip(*(known[place] for place in order), strict=True)
+        predictions, labels, (num_words,) = np.split(numbers[taken].T, [len(self._targets), width - 1])
+        return UtteranceTable(
+            targets=self._targets,
+            keys=keys,
+            speakers=speakers,
+            genders=genders,
+            duration_s=np.array(num_samples, np.float64) / SAMPLE_RATE_HZ,
+            num_words=num_words.astype(np.int64),
+            labels=labels.T,
+            predictions=predictions.T,
+            categories=categories if likeliest else (),
+            predicted_categories=tuple(self._categories[likeliest[place]] for place in taken) if likeliest else (),
+            known_categories=self._categories if likeliest else (),
+        )
+
+
+def _index_of(shard_set: ShardSet, split: str) -> list[tuple[str, str | None, str | None, str | None, int]]:
+    """Key, speaker, gender, category and number of samples of each utterance of a split."""
+    found = []
+    for shard in shard_set.shards_of((split,)):
+        rows = shard_set.rows(shard.name)
+        found += zip(rows.keys, rows.speakers, rows.genders, rows.categories, rows.num_samples.tolist(), strict=True)
+    return found

@@ -1,0 +1,62 @@
+"""How well categories are told apart: unweighted accuracy (UAR), the mean recall of those that occur."""
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from ccts_dist.errors import ConfigError
+from ccts_dist.scoring.bootstrap_intervals import Interval, bootstrap
+from ccts_dist.scoring.prediction_table import UtteranceTable
+from ccts_dist.scoring.speakers import sums_by_speaker
+from ccts_dist.scoring.target_metrics import Difference
+
+UAR = "unweighted accuracy"
+"""In the place of a target's name."""
+
+
+def unweighted_accuracy(table: UtteranceTable, *, seed: int = 0) -> Interval:
+    """The mean recall of the model's categories that occur, with its interval over speakers; NaN where none does."""
+    return bootstrap(_sums(table, table), _first, seed=seed)[0]
+
+
+def uar_difference(first: UtteranceTable, second: UtteranceTable, *, seed: int = 0) -> Difference:
+    """How far the unweighted accuracies of two models are apart on the same utterances, speakers drawn alike.
+
+    Raises:
+        ConfigError: they do not tell the same categories apart, or the tables are not of the same utterances.
+    """
+    if set(first.known_categories) != set(second.known_categories):
+        raise ConfigError(
+            f"models of the categories {', '.join(first.known_categories)} and {', '.join(second.known_categories)} "
+            "have no unweighted accuracy in common. Compare models that tell the same categories apart."
+        )
+    if first.keys != second.keys:
+        raise ConfigError(
+            f"{len(first)} and {len(second)} utterances that are not the same cannot be compared in pairs. "
+            "Predict the same splits of the same shards with both models."
+        )
+    sums = _sums(first, second)
+    ours, theirs = (_uar(sums.sum(0)[:, None], row) for row in (1, 2))
+    gain = bootstrap(sums, lambda draws: _uar(draws, 1) - _uar(draws, 2), seed=seed)[0]
+    return Difference(target=UAR, first=float(ours), second=float(theirs), gain=gain)
+
+
+def _sums(first: UtteranceTable, second: UtteranceTable) -> Float64[Tensor, "speakers 3 categories"]:
+    """Each speaker's utterances of each category, and how many of them either model recognised."""
+    places = {category: place for place, category in enumerate(first.known_categories)}
+    rows = torch.zeros(len(first), 3, len(places), dtype=torch.float64)
+    pairs = zip(first.categories, first.predicted_categories, second.predicted_categories, strict=True)
+    for row, (true, ours, theirs) in enumerate(pairs):
+        place = places.get(true) if true is not None else None
+        if place is not None:
+            rows[row, :, place] = torch.tensor([1.0, float(ours == true), float(theirs == true)])
+    return sums_by_speaker(first.speakers, rows)
+
+
+def _first(draws: Float64[Tensor, "3 draws categories"]) -> Float64[Tensor, "draws 1"]:
+    return _uar(draws, 1)
+
+
+def _uar(draws: Float64[Tensor, "3 draws categories"], row: int) -> Float64[Tensor, "draws 1"]:
+    recall = draws[row] / draws[0]  # NaN of a category that does not occur
+    return recall.nanmean(dim=1, keepdim=True)

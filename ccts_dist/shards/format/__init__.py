@@ -1,0 +1,1 @@
+"""The shard format: tars, records, index, sealed documents."""

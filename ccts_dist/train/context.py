@@ -1,0 +1,94 @@
+"""What a training under way consists of, and saving its model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+from ccts_dist.config import RunConfig
+from ccts_dist.distributed import together
+from ccts_dist.model.folder import save_model
+from ccts_dist.tracking.protocol import Tracking
+from ccts_dist.train.checkpoint import TrainState
+from ccts_dist.train.experiment import Session
+from ccts_dist.train.optim import Schedule
+from ccts_dist.train.resilience.storage_errors import writing
+from ccts_dist.train.resilience.watchdog import Watch
+from ccts_dist.train.resolved import gate_of
+from ccts_dist.train.run_folder import RunFolder
+from ccts_dist.train.speed.flops import RowFlops
+from ccts_dist.train.zero.engine import Engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """A training's parts on one rank; ``state`` is moved on by whoever trains and validates."""
+
+    session: Session
+    engine: Engine
+    schedule: Schedule
+    folder: RunFolder
+    tracking: Tracking
+    state: TrainState
+    watch: Watch
+    graph_samples: int
+    """See ``train_step``."""
+    flops: RowFlops | None = None
+    """Model FLOPs of a row, on rank 0 where they are logged; None elsewhere, and where they cannot be counted."""
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    """See ``resolved_values``."""
+
+    @property
+    def run(self) -> RunConfig:
+        """The resolved run file."""
+        return self.session.run
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.session.ranks.is_first
+
+
+def save_trained(parts: Parts, name: str, valid: Mapping[str, float]) -> None:
+    """Write the model as it is now to the folder ``name`` of the run. Every rank must call it.
+
+    Args:
+        valid: its CCC on the validation splits by target; empty where it is not known.
+
+    Raises:
+        OutputError: on all ranks alike: rank 0 could not write.
+    """
+    session, run = parts.session, parts.run
+    parts.watch.at(f"saving the {name} model")
+    weights = parts.engine.full_state()
+    manifest = session.shard_set.manifest
+    extra = {
+        "run": run.name,
+        "seed": run.seed,
+        "step": parts.state.step,
+        "epoch": parts.state.epoch + (parts.state.step_in_epoch > 0),  # counted from 1, as in the summary
+        "valid_ccc": {target: value if isfinite(value) else None for target, value in valid.items()},
+        "train_splits": list(run.data.train_splits),
+        "shards": session.shard_set.digest,
+        "corpus": manifest.corpus,
+        "teacher_cache": session.teacher.digest if session.teacher else "",
+        "teacher_version": session.teacher.facts.registry_version if session.teacher else "",
+        "teacher_weights_sha256": session.teacher.facts.weight_digest if session.teacher else "",
+        "distill": gate_of(run, session.condition),
+        "resolved": dict(parts.resolved),
+    }
+
+    def save() -> None:
+        parts.folder.check_there()
+        with writing(parts.folder.path / name):
+            save_model(
+                parts.folder.path / name,
+                weights,
+                run.model,
+                encoders=session.model.encoder_configs,
+                tokenizer=session.tokenizer,
+                scale=(manifest.scale[0], manifest.scale[1]),
+                extra=extra,
+            )
+
+    together(lambda: save() if parts.is_first else None)

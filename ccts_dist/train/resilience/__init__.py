@@ -1,0 +1,1 @@
+"""Faults: heartbeat, watchdog, stop requests, skipped steps, storage errors."""

@@ -1,0 +1,141 @@
+"""Signs of life: each rank keeps a small file in the run folder that its peers can read, whatever has become of it.
+
+Files rather than the process group's store: that store lives in rank 0 and falls silent with it, while the run folder
+is on storage that all ranks share.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ccts_dist.train.resilience.launcher_watch import Process, read_process
+
+_SIZE_BYTES = 2048
+"""Of a file: written in one piece and never shortened, so that a reader meets the old text or the new one."""
+
+LOST_A_PEER = "lost a peer"
+"""What a rank says that leaves because of another one; nobody's fault."""
+
+STOPPED_BY_SIGNAL = "is stopped (SIGSTOP)"
+"""What has become of a rank that may still go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What a rank last said of itself."""
+
+    rank: int
+    host: str
+    pid: int
+    started: int
+    """See ``launchers.Process``."""
+
+    number: int = 0
+    """Rises with every beat."""
+
+    place: str = ""
+    """What it is doing, for people: "epoch 1/5, step 12: reading"."""
+
+    place_number: int = 0
+    """How many places it has been at. All ranks come by the same places, so a lower number is behind."""
+
+    waiting: bool = False
+    """Inside a collective, that is waiting for peers."""
+
+    line: str = ""
+    """Where in the source it is."""
+
+    asked: bool = False
+    """A request to stop has reached it."""
+
+    left: str = ""
+    """Why it has left; "" while it is at work."""
+
+    reported: bool = False
+    """It has printed why it left: no peer needs to."""
+
+    def words(self) -> str:
+        """Who and where, for people."""
+        line = f" ({self.line})" if self.line else ""
+        return f"rank {self.rank} on {self.host} (process {self.pid}), last seen at {self.place or 'its start'}{line}"
+
+
+def beats_folder(output: Path) -> Path:
+    """Where a run's signs of life lie."""
+    return output / ".ranks"
+
+
+def forget_beats(folder: Path) -> None:
+    """Remove those of an earlier start. A new one that goes with them is written again in a moment."""
+    with suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        for path in folder.glob("*.json"):
+            path.unlink()
+
+
+def write_beat(folder: Path, beat: Beat) -> None:
+    """Say it to whoever looks; a folder that cannot be written is no reason to stop."""
+    text = json.dumps(asdict(beat)).encode()[:_SIZE_BYTES].ljust(_SIZE_BYTES)
+    with suppress(OSError):
+        # Opened and closed each time: that is what makes it visible to other hosts on NFS.
+        file = os.open(folder / f"{beat.rank}.json", os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.pwrite(file, text, 0)
+        finally:
+            os.close(file)
+
+
+def read_beats(folder: Path, num_ranks: int) -> dict[int, Beat]:
+    """The last beat of each rank that has a readable one."""
+    beats = {}
+    for rank in range(num_ranks):
+        with suppress(OSError, ValueError, TypeError):
+            beats[rank] = Beat(**json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")))
+    return beats
+
+
+def plainly_lost(
+    beats: Mapping[int, Beat], *, host: str, read: Callable[[int], Process | None] = read_process
+) -> dict[int, str]:
+    """Ranks that have certainly gone or are held, with what became of each: they said so, or this host's system does.
+
+    Args:
+        beats: what is known of each rank.
+        host: this host; other hosts' processes cannot be seen.
+        read: gives a process by number.
+    """
+    lost = {}
+    for rank, beat in beats.items():
+        if beat.left:
+            if beat.left != LOST_A_PEER:
+                lost[rank] = f"left: {beat.left}"
+        elif beat.host == host:
+            process = read(beat.pid)
+            if process is None or process.started != beat.started or process.state in "ZX":
+                lost[rank] = "has ended"
+            elif process.state in "Tt":
+                lost[rank] = STOPPED_BY_SIGNAL
+    return lost
+
+
+def silent_ranks(before: Mapping[int, Beat], now: Mapping[int, Beat], num_ranks: int) -> dict[int, str]:
+    """Ranks of which nothing new was heard between two looks that lie several beats apart."""
+    lost = {}
+    for rank in range(num_ranks):
+        beat = now.get(rank)
+        if beat is None:
+            lost[rank] = "has never given a sign of life"
+        elif not beat.left and rank in before and before[rank].number == beat.number:
+            lost[rank] = "gives no sign of life"
+    return lost
+
+
+def stuck_ranks(beats: Mapping[int, Beat]) -> dict[int, str]:
+    """Ranks that keep the others waiting: outside a collective, and ahead of nobody. Empty when it cannot be told."""
+    at_work = {rank: beat for rank, beat in beats.items() if not beat.left}
+    first = min((beat.place_number for beat in at_work.values()), default=0)
+    stuck = {rank: "is stuck" for rank, beat in at_work.items() if beat.place_number == first and not beat.waiting}
+    return stuck if len(stuck) < len(beats) else {}

@@ -1,0 +1,327 @@
+"""One optimizer step: the exact loss of the global batch, whatever ranks and passes it is spread over; or, where the
+run file asks for it, a CCC for each micro-batch."""
+
+import math
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ccts_dist.distributed import Ranks, derive_seed, seed_everything, sum_over_ranks
+from ccts_dist.losses.category import category_shares, cross_entropy_sums, mean_cross_entropy, over
+from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance_from_sums
+from ccts_dist.losses.micro_batch import (
+    mean_concordance,
+    micro_ccc_loss,
+    micro_concordance,
+    micro_counts,
+    micro_surrogate,
+    pack_counts,
+    unpack_counts,
+)
+from ccts_dist.losses.total import (
+    DistanceSums,
+    DistillParts,
+    DistillTerms,
+    batch_sums,
+    completed,
+    distill_sums,
+    pack_sums,
+    surrogate,
+    unpack_sums,
+)
+from ccts_dist.records import Batch, StepBatches, padded_samples
+from ccts_dist.train.speed.step_profile import SUMS, timed
+from ccts_dist.train.steps.step_metrics import Figures, Objective, StepResult
+from ccts_dist.train.steps.two_rounds import TwoRounds
+from ccts_dist.train.zero.engine import Update
+from ccts_dist.transfer import fetched, queued
+
+
+@runtime_checkable
+class StepEngine(Protocol):
+    """What a step needs of an engine."""
+
+    ranks: Ranks
+    device: torch.device
+
+    def forward(self, batch: Batch) -> Any:
+        """Embedding and prediction, and scores of categories if the batch has any."""
+
+    def start_step(self, num_passes: int) -> None:
+        """Announce how many passes the step has."""
+
+    def backward(self, surrogate: Tensor) -> None:
+        """Add to the global gradient."""
+
+    def step(self) -> Update:
+        """Count a pass; move the weights after the last."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """This rank's part of a step."""
+
+    engine: StepEngine
+    passes: tuple[Batch, ...]
+    """On the engine's device."""
+
+    read: tuple[Batch, ...]
+    """The same as they were read: on the host, which need not wait for them."""
+
+    kept: tuple[Tensor | None, ...]
+    """What of each pass is distilled."""
+
+    objective: Objective
+    place: tuple[int, ...]
+    """Seed, epoch, step, rank."""
+
+    aside: Callable[[], Tensor]
+    one_round: bool
+    """Whether the graphs of all passes are kept until the loss is known."""
+
+    rounds: TwoRounds | None
+
+    def forward(self, number: int) -> Any:
+        """One pass, with its own random state."""
+        seed_everything(derive_seed("forward", *self.place, number))
+        return self.engine.forward(self.passes[number])
+
+    def backward(
+        self,
+        surrogate: Callable[..., tuple[Tensor, DistillParts]],
+        number: int,
+        output: Any,
+        whole: Any,
+        num_categorised: Tensor,
+    ) -> tuple[Tensor, Update]:
+        """Backpropagate one pass and count it; its shares, as ``_pack_shares`` gives them, and what the step has done.
+
+        Args:
+            surrogate: ``losses.total``'s or ``losses.micro_batch``'s.
+            output: of this pass.
+            whole: what the surrogate has to know of the whole step.
+            num_categorised: rows of the whole step that have a category, or their weights added up.
+        """
+        batch = self.passes[number]
+        value, share = surrogate(
+            output.prediction,
+            output.embedding,
+            batch.labels,
+            batch.weight,
+            whole,
+            self.objective.target_weights,
+            teacher=batch.teacher,
+            kept=self.kept[number],
+            distill=self.objective.distill,
+        )
+        category = self.cross_entropy(number, output)[0] / over(num_categorised)
+        if batch.categories is not None:
+            value = value + (self.objective.category_weight * category).to(value.dtype)
+        self.engine.backward(value)
+        return _pack_shares(share, category.detach()), self.engine.step()
+
+    def cross_entropy(self, number: int, output: Any) -> Tensor:
+        """Of one pass, as ``cross_entropy_sums`` gives it; zeros without categories."""
+        batch = self.passes[number]
+        if batch.categories is None:
+            return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)
+        return cross_entropy_sums(output.categories, batch.categories, batch.weight, self.objective.category)
+
+    @torch.no_grad()
+    def distances(self, number: int, output: Any) -> Tensor:
+        """Of one pass's output from the teacher's, added up over kept rows; zeros without a teacher."""
+        batch, kept, distill = self.passes[number], self.kept[number], self.objective.distill
+        if distill is None or kept is None or batch.teacher is None:
+            return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)
+        sums = distill_sums(output.prediction, output.embedding, batch.weight, batch.teacher, kept, distill)
+        return torch.cat([sums.embedding[None], sums.prediction])
+
+
+def train_step(
+    engine: StepEngine,
+    batches: StepBatches,
+    objective: Objective,
+    *,
+    seed: int,
+    aside: Tensor | Callable[[], Tensor] | None = None,
+    graph_samples: int = sys.maxsize,
+    moved: Callable[[], tuple[Batch, ...]] | None = None,
+    rounds: TwoRounds | None = None,
+) -> StepResult:
+    """Move the weights by the gradient of the loss of the global batch of which ``batches`` are this rank's part.
+
+    With several passes and the exact loss, all forward passes come before the first backward pass, since the loss needs
+    the sums of all predictions. Where their graphs fit in memory they wait for it; else the first round is one without
+    gradient, and a second one repeats it pass by pass. Each forward draws its random state from (seed, epoch, step,
+    rank, pass), so that the second round repeats the first, and so that resuming needs no generator's state.
+
+    A loss that is not finite is seen by all ranks alike, since all see the same sums: then none backpropagates. With
+    scope "micro-batch" that holds for the first pass; a later one's makes the reduced gradient not finite.
+
+    The host waits for the device once a round, for all sums in one copy; what follows from them it computes itself.
+
+    Args:
+        aside: numbers that are added up over ranks on the way, at no further cost; as many on every rank. A function is
+            called for them while the device is at work on the first round: it may take its time.
+        moved: gives the batches on the engine's device, if they have been copied there.
+        rounds: compares the predictions of both rounds.
+        graph_samples: most samples of padded audio whose graphs fit in memory at a time. How many rounds a rank takes
+            need not be what others take: no collective lies in a forward pass, but under ZeRO-3, where it must be 0.
+    """
+    one_round = len(batches.passes) == 1 or sum(map(padded_samples, batches.passes)) <= graph_samples
+    passes = tuple(batch.to(engine.device) for batch in batches.passes) if moved is None else moved()
+    assert passes, "a step has at least one pass"
+    part = _Part(
+        engine=engine,
+        passes=passes,
+        read=batches.passes,
+        kept=tuple(_kept(batch, objective.distill) for batch in passes),
+        objective=objective,
+        place=(seed, batches.epoch, batches.step, engine.ranks.rank),
+        aside=aside if callable(aside) else lambda: torch.zeros(0, dtype=torch.float64) if aside is None else aside,
+        one_round=one_round,
+        rounds=rounds,
+    )
+    engine.start_step(len(passes))
+    return _micro_batch_step(part) if objective.scope == "micro-batch" else _global_step(part)
+
+
+def _global_step(part: _Part) -> StepResult:
+    """By the CCC of the global batch: all predictions' sums first, then a backward for each pass."""
+    objective = part.objective
+    outputs: list[Any] = []
+    collected: list[tuple[Tensor, ...]] = []
+    for number, batch in enumerate(part.passes):
+        with torch.set_grad_enabled(part.one_round):
+            output = part.forward(number)
+        own_sums = batch_sums(
+            output.prediction,
+            batch.labels,
+            batch.weight,
+            part.kept[number],
+            teacher=batch.teacher,
+            distill=objective.distill,
+        )
+        cross_entropy = part.cross_entropy(number, output).detach()
+        collected.append((pack_sums(own_sums), part.distances(number, output), cross_entropy))
+        outputs.append(output if part.one_round else None)
+        if not part.one_round and part.rounds is not None:
+            part.rounds.first(number, output.prediction)
+    own = [torch.stack(pieces).sum(0) for pieces in zip(*collected, strict=True)]
+    packed, distances, cross_entropy, counts, aside = _summed(*own, _counts(part.read), part.aside())
+    sums = unpack_sums(packed, objective.distill)
+    parts = DistanceSums(embedding=distances[0], prediction=distances[1:]).over(sums.num_kept, sums.kept_in)
+    figures = Figures(
+        ccc_loss=ccc_loss_from_sums(sums.concordance, objective.target_weights),
+        ccc=concordance_from_sums(sums.concordance),
+        category_loss=mean_cross_entropy(cross_entropy),
+        distilled=completed(parts, sums, objective.target_weights),
+        num_rows=sums.num_rows,
+        num_kept=sums.num_kept,
+        kept_in=sums.kept_in,
+        counts=counts,
+        aside=aside,
+    )
+    update = None
+    if math.isfinite(figures.loss(objective)):
+        there = unpack_sums(queued(packed, part.engine.device), objective.distill)
+        num_categorised = queued(cross_entropy[1], part.engine.device)
+        for number in range(len(part.passes)):
+            output = outputs[number] if outputs[number] is not None else part.forward(number)
+            outputs[number] = None
+            if not part.one_round and part.rounds is not None:
+                part.rounds.second(number, output.prediction)
+            _, update = part.backward(surrogate, number, output, there, num_categorised)
+    return figures.result(objective, update)
+
+
+def _micro_batch_step(part: _Part) -> StepResult:
+    """By the mean of the micro-batches' CCCs: one forward and one backward for each pass."""
+    objective = part.objective
+    first = part.forward(0)
+    concordances = _own_concordance(first, part.passes[0])
+    divided = [
+        pack_counts(micro_counts(batch.labels, batch.weight, kept))
+        for batch, kept in zip(part.passes, part.kept, strict=True)
+    ]
+    known = torch.tensor([sum(_num_categorised(batch, objective) for batch in part.read)], dtype=torch.float64)
+    summed, packed, categorised_rows, counts, aside = _summed(
+        concordances, torch.stack(divided).sum(0), known, _counts(part.read), part.aside()
+    )
+    divisors = unpack_counts(packed, objective.distill)
+    there = unpack_counts(queued(packed, part.engine.device), objective.distill)
+    num_categorised = queued(categorised_rows[0], part.engine.device)
+    later = torch.zeros_like(concordances)
+    parts: list[Tensor] = []
+    update = None
+    if torch.isfinite(summed).all():
+        for number, batch in enumerate(part.passes):
+            output = first if number == 0 else part.forward(number)
+            if number > 0:
+                later = later + _own_concordance(output, batch)
+            share, update = part.backward(micro_surrogate, number, output, there, num_categorised)
+            parts.append(share)
+    shares = torch.full((3,), math.nan, dtype=torch.float64)
+    if parts:
+        shares = torch.zeros_like(shares)
+        if objective.distill is not None or part.passes[0].categories is not None or len(parts) > 1:
+            later, shares = _summed(later, torch.stack(parts).sum(0))
+            summed = summed + later
+    figures = Figures(
+        ccc_loss=micro_ccc_loss(summed, divisors.num_scored, objective.target_weights),
+        ccc=mean_concordance(summed, divisors.num_scored),
+        category_loss=shares[2],
+        distilled=DistillParts(embedding=shares[0], prediction=shares[1]),
+        num_rows=divisors.num_rows,
+        num_kept=divisors.num_kept,
+        kept_in=divisors.kept_in,
+        counts=counts,
+        aside=aside,
+    )
+    return figures.result(objective, update)
+
+
+def _own_concordance(output: Any, batch: Batch) -> Tensor:
+    return micro_concordance(output.prediction, batch.labels, batch.weight)
+
+
+def _counts(passes: Sequence[Batch]) -> Tensor:
+    """Checksum of the keys that count, and number of damaged utterances."""
+    # Exact in float64 below 2^53, that is for two million keys.
+    keys = (
+        zlib.crc32(key.encode())
+        for batch in passes
+        for key, weight in zip(batch.keys, batch.weight.tolist(), strict=True)
+        if weight > 0
+    )
+    return torch.tensor([float(sum(keys)), float(sum(len(batch.damaged) for batch in passes))], dtype=torch.float64)
+
+
+def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
+    if distill is None:
+        return None
+    assert batch.teacher is not None, "the loader gives the teacher's outputs whenever a run distils"
+    return distill.kept(batch.teacher, batch.labels, batch.weight)
+
+
+def _num_categorised(batch: Batch, objective: Objective) -> float:
+    if batch.categories is None:
+        return 0.0
+    return float(category_shares(batch.categories, batch.weight, objective.category).sum())
+
+
+def _pack_shares(distilled: DistillParts, category: Tensor) -> Tensor:
+    """One pass's shares in the terms that are means over rows: of the embedding, the prediction, the category."""
+    return torch.stack([distilled.embedding, distilled.prediction, category])
+
+
+@timed(SUMS)
+def _summed(*pieces: Tensor) -> list[Tensor]:
+    """These flat tensors, each added up over ranks, on the host; waits for the device and for the ranks once each."""
+    return list(sum_over_ranks(torch.cat(fetched(pieces))).split([len(piece) for piece in pieces]))

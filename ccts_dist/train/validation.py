@@ -1,0 +1,173 @@
+"""Validation: how good the model is, which one is the best, and whether it still gets better."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import inf, isfinite
+from typing import Any
+
+from ccts_dist.model.emotion import EmotionModel
+from ccts_dist.model.folder import LoadedModel
+from ccts_dist.progress import Progress, say
+from ccts_dist.scoring.predict_split import Scores, evaluate, pooled_scores
+from ccts_dist.shards.format.schema import escape_key
+from ccts_dist.train.context import Parts, save_trained
+from ccts_dist.train.history import History
+from ccts_dist.train.memory.peak import peaks_over_ranks_gb
+from ccts_dist.train.metrics import finite
+from ccts_dist.train.resilience.skipped_steps import allow_damaged
+
+
+class Judge:
+    """Validates a training and keeps its best model. Every method is called by every rank.
+
+    Args:
+        parts: of the training; ``state`` is told what came of each validation.
+        check: raises what only this rank knows of yet; called before each step.
+    """
+
+    def __init__(self, parts: Parts, check: Callable[[], object]) -> None:
+        self._parts, self._check = parts, check
+        self._history: History | None = None
+
+    def open(self) -> None:
+        """Go on with the file of validations."""
+        self._history = self._parts.folder.open_history(self._parts.state.validated_step, "validations.jsonl")
+
+    def close(self) -> None:
+        """No more validations for now."""
+        if self._history is not None:
+            self._history.close()
+
+    def check(self) -> None:
+        """Raises: OutputError, on rank 0 alone, when a validation could not be written down."""
+        if self._history is not None:
+            self._history.check()
+
+    @property
+    def has_seen_enough(self) -> bool:
+        """Whether there was no better model for ``train.stop_after`` validations."""
+        limit = self._parts.run.train.stop_after
+        return 0 < limit <= self._parts.state.since_best
+
+    def is_due(self, steps_per_epoch: int) -> bool:
+        """Whether the model, as it is after a step within an epoch, is yet to be validated.
+
+        Also after a resume: a run may have been stopped while it validated.
+        """
+        every, state = self._parts.run.train.validate_steps, self._parts.state
+        within = 0 < state.step_in_epoch < steps_per_epoch
+        return every > 0 and within and state.step % every == 0 and state.validated_step != state.step
+
+    def validate(self, words: str, figures: Mapping[str, float]) -> None:
+        """Score the model, tell of it, and keep it if it is the best so far; leaves it in evaluation mode.
+
+        Training goes on as if nothing had been: each of its forward passes draws from a random state of its own.
+
+        Args:
+            words: what is said before the scores.
+            figures: what is told with them.
+        """
+        parts, state = self._parts, self._parts.state
+        scores = self._scores()
+        parts.schedule.after_validation(scores.loss)
+        held_gb, reserved_gb = peaks_over_ranks_gb(parts.engine.device)
+        told = {
+            **figures,
+            "system/peak_memory_gb": held_gb,
+            **({} if reserved_gb is None else {"system/peak_memory_reserved_gb": reserved_gb}),
+            "valid/loss": scores.loss,
+            **_told("valid", scores),
+        }
+        parts.tracking.metrics(finite(told), state.step)
+        # The first one counts even if it is not a number: a run always leaves a best model, however bad.
+        better = state.best_epoch < 0 or scores.criterion < (inf if state.best_loss is None else state.best_loss)
+        best = " (best)" if better else ""
+        say(f"{words}validation loss {scores.loss:.4f}{best}, {scores_in_words(scores)}", visible=parts.is_first)
+        if better:
+            criterion = scores.criterion
+            state.best_loss, state.best_epoch = criterion if isfinite(criterion) else None, state.epoch
+            save_trained(parts, "best", scores.ccc)
+        state.since_best = 0 if better else state.since_best + 1
+        state.validated_step = state.step
+        if self._history is not None:
+            self._history.write({"step": state.step, "epoch": state.epoch, "best": better, **told})
+        if self.has_seen_enough:
+            what = "validation loss has not fallen" if scores.ccc else "unweighted accuracy has not risen"
+            say(
+                f"the {what} {state.since_best} times in a row (train.stop_after): training ends after step "
+                f"{state.step}",
+                visible=parts.is_first,
+            )
+
+    def test(self, loaded: LoadedModel) -> dict[str, Scores]:
+        """Scores of a model on each test split, which are tracked as well; those of several pooled under "test/"."""
+        parts, splits = self._parts, self._parts.run.data.test_splits
+        model = loaded.model.to(parts.engine.device).eval()
+        found = {split: self._test(model, split) for split in splits}
+        if len(found) > 1:
+            for split, scores in found.items():
+                parts.tracking.metrics(finite(_told(f"test/{escape_key(split)}", scores)), parts.state.step)
+        if found:
+            parts.tracking.metrics(finite(_told("test", pooled_scores(list(found.values())))), parts.state.step)
+        return found
+
+    def _test(self, model: EmotionModel, split: str) -> Scores:
+        parts = self._parts
+        loader = parts.session.test_loader(split)
+        with Progress(loader.steps_per_epoch, "testing", unit="step", visible=parts.is_first) as progress:
+            scores = self._score(
+                lambda batch: model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens),
+                loader,
+                progress,
+                "testing",
+                ranked=True,
+            )
+        loader.close()
+        return scores
+
+    def _scores(self) -> Scores:
+        parts = self._parts
+        parts.engine.train(False)
+        loader = parts.session.valid_loader
+        with Progress(loader.steps_per_epoch, "validating", unit="step", visible=parts.is_first) as progress:
+            return self._score(parts.engine.forward, loader, progress, "validating")
+
+    def _check_at(self, what: str) -> None:
+        self._check()
+        self._parts.watch.at(what, brief=True)
+
+    def _score(self, forward: Any, loader: Any, progress: Progress, what: str, *, ranked: bool = False) -> Scores:
+        parts = self._parts
+        scores = evaluate(
+            forward,
+            loader,
+            parts.run.model.targets,
+            parts.session.objective.target_weights,
+            parts.engine.device,
+            extras=replace(parts.session.extras, spearman=ranked),
+            advance=progress.advance,
+            check=lambda: self._check_at(what),
+        )
+        allow_damaged(scores.damaged, len(scores.damaged), "evaluation", parts.run, visible=parts.is_first)
+        return scores
+
+
+def scores_in_words(scores: Scores) -> str:
+    """The CCC of each target, and the categories' unweighted accuracy."""
+    ccc = "  ".join(f"{target} {value:.3f}" for target, value in scores.ccc.items())
+    parts = [f"CCC {ccc}"] if ccc else []
+    if scores.categories:
+        parts.append(f"categories: unweighted accuracy {scores.categories['unweighted_accuracy']:.3f}")
+    return "; ".join(parts)
+
+
+def _told(split: str, scores: Scores) -> dict[str, float]:
+    """Figures by the names under which they are tracked."""
+    told = {f"{split}/ccc_{target}": value for target, value in scores.ccc.items()}
+    if scores.spearman:  # of a test: correlations stand beside CCC
+        told |= {f"{split}/pearson_{target}": value for target, value in scores.pearson.items()}
+        told |= {f"{split}/spearman_{target}": value for target, value in scores.spearman.items()}
+    told |= {f"{split}/unweighted_recall_{target}": value for target, value in scores.unweighted_recall.items()}
+    if not scores.ccc:  # what chooses the best model
+        told[f"{split}/uar"] = scores.categories["unweighted_accuracy"]
+    return told | {f"{split}/category_{figure}": value for figure, value in scores.categories.items()}

@@ -1,0 +1,1 @@
+"""DeepSpeed: its engine, its configuration, and the partitioned state of ZeRO."""
