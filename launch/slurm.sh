@@ -22,7 +22,7 @@
 #   CCTS_MASTER_PORT     a port that is free on the first node (default: from the job's number)
 #   CCTS_MAX_REQUEUES    how often the job may queue itself again (default: 100)
 #   CCTS_WAIT_S          when the first rank has left, how long the others may take (default: 300); it must cover
-#                        tracking.register, which rank 0 does alone
+#                        tracking.registered_model_name, which rank 0 does alone
 #
 # What sbatch's own options say goes before these:
 #SBATCH --job-name=ccts

@@ -23,9 +23,9 @@ def rows_of(teacher: TeacherBatch, rows: slice) -> TeacherBatch:
 
 def every_way(base: DistillTerms) -> dict[str, DistillTerms]:
     """By name: ``base`` with every distance, gate and prediction distance."""
-    ways = product(("squared", "norm", "cosine"), LOSS_GATES, ("squared", "ccc"))
+    ways = product(("mse", "l2", "cosine"), LOSS_GATES, ("mse", "ccc"))
     return {
-        f"{distance} {gate} {predictions}": replace(base, distance=distance, gate=gate, prediction_distance=predictions)
+        f"{distance} {gate} {predictions}": replace(base, distance=distance, gate=gate, prediction_loss=predictions)
         for distance, gate, predictions in ways
     }
 
@@ -45,9 +45,9 @@ def direct_distillation(
     admitted = None if teacher.admitted is None else teacher.admitted[counts]
     row, each = _shares(other, label[counts].double(), distill, admitted)
     student, target = embedding[counts].double(), teacher.embedding[counts].double()
-    if distill.distance == "squared":
+    if distill.embedding_loss == "mse":
         distance = (student - target).square().mean(1)
-    elif distill.distance == "norm":
+    elif distill.embedding_loss == "l2":
         distance = (student - target).square().sum(1).sqrt()
     else:
         distance = 1 - F.cosine_similarity(student, target)
@@ -56,7 +56,7 @@ def direct_distillation(
     for j, alpha in enumerate(target_weights):
         chosen = each[:, j] > 0
         p, y, share = own[chosen, j], other[chosen, j], each[chosen, j] / each[chosen, j].sum()
-        if distill.prediction_distance == "squared":
+        if distill.prediction_loss == "mse":
             between = between + (share * (p - y).square()).sum() / len(target_weights)
         elif len(p) >= 2:
             mean_p, mean_y = (share * p).sum(), (share * y).sum()

@@ -96,10 +96,10 @@ def train_plainly(config: Path, *set_: str, resume: str = "", continues: Path | 
     """
     run = read_run(config, list(set_))
     if continues is not None:
-        copy_run(continues, Path(run.output))
+        copy_run(continues, Path(run.output_dir))
     real, training.Engine = training.Engine, PlainEngine
     try:
         training.train(run, Ranks(), resume=resume)
     finally:
         training.Engine = real
-    return Path(run.output)
+    return Path(run.output_dir)

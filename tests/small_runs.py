@@ -22,7 +22,7 @@ SHORT, LONG = 1_600, 6_400
 
 SPEECH = {
     "encoder": "scratch",
-    "train_front_end": True,
+    "train_feature_encoder": True,
     "pooling": "mean",
     "scratch": {
         "model_type": "hubert",
@@ -85,16 +85,16 @@ def build_two_kinds(folder: Path, *, num_train: int = 64, num_valid: int = 12, b
 def write_run(path: Path, shards: Path, output: Path, **sections: Mapping[str, Any]) -> Path:
     """A run file: 16 utterances a step, SGD at 1e-2, fp32, no dropout, no clipping; ``sections`` are merged in."""
     tree: dict[str, Any] = {
-        "name": path.stem,
-        "output": str(output),
+        "run_name": path.stem,
+        "output_dir": str(output),
         "seed": 3,
         # Groups of one batch: were the epoch sorted by duration, each batch would be of one kind.
-        "data": {"shards": str(shards), "workers": 0, "duration_group": 1},
-        "model": {"embedding": 8, "speech": SPEECH},
-        "batch": {"global_utterances": 16, "micro_utterances": 16},
-        "optim": {"name": "sgd", "learning_rate": 1e-2, "encoder_factor": 1.0, "schedule": "constant"},
+        "data": {"shards": str(shards), "num_workers": 0, "bucket_batches": 1},
+        "model": {"embedding_dim": 8, "speech": SPEECH},
+        "batch": {"global_batch_size": 16, "micro_batch_size": 16},
+        "optim": {"name": "sgd", "learning_rate": 1e-2, "encoder_lr_scale": 1.0, "lr_scheduler": "constant"},
         "train": {"epochs": 13, "max_steps": 50},
-        "tracking": {"kind": "none"},
+        "tracking": {"backend": "none"},
     }
     for name, values in sections.items():
         tree[name] = {**tree.get(name, {}), **values}

@@ -65,7 +65,7 @@ def save_small_teacher(
     Args:
         weights: parameters by name, to be filled with one number.
     """
-    config = both() if with_text else ModelConfig(embedding=8, speech=speech_config())
+    config = both() if with_text else ModelConfig(embedding_dim=8, speech=speech_config())
     tokenizer = None
     if config.text is not None:
         tokenizer = train_tokenizer([" ".join(WORDS)] * 20, config.text, folder.with_name(f"{folder.name}-tokenizer"))

@@ -99,17 +99,17 @@ def number_teacher(folder: Path, shard_set: ShardSet) -> TeacherCache:
 
 def make_loader(shard_set: ShardSet, *, ranks: Ranks | None = None, splits=("Train",), **settings) -> Loader:
     batch = BatchConfig(
-        global_utterances=settings.pop("global_utterances", 8),
-        micro_utterances=settings.pop("micro_utterances", 3),
+        global_batch_size=settings.pop("global_batch_size", 8),
+        micro_batch_size=settings.pop("micro_batch_size", 3),
         **{name: settings.pop(name) for name in tuple(settings) if name.startswith("micro_batch_")},
     )
     data = DataConfig(
         shards=str(shard_set.root),
-        workers=settings.pop("workers", 0),
-        window_utterances=settings.pop("window_utterances", 24),
-        duration_group=2,
-        streams=settings.pop("streams", 1),
-        damaged=settings.pop("damaged", "stop"),
+        num_workers=settings.pop("workers", 0),
+        shuffle_buffer_size=settings.pop("shuffle_buffer_size", 24),
+        bucket_batches=2,
+        num_partitions=settings.pop("streams", 1),
+        on_corrupt=settings.pop("damaged", "stop"),
         max_duration_s=settings.pop("max_duration_s", 0.0),
     )
     return Loader(

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     from ccts_dist.config import read_run
 
     run = read_run(args.config, args.set)
-    missing = "" if args.check else missing_for_training(tracked=run.tracking.kind == "mlflow")
+    missing = "" if args.check else missing_for_training(tracked=run.tracking.backend == "mlflow")
     if missing:
         raise ConfigError(missing)
     prefer_expandable_segments(os.environ)
@@ -51,14 +51,19 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.check:
         return check(run, num_ranks=args.ranks, gpu_memory_gb=args.gpu_memory, assume=args.assume)
-    records = beats_folder(Path(run.output))
-    with process_group(rank_facts(), timeout_s=run.train.timeout_s, nccl_records=records) as ranks:
+    records = beats_folder(Path(run.output_dir))
+    with process_group(rank_facts(), timeout_s=run.train.comm_timeout_s, nccl_records=records) as ranks:
         train(run, ranks, resume=args.resume)
-    if run.tracking.register and ranks.is_first:
+    if run.tracking.registered_model_name and ranks.is_first:
         from ccts_dist.registry import register  # it takes seconds, and every rank would wait for it
 
-        version = register(Path(run.output), run.tracking.register, alias="candidate", tracking_uri=run.tracking.uri)
-        print(f"registered models:/{run.tracking.register}/{version}, alias candidate")
+        version = register(
+            Path(run.output_dir),
+            run.tracking.registered_model_name,
+            alias="candidate",
+            tracking_uri=run.tracking.tracking_uri,
+        )
+        print(f"registered models:/{run.tracking.registered_model_name}/{version}, alias candidate")
     return 0
 
 

@@ -41,14 +41,14 @@ class SpecAugmentConfig:
     The defaults are wav2vec 2.0's. Drawn from the run's seed, step, rank and pass.
     """
 
-    time_probability: Share = 0.05
+    mask_time_prob: Share = 0.05
     """Share of the frames that would be masked if no two masks overlapped; 0 masks none."""
 
-    time_length: Count = 10
+    mask_time_length: Count = 10
     """Frames of a mask; 50 frames are a second with HuBERT and its kin."""
 
-    feature_probability: Share = 0.0
+    mask_feature_prob: Share = 0.0
     """Share of the features that would be masked if no two masks overlapped; 0 masks none."""
 
-    feature_length: Count = 10
+    mask_feature_length: Count = 10
     """Features of a mask."""

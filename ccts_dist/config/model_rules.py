@@ -12,9 +12,9 @@ def check_model(model: ModelConfig, source: str) -> None:
     """
     if model.speech is None and model.text is None:
         raise ConfigError(f"{source}: model has neither [model.speech] nor [model.text]. Give it one or both.")
-    if model.also and model.speech is None:
+    if model.extra_speech and model.speech is None:
         raise ConfigError(
-            f"{source}: [[model.also]] stands without [model.speech]: must be beside it. Make its first one "
+            f"{source}: [[model.extra_speech]] stands without [model.speech]: must be beside it. Make its first one "
             "[model.speech]."
         )
     if len(set(model.targets)) != len(model.targets) or not (model.targets or model.categories):
@@ -34,7 +34,7 @@ def check_model(model: ModelConfig, source: str) -> None:
 def speech_tables(model: ModelConfig) -> dict[str, SpeechConfig]:
     """The tables of the speech encoders by their names in the run file, in the order of their vectors."""
     tables = {} if model.speech is None else {"model.speech": model.speech}
-    return tables | {f"model.also[{number}]": branch for number, branch in enumerate(model.also)}
+    return tables | {f"model.extra_speech[{number}]": branch for number, branch in enumerate(model.extra_speech)}
 
 
 def kept_branches(model: ModelConfig) -> dict[str, SpeechConfig | TextConfig]:
@@ -43,7 +43,7 @@ def kept_branches(model: ModelConfig) -> dict[str, SpeechConfig | TextConfig]:
     branches: dict[str, SpeechConfig | TextConfig] = {}
     if model.speech is not None:
         branches["speech"] = model.speech
-    branches |= {f"also.{number}": branch for number, branch in enumerate(model.also)}
+    branches |= {f"also.{number}": branch for number, branch in enumerate(model.extra_speech)}
     if model.text is not None:
         branches["text"] = model.text
     return {
@@ -85,7 +85,7 @@ def _check_filterbank(branch: SpeechConfig, table: str) -> None:
     for key, value, only in (
         ("trainable", branch.trainable, "all"),
         ("layers", branch.layers, "last"),
-        ("train_front_end", branch.train_front_end, False),
+        ("train_feature_encoder", branch.train_feature_encoder, False),
     ):
         if value != only:
             raise ConfigError(

@@ -15,13 +15,13 @@ Pooling = Literal["gru", "mean", "statistics", "attentive-statistics", "self-att
 class FilterbankConfig:
     """A small speech encoder that needs no pretraining: log-mel energies, then convolutions over time."""
 
-    bins: Annotated[int, Between(8, 128)] = 40
+    num_mel_bins: Annotated[int, Between(8, 128)] = 40
     """Mel bands between 0 and 8,000 Hz."""
 
-    window_ms: Annotated[float, Between(5, 64)] = 25.0
+    frame_length_ms: Annotated[float, Between(5, 64)] = 25.0
     """Length of the audio that one vector of energies describes."""
 
-    step_ms: Annotated[float, Between(1, 64)] = 10.0
+    frame_shift_ms: Annotated[float, Between(1, 64)] = 10.0
     """Time from one such vector to the next."""
 
     channels: tuple[Count, ...] = (64, 64)
@@ -67,7 +67,7 @@ class SpeechConfig:
     is trained, also in layers that are not; absent as the encoder's own configuration has it. Not with encoder =
     "filterbank", which has none, nor with ``trainable`` = "none", whose encoder is never in training mode."""
 
-    train_front_end: bool = False
+    train_feature_encoder: bool = False
     """Train the convolutional front end too. Not of encoders that hear through a feature extractor, whose convolutions
     belong to what ``trainable`` "all" trains."""
 
@@ -76,7 +76,7 @@ class SpeechConfig:
     encoder = "scratch" unless ``scratch`` names ``apply_spec_augment``. To turn it off set both shares to 0. Encoders
     that hear through a feature extractor mask nothing, and refuse the table."""
 
-    normalise: Literal["auto", "on", "off"] = "auto"
+    do_normalize: Literal["auto", "on", "off"] = "auto"
     """Zero mean, unit variance per utterance before the encoder; "auto" does as the encoder was pretrained. A feature
     extractor decides by itself: beside one it must be "auto"."""
 
@@ -107,7 +107,7 @@ class TextConfig:
     scratch: Mapping[str, Any] = field(default_factory=dict)
     """With encoder = "scratch": ``model_type`` ("bert", ...) and keys of that model's transformers configuration."""
 
-    vocabulary: Count = 400
+    vocab_size: Count = 400
     """With encoder = "scratch": most pieces of the SentencePiece model trained on the training transcripts."""
 
     trainable: str = "all"
@@ -147,7 +147,7 @@ class ModelConfig:
     a score. Utterances of another category, or of none, count for the targets alone. What is told of them on validation
     and test splits: weighted and unweighted accuracy, macro F1, cross-entropy. Empty for none."""
 
-    embedding: Count = 128
+    embedding_dim: Count = 128
     """Size of the embedding that a teacher hands on."""
 
     embedding_norm: Literal["none", "layer"] = "none"
@@ -167,16 +167,16 @@ class ModelConfig:
     """From the embedding to the targets: one linear layer for all, or for each target a hidden layer and a linear one
     of its own."""
 
-    head_hidden: Count = 64
+    head_hidden_dim: Count = 64
     """Hidden units of each head of "per-target"."""
 
     gradient_checkpointing: bool = False
     """Recompute encoder layers in the backward pass: less memory, about a third more time."""
 
     speech: SpeechConfig | None = None
-    also: tuple[SpeechConfig, ...] = ()
-    """Further speech encoders beside ``speech``, tables [[model.also]]: each hears the same audio, normalised its own
-    way, and pools its own frames; the vectors stand side by side before the embedding."""
+    extra_speech: tuple[SpeechConfig, ...] = ()
+    """Further speech encoders beside ``speech``, tables [[model.extra_speech]]: each hears the same audio, normalised
+    its own way, and pools its own frames; the vectors stand side by side before the embedding."""
 
     text: TextConfig | None = None
 

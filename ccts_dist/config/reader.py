@@ -260,29 +260,33 @@ def _check_together(run: RunConfig, source: str) -> None:
             f"{source}: loss.focal_gamma = {run.loss.focal_gamma} shapes the cross-entropy of model.categories, and "
             "there are none. Name some, or leave it out."
         )
-    if run.data.teacher and not run.model.targets:
+    if run.data.teacher_cache and not run.model.targets:
         raise ConfigError(
-            f"{source}: data.teacher = {run.data.teacher!r} needs model.targets, and there are none: what is distilled "
-            "are predictions of targets. Name some, or leave the teacher out."
+            f"{source}: data.teacher_cache = {run.data.teacher_cache!r} needs model.targets, and there are "
+            "none: what is distilled are predictions of targets. Name some, or leave the teacher out."
         )
-    if run.data.teacher and run.distill is None:
+    if run.data.teacher_cache and run.distill is None:
         raise ConfigError(
-            f"{source}: data.teacher = {run.data.teacher!r} is named, and there is no [distill] to use it. "
+            f"{source}: data.teacher_cache = {run.data.teacher_cache!r} is named, and there is no [distill] to use it. "
             "Add the table [distill], or leave the teacher out."
         )
     if any(weight < 0 for weight in weights):
         raise ConfigError(f"{source}: loss.target_weights = {list(weights)}: must be at least 0 each. Change them.")
-    for key, value in (("name", run.name), ("output", run.output), ("tracking.experiment", run.tracking.experiment)):
+    for key, value in (
+        ("run_name", run.run_name),
+        ("output_dir", run.output_dir),
+        ("tracking.experiment_name", run.tracking.experiment_name),
+    ):
         if not value.strip():
             raise ConfigError(f"{source}: {key} is empty: must be a name. Give one.")
-    if set(run.tracking.register) & set("/:.@%\"'"):
+    if set(run.tracking.registered_model_name) & set("/:.@%\"'"):
         raise ConfigError(
-            f"{source}: tracking.register = {run.tracking.register!r}: must hold none of / : . @ % and quotes, since "
-            "it becomes part of models:/NAME@ALIAS. Change it."
+            f"{source}: tracking.registered_model_name = {run.tracking.registered_model_name!r}: must hold none "
+            "of / : . @ % and quotes, since it becomes part of models:/NAME@ALIAS. Change it."
         )
-    if run.distill is not None and not run.data.teacher:
+    if run.distill is not None and not run.data.teacher_cache:
         raise ConfigError(
-            f"{source}: [distill] needs a teacher, and data.teacher is empty. "
+            f"{source}: [distill] needs a teacher, and data.teacher_cache is empty. "
             'Name a teacher cache, or "merged", or leave [distill] out.'
         )
     if run.distill is not None:

@@ -22,10 +22,10 @@ _WARMS_UP = ("constant", "linear", "cosine")
 def check_schedule(run: RunConfig, source: str) -> None:
     """Raises: ConfigError, for a warm-up of a schedule that has none."""
     optim = run.optim
-    if optim.warmup_steps and optim.schedule not in _WARMS_UP:
+    if optim.warmup_steps and optim.lr_scheduler not in _WARMS_UP:
         raise ConfigError(
-            f"{source}: optim.warmup_steps = {optim.warmup_steps} with optim.schedule = {optim.schedule!r}: only "
-            f"{', '.join(_WARMS_UP)} warm up. Set it to 0, or change the schedule."
+            f"{source}: optim.warmup_steps = {optim.warmup_steps} with optim.lr_scheduler = "
+            f"{optim.lr_scheduler!r}: only {', '.join(_WARMS_UP)} warm up. Set it to 0, or change the schedule."
         )
 
 
@@ -110,9 +110,9 @@ def check_input(run: RunConfig, source: str) -> None:
 
 def check_frames(run: RunConfig, source: str) -> None:
     """Raises: ConfigError, when there are no frames to keep, or they would differ from epoch to epoch."""
-    if not run.data.frames:
+    if not run.data.feature_cache:
         return
-    named = f"{source}: data.frames = {run.data.frames!r}"
+    named = f"{source}: data.feature_cache = {run.data.feature_cache!r}"
     if not kept_branches(run.model):
         raise ConfigError(
             f"{named}: no encoder is frozen with its frames of one layer, so there are none to keep. Set "
@@ -137,16 +137,16 @@ def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:
             f"{source}: distill.gate = 'per-dimension' acts on the prediction term, and distill.prediction_weight = 0 "
             "leaves that out. Set distill.prediction_weight above 0, or take another gate."
         )
-    if distill.prediction_distance == "ccc" and distill.prediction_weight == 0:
+    if distill.prediction_loss == "ccc" and distill.prediction_weight == 0:
         raise ConfigError(
-            f"{source}: distill.prediction_distance = 'ccc' shapes the prediction term, and distill.prediction_weight "
+            f"{source}: distill.prediction_loss = 'ccc' shapes the prediction term, and distill.prediction_weight "
             "= 0 leaves that out. Set distill.prediction_weight above 0, or leave the distance out."
         )
-    if distill.prediction_distance == "ccc" and run.loss.scope == "micro-batch":
+    if distill.prediction_loss == "ccc" and run.loss.scope == "micro-batch":
         raise ConfigError(
-            f"{source}: distill.prediction_distance = 'ccc' is taken over the global batch, whose predictions "
+            f"{source}: distill.prediction_loss = 'ccc' is taken over the global batch, whose predictions "
             "loss.scope = 'micro-batch' does not collect. Set loss.scope = \"global\", or "
-            'distill.prediction_distance = "squared".'
+            'distill.prediction_loss = "mse".'
         )
     _check_gate(distill, run, source)
 
@@ -154,17 +154,18 @@ def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:
 def _check_gate(distill: DistillConfig, run: RunConfig, source: str) -> None:
     """Raises: ConfigError, for settings that the gate has no use for, or that it lacks."""
     gate = distill.gate
-    has_threshold = gate in THRESHOLD_GATES or (gate == "random" and not distill.leave_out)
+    has_threshold = gate in THRESHOLD_GATES or (gate == "random" and not distill.reject_fraction)
     # Run files of earlier versions have the default, whether or not the gate has a use for it.
     if distill.threshold not in (None, DEFAULT_THRESHOLD) and not has_threshold:
         raise ConfigError(
             f"{source}: distill.threshold = {distill.threshold}: distill.gate = {gate!r} has no use for it. "
             'Set distill.gate = "any-dimension" or "per-dimension", or leave the threshold out.'
         )
-    if distill.leave_out > 0 and gate not in (*THRESHOLD_GATES, "random"):
+    if distill.reject_fraction > 0 and gate not in (*THRESHOLD_GATES, "random"):
         raise ConfigError(
-            f"{source}: distill.leave_out = {distill.leave_out}: distill.gate = {gate!r} has no use for it. "
-            'Set distill.gate = "any-dimension", "per-dimension" or "random", or distill.leave_out = 0.'
+            f"{source}: distill.reject_fraction = {distill.reject_fraction}: distill.gate = {gate!r} has no use "
+            "for it. "
+            'Set distill.gate = "any-dimension", "per-dimension" or "random", or distill.reject_fraction = 0.'
         )
     by_residuals = gate in (*RESIDUAL_GATES, "random")
     for key, value in (("gate_targets", list(distill.gate_targets)), ("deviation", distill.deviation)):

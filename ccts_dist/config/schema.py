@@ -30,18 +30,18 @@ class DataConfig:
     """Splits that are scored once, each by itself, with the best model, after training; may be empty. Of several the
     pooled CCC is given as well, which is that of none of them."""
 
-    teacher: str = ""
+    teacher_cache: str = ""
     """Folder or address of the teacher cache, "merged" when the shards carry the teacher's outputs, "" for none."""
 
-    window_utterances: Count = 65_536
+    shuffle_buffer_size: Count = 65_536
     """Utterances that are shuffled together; bounds the plan's memory."""
 
-    duration_group: Count = 1
+    bucket_batches: Count = 1
     """Batches within which utterances are sorted by duration; 1 for batches of random composition. Above 1 it saves
     padding and harms every loss that is a statistic of a batch, such as CCC: in a batch of one duration the number of
     letters predicts how fast somebody spoke. ``batch.micro_batch_seconds`` saves padding without harm."""
 
-    streams: Count = 1
+    num_partitions: Count = 1
     """Parts of the shards that give equal shares of every batch. When the nodes divide them, each node reads its own
     and no others, so that it need not fetch the whole corpus; the order depends on it, not on the nodes."""
 
@@ -51,13 +51,13 @@ class DataConfig:
     0.5 on GPUs and 0 on CPUs. Added frames are masked: only dropout, which is drawn for them too, then draws otherwise.
     """
 
-    workers: CountOrZero = 1
+    num_workers: CountOrZero = 1
     """Threads per rank that read and decode; 0 reads in the training thread."""
 
-    damaged: Literal["stop", "skip"] = "stop"
+    on_corrupt: Literal["raise", "skip"] = "raise"
     """What to do about an utterance that is damaged: stop on all ranks, or go on with it at weight 0, counted."""
 
-    max_damaged: CountOrZero = 100
+    max_corrupt: CountOrZero = 100
     """With damaged = "skip": most damaged utterances of an epoch; one more stops the run."""
 
     max_duration_s: NotNegative = 0.0
@@ -65,21 +65,21 @@ class DataConfig:
     whose place is drawn anew in every epoch; its transcript and the teacher's cached output stay those of the whole.
     Validation and test hear utterances whole, as whoever predicts does."""
 
-    frames: str = ""
+    feature_cache: str = ""
     """Folder on storage that all ranks share where the frames of frozen encoders are kept: what is not there yet is
     made before training starts, and later epochs and runs read it instead of running the encoders. For encoders with
     ``trainable`` = "none" that are not mixed of weighted layers; where all speech encoders are such, no audio is
     decoded. Speech is not kept with what makes every epoch hear something else: [augment], ``max_duration_s``. "" for
     none."""
 
-    frames_type: Literal["float32", "float16"] = "float32"
+    feature_cache_dtype: Literal["float32", "float16"] = "float32"
     """How frames are kept. A second of audio has 50 frames in most encoders: 1024 features make 0.7 GB an hour in
     float32, and half of that in float16, whose rounding (3 digits) the training then sees."""
 
-    cache: str = ""
+    shard_cache: str = ""
     """Folder of this node for shards from a store; "" for the user's cache folder. Unused for local shards."""
 
-    cache_gb: Positive = 100.0
+    shard_cache_gb: Positive = 100.0
     """Most gigabytes (10^9 bytes) in that folder; the longest unused shards make room."""
 
 
@@ -87,10 +87,10 @@ class DataConfig:
 class BatchConfig:
     """How a global batch is cut into micro-batches."""
 
-    global_utterances: Count = 32
+    global_batch_size: Count = 32
     """Utterances per optimizer step, over all ranks."""
 
-    micro_utterances: Count = 32
+    micro_batch_size: Count = 32
     """Most utterances per forward pass on one rank."""
 
     labelled_share: Annotated[float, Between(0.001, 0.999)] | None = None
@@ -102,7 +102,7 @@ class BatchConfig:
     """Most seconds of padded audio in a micro-batch on one rank: utterances times the longest one's duration. The
     global batch is then sorted by duration and cut into as many micro-batches per rank as make the step shortest, which
     differs from step to step and is the same on all ranks. Training takes no utterance that is longer; validation takes
-    a longer one alone. Absent: as few micro-batches as ``micro_utterances`` allows, the same number in every step."""
+    a longer one alone. Absent: as few micro-batches as ``micro_batch_size`` allows, the same number in every step."""
 
     micro_batch_overhead_seconds: Annotated[float, Between(0.01, 1_000_000)] = 3.0
     """With ``micro_batch_seconds``: seconds of padded audio that take as long as what a forward and backward pass costs
@@ -117,13 +117,13 @@ class BatchConfig:
 
     def passes(self, num_ranks: int, largest_batch: int | None = None) -> int:
         """Fewest forward passes per optimizer step on each rank; refuses more ranks than utterances."""
-        if self.global_utterances < num_ranks:
+        if self.global_batch_size < num_ranks:
             raise ConfigError(
-                f"batch.global_utterances={self.global_utterances} leaves some of {num_ranks} ranks without an "
+                f"batch.global_batch_size={self.global_batch_size} leaves some of {num_ranks} ranks without an "
                 f"utterance. Use at least {num_ranks}, or fewer ranks."
             )
-        size = self.global_utterances if largest_batch is None else largest_batch
-        return -(-size // (self.micro_utterances * num_ranks))
+        size = self.global_batch_size if largest_batch is None else largest_batch
+        return -(-size // (self.micro_batch_size * num_ranks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,22 +169,22 @@ class DistillConfig:
     embedding_weight: NotNegative = 30.0
     """Lambda of the paper: weight of the embedding term."""
 
-    distance: Literal["squared", "norm", "cosine"] = "norm"
-    """"norm": Euclidean distance, the paper's formula; "squared": mean over the H features of the squared difference;
+    embedding_loss: Literal["mse", "l2", "cosine"] = "l2"
+    """"l2": Euclidean distance, the paper's formula; "mse": mean over the H features of the squared difference;
     "cosine": 1 - cosine of the angle between the two, whatever their lengths. Mean over kept utterances. At distance d
-    an utterance's gradient has a length proportional to lambda with "norm", and to lambda * 2 d / H with "squared": the
-    two are equal where lambda of "squared" is H / (2 d) times that of "norm". With H = 128 that is 19 times at d = 3.4,
+    an utterance's gradient has a length proportional to lambda with "l2", and to lambda * 2 d / H with "mse": the
+    two are equal where lambda of "mse" is H / (2 d) times that of "l2". With H = 128 that is 19 times at d = 3.4,
     where an untrained student of the demo is, and 73 times at d = 0.88, where a distilled one is. So lambda = 30 on the
     mean square is no stronger than 0.4 to 1.6 on the norm, below the 3 to 50 that the paper tried."""
 
-    standardise: bool = False
+    standardize: bool = False
     """Compare embeddings in units of the cache's mean and deviation per feature, instead of raw."""
 
     prediction_weight: NotNegative = 0.0
     """Weight of the term between student's and teacher's predictions."""
 
-    prediction_distance: Literal["squared", "ccc"] = "squared"
-    """"squared": mean squared difference over targets and kept utterances; "ccc": sum over targets of weight * (1 - CCC
+    prediction_loss: Literal["mse", "ccc"] = "mse"
+    """"mse": mean squared difference over targets and kept utterances; "ccc": sum over targets of weight * (1 - CCC
     of student and teacher) over what is kept of the global batch, exactly, with the weights of ``loss.target_weights``;
     not with ``loss.scope`` = "micro-batch"."""
 
@@ -194,8 +194,9 @@ class DistillConfig:
     takes every utterance. "soft": every utterance, with a share of exp(-max_j r_j^2 / (2 s_j^2)) in both terms, r its
     residuals and s their standard deviations; each term is the mean over the global batch weighted by the shares. A
     label that is missing counts as a residual of 0. Three gates need no label. "random": a control, which rejects each
-    utterance with probability ``leave_out`` by a hash of ``seed`` and key, the same ones in every epoch. "keys": those
-    whose keys stand in ``gate_keys``. "confidence": those whose transcript was recognized with ``min_confidence``."""
+    utterance with probability ``reject_fraction`` by a hash of ``seed`` and key, the same ones in every epoch.
+    "keys": those whose keys stand in ``gate_keys``. "confidence": those whose transcript was recognized with "
+    "``min_confidence``."""
 
     gate_targets: tuple[str, ...] = ()
     """Targets whose residuals the gate looks at, of "any-dimension", "per-dimension" and "soft"; empty for all."""
@@ -215,16 +216,17 @@ class DistillConfig:
 
     threshold: Positive | None = None
     """Widest residual that is kept, in standard deviations; for "any-dimension" and "per-dimension". Absent for 2, or
-    with ``leave_out`` for the one that follows from it; one that stands beside ``leave_out`` must be that one, as in
-    the run files that trainings write."""
+    with ``reject_fraction`` for the one that follows from it; one that stands beside ``reject_fraction`` must be that
+    one, as in the run files that trainings write."""
 
-    leave_out: Annotated[float, Between(0, 0.99)] = 0.0
+    reject_fraction: Annotated[float, Between(0, 0.99)] = 0.0
     """Above 0, in place of a ``threshold`` that is given: share of the labelled training utterances that
     "any-dimension" leaves out, and of which "per-dimension" leaves out some dimension. The threshold is the
-    (1 - leave_out) quantile of max_j |r_j| / s_j over the training splits, found before training from the teacher's
-    cached predictions, and recorded as ``threshold`` in run.toml, checkpoints and tracker. With gate = "random" the
-    probability of rejection; 0 there for the share of all training utterances that "any-dimension" would leave out with
-    the same ``threshold``, ``deviation`` and ``gate_targets``, which is recorded as ``leave_out``."""
+    (1 - reject_fraction) quantile of max_j |r_j| / s_j over the training splits, found before training from the
+    teacher's cached predictions, and recorded as ``threshold`` in run.toml, checkpoints and tracker. With gate =
+    "random" the probability of rejection; 0 there for the share of all training utterances that "any-dimension" would
+    leave out with the same ``threshold``, ``deviation`` and ``gate_targets``, which is recorded as
+    ``reject_fraction``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,14 +239,14 @@ class OptimConfig:
     learning_rate: Positive = 5e-4
     """Of everything but the encoders; the highest of a schedule that rises."""
 
-    encoder_factor: NotNegative = 0.25
+    encoder_lr_scale: NotNegative = 0.25
     """The encoders' learning rate as a multiple of ``learning_rate``."""
 
-    speech_factor: NotNegative | None = None
-    """The speech encoders' own such multiple; absent for ``encoder_factor``."""
+    speech_lr_scale: NotNegative | None = None
+    """The speech encoders' own such multiple; absent for ``encoder_lr_scale``."""
 
-    text_factor: NotNegative | None = None
-    """The text encoder's own such multiple; absent for ``encoder_factor``."""
+    text_lr_scale: NotNegative | None = None
+    """The text encoder's own such multiple; absent for ``encoder_lr_scale``."""
 
     weight_decay: NotNegative = 0.0
     """As the optimizer takes it."""
@@ -253,10 +255,10 @@ class OptimConfig:
     """Whether ``weight_decay`` also holds for norms, biases and other parameters of one dimension; the field spares
     them."""
 
-    clip_norm: NotNegative = 0.0
+    max_grad_norm: NotNegative = 0.0
     """Largest norm of the global gradient; 0 does not clip."""
 
-    schedule: Literal["plateau", "onecycle", "constant", "linear", "cosine"] = "plateau"
+    lr_scheduler: Literal["plateau", "onecycle", "constant", "linear", "cosine"] = "plateau"
     """"plateau": times ``plateau_factor`` when the validation loss has not fallen for more than ``plateau_patience``
     validations. "onecycle": from 1/25 of the learning rate up to all of it over 30 % of training, then down to almost 0
     (torch's OneCycleLR). "constant": always all of it. "linear" and "cosine" fall to 0 at the end of training, along a
@@ -283,11 +285,11 @@ class TrainConfig:
     max_steps: CountOrZero = 0
     """Stop after so many steps in all; 0 for no such limit."""
 
-    validate_steps: CountOrZero = 0
+    eval_steps: CountOrZero = 0
     """Steps between validations, which choose the best model, beside those at the end of every epoch; 0 for none within
     an epoch."""
 
-    stop_after: CountOrZero = 0
+    early_stopping_patience: CountOrZero = 0
     """Training ends after so many validations in a row without a better model; 0 for no such end."""
 
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -304,7 +306,7 @@ class TrainConfig:
     """DeepSpeed's JSON file; what this run file owns is "auto" or absent there. Where the working directory has none of
     that name, the one that comes with the package is read."""
 
-    checkpoint_steps: CountOrZero = 0
+    save_steps: CountOrZero = 0
     """Steps between checkpoints; 0 writes none within an epoch, only at its end."""
 
     save_epochs: Count = 1
@@ -314,17 +316,17 @@ class TrainConfig:
     """Write checkpoints in a thread while training goes on: steps wait only for a copy of weights and optimizer state,
     which rank 0 keeps in the host's memory meanwhile. false: steps wait until the checkpoint is complete."""
 
-    checkpoint_minutes: NotNegative = 0.0
+    save_minutes: NotNegative = 0.0
     """Minutes without a checkpoint after which one is written, by rank 0's clock; 0 for no such limit."""
 
-    keep_checkpoints: Count = 2
+    save_total_limit: Count = 2
     """Newest checkpoints that are kept, beside the best model."""
 
-    most_skipped_in_a_row: Count = 20
+    nonfinite_patience: Count = 20
     """Steps left out one after the other, for a loss or a gradient that is not finite, after which training stops: the
     model has diverged."""
 
-    timeout_s: Annotated[float, Between(1, 1_000_000)] = 600.0
+    comm_timeout_s: Annotated[float, Between(1, 1_000_000)] = 600.0
     """A rank that waits longer than this for its peers gives up, and all end; no step may take longer either."""
 
     peak_tflops: NotNegative = 0.0
@@ -335,7 +337,7 @@ class TrainConfig:
     """First and last step, counted from 1, that rank 0 records with torch.profiler: [50, 55] writes the trace and a
     table of the step by part into the run folder's ``profile/``. Empty for none."""
 
-    grace_s: Annotated[float, Between(1, 1_000_000)] = 120.0
+    stop_grace_s: Annotated[float, Between(1, 1_000_000)] = 120.0
     """Longest time from a request to stop to a complete checkpoint, in seconds: a step (two where they take less than a
     second) and the saving must fit. Keep it below what the cluster gives between its signal and the end."""
 
@@ -344,20 +346,20 @@ class TrainConfig:
 class TrackingConfig:
     """Where the run is followed."""
 
-    kind: Literal["mlflow", "none"] = "mlflow"
+    backend: Literal["mlflow", "none"] = "mlflow"
     """"none" leaves the history in the run folder alone."""
 
-    uri: str = ""
+    tracking_uri: str = ""
     """Tracking server; "" for MLFLOW_TRACKING_URI, and without that the SQLite file ``mlflow.db`` where training
     starts."""
 
-    experiment: str = "ccts"
+    experiment_name: str = "ccts"
     """MLflow's experiment that the run belongs to."""
 
-    parent: str = ""
+    parent_run_name: str = ""
     """Name of the run that this one is listed under, made in the experiment if it is not there; "" for none."""
 
-    register: str = ""
+    registered_model_name: str = ""
     """Name under which the best model is registered after training, with alias "candidate"; "" does not register."""
 
 
@@ -377,10 +379,10 @@ class EvaluationConfig:
 class RunConfig:
     """One run file."""
 
-    name: str
+    run_name: str
     """Name of the run, for people."""
 
-    output: str
+    output_dir: str
     """Folder for checkpoints and the best model; on storage that all ranks share."""
 
     seed: CountOrZero = 0

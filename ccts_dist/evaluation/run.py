@@ -103,7 +103,7 @@ def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
     shard_set = together(lambda: open_shard_set(asked.shards))
     for name in asked.models:
         pulled = pull_model_on_ranks(name, ranks, tracking_uri=asked.uri)
-        evaluator = Evaluator(pulled.folder, asked.shards, ranks=ranks, micro_utterances=asked.micro, bins=asked.bins)
+        evaluator = Evaluator(pulled.folder, asked.shards, ranks=ranks, micro_batch_size=asked.micro, bins=asked.bins)
         predicted = _predict(asked, evaluator, ranks, name)
         first = found[0] if found else None
         splits = together(lambda: _splits(asked, evaluator, predicted, first))  # noqa: B023 - called at once

@@ -59,7 +59,7 @@ def write_transformers(loaded: LoadedModel, folder: Path) -> Exported:
     """
     config, branch = loaded.config.speech, loaded.model.speech
     assert config is not None
-    if loaded.config.also:
+    if loaded.config.extra_speech:
         raise ConfigError("--format transformers: several speech encoders are no one model. Use --format onnx.")
     if not isinstance(branch, SpeechBranch) or branch.encoder.config.model_type == MODIFIED_CPC:
         kind = "filterbank" if isinstance(branch, FilterbankBranch) else cast(Any, branch).encoder.config.model_type

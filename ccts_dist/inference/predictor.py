@@ -101,7 +101,7 @@ class Student:
         self.scale: tuple[float, float] = loaded.scale
         """Lowest and highest rating of its corpus."""
 
-        self.embedding_size: int = loaded.config.embedding
+        self.embedding_size: int = loaded.config.embedding_dim
         """Numbers in an embedding."""
 
         self.device = device

@@ -188,7 +188,7 @@ def _room(num_rows: int, num_samples: int) -> Float32[Tensor, "batch samples"]:
     except RuntimeError as error:  # PyTorch has no kind of its own for this
         raise ShardError(
             f"audio of up to {num_samples} samples for {num_rows} utterances does not fit into memory. "
-            "Lower batch.micro_utterances, or run shards/check.py if no utterance is so long."
+            "Lower batch.micro_batch_size, or run shards/check.py if no utterance is so long."
         ) from error
 
 

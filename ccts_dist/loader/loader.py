@@ -82,11 +82,11 @@ class Loader:
         _check_names("category", "a category", categories, shard_set.manifest.categories, shard_set)
         max_samples = round(data.max_duration_s * SAMPLE_RATE_HZ) if shuffle else 0
         order: dict[str, Any] = {
-            "global_utterances": batch.global_utterances,
+            "global_batch_size": batch.global_batch_size,
             "seed": seed,
-            "window_utterances": data.window_utterances,
-            "duration_group": data.duration_group,
-            "streams": data.streams if shuffle else 1,
+            "shuffle_buffer_size": data.shuffle_buffer_size,
+            "bucket_batches": data.bucket_batches,
+            "streams": data.num_partitions if shuffle else 1,
             "shuffle": shuffle,
             "max_samples": max_samples,
         }
@@ -98,7 +98,7 @@ class Loader:
         else:
             self.plan = Plan(shard_set, splits, **order)
         batch.passes(ranks.num_ranks, self.plan.largest_batch)  # refuses more ranks than utterances
-        skip_damaged = data.damaged == "skip"
+        skip_damaged = data.on_corrupt == "skip"
         hearing = None
         if max_samples or augmenter is not None:
             hearing = Hearing(
@@ -118,7 +118,7 @@ class Loader:
             skip_damaged=skip_damaged,
         )
         self._batch, self._num_ranks = batch, ranks.num_ranks
-        self._num_threads = data.workers
+        self._num_threads = data.num_workers
         self._pool: ThreadPoolExecutor | None = None
         self._prefetched: tuple[int, int] | None = None
         # A node that has streams of its own cuts what they give among its own ranks.
@@ -208,14 +208,14 @@ class Loader:
         rows = self.plan.global_batch(epoch, step, self.streams)
         if batch.micro_batch_seconds is None:
             passes = batch.passes(self._num_ranks, self.plan.largest_batch)
-            return cut(rows, self._peers, passes, batch.micro_utterances)
+            return cut(rows, self._peers, passes, batch.micro_batch_size)
         # Passes are as many on all nodes, so that one that reads its own streams looks at the others' durations too.
         shares = [
             rows if streams == self.streams else self.plan.global_batch(epoch, step, streams)
             for streams in self._of_nodes
         ]
         passes = choose_passes(shares, self._peers, self._limit(shares, batch))
-        return cut(rows, self._peers, passes, batch.micro_utterances, self.longest_of)
+        return cut(rows, self._peers, passes, batch.micro_batch_size, self.longest_of)
 
     def _limit(self, shares: Sequence[Sequence[Row]], batch: BatchConfig) -> SecondsLimit:
         assert batch.micro_batch_seconds is not None
@@ -223,7 +223,7 @@ class Loader:
         if not self._shuffle:  # an utterance that is scored may be longer, and is then alone
             max_samples = max(max_samples, *(self.longest_of(row.num_samples) for rows in shares for row in rows))
         return SecondsLimit(
-            micro=batch.micro_utterances,
+            micro=batch.micro_batch_size,
             max_samples=max_samples,
             overhead_samples=max(1, round(batch.micro_batch_overhead_seconds * SAMPLE_RATE_HZ)),
             padded=self.longest_of,
@@ -266,17 +266,17 @@ class Loader:
         windows = [self.plan.shards_of_window(*place, self.streams) for place in ((epoch, number), following)]
         return list(dict.fromkeys(name for window in windows for name in window))
 
-    def cuts(self, epoch: int = 0, *, micro_utterances: int | None = None) -> Cuts:
+    def cuts(self, epoch: int = 0, *, micro_batch_size: int | None = None) -> Cuts:
         """What the steps of an epoch's first window are cut into, over all ranks of this node; reads no audio.
 
-        An epoch up to ``data.window_utterances`` is one window. Changes of speed are not in it.
+        An epoch up to ``data.shuffle_buffer_size`` is one window. Changes of speed are not in it.
 
         Args:
-            micro_utterances: as if ``batch.micro_utterances`` were this.
+            micro_batch_size: as if ``batch.micro_batch_size`` were this.
         """
         batch = self._batch
-        if micro_utterances is not None:
-            batch = replace(batch, micro_utterances=micro_utterances)
+        if micro_batch_size is not None:
+            batch = replace(batch, micro_batch_size=micro_batch_size)
         if (epoch, batch) not in self._cuts:
             steps = range(min(self.plan.window_steps, self.steps_per_epoch))
             self._cuts[epoch, batch] = sum_up(self._parts(epoch, step, batch) for step in steps)
@@ -286,9 +286,9 @@ class Loader:
         """Share of padding in the audio of all ranks of this node, over the epoch's first window: see ``cuts``."""
         return self.cuts(epoch).padding
 
-    def largest_part(self, micro_utterances: int) -> Part:
+    def largest_part(self, micro_batch_size: int) -> Part:
         """The part with the most padded audio over all ranks of this node and the first window: see ``cuts``."""
-        return self.cuts(micro_utterances=micro_utterances).largest
+        return self.cuts(micro_batch_size=micro_batch_size).largest
 
     def read_largest(self) -> Batch:
         """The batch of ``largest_part``, as epoch 0 has it.
@@ -298,7 +298,7 @@ class Loader:
             TeacherError: an utterance has no sound teacher output.
             FetchError: a shard cannot be fetched.
         """
-        return read_batch(self.largest_part(self._batch.micro_utterances), self._reading, 0)
+        return read_batch(self.largest_part(self._batch.micro_batch_size), self._reading, 0)
 
     def parts(self, epoch: int, step: int) -> list[list[Part]]:
         """What the ranks of this node read of a step, by pass and rank; reads no audio."""

@@ -70,7 +70,7 @@ def cut(
     if not 0 < len(rows) <= num_parts * micro:
         raise ConfigError(
             f"a global batch of {len(rows)} utterances does not fit {passes} passes on {num_ranks} ranks of at most "
-            f"batch.micro_utterances={micro}. Raise batch.micro_utterances or the number of passes."
+            f"batch.micro_batch_size={micro}. Raise batch.micro_batch_size or the number of passes."
         )
     longest_first = sorted(rows, key=lambda row: -row.num_samples)
     parts, start = [], 0

@@ -70,7 +70,7 @@ class MixedPlan:
         splits: which of its splits.
         targets: an utterance with a label of one of these is labelled.
         labelled_share: of each global batch, above 0 and below 1.
-        global_utterances: most utterances in a global batch.
+        global_batch_size: most utterances in a global batch.
         settings: the other arguments of ``Plan``.
 
     Raises:
@@ -84,23 +84,23 @@ class MixedPlan:
         *,
         targets: Sequence[str],
         labelled_share: float,
-        global_utterances: int,
+        global_batch_size: int,
         **settings: Any,
     ) -> None:
         named = f"batch.labelled_share = {labelled_share:g}"
-        num_labelled = round(labelled_share * global_utterances)
-        if not 2 <= num_labelled < global_utterances:
+        num_labelled = round(labelled_share * global_batch_size)
+        if not 2 <= num_labelled < global_batch_size:
             raise ConfigError(
-                f"{named} of batch.global_utterances = {global_utterances} is {num_labelled}: a batch needs 2 labelled "
+                f"{named} of batch.global_batch_size = {global_batch_size} is {num_labelled}: a batch needs 2 labelled "
                 "utterances for a CCC, and place for others. Change the share, or leave it out."
             )
         plans = []
-        for labelled, size in ((True, num_labelled), (False, global_utterances - num_labelled)):
+        for labelled, size in ((True, num_labelled), (False, global_batch_size - num_labelled)):
             rows = LabelledRows(source, splits, targets, labelled=labelled)
             if not sum(entry.num_utterances for entry in rows.shards_of(splits)):
                 kind = "no utterance has a label" if labelled else "every utterance has a label"
                 raise ConfigError(f"{named}: {kind} in {', '.join(splits)}. Leave the share out.")
-            plans.append(Plan(rows, splits, global_utterances=size, **settings))
+            plans.append(Plan(rows, splits, global_batch_size=size, **settings))
         plans.sort(key=lambda plan: -plan.steps_per_epoch)  # stable: the labelled ones lead where both take as long
         self._main, self._other = plans
         self.num_utterances = self._main.num_utterances + self._other.num_utterances

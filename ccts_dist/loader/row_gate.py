@@ -103,7 +103,7 @@ def row_gate_of(distill: DistillConfig | None, seed: int) -> RowGate | None:
     """The gate that a run file names, if it is of this kind.
 
     Args:
-        distill: with a resolved ``leave_out``.
+        distill: with a resolved ``reject_fraction``.
         seed: the run's.
 
     Raises:
@@ -112,7 +112,7 @@ def row_gate_of(distill: DistillConfig | None, seed: int) -> RowGate | None:
     if distill is None:
         return None
     if distill.gate == "random":
-        return RandomGate(share=distill.leave_out, seed=seed)
+        return RandomGate(share=distill.reject_fraction, seed=seed)
     if distill.gate == "keys":
         return read_keys_gate(distill.gate_keys)
     if distill.gate == "confidence":

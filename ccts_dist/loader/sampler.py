@@ -6,7 +6,7 @@ is (epoch, step) and resuming there is immediate:
 1. The shards of a stream are shuffled by (seed, epoch) and laid end to end.
 2. The sequence is taken in windows of whole steps. A shard that straddles two windows is shuffled by
    (seed, epoch, shard) first, so that each window knows its part of it and no shard's end is always cut off together.
-3. In a window the utterances are shuffled, sorted by duration within groups of ``duration_group`` batches, and cut into
+3. In a window the utterances are shuffled, sorted by duration within groups of ``bucket_batches`` batches, and cut into
    batches, which are shuffled once more. Sorting a whole window would make every batch one duration and bias the
    variance of its labels.
 
@@ -90,10 +90,10 @@ class Plan:
     Args:
         shard_set: where the rows come from.
         splits: which of its splits.
-        global_utterances: most utterances in a global batch.
+        global_batch_size: most utterances in a global batch.
         seed: of all orders.
-        window_utterances: about how many utterances are shuffled together; bounds the memory.
-        duration_group: batches within which utterances are sorted by duration.
+        shuffle_buffer_size: about how many utterances are shuffled together; bounds the memory.
+        bucket_batches: batches within which utterances are sorted by duration.
         streams: parts of the shard set that give equal shares of every batch.
         shuffle: False for the same order in every epoch, sorted by duration within whole windows: for evaluation.
         max_samples: longer utterances count as of this length; 0 for no limit.
@@ -107,10 +107,10 @@ class Plan:
         shard_set: RowSource,
         splits: Sequence[str],
         *,
-        global_utterances: int,
+        global_batch_size: int,
         seed: int,
-        window_utterances: int,
-        duration_group: int,
+        shuffle_buffer_size: int,
+        bucket_batches: int,
         streams: int = 1,
         shuffle: bool = True,
         max_samples: int = 0,
@@ -121,19 +121,20 @@ class Plan:
             raise ConfigError(
                 f"splits {', '.join(map(repr, splits))} hold no utterance. Name splits that `shards/info.py` shows."
             )
-        self.steps_per_epoch = -(-self.num_utterances // global_utterances)
+        self.steps_per_epoch = -(-self.num_utterances // global_batch_size)
         if streams > self.num_utterances // self.steps_per_epoch:
             raise ConfigError(
-                f"data.streams={streams}: a global batch of {self.num_utterances // self.steps_per_epoch} utterances "
-                "has no share for each. Use fewer streams, or larger batches."
+                f"data.num_partitions={streams}: a global batch of "
+                f"{self.num_utterances // self.steps_per_epoch} utterances has no share for each. Use fewer "
+                "streams, or larger batches."
             )
         self._shares = Shares(self.num_utterances, self.steps_per_epoch, streams)
         self._streams = split_into_streams(entries, shard_set, self._shares, streams, seed=seed, shuffle=shuffle)
-        self.window_steps = max(1, -(-window_utterances // global_utterances))
-        if self.window_steps > duration_group:
-            self.window_steps = -(-self.window_steps // duration_group) * duration_group
+        self.window_steps = max(1, -(-shuffle_buffer_size // global_batch_size))
+        if self.window_steps > bucket_batches:
+            self.window_steps = -(-self.window_steps // bucket_batches) * bucket_batches
         self._seed = seed
-        self._duration_group = duration_group
+        self._bucket_batches = bucket_batches
         self._shuffle = shuffle
         self._max_samples = max_samples
         self._windows: dict[tuple[int, int, int], Window] = {}
@@ -143,9 +144,9 @@ class Plan:
             "shards": getattr(shard_set, "content_digest", None) or shard_set.digest,
             "splits": list(splits),
             "seed": seed,
-            "global_utterances": global_utterances,
-            "window_utterances": window_utterances,
-            "duration_group": duration_group,
+            "global_utterances": global_batch_size,
+            "window_utterances": shuffle_buffer_size,
+            "duration_group": bucket_batches,
             "streams": streams,
             "shuffle": shuffle,
         }
@@ -253,7 +254,7 @@ class Plan:
         if not self._shuffle:
             return np.argsort(num_samples, kind="stable")
         order = shuffled(count, *seed)
-        edges = [*cuts[: -1 : self._duration_group].tolist(), count]
+        edges = [*cuts[: -1 : self._bucket_batches].tolist(), count]
         for low, high in pairwise(edges):
             group = order[low:high]
             # Equal durations stay in random order: sorted by key they would put one speaker's into one batch.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ccts_dist.losses.constants import moved
 
-Distance = Literal["squared", "norm", "cosine"]
+Distance = Literal["mse", "l2", "cosine"]
 """Names of the distances between embeddings, as run files spell them."""
 
 SMALLEST_DEVIATION = 1e-6
@@ -18,7 +18,7 @@ SMALLEST_NORM = 1e-8
 """A shorter vector has no direction: what torch takes for it in ``cosine_similarity``."""
 
 
-def standardise(
+def standardize(
     embedding: Float[Tensor, "batch hidden"],
     mean: Float[Tensor, " hidden"],
     deviation: Float[Tensor, " hidden"],
@@ -40,7 +40,7 @@ def embedding_distance(
     Args:
         student: may be of half precision; the distance is taken in float32 at least.
         teacher: as cached.
-        distance: "squared" is the mean over the embedding of the squared difference; "norm" the Euclidean distance,
+        distance: "mse" is the mean over the embedding of the squared difference; "l2" the Euclidean distance,
             whose gradient at distance 0 is taken as 0; "cosine" 1 - the cosine of the angle between the two, which
             knows nothing of their lengths: 1, without gradient, where one of them has no length.
     """
@@ -49,7 +49,7 @@ def embedding_distance(
     if distance == "cosine":
         return _cosine_distance(student, teacher)
     difference = student - teacher
-    if distance == "squared":
+    if distance == "mse":
         return difference.square().mean(1)
     # vector_norm's backward gives 0 at 0, where sqrt's would give NaN.
     return torch.linalg.vector_norm(difference, dim=1)
@@ -66,7 +66,7 @@ def _cosine_distance(
     return 1 - torch.where(directed, (student * teacher).sum(1) / lengths, 0.0)
 
 
-def prediction_distance(
+def prediction_loss(
     student: Float[Tensor, "batch dim"], teacher: Float[Tensor, "batch dim"]
 ) -> Float[Tensor, " batch"]:
     """Mean over the targets of the squared difference of each row's predictions; none reaches the teacher's."""

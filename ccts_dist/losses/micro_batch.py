@@ -107,9 +107,9 @@ def micro_surrogate(
         target_weights: alpha of each dimension.
         teacher: the teacher's outputs for the same rows; with ``kept`` and ``distill`` or not at all.
         kept: ``distill.kept`` of these rows.
-        distill: the distillation terms' settings; None for the CCC alone. Its ``prediction_distance`` is not "ccc".
+        distill: the distillation terms' settings; None for the CCC alone. Its ``prediction_loss`` is not "ccc".
     """
-    assert distill is None or distill.prediction_distance != "ccc", "the run file's reader refuses it"
+    assert distill is None or distill.prediction_loss != "ccc", "the run file's reader refuses it"
     own = replace(batch_sums(prediction, label, weight, kept), num_kept=counts.num_kept, kept_in=counts.kept_in)
     shares = constant(target_weights, prediction.device) / counts.num_scored.clamp(min=1)
     return surrogate(prediction, embedding, label, weight, own, shares, teacher=teacher, kept=kept, distill=distill)

@@ -27,9 +27,9 @@ from ccts_dist.losses.constants import constant
 from ccts_dist.losses.distill import (
     Distance,
     embedding_distance,
-    prediction_distance,
+    prediction_loss,
     squared_differences,
-    standardise,
+    standardize,
 )
 from ccts_dist.losses.gate import Kept, kept_rows, prediction_shares, row_shares
 from ccts_dist.losses.teacher_ccc import AGREEMENT_ROWS, agreement_loss, agreement_sums, agreement_surrogate
@@ -44,9 +44,9 @@ class DistillTerms:
     embedding_weight: float = 30.0
     """Lambda of the paper."""
 
-    distance: Distance = "norm"
+    embedding_loss: Distance = "l2"
     prediction_weight: float = 0.0
-    prediction_distance: Literal["squared", "ccc"] = "squared"
+    prediction_loss: Literal["mse", "ccc"] = "mse"
     """"ccc" takes the target weights of the CCC loss."""
 
     gate: str = "any-dimension"
@@ -87,7 +87,7 @@ class BatchSums:
     """With a gate per dimension: what the prediction term divides by in each, rows that are kept there."""
 
     agreement: Float64[Tensor, "7 dim"] | None = None
-    """With ``prediction_distance`` "ccc": as ``agreement.agreement_sums`` gives them."""
+    """With ``prediction_loss`` "ccc": as ``agreement.agreement_sums`` gives them."""
 
 
 def batch_sums(
@@ -106,12 +106,12 @@ def batch_sums(
         label: NaN where nobody rated.
         weight: 1 for rows that count, 0 for others.
         kept: ``distill.kept`` of these rows.
-        teacher: the teacher's outputs for the same rows; for ``prediction_distance`` "ccc".
+        teacher: the teacher's outputs for the same rows; for ``prediction_loss`` "ccc".
         distill: the terms' settings; likewise.
     """
     rows = (weight > 0).double().sum()
     agreement = None
-    if kept is not None and distill is not None and distill.prediction_distance == "ccc":
+    if kept is not None and distill is not None and distill.prediction_loss == "ccc":
         assert teacher is not None, "a CCC with the teacher needs its predictions"
         share = prediction_shares(kept, weight, prediction.shape[1])
         agreement = agreement_sums(prediction, teacher.prediction, share)
@@ -142,7 +142,7 @@ def pack_sums(sums: BatchSums) -> Float64[Tensor, " packed"]:
 def unpack_sums(packed: Float64[Tensor, " packed"], distill: DistillTerms | None = None) -> BatchSums:
     """The inverse of ``pack_sums``; ``distill`` is that of the batches, or None without a teacher."""
     first, in_kept = len(SUM_ROWS), int(distill is not None and distill.is_per_dimension)
-    in_agreement = len(AGREEMENT_ROWS) if distill is not None and distill.prediction_distance == "ccc" else 0
+    in_agreement = len(AGREEMENT_ROWS) if distill is not None and distill.prediction_loss == "ccc" else 0
     dim = (len(packed) - 2) // (first + in_kept + in_agreement)
     concordance, counts, kept_in, agreement = packed.split([first * dim, 2, in_kept * dim, in_agreement * dim])
     return BatchSums(
@@ -208,17 +208,17 @@ def distill_sums(
     share = row_shares(kept, weight)
     student, target = _zero_unless(share > 0, embedding), _zero_unless(share > 0, teacher.embedding)
     if distill.embedding_mean is not None and distill.embedding_deviation is not None:
-        student = standardise(student, distill.embedding_mean, distill.embedding_deviation)
-        target = standardise(target, distill.embedding_mean, distill.embedding_deviation)
+        student = standardize(student, distill.embedding_mean, distill.embedding_deviation)
+        target = standardize(target, distill.embedding_mean, distill.embedding_deviation)
     own, other = _zero_unless(share > 0, prediction), _zero_unless(share > 0, teacher.prediction)
-    if distill.prediction_distance == "ccc":
+    if distill.prediction_loss == "ccc":
         columns = share[:0]  # a statistic of the batch, and no sum over its rows
     elif kept.ndim == 2:
         columns = squared_differences(own, other, kept).double().sum(0)
     else:
-        columns = (prediction_distance(own, other).double() * share).sum()[None]
+        columns = (prediction_loss(own, other).double() * share).sum()[None]
     return DistanceSums(
-        embedding=(embedding_distance(student, target, distance=distill.distance).double() * share).sum(),
+        embedding=(embedding_distance(student, target, distance=distill.embedding_loss).double() * share).sum(),
         prediction=columns,
     )
 

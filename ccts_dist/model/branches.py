@@ -75,19 +75,19 @@ class SpeechBranch(nn.Module):
         # SEW's layers see one frame for so many; a rest that fills none would be pooled with padding.
         self._squeeze = getattr(settings, "squeeze_factor", 1)
         self._frozen = config.trainable == "none"
-        self._trains_front_end = config.train_front_end
+        self._trains_front_end = config.train_feature_encoder
         self._freeze(config, layers, table)
         if gradient_checkpointing and not self._frozen:
             recompute_layers(self.front_end, encoder, padding=self._silence)
 
     def _freeze(self, config: SpeechConfig, layers: EncoderLayers, table: str) -> None:
-        if config.train_front_end and config.trainable != "all":
+        if config.train_feature_encoder and config.trainable != "all":
             raise ConfigError(
-                f"{table}.train_front_end = true with trainable = {config.trainable!r}: the front end is trained "
-                'only below trained layers. Set trainable = "all", or train_front_end = false.'
+                f"{table}.train_feature_encoder = true with trainable = {config.trainable!r}: the front end is trained "
+                'only below trained layers. Set trainable = "all", or train_feature_encoder = false.'
             )
         layers.set_trainable(config.trainable)
-        self.front_end.requires_grad_(config.train_front_end)
+        self.front_end.requires_grad_(config.train_feature_encoder)
         filler = getattr(self.encoder, "masked_spec_embed", None)
         masks_time = self._masks is not None and self.encoder.config.mask_time_prob > 0
         if isinstance(filler, nn.Parameter) and not masks_time:

@@ -113,11 +113,11 @@ class EmotionModel(nn.Module):
         self.also = nn.ModuleList(branches[1:])
         size = sum(branch.pooling.size for branch in (*branches, self.text) if branch is not None)
         self.dropout = nn.Dropout(config.dropout)
-        self.embedding = WideLinear(size, config.embedding)
-        self.embedding_norm = WideLayerNorm(config.embedding) if config.embedding_norm == "layer" else None
+        self.embedding = WideLinear(size, config.embedding_dim)
+        self.embedding_norm = WideLayerNorm(config.embedding_dim) if config.embedding_norm == "layer" else None
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.prediction = build_heads(config)
-        self.categories = WideLinear(config.embedding, len(config.categories)) if config.categories else None
+        self.categories = WideLinear(config.embedding_dim, len(config.categories)) if config.categories else None
 
     def forward(
         self,

@@ -170,8 +170,8 @@ def augments(config: PreTrainedConfig) -> bool:
 
 def _mask_as(config: PreTrainedConfig, masks: SpecAugmentConfig) -> None:
     config.apply_spec_augment = True
-    config.mask_time_prob, config.mask_time_length = masks.time_probability, masks.time_length
-    config.mask_feature_prob, config.mask_feature_length = masks.feature_probability, masks.feature_length
+    config.mask_time_prob, config.mask_time_length = masks.mask_time_prob, masks.mask_time_length
+    config.mask_feature_prob, config.mask_feature_length = masks.mask_feature_prob, masks.mask_feature_length
 
 
 def _drop_out(config: PreTrainedConfig, share: float) -> None:
@@ -240,8 +240,8 @@ def does_normalise(speech: SpeechConfig) -> bool:
     Raises:
         ConfigError: "auto", and the encoder does not say how it was pretrained.
     """
-    if speech.normalise != "auto":
-        return speech.normalise == "on"
+    if speech.do_normalize != "auto":
+        return speech.do_normalize == "on"
     if speech.encoder in ("scratch", "filterbank"):
         return False
     try:
@@ -344,8 +344,8 @@ def _check_extracted(config: PreTrainedConfig, speech: SpeechConfig) -> None:
     """Refuse settings that have no meaning for an encoder that hears through a feature extractor."""
     read_extractor(speech.encoder)
     for key, value, only in (
-        ("normalise", speech.normalise, "auto"),
-        ("train_front_end", speech.train_front_end, False),
+        ("normalise", speech.do_normalize, "auto"),
+        ("train_feature_encoder", speech.train_feature_encoder, False),
         ("spec_augment", speech.spec_augment, None),
     ):
         if value != only:
@@ -379,8 +379,8 @@ def _unloadable(branch: Branch, place: str, error: Exception) -> ConfigError:
 
 def _unsaid(place: str, what: str) -> ConfigError:
     return ConfigError(
-        f'model.speech.normalise = "auto": {place!r} {what}, so how it was pretrained is unknown. '
-        'Set model.speech.normalise to "on" or "off".'
+        f'model.speech.do_normalize = "auto": {place!r} {what}, so how it was pretrained is unknown. '
+        'Set model.speech.do_normalize to "on" or "off".'
     )
 
 

@@ -214,8 +214,11 @@ def _check_shapes(weights: Path, config: ModelConfig, encoders: EncoderConfigs) 
 
 
 def _read_encoders(folder: Path, config: ModelConfig, description: Description) -> EncoderConfigs:
-    places = [folder / "speech_encoder", *(folder / f"also_encoder_{number}" for number in range(len(config.also)))]
-    shapes = [_read_speech_config(*pair) for pair in zip((config.speech, *config.also), places, strict=True)]
+    places = [
+        folder / "speech_encoder",
+        *(folder / f"also_encoder_{number}" for number in range(len(config.extra_speech))),
+    ]
+    shapes = [_read_speech_config(*pair) for pair in zip((config.speech, *config.extra_speech), places, strict=True)]
     extractors = [_read_extractor(*pair) for pair in zip(shapes, places, strict=True)]
     return EncoderConfigs(
         speech=shapes[0],

@@ -59,8 +59,8 @@ def build_heads(config: ModelConfig) -> WideLinear | PerTargetHeads | NoTargets:
     if not config.targets:
         return NoTargets()
     if config.heads == "per-target":
-        return PerTargetHeads(config.embedding, config.head_hidden, len(config.targets))
-    return _started_in_the_middle(WideLinear(config.embedding, len(config.targets)))
+        return PerTargetHeads(config.embedding_dim, config.head_hidden_dim, len(config.targets))
+    return _started_in_the_middle(WideLinear(config.embedding_dim, len(config.targets)))
 
 
 def _started_in_the_middle(linear: WideLinear) -> WideLinear:

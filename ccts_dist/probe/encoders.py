@@ -88,7 +88,7 @@ def open_encoders(
 
     Args:
         place: a model folder, a run file (``*.toml``), or what ``model.speech.encoder`` may be.
-        normalise: of a folder or hub name, as ``model.speech.normalise``.
+        normalise: of a folder or hub name, as ``model.speech.do_normalize``.
 
     Raises:
         ConfigError: none of these, or a text encoder from scratch, which has no tokenizer before training.
@@ -105,7 +105,7 @@ def open_encoders(
     elif place == "scratch":
         raise ConfigError("--model scratch: an encoder from scratch has its shape in a run file. Name that file.")
     else:
-        config = ModelConfig(speech=SpeechConfig(encoder=place, normalise=normalise))
+        config = ModelConfig(speech=SpeechConfig(encoder=place, do_normalize=normalise))
     config = _all_layers(config)
     tokenizer = None if config.text is None else _tokenizer_of(config.text, place)
     seed_everything(derive_seed("model", seed))  # as training does, for encoders from scratch
@@ -126,7 +126,7 @@ def _all_layers(config: ModelConfig) -> ModelConfig:
     return replace(
         config,
         speech=None if config.speech is None else replace(config.speech, **plain),
-        also=tuple(replace(branch, **plain) for branch in config.also),
+        also=tuple(replace(branch, **plain) for branch in config.extra_speech),
         text=None if config.text is None else replace(config.text, **plain),
     )
 

@@ -135,8 +135,8 @@ class _Passes:
             role: Loader(
                 shard_set,
                 names,
-                batch=BatchConfig(global_utterances=micro * ranks.num_ranks, micro_utterances=micro),
-                data=DataConfig(shards=str(shard_set.root), workers=workers),
+                batch=BatchConfig(global_batch_size=micro * ranks.num_ranks, micro_batch_size=micro),
+                data=DataConfig(shards=str(shard_set.root), num_workers=workers),
                 targets=self.targets,
                 seed=0,
                 ranks=ranks,

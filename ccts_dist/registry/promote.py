@@ -133,7 +133,7 @@ class Outcome:
 
 
 def promote(
-    contest: Contest, *, ranks: Ranks, tracking_uri: str = "", cache: Path | None = None, micro_utterances: int = 16
+    contest: Contest, *, ranks: Ranks, tracking_uri: str = "", cache: Path | None = None, micro_batch_size: int = 16
 ) -> Outcome:
     """Compare candidate and champion on the same utterances, and move the alias if the candidate has won.
 
@@ -157,11 +157,11 @@ def promote(
     before = broadcast_object(together(lambda: look() if ranks.is_first else ""))
     if before == candidate.version:
         return Outcome(verdict="champion already", candidate=before, champion=before, margin=contest.margin)
-    digest, table = _predict(candidate.folder, contest, ranks, micro_utterances)
+    digest, table = _predict(candidate.folder, contest, ranks, micro_batch_size)
     found: tuple[Difference, ...] = ()
     if before:
         champion = pull_model_on_ranks(f"{SCHEME}{before}", ranks, tracking_uri=uri, cache=cache)
-        other = _predict(champion.folder, contest, ranks, micro_utterances)[1]
+        other = _predict(champion.folder, contest, ranks, micro_batch_size)[1]
         found = differences(table, other) if table.targets or other.targets else (uar_difference(table, other),)
     judged = _judged(contest, table, found)
     outcome = Outcome(
@@ -183,9 +183,9 @@ def promote(
     return outcome
 
 
-def _predict(folder: Path, contest: Contest, ranks: Ranks, micro_utterances: int) -> tuple[str, UtteranceTable]:
+def _predict(folder: Path, contest: Contest, ranks: Ranks, micro_batch_size: int) -> tuple[str, UtteranceTable]:
     """The shard set's digest, and a model's predictions of all splits."""
-    evaluator = Evaluator(folder, contest.shards, ranks=ranks, micro_utterances=micro_utterances)
+    evaluator = Evaluator(folder, contest.shards, ranks=ranks, micro_batch_size=micro_batch_size)
     tables = [evaluator.split(split).table for split in contest.splits]
     return evaluator.shard_set.digest, joined(tables)
 

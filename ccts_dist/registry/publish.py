@@ -157,7 +157,7 @@ def _fill_package(
 ) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
     """Write the package; its digests, the version's other tags and the columns of the model's answers come back."""
     loaded = load_model(found.model)  # a model that cannot be loaded is not registered
-    run_name = loaded.extra.get("run", "") or ("" if found.run_file is None else read_run(found.run_file).name)
+    run_name = loaded.extra.get("run", "") or ("" if found.run_file is None else read_run(found.run_file).run_name)
     lineage, preprocessing = lineage_of(loaded, run_id, run_name, run_tags), preprocessing_of(loaded)
     known = {key: value for key, value in lineage.items() if key != "run_name" and value not in ("", None, [], {})}
     card = model_card(

@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     paper.add_argument("--folds", type=int, nargs="+", default=[], metavar="N", help="these folds only, from 1")
     paper.add_argument(
         "--distances", nargs="+", default=[], choices=DISTANCES, metavar="NAME",
-        help=f"students with each of these as distill.distance: {', '.join(DISTANCES)} ({PAPERS_DISTANCE})",
+        help=f"students with each of these as distill.embedding_loss: {', '.join(DISTANCES)} ({PAPERS_DISTANCE})",
     )  # fmt: skip
     paper.add_argument("--starter", default="", metavar="WORDS", help="launcher and its options (default: two ranks)")
     return parser

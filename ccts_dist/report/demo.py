@@ -31,7 +31,15 @@ def demo_stages(folder: Path, *, num_utterances: int, runs: Path) -> list[Stage]
     def train(name: str) -> Stage:
         config = runs / f"{name}.toml"
         # --resume auto also begins: a demo that was killed goes on where it was.
-        words = ("launch/train.py", "--config", str(config), "--set", "tracking.parent=demo", "--resume", "auto")
+        words = (
+            "launch/train.py",
+            "--config",
+            str(config),
+            "--set",
+            "tracking.parent_run_name=demo",
+            "--resume",
+            "auto",
+        )
         command = (*launcher(NUM_RANKS), *words)
         return Stage(name=name, command=command, inputs=(config,))
 

@@ -23,7 +23,7 @@ from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.uri import sqlite_uri
 
 PAPERS_DISTANCE = "norm"
-"""``distill.distance`` of the paper's formula, and of its run files."""
+"""``distill.embedding_loss`` of the paper's formula, and of its run files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Reproduction:
     """``a.b=VALUE`` for every run."""
 
     distances: tuple[str, ...] = (PAPERS_DISTANCE,)
-    """Each row that has a teacher is run with each of these as ``distill.distance``."""
+    """Each row that has a teacher is run with each of these as ``distill.embedding_loss``."""
 
     starter: tuple[str, ...] = ()
     """What starts a script on all ranks; empty for DeepSpeed's launcher on this machine."""
@@ -159,16 +159,16 @@ def _train_stage(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> Stage
         f"name={wanted.table.name}-{name}",
         f"output={wanted.output(row, seed, fold)}",
         f"seed={seed}",
-        f"tracking.parent={wanted.parent}",
+        f"tracking.parent_run_name={wanted.parent}",
         f"data.shards={wanted.shard_set}",
         f"data.train_splits={json.dumps(fold.train)}",
         f"data.valid_splits={json.dumps(fold.valid)}",
         f"data.test_splits={json.dumps(fold.test)}",
     ]
     if row.teacher:
-        settings.append(f"data.teacher={_cache(wanted, row.teacher, seed, fold)}")
+        settings.append(f"data.teacher_cache={_cache(wanted, row.teacher, seed, fold)}")
     if row.distance:
-        settings.append(f"distill.distance={row.distance}")
+        settings.append(f"distill.embedding_loss={row.distance}")
     if row.needs:
         settings.append(f"model.speech.encoder={wanted.folder / row.needs}")
     sets = [word for setting in (*settings, *wanted.overrides) for word in ("--set", setting)]

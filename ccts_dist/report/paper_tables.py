@@ -28,7 +28,7 @@ class Row:
     """Folder, below that of the results, without which the row is left out; "" for none."""
 
     distance: str = ""
-    """``distill.distance`` in place of its run file's; "" for that."""
+    """``distill.embedding_loss`` in place of its run file's; "" for that."""
 
     @property
     def name(self) -> str:

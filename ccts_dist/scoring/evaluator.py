@@ -36,7 +36,7 @@ class Evaluator:
         model_folder: made by ``model.save_model``; may have a text branch.
         shards: folder or address of the shard set.
         ranks: where this process stands.
-        micro_utterances: utterances of one forward pass on one rank.
+        micro_batch_size: utterances of one forward pass on one rank.
         workers: threads per rank that read and decode.
         bins: as ``evaluation.bins`` of a run file, on the corpus's scale.
 
@@ -52,12 +52,12 @@ class Evaluator:
         shards: str | Path,
         *,
         ranks: Ranks,
-        micro_utterances: int = 16,
+        micro_batch_size: int = 16,
         workers: int = 1,
         bins: Sequence[float] = (),
     ) -> None:
-        if micro_utterances < 1:
-            raise ConfigError(f"{micro_utterances} utterances per forward pass: must be at least 1. Give more.")
+        if micro_batch_size < 1:
+            raise ConfigError(f"{micro_batch_size} utterances per forward pass: must be at least 1. Give more.")
         loaded = together(lambda: load_model(model_folder))
         self.targets: tuple[str, ...] = loaded.config.targets
         self.weights_sha256: str = loaded.digest
@@ -74,7 +74,7 @@ class Evaluator:
                 f"{shards}: has utterances of {list(self.shard_set.manifest.categories)}, and the model tells "
                 f"{list(loaded.config.categories)} apart and predicts nothing else. Name shards with these categories."
             )
-        self._micro, self._workers = micro_utterances, workers
+        self._micro, self._workers = micro_batch_size, workers
 
     def split(self, split: str, *, noise: str = "", snr_db: float = 0.0, seed: int = 0) -> Evaluation:
         """Scores and predictions, the same on every rank.
@@ -115,8 +115,8 @@ class Evaluator:
         return Loader(
             self.shard_set,
             (split,),
-            batch=BatchConfig(global_utterances=self._micro * self._ranks.num_ranks, micro_utterances=self._micro),
-            data=DataConfig(shards=str(self.shard_set.root), workers=self._workers),
+            batch=BatchConfig(global_batch_size=self._micro * self._ranks.num_ranks, micro_batch_size=self._micro),
+            data=DataConfig(shards=str(self.shard_set.root), num_workers=self._workers),
             targets=self.targets,
             seed=0,
             ranks=self._ranks,
@@ -138,7 +138,7 @@ def evaluate_split(
     split: str,
     *,
     ranks: Ranks,
-    micro_utterances: int = 16,
+    micro_batch_size: int = 16,
     workers: int = 1,
     bins: Sequence[float] = (),
 ) -> Scores:
@@ -147,6 +147,6 @@ def evaluate_split(
     Every rank must call it. Arguments and errors are those of ``Evaluator`` and its ``split``.
     """
     evaluator = Evaluator(
-        model_folder, shards, ranks=ranks, micro_utterances=micro_utterances, workers=workers, bins=bins
+        model_folder, shards, ranks=ranks, micro_batch_size=micro_batch_size, workers=workers, bins=bins
     )
     return evaluator.split(split).scores

@@ -91,7 +91,7 @@ def gate_from(extra: Mapping[str, Any]) -> Gate:
         return DEFAULT_GATE
     gate = Gate(name=distill["gate"], of_run=True)
     if gate.name == "random":
-        share, seed = distill.get("leave_out"), distill.get("seed")
+        share, seed = distill.get("reject_fraction"), distill.get("seed")
         if _is_number(share) and 0 <= share < 1 and isinstance(seed, int):
             return replace(gate, share=float(share), seed=seed)
         return DEFAULT_GATE

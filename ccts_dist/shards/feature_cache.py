@@ -93,7 +93,9 @@ def _stored(frames: np.ndarray, shard: ShardEntry, row: int, frame_type: FrameTy
         stored = frames.astype(frame_type)
     if not np.isfinite(stored).all():
         largest = float(np.abs(frames).max())
-        advice = 'Set data.frames_type = "float32".' if np.isfinite(largest) else "Look at the encoder's weights."
+        advice = (
+            'Set data.feature_cache_dtype = "float32".' if np.isfinite(largest) else "Look at the encoder's weights."
+        )
         raise ConfigError(
             f"{shard.name}: the frames of utterance {row} go up to {largest:.4g}, which {frame_type} (at most "
             f"{np.finfo(frame_type).max:.6g}) does not hold. {advice}"

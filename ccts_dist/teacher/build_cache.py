@@ -306,7 +306,7 @@ def _read_fit(work: _Work) -> dict[str, ShardFit]:
                 work.shard_set,
                 shard.name,
                 targets=work.targets,
-                embedding_size=work.teacher.config.embedding,
+                embedding_size=work.teacher.config.embedding_dim,
             )
             for shard in shards
         }
@@ -333,7 +333,7 @@ def _finish(
             registry_version=registry_version,
             weight_digest=work.teacher.digest,
             targets=work.targets,
-            embedding_size=work.teacher.config.embedding,
+            embedding_size=work.teacher.config.embedding_dim,
             embedding_mean=tuple(sums.mean.tolist()),
             embedding_deviation=tuple(sums.deviation.tolist()),
             condition_sha256="",

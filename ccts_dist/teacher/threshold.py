@@ -130,7 +130,9 @@ def _cut(own: Float32[np.ndarray, " rows"], share: float, whose: str) -> float:
     """Between the last residual of all ranks that is kept and the next one."""
     num_rows = int(sum_over_ranks(torch.tensor(float(len(own)), dtype=torch.float64)))
     if num_rows == 0:
-        raise TeacherError(f"{whose} has a label to judge by. Set distill.threshold instead of distill.leave_out.")
+        raise TeacherError(
+            f"{whose} has a label to judge by. Set distill.threshold instead of distill.reject_fraction."
+        )
     num_left_out = math.floor(share * num_rows + 1e-9)  # .29 * 100 is a little less than 29
     last = kth_smallest(own, num_rows - num_left_out)
     following = kth_smallest(own, num_rows - num_left_out + 1) if num_left_out else last

@@ -24,7 +24,7 @@ def open_tracking(config: TrackingConfig, *, run_name: str, output: Path, resume
     Raises:
         ConfigError: an address or experiment that MLflow refuses.
     """
-    if config.kind == "none":
+    if config.backend == "none":
         return NoTracking()
     from ccts_dist.tracking.mlflow_run import open_mlflow_run
 

@@ -62,7 +62,7 @@ class MlflowRun:
         except RefusedError as error:
             raise ConfigError(
                 f"tracking: {without_credentials(uri)} refuses experiment {run.experiment!r}: {error}. "
-                "Change tracking.uri or tracking.experiment in the run file."
+                "Change tracking.tracking_uri or tracking.experiment_name in the run file."
             ) from error
         events, files = (Spool(run.folder, name) for name in QUEUES)
         if self._sender.began_anew:
@@ -181,11 +181,17 @@ def open_mlflow_run(config: TrackingConfig, *, run_name: str, output: Path, resu
     known = spooled_runs(output) if resume else []
     if known and not tracked.tracking_uri:  # no server has been reached yet
         tracked = replace(tracked, tracking_uri=known[-1].tracking_uri)
-    uri = tracked.uri(config.uri)
+    uri = tracked.uri(config.tracking_uri)
     if known:
-        run = replace(known[-1], experiment=config.experiment)
+        run = replace(known[-1], experiment=config.experiment_name)
     else:
-        run = begin_run(output, run_name=run_name, experiment=config.experiment, parent=config.parent, tracking_uri=uri)
+        run = begin_run(
+            output,
+            run_name=run_name,
+            experiment=config.experiment_name,
+            parent=config.parent_run_name,
+            tracking_uri=uri,
+        )
         if tracked.run_id:  # of a folder without spools
             run = replace(run, run_id=tracked.run_id, is_new=False)
     return MlflowRun(uri=uri, run=run, output=output)

@@ -63,7 +63,7 @@ def save_trained(parts: Parts, name: str, valid: Mapping[str, float]) -> None:
     weights = parts.engine.full_state()
     manifest = session.shard_set.manifest
     extra = {
-        "run": run.name,
+        "run": run.run_name,
         "seed": run.seed,
         "step": parts.state.step,
         "epoch": parts.state.epoch + (parts.state.step_in_epoch > 0),  # counted from 1, as in the summary

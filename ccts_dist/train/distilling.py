@@ -21,8 +21,9 @@ def check_fit(run: RunConfig, teacher: TeacherCache, shard_set: ShardSet) -> Non
     held_out = set(condition.splits) - set(run.data.train_splits)
     if held_out:
         raise TeacherError(
-            f"data.teacher = {run.data.teacher!r}: its condition was fitted on {sorted(held_out)[0]!r}, which is not "
-            f"in data.train_splits = {list(run.data.train_splits)}. Fit the condition on training splits only."
+            f"data.teacher_cache = {run.data.teacher_cache!r}: its condition was fitted on "
+            f"{sorted(held_out)[0]!r}, which is not in data.train_splits = {list(run.data.train_splits)}. Fit "
+            "the condition on training splits only."
         )
     # What the manifest tells, without reading the index: rows beyond those of its splits do not pass, whatever it says.
     totals = shard_set.manifest.splits
@@ -30,9 +31,9 @@ def check_fit(run: RunConfig, teacher: TeacherCache, shard_set: ShardSet) -> Non
     for target, num_rows in zip(condition.targets, condition.num_rows, strict=True):
         if num_rows > num_utterances:
             raise TeacherError(
-                f"data.teacher = {run.data.teacher!r}: its condition was fitted on {num_rows} labels of {target!r}, "
-                f"and {', '.join(condition.splits)} has {num_utterances} utterances: others are in it. Fit the "
-                "condition on training splits only."
+                f"data.teacher_cache = {run.data.teacher_cache!r}: its condition was fitted on {num_rows} "
+                f"labels of {target!r}, and {', '.join(condition.splits)} has {num_utterances} utterances: "
+                "others are in it. Fit the condition on training splits only."
             )
 
 
@@ -41,7 +42,7 @@ def distill_terms(run: RunConfig, teacher: TeacherCache | None) -> DistillTerms 
     if run.distill is None or teacher is None:
         return None
     units = {}
-    if run.distill.standardise:
+    if run.distill.standardize:
         units = {
             "embedding_mean": torch.from_numpy(np.asarray(teacher.embedding_mean, dtype=np.float64)),
             "embedding_deviation": torch.from_numpy(np.asarray(teacher.embedding_deviation, dtype=np.float64)),
@@ -49,9 +50,9 @@ def distill_terms(run: RunConfig, teacher: TeacherCache | None) -> DistillTerms 
     return DistillTerms(
         condition=teacher.condition,
         embedding_weight=run.distill.embedding_weight,
-        distance=run.distill.distance,
+        distance=run.distill.embedding_loss,
         prediction_weight=run.distill.prediction_weight,
-        prediction_distance=run.distill.prediction_distance,
+        prediction_loss=run.distill.prediction_loss,
         gate=run.distill.gate,
         threshold=DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold,
         **units,

@@ -117,7 +117,7 @@ class Session:
             **warn_of_sorted_batches(self.run),
         }
         if distill is not None and self.run.distill is not None and self.run.distill.threshold is not None:
-            share = self.run.distill.leave_out
+            share = self.run.distill.reject_fraction
             why = f", to leave out {share:.1%}" if share else ""
             kind = "robust " if self.run.distill.deviation == "robust" else ""
             of = f" of {', '.join(self.run.distill.gate_targets)}" if self.run.distill.gate_targets else ""
@@ -134,8 +134,8 @@ def open_session(run: RunConfig, ranks: Ranks) -> Session:
         CctsError: whatever is wrong with run file, shards, cache, encoders or ds_config; see design of each.
     """
     shard_set = together(lambda: _open_shards(run))
-    together(lambda: _train_tokenizer(run, shard_set, Path(run.output)) if ranks.is_first else None)
-    session = together(lambda: _build(run, shard_set, ranks, Path(run.output)))
+    together(lambda: _train_tokenizer(run, shard_set, Path(run.output_dir)) if ranks.is_first else None)
+    session = together(lambda: _build(run, shard_set, ranks, Path(run.output_dir)))
     _agree_on_sounds(session)
     return _with_frames(_with_resolved_run(session, ranks))
 
@@ -145,8 +145,8 @@ def check_session(run: RunConfig, num_ranks: int) -> Iterator[Session]:
     """Everything as ``num_ranks`` ranks would open it, without a process group and without touching the run folder."""
     if num_ranks < 1:
         raise ConfigError(f"--ranks {num_ranks}: must be at least 1. Say how many ranks the run shall have.")
-    if run.tracking.kind == "mlflow":
-        resolve_tracking_uri(run.tracking.uri)
+    if run.tracking.backend == "mlflow":
+        resolve_tracking_uri(run.tracking.tracking_uri)
     shard_set = _open_shards(run)
     ranks = Ranks(num_ranks=num_ranks)
     with tempfile.TemporaryDirectory() as folder:
@@ -188,7 +188,10 @@ def _bins(run: RunConfig, shard_set: ShardSet) -> tuple[float, ...]:
 def _cache_of(run: RunConfig) -> dict[str, Any]:
     """Where shards of a store are kept on this node."""
     data = run.data
-    return {"cache": Path(data.cache) if data.cache else None, "cache_bytes": int(data.cache_gb * 1e9)}
+    return {
+        "cache": Path(data.shard_cache) if data.shard_cache else None,
+        "cache_bytes": int(data.shard_cache_gb * 1e9),
+    }
 
 
 def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> Session:
@@ -198,7 +201,7 @@ def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> S
     augmenter = Augmenter(run.augment, run.seed) if run.augment is not None else None
     loader = open_loader(run, shard_set, run.data.train_splits, tokenizer, teacher, ranks, augmenter, training=True)
     check_batches(run, loader)
-    check_cache_holds(int(run.data.cache_gb * 1e9), loader.bytes_at_once())
+    check_cache_holds(int(run.data.shard_cache_gb * 1e9), loader.bytes_at_once())
     model = build_model(run.model, vocabulary_size=tokenizer.vocabulary_size if tokenizer else None)
     check_calls(Path(run.train.deepspeed), model)
     session = Session(
@@ -260,19 +263,20 @@ def open_loader(
 def _open_teacher(run: RunConfig, shard_set: ShardSet, ranks: Ranks) -> TeacherCache | None:
     if run.distill is None:
         return None
-    if run.data.teacher == "merged":
+    if run.data.teacher_cache == "merged":
         teacher = open_merged_teacher(shard_set)
     else:
-        teacher = open_teacher_cache(run.data.teacher, shard_set, **_cache_of(run))
+        teacher = open_teacher_cache(run.data.teacher_cache, shard_set, **_cache_of(run))
     if tuple(teacher.targets) != run.model.targets:
         raise TeacherError(
-            f"data.teacher = {run.data.teacher!r} predicts {list(teacher.targets)}, model.targets is "
+            f"data.teacher_cache = {run.data.teacher_cache!r} predicts {list(teacher.targets)}, model.targets is "
             f"{list(run.model.targets)}: must be the same, in this order. Change model.targets or the teacher."
         )
-    if teacher.embedding_size != run.model.embedding:
+    if teacher.embedding_size != run.model.embedding_dim:
         raise TeacherError(
-            f"data.teacher = {run.data.teacher!r} has embeddings of {teacher.embedding_size}, model.embedding is "
-            f"{run.model.embedding}: must be equal. Set model.embedding = {teacher.embedding_size}."
+            f"data.teacher_cache = {run.data.teacher_cache!r} has embeddings of {teacher.embedding_size}, "
+            f"model.embedding_dim is {run.model.embedding_dim}: must be equal. Set model.embedding_dim = "
+            f"{teacher.embedding_size}."
         )
     check_fit(run, teacher, shard_set)
     shards = shard_set.shards_of(run.data.train_splits)
@@ -305,7 +309,7 @@ def _training_loader(session: Session, frames: Mapping[str, FrameCache] | None) 
 def _with_frames(session: Session) -> Session:
     """The session whose loaders give the frames of frozen encoders, if its run keeps them; every rank must call it."""
     run, shard_set, ranks = session.run, session.shard_set, session.ranks
-    if not run.data.frames:
+    if not run.data.feature_cache:
         return session
     kept = keep_frames(run, session.model, session.tokenizer, shard_set, ranks)
 
@@ -346,7 +350,7 @@ def _transcripts(run: RunConfig, shard_set: ShardSet) -> Iterator[str]:
             try:
                 yield read_transcript(shard_set, rows, row)
             except ShardError as error:
-                if run.data.damaged != "skip" or isinstance(error, FetchError):
+                if run.data.on_corrupt != "skip" or isinstance(error, FetchError):
                     raise
 
 

@@ -40,7 +40,7 @@ _FORMAT = 1
 def hears_nothing(run: RunConfig) -> bool:
     """Whether audio need not be decoded: every branch that would hear it has its frames kept."""
     kept = kept_branches(run.model).keys() - {"text"}
-    return bool(run.data.frames and kept) and len(kept) == len(speech_tables(run.model))
+    return bool(run.data.feature_cache and kept) and len(kept) == len(speech_tables(run.model))
 
 
 def keep_frames(
@@ -65,11 +65,11 @@ def keep_frames(
             raise ConfigError(f"model.{name}: ranks have different encoders there. Give all hosts the same files.")
         work = _Work(
             branch=branch,
-            folder=Path(run.data.frames).absolute() / digest[:16],
+            folder=Path(run.data.feature_cache).absolute() / digest[:16],
             shard_set=shard_set,
             encode_text=tokenizer.encode if tokenizer is not None and isinstance(branch, TextBranch) else None,
-            frame_type=run.data.frames_type,
-            skip_damaged=run.data.damaged == "skip",
+            frame_type=run.data.feature_cache_dtype,
+            skip_damaged=run.data.on_corrupt == "skip",
             device=best_device(ranks),
         )
         with _alone(work.folder, ranks):
@@ -164,8 +164,8 @@ def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
 def _open(folder: Path, shards: Sequence[ShardEntry]) -> FrameCache:
     if not all(has_frames(folder, shard) for shard in shards):
         raise ConfigError(
-            f"data.frames: {folder} has not on {platform.node()} what other ranks have written there. Name a folder on "
-            "storage that all ranks share."
+            f"data.feature_cache: {folder} has not on {platform.node()} what other ranks have written there. "
+            "Name a folder on storage that all ranks share."
         )
     return FrameCache(folder, shards)
 
@@ -177,7 +177,7 @@ def _digest(
     tokenizer: Tokenizer | None,
 ) -> str:
     """Of everything that a frame depends on, beside the utterance."""
-    settings: dict[str, Any] = {"format": _FORMAT, "layers": config.layers, "type": run.data.frames_type}
+    settings: dict[str, Any] = {"format": _FORMAT, "layers": config.layers, "type": run.data.feature_cache_dtype}
     parts: dict[str, nn.Module] = {"encoder": branch.encoder}
     if isinstance(branch, SpeechBranch):
         settings["normalise"] = branch.normalise

@@ -30,7 +30,7 @@ def step_figures(
     figures |= {f"train/ccc_{target}": value for target, value in zip(run.model.targets, result.ccc, strict=True)}
     if run.model.categories:
         figures["train/loss_category"] = result.category_loss
-    if run.data.teacher:
+    if run.data.teacher_cache:
         figures |= {
             "train/loss_embedding": result.embedding_loss,
             "train/loss_prediction": result.prediction_loss,
@@ -43,7 +43,7 @@ def step_figures(
         figures["train/gradient_norm"] = result.update.gradient_norm
     figures |= {f"train/learning_rate_{name}": rate for name, rate in rates_by_group(optimizer).items()}
     figures["train/skipped_steps"] = float(num_skipped)
-    if run.data.damaged == "skip":
+    if run.data.on_corrupt == "skip":
         figures["train/damaged_utterances"] = float(result.num_damaged)
     return figures
 

@@ -27,12 +27,12 @@ def build_optimizer(
         fused: Adam in one kernel for all parameters of a group, without temporaries; for a GPU.
     """
     speech, text, rest = ([*trained.get(name, ())] for name in ("speech", "text", "rest"))
-    if config.speech_factor is None and config.text_factor is None:
-        encoders = {"encoder": (speech + text, config.encoder_factor)}
+    if config.speech_lr_scale is None and config.text_lr_scale is None:
+        encoders = {"encoder": (speech + text, config.encoder_lr_scale)}
     else:
-        own = {"speech": (speech, config.speech_factor), "text": (text, config.text_factor)}
+        own = {"speech": (speech, config.speech_lr_scale), "text": (text, config.text_lr_scale)}
         encoders = {
-            name: (parameters, config.encoder_factor if factor is None else factor)
+            name: (parameters, config.encoder_lr_scale if factor is None else factor)
             for name, (parameters, factor) in own.items()
         }
     groups: list[dict[str, Any]] = [
@@ -180,7 +180,7 @@ class SteppedSchedule:
 
     def _set(self) -> None:
         share = share_of_rate(
-            self._config.schedule,
+            self._config.lr_scheduler,
             self._steps_done,
             warmup_steps=self._config.warmup_steps,
             total_steps=self._total_steps,
@@ -190,9 +190,9 @@ class SteppedSchedule:
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int) -> Schedule:
     """The schedule that the run file names; ``total_steps`` is the length of the whole training."""
-    if config.schedule == "plateau":
+    if config.lr_scheduler == "plateau":
         return PlateauSchedule(optimizer, config)
-    if config.schedule == "onecycle":
+    if config.lr_scheduler == "onecycle":
         return CycleSchedule(optimizer, total_steps)
     return SteppedSchedule(optimizer, config, total_steps)
 

@@ -37,11 +37,11 @@ def resolved(run: RunConfig, *, threshold: float | None = None, share: float | N
 
     Args:
         run: as it was asked for.
-        threshold: the one that ``distill.leave_out`` gives, if it is known.
+        threshold: the one that ``distill.reject_fraction`` gives, if it is known.
         share: of rejection by a random gate whose run file leaves it open, if it is known.
 
     Raises:
-        ConfigError: the run file has another threshold beside ``distill.leave_out``.
+        ConfigError: the run file has another threshold beside ``distill.reject_fraction``.
     """
     run = replace(
         run,
@@ -52,23 +52,23 @@ def resolved(run: RunConfig, *, threshold: float | None = None, share: float | N
     if distill is None:
         return run
     if distill.gate == "random" and share is not None:
-        return replace(run, distill=replace(distill, threshold=None, leave_out=share))
+        return replace(run, distill=replace(distill, threshold=None, reject_fraction=share))
     if distill.gate not in THRESHOLD_GATES:
         return replace(run, distill=replace(distill, threshold=distill.threshold if _is_open(distill) else None))
     given = distill.threshold
     if threshold is not None and given is not None and not math.isclose(given, threshold, rel_tol=SAME_THRESHOLD):
         raise ConfigError(
-            f"distill.leave_out = {distill.leave_out} gives the threshold {threshold:.6g}, and distill.threshold = "
-            f"{given:.6g} is another one. Leave one of the two out of the run file."
+            f"distill.reject_fraction = {distill.reject_fraction} gives the threshold {threshold:.6g}, and "
+            f"distill.threshold = {given:.6g} is another one. Leave one of the two out of the run file."
         )
     if given is None:
-        given = threshold if distill.leave_out else DEFAULT_THRESHOLD
+        given = threshold if distill.reject_fraction else DEFAULT_THRESHOLD
     return replace(run, distill=replace(distill, threshold=given))
 
 
 def _is_open(distill: DistillConfig) -> bool:
     """Whether a random gate's share is still to be found."""
-    return distill.gate == "random" and not distill.leave_out
+    return distill.gate == "random" and not distill.reject_fraction
 
 
 def resolved_on_ranks(
@@ -87,14 +87,14 @@ def resolved_on_ranks(
         None without a teacher.
 
     Raises:
-        ConfigError: on all ranks alike: the run file has another threshold beside ``distill.leave_out``.
+        ConfigError: on all ranks alike: the run file has another threshold beside ``distill.reject_fraction``.
         TeacherError: likewise: see ``threshold_leaving_out`` and ``robust_condition``.
     """
     distill = run.distill
     if teacher is None or distill is None:
         return resolved(run), None
     splits = run.data.train_splits
-    reading: dict[str, Any] = {"ranks": ranks, "skip_damaged": run.data.damaged == "skip"}
+    reading: dict[str, Any] = {"ranks": ranks, "skip_damaged": run.data.on_corrupt == "skip"}
     condition = teacher.condition
     if distill.deviation == "robust" and (distill.gate in RESIDUAL_GATES or _is_open(distill)):
         condition = robust_condition(teacher, shard_set, splits, **reading)
@@ -103,8 +103,8 @@ def resolved_on_ranks(
     if _is_open(distill):
         threshold = DEFAULT_THRESHOLD if distill.threshold is None else distill.threshold
         return resolved(run, share=share_left_out(threshold, teacher, shard_set, splits, **reading)), condition
-    if distill.leave_out and distill.gate in THRESHOLD_GATES:
-        found = threshold_leaving_out(distill.leave_out, teacher, shard_set, splits, **reading)
+    if distill.reject_fraction and distill.gate in THRESHOLD_GATES:
+        found = threshold_leaving_out(distill.reject_fraction, teacher, shard_set, splits, **reading)
         return resolved(run, threshold=found), condition
     return resolved(run), condition
 
@@ -162,13 +162,13 @@ def resolved_values(
         "train.num_ranks": num_ranks,
     }
     if vocabulary_size is not None:
-        values["model.text.vocabulary"] = vocabulary_size
+        values["model.text.vocab_size"] = vocabulary_size
     if peak:
         values["train.peak_tflops"] = peak
     if run.distill is not None and run.distill.threshold is not None:
         values["distill.threshold"] = run.distill.threshold
     if run.distill is not None and run.distill.gate == "random":
-        values["distill.leave_out"] = run.distill.leave_out
+        values["distill.reject_fraction"] = run.distill.reject_fraction
     gate = gate_of(run, condition) or {}
     for name, numbers in gate.get("fit", {}).items():
         values[f"distill.robust_{name}"] = numbers
@@ -184,7 +184,11 @@ def gate_of(run: RunConfig, condition: Condition | None = None) -> dict[str, Any
     distill = run.distill
     if distill is None:
         return None
-    gate: dict[str, Any] = {"gate": distill.gate, "threshold": distill.threshold, "leave_out": distill.leave_out}
+    gate: dict[str, Any] = {
+        "gate": distill.gate,
+        "threshold": distill.threshold,
+        "reject_fraction": distill.reject_fraction,
+    }
     if distill.gate == "random":
         gate["seed"] = run.seed
     if distill.min_confidence is not None:

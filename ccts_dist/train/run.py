@@ -94,7 +94,7 @@ def train(run: RunConfig, ranks: Ranks, *, resume: str) -> Outcome:
     """
     device = best_device(ranks)
     on_gpu = device.type == "cuda"
-    with Watch(ranks, timeout_s=run.train.timeout_s, grace_s=run.train.grace_s, on_gpu=on_gpu) as watch:
+    with Watch(ranks, timeout_s=run.train.comm_timeout_s, stop_grace_s=run.train.stop_grace_s, on_gpu=on_gpu) as watch:
         try:
             together(lambda: check_precision(run, device))
             return _train_watched(run, ranks, resume, watch)
@@ -158,7 +158,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     say(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
     learning_rates, ds_config = rates_by_group(optimizer), together(lambda: read_ds_config(Path(run.train.deepspeed)))
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
-    is_told = ranks.is_first and run.tracking.kind != "none"
+    is_told = ranks.is_first and run.tracking.backend != "none"
     flops = together(lambda: flops_of(session) if is_told else None)
     point = folder.find_resume_point(resume, run, session.plan_digest, say) if resume else None
     state = TrainState() if point is None else read_state(point)
@@ -182,7 +182,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         condition=session.condition,
     )
     engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=point)
-    limit_waiting(run.train.timeout_s)
+    limit_waiting(run.train.comm_timeout_s)
     together(watch.check)
     if tries_largest(engine.device):
         try_largest(engine, session, watch)
@@ -209,7 +209,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
             resolved=values,
         )
         outcome = Trainer(parts, optimizer).train()
-        if ranks.is_first and run.tracking.kind != "none":
+        if ranks.is_first and run.tracking.backend != "none":
             _tell_outcome(tracking, folder)
         status = "FINISHED"
     except StopRequested:
@@ -301,7 +301,7 @@ def _open_tracking(session: Session, folder: RunFolder, values: Mapping[str, Any
     if not session.ranks.is_first:
         return NoTracking()
     run = session.run
-    tracking = open_tracking(run.tracking, run_name=run.name, output=folder.path, resume=resume)
+    tracking = open_tracking(run.tracking, run_name=run.run_name, output=folder.path, resume=resume)
     tracking.params(public_tree(run) | {"num_ranks": session.ranks.num_ranks, "resolved": values})
     tracking.artifact(folder.path / "run.toml")
     tracking.artifact(folder.path / DS_CONFIG)

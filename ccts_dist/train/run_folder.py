@@ -53,9 +53,9 @@ FREE_DATA_KEYS = (
     "teacher",
     "test_splits",
     "damaged",
-    "max_damaged",
+    "max_corrupt",
     "cache",
-    "cache_gb",
+    "shard_cache_gb",
     "frames",
     "pad_multiple_s",
 )
@@ -76,7 +76,7 @@ class RunFolder:
         Raises:
             ConfigError: another job is in it; it holds checkpoints and ``resume`` is False; ranks do not share it.
         """
-        self.path = Path(run.output).absolute()
+        self.path = Path(run.output_dir).absolute()
         self._ranks = ranks
         self._lock: IO[str] | None = None
         token = uuid.uuid4().hex
@@ -240,7 +240,7 @@ class RunFolder:
 def _as_it_was(run: Mapping[str, Any], now: RunConfig) -> dict[str, Any]:
     """A checkpoint's run tree, with what an earlier version did where today's default is another.
 
-    Earlier versions recorded the default threshold beside ``distill.leave_out``, whatever they had found.
+    Earlier versions recorded the default threshold beside ``distill.reject_fraction``, whatever they had found.
     """
     optim = run.get("optim", {})
     if isinstance(optim, Mapping) and "decay_norms_and_biases" not in optim:
@@ -249,7 +249,11 @@ def _as_it_was(run: Mapping[str, Any], now: RunConfig) -> dict[str, Any]:
     distill = run.get("distill")
     if isinstance(distill, Mapping) and "distance" not in distill:
         distill = tree["distill"] = {**distill, "distance": "squared"}
-    if isinstance(distill, Mapping) and distill.get("leave_out") and distill.get("threshold") == DEFAULT_THRESHOLD:
+    if (
+        isinstance(distill, Mapping)
+        and distill.get("reject_fraction")
+        and distill.get("threshold") == DEFAULT_THRESHOLD
+    ):
         tree["distill"] = {key: value for key, value in distill.items() if key != "threshold"}
         if now.distill is not None and now.distill.threshold is not None:
             tree["distill"]["threshold"] = now.distill.threshold

@@ -99,7 +99,7 @@ class Trainer:
         peak = peak_tflops(parts.engine.device, parts.run.train.precision, override=parts.run.train.peak_tflops)
         self._meter = Meter(parts.session.ranks, parts.engine.device, flops=parts.flops, peak_tflops=peak)
         profiled = parts.run.train.profile if parts.is_first else ()
-        self._profiler = StepProfiler(profiled, parts.folder.path, parts.engine.device, title=parts.run.name)
+        self._profiler = StepProfiler(profiled, parts.folder.path, parts.engine.device, title=parts.run.run_name)
         self._copies = SideStream(parts.engine.device)
         self._ahead: Ballot[StepBatches] = Ballot(None, None)
         self._moved: Callable[[], tuple[Batch, ...]] | None = None
@@ -227,7 +227,7 @@ class Trainer:
                 self._profiler.end(state.step)
                 took = time.monotonic() - started
                 began += self._validate_within()
-                every = self._run.train.checkpoint_steps
+                every = self._run.train.save_steps
                 if every and state.step % every == 0 and self._is_within_epoch():
                     self._checkpoint()
         if self._is_within_epoch(judged=False):
@@ -294,7 +294,7 @@ class Trainer:
 
     def _is_time(self) -> bool:
         """Whether this rank's clock asks for a checkpoint; rank 0's alone is asked."""
-        minutes = self._run.train.checkpoint_minutes
+        minutes = self._run.train.save_minutes
         return self._first and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _count(self, result: StepResult, batches: StepBatches) -> None:
@@ -305,7 +305,7 @@ class Trainer:
         left_out = result.update is None or result.update.skipped
         state.num_skipped += left_out
         state.skipped_in_a_row = state.skipped_in_a_row + 1 if left_out else 0
-        if state.skipped_in_a_row >= self._run.train.most_skipped_in_a_row:
+        if state.skipped_in_a_row >= self._run.train.nonfinite_patience:
             give_up(state, batches)
 
     def _report_step(self, result: StepResult, batches: StepBatches, metered: Mapping[str, float]) -> None:
@@ -348,7 +348,7 @@ class Trainer:
             "run": public_tree(self._run),
             "plan_digest": self._session.plan_digest,
             "ranks": self._session.ranks,
-            "keep": self._run.train.keep_checkpoints,
+            "keep": self._run.train.save_total_limit,
         }
         if self._run.train.async_save:
             self._writer.start(CheckpointFiles(self._folder.path, self.state, **of), self._engine.snapshot)

@@ -45,8 +45,8 @@ class Judge:
 
     @property
     def has_seen_enough(self) -> bool:
-        """Whether there was no better model for ``train.stop_after`` validations."""
-        limit = self._parts.run.train.stop_after
+        """Whether there was no better model for ``train.early_stopping_patience`` validations."""
+        limit = self._parts.run.train.early_stopping_patience
         return 0 < limit <= self._parts.state.since_best
 
     def is_due(self, steps_per_epoch: int) -> bool:
@@ -54,7 +54,7 @@ class Judge:
 
         Also after a resume: a run may have been stopped while it validated.
         """
-        every, state = self._parts.run.train.validate_steps, self._parts.state
+        every, state = self._parts.run.train.eval_steps, self._parts.state
         within = 0 < state.step_in_epoch < steps_per_epoch
         return every > 0 and within and state.step % every == 0 and state.validated_step != state.step
 
@@ -94,8 +94,8 @@ class Judge:
         if self.has_seen_enough:
             what = "validation loss has not fallen" if scores.ccc else "unweighted accuracy has not risen"
             say(
-                f"the {what} {state.since_best} times in a row (train.stop_after): training ends after step "
-                f"{state.step}",
+                f"the {what} {state.since_best} times in a row (train.early_stopping_patience): training ends "
+                f"after step {state.step}",
                 visible=parts.is_first,
             )
 

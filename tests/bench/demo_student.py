@@ -80,8 +80,8 @@ def write_run(path: Path, data: Path, output: Path, **sections: Mapping[str, Any
     """The demo's run file for what ``prepare`` left in ``data``, without tracking; ``sections`` are merged in."""
     tree = tomllib.loads(RUN_FILE.read_text()) | {"output": str(output)}
     own: dict[str, Mapping[str, Any]] = {
-        "data": {"shards": str(data / "shards"), "teacher": str(data / "cache"), "test_splits": []},
-        "tracking": {"kind": "none", "register": ""},
+        "data": {"shards": str(data / "shards"), "teacher_cache": str(data / "cache"), "test_splits": []},
+        "tracking": {"backend": "none", "registered_model_name": ""},
     }
     for name in dict.fromkeys([*own, *sections]):
         tree[name] = {**tree.get(name, {}), **own.get(name, {}), **sections.get(name, {})}

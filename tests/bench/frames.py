@@ -92,15 +92,15 @@ def _build(folder: Path, count: int) -> float:
 
 def _session(folder: Path, frames: str) -> Session:
     tree: dict[str, Any] = {
-        "name": "bench",
-        "output": str(folder / "run"),
-        "data": {"shards": str(folder / "shards"), "workers": 0, "test_splits": []},
+        "run_name": "bench",
+        "output_dir": str(folder / "run"),
+        "data": {"shards": str(folder / "shards"), "num_workers": 0, "test_splits": []},
         "model": {"speech": {"encoder": "scratch", "scratch": ENCODER, "trainable": "none"}},
-        "batch": {"global_utterances": 16, "micro_utterances": 16},
-        "tracking": {"kind": "none"},
+        "batch": {"global_batch_size": 16, "micro_batch_size": 16},
+        "tracking": {"backend": "none"},
     }
     if frames:
-        tree["data"]["frames"] = str(folder / frames)
+        tree["data"]["feature_cache"] = str(folder / frames)
     config = folder / f"{frames or 'plain'}.toml"
     config.write_text(tomli_w.dumps(tree))
     return open_session(read_run(config), Ranks())

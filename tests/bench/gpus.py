@@ -46,7 +46,7 @@ def main() -> None:
     assert flops is not None
     assumed = read_assumptions(options.assume, device=visible_device()).completed(run.train.precision)
     lengths = [int(seconds * SAMPLE_RATE_HZ) for seconds in durations(options.utterances)]
-    model = CostModel(run, sizes, flops, assumed, planned(lengths, run.batch.micro_utterances, run.data.duration_group))
+    model = CostModel(run, sizes, flops, assumed, planned(lengths, run.batch.micro_batch_size, run.data.bucket_batches))
     print("\n".join(model.lines(options.ranks, len(lengths))))
 
 
@@ -63,7 +63,7 @@ def planned(lengths: list[int], micro: int, group: int) -> StepsOf:
         return Steps(
             parts=[cut([_row(number, lengths) for number in batch], num_ranks, passes, micro) for batch in chosen],
             per_epoch=-(-len(lengths) // size),
-            global_utterances=size,
+            global_batch_size=size,
             longest=lambda part: part.rows[0].num_samples,
         )
 

@@ -79,7 +79,7 @@ CUTS = [
 def mixing(corpus: DriftingCorpus, window: int, group: int, batch: int) -> dict[str, float]:
     """The figures of one epoch."""
     plan = Plan(
-        corpus, ("Train",), global_utterances=batch, seed=1, window_utterances=window, duration_group=group, streams=1
+        corpus, ("Train",), global_batch_size=batch, seed=1, shuffle_buffer_size=window, bucket_batches=group, streams=1
     )
     speakers, shards, variances, means, shortcut, padded, real = [], [], [], [], [], 0, 0
     for step in range(plan.steps_per_epoch):
@@ -105,7 +105,7 @@ def mixing(corpus: DriftingCorpus, window: int, group: int, batch: int) -> dict[
 def padding(corpus: DriftingCorpus, batch: int, ranks: int, passes: int) -> float:
     """Share of padding in random batches that are cut into so many micro-batches on each rank."""
     plan = Plan(
-        corpus, ("Train",), global_utterances=batch, seed=1, window_utterances=65_536, duration_group=1, streams=1
+        corpus, ("Train",), global_batch_size=batch, seed=1, shuffle_buffer_size=65_536, bucket_batches=1, streams=1
     )
     micro = -(-batch // (ranks * passes)) * 4
     steps = (cut(plan.global_batch(0, step), ranks, passes, micro) for step in range(plan.steps_per_epoch))

@@ -129,12 +129,12 @@ def _write_run(folder: Path, before: Path, case: Case, data: Path, steps: int) -
     tree = tomllib.loads((before / "launch" / "runs" / "demo" / case.run_file).read_text()) | {"output": str(output)}
     own: dict[str, dict[str, Any]] = {
         "data": {"shards": str(data / "shards"), "test_splits": []},
-        "batch": {"global_utterances": UTTERANCES, "micro_utterances": UTTERANCES // case.passes},
+        "batch": {"global_batch_size": UTTERANCES, "micro_batch_size": UTTERANCES // case.passes},
         "train": {"epochs": 1_000, "max_steps": steps},
-        "tracking": {"kind": "none", "register": ""},
+        "tracking": {"backend": "none", "registered_model_name": ""},
     }
     if "teacher" in tree["data"]:
-        own["data"]["teacher"] = str(data / "cache")
+        own["data"]["teacher_cache"] = str(data / "cache")
     for name, values in own.items():
         tree[name] = {**tree.get(name, {}), **values}
     folder.mkdir(parents=True, exist_ok=True)

@@ -112,15 +112,15 @@ def train_epoch(root: str, cache: str, window: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     seed_everything(0)
     speech_branch = SpeechConfig(**{**SPEECH, "scratch": {**SPEECH["scratch"], **_LARGER}})
-    model = build_model(ModelConfig(embedding=32, speech=speech_branch))
+    model = build_model(ModelConfig(embedding_dim=32, speech=speech_branch))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     began = time.perf_counter()
     shard_set = open_shard_set(root, cache=Path(cache))
     loader = Loader(
         shard_set,
         ["Train"],
-        batch=BatchConfig(global_utterances=16, micro_utterances=16),
-        data=DataConfig(shards=root, workers=1, window_utterances=window),
+        batch=BatchConfig(global_batch_size=16, micro_batch_size=16),
+        data=DataConfig(shards=root, num_workers=1, shuffle_buffer_size=window),
         targets=DIMENSIONS,
         seed=0,
         ranks=Ranks(),

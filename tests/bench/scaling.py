@@ -56,7 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, metavar="N", help="turns; default 5")
     parser.add_argument("--steps", type=int, metavar="N", help="of each training; default 100")
     parser.add_argument("--utterances", type=int, metavar="N", help="of the corpus; default 1600")
-    parser.add_argument("--micro", type=int, default=MICRO, help="batch.micro_utterances, at least 16 (%(default)s)")
+    parser.add_argument("--micro", type=int, default=MICRO, help="batch.micro_batch_size, at least 16 (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every single figure")
     parser.add_argument("--work", type=Path, default=work_folder(), metavar="DIR", help="corpus and runs")
     options = parser.parse_args()
@@ -79,7 +79,7 @@ def _measure(name: str, folder: Path, cores: list[int], options: argparse.Namesp
         shutil.rmtree(output, ignore_errors=True)
         config = write_run(
             folder / "runs" / f"{number}.toml", folder, output,
-            batch={"global_utterances": MICRO * num_ranks, "micro_utterances": options.micro},
+            batch={"global_batch_size": MICRO * num_ranks, "micro_batch_size": options.micro},
             train={"epochs": 1_000, "max_steps": options.steps},
         )  # fmt: skip
         warm_up = str(max(2, options.steps // 10))
@@ -136,7 +136,7 @@ def _parts(turns: dict[str, list[list[dict[str, Any]]]]) -> str:
 def _imbalance(shard_set: ShardSet, micro: int) -> float:
     """Mean over an epoch's steps: the largest part's padded audio over the mean part's; what a rank waits for."""
     plan = Plan(
-        shard_set, ("Train",), global_utterances=2 * MICRO, seed=17, window_utterances=65_536, duration_group=32,
+        shard_set, ("Train",), global_batch_size=2 * MICRO, seed=17, shuffle_buffer_size=65_536, bucket_batches=32,
         streams=1,
     )  # fmt: skip
     ratios = []

@@ -68,7 +68,7 @@ def _measure(
     with tempfile.TemporaryDirectory() as place:
         config = write_run(
             Path(place) / "run.toml", folder, Path(place) / "run",
-            batch={"global_utterances": MICRO * num_ranks, "micro_utterances": MICRO // passes},
+            batch={"global_batch_size": MICRO * num_ranks, "micro_batch_size": MICRO // passes},
         )  # fmt: skip
         out = Path(place) / "seconds.json"
         process = start(num_ranks, cores, SCRIPT, str(config), str(options.turns), str(options.steps), str(out))

@@ -4,7 +4,7 @@
     python -m tests.bench.transformers_trainer --quick    2 turns of half as many
 
 The same HuBERT of four layers with the same loss, utterances of 2.5 to 11 s, float32, AdamW, on the same cores. Ours:
-one rank under ZeRO-2, `data.duration_group = 1`, `batch.micro_batch_seconds`, the exact CCC of the whole batch. Theirs:
+one rank under ZeRO-2, `data.bucket_batches = 1`, `batch.micro_batch_seconds`, the exact CCC of the whole batch. Theirs:
 its random sampler, and a collator that pads to the longest. The two take turns, each in a process of its own, whose
 first steps warm up. A ratio is the median of the turns' ratios. Prints a Markdown table.
 """
@@ -35,7 +35,7 @@ MODEL = {
     "embedding": 128,
     "speech": {
         "encoder": "scratch",
-        "train_front_end": True,
+        "train_feature_encoder": True,
         "pooling": "mean",
         "scratch": {
             "model_type": "hubert",
@@ -62,9 +62,9 @@ def main() -> None:
         for size in BATCHES:
             config = write_run(
                 Path(place) / f"{size}.toml", Path(place) / "shards", Path(place) / "run",
-                data={"workers": 1}, model=MODEL,
-                batch={"global_utterances": size, "micro_utterances": size, "micro_batch_seconds": options.seconds},
-                optim={"name": "adamw", "learning_rate": 1e-4, "clip_norm": 1.0},
+                data={"num_workers": 1}, model=MODEL,
+                batch={"global_batch_size": size, "micro_batch_size": size, "micro_batch_seconds": options.seconds},
+                optim={"name": "adamw", "learning_rate": 1e-4, "max_grad_norm": 1.0},
             )  # fmt: skip
             turns = []
             for turn in range(options.turns):

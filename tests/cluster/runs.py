@@ -53,11 +53,12 @@ def write_run_file(material: Path, name: str, *, streams: int, shards: str = "",
     config = write_run(
         material / f"{name}.toml", Path("shards"), output,
         data={
-            "shards": shards or str(material / "shards"), "cache": CACHE, "teacher": str(material / "cache"),
-            "streams": streams,
+            "shards": shards or str(material / "shards"), "shard_cache": CACHE,
+            "teacher_cache": str(material / "cache"),
+            "num_partitions": streams,
         },
         distill={"embedding_weight": 1.0, "prediction_weight": 0.5},
-        train={"epochs": 100, "max_steps": STEPS, "checkpoint_steps": 3, "timeout_s": timeout_s},
+        train={"epochs": 100, "max_steps": STEPS, "save_steps": 3, "comm_timeout_s": timeout_s},
     )  # fmt: skip
     return Run(config=config, output=output)
 

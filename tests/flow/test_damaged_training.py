@@ -80,8 +80,8 @@ def loader_of(place: Path, encode_text: EncodeText | None = None) -> Loader:
     return Loader(
         open_shard_set(place / "shards"),
         ("Train",),
-        batch=BatchConfig(global_utterances=BATCH, micro_utterances=BATCH),
-        data=DataConfig(shards="", workers=0, duration_group=1),
+        batch=BatchConfig(global_batch_size=BATCH, micro_batch_size=BATCH),
+        data=DataConfig(shards="", num_workers=0, bucket_batches=1),
         targets=DIMENSIONS,
         seed=3,
         ranks=rank_facts(),
@@ -153,7 +153,7 @@ def test_skipping_goes_on_without_what_is_damaged_and_counts_it(place: Path):
     planted = [(SHARDS[0], 1), (SHARDS[0], 2), (SHARDS[2], 0)]
     for shard, row in planted:
         damage.flip_in_member(place / "shards", shard, row, "flac")
-    done = train(run_file(place, "run", data={"damaged": "skip"}))
+    done = train(run_file(place, "run", data={"on_corrupt": "skip"}))
     assert done.returncode == 0, done.stderr[-4000:]
     assert damaged_by_epoch(place / "run") == [len(planted)] * EPOCHS
     for shard, row in planted:
@@ -173,7 +173,7 @@ def test_skipping_trains_as_if_nobody_had_rated_what_is_damaged(place: Path, sou
     planted = [(SHARDS[0], 1), (SHARDS[0], 2), (SHARDS[2], 0)]
     for shard, row in planted:
         damage.flip_in_member(place / "shards", shard, row, "flac")
-    done = train(run_file(place, "skipping", data={"damaged": "skip"}))
+    done = train(run_file(place, "skipping", data={"on_corrupt": "skip"}))
     assert done.returncode == 0, done.stderr[-4000:]
     shutil.rmtree(place / "shards")
     shutil.copytree(sound / "shards", place / "shards")
@@ -190,12 +190,12 @@ def test_skipping_trains_as_if_nobody_had_rated_what_is_damaged(place: Path, sou
 def test_more_damage_than_was_allowed_ends_both_ranks(place: Path):
     for row in range(3):
         damage.flip_in_member(place / "shards", SHARDS[0], row, "flac")
-    done = train(run_file(place, "run", data={"damaged": "skip", "max_damaged": 2}))
+    done = train(run_file(place, "run", data={"on_corrupt": "skip", "max_corrupt": 2}))
     assert done.returncode == 1
     (error,) = errors_of(done)
-    assert error.startswith("epoch 1: 3 damaged utterances, and data.max_damaged=2.")
+    assert error.startswith("epoch 1: 3 damaged utterances, and data.max_corrupt=2.")
     assert SHARDS[0] in error
-    done = train(run_file(place, "again", data={"damaged": "skip", "max_damaged": 3}))
+    done = train(run_file(place, "again", data={"on_corrupt": "skip", "max_corrupt": 3}))
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -265,7 +265,7 @@ def test_skipping_counts_damage_of_every_kind_that_is_an_utterances(place: Path)
     damage.cut_inside(root, SHARDS[1], 3, "flac")
     damage.lose(root, SHARDS[2])
     planted = 3 + rows[SHARDS[1]] - 3 + rows[SHARDS[2]]
-    done = train(run_file(place, "run", model=TEXT_BRANCH, data={"damaged": "skip"}))
+    done = train(run_file(place, "run", model=TEXT_BRANCH, data={"on_corrupt": "skip"}))
     assert done.returncode == 0, done.stderr[-4000:]
     history = read_history(place / "run")
     assert len(history) == EPOCHS * STEPS_PER_EPOCH
@@ -279,13 +279,15 @@ def test_damage_in_what_is_validated_on_is_skipped_and_stopped_at_alike(place: P
     done = train(run_file(place, "run"))
     assert done.returncode == 1
     assert errors_of(done)[0].startswith("Development-000000.tar: flac of ")
-    done = train(run_file(place, "again", data={"damaged": "skip"}))
+    done = train(run_file(place, "again", data={"on_corrupt": "skip"}))
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr.count("skipped: Development-000000.tar: flac of ") == EPOCHS
 
 
 def with_teacher(place: Path, name: str, **data: Any) -> Path:
-    return run_file(place, name, data={"teacher": str(place / "cache"), **data}, distill={"embedding_weight": 1.0})
+    return run_file(
+        place, name, data={"teacher_cache": str(place / "cache"), **data}, distill={"embedding_weight": 1.0}
+    )
 
 
 @pytest.mark.long

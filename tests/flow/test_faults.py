@@ -38,7 +38,7 @@ def expect_error(running: Running, words: str) -> str:
 
 
 def test_rank_that_is_stopped_ends_all_within_the_time_out_and_leaves_once_it_is_continued(shards, tmp_path):
-    settings = FOR_EVER | {"timeout_s": TIMEOUT_S, "checkpoint_steps": 5}
+    settings = FOR_EVER | {"timeout_s": TIMEOUT_S, "save_steps": 5}
     config = write_run(tmp_path / "stopped.toml", shards, tmp_path / "run", train=settings)
     with Running(config, tmp_path / "run", tmp_path / "log") as running:
         running.wait_for_step(12)
@@ -87,7 +87,7 @@ def test_request_within_a_long_step_waits_for_no_other(shards, tmp_path):
 
 
 def test_rank_that_is_killed_is_named_by_the_others_and_checkpoints_came_by_the_clock(shards, tmp_path):
-    settings = FOR_EVER | {"checkpoint_minutes": 0.005}
+    settings = FOR_EVER | {"save_minutes": 0.005}
     config = write_run(tmp_path / "killed.toml", shards, tmp_path / "run", train=settings)
     with Running(config, tmp_path / "run", tmp_path / "log") as running:
         running.wait_until(lambda: bool(newest_checkpoint(tmp_path / "run")))
@@ -103,7 +103,7 @@ def test_rank_that_is_killed_is_named_by_the_others_and_checkpoints_came_by_the_
 def test_loss_that_stays_not_finite_stops_all_with_the_keys_of_the_global_batch(shards, tmp_path):
     config = write_run(
         tmp_path / "diverged.toml", shards, tmp_path / "run",
-        optim={"learning_rate": 1e30}, train={"most_skipped_in_a_row": 3},
+        optim={"learning_rate": 1e30}, train={"nonfinite_patience": 3},
     )  # fmt: skip
     with Running(config, tmp_path / "run", tmp_path / "log") as running:
         assert running.wait_for_exit() == 1
@@ -116,11 +116,11 @@ def test_loss_that_stays_not_finite_stops_all_with_the_keys_of_the_global_batch(
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision", "clip_norm"),
+    ("stage", "precision", "max_grad_norm"),
     [(0, "fp32", 1.0), (1, "fp32", 0.0), (2, "fp32", 1.0), (3, "fp32", 0.0), (2, "bf16", 1.0)],
 )
 def test_gradient_of_one_rank_that_is_not_finite_moves_neither_weights_nor_optimizer_on_any(
-    shards, tmp_path, stage, precision, clip_norm
+    shards, tmp_path, stage, precision, max_grad_norm
 ):
     ds_config = {
         "zero_optimization": {"stage": stage, "overlap_comm": False},
@@ -131,7 +131,7 @@ def test_gradient_of_one_rank_that_is_not_finite_moves_neither_weights_nor_optim
     (tmp_path / "zero.json").write_text(json.dumps(ds_config))
     config = write_run(
         tmp_path / "run.toml", shards, tmp_path / "run",
-        optim={"name": "adam", "clip_norm": clip_norm}, batch={"micro_utterances": 4},
+        optim={"name": "adam", "max_grad_norm": max_grad_norm}, batch={"micro_batch_size": 4},
         train={"max_steps": 6, "precision": precision, "deepspeed": str(tmp_path / "zero.json")},
     )  # fmt: skip
     done = launch(
@@ -166,7 +166,7 @@ def test_full_disk_leaves_the_checkpoint_before_whole_and_the_run_goes_on_once_t
     output = small_disk / "run"
     config = write_run(
         tmp_path / "full.toml", shards, output,
-        optim={"name": "adam"}, train=FOR_EVER | {"checkpoint_steps": 10, "keep_checkpoints": 1},
+        optim={"name": "adam"}, train=FOR_EVER | {"save_steps": 10, "save_total_limit": 1},
     )  # fmt: skip
     filler = small_disk / "filler"
     with Running(config, output, tmp_path / "1.log") as running:
@@ -197,7 +197,7 @@ def fill(path: Path) -> None:
 
 def test_run_folder_that_vanishes_or_becomes_read_only_ends_all_with_the_same_words(shards, tmp_path):
     output = tmp_path / "run"
-    config = write_run(tmp_path / "gone.toml", shards, output, train=FOR_EVER | {"checkpoint_steps": 20})
+    config = write_run(tmp_path / "gone.toml", shards, output, train=FOR_EVER | {"save_steps": 20})
     with Running(config, output, tmp_path / "1.log") as running:
         running.wait_until(lambda: bool(newest_checkpoint(output)))
         output.rename(tmp_path / "moved away")

@@ -32,7 +32,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("first-use")
     build_two_kinds(folder)
     torch.manual_seed(0)
-    config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
+    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
     model = build_model(config)
     save_model(folder / "model", model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
     return folder
@@ -49,7 +49,7 @@ def test_ten_trainings_registrations_and_lookups_at_once_in_an_empty_folder_all_
         config = write_run(
             tmp_path / f"{one}.toml", material / "shards", tmp_path / f"run{one}",
             train={"max_steps": STEPS, "deepspeed": str(ROOT / "ds_configs/zero2.json")},
-            tracking={"kind": "mlflow"},
+            tracking={"backend": "mlflow"},
         )  # fmt: skip
         trainings.append([*inner_launcher(1), str(ROOT / "launch/train.py"), "--config", str(config)])
     model = str(material / "model")

@@ -25,7 +25,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shard_set = build_two_kinds(folder)
     make_cache(save_small_teacher(folder / "teacher"), shard_set, folder / "cache")
     torch.manual_seed(0)
-    config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
+    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
     model = build_model(config)
     save_model(folder / "model", model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
     return folder

@@ -28,15 +28,15 @@ def config_for(place: Path, name: str) -> tuple[Path, Path, str]:
     store = f"sqlite:///{place}/{name}.db"
     config = write_run(
         place / f"{name}.toml", place / "shards", output,
-        data={"teacher": str(place / "cache"), "workers": 1},
+        data={"teacher_cache": str(place / "cache"), "num_workers": 1},
         model={"dropout": 0.2},
         distill={"embedding_weight": 1.0},
-        batch={"micro_utterances": 4},  # two passes on two ranks: the first round repeats the second's random state
-        optim={"name": "adam", "learning_rate": 1e-3, "schedule": "onecycle", "clip_norm": 1.0},
+        batch={"micro_batch_size": 4},  # two passes on two ranks: the first round repeats the second's random state
+        optim={"name": "adam", "learning_rate": 1e-3, "lr_scheduler": "onecycle", "max_grad_norm": 1.0},
         # Six epochs of four steps, so that step 9 lies in the middle of the third and a checkpoint after step 7.
         # Validations within epochs, at steps where there is a checkpoint and where there is none.
-        train={"epochs": 8, "max_steps": STEPS, "checkpoint_steps": 7, "validate_steps": 7},
-        tracking={"kind": "mlflow", "uri": store, "experiment": "kill"},
+        train={"epochs": 8, "max_steps": STEPS, "save_steps": 7, "eval_steps": 7},
+        tracking={"backend": "mlflow", "tracking_uri": store, "experiment_name": "kill"},
     )  # fmt: skip
     return config, output, store
 

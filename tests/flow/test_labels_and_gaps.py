@@ -54,8 +54,8 @@ def test_a_batch_holds_labelled_half_labelled_and_unlabelled_utterances_as_the_m
     loader = Loader(
         shard_set,
         ("Train",),
-        batch=BatchConfig(global_utterances=NUM_TRAIN, micro_utterances=NUM_TRAIN),
-        data=DataConfig(shards="", workers=1),
+        batch=BatchConfig(global_batch_size=NUM_TRAIN, micro_batch_size=NUM_TRAIN),
+        data=DataConfig(shards="", num_workers=1),
         targets=("tension", "valence"),
         categories=("calm", "tense"),
         seed=0,
@@ -79,7 +79,7 @@ def test_two_ranks_train_on_named_targets_with_gaps_and_count_what_is_rated(shar
         tmp_path / "run.toml",
         shard_set.root,
         tmp_path / "out",
-        data={"test_splits": [], "workers": 1},
+        data={"test_splits": [], "num_workers": 1},
         model={"targets": list(TARGETS)},
         train={"epochs": 2, "max_steps": 6},
     )

@@ -42,8 +42,8 @@ def losses(place: Path, launcher: str) -> list[float]:
     output = place / launcher
     config = write_run(
         place / f"{launcher}.toml", place / "shards", output,
-        data={"teacher": str(place / "cache")},
-        batch={"micro_utterances": 8},
+        data={"teacher_cache": str(place / "cache")},
+        batch={"micro_batch_size": 8},
         distill={"gate": "any-dimension"},
         train={"epochs": 1, "max_steps": 3},
     )  # fmt: skip
@@ -79,7 +79,7 @@ def test_two_launchers_at_one_port_at_the_same_moment_train_one_job_and_tell_the
     for name in ("one", "other"):
         config = write_run(
             place / f"{name}.toml", place / "shards", place / name,
-            batch={"micro_utterances": 8}, train={"epochs": 1, "max_steps": 3},
+            batch={"micro_batch_size": 8}, train={"epochs": 1, "max_steps": 3},
         )  # fmt: skip
         words = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port, TRAIN, "--config", str(config)]
         jobs.append(

@@ -54,20 +54,20 @@ def test_check_says_that_a_run_fits_and_how_large_micro_batches_could_be(config,
     assert check(config, "--ranks", "2", "--gpu-memory", "10") == 0
     out, _ = capfd.readouterr()
     assert "on the GPU" in out
-    assert "check passed: fits 10 GB; the largest batch.micro_utterances that does is 8\n" in out
+    assert "check passed: fits 10 GB; the largest batch.micro_batch_size that does is 8\n" in out
 
 
 def test_check_names_what_would_fit_with_fewer_micro_batches_and_without_recomputing(config, capfd):
-    changes = ["--set", "model.gradient_checkpointing=true", "--set", "batch.micro_utterances=2"]
+    changes = ["--set", "model.gradient_checkpointing=true", "--set", "batch.micro_batch_size=2"]
     assert check(config, "--ranks", "2", "--gpu-memory", "10", *changes) == 0
     out, _ = capfd.readouterr()
-    words = re.search(r"; (batch.micro_utterances = 8 and model.gradient_checkpointing = false) would fit too", out)
+    words = re.search(r"; (batch.micro_batch_size = 8 and model.gradient_checkpointing = false) would fit too", out)
     assert words is not None, out
     assert out.rstrip().endswith("1 micro-batch a step in place of 4, no recomputation of layers")
 
 
 def test_check_proposes_no_other_cut_where_each_micro_batch_has_its_own_loss(config, capfd):
-    changes = ["--set", "model.gradient_checkpointing=true", "--set", "batch.micro_utterances=2"]
+    changes = ["--set", "model.gradient_checkpointing=true", "--set", "batch.micro_batch_size=2"]
     assert check(config, "--ranks", "2", "--gpu-memory", "10", *changes, "--set", "loss.scope=micro-batch") == 0
     out, _ = capfd.readouterr()
     assert "; model.gradient_checkpointing = false would fit too" in out
@@ -78,7 +78,7 @@ def test_check_refuses_a_gpu_that_is_too_small_in_one_line(config, capfd):
     out, err = capfd.readouterr()
     (line,) = [line for line in err.splitlines() if line.strip()]
     assert line.startswith("error: --gpu-memory 0.5: does not fit: a rank needs 2.")
-    assert "no batch.micro_utterances fits" in line
+    assert "no batch.micro_batch_size fits" in line
     helps = line.split("What helps most: ")[1].split("; ")
     needs = [float(re.search(r"\(([\d.]+) GB\)", words)[1]) for words in helps]
     assert len(helps) == 3
@@ -93,7 +93,7 @@ def test_memory_that_is_none_is_refused(config, capfd, gb):
 
 
 def test_largest_part_is_that_of_the_plan_and_of_the_ranks(config):
-    run = read_run(config, ["batch.micro_utterances=3"])
+    run = read_run(config, ["batch.micro_batch_size=3"])
     with check_session(run, 2) as session:
         part = session.loader.largest_part(3)
         steps = [batch for step in session.loader.epoch(0) for batch in step.passes]
@@ -105,12 +105,12 @@ def test_largest_part_is_that_of_the_plan_and_of_the_ranks(config):
 
 
 def test_the_largest_micro_batch_that_fits_is_found_at_the_limit(config):
-    with check_session(read_run(config, ["batch.micro_utterances=1"]), 1) as session:
+    with check_session(read_run(config, ["batch.micro_batch_size=1"]), 1) as session:
         assert session.ranks == Ranks()
         forecast = Forecast(session, on_gpu=True)
         needed = {}
         for micro in (1, 2, 4, 8, 16):
-            with check_session(read_run(config, [f"batch.micro_utterances={micro}"]), 1) as other:
+            with check_session(read_run(config, [f"batch.micro_batch_size={micro}"]), 1) as other:
                 needed[micro] = Forecast(other, on_gpu=True).peak_bytes
         assert needed[16] > needed[1]
         words = forecast.check_fits(needed[4] / 1e9)
@@ -124,7 +124,7 @@ def test_training_tells_what_it_took_beside_what_was_foreseen(place):
     config = write_run(
         place / "trained.toml", place / "shards", output,
         data={"test_splits": []}, train={"max_steps": 2},
-        tracking={"kind": "mlflow", "uri": store, "experiment": "memory"},
+        tracking={"backend": "mlflow", "tracking_uri": store, "experiment_name": "memory"},
     )  # fmt: skip
     done = subprocess.run(
         [sys.executable, "launch/train.py", "--config", str(config)],

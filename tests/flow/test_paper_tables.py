@@ -35,7 +35,7 @@ def make(table: PaperTable, place: Path, capsys: pytest.CaptureFixture[str]) -> 
     """The table and what was said on the way."""
     words = [
         "--table", table.name, "--out", str(place / "made"), "--corpus", str(place / "corpus"),
-        "--set", "train.epochs=1", "--set", "data.workers=0", "--starter", sys.executable, *OPTIONS[table.name],
+        "--set", "train.epochs=1", "--set", "data.num_workers=0", "--starter", sys.executable, *OPTIONS[table.name],
     ]  # fmt: skip
     table = reproduce(reproduction_of(build_parser().parse_args(words)))
     return table, capsys.readouterr().err

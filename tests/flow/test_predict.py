@@ -30,7 +30,7 @@ SCRIPT = str(ROOT / "launch" / "predict.py")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student") / "best"
     torch.manual_seed(0)
-    config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
+    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
     built = build_model(config)
     save_model(folder, built.state_dict(), config, encoders=built.encoder_configs, scale=(1.0, 7.0), extra={})
     return folder

@@ -52,12 +52,12 @@ def run_file(place: Path, name: str, deepspeed: str) -> tuple[Path, Path]:
         place / f"{name}.toml", place / "shards", output,
         data={"test_splits": []},
         model={
-            "embedding": 128, "gradient_checkpointing": True, "speech": {"encoder": str(place / "hubert-large")},
+            "embedding_dim": 128, "gradient_checkpointing": True, "speech": {"encoder": str(place / "hubert-large")},
         },
-        batch={"global_utterances": 2, "micro_utterances": 1},
+        batch={"global_batch_size": 2, "micro_batch_size": 1},
         optim={"name": "adam", "learning_rate": 1e-5},
         # The copy of a checkpoint would lie beside a step's memory, and two steps have none to lie beside.
-        train={"epochs": 1, "max_steps": 2, "deepspeed": deepspeed, "timeout_s": 900.0, "async_save": False},
+        train={"epochs": 1, "max_steps": 2, "deepspeed": deepspeed, "comm_timeout_s": 900.0, "async_save": False},
     )  # fmt: skip
     return config, output
 

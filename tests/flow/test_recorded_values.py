@@ -24,7 +24,7 @@ from tests.plain_engine import train_plainly
 from tests.small_runs import build_two_kinds, make_cache, read_validations, write_run
 from tests.small_teacher import save_small_teacher
 
-OPEN = {"gate": "any-dimension", "leave_out": 0.25, "embedding_weight": 0.1}
+OPEN = {"gate": "any-dimension", "reject_fraction": 0.25, "embedding_weight": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,10 @@ def place(tmp_path_factory) -> Path:
     train_plainly(
         write_run(
             place / "run.toml", place / "shards", place / "run",
-            data={"teacher": str(place / "cache")}, distill=OPEN, batch={"micro_utterances": 8},
+            data={"teacher_cache": str(place / "cache")}, distill=OPEN, batch={"micro_batch_size": 8},
             train={"epochs": 3, "max_steps": 0},
-            tracking={"kind": "mlflow", "uri": f"sqlite:///{place}/mlflow.db", "experiment": "recorded"},
+            tracking={"backend": "mlflow", "tracking_uri": f"sqlite:///{place}/mlflow.db",
+                "experiment_name": "recorded"},
         )
     )  # fmt: skip
     return place
@@ -67,7 +68,7 @@ def test_run_file_checkpoint_summary_and_model_have_the_threshold_that_was_used(
     assert tree(run / "summary.json")["resolved"]["distill.threshold"] == threshold
     for model in ("best", "last"):
         extra = tree(run / model / "model.json")["extra"]
-        assert extra["distill"] == {"gate": "any-dimension", "threshold": threshold, "leave_out": 0.25}
+        assert extra["distill"] == {"gate": "any-dimension", "threshold": threshold, "reject_fraction": 0.25}
         assert extra["resolved"]["distill.threshold"] == threshold
     assert lineage_of(load_model(run / "best"), "", "", {})["gate"].startswith("any-dimension at ")
 
@@ -75,7 +76,7 @@ def test_run_file_checkpoint_summary_and_model_have_the_threshold_that_was_used(
 def test_tracker_has_the_threshold_and_every_other_value_that_was_open(place: Path, threshold: float):
     params = MlflowClient(f"sqlite:///{place}/mlflow.db").get_run(read_run_file(place / "run").run_id).data.params
     assert float(params["distill.threshold"]) == threshold
-    assert params["distill.leave_out"] == "0.25"
+    assert params["distill.reject_fraction"] == "0.25"
     kept = tree(place / "run" / "summary.json")["resolved"]
     assert {key: json.loads(value) if isinstance(kept[key], float | int | list | bool) else value
             for key in kept for value in [params[f"resolved.{key}"]]} == kept  # fmt: skip
@@ -89,7 +90,7 @@ def test_tracker_has_the_threshold_and_every_other_value_that_was_open(place: Pa
     assert kept["train.num_ranks"] == 1
     assert kept["train.device"] == "cpu"
     assert kept["optim.learning_rate_rest"] == 1e-2
-    assert kept["model.speech.normalise"] is False
+    assert kept["model.speech.do_normalize"] is False
 
 
 def test_ds_config_is_kept_beside_the_run_file_that_names_it(place: Path):
@@ -108,7 +109,7 @@ def test_evaluation_counts_by_the_gate_of_the_models_run(place: Path, threshold:
         shutil.copytree(place / "run" / "best", model)
         described = tree(model / "model.json")
         described.pop("seal")
-        described["extra"]["distill"] = {"gate": "per-dimension", "threshold": 0.5, "leave_out": 0.0}
+        described["extra"]["distill"] = {"gate": "per-dimension", "threshold": 0.5, "reject_fraction": 0.0}
         (model / "model.json").write_bytes(sealed_bytes(described))
     asked = Asked(models=(str(model),), shards=str(place / "shards"), splits=("Train",), out=tmp_path,
                   teacher=str(place / "cache"))  # fmt: skip

@@ -44,7 +44,7 @@ class Registry:
 
 def _save_run_folder(folder: Path, *, seed: int) -> None:
     torch.manual_seed(seed)
-    config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
+    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
     model = build_model(config)
     extra = {"run": "student", "shards": "5ha2d5", "valid_ccc": {"valence": 0.5}}
     extra |= {"teacher_cache": "cac4e", "teacher_version": "teacher/3", "teacher_weights_sha256": "7eac4e5"}
@@ -64,7 +64,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     place = tmp_path_factory.mktemp("registry")
     with mlflow_server(place, port=free_port()) as uri:
         run_folder = place / "run"
-        tracking = open_tracking(TrackingConfig(uri=uri), run_name="student", output=run_folder, resume=False)
+        tracking = open_tracking(TrackingConfig(tracking_uri=uri), run_name="student", output=run_folder, resume=False)
         tracking.close("FINISHED")
         _save_run_folder(run_folder, seed=0)
         audio = []
@@ -177,7 +177,7 @@ def test_a_version_tells_where_it_comes_from_and_how_audio_is_prepared(registry:
 
 def test_a_run_names_the_model_that_was_registered_of_it_last(registry: Registry, tmp_path: Path) -> None:
     tracking = open_tracking(
-        TrackingConfig(uri=registry.uri), run_name="another", output=tmp_path / "run", resume=False
+        TrackingConfig(tracking_uri=registry.uri), run_name="another", output=tmp_path / "run", resume=False
     )
     tracking.close("FINISHED")
     model = f"runs:/{tracking.run_id}"

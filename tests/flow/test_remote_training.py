@@ -26,20 +26,20 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_file(path: Path, shards: str, teacher: str, *, cache: Path, cache_gb: float = 1.0) -> Path:
+def run_file(path: Path, shards: str, teacher: str, *, cache: Path, shard_cache_gb: float = 1.0) -> Path:
     """A student's run of one epoch and a half, in windows of a third of the training utterances."""
     data = {
-        "shards": shards, "teacher": teacher, "test_splits": [], "window_utterances": NUM_UTTERANCES // 4,
-        "workers": 2, "cache": str(cache), "cache_gb": cache_gb,
+        "shards": shards, "teacher": teacher, "test_splits": [], "shuffle_buffer_size": NUM_UTTERANCES // 4,
+        "workers": 2, "cache": str(cache), "shard_cache_gb": shard_cache_gb,
     }  # fmt: skip
     return write_run(
         path,
         Path(shards),
         path.with_suffix(""),
         data=data,
-        model={"embedding": EMBEDDING_SIZE},
+        model={"embedding_dim": EMBEDDING_SIZE},
         distill={"embedding_weight": 1.0},
-        batch={"global_utterances": 6, "micro_utterances": 3},
+        batch={"global_batch_size": 6, "micro_batch_size": 3},
         train={"epochs": 2, "max_steps": 22},
     )
 
@@ -73,11 +73,11 @@ def test_losses_are_those_of_training_from_disk_when_every_twentieth_request_fai
 
 def test_cache_smaller_than_a_window_and_the_next_is_refused_before_training(tmp_path: Path, material: Path) -> None:
     there = (f"file://{material}/shards", f"file://{material}/teacher")
-    config = run_file(tmp_path / "run.toml", *there, cache=tmp_path / "cache", cache_gb=1e-5)
+    config = run_file(tmp_path / "run.toml", *there, cache=tmp_path / "cache", shard_cache_gb=1e-5)
     with (
-        pytest.raises(ConfigError, match=r"data.cache_gb = 1e-05: the shards of a window and of the next one"),
+        pytest.raises(ConfigError, match=r"data.shard_cache_gb = 1e-05: the shards of a window and of the next one"),
         check_session(read_run(config, []), 1),
     ):
         pass
-    with check_session(read_run(config, ["data.cache_gb=1"]), 1) as session:
+    with check_session(read_run(config, ["data.shard_cache_gb=1"]), 1) as session:
         assert session.loader.bytes_at_once() > 0

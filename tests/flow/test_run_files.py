@@ -82,12 +82,12 @@ def test_shipped_run_file_passes_its_check(
     if path.parent.name == "open":  # the look-alikes have some of the categories, spelt as the readers do
         assert set(shard_set.manifest.categories) <= set(run.model.categories)
         settings.append(f"model.categories={list(shard_set.manifest.categories)}")
-    if run.data.teacher:
+    if run.data.teacher_cache:
         trained_on = run.data.train_splits
         if trained_on not in made:
             teacher = untrained_teacher(tmp_path / "teacher", trained_on)
             made[trained_on] = make_cache(teacher, shard_set, tmp_path / "cache")
-        settings.append(f"data.teacher={made[trained_on]}")
+        settings.append(f"data.teacher_cache={made[trained_on]}")
     if run.model.speech is not None and run.model.speech.encoder == "msp/encoders/modified-cpc":
         convert(write_checkpoint(tmp_path / "published.pt", published()), tmp_path / "cpc")
         settings.append(f"model.speech.encoder={tmp_path / 'cpc'}")

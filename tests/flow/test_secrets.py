@@ -48,7 +48,7 @@ def test_no_secret_is_in_outputs_run_folder_store_or_model(address: str, shards:
     config = write_run(
         tmp_path / "run.toml", shards, output,
         train={"max_steps": 3, "deepspeed": str(ROOT / "ds_configs/zero2.json")},
-        tracking={"kind": "mlflow", "uri": address},
+        tracking={"backend": "mlflow", "tracking_uri": address},
     )  # fmt: skip
     secrets = {"MLFLOW_TRACKING_URI": "", "MLFLOW_TRACKING_TOKEN": TOKEN, "AWS_SECRET_ACCESS_KEY": KEY}
     refused = PASSWORD in address

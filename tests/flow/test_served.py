@@ -58,7 +58,7 @@ def _wav(seconds: float, *, seed: int = 0, subtype: str = "PCM_16") -> bytes:
 
 def _save_run_folder(folder: Path) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
+    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
     model = build_model(config)
     save_model(folder / "best", model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
 

@@ -53,7 +53,7 @@ def _recording() -> bytes:
 def document(tmp_path_factory: pytest.TempPathFactory) -> schemathesis.BaseSchema:
     folder = tmp_path_factory.mktemp("openapi")
     torch.manual_seed(0)
-    config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
+    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
     model = build_model(config)
     encoders = model.encoder_configs
     save_model(folder / "best", model.state_dict(), config, encoders=encoders, scale=(1.0, 7.0), extra={})

@@ -128,8 +128,9 @@ def _config(place: Path, name: str, uri: str) -> Path:
     return write_run(
         place / f"{name}.toml", place / "shards", place / "runs" / name,
         # Each checkpoint sends what waits.
-        train={"epochs": 12, "max_steps": NUM_STEPS, "checkpoint_steps": 5},
-        tracking={"kind": "mlflow", "uri": uri, "experiment": "servers", "parent": "table of servers"},
+        train={"epochs": 12, "max_steps": NUM_STEPS, "save_steps": 5},
+        tracking={"backend": "mlflow", "tracking_uri": uri, "experiment_name": "servers",
+            "parent_run_name": "table of servers"},
     )  # fmt: skip
 
 

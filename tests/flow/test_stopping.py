@@ -25,11 +25,11 @@ def config_for(place: Path, name: str) -> tuple[Path, Path]:
     output = place / "runs" / name
     config = write_run(
         place / f"{name}.toml", place / "shards", output,
-        data={"workers": 1},
+        data={"num_workers": 1},
         model={"dropout": 0.2},
-        optim={"name": "adam", "learning_rate": 1e-3, "schedule": "onecycle", "clip_norm": 1.0},
-        train={"epochs": 5, "max_steps": STEPS, "grace_s": 60.0},
-        tracking={"kind": "mlflow", "uri": f"sqlite:///{place}/{name}.db", "experiment": "stop"},
+        optim={"name": "adam", "learning_rate": 1e-3, "lr_scheduler": "onecycle", "max_grad_norm": 1.0},
+        train={"epochs": 5, "max_steps": STEPS, "stop_grace_s": 60.0},
+        tracking={"backend": "mlflow", "tracking_uri": f"sqlite:///{place}/{name}.db", "experiment_name": "stop"},
     )  # fmt: skip
     return config, output
 

@@ -28,13 +28,14 @@ def config_for(place: Path, name: str) -> tuple[Path, Path]:
     output = place / "runs" / name
     config = write_run(
         place / f"{name}.toml", place / "shards", output,
-        data={"workers": 1},
+        data={"num_workers": 1},
         model={"dropout": 0.2},
-        batch={"global_utterances": 8, "micro_utterances": 4},
-        optim={"name": "adam", "learning_rate": 1e-3, "schedule": "onecycle", "clip_norm": 1.0},
+        batch={"global_batch_size": 8, "micro_batch_size": 4},
+        optim={"name": "adam", "learning_rate": 1e-3, "lr_scheduler": "onecycle", "max_grad_norm": 1.0},
         # Epochs of 20 steps: checkpoints within them, and after the validation at their ends.
-        train={"epochs": 10, "max_steps": STEPS, "checkpoint_steps": 2},
-        tracking={"kind": "mlflow", "uri": f"sqlite:///{place}/{name}.db", "experiment": "thirty kills"},
+        train={"epochs": 10, "max_steps": STEPS, "save_steps": 2},
+        tracking={"backend": "mlflow", "tracking_uri": f"sqlite:///{place}/{name}.db",
+            "experiment_name": "thirty kills"},
     )  # fmt: skip
     return config, output
 

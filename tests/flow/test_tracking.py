@@ -143,7 +143,9 @@ def test_whatever_way_a_server_fails_each_step_arrives_once_and_files_too(
     uri, database = server
     expected = []
     with faulty_proxy(uri) as proxy:
-        run = open_mlflow_run(TrackingConfig(uri=proxy.address), run_name="a", output=tmp_path / "run", resume=False)
+        run = open_mlflow_run(
+            TrackingConfig(tracking_uri=proxy.address), run_name="a", output=tmp_path / "run", resume=False
+        )
         for number, fault in enumerate(FAULTS):
             proxy.fault = fault
             for step in range(10 * number, 10 * number + 10):
@@ -167,7 +169,7 @@ def test_whatever_way_a_server_fails_each_step_arrives_once_and_files_too(
 
 def test_a_store_of_files_that_fails_keeps_no_figure_waiting(server: tuple[str, Path], tmp_path: Path) -> None:
     uri, database = server
-    run = open_mlflow_run(TrackingConfig(uri=uri), run_name="a", output=tmp_path / "run", resume=False)
+    run = open_mlflow_run(TrackingConfig(tracking_uri=uri), run_name="a", output=tmp_path / "run", resume=False)
     files = database.parent / "files"
     files.chmod(0o000)
     hidden = files.rename(files.with_name("away"))
@@ -190,7 +192,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_every_step_once(
 ) -> None:
     port = free_port()
     with mlflow_server(tmp_path, port=port) as uri:
-        run = open_mlflow_run(TrackingConfig(uri=uri), run_name="demo", output=tmp_path / "run", resume=False)
+        run = open_mlflow_run(TrackingConfig(tracking_uri=uri), run_name="demo", output=tmp_path / "run", resume=False)
         run.metrics({"loss": 1.0}, 1)
         run.flush()
     for step in range(2, 50):
@@ -208,7 +210,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_every_step_once(
 
 def test_a_run_that_begins_while_the_server_is_away_is_created_once_it_is_there(tmp_path: Path) -> None:
     port = free_port()
-    config = TrackingConfig(uri=f"http://127.0.0.1:{port}")
+    config = TrackingConfig(tracking_uri=f"http://127.0.0.1:{port}")
     run = open_mlflow_run(config, run_name="demo", output=tmp_path / "run", resume=False)
     assert run.run_id == ""
     run.metrics({"loss": 1.0}, 1)

@@ -89,7 +89,8 @@ def test_from_a_table_of_recordings_to_predictions_of_a_registered_student(tmp_p
 
     train = {"max_steps": STEPS, "epochs": 9, "deepspeed": "ds_configs/zero2.json"}
     teacher = write_run(
-        tmp_path / "teacher.toml", shards, tmp_path / "teacher", model={"text": TEXT, "embedding": 8, "speech": SPEECH},
+        tmp_path / "teacher.toml", shards, tmp_path / "teacher", model={"text": TEXT, "embedding_dim": 8,
+            "speech": SPEECH},
         optim={"name": "adam", "learning_rate": 3e-3}, train=train,
     )  # fmt: skip
     launch_well(2, "launch/train.py", "--config", str(teacher))
@@ -100,9 +101,9 @@ def test_from_a_table_of_recordings_to_predictions_of_a_registered_student(tmp_p
     command_well("shards/check.py", shards, "--teacher", cache)
 
     student = write_run(
-        tmp_path / "student.toml", shards, tmp_path / "student", data={"teacher": str(cache)},
-        distill={"embedding_weight": 30.0, "threshold": 1.0}, batch={"micro_utterances": 4}, train=train,
-        tracking={"kind": "mlflow", "uri": store, "register": "student"},
+        tmp_path / "student.toml", shards, tmp_path / "student", data={"teacher_cache": str(cache)},
+        distill={"embedding_weight": 30.0, "threshold": 1.0}, batch={"micro_batch_size": 4}, train=train,
+        tracking={"backend": "mlflow", "tracking_uri": store, "registered_model_name": "student"},
     )  # fmt: skip
     # From nothing, as a user's shell starts it.
     command = [*launcher(2), "launch/train.py", "--config", str(student)]

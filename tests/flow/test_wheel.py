@@ -76,7 +76,7 @@ def required(asking: Distribution, extras: set[str]) -> set[str]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student, eight recordings and a table of their ratings."""
     folder = tmp_path_factory.mktemp("work")
-    config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
+    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
     built = build_model(config)
     save_model(folder / "best", built.state_dict(), config, encoders=built.encoder_configs, scale=(1.0, 5.0), extra={})
     rows = ["key,audio,split,valence"]

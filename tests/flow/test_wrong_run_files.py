@@ -25,15 +25,19 @@ def place(tmp_path_factory):
 
 WRONG: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "unknown key": ({"optim": {"learning_rat": 1e-3}}, "optim.learning_rat", ["'learning_rate'"]),
-    "wrong type": ({"batch": {"global_utterances": "many"}}, "batch.global_utterances", ["'many'", "a whole number"]),
+    "wrong type": ({"batch": {"global_batch_size": "many"}}, "batch.global_batch_size", ["'many'", "a whole number"]),
     "out of range": ({"train": {"epochs": 0}}, "train.epochs", ["= 0", "at least 1"]),
     "missing shards": ({"data": {"shards": "nowhere"}}, "nowhere", ["no shard set", "shards/build.py"]),
     "unknown split": ({"data": {"valid_splits": ["Dev"]}}, "'Dev'", ["'Development'"]),
     "unknown test split": ({"data": {"test_splits": ["Tset1"]}}, "'Tset1'", ["'Test1'"]),
     "validation without labels": ({"model": {"targets": ["arousal"]}}, "arousal", ["no two utterances with a label"]),
-    "tracking in a plain folder": ({"tracking": {"kind": "mlflow", "uri": "./mlruns"}}, "./mlruns", ["sqlite:///"]),
+    "tracking in a plain folder": (
+        {"tracking": {"backend": "mlflow", "tracking_uri": "./mlruns"}},
+        "./mlruns",
+        ["sqlite:///"],
+    ),
     "cache of other shards": (
-        {"data": {"teacher": "{place}/other-cache"}, "distill": {}},
+        {"data": {"teacher_cache": "{place}/other-cache"}, "distill": {}},
         "other-cache",
         ["made for", "cache_teacher.py"],
     ),
@@ -50,7 +54,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         ["no such folder"],
     ),
     "warm-up longer than training": (
-        {"optim": {"schedule": "linear", "warmup_steps": 50}},
+        {"optim": {"lr_scheduler": "linear", "warmup_steps": 50}},
         "optim.warmup_steps",
         ["= 50", "13 steps in all"],
     ),
@@ -108,7 +112,7 @@ def test_check_for_no_ranks_is_refused(place, capfd):
 def test_more_ranks_than_utterances_in_a_batch_are_refused(place, capfd):
     config = write_run(place / "sound.toml", place / "shards", place / "run")
     assert run_main(command.main, ["--config", str(config), "--check", "--ranks", "17"]) == 2
-    assert "batch.global_utterances=16 leaves some of 17 ranks without" in capfd.readouterr().err
+    assert "batch.global_batch_size=16 leaves some of 17 ranks without" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["unknown key", "cache of other shards"])

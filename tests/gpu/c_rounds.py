@@ -18,7 +18,7 @@ from tests.gpu.situation import Situation, run_part
 from tests.gpu.steps import Training, training
 
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1, "feat_proj_dropout": 0.1}
-MASKS = {"time_probability": 0.3, "time_length": 3}
+MASKS = {"mask_time_prob": 0.3, "mask_time_length": 3}
 KERNELS = {
     "as torch chooses": None,
     "math": SDPBackend.MATH,

@@ -56,7 +56,7 @@ def _config(situation: Situation, stage: str, precision: str, name: str = "", **
     train = {"deepspeed": f"ds_configs/{stage}.json", "precision": precision, "max_steps": SAVED_AT, "epochs": 5}
     return write_run(
         situation.work / f"{name or stage}-{precision}.toml", situation.pack,
-        optim={"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0},
+        optim={"name": "adam", "learning_rate": 1e-3, "max_grad_norm": 1.0},
         **{"train": train, **sections},
     )  # fmt: skip
 
@@ -136,12 +136,12 @@ def _check_same(ready: Training, before: dict[str, torch.Tensor], what: str) -> 
 
 def _run_out_of_memory(situation: Situation, figures: dict[str, Any]) -> None:
     """All training utterances in one micro-batch, with the memory of a small GPU: one line names the key to lower."""
-    config = _config(situation, "zero2", "fp32", "oom", batch={"global_utterances": 160, "micro_utterances": 160})
+    config = _config(situation, "zero2", "fp32", "oom", batch={"global_batch_size": 160, "micro_batch_size": 160})
     command = [sys.executable, "-c", _IN_LITTLE_MEMORY, str(OOM_BYTES), "--config", str(config)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     figures |= {"exit code": done.returncode, "words": done.stderr[-600:]}
     check(done.returncode not in (0, 75) and done.returncode > 0, f"exit code {done.returncode}")
-    check("batch.micro_utterances" in done.stderr, "no word on batch.micro_utterances")
+    check("batch.micro_batch_size" in done.stderr, "no word on batch.micro_batch_size")
     check("Traceback" not in done.stderr, "a traceback")
 
 

@@ -43,8 +43,8 @@ def ranks(outcome: Outcome, situation: Situation) -> None:
 def _config(situation: Situation, stage: str, name: str) -> Path:
     return write_run(
         situation.work / f"{name}.toml", situation.pack,
-        batch={"global_utterances": 16, "micro_utterances": 8},
-        train={"deepspeed": f"ds_configs/{stage}.json", "max_steps": NUM_STEPS, "timeout_s": 60.0},
+        batch={"global_batch_size": 16, "micro_batch_size": 8},
+        train={"deepspeed": f"ds_configs/{stage}.json", "max_steps": NUM_STEPS, "comm_timeout_s": 60.0},
     )  # fmt: skip
 
 

@@ -58,10 +58,10 @@ def write_large_run(
         speech = {"encoder": "scratch", "pooling": pooling, "scratch": {"model_type": "hubert", **LARGE}}
     return write_run(
         situation.work / f"{name}.toml", situation.pack,
-        data={"shards": str(situation.work / "seconds" / "shards"), "teacher": None},
+        data={"shards": str(situation.work / "seconds" / "shards"), "teacher_cache": None},
         model={"speech": speech, "gradient_checkpointing": recomputed},
-        batch={"global_utterances": rows, "micro_utterances": rows},
-        optim={"name": "adamw", "learning_rate": 1e-5, "clip_norm": 1.0},
+        batch={"global_batch_size": rows, "micro_batch_size": rows},
+        optim={"name": "adamw", "learning_rate": 1e-5, "max_grad_norm": 1.0},
         train={"deepspeed": f"ds_configs/{stage}.json", "precision": "bf16" if situation.on_gpu else "fp32"},
     )  # fmt: skip
 

@@ -93,12 +93,12 @@ def write_run(path: Path, pack: Path, **sections: Mapping[str, Any]) -> Path:
     tree = tomllib.loads((RUN_FILES / "cts.toml").read_text())
     tree |= {"name": path.stem, "output": str(path.with_suffix(""))}
     own: dict[str, Mapping[str, Any]] = {
-        "data": {"shards": str(pack / "shards"), "teacher": str(pack / "cache"), "test_splits": []},
+        "data": {"shards": str(pack / "shards"), "teacher_cache": str(pack / "cache"), "test_splits": []},
         # Small beside the CCC's terms, lest the tolerance of the whole loss hide an error of theirs.
         "distill": {"threshold": 1.5, "embedding_weight": 0.05},
-        "batch": {"global_utterances": 16, "micro_utterances": 16},
-        "optim": {"name": "sgd", "learning_rate": 2e-2, "schedule": "constant", "clip_norm": 0.0},
-        "tracking": {"kind": "none", "register": ""},
+        "batch": {"global_batch_size": 16, "micro_batch_size": 16},
+        "optim": {"name": "sgd", "learning_rate": 2e-2, "lr_scheduler": "constant", "max_grad_norm": 0.0},
+        "tracking": {"backend": "none", "registered_model_name": ""},
     }
     for layer in (own, sections):
         for name, values in layer.items():

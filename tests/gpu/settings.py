@@ -15,8 +15,8 @@ STILL = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0
 """A GPU draws other random numbers from one seed."""
 
 _PREDICTIONS = {"prediction_weight": 1.0}
-_TWO = {"micro_utterances": 8}
-_MASKS = {"time_probability": 0.3, "time_length": 3, "feature_probability": 0.1, "feature_length": 8}
+_TWO = {"micro_batch_size": 8}
+_MASKS = {"mask_time_prob": 0.3, "mask_time_length": 3, "mask_feature_prob": 0.1, "mask_feature_length": 8}
 
 
 def _text_without_dropout() -> dict[str, Any]:
@@ -32,7 +32,7 @@ SETTINGS: Mapping[str, Sections] = {
     "gate none": {"distill": {"gate": "none", "threshold": None, **_PREDICTIONS}},
     "gate per-dimension": {"distill": {"gate": "per-dimension", **_PREDICTIONS}, "batch": _TWO},
     "gate soft": {"distill": {"gate": "soft", "threshold": None, **_PREDICTIONS}, "batch": _TWO},
-    "prediction loss ccc": {"distill": {"prediction_distance": "ccc", **_PREDICTIONS}, "batch": _TWO},
+    "prediction loss ccc": {"distill": {"prediction_loss": "ccc", **_PREDICTIONS}, "batch": _TWO},
     "micro-batch scope": {"loss": {"scope": "micro-batch"}},
     "micro-batch scope, two": {"loss": {"scope": "micro-batch"}, "batch": _TWO},
     "categories": {"model": {"categories": list(CATEGORIES)}, "batch": _TWO},
@@ -45,10 +45,10 @@ SETTINGS: Mapping[str, Sections] = {
     "filter bank": {"model": {"speech": {"encoder": "filterbank", "pooling": "statistics"}}},
     "GRU": {"model": {"speech": student_speech(pooling="gru")}},
     "attentive statistics": {"model": {"speech": student_speech(pooling="attentive-statistics")}},
-    "teacher with text": {"data": {"teacher": None}, "model": {"text": _text_without_dropout()}},
+    "teacher with text": {"data": {"teacher_cache": None}, "model": {"text": _text_without_dropout()}},
 }
 
-_SECONDS = {"micro_utterances": 16, "micro_batch_seconds": 8.0}
+_SECONDS = {"micro_batch_size": 16, "micro_batch_seconds": 8.0}
 _OF_BATCH: Mapping[str, Sections] = {
     "two micro-batches, two rounds": {"batch": {**_TWO, "forward_rounds": "two"}},
     "micro-batches by seconds": {"batch": _SECONDS},
@@ -63,7 +63,7 @@ LARGE_SECTIONS: Sections = {
     "model": {
         "speech": {"encoder": "scratch", "pooling": "gru", "scratch": {"model_type": "hubert", **LARGE, **STILL}}
     },
-    "batch": {"global_utterances": 4, "micro_utterances": 4},
+    "batch": {"global_batch_size": 4, "micro_batch_size": 4},
 }
 """The paper's size: 24 layers, which tell more of rounding than three."""
 

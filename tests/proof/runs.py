@@ -26,8 +26,8 @@ NUM_RANKS = 2
 
 SETTINGS = (
     (("train.max_steps",), "{steps}"),
-    (("tracking.kind", "tracking.backend"), "none"),
-    (("tracking.register", "tracking.registered_model_name"), ""),
+    (("tracking.backend", "tracking.backend"), "none"),
+    (("tracking.registered_model_name", "tracking.registered_model_name"), ""),
 )
 """What is changed in a run file. A key that was renamed has several names: the first that a revision takes is used."""
 

@@ -29,7 +29,7 @@ class RecordingEngine(Engine):
 
 def main() -> None:
     config = read_run(Path(sys.argv[sys.argv.index("--config") + 1]))
-    RecordingEngine.output = Path(config.output)
+    RecordingEngine.output = Path(config.output_dir)
     training.Engine = RecordingEngine
     ranks = rank_facts()
     with process_group(ranks):

@@ -49,7 +49,7 @@ def outputs(place: Path) -> dict[str, Path]:
         config = write_run(
             place / f"{number}.toml", place / "shards", found[name],
             model={"targets": TARGETS, "categories": ["calm", "tense"]},
-            batch={"global_utterances": 12, "micro_utterances": micro}, optim={"learning_rate": 0.3},
+            batch={"global_batch_size": 12, "micro_batch_size": micro}, optim={"learning_rate": 0.3},
             train={"max_steps": STEPS, "deepspeed": str(ROOT / "ds_configs" / f"{stage}.json")}, **SECTIONS,
         )  # fmt: skip
         jobs[num_ranks].append(Job(config=config))

@@ -41,7 +41,7 @@ def outputs(tmp_path_factory) -> dict[str, Path]:
             found[name],
             data={"test_splits": ["Test1"]},
             model={"targets": [], "categories": NAMES},
-            batch={"global_utterances": 12, "micro_utterances": micro},
+            batch={"global_batch_size": 12, "micro_batch_size": micro},
             optim={"learning_rate": 0.3},
             train={"max_steps": 12},
         )

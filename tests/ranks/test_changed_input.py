@@ -11,12 +11,12 @@ pytestmark = pytest.mark.long
 CHANGED = {
     "data": {"max_duration_s": 0.2},
     "augment": {"noises": ["pink", "babble"], "snr_db": [0, 10], "speed": [0.9, 1.1]},
-    "optim": {"schedule": "linear", "warmup_steps": 3},
-    "train": {"max_steps": 10, "validate_steps": 3},
+    "optim": {"lr_scheduler": "linear", "warmup_steps": 3},
+    "train": {"max_steps": 10, "eval_steps": 3},
 }
 STANDING = {
     "optim": {"learning_rate": 1e-12},
-    "train": {"epochs": 3, "max_steps": 0, "validate_steps": 3, "stop_after": 2},
+    "train": {"epochs": 3, "max_steps": 0, "eval_steps": 3, "early_stopping_patience": 2},
 }
 """No weight moves, so that no loss falls."""
 

@@ -18,8 +18,8 @@ from tests.small_teacher import save_small_teacher
 
 STEPS, SAVED_AT = 12, 6
 STAGES = (0, 1, 2, 3)
-BY_COUNT = {"micro_utterances": 4}
-BY_SECONDS = {"micro_utterances": 8, "micro_batch_seconds": 2.0, "micro_batch_overhead_seconds": 0.1}
+BY_COUNT = {"micro_batch_size": 4}
+BY_SECONDS = {"micro_batch_size": 8, "micro_batch_seconds": 2.0, "micro_batch_overhead_seconds": 0.1}
 """Long utterances last .4 s, short ones .1."""
 
 ROUNDS = ("auto", "one", "two")
@@ -36,7 +36,7 @@ def place(tmp_path_factory):
 def config_for(place: Path, name: str, stage: int, batch: dict) -> Path:
     return write_run(
         place / f"{name}.toml", place / "shards", place / "runs" / name,
-        data={"teacher": str(place / "cache")},
+        data={"teacher_cache": str(place / "cache")},
         distill={"embedding_weight": 1.0, "prediction_weight": 0.5, "gate": "any-dimension", "threshold": 0.6},
         batch=batch, train={"max_steps": STEPS, "deepspeed": str(ROOT / "ds_configs" / f"zero{stage}.json")},
     )  # fmt: skip

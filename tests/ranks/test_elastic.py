@@ -23,7 +23,7 @@ def test_run_moves_between_ranks_and_stages_and_ends_as_if_it_had_not(tmp_path):
         output = tmp_path / "runs" / name
         path = write_run(
             tmp_path / f"{name}.toml", tmp_path / "shards", output,
-            batch={"micro_utterances": 8}, train={"max_steps": STEPS, "deepspeed": "ds_configs/zero2.json"},
+            batch={"micro_batch_size": 8}, train={"max_steps": STEPS, "deepspeed": "ds_configs/zero2.json"},
         )  # fmt: skip
         return path, output
 

@@ -58,12 +58,12 @@ def build_engine(stage: str, precision: str) -> Engine:
     AcceleratorState._reset_state(reset_partial_state=True)  # Accelerate allows one Accelerator per process
     run = parse_run(
         {
-            "name": "r",
-            "output": "o",
+            "run_name": "r",
+            "output_dir": "o",
             "data": {"shards": "s"},
             "model": {"speech": {"encoder": "e"}},
-            "batch": {"global_utterances": 2, "micro_utterances": 1},
-            "optim": {"clip_norm": 1.0},  # DeepSpeed clips before it steps, and wants gradients for it
+            "batch": {"global_batch_size": 2, "micro_batch_size": 1},
+            "optim": {"max_grad_norm": 1.0},  # DeepSpeed clips before it steps, and wants gradients for it
             "train": {"deepspeed": str(ROOT / "ds_configs" / f"{stage}.json"), "precision": precision},
         }
     )

@@ -49,8 +49,8 @@ def outputs(tmp_path_factory) -> dict[tuple[str, str], Path]:
         found[model, run] = place / "runs" / str(number)
         config = write_run(
             place / f"{number}.toml", place / "shards", found[model, run], model=model_of(place, model),
-            data={"frames": str(place / "frames") if keeps else ""},
-            batch={"global_utterances": 12, "micro_utterances": 3}, optim={"learning_rate": 0.03},
+            data={"feature_cache": str(place / "frames") if keeps else ""},
+            batch={"global_batch_size": 12, "micro_batch_size": 3}, optim={"learning_rate": 0.03},
             train={"max_steps": STEPS, "deepspeed": str(ROOT / "ds_configs" / f"{stage}.json")},
         )  # fmt: skip
         jobs[num_ranks].append(Job(config=config))

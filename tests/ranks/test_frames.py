@@ -20,7 +20,7 @@ from tests.small_runs import SPEECH, build_two_kinds, read_history, read_validat
 
 pytestmark = pytest.mark.long
 
-FROZEN = {"trainable": "none", "train_front_end": False, "pooling": "gru", "gru_hidden": 6}
+FROZEN = {"trainable": "none", "train_feature_encoder": False, "pooling": "gru", "gru_hidden": 6}
 TEXT = {
     "encoder": "scratch", "vocabulary": 60, "trainable": "none", "pooling": "mean", "max_tokens": 16,
     "scratch": {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -31,7 +31,8 @@ RUNS = {"without": (1, "", "zero0"), "one rank": (1, "frames", "zero0"), "two ra
 
 
 def write(place: Path, name: str, frames: str, stage: str = "zero0", **sections) -> Path:
-    merged = {"data": {"frames": frames and str(place / frames)}, "model": MODEL, "optim": {"learning_rate": 0.1},
+    merged = {"data": {"feature_cache": frames and str(place / frames)}, "model": MODEL,
+        "optim": {"learning_rate": 0.1},
               "train": {"epochs": 3, "deepspeed": str(ROOT / "ds_configs" / f"{stage}.json")}}  # fmt: skip
     for section, values in sections.items():
         merged[section] = {**merged[section], **values}
@@ -124,7 +125,7 @@ def test_damaged_frames_stop_the_run_or_give_the_row_weight_0(place: Path, outpu
     with pytest.raises(ShardError, match=r"frames of '.*' are damaged"):
         list(session.loader.epoch(0))
     session.close()
-    session = open_session(read_run(place / "damaged.toml", ["data.damaged=skip"]), Ranks())
+    session = open_session(read_run(place / "damaged.toml", ["data.on_corrupt=skip"]), Ranks())
     batches = [batch for step in session.loader.epoch(0) for batch in step.passes]
     session.close()
     assert sum(float((batch.weight == 0).sum()) for batch in batches) in (1, 2)  # one of each encoder, perhaps the same
@@ -157,7 +158,7 @@ def test_damaged_utterance_stops_the_making_or_has_no_frames(tmp_path: Path):
     config = write(tmp_path, "stop", "frames")
     with pytest.raises(ShardError, match="is damaged"):
         open_session(read_run(config), Ranks())
-    session = open_session(read_run(config, ["data.damaged=skip"]), Ranks())
+    session = open_session(read_run(config, ["data.on_corrupt=skip"]), Ranks())
     batches = [batch for step in session.loader.epoch(0) for batch in step.passes]
     session.close()
     left_out = [key for batch in batches for key, w in zip(batch.keys, batch.weight.tolist(), strict=True) if w == 0]

@@ -25,7 +25,7 @@ from tests.ranks.processes import run_on_ranks
 ALPHA = (0.4, 0.35, 0.25)
 ROWS = 13
 DISTILL = DistillTerms(
-    distance="squared",
+    distance="mse",
     condition=Condition(
         targets=("activation", "valence", "dominance"),
         w=(1.0, 1.0, 1.0),
@@ -103,13 +103,13 @@ def plain_gradients(distill: DistillTerms | None) -> tuple[float, list[Tensor]]:
 CUTS = {"5+8": [0, 5, ROWS], "12+1": [0, 12, ROWS]}
 TERMS = {
     "ccc": None,
-    "squared": DISTILL,
-    "norm": replace(DISTILL, distance="norm"),
-    "cosine": replace(DISTILL, distance="cosine"),
-    "ccc with the teacher": replace(DISTILL, prediction_distance="ccc"),
+    "mse": DISTILL,
+    "l2": replace(DISTILL, embedding_loss="l2"),
+    "cosine": replace(DISTILL, embedding_loss="cosine"),
+    "ccc with the teacher": replace(DISTILL, prediction_loss="ccc"),
     "per dimension": replace(DISTILL, gate="per-dimension"),
-    "soft": replace(DISTILL, gate="soft", prediction_distance="ccc"),
-    "by key": replace(DISTILL, gate="keys", distance="norm"),
+    "soft": replace(DISTILL, gate="soft", prediction_loss="ccc"),
+    "by key": replace(DISTILL, gate="keys", distance="l2"),
     "one target": replace(DISTILL, condition=gated_on(DISTILL.condition, DISTILL.condition.targets[:1])),
 }
 
@@ -136,6 +136,6 @@ def test_gradient_on_two_ranks_of_uneven_sizes_is_that_of_one_process_in_float64
 
 
 def test_rank_whose_rows_are_all_gated_out_is_among_the_cases(on_two_ranks):
-    kept = [rank["5+8", "squared"][1] for rank in on_two_ranks]
+    kept = [rank["5+8", "mse"][1] for rank in on_two_ranks]
     assert kept[0] == 0
     assert kept[1] >= 5

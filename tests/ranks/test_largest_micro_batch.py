@@ -51,8 +51,8 @@ def test_trial_changes_neither_losses_nor_weights(place: Path, stage: str, preci
     configs = [
         write_run(
             place / f"{stage}-{precision}-{name}.toml", place / "shards", place / f"{stage}-{precision}-{name}",
-            batch={"micro_utterances": 4},
-            optim={"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0},
+            batch={"micro_batch_size": 4},
+            optim={"name": "adam", "learning_rate": 1e-3, "max_grad_norm": 1.0},
             train={"epochs": 1, "max_steps": 3, "deepspeed": f"ds_configs/{stage}.json", "precision": precision},
         )
         for name in ("without", "with")

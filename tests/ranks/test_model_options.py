@@ -25,17 +25,17 @@ CONFORMER = {
 MODEL = {
     "embedding": 7,
     "heads": "per-target",
-    "head_hidden": 5,
+    "head_hidden_dim": 5,
     "gradient_checkpointing": True,
     "speech": {**SPEECH, "scratch": SCRATCH, "layers": "weighted", "pooling": "attentive-statistics",
                "attention_hidden": 6},
     "also": [
-        {"encoder": "filterbank", "filterbank": {"bins": 12, "channels": [8], "kernel": 3}, "gru_hidden": 5},
+        {"encoder": "filterbank", "filterbank": {"num_mel_bins": 12, "channels": [8], "kernel": 3}, "gru_hidden": 5},
         {"encoder": "scratch", "scratch": CONFORMER, "layers": "layer:1", "pooling": "self-attention",
-         "normalise": "on"},
+         "do_normalize": "on"},
     ],
     "text": {
-        "encoder": "scratch", "vocabulary": 60, "layers": "weighted", "pooling": "mean", "max_tokens": 16,
+        "encoder": "scratch", "vocab_size": 60, "layers": "weighted", "pooling": "mean", "max_tokens": 16,
         "scratch": {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                     "intermediate_size": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     },
@@ -52,8 +52,8 @@ def outputs(tmp_path_factory) -> dict[str, Path]:
         found[name] = place / "runs" / str(number)
         config = write_run(
             place / f"{number}.toml", place / "shards", found[name], model=MODEL,
-            batch={"global_utterances": 12, "micro_utterances": 3},
-            optim={"learning_rate": 0.1, "speech_factor": 0.5, "text_factor": 2.0},
+            batch={"global_batch_size": 12, "micro_batch_size": 3},
+            optim={"learning_rate": 0.1, "speech_lr_scale": 0.5, "text_lr_scale": 2.0},
             train={"max_steps": STEPS, "deepspeed": str(ROOT / "ds_configs" / f"{stage}.json")},
         )  # fmt: skip
         jobs[num_ranks].append(Job(config=config))

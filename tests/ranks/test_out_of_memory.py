@@ -69,8 +69,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rank_without_memory_names_its_micro_batch_and_ends_all(shards: Path, tmp_path: Path, part, stage, what):
     config = write_run(
         tmp_path / "run.toml", shards, tmp_path / "run",
-        batch={"global_utterances": 8, "micro_utterances": 4},
-        train={"deepspeed": f"ds_configs/{stage}.json", "checkpoint_steps": 1, "async_save": False},
+        batch={"global_batch_size": 8, "micro_batch_size": 4},
+        train={"deepspeed": f"ds_configs/{stage}.json", "save_steps": 1, "async_save": False},
     )  # fmt: skip
     codes, words = end_ranks(train_greedily, 2, config, part, place=tmp_path)
     assert codes == [1, 1], words
@@ -78,7 +78,7 @@ def test_rank_without_memory_names_its_micro_batch_and_ends_all(shards: Path, tm
     assert line in words[1], "the rank itself says it"
     assert line.startswith(f"error: rank 1: out of memory in {what} of a micro-batch of 4 x 0."), line
     assert f"you tried to allocate {_TOO_MANY_BYTES} bytes" in line
-    assert "Lower batch.micro_utterances (4), or set model.gradient_checkpointing = true. All ranks end. " in line
+    assert "Lower batch.micro_batch_size (4), or set model.gradient_checkpointing = true. All ranks end. " in line
     assert "The newest complete checkpoint is step-00000001. " in line
     assert "--resume auto" in line
     assert "Traceback" not in "".join(words), words

@@ -39,7 +39,7 @@ OPTIM = {"sgd": ({"name": "sgd", "learning_rate": 1e-2}, 50), "adam": ({"name": 
 
 
 GATED = {
-    "random": {"gate": "random", "leave_out": 0.4},
+    "random": {"gate": "random", "reject_fraction": 0.4},
     "robust": {"deviation": "robust", "gate_targets": ["valence"], "threshold": 1.0},
     "keys": {"gate": "keys"},
 }
@@ -54,9 +54,9 @@ def config_for(place: Path, cut: str, micro: int, optimizer: str) -> Path:
         gate = gate | {"gate_keys": str(keys)}
     return write_run(
         place / f"{cut}-{optimizer}.toml", place / "shards", place / "runs" / f"{cut}-{optimizer}",
-        data={"teacher": str(place / "cache")},
+        data={"teacher_cache": str(place / "cache")},
         distill={"embedding_weight": 1.0, "prediction_weight": 0.5, **gate},
-        batch={"micro_utterances": micro}, optim=optim, train={"max_steps": steps},
+        batch={"micro_batch_size": micro}, optim=optim, train={"max_steps": steps},
     )  # fmt: skip
 
 

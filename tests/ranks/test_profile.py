@@ -13,7 +13,7 @@ def test_first_rank_writes_a_trace_and_a_table_of_the_steps(tmp_path):
     build_two_kinds(tmp_path, num_train=48, num_valid=4)
     config = write_run(
         tmp_path / "run.toml", tmp_path / "shards", tmp_path / "run",
-        data={"test_splits": []}, batch={"micro_utterances": 4, "forward_rounds": "two"},
+        data={"test_splits": []}, batch={"micro_batch_size": 4, "forward_rounds": "two"},
         train={"max_steps": 3, "profile": [2, 3]},
     )  # fmt: skip
     run_on_ranks(run_trainings, 2, [Job(config=config)])

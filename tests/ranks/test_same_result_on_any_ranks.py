@@ -28,8 +28,8 @@ SETTINGS = {
     "without teacher": None,
     "distilled": {**DISTIL, "gate": "none"},
     "rank 0 gated out": {**DISTIL, "gate": "any-dimension", "threshold": 0.6},
-    "soft": {**DISTIL, "gate": "soft", "distance": "cosine", "prediction_distance": "ccc"},
-    "a share left out": {**DISTIL, "gate": "per-dimension", "leave_out": 0.4},
+    "soft": {**DISTIL, "gate": "soft", "distance": "cosine", "prediction_loss": "ccc"},
+    "a share left out": {**DISTIL, "gate": "per-dimension", "reject_fraction": 0.4},
 }
 LAUNCHED = "rank 0 gated out"
 MANY_PASSES = ("distilled", "soft", "a share left out")
@@ -47,7 +47,7 @@ def place(tmp_path_factory):
 
 def config_for(place: Path, name: str, num_ranks: int, distil: dict | None, **sections: dict) -> Path:
     if distil is not None:
-        sections = {"distill": distil, "data": {"teacher": str(place / "cache")}, **sections}
+        sections = {"distill": distil, "data": {"teacher_cache": str(place / "cache")}, **sections}
     return write_run(
         place / f"{name}-{num_ranks}.toml", place / "shards", output_of(place, name, num_ranks), **sections
     )
@@ -64,10 +64,10 @@ def train(place: Path, name: str, num_ranks: int, distil: dict | None, **section
 
 def fifty_steps(setting: str, num_ranks: int) -> dict:
     micro = 4 if setting in MANY_PASSES and num_ranks == 1 else 16
-    return {"distil": SETTINGS[setting], "batch": {"micro_utterances": micro}}
+    return {"distil": SETTINGS[setting], "batch": {"micro_batch_size": micro}}
 
 
-MICRO_BATCH = {"loss": {"scope": "micro-batch"}, "batch": {"micro_utterances": 4}, "train": {"max_steps": 12}}
+MICRO_BATCH = {"loss": {"scope": "micro-batch"}, "batch": {"micro_batch_size": 4}, "train": {"max_steps": 12}}
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +129,8 @@ def test_losses_by_micro_batch_agree_where_the_micro_batches_are_the_same(place,
 def test_rank_0_has_batches_of_long_utterances_alone(place):
     """What makes the run above one in which a rank has nothing to distil."""
     loader = Loader(
-        open_shard_set(place / "shards"), ("Train",), batch=BatchConfig(global_utterances=16, micro_utterances=16),
-        data=DataConfig(shards="", workers=0, duration_group=1), targets=DIMENSIONS, seed=3,
+        open_shard_set(place / "shards"), ("Train",), batch=BatchConfig(global_batch_size=16, micro_batch_size=16),
+        data=DataConfig(shards="", num_workers=0, bucket_batches=1), targets=DIMENSIONS, seed=3,
         ranks=Ranks(rank=0, num_ranks=2),
     )  # fmt: skip
     long_alone = [all(batch.num_samples >= LONG) for step in loader.epoch(0) for batch in step.passes]
@@ -144,7 +144,7 @@ def test_training_on_merged_shards_is_bit_equal_to_the_side_car(place):
     merge_shards(shard_set, open_teacher_cache(place / "cache", shard_set), place / "merged")
     output = place / "runs" / "merged"
     config = write_run(
-        place / "merged.toml", place / "merged", output, distill=distil, data={"teacher": "merged"},
+        place / "merged.toml", place / "merged", output, distill=distil, data={"teacher_cache": "merged"},
         train={"max_steps": 9},
     )  # fmt: skip
     launch_well(2, "launch/train.py", "--config", str(config))
@@ -158,7 +158,7 @@ def test_first_reduced_gradient_and_every_steps_keys_agree_with_adam(place):
         output = place / "runs" / f"adam-{num_ranks}"
         config = write_run(
             place / f"adam-{num_ranks}.toml", place / "shards", output, distill=SETTINGS[LAUNCHED],
-            data={"teacher": str(place / "cache")}, optim={"name": "adam", "learning_rate": 1e-3},
+            data={"teacher_cache": str(place / "cache")}, optim={"name": "adam", "learning_rate": 1e-3},
             train={"max_steps": 12},
         )  # fmt: skip
         launch_well(num_ranks, "tests/ranks/record_gradients.py", "--config", str(config))

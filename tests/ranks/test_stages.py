@@ -40,7 +40,7 @@ VARIANTS = {
 STAGES = (*SHIPPED, *FOR_GPUS, *VARIANTS)
 OPTIMIZERS = {
     "sgd": {"name": "sgd", "learning_rate": 1e-2},
-    "adam": {"name": "adam", "learning_rate": 3e-3, "clip_norm": 1.0},
+    "adam": {"name": "adam", "learning_rate": 3e-3, "max_grad_norm": 1.0},
 }
 KINDS = {("sgd", "fp32"): SHIPPED, ("adam", "fp32"): STAGES, ("adam", "bf16"): SHIPPED}
 """Optimizer and precision, and the stages they are tried under."""
@@ -62,19 +62,19 @@ TOLERANCES = {("sgd", "fp32"): 1e-5, ("adam", "fp32"): 1e-4, ("adam", "bf16"): 0
 
 def config_for(place: Path, name: str, stage: str, kind: tuple[str, str]) -> Path:
     scratch = {**SPEECH["scratch"], "num_hidden_layers": 2, "layerdrop": 0.5}
-    speech = {**SPEECH, "train_front_end": False, "trainable": "top:1", "pooling": "gru", "gru_hidden": 5}
+    speech = {**SPEECH, "train_feature_encoder": False, "trainable": "top:1", "pooling": "gru", "gru_hidden": 5}
     layout = ROOT / "ds_configs" / f"{stage}.json"
     if stage in VARIANTS:
         layout = place / f"{stage}.json"
         layout.write_text(json.dumps({"zero_optimization": VARIANTS[stage]}))
     return write_run(
         place / f"{name}.toml", place / "shards", place / "runs" / name,
-        model={"embedding": 7, "speech": {**speech, "scratch": scratch}},
+        model={"embedding_dim": 7, "speech": {**speech, "scratch": scratch}},
         # With SGD two passes on two ranks, with Adam one there and two on one rank.
-        batch={"global_utterances": 12, "micro_utterances": 3 if kind[0] == "sgd" else 6},
-        optim={**OPTIMIZERS[kind[0]], "encoder_factor": 0.25},
-        train={"epochs": 13, "max_steps": STEPS, "precision": kind[1], "checkpoint_steps": SAVED_AT,
-               "keep_checkpoints": 9, "deepspeed": str(layout)},
+        batch={"global_batch_size": 12, "micro_batch_size": 3 if kind[0] == "sgd" else 6},
+        optim={**OPTIMIZERS[kind[0]], "encoder_lr_scale": 0.25},
+        train={"epochs": 13, "max_steps": STEPS, "precision": kind[1], "save_steps": SAVED_AT,
+               "save_total_limit": 9, "deepspeed": str(layout)},
     )  # fmt: skip
 
 

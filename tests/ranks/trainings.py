@@ -40,9 +40,9 @@ def run_trainings(jobs: Sequence[Job]) -> None:
         functional.linear = LINEAR
         run = read_run(job.config, list(job.set))
         if job.continues is not None and rank_facts().is_first:
-            copy_run(job.continues, Path(run.output))
+            copy_run(job.continues, Path(run.output_dir))
         barrier()
-        RecordingEngine.output, RecordingEngine.passes_seen = Path(run.output), 0
+        RecordingEngine.output, RecordingEngine.passes_seen = Path(run.output_dir), 0
         training.Engine = RecordingEngine if job.record_gradient else Engine
         training.train(run, rank_facts(), resume=job.resume)
 

@@ -71,7 +71,7 @@ def text_config(**changes: Any) -> TextConfig:
 
 def both(**changes: Any) -> ModelConfig:
     """Both branches."""
-    return replace(ModelConfig(embedding=8, speech=speech_config(), text=text_config()), **changes)
+    return replace(ModelConfig(embedding_dim=8, speech=speech_config(), text=text_config()), **changes)
 
 
 def utterances(lengths: list[int], *, seed: int = 0) -> tuple[Tensor, Tensor]:

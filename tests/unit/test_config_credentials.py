@@ -30,17 +30,17 @@ def test_user_and_password_are_taken_out_of_addresses_and_nothing_else_is(addres
 def test_no_secret_of_a_run_file_stands_in_what_is_written_down() -> None:
     run = parse_run(
         {
-            "name": "a",
-            "output": "o",
+            "run_name": "a",
+            "output_dir": "o",
             "data": {"shards": "https://me:SECRET1@host/shards"},
             "model": {"speech": {"encoder": "e"}},
             "augment": {"noises": ["s3://KEY:SECRET2@noises"]},
-            "tracking": {"uri": "http://me:SECRET3@server:5000"},
+            "tracking": {"tracking_uri": "http://me:SECRET3@server:5000"},
         }
     )
     assert "SECRET" not in str(public_tree(run))
     assert "SECRET" not in public_toml(run)
     tree = tomllib.loads(public_toml(run))
-    assert tree["tracking"]["uri"] == "http://server:5000"
+    assert tree["tracking"]["tracking_uri"] == "http://server:5000"
     assert tree["augment"]["noises"] == ["s3://noises"]
     assert tree["data"]["shards"] == "https://host/shards"

@@ -24,12 +24,17 @@ RUN_FILES = sorted(Path("launch/runs").rglob("*.toml"))
 
 
 def tree(**sections: Any) -> dict[str, Any]:
-    return {"name": "r", "output": "o", "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}} | sections
+    return {
+        "run_name": "r",
+        "output_dir": "o",
+        "data": {"shards": "s"},
+        "model": {"speech": {"encoder": "e"}},
+    } | sections
 
 
 def taught(**distill: Any) -> dict[str, Any]:
     """Sections of a run with a teacher."""
-    return {"data": {"shards": "s", "teacher": "c"}, "distill": distill}
+    return {"data": {"shards": "s", "teacher_cache": "c"}, "distill": distill}
 
 
 def test_there_are_shipped_run_files():
@@ -43,12 +48,12 @@ def test_every_shipped_run_file_is_read_and_comes_back_from_its_resolved_form(pa
 
 
 def test_defaults_are_those_of_the_paper():
-    run = parse_run(tree(data={"shards": "s", "teacher": "c"}, distill={}))
+    run = parse_run(tree(data={"shards": "s", "teacher_cache": "c"}, distill={}))
     assert run.distill is not None
     assert (run.distill.embedding_weight, run.distill.gate, run.distill.threshold) == (30.0, "any-dimension", None)
-    assert (run.batch.global_utterances, run.train.epochs) == (32, 50)
-    assert (run.optim.name, run.optim.learning_rate, run.optim.encoder_factor) == ("adam", 5e-4, 0.25)
-    assert (run.optim.schedule, run.optim.plateau_factor, run.optim.plateau_patience) == ("plateau", 0.75, 2)
+    assert (run.batch.global_batch_size, run.train.epochs) == (32, 50)
+    assert (run.optim.name, run.optim.learning_rate, run.optim.encoder_lr_scale) == ("adam", 5e-4, 0.25)
+    assert (run.optim.lr_scheduler, run.optim.plateau_factor, run.optim.plateau_patience) == ("plateau", 0.75, 2)
     assert run.model.targets == ("activation", "valence", "dominance")
     assert (run.model.embedding, run.model.speech.pooling, run.model.speech.gru_layers) == (128, "gru", 2)  # pyright: ignore
 
@@ -90,22 +95,25 @@ def test_defaults_are_those_of_the_paper():
         ({"model": {"speech": {"encoder": "e", "layers": "layer:x"}}}, "must be 'last', 'layer:N' or 'weighted'"),
         ({"model": {"text": {"encoder": "e", "layers": "top"}}}, "model.text.layers = 'top': must be 'last'"),
         ({"model": {"speech": {"encoder": "e", "pooling": "max"}}}, "model.speech.pooling = 'max': must be one of"),
-        ({"model": {"text": {"encoder": "e"}, "also": [{"encoder": "e"}]}}, r"\[\[model.also\]\] stands without"),
         (
-            {"model": {"speech": {"encoder": "e"}, "also": [{"encoder": "e", "trainable": "top:0"}]}},
-            r"model.also\[0\].trainable = 'top:0': must be",
+            {"model": {"text": {"encoder": "e"}, "extra_speech": [{"encoder": "e"}]}},
+            r"\[\[model.extra_speech\]\] stands without",
         ),
         (
-            {"model": {"speech": {"encoder": "e"}, "also": [{"encodr": "e"}]}},
-            r"unknown key model.also\[0\].encodr = 'e'. Did you mean 'encoder'",
+            {"model": {"speech": {"encoder": "e"}, "extra_speech": [{"encoder": "e", "trainable": "top:0"}]}},
+            r"model.extra_speech\[0\].trainable = 'top:0': must be",
         ),
         (
-            {"model": {"speech": {"encoder": "e", "filterbank": {"bins": 20}}}},
+            {"model": {"speech": {"encoder": "e"}, "extra_speech": [{"encodr": "e"}]}},
+            r"unknown key model.extra_speech\[0\].encodr = 'e'. Did you mean 'encoder'",
+        ),
+        (
+            {"model": {"speech": {"encoder": "e", "filterbank": {"num_mel_bins": 20}}}},
             r"the table \[model.speech.filterbank\] shapes only",
         ),
         (
-            {"model": {"speech": {"encoder": "filterbank", "filterbank": {"bins": 4}}}},
-            "model.speech.filterbank.bins = 4: must be between 8 and 128",
+            {"model": {"speech": {"encoder": "filterbank", "filterbank": {"num_mel_bins": 4}}}},
+            "model.speech.filterbank.num_mel_bins = 4: must be between 8 and 128",
         ),
         (
             {"model": {"speech": {"encoder": "filterbank", "filterbank": {"channels": [8, 0]}}}},
@@ -113,24 +121,30 @@ def test_defaults_are_those_of_the_paper():
         ),
         ({"model": {"speech": {"encoder": "filterbank", "trainable": "none"}}}, "trainable = 'none': must be 'all'"),
         ({"model": {"speech": {"encoder": "filterbank", "layers": "weighted"}}}, "layers = 'weighted': must be 'last'"),
-        ({"model": {"speech": {"encoder": "filterbank", "train_front_end": True}}}, "train_front_end = True: must be"),
-        ({"optim": {"speech_factor": -1}}, "optim.speech_factor = -1: must be at least 0"),
-        ({"optim": {"text_factor": "x"}}, "optim.text_factor = 'x': must be a number"),
+        (
+            {"model": {"speech": {"encoder": "filterbank", "train_feature_encoder": True}}},
+            "train_feature_encoder = True: must be",
+        ),
+        ({"optim": {"speech_lr_scale": -1}}, "optim.speech_lr_scale = -1: must be at least 0"),
+        ({"optim": {"text_lr_scale": "x"}}, "optim.text_lr_scale = 'x': must be a number"),
         ({"loss": {"target_weights": [1.0]}}, "has 1 numbers for 3 targets"),
         ({"loss": {"class_weights": [1.0]}}, "loss.class_weights has 1 numbers for 0 of model.categories"),
         ({"loss": {"class_weights": [0.0]}}, r"loss.class_weights\[0\] = 0\.0: must be more than 0"),
         ({"loss": {"focal_gamma": 2.0}}, r"loss.focal_gamma = 2\.0 shapes the cross-entropy of model.categories"),
-        ({"distill": {}}, "needs a teacher, and data.teacher is empty"),
-        ({"data": {"shards": "s", "teacher": "c"}}, "data.teacher = 'c' is named, and there is no .distill."),
+        ({"distill": {}}, "needs a teacher, and data.teacher_cache is empty"),
+        (
+            {"data": {"shards": "s", "teacher_cache": "c"}},
+            "data.teacher_cache = 'c' is named, and there is no .distill.",
+        ),
         ({"loss": {"target_weights": [1.0, -1.0, 1.0]}}, "must be at least 0 each"),
         ({"output": ""}, "output is empty"),
-        ({"tracking": {"register": "a/b"}}, "tracking.register = 'a/b': must hold none of /"),
-        ({"train": {"timeout_s": 1e20}}, "train.timeout_s = 1e.20: must be between 1 and 1000000"),
+        ({"tracking": {"registered_model_name": "a/b"}}, "tracking.registered_model_name = 'a/b': must hold none of /"),
+        ({"train": {"comm_timeout_s": 1e20}}, "train.comm_timeout_s = 1e.20: must be between 1 and 1000000"),
         ({"data": {"shards": "s", "valid_splits": ["Train"]}}, "'Train' is trained on and also validated or tested on"),
         ({"data": {"shards": "s", "valid_splits": []}}, "data.valid_splits is empty"),
         (
             {"optim": {"warmup_steps": 9}},
-            "warmup_steps = 9 with optim.schedule = 'plateau': only constant, linear, cosin",
+            "warmup_steps = 9 with optim.lr_scheduler = 'plateau': only constant, linear, cosin",
         ),
         (
             {"data": {"shards": "s", "max_duration_s": 0.02}},
@@ -152,10 +166,10 @@ def test_defaults_are_those_of_the_paper():
             {
                 "model": {
                     "speech": {"encoder": "e"},
-                    "also": [{"encoder": "f", "trainable": "none", "spec_augment": {}}],
+                    "extra_speech": [{"encoder": "f", "trainable": "none", "spec_augment": {}}],
                 }
             },
-            r"\[model.also\[0\].spec_augment\] with model.also\[0\].trainable = 'none'",
+            r"\[model.extra_speech\[0\].spec_augment\] with model.extra_speech\[0\].trainable = 'none'",
         ),
         (
             {"model": {"speech": {"encoder": "e", "trainable": "none", "encoder_dropout": 0.1}}},
@@ -174,7 +188,7 @@ def test_defaults_are_those_of_the_paper():
                 "model": {
                     "gradient_checkpointing": True,
                     "speech": {"encoder": "e", "trainable": "none"},
-                    "also": [{"encoder": "filterbank"}],
+                    "extra_speech": [{"encoder": "filterbank"}],
                     "text": {"encoder": "t", "trainable": "none"},
                 }
             },
@@ -183,11 +197,11 @@ def test_defaults_are_those_of_the_paper():
         (taught(embedding_weight=0.0), "embedding_weight = 0 and distill.prediction_weight = 0 distils nothing"),
         (taught(gate="soft", threshold=1.0), r"distill.threshold = 1\.0: distill.gate = 'soft' has no use"),
         (taught(gate="none", threshold=1.0), r"distill.threshold = 1\.0: distill.gate = 'none' has no use"),
-        (taught(prediction_distance="ccc"), "'ccc' shapes the prediction term, and distill.prediction_weight"),
-        (taught(distance="cosin"), "distill.distance = 'cosin': must be one of .*did you mean 'cosine'"),
-        (taught(gate="soft", leave_out=0.1), r"distill.leave_out = 0\.1: distill.gate = 'soft' has no use"),
-        (taught(gate="none", leave_out=0.1), r"distill.leave_out = 0\.1: distill.gate = 'none' has no use"),
-        (taught(gate="random", leave_out=0.1, threshold=3.0), "gate = 'random' has no use for it"),
+        (taught(prediction_loss="ccc"), "'ccc' shapes the prediction term, and distill.prediction_weight"),
+        (taught(distance="cosin"), "distill.embedding_loss = 'cosin': must be one of .*did you mean 'cosine'"),
+        (taught(gate="soft", reject_fraction=0.1), r"distill.reject_fraction = 0\.1: distill.gate = 'soft' has no use"),
+        (taught(gate="none", reject_fraction=0.1), r"distill.reject_fraction = 0\.1: distill.gate = 'none' has no use"),
+        (taught(gate="random", reject_fraction=0.1, threshold=3.0), "gate = 'random' has no use for it"),
         (taught(gate="keys"), "gate = 'keys' with distill.gate_keys = '': gate = .keys. and gate_keys go together"),
         (taught(gate_keys="f"), "gate = 'any-dimension' with distill.gate_keys = 'f'"),
         (taught(gate="confidence"), "distill.min_confidence = '': gate = .confidence. and min_confidence go tog"),
@@ -197,13 +211,13 @@ def test_defaults_are_those_of_the_paper():
         (taught(gate_targets=["valence"] * 2), "each once. Change the list"),
         (taught(gate="none", gate_targets=["valence"]), "distill.gate = 'none' looks at no residual"),
         (taught(gate="none", deviation="robust"), "distill.deviation = 'robust': distill.gate = 'none' looks at no"),
-        (taught(leave_out=1.0), r"distill.leave_out = 1\.0: must be between 0 and 0\.99"),
+        (taught(reject_fraction=1.0), r"distill.reject_fraction = 1\.0: must be between 0 and 0\.99"),
         (
             taught(gate="per-dimension"),
             "'per-dimension' acts on the prediction term, and distill.prediction_weight = 0",
         ),
         (
-            taught(prediction_distance="ccc", prediction_weight=1.0) | {"loss": {"scope": "micro-batch"}},
+            taught(prediction_loss="ccc", prediction_weight=1.0) | {"loss": {"scope": "micro-batch"}},
             "'ccc' is taken over the global batch, .* Set loss.scope = .global.",
         ),
     ],
@@ -247,20 +261,20 @@ def test_set_of_another_form_is_refused(tmp_path, override):
 
 
 def test_run_with_a_share_to_leave_out_comes_back_from_its_resolved_form():
-    run = parse_run(tree(**taught(leave_out=0.1, threshold=2)))
+    run = parse_run(tree(**taught(reject_fraction=0.1, threshold=2)))
     assert run.distill is not None
-    assert run.distill.leave_out == 0.1
+    assert run.distill.reject_fraction == 0.1
     assert parse_run(tomllib.loads(run_to_toml(run))) == run
 
 
 def test_several_speech_encoders_come_back_from_the_resolved_form():
     also = [{"encoder": "f", "pooling": "mean"}, {"encoder": "filterbank", "filterbank": {"channels": [8]}}]
     speech = {"encoder": "e", "layers": "layer:9", "pooling": "attentive-statistics", "attention_hidden": 9}
-    model = {"speech": speech, "also": also, "heads": "per-target", "head_hidden": 7}
-    run = parse_run(tree(model=model, optim={"speech_factor": 0.1, "text_factor": 0.0}))
-    assert [branch.encoder for branch in run.model.also] == ["f", "filterbank"]
-    assert run.model.also[1].filterbank == FilterbankConfig(channels=(8,))
-    assert (run.optim.speech_factor, run.optim.text_factor) == (0.1, 0.0)
+    model = {"speech": speech, "also": also, "heads": "per-target", "head_hidden_dim": 7}
+    run = parse_run(tree(model=model, optim={"speech_lr_scale": 0.1, "text_lr_scale": 0.0}))
+    assert [branch.encoder for branch in run.model.extra_speech] == ["f", "filterbank"]
+    assert run.model.extra_speech[1].filterbank == FilterbankConfig(channels=(8,))
+    assert (run.optim.speech_lr_scale, run.optim.text_lr_scale) == (0.1, 0.0)
     assert parse_run(tomllib.loads(run_to_toml(run))) == run
 
 
@@ -272,9 +286,9 @@ def test_layer_numbers_by_hand():
 
 
 def test_passes_by_hand():
-    batch = BatchConfig(global_utterances=32, micro_utterances=4)
+    batch = BatchConfig(global_batch_size=32, micro_batch_size=4)
     assert [batch.passes(ranks) for ranks in (1, 2, 3, 8, 32)] == [8, 4, 3, 1, 1]
-    with pytest.raises(ConfigError, match="global_utterances=32 leaves some of 33 ranks without"):
+    with pytest.raises(ConfigError, match="global_batch_size=32 leaves some of 33 ranks without"):
         batch.passes(33)
 
 
@@ -288,7 +302,7 @@ def test_trainable_layers_by_hand():
 def test_tree_of_an_earlier_version_gets_the_defaults_of_keys_it_did_not_know():
     run = parse_run(tree(seed=7))
     earlier = run_to_tree(run)
-    del earlier["train"]["stop_after"], earlier["data"]["max_duration_s"], earlier["tracking"]
+    del earlier["train"]["early_stopping_patience"], earlier["data"]["max_duration_s"], earlier["tracking"]
     assert complete_tree(earlier, source="c") == run_to_tree(run)
     with pytest.raises(ConfigError, match="c: unknown key later = 1"):
         complete_tree({**earlier, "later": 1}, source="c")

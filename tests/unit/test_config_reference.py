@@ -27,13 +27,13 @@ def test_every_key_stands_there_with_its_range_its_default_and_a_meaning():
         assert default
         assert meaning, f"{key} has no meaning"
     by_key = {row.split("`")[1]: row for row in rows}
-    assert '| `"squared"`, `"norm"`, `"cosine"` | `"norm"` |' in by_key["distance"]
+    assert '| `"mse"`, `"l2"`, `"cosine"` | `"l2"` |' in by_key["distance"]
     assert "| whole number, at least 3 | `128` |" in by_key["max_tokens"]
     assert "| list: number | `[]` |" in by_key["target_weights"]
     assert "| **needed** |" in by_key["shards"]
-    assert "| number, at least 0 or absent | absent |" in by_key["speech_factor"]
+    assert "| number, at least 0 or absent | absent |" in by_key["speech_lr_scale"]
     assert "| list: whole number, at least 1 | `[64, 64]` |" in by_key["channels"]
-    assert "## `[[model.also]]`" in page()
+    assert "## `[[model.extra_speech]]`" in page()
 
 
 def meaning_of(table: str, key: str) -> str:

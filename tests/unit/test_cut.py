@@ -51,7 +51,7 @@ def test_empty_part_gets_a_copy_of_the_shortest_row_that_does_not_count():
 
 
 def test_batch_that_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match=r"5 utterances does not fit 2 passes on 1 ranks.*micro_utterances=2"):
+    with pytest.raises(ConfigError, match=r"5 utterances does not fit 2 passes on 1 ranks.*micro_batch_size=2"):
         cut(rows_of(1, 2, 3, 4, 5), 1, 2, 2)
 
 

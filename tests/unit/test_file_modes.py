@@ -20,7 +20,7 @@ from tests.unit.model_shapes import speech_config
 
 
 def model_folder(folder: Path) -> None:
-    model = build_model(ModelConfig(embedding=8, speech=speech_config()))
+    model = build_model(ModelConfig(embedding_dim=8, speech=speech_config()))
     save_model(
         folder / "model", model.state_dict(), model.config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={}
     )

@@ -192,7 +192,7 @@ def test_settings_on_the_command_line(tmp_path: Path):
     def read(data: bytes) -> None:
         read_run(path, data.decode("utf-8", "replace").split("\n"))
 
-    sound = b"optim.learning_rate=1e-3\ntrain.epochs=3\nname=x\nbatch={global_utterances=4}\ndata.test_splits=['a']"
+    sound = b"optim.learning_rate=1e-3\ntrain.epochs=3\nname=x\nbatch={global_batch_size=4}\ndata.test_splits=['a']"
     assert fuzz(lambda draw: mutate_lines(draw, sound), read, tmp_path / "found") > 0
 
 
@@ -336,7 +336,7 @@ def checkpoint(output: Path) -> Path:
 @pytest.mark.parametrize("name", ["model.json", "speech_encoder/config.json", "model.safetensors"])
 def test_model_folders(tmp_path: Path, name: str):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(embedding=8, speech=speech_config()))
+    model = build_model(ModelConfig(embedding_dim=8, speech=speech_config()))
     folder = tmp_path / "model"
     save_model(
         folder, model.state_dict(), model.config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={"seed": 1}

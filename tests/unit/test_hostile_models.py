@@ -30,7 +30,7 @@ CONFIG = "speech_encoder/config.json"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(embedding=8, speech=speech_config()))
+    model = build_model(ModelConfig(embedding_dim=8, speech=speech_config()))
     save_model(
         tmp_path / "model",
         model.state_dict(),
@@ -107,7 +107,7 @@ def test_a_folder_with_code_of_its_own_is_neither_run_nor_asked_about(
         monkeypatch.setattr(sys, "stdin", answers)
         for load in (
             lambda: load_model(folder),
-            lambda: load_speech_encoder(SpeechConfig(encoder=str(folder / "speech_encoder"), normalise="off")),
+            lambda: load_speech_encoder(SpeechConfig(encoder=str(folder / "speech_encoder"), do_normalize="off")),
             lambda: load_tokenizer(folder / "speech_encoder", max_tokens=8),
         ):
             with suppress(CctsError):
@@ -186,7 +186,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(folder: Path, name: str)
         {"model": []},
         {"model": None},
         {"model": {"speech": [1]}},
-        {"model": {"embedding": 10**30}},
+        {"model": {"embedding_dim": 10**30}},
         {"normalise": [1]},
         {"normalise": None},
         {"also_normalise": 5},
@@ -254,7 +254,7 @@ def test_settings_that_are_none_are_refused(folder: Path, data: bytes):
     with pytest.raises(CheckpointError, match=r"speech_encoder"):
         load_model(folder)
     with pytest.raises(ConfigError):
-        load_speech_encoder(SpeechConfig(encoder=str(folder / "speech_encoder"), normalise="off"))
+        load_speech_encoder(SpeechConfig(encoder=str(folder / "speech_encoder"), do_normalize="off"))
 
 
 @pytest.mark.parametrize("name", ["model.json", CONFIG, "model.safetensors"])

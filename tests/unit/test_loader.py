@@ -178,7 +178,7 @@ def test_empty_part_is_one_row_of_weight_zero(shard_set):
 
 def test_padding_is_that_of_the_batches_of_all_ranks(shard_set):
     loaders = [
-        make_loader(shard_set, ranks=Ranks(rank=rank, num_ranks=2), window_utterances=99, shuffle=False)
+        make_loader(shard_set, ranks=Ranks(rank=rank, num_ranks=2), shuffle_buffer_size=99, shuffle=False)
         for rank in (0, 1)
     ]
     batches = [batch for loader in loaders for step in loader.epoch(1) for batch in step.passes]
@@ -203,7 +203,7 @@ def test_unknown_target_is_refused_with_the_known_ones(shard_set):
 
 
 def test_more_ranks_than_utterances_in_a_batch_are_refused(shard_set):
-    with pytest.raises(ConfigError, match="global_utterances=8 leaves some of 9 ranks"):
+    with pytest.raises(ConfigError, match="global_batch_size=8 leaves some of 9 ranks"):
         make_loader(shard_set, ranks=Ranks(num_ranks=9))
 
 

@@ -38,8 +38,8 @@ def read_all(root: Path, *, damaged: str = "stop", cache: Path | None = None) ->
     loader = Loader(
         shard_set,
         ("Train", "Development"),
-        batch=BatchConfig(global_utterances=6, micro_utterances=3),
-        data=DataConfig(shards=str(root), workers=0, window_utterances=24, duration_group=2, damaged=damaged),
+        batch=BatchConfig(global_batch_size=6, micro_batch_size=3),
+        data=DataConfig(shards=str(root), num_workers=0, shuffle_buffer_size=24, bucket_batches=2, on_corrupt=damaged),
         targets=DIMENSIONS,
         seed=1,
         ranks=Ranks(),

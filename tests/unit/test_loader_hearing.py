@@ -104,7 +104,7 @@ def test_plan_and_padding_go_by_what_is_heard(shard_set):
     assert whole.plan.digest != capped.plan.digest
     assert max(row.num_samples for step in range(5) for row in capped.plan.global_batch(0, step)) == CAP
     padded = real = 0
-    one_window = make_loader(shard_set, max_duration_s=CAP_S, window_utterances=99)
+    one_window = make_loader(shard_set, max_duration_s=CAP_S, shuffle_buffer_size=99)
     for step in one_window.epoch(0):
         for batch in step.passes:
             padded += batch.audio.numel()
@@ -145,7 +145,7 @@ def test_speed_changes_the_length_within_the_cap(shard_set, cap):
 
 def test_the_longest_a_part_may_be_is_foreseen(shard_set):
     for cap, most in ((0.0, Fraction(10, 8)), (CAP_S, None)):
-        loader = augmented(shard_set, AugmentConfig(speed=(0.8, 1.25)), max_duration_s=cap, window_utterances=99)
+        loader = augmented(shard_set, AugmentConfig(speed=(0.8, 1.25)), max_duration_s=cap, shuffle_buffer_size=99)
         part = loader.largest_part(3)
         longest = loader.longest(part)
         assert longest == (CAP if most is None else -(-part.rows[0].num_samples * 10 // 8))
@@ -164,7 +164,7 @@ def test_an_utterance_sounds_the_same_on_any_ranks_threads_and_after_a_resume(
     for rank in range(num_ranks):
         loader = augmented(
             shard_set, max_duration_s=CAP_S, workers=workers, ranks=Ranks(rank=rank, num_ranks=num_ranks),
-            micro_utterances=8,
+            micro_batch_size=8,
         )  # fmt: skip
         together |= heard(list(loader.epoch(epoch, start)))
         loader.close()

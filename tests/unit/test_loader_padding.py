@@ -70,22 +70,22 @@ def check_the_same(config: ModelConfig) -> None:
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own attention
 @pytest.mark.parametrize("name", BRANCHES)
 def test_rounding_the_length_changes_no_output(name: str):
-    check_the_same(ModelConfig(embedding=8, speech=BRANCHES[name]))
+    check_the_same(ModelConfig(embedding_dim=8, speech=BRANCHES[name]))
 
 
 def test_rounding_the_length_changes_no_output_beside_words():
-    check_the_same(ModelConfig(embedding=8, speech=speech_config(), text=text_config()))
+    check_the_same(ModelConfig(embedding_dim=8, speech=speech_config(), text=text_config()))
 
 
 @pytest.mark.parametrize("family", ["whisper", "w2v-bert"])
 def test_rounding_the_length_changes_no_output_of_an_encoder_with_a_feature_extractor(tmp_path: Path, family: str):
     save_extracted_encoder(tmp_path / "encoder", family)
-    check_the_same(ModelConfig(embedding=8, speech=SpeechConfig(encoder=str(tmp_path / "encoder"), gru_hidden=16)))
+    check_the_same(ModelConfig(embedding_dim=8, speech=SpeechConfig(encoder=str(tmp_path / "encoder"), gru_hidden=16)))
 
 
 def test_losses_of_a_run_are_those_of_exact_lengths(tmp_path: Path):
     build_two_kinds(tmp_path, num_train=32)
-    masked = {"speech": {**RUN_SPEECH, "spec_augment": {"time_probability": 0.3, "time_length": 2}}}
+    masked = {"speech": {**RUN_SPEECH, "spec_augment": {"mask_time_prob": 0.3, "mask_time_length": 2}}}
     losses: list[list[float]] = []
     for multiple_s in (0.0, 0.3):  # four steps of two micro-batches
         config = write_run(
@@ -95,7 +95,7 @@ def test_losses_of_a_run_are_those_of_exact_lengths(tmp_path: Path):
             data={"pad_multiple_s": multiple_s},
             model=masked,
             train={"max_steps": 4},
-            batch={"micro_utterances": 8},
+            batch={"micro_batch_size": 8},
         )
         losses.append([step["train/loss"] for step in read_history(train_plainly(config))])
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
@@ -107,7 +107,7 @@ def test_batches_are_padded_to_the_multiple(tmp_path: Path):
     for multiple_s in (0.0, 0.25):
         data = {"pad_multiple_s": multiple_s}
         config = write_run(tmp_path / "run.toml", tmp_path / "shards", tmp_path / "run", data=data)
-        with check_session(read_run(config, ["batch.micro_utterances=4"]), 1) as session:
+        with check_session(read_run(config, ["batch.micro_batch_size=4"]), 1) as session:
             batches = [batch for step in session.loader.epoch(0) for batch in step.passes]
             lengths[multiple_s] = [batch.audio.shape[1] for batch in batches]
             longest = session.loader.longest(session.loader.largest_part(4))

@@ -44,8 +44,8 @@ def admitted(shard_set: ShardSet, gate: RowGate, tmp_path: Path, *, micro: int =
     epochs: list[dict[str, bool]] = [{}, {}]
     for rank in range(num_ranks):
         loader = Loader(
-            shard_set, ("Train",), batch=BatchConfig(global_utterances=6, micro_utterances=micro),
-            data=DataConfig(shards=str(shard_set.root), workers=0), targets=DIMENSIONS, seed=1,
+            shard_set, ("Train",), batch=BatchConfig(global_batch_size=6, micro_batch_size=micro),
+            data=DataConfig(shards=str(shard_set.root), num_workers=0), targets=DIMENSIONS, seed=1,
             ranks=Ranks(rank=rank, num_ranks=num_ranks), teacher=cache, gate=gate,
         )  # fmt: skip
         for number, found in enumerate(epochs):
@@ -124,7 +124,7 @@ def test_confidence_that_is_none_is_refused(value: str):
 
 def test_run_file_names_the_gate(tmp_path):
     (tmp_path / "keys").write_text("a")
-    assert row_gate_of(DistillConfig(gate="random", leave_out=0.2), 5) == RandomGate(share=0.2, seed=5)
+    assert row_gate_of(DistillConfig(gate="random", reject_fraction=0.2), 5) == RandomGate(share=0.2, seed=5)
     assert row_gate_of(DistillConfig(gate="confidence", min_confidence=0.4), 5) == ConfidenceGate(least=0.4)
     assert isinstance(row_gate_of(DistillConfig(gate="keys", gate_keys=str(tmp_path / "keys")), 5), KeysGate)
     assert row_gate_of(DistillConfig(), 5) is None

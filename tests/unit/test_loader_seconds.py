@@ -19,7 +19,7 @@ def shard_set(tmp_path_factory) -> ShardSet:
 
 
 def by_seconds(shard_set: ShardSet, seconds: float = SECONDS, **settings) -> Loader:
-    settings = {"micro_utterances": 8, "micro_batch_overhead_seconds": 0.2, "global_utterances": 12, **settings}
+    settings = {"micro_batch_size": 8, "micro_batch_overhead_seconds": 0.2, "global_batch_size": 12, **settings}
     return make_loader(shard_set, micro_batch_seconds=seconds, **settings)
 
 
@@ -48,7 +48,7 @@ def test_every_rank_takes_as_many_micro_batches_and_none_is_above_the_limits(sha
 
 
 def test_what_is_foreseen_of_a_window_is_what_is_read(shard_set):
-    loader = by_seconds(shard_set, window_utterances=64)
+    loader = by_seconds(shard_set, shuffle_buffer_size=64)
     steps = list(loader.epoch(0))
     cuts = loader.cuts()
     assert (cuts.fewest_passes, cuts.most_passes) == (
@@ -59,7 +59,7 @@ def test_what_is_foreseen_of_a_window_is_what_is_read(shard_set):
     assert cuts.largest.padded_samples == max(padded_samples(batch) for step in steps for batch in step.passes)
     real = sum(int(batch.num_samples.sum()) for step in steps for batch in step.passes)
     assert cuts.padding == pytest.approx(1 - real / sum(padded))
-    assert cuts.padding < make_loader(shard_set, micro_utterances=12, global_utterances=12).padding(0)
+    assert cuts.padding < make_loader(shard_set, micro_batch_size=12, global_batch_size=12).padding(0)
 
 
 def test_threads_and_a_start_within_the_epoch_change_nothing(shard_set, tmp_path):

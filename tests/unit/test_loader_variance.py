@@ -25,8 +25,9 @@ def shard_set(tmp_path: Path) -> ShardSet:
 
 def loader(shard_set: ShardSet, *, targets: tuple[str, ...] = TARGETS, damaged: str = "stop") -> Loader:
     return Loader(
-        shard_set, ("Train",), batch=BatchConfig(global_utterances=4, micro_utterances=4),
-        data=DataConfig(shards=str(shard_set.root), workers=0, damaged=damaged), targets=targets, seed=0, ranks=Ranks(),
+        shard_set, ("Train",), batch=BatchConfig(global_batch_size=4, micro_batch_size=4),
+        data=DataConfig(shards=str(shard_set.root), num_workers=0, on_corrupt=damaged), targets=targets, seed=0,
+            ranks=Ranks(),
     )  # fmt: skip
 
 

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from ccts_dist.losses.ccc import concordance
-from ccts_dist.losses.distill import embedding_distance, prediction_distance, squared_differences, standardise
+from ccts_dist.losses.distill import embedding_distance, prediction_loss, squared_differences, standardize
 
 
 def test_squared_distance_is_the_mean_over_the_embedding():
     student = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
     teacher = torch.tensor([[4.0, 6.0], [0.0, 2.0]])
-    assert embedding_distance(student, teacher, distance="squared").tolist() == [12.5, 2.0]  # (9 + 16) / 2, 4 / 2
+    assert embedding_distance(student, teacher, distance="mse").tolist() == [12.5, 2.0]  # (9 + 16) / 2, 4 / 2
 
 
 def test_norm_is_the_euclidean_distance():
     student = torch.tensor([[1.0, 2.0]])
-    assert embedding_distance(student, torch.tensor([[4.0, 6.0]]), distance="norm").tolist() == [5.0]
+    assert embedding_distance(student, torch.tensor([[4.0, 6.0]]), distance="l2").tolist() == [5.0]
 
 
 def test_cosine_distance_is_one_minus_the_cosine_whatever_the_lengths():
@@ -44,12 +44,12 @@ def test_cosine_distance_of_what_is_not_finite_is_no_number(value: float):
 
 def test_gradient_of_the_norm_is_zero_where_student_and_teacher_agree():
     student = torch.tensor([[1.0, 2.0], [1.0, 2.0]], requires_grad=True)
-    embedding_distance(student, torch.tensor([[1.0, 2.0], [4.0, 6.0]]), distance="norm").sum().backward()
+    embedding_distance(student, torch.tensor([[1.0, 2.0], [4.0, 6.0]]), distance="l2").sum().backward()
     assert student.grad is not None
     torch.testing.assert_close(student.grad, torch.tensor([[0.0, 0.0], [-0.6, -0.8]]))
 
 
-@pytest.mark.parametrize("distance", ["squared", "norm", "cosine"])
+@pytest.mark.parametrize("distance", ["mse", "l2", "cosine"])
 def test_distance_passes_gradcheck_and_gives_the_teacher_no_gradient(distance):
     student = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
     teacher = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
@@ -60,21 +60,21 @@ def test_distance_passes_gradcheck_and_gives_the_teacher_no_gradient(distance):
 
 def test_distance_of_a_half_precision_student_is_taken_in_float32():
     student = torch.zeros(1, 3, dtype=torch.bfloat16)
-    result = embedding_distance(student, torch.full((1, 3), 1 + 2**-12), distance="squared")
+    result = embedding_distance(student, torch.full((1, 3), 1 + 2**-12), distance="mse")
     assert result.dtype == torch.float32
     assert result.item() == pytest.approx((1 + 2**-12) ** 2, abs=1e-7)
 
 
 def test_distance_of_no_rows_is_empty_and_still_reaches_the_student():
     student = torch.rand(2, 3, requires_grad=True)
-    embedding_distance(student[:0], torch.rand(0, 3), distance="norm").sum().backward()
+    embedding_distance(student[:0], torch.rand(0, 3), distance="l2").sum().backward()
     assert student.grad is not None
     assert student.grad.abs().sum() == 0
 
 
 def test_prediction_distance_is_the_mean_square_over_the_targets():
     student = torch.tensor([[0.5, 0.0, 1.0]])
-    assert prediction_distance(student, torch.tensor([[0.0, 0.0, 0.5]])).item() == pytest.approx(0.5 / 3)
+    assert prediction_loss(student, torch.tensor([[0.0, 0.0, 0.5]])).item() == pytest.approx(0.5 / 3)
 
 
 def test_squared_differences_are_zero_where_they_are_not_chosen_whatever_stands_there():
@@ -91,9 +91,9 @@ def test_standardise_gives_mean_zero_and_deviation_one():
     embedding = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
     mean, deviation = torch.tensor([2.0, 5.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
     # The second feature never varies: it is centred and left at its own scale.
-    assert standardise(embedding, mean, deviation).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
-    assert standardise(embedding + 1, mean, deviation).tolist() == [[0.0, 1.0], [2.0, 1.0]]
-    assert math.isfinite(standardise(embedding, mean, deviation).sum().item())
+    assert standardize(embedding, mean, deviation).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
+    assert standardize(embedding + 1, mean, deviation).tolist() == [[0.0, 1.0], [2.0, 1.0]]
+    assert math.isfinite(standardize(embedding, mean, deviation).sum().item())
 
 
 FEATURES, ROWS = 128, 32
@@ -122,7 +122,7 @@ def gradient_sizes(distance: float, weight: float) -> tuple[float, float, float,
     student, teacher, head, label = demo_like(distance)
     student.requires_grad_(True)
     ccc = (1 - concordance(0.5 + 0.1 * student @ head.T, label)).mean()
-    terms = [weight * embedding_distance(student, teacher, distance=name).mean() for name in ("norm", "squared")]
+    terms = [weight * embedding_distance(student, teacher, distance=name).mean() for name in ("l2", "mse")]
     sizes = [float(torch.autograd.grad(term, student, retain_graph=True)[0].norm()) for term in (ccc, *terms)]
     return sizes[0], sizes[1], sizes[2], float((student - teacher).detach().norm(dim=1).mean())
 
@@ -147,7 +147,7 @@ def test_lambda_that_the_reference_names_makes_the_gradients_equal():
     student, teacher, _, _ = demo_like(0.5)
     student = teacher + 0.5 * torch.nn.functional.normalize(student - teacher, dim=1)
     student.requires_grad_(True)
-    norm = 30.0 * embedding_distance(student, teacher, distance="norm").mean()
-    squared = 30.0 * FEATURES / (2 * 0.5) * embedding_distance(student, teacher, distance="squared").mean()
+    norm = 30.0 * embedding_distance(student, teacher, distance="l2").mean()
+    squared = 30.0 * FEATURES / (2 * 0.5) * embedding_distance(student, teacher, distance="mse").mean()
     first, second = (torch.autograd.grad(term, student)[0] for term in (norm, squared))
     torch.testing.assert_close(first, second, rtol=1e-9, atol=0)

@@ -29,9 +29,7 @@ CONDITION = Condition(
     targets=("activation", "valence", "dominance"), w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), deviation=(0.3, 0.3, 0.3),
     num_rows=(9, 9, 9), splits=("Train",),
 )  # fmt: skip
-DISTILL = DistillTerms(
-    condition=CONDITION, distance="squared", embedding_weight=3.0, prediction_weight=0.7, threshold=1.0
-)
+DISTILL = DistillTerms(condition=CONDITION, distance="mse", embedding_weight=3.0, prediction_weight=0.7, threshold=1.0)
 ROWS = 12
 
 
@@ -147,7 +145,7 @@ CUTS = {
 
 EVERY_WAY = {
     "ccc alone": None,
-    **{name: way for name, way in every_way(DISTILL).items() if way.prediction_distance == "squared"},
+    **{name: way for name, way in every_way(DISTILL).items() if way.prediction_loss == "mse"},
 }
 
 
@@ -169,7 +167,7 @@ def test_gate_of_the_example_lets_some_rows_through_and_not_others():
 
 def test_ccc_with_the_teacher_is_not_for_micro_batches():
     with pytest.raises(AssertionError, match="the run file's reader refuses it"):
-        by_surrogates(CUTS["halves"], replace(DISTILL, prediction_distance="ccc"))
+        by_surrogates(CUTS["halves"], replace(DISTILL, prediction_loss="ccc"))
 
 
 def test_it_is_another_loss_with_another_cut():

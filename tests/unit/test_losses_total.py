@@ -30,7 +30,7 @@ CONDITION = Condition(
     num_rows=(9, 9, 9),
     splits=("Train",),
 )
-DISTILL = DistillTerms(condition=CONDITION, distance="squared", embedding_weight=3.0, prediction_weight=0.7)
+DISTILL = DistillTerms(condition=CONDITION, distance="mse", embedding_weight=3.0, prediction_weight=0.7)
 
 
 class Data:
@@ -171,11 +171,11 @@ def test_gate_per_dimension_has_a_mean_for_each_dimension_by_hand():
 
 
 @pytest.mark.parametrize("gate", [gate for gate in GATES if gate not in ROW_GATES])
-@pytest.mark.parametrize("predictions", ["squared", "ccc"])
+@pytest.mark.parametrize("predictions", ["mse", "ccc"])
 def test_utterance_without_labels_is_distilled_wholly_and_not_scored(gate: str, predictions):
     data = Data()
     data.label[[4, 5]] = NAN  # two, so that they have a CCC with the teacher
-    distill = replace(DISTILL, gate=gate, prediction_distance=predictions)
+    distill = replace(DISTILL, gate=gate, prediction_loss=predictions)
     kept = data.kept(distill)
     assert (kept[[4, 5]] == 1).all()
     for terms, label in ((None, data.label), (distill, torch.full_like(data.label, NAN))):
@@ -222,8 +222,8 @@ def test_row_without_labels_counts_in_the_distillation_only():
 
 @pytest.mark.parametrize(
     "distill",
-    [None, DISTILL, replace(DISTILL, distance="cosine"), replace(DISTILL, prediction_distance="ccc")],
-    ids=["ccc alone", "squared", "cosine", "ccc"],
+    [None, DISTILL, replace(DISTILL, embedding_loss="cosine"), replace(DISTILL, prediction_loss="ccc")],
+    ids=["ccc alone", "mse", "cosine", "ccc"],
 )
 def test_part_without_kept_rows_or_labels_still_reaches_every_parameter(distill: DistillTerms | None):
     data = Data()
@@ -296,7 +296,7 @@ def test_sums_survive_packing():
 
 
 def test_sums_of_a_gate_per_dimension_and_of_a_ccc_with_the_teacher_survive_packing():
-    data, distill = Data(), replace(DISTILL, gate="per-dimension", prediction_distance="ccc")
+    data, distill = Data(), replace(DISTILL, gate="per-dimension", prediction_loss="ccc")
     _, prediction = data.student(slice(None))
     sums = batch_sums(prediction, data.label, data.weight, data.kept(distill), teacher=data.teacher, distill=distill)
     assert sums.kept_in is not None

@@ -32,8 +32,8 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 def plan(shard_set: ShardSet, **changes: object) -> MixedPlan:
     settings: dict = {
-        "targets": DIMENSIONS, "labelled_share": 0.4, "global_utterances": 10, "seed": 5, "window_utterances": 20,
-        "duration_group": 1,
+        "targets": DIMENSIONS, "labelled_share": 0.4, "global_batch_size": 10, "seed": 5, "shuffle_buffer_size": 20,
+        "bucket_batches": 1,
     }  # fmt: skip
     return MixedPlan(shard_set, ("Train",), **settings | changes)
 
@@ -75,7 +75,7 @@ def test_position_is_known_without_what_came_before_and_the_shards_of_a_window_h
 
 
 def test_both_kinds_may_take_as_many_steps(shard_set: ShardSet):
-    mixed = plan(shard_set, labelled_share=0.2, global_utterances=20)
+    mixed = plan(shard_set, labelled_share=0.2, global_batch_size=20)
     assert mixed.steps_per_epoch == 2
     assert [sum(map(is_labelled, mixed.global_batch(0, step))) for step in range(2)] == [4, 4]
 
@@ -83,8 +83,8 @@ def test_both_kinds_may_take_as_many_steps(shard_set: ShardSet):
 def test_ranks_share_the_batches_that_one_alone_reads(shard_set: ShardSet):
     def keys(rank: int, num_ranks: int) -> list[set[str]]:
         loader = Loader(
-            shard_set, ("Train",), batch=BatchConfig(global_utterances=10, micro_utterances=5, labelled_share=0.4),
-            data=DataConfig(shards=str(shard_set.root), workers=0), targets=DIMENSIONS, seed=5,
+            shard_set, ("Train",), batch=BatchConfig(global_batch_size=10, micro_batch_size=5, labelled_share=0.4),
+            data=DataConfig(shards=str(shard_set.root), num_workers=0), targets=DIMENSIONS, seed=5,
             ranks=Ranks(rank=rank, num_ranks=num_ranks),
         )  # fmt: skip
         steps = [
@@ -100,7 +100,7 @@ def test_ranks_share_the_batches_that_one_alone_reads(shard_set: ShardSet):
     assert not any(one & other for one, other in zip(*halves, strict=True))
     # Validation has every utterance once, whatever the share.
     valid = Loader(
-        shard_set, ("Train",), batch=BatchConfig(global_utterances=10, labelled_share=0.4),
+        shard_set, ("Train",), batch=BatchConfig(global_batch_size=10, labelled_share=0.4),
         data=DataConfig(shards=str(shard_set.root)), targets=DIMENSIONS, seed=5, ranks=Ranks(), shuffle=False,
     )  # fmt: skip
     assert (valid.steps_per_epoch, valid.num_utterances) == (4, NUM_TRAIN)
@@ -109,7 +109,7 @@ def test_ranks_share_the_batches_that_one_alone_reads(shard_set: ShardSet):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"labelled_share": 0.1}, r"labelled_share = 0\.1 of batch.global_utterances = 10 is 1: a batch needs 2"),
+        ({"labelled_share": 0.1}, r"labelled_share = 0\.1 of batch.global_batch_size = 10 is 1: a batch needs 2"),
         ({"labelled_share": 0.99}, "is 10: a batch needs 2 labelled utterances for a CCC, and place for others"),
     ],
 )

@@ -13,7 +13,7 @@ from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, describe, rebuild_model
 from tests.unit.model_shapes import speech_config, utterances
 
-PLAIN = ModelConfig(embedding=6, categories=("calm", "tense"), speech=speech_config(pooling="mean"))
+PLAIN = ModelConfig(embedding_dim=6, categories=("calm", "tense"), speech=speech_config(pooling="mean"))
 
 
 def built(**changes: object) -> EmotionModel:
@@ -91,6 +91,6 @@ def test_run_file_of_the_challenges_baseline_has_the_published_architecture():
     assert run.model.embedding_activation == "relu"
     # run_dim.sh: batches of 32 in four accumulated parts, each with a CCC of its own, summed over the dimensions.
     assert run.loss.scope == "micro-batch"
-    assert (run.batch.passes(1), run.batch.micro_utterances) == (4, 8)
+    assert (run.batch.passes(1), run.batch.micro_batch_size) == (4, 8)
     assert run.loss.target_weights == (1.0, 1.0, 1.0)
     assert (run.optim.name, run.optim.learning_rate, run.train.epochs) == ("adamw", 1e-5, 20)

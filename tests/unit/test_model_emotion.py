@@ -17,7 +17,7 @@ MIXED = [int(n) for n in torch.linspace(3200, 48_000, 50).round()]  # 0.2 .. 3 s
 
 def _speech_model(*, seed=0, **changes):
     torch.manual_seed(seed)
-    return build_model(ModelConfig(embedding=8, speech=speech_config(**changes)))
+    return build_model(ModelConfig(embedding_dim=8, speech=speech_config(**changes)))
 
 
 def _both(*, seed=0, **changes):
@@ -69,8 +69,8 @@ def test_other_encoders_do_not_see_padding_either(shape):
 @pytest.mark.parametrize("shape", [{}, LAYER_NORM], ids=["group norm", "layer norm"])
 def test_gradients_in_training_do_not_see_padding(shape, checkpointing):
     torch.manual_seed(0)
-    speech = speech_config(shape=shape, train_front_end=True, pooling="mean", normalise="on")
-    model = build_model(ModelConfig(embedding=8, gradient_checkpointing=checkpointing, speech=speech)).double()
+    speech = speech_config(shape=shape, train_feature_encoder=True, pooling="mean", normalise="on")
+    model = build_model(ModelConfig(embedding_dim=8, gradient_checkpointing=checkpointing, speech=speech)).double()
     audio, num_samples = utterances([1000, 2500])
     audio = audio.double()
     torch.autograd.backward(model(audio, num_samples).prediction.sum())
@@ -85,9 +85,9 @@ def test_gradients_in_training_do_not_see_padding(shape, checkpointing):
 
 def test_checkpointed_layers_are_recomputed_with_the_lengths_of_their_own_pass():
     torch.manual_seed(0)
-    speech = speech_config(train_front_end=True)
-    plain = build_model(ModelConfig(embedding=8, speech=speech))
-    frugal = build_model(ModelConfig(embedding=8, speech=speech, gradient_checkpointing=True))
+    speech = speech_config(train_feature_encoder=True)
+    plain = build_model(ModelConfig(embedding_dim=8, speech=speech))
+    frugal = build_model(ModelConfig(embedding_dim=8, speech=speech, gradient_checkpointing=True))
     frugal.load_state_dict(plain.state_dict())
     first, second = utterances([1000, 2500], seed=1), utterances([3000, 700], seed=2)
     for model in (plain, frugal):
@@ -101,7 +101,9 @@ def test_checkpointed_layers_are_recomputed_with_the_lengths_of_their_own_pass()
 
 def test_gradient_reaches_top_layers_under_checkpointing_above_frozen_ones():
     torch.manual_seed(0)
-    model = build_model(ModelConfig(embedding=8, gradient_checkpointing=True, speech=speech_config(trainable="top:1")))
+    model = build_model(
+        ModelConfig(embedding_dim=8, gradient_checkpointing=True, speech=speech_config(trainable="top:1"))
+    )
     model(*utterances([1000, 2500])).prediction.sum().backward()
     layers = model.speech.encoder.encoder.layers
     assert layers[1].feed_forward.output_dense.weight.grad.abs().sum() > 0
@@ -199,7 +201,7 @@ def test_spec_augment_is_off_in_evaluation_and_for_a_frozen_encoder():
 
 
 @pytest.mark.parametrize(
-    "masks", [SpecAugmentConfig(time_probability=0.5), SpecAugmentConfig(time_probability=0.0, feature_probability=0.5)]
+    "masks", [SpecAugmentConfig(mask_time_prob=0.5), SpecAugmentConfig(mask_time_prob=0.0, mask_feature_prob=0.5)]
 )
 def test_masks_of_the_run_file_are_drawn_from_the_forwards_own_random_state(masks):
     model, batch = _speech_model(spec_augment=masks), utterances([16_000, 12_000])
@@ -260,14 +262,14 @@ def test_more_top_layers_than_there_are_is_refused():
 
 def test_front_end_is_frozen_unless_asked():
     assert not any(name.startswith("speech.front_end.") for name in _trained(_speech_model()))
-    model = _speech_model(train_front_end=True)
+    model = _speech_model(train_feature_encoder=True)
     model(*utterances([1000])).prediction.sum().backward()
     assert all(p.grad is not None for p in model.speech.front_end.parameters())
 
 
 def test_training_the_front_end_below_frozen_layers_is_refused():
-    with pytest.raises(ConfigError, match="train_front_end = true with trainable = 'top:1'"):
-        _speech_model(train_front_end=True, trainable="top:1")
+    with pytest.raises(ConfigError, match="train_feature_encoder = true with trainable = 'top:1'"):
+        _speech_model(train_feature_encoder=True, trainable="top:1")
 
 
 def test_layer_drop_is_off_whatever_the_encoder_says():
@@ -326,7 +328,7 @@ def test_a_copied_model_does_not_share_its_masks_with_the_original():
 
 def test_targets_of_the_run_are_the_columns_of_the_prediction():
     torch.manual_seed(0)
-    model = build_model(ModelConfig(targets=("valence",), embedding=5, speech=speech_config()))
+    model = build_model(ModelConfig(targets=("valence",), embedding_dim=5, speech=speech_config()))
     output = model(*utterances([1000, 2500]))
     assert output.prediction.shape == (2, 1)
     assert output.embedding.shape == (2, 5)

@@ -50,7 +50,7 @@ def _rewrite(folder, change):
 def test_a_hubert_from_a_folder_computes_what_transformers_computes(tmp_path):
     theirs = _save_hubert(tmp_path).eval()
     audio, num_samples = utterances([2000])
-    config = SpeechConfig(encoder=str(tmp_path), pooling="mean", normalise="off")
+    config = SpeechConfig(encoder=str(tmp_path), pooling="mean", do_normalize="off")
     model = build_model(ModelConfig(speech=config)).eval()
     with torch.no_grad():
         pooled = model.speech(audio, num_samples)
@@ -126,13 +126,13 @@ def test_spec_augment_is_off_from_scratch_unless_named():
 
 def test_spec_augment_of_the_run_file_goes_before_that_of_a_folder_and_of_scratch(tmp_path):
     _save_hubert(tmp_path, mask_time_prob=0.07, mask_feature_prob=0.5, mask_feature_length=4)
-    masks = SpecAugmentConfig(time_probability=0.3, time_length=5, feature_probability=0.1, feature_length=7)
+    masks = SpecAugmentConfig(mask_time_prob=0.3, mask_time_length=5, mask_feature_prob=0.1, mask_feature_length=7)
     for place in (SpeechConfig(encoder=str(tmp_path), spec_augment=masks), speech_config(spec_augment=masks)):
         config = load_speech_encoder(place).config
         assert config.apply_spec_augment
         assert (config.mask_time_prob, config.mask_time_length) == (0.3, 5)
         assert (config.mask_feature_prob, config.mask_feature_length) == (0.1, 7)
-    off = SpecAugmentConfig(time_probability=0.0)
+    off = SpecAugmentConfig(mask_time_prob=0.0)
     assert not augments(load_speech_encoder(SpeechConfig(encoder=str(tmp_path), spec_augment=off)).config)
     assert augments(load_speech_encoder(SpeechConfig(encoder=str(tmp_path))).config)
 
@@ -143,7 +143,7 @@ def test_spec_augment_of_the_run_file_goes_before_that_of_a_folder_and_of_scratc
 )
 def test_normalising_is_as_the_encoder_was_pretrained_unless_said(tmp_path, normalise, file_says, expected):
     _save_hubert(tmp_path, do_normalize=file_says)
-    model = build_model(ModelConfig(speech=SpeechConfig(encoder=str(tmp_path), normalise=normalise)))
+    model = build_model(ModelConfig(speech=SpeechConfig(encoder=str(tmp_path), do_normalize=normalise)))
     assert model.speech.normalise is expected
 
 

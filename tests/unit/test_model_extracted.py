@@ -26,7 +26,7 @@ def config(folder, family, *, checkpointing=False, **changes) -> ModelConfig:
         save_extracted_encoder(folder / family, family)
     torch.manual_seed(0)
     speech = SpeechConfig(encoder=str(folder / family), **{"gru_hidden": 16} | changes)
-    return ModelConfig(embedding=8, gradient_checkpointing=checkpointing, speech=speech)
+    return ModelConfig(embedding_dim=8, gradient_checkpointing=checkpointing, speech=speech)
 
 
 def build(folder, family, **changes):
@@ -157,7 +157,7 @@ def test_a_layer_is_what_leaves_it_and_those_above_are_not_computed(tmp_path, fa
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_model_needs_nothing_of_the_encoders_folder(tmp_path, family):
     settings = config(tmp_path, family)
-    model = build_model(ModelConfig(embedding=8, speech=settings.speech, also=(settings.speech,))).eval()
+    model = build_model(ModelConfig(embedding_dim=8, speech=settings.speech, extra_speech=(settings.speech,))).eval()
     save_model(
         tmp_path / "m", model.state_dict(), model.config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={}
     )
@@ -202,7 +202,7 @@ def test_a_batch_heard_one_by_one_is_refused_under_zero_3(tmp_path):
     ("changes", "key"),
     [
         ({"normalise": "on"}, "normalise"),
-        ({"train_front_end": True}, "train_front_end"),
+        ({"train_feature_encoder": True}, "train_feature_encoder"),
         ({"spec_augment": SpecAugmentConfig()}, "spec_augment"),
     ],
 )

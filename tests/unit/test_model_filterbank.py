@@ -19,7 +19,7 @@ SHORTEST = 12 * 160 + 400  # 5 frames for the second convolution, 13 for the fir
 
 def config(**changes) -> ModelConfig:
     speech = SpeechConfig(encoder="filterbank", gru_hidden=16, **changes)
-    return ModelConfig(embedding=8, speech=speech)
+    return ModelConfig(embedding_dim=8, speech=speech)
 
 
 def build(**changes):
@@ -29,7 +29,7 @@ def build(**changes):
 
 @pytest.mark.parametrize("bins", [8, 40, 80, 128])
 def test_bands_are_those_of_torchaudio_and_none_is_empty(bins):
-    _, bands = _window_and_bands(FilterbankConfig(bins=bins), torch.device("cpu"))
+    _, bands = _window_and_bands(FilterbankConfig(num_mel_bins=bins), torch.device("cpu"))
     theirs = torchaudio.functional.melscale_fbanks(FFT_SIZE // 2 + 1, 0.0, 8_000.0, bins, 16_000, mel_scale="htk")
     torch.testing.assert_close(bands, theirs, atol=1e-4, rtol=0)
     assert (bands.sum(dim=0) > 0).all()
@@ -118,7 +118,7 @@ def test_bands_stay_float32_in_a_bfloat16_model():
 
 
 def test_it_comes_back_from_its_folder_and_can_be_copied(tmp_path):
-    model = build(filterbank=FilterbankConfig(bins=20, channels=(8,))).eval()
+    model = build(filterbank=FilterbankConfig(num_mel_bins=20, channels=(8,))).eval()
     save_model(
         tmp_path / "m", model.state_dict(), model.config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={}
     )

@@ -20,7 +20,7 @@ def speech_folder(tmp_path):
 
 def _save_speech(folder, *, seed=0, **changes):
     torch.manual_seed(seed)
-    model = build_model(ModelConfig(embedding=8, speech=speech_config(**changes)))
+    model = build_model(ModelConfig(embedding_dim=8, speech=speech_config(**changes)))
     _save(folder, model)
     return folder
 
@@ -157,7 +157,7 @@ def test_a_missing_encoder_configuration_is_refused(speech_folder):
 
 
 def test_extra_that_is_not_json_is_refused_and_nothing_is_left(tmp_path):
-    model = build_model(ModelConfig(embedding=8, speech=speech_config()))
+    model = build_model(ModelConfig(embedding_dim=8, speech=speech_config()))
     with pytest.raises(CheckpointError, match="extra cannot be written as JSON"):
         _save(tmp_path / "model", model, extra={"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []

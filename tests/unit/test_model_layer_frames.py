@@ -25,12 +25,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_paddi
 
 def speech_model(folder, layers="last"):
     speech = SpeechConfig(encoder=str(folder), pooling="mean", layers=layers)
-    return build_model(ModelConfig(embedding=8, speech=speech)).eval()
+    return build_model(ModelConfig(embedding_dim=8, speech=speech)).eval()
 
 
 def text_model(folder, layers="last"):
     text = TextConfig(encoder=str(folder), pooling="mean", layers=layers, max_tokens=32)
-    return build_model(ModelConfig(embedding=8, text=text), vocabulary_size=VOCABULARY).eval()
+    return build_model(ModelConfig(embedding_dim=8, text=text), vocabulary_size=VOCABULARY).eval()
 
 
 def mean(layer, row=0):
@@ -64,8 +64,10 @@ def test_layers_of_a_text_encoder_do_not_depend_on_padding(family, tmp_path):
 
 def test_layers_of_a_filter_bank_do_not_depend_on_padding():
     torch.manual_seed(0)
-    bank = FilterbankConfig(bins=20, channels=(12, 8))
-    branch = build_model(ModelConfig(embedding=8, speech=SpeechConfig(encoder="filterbank", filterbank=bank))).speech
+    bank = FilterbankConfig(num_mel_bins=20, channels=(12, 8))
+    branch = build_model(
+        ModelConfig(embedding_dim=8, speech=SpeechConfig(encoder="filterbank", filterbank=bank))
+    ).speech
     assert_same_alone_and_in_company(branch.layer_frames, [4_000, 9_000, 6_001], utterances)
     assert [layer.frames.shape[2] for layer in branch.layer_frames(*utterances([9_000]))] == [20, 12, 8]
 
@@ -110,6 +112,6 @@ def test_frozen_and_trained_branches_give_the_same_frames_and_no_gradient(tmp_pa
     save_speech_encoder(tmp_path / "e", "hubert, layer norm")
     audio = utterances([3_000])
     config = SpeechConfig(encoder=str(tmp_path / "e"), pooling="mean")
-    for changed in (config, replace(config, trainable="none"), replace(config, train_front_end=True)):
-        branch = build_model(ModelConfig(embedding=8, speech=changed)).eval().speech
+    for changed in (config, replace(config, trainable="none"), replace(config, train_feature_encoder=True)):
+        branch = build_model(ModelConfig(embedding_dim=8, speech=changed)).eval().speech
         assert not any(layer.frames.requires_grad for layer in branch.layer_frames(*audio))

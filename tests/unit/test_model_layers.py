@@ -35,12 +35,12 @@ ONE = [185 + 11 * 160]
 
 def speech_model(folder, layers, **changes):
     speech = SpeechConfig(encoder=str(folder), pooling="mean", layers=layers, **changes)
-    return build_model(ModelConfig(embedding=8, speech=speech)).eval()
+    return build_model(ModelConfig(embedding_dim=8, speech=speech)).eval()
 
 
 def text_model(folder, layers, **changes):
     text = TextConfig(encoder=str(folder), pooling="mean", layers=layers, max_tokens=32, **changes)
-    return build_model(ModelConfig(embedding=8, text=text), vocabulary_size=VOCABULARY).eval()
+    return build_model(ModelConfig(embedding_dim=8, text=text), vocabulary_size=VOCABULARY).eval()
 
 
 def states_of(theirs, **inputs):
@@ -109,7 +109,7 @@ def test_all_that_is_trained_below_the_chosen_layers_gets_a_gradient(
 ):
     save_speech_encoder(tmp_path, family)
     speech = SpeechConfig(encoder=str(tmp_path), layers=layers, trainable=trainable)
-    model = build_model(ModelConfig(embedding=8, gradient_checkpointing=checkpointing, speech=speech))
+    model = build_model(ModelConfig(embedding_dim=8, gradient_checkpointing=checkpointing, speech=speech))
     model(*utterances([1000, 2500])).prediction.square().sum().backward()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name for name, p in model.named_parameters() if p.grad is not None} == trained
@@ -161,7 +161,7 @@ def test_no_layer_above_the_chosen_one_is_there():
 @pytest.mark.parametrize("layers", ["layer:1", "weighted"])
 def test_a_model_of_chosen_layers_comes_back_from_its_folder(tmp_path, layers):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(embedding=8, speech=speech_config(layers=layers))).eval()
+    model = build_model(ModelConfig(embedding_dim=8, speech=speech_config(layers=layers))).eval()
     if model.speech.mixture is not None:
         torch.nn.init.normal_(model.speech.mixture.scores)
     save_model(

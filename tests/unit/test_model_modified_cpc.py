@@ -76,7 +76,7 @@ def test_lower_layer_is_taken_when_it_is_named(folder: Path):
 
 
 def test_model_comes_back_from_its_folder(folder: Path, tmp_path: Path):
-    config = ModelConfig(embedding=8, speech=SpeechConfig(encoder=str(folder), gru_hidden=8))
+    config = ModelConfig(embedding_dim=8, speech=SpeechConfig(encoder=str(folder), gru_hidden=8))
     model = build_model(config).eval()
     save_model(
         tmp_path / "saved", model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={}

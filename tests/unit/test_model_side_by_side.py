@@ -20,7 +20,7 @@ LENGTHS = [1000, 4000, 2500]
 def three(**changes) -> ModelConfig:
     wide = speech_config(shape={"hidden_size": 48, "model_type": "wav2vec2"}, pooling="statistics", normalise="on")
     bank = SpeechConfig(encoder="filterbank", gru_hidden=16)
-    return ModelConfig(embedding=8, speech=speech_config(pooling="mean"), also=(wide, bank), **changes)
+    return ModelConfig(embedding_dim=8, speech=speech_config(pooling="mean"), extra_speech=(wide, bank), **changes)
 
 
 def build(config, **arguments):
@@ -48,8 +48,8 @@ def test_predictions_are_the_same_alone_and_in_a_batch():
 
 
 def test_each_encoder_has_its_own_normalisation():
-    banks = [SpeechConfig(encoder="filterbank", pooling="mean", normalise=word) for word in ("off", "on", "auto")]
-    model = build(ModelConfig(embedding=8, speech=banks[0], also=(banks[1], banks[2]))).eval()
+    banks = [SpeechConfig(encoder="filterbank", pooling="mean", do_normalize=word) for word in ("off", "on", "auto")]
+    model = build(ModelConfig(embedding_dim=8, speech=banks[0], extra_speech=(banks[1], banks[2]))).eval()
     audio, num_samples = utterances(LENGTHS)
     quiet = [branch(audio, num_samples) for branch in (model.speech, *model.also)]
     loud = [branch(4 * audio, num_samples) for branch in (model.speech, *model.also)]
@@ -59,7 +59,9 @@ def test_each_encoder_has_its_own_normalisation():
 
 def test_all_of_them_are_trained_unless_frozen():
     config = three()
-    frozen = ModelConfig(embedding=8, speech=config.speech, also=(speech_config(trainable="none"), config.also[1]))
+    frozen = ModelConfig(
+        embedding_dim=8, speech=config.speech, extra_speech=(speech_config(trainable="none"), config.extra_speech[1])
+    )
     model = build(frozen)
     model(*utterances(LENGTHS)).prediction.square().sum().backward()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -73,7 +75,9 @@ def test_all_of_them_are_trained_unless_frozen():
 def test_they_come_back_from_their_folder(tmp_path):
     save_speech_encoder(tmp_path / "e", "wavlm", do_normalize=True)
     config = ModelConfig(
-        embedding=8, speech=speech_config(), also=(SpeechConfig(encoder=str(tmp_path / "e")), *three().also)
+        embedding_dim=8,
+        speech=speech_config(),
+        extra_speech=(SpeechConfig(encoder=str(tmp_path / "e")), *three().extra_speech),
     )
     model = build(config).eval()
     save_model(
@@ -88,7 +92,7 @@ def test_they_come_back_from_their_folder(tmp_path):
 
 
 def test_a_folder_of_before_there_were_several_still_loads(tmp_path):
-    model = build(ModelConfig(embedding=8, speech=speech_config())).eval()
+    model = build(ModelConfig(embedding_dim=8, speech=speech_config())).eval()
     save_model(
         tmp_path / "m", model.state_dict(), model.config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={}
     )
@@ -96,7 +100,7 @@ def test_a_folder_of_before_there_were_several_still_loads(tmp_path):
     description = json.loads(path.read_text())
     for key in ("also_normalise", "files", "seal"):
         del description[key]
-    for key in ("also", "heads", "head_hidden"):
+    for key in ("also", "heads", "head_hidden_dim"):
         del description["model"][key]
     for key in ("layers", "attention_hidden"):
         del description["model"]["speech"][key]
@@ -111,14 +115,16 @@ def test_a_folder_of_before_there_were_several_still_loads(tmp_path):
 def test_mistakes_in_their_tables_are_told_by_the_tables_own_name(tmp_path):
     def refused(**changes):
         with pytest.raises(ConfigError) as error:
-            build(ModelConfig(speech=speech_config(), also=(speech_config(), speech_config(**changes))))
+            build(ModelConfig(speech=speech_config(), extra_speech=(speech_config(), speech_config(**changes))))
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "model.also[1].encoder = '/no/such/folder': no such folder" in refused(encoder="/no/such/folder", scratch={})
-    assert "model.also[1].trainable = 'top:9': the encoder has 2 layers" in refused(trainable="top:9")
-    assert "model.also[1].layers = 'layer:3'" in refused(layers="layer:3")
-    assert "model.also[1].train_front_end" in refused(train_front_end=True, trainable="none")
+    assert "model.extra_speech[1].encoder = '/no/such/folder': no such folder" in refused(
+        encoder="/no/such/folder", scratch={}
+    )
+    assert "model.extra_speech[1].trainable = 'top:9': the encoder has 2 layers" in refused(trainable="top:9")
+    assert "model.extra_speech[1].layers = 'layer:3'" in refused(layers="layer:3")
+    assert "model.extra_speech[1].train_feature_encoder" in refused(train_feature_encoder=True, trainable="none")
 
 
 def test_their_memory_is_foreseen():
@@ -128,13 +134,13 @@ def test_their_memory_is_foreseen():
         encoders = build(config).encoder_configs
         return trace_peak(config, encoders, shape, precision="fp32", training=True, on_gpu=False)
 
-    one = trace(ModelConfig(embedding=8, speech=speech_config(pooling="mean")))
+    one = trace(ModelConfig(embedding_dim=8, speech=speech_config(pooling="mean")))
     assert trace(three()) > one > 0
 
 
 def test_heads_by_hand():
     model = build(
-        ModelConfig(embedding=2, targets=("a", "b"), heads="per-target", head_hidden=2, speech=speech_config())
+        ModelConfig(embedding_dim=2, targets=("a", "b"), heads="per-target", head_hidden_dim=2, speech=speech_config())
     )
     heads = model.prediction
     with torch.no_grad():
@@ -149,7 +155,7 @@ def test_heads_by_hand():
 
 
 def test_each_target_has_a_head_of_its_own_in_float32():
-    model = build(ModelConfig(embedding=8, heads="per-target", head_hidden=5, speech=speech_config()))
+    model = build(ModelConfig(embedding_dim=8, heads="per-target", head_hidden_dim=5, speech=speech_config()))
     batch = utterances(LENGTHS)
     model(*batch).prediction[:, 1].sum().backward()
     heads = model.prediction.heads
@@ -162,7 +168,7 @@ def test_each_target_has_a_head_of_its_own_in_float32():
 
 
 def test_heads_come_back_from_their_folder(tmp_path):
-    model = build(ModelConfig(embedding=8, heads="per-target", speech=speech_config())).eval()
+    model = build(ModelConfig(embedding_dim=8, heads="per-target", speech=speech_config())).eval()
     save_model(
         tmp_path / "m", model.state_dict(), model.config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={}
     )

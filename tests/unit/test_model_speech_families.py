@@ -40,7 +40,7 @@ ABOVE = {
 def build(folder, family, *, checkpointing=False, **changes):
     save_speech_encoder(folder / family, family)
     speech = SpeechConfig(encoder=str(folder / family), gru_hidden=16, **changes)
-    return build_model(ModelConfig(embedding=8, gradient_checkpointing=checkpointing, speech=speech))
+    return build_model(ModelConfig(embedding_dim=8, gradient_checkpointing=checkpointing, speech=speech))
 
 
 def gradients(model):
@@ -93,7 +93,7 @@ def test_predictions_are_the_same_alone_and_in_a_batch(tmp_path, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_do_not_see_padding(tmp_path, family):
-    model = build(tmp_path, family, checkpointing=True, pooling="mean", train_front_end=True).double()
+    model = build(tmp_path, family, checkpointing=True, pooling="mean", train_feature_encoder=True).double()
     audio, num_samples = utterances([1000, 2500])
     audio = audio.double()
     torch.autograd.backward(model(audio, num_samples).prediction.sum())
@@ -180,7 +180,7 @@ def test_a_saved_model_predicts_the_same_without_the_encoders_folder(tmp_path, f
 @pytest.mark.parametrize("family", ["sew", "sew-d"])
 def test_a_clip_shorter_than_what_sew_squeezes_into_one_frame_predicts_the_same_in_a_batch(family):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(embedding=8, speech=speech_config(shape=SPEECH_FAMILIES[family]))).eval()
+    model = build_model(ModelConfig(embedding_dim=8, speech=speech_config(shape=SPEECH_FAMILIES[family]))).eval()
     audio, num_samples = utterances([100, 2500])
     with torch.no_grad():
         together, alone = model(audio, num_samples).prediction, model(audio[:1, :100], num_samples[:1]).prediction

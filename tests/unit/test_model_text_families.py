@@ -48,7 +48,7 @@ SENTENCE_PIECE = {
 def build(folder, family, *, checkpointing=False, **changes):
     save_text_encoder(folder / family, family)
     text = TextConfig(encoder=str(folder / family), max_tokens=32, gru_hidden=16, **changes)
-    config = ModelConfig(embedding=8, gradient_checkpointing=checkpointing, text=text)
+    config = ModelConfig(embedding_dim=8, gradient_checkpointing=checkpointing, text=text)
     return build_model(config, vocabulary_size=VOCABULARY)
 
 

@@ -17,7 +17,7 @@ SENTENCES = [
     "I do not know what to say",
     "please come back tomorrow, the day is over",
 ]
-CONFIG = TextConfig(encoder="scratch", scratch={"model_type": "bert"}, vocabulary=60, max_tokens=12)
+CONFIG = TextConfig(encoder="scratch", scratch={"model_type": "bert"}, vocab_size=60, max_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_equal_transcripts_in_any_order_give_equal_bytes(tmp_path):
 
 
 def test_a_corpus_too_small_for_the_vocabulary_gets_fewer_pieces(tmp_path):
-    config = TextConfig(encoder="scratch", scratch={"model_type": "bert"}, vocabulary=5000)
+    config = TextConfig(encoder="scratch", scratch={"model_type": "bert"}, vocab_size=5000)
     tokenizer = train_tokenizer(SENTENCES, config, tmp_path)
     assert 30 < tokenizer.vocabulary_size < 5000
 
@@ -93,8 +93,8 @@ def test_no_transcripts_are_refused(tmp_path):
 
 
 def test_a_vocabulary_below_the_number_of_characters_is_refused(tmp_path):
-    config = TextConfig(encoder="scratch", scratch={"model_type": "bert"}, vocabulary=8)
-    with pytest.raises(ConfigError, match=r"model.text.vocabulary = 8: SentencePiece cannot make") as error:
+    config = TextConfig(encoder="scratch", scratch={"model_type": "bert"}, vocab_size=8)
+    with pytest.raises(ConfigError, match=r"model.text.vocab_size = 8: SentencePiece cannot make") as error:
         train_tokenizer(SENTENCES, config, tmp_path)
     assert "\n" not in str(error.value)
 

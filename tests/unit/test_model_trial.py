@@ -61,7 +61,7 @@ REFUSED = {
 
 
 def build(folder, layers: str = "last", **changes):
-    return build_model(ModelConfig(embedding=8, speech=SpeechConfig(encoder=str(folder), layers=layers), **changes))
+    return build_model(ModelConfig(embedding_dim=8, speech=SpeechConfig(encoder=str(folder), layers=layers), **changes))
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -33,7 +33,7 @@ def test_both_rounds_predict_the_same(name: str, kernel: SDPBackend, on_attentio
         speech = SpeechConfig(
             encoder="scratch", scratch={**speech.scratch, "attention_dropout": on_attention}, gru_hidden=16
         )
-    config = ModelConfig(embedding=8, dropout=0.2, speech=speech, text=text, gradient_checkpointing=recompute)
+    config = ModelConfig(embedding_dim=8, dropout=0.2, speech=speech, text=text, gradient_checkpointing=recompute)
     torch.manual_seed(0)
     model = build_model(config, vocabulary_size=VOCABULARY).train()
     inputs = (*utterances([4_000, 2_500, 1_200]), *transcripts([6, 4, 2]))

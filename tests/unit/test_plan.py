@@ -61,7 +61,7 @@ class Counts:
 
 
 def make_plan(source: Counts, **choices) -> Plan:
-    choices = {"global_utterances": 8, "seed": 1, "window_utterances": 64, "duration_group": 2} | choices
+    choices = {"global_batch_size": 8, "seed": 1, "shuffle_buffer_size": 64, "bucket_batches": 2} | choices
     return Plan(source, ("Train",), **choices)
 
 
@@ -72,10 +72,10 @@ def epoch_of(plan: Plan, epoch: int, start: int = 0) -> list[tuple[Row, ...]]:
 layouts = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
 choices = st.fixed_dictionaries(
     {
-        "global_utterances": st.integers(1, 20),
+        "global_batch_size": st.integers(1, 20),
         "seed": st.integers(0, 2**40),
-        "window_utterances": st.integers(1, 200),
-        "duration_group": st.integers(1, 9),
+        "shuffle_buffer_size": st.integers(1, 200),
+        "bucket_batches": st.integers(1, 9),
         "shuffle": st.booleans(),
         "streams": st.integers(1, 4),
     }
@@ -84,7 +84,7 @@ choices = st.fixed_dictionaries(
 
 def possible(counts: Sequence[int], choices: dict) -> dict:
     """The choices with no more streams than the smallest batch has utterances."""
-    smallest = sum(counts) // -(-sum(counts) // choices["global_utterances"])
+    smallest = sum(counts) // -(-sum(counts) // choices["global_batch_size"])
     return choices | {"streams": min(choices["streams"], smallest)}
 
 
@@ -96,8 +96,8 @@ def test_each_utterance_comes_exactly_once_per_epoch_in_batches_of_equal_size(co
     ]
     sizes = {len(batch) for batch in batches}
     assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= choices["global_utterances"]
-    assert len(batches) == -(-sum(counts) // choices["global_utterances"])
+    assert max(sizes) <= choices["global_batch_size"]
+    assert len(batches) == -(-sum(counts) // choices["global_batch_size"])
 
 
 @given(counts=layouts, choices=choices, data=st.data())
@@ -124,15 +124,15 @@ def test_every_number_of_ranks_cuts_the_same_batches_into_equally_many_passes(co
 
 @given(
     counts=st.lists(st.integers(1, 60), min_size=1, max_size=12),
-    global_utterances=st.integers(1, 40),
+    global_batch_size=st.integers(1, 40),
     nodes=st.integers(1, 5),
     per_node=st.integers(1, 3),
 )
-def test_streams_give_equal_shares_and_a_node_never_more_than_its_part(counts, global_utterances, nodes, per_node):
+def test_streams_give_equal_shares_and_a_node_never_more_than_its_part(counts, global_batch_size, nodes, per_node):
     num_utterances, streams = sum(counts), nodes * per_node
-    plan_steps = -(-num_utterances // global_utterances)
+    plan_steps = -(-num_utterances // global_batch_size)
     assume(streams <= num_utterances // plan_steps)
-    plan = make_plan(Counts(counts), global_utterances=global_utterances, streams=streams)
+    plan = make_plan(Counts(counts), global_batch_size=global_batch_size, streams=streams)
     of_stream: dict[tuple[str, int], int] = {}
     for epoch in (0, 3):
         for step in range(plan.steps_per_epoch):
@@ -152,7 +152,7 @@ def test_streams_give_equal_shares_and_a_node_never_more_than_its_part(counts, g
 
 def test_a_node_reads_the_shards_of_its_own_streams_and_at_most_one_more():
     source = Counts([16] * 64)
-    plan = make_plan(source, streams=4, window_utterances=64)
+    plan = make_plan(source, streams=4, shuffle_buffer_size=64)
     read = set()
     for epoch in range(3):
         for step in range(plan.steps_per_epoch):
@@ -163,7 +163,7 @@ def test_a_node_reads_the_shards_of_its_own_streams_and_at_most_one_more():
 
 def test_shards_of_a_window_are_those_that_its_batches_come_from():
     source = Counts([7, 30, 12, 5, 22, 40])
-    plan = make_plan(source, window_utterances=32, streams=2)
+    plan = make_plan(source, shuffle_buffer_size=32, streams=2)
     for number in range(plan.windows_per_epoch):
         named = plan.shards_of_window(2, number)
         assert not source.read
@@ -173,7 +173,9 @@ def test_shards_of_a_window_are_those_that_its_batches_come_from():
 
 
 def test_more_streams_than_a_batch_can_share_are_refused():
-    with pytest.raises(ConfigError, match=r"data.streams=9: a global batch of 8 utterances has no share for each"):
+    with pytest.raises(
+        ConfigError, match=r"data.num_partitions=9: a global batch of 8 utterances has no share for each"
+    ):
         make_plan(Counts([80]), streams=9)
 
 
@@ -184,7 +186,7 @@ def test_order_of_a_small_plan_stays_what_it_was():
         rows = source.rows(shard)
         rows.num_samples[:] = [16_000 * count for count in seconds]
         source.kept[shard] = rows
-    plan = make_plan(source, global_utterances=3, seed=7)
+    plan = make_plan(source, global_batch_size=3, seed=7)
     assert [[f"{r.shard[11]}{r.row}" for r in batch] for batch in epoch_of(plan, 0)] == [
         ["02", "10"],
         ["12", "11"],
@@ -215,25 +217,25 @@ def test_equal_durations_are_mixed_and_not_kept_in_key_order():
     rows = source.rows("Train-000000.tar")
     rows.num_samples[:] = 16_000
     source.kept["Train-000000.tar"] = rows
-    keys = [row.row for row in make_plan(source, duration_group=8).global_batch(0, 0)]
+    keys = [row.row for row in make_plan(source, bucket_batches=8).global_batch(0, 0)]
     assert keys != sorted(keys)
 
 
 def test_utterances_of_a_shard_that_straddles_two_windows_are_mixed_anew_in_each_epoch():
-    plan = make_plan(Counts([100]), window_utterances=48)
+    plan = make_plan(Counts([100]), shuffle_buffer_size=48)
     first = [{row.row for step in range(6) for row in plan.global_batch(epoch, step)} for epoch in (0, 1)]
     assert first[0] != first[1]
 
 
 def test_window_is_whole_duration_groups_when_bigger_than_one():
     source = Counts([1000])
-    assert make_plan(source, window_utterances=100, duration_group=5).window_steps == 15
-    assert make_plan(source, window_utterances=100, duration_group=20).window_steps == 13
+    assert make_plan(source, shuffle_buffer_size=100, bucket_batches=5).window_steps == 15
+    assert make_plan(source, shuffle_buffer_size=100, bucket_batches=20).window_steps == 13
 
 
 def test_only_the_shards_of_the_window_are_read():
     source = Counts([16] * 100)
-    plan = make_plan(source, window_utterances=64)
+    plan = make_plan(source, shuffle_buffer_size=64)
     plan.global_batch(0, 100)
     assert len(source.read) <= 6
     for step in range(100, 108):
@@ -242,21 +244,21 @@ def test_only_the_shards_of_the_window_are_read():
 
 
 def test_resuming_deep_in_ten_million_utterances_takes_less_than_two_seconds():
-    plan = make_plan(Counts([2_000] * 5_000), global_utterances=32, window_utterances=65_536, duration_group=32)
+    plan = make_plan(Counts([2_000] * 5_000), global_batch_size=32, shuffle_buffer_size=65_536, bucket_batches=32)
     started = time.perf_counter()
     assert len(plan.global_batch(7, 200_000)) == 32
     assert time.perf_counter() - started < 2.0
 
 
 def test_padding_of_durations_like_msp_podcast_is_within_five_percent():
-    plan = make_plan(Counts([1_000] * 20), global_utterances=32, window_utterances=65_536, duration_group=32)
+    plan = make_plan(Counts([1_000] * 20), global_batch_size=32, shuffle_buffer_size=65_536, bucket_batches=32)
     parts = [cut(batch, 1, 1, 32)[0][0] for batch in epoch_of(plan, 0)]
     padding = 1 - sum(part.real_samples for part in parts) / sum(part.padded_samples for part in parts)
     assert padding <= 0.05
 
 
 def test_batches_of_one_window_come_in_mixed_durations():
-    plan = make_plan(Counts([1_000] * 4), global_utterances=32, window_utterances=65_536, duration_group=32)
+    plan = make_plan(Counts([1_000] * 4), global_batch_size=32, shuffle_buffer_size=65_536, bucket_batches=32)
     means = [np.mean([row.num_samples for row in batch]) for batch in epoch_of(plan, 0)]
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3
 
@@ -268,15 +270,17 @@ def test_digest_changes_with_everything_that_changes_the_order():
     digests += [
         make_plan(source, **{name: value}).digest
         for name, value in {
-            "global_utterances": 9,
+            "global_batch_size": 9,
             "seed": 2,
-            "window_utterances": 65,
-            "duration_group": 3,
+            "shuffle_buffer_size": 65,
+            "bucket_batches": 3,
             "streams": 2,
             "shuffle": False,
         }.items()
     ]
-    digests.append(Plan(source, ("Test1",), global_utterances=8, seed=1, window_utterances=64, duration_group=2).digest)
+    digests.append(
+        Plan(source, ("Test1",), global_batch_size=8, seed=1, shuffle_buffer_size=64, bucket_batches=2).digest
+    )
     assert len(set(digests)) == len(digests)
     assert make_plan(Counts([30])).digest == digests[0]
 

@@ -128,8 +128,8 @@ def test_scores_are_those_of_least_squares_over_the_rows_themselves(shards):
 def _rows_of(planted, shards, split):
     """(vectors by layer, labels), all rows of a split in one batch."""
     loader = probing.Loader(
-        shards, (split,), batch=probing.BatchConfig(global_utterances=100, micro_utterances=100),
-        data=probing.DataConfig(shards=str(shards.root), workers=0), targets=DIMENSIONS, seed=0, ranks=Ranks(),
+        shards, (split,), batch=probing.BatchConfig(global_batch_size=100, micro_batch_size=100),
+        data=probing.DataConfig(shards=str(shards.root), num_workers=0), targets=DIMENSIONS, seed=0, ranks=Ranks(),
         shuffle=False,
     )  # fmt: skip
     ((batch,),) = (step.passes for step in loader.epoch(0))
@@ -272,7 +272,7 @@ def test_text_encoder_from_scratch_is_refused_before_it_is_trained(tmp_path):
 
 def test_further_encoders_are_heard_beside(shards):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(embedding=8, speech=speech_config(), also=(speech_config(),)))
+    model = build_model(ModelConfig(embedding_dim=8, speech=speech_config(), extra_speech=(speech_config(),)))
     result = probe(FrozenEncoders(model, None), shards, targets=("activation",))
     assert [(score.layer.encoder, score.layer.number) for score in result.scores] == [
         (name, number) for name in ("speech", "also 0") for number in range(3)

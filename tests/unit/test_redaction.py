@@ -84,7 +84,7 @@ def test_pieces_that_a_library_takes_for_host_or_port_are_masked():
         "http://server:5000 is away: [Errno 111] Connection refused",
         "s3://bucket/place?versionId=3 and http://[::1]:5000/a",
         "postgresql://db:5432/mlflow?sslmode=require",
-        "batch.global_utterances=1 num_tokens=7 tokenizer=/a/b",
+        "batch.global_batch_size=1 num_tokens=7 tokenizer=/a/b",
         "sqlite:////tmp/a%20b/mlflow.db",
         "its user or password holds '@', which ends it there: write %40",
         "basic and bearer authentication; passwords, tokens and secrets: none",
@@ -245,10 +245,12 @@ def test_no_password_of_the_corpus_is_in_what_a_command_says_or_passes_on(
 
 
 def test_no_password_of_the_corpus_is_in_files_of_a_run(tmp_path: Path):
-    tree = {"name": "a", "output": "o", "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}}
+    tree = {"run_name": "a", "output_dir": "o", "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}}
     for number, case in enumerate(CORPUS):
         folder = tmp_path / str(number)
-        run = parse_run(tree | {"tracking": {"uri": case.address}, "augment": {"noises": [f"see {case.address}"]}})
+        run = parse_run(
+            tree | {"tracking": {"tracking_uri": case.address}, "augment": {"noises": [f"see {case.address}"]}}
+        )
         (folder / "run").mkdir(parents=True)
         (folder / "run.toml").write_text(public_toml(run), encoding="utf-8")
         write_run_file(folder, TrackedRun(tracking_uri=case.address, experiment="e", run_id="1"))

@@ -47,7 +47,7 @@ def _save(folder: Path, config: ModelConfig) -> str:
 
 
 def _student(speech: SpeechConfig, **changes: Any) -> ModelConfig:
-    return replace(ModelConfig(embedding=8, speech=speech), **changes)
+    return replace(ModelConfig(embedding_dim=8, speech=speech), **changes)
 
 
 def _export(tmp_path: Path, config: ModelConfig, format: Format) -> float:
@@ -132,12 +132,12 @@ CUT = SPEECH(layers="layer:1", shape=model_shapes.LAYER_NORM)
 REFUSED: dict[str, tuple[Format, ModelConfig, str]] = {
     "a filter bank in ONNX": (
         "onnx",
-        _student(SpeechConfig(encoder="filterbank", filterbank=FilterbankConfig(bins=20, channels=(8,)))),
+        _student(SpeechConfig(encoder="filterbank", filterbank=FilterbankConfig(num_mel_bins=20, channels=(8,)))),
         "a filterbank encoder has a Fourier transform",
     ),
     "a filter bank in transformers": (
         "transformers",
-        _student(SpeechConfig(encoder="filterbank", filterbank=FilterbankConfig(bins=20, channels=(8,)))),
+        _student(SpeechConfig(encoder="filterbank", filterbank=FilterbankConfig(num_mel_bins=20, channels=(8,)))),
         "a filterbank encoder is not in transformers",
     ),
     "modified CPC in transformers": (
@@ -181,7 +181,7 @@ def test_a_teacher_and_a_folder_that_is_there_are_refused(tmp_path: Path) -> Non
 
     text = model_shapes.text_config(vocabulary=30)
     tokenizer = train_tokenizer(["a glad day", "a sad night", "good", "bad"] * 20, text, tmp_path / "tokenizer")
-    config = ModelConfig(embedding=8, text=text)
+    config = ModelConfig(embedding_dim=8, text=text)
     model = build_model(config, vocabulary_size=tokenizer.vocabulary_size)
     state, encoders = model.state_dict(), model.encoder_configs
     save_model(tmp_path / "teacher", state, config, encoders=encoders, tokenizer=tokenizer, scale=(1.0, 7.0), extra={})

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved speech-only model of a corpus rated 1 to 7."""
     folder = tmp_path_factory.mktemp("student") / "best"
     torch.manual_seed(0)
-    config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
+    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
     model = build_model(config)
     save_model(folder, model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
     return folder
@@ -183,7 +183,7 @@ def test_a_model_that_reads_transcripts_is_no_student(tmp_path: Path) -> None:
 
     text = model_shapes.text_config(vocabulary=30)
     tokenizer = train_tokenizer(["a glad day", "a sad night", "good", "bad"] * 20, text, tmp_path / "tokenizer")
-    config = ModelConfig(embedding=8, text=text)
+    config = ModelConfig(embedding_dim=8, text=text)
     model = build_model(config, vocabulary_size=tokenizer.vocabulary_size)
     save_model(
         tmp_path / "teacher",
@@ -225,7 +225,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scores_of_a_split_are_those_of_its_predictions_one_by_one(
     shards: Path, folder: Path, student: Student
 ) -> None:
-    scores = evaluate_split(folder, shards, "Test1", ranks=Ranks(), micro_utterances=4, workers=0)
+    scores = evaluate_split(folder, shards, "Test1", ranks=Ranks(), micro_batch_size=4, workers=0)
     assert scores.num_labels == {"activation": 11, "valence": 11, "dominance": 2}
     # The builder keeps 16 bits, so the files are read from where it read them, as 16 bits too.
     answers = student.predict([shards.parent / f"{number}.wav" for number in range(11)])
@@ -250,6 +250,6 @@ def test_scores_are_written_as_json_without_nan_and_as_rows(shards: Path, folder
 
 def test_scoring_nothing_at_a_time_is_refused(shards: Path, folder: Path) -> None:
     with pytest.raises(ConfigError, match="must be at least 1"):
-        evaluate_split(folder, shards, "Test1", ranks=Ranks(), micro_utterances=0)
+        evaluate_split(folder, shards, "Test1", ranks=Ranks(), micro_batch_size=0)
     with pytest.raises(ConfigError, match="no split 'Test9'"):
         evaluate_split(folder, shards, "Test9", ranks=Ranks(), workers=0)

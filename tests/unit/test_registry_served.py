@@ -34,7 +34,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
     folder = tmp_path_factory.mktemp("student") / "best"
     torch.manual_seed(0)
     speech = model_shapes.speech_config(shape=model_shapes.SPEECH_FAMILIES["data2vec"])
-    config = ModelConfig(embedding=8, speech=speech)
+    config = ModelConfig(embedding_dim=8, speech=speech)
     model = build_model(config)
     save_model(folder, model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
     return load_student(folder)

@@ -39,7 +39,7 @@ POST = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json
 def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
     folder = tmp_path_factory.mktemp("student") / "best"
     torch.manual_seed(0)
-    config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
+    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
     model = build_model(config)
     save_model(folder, model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
     return load_student(folder)

@@ -20,7 +20,7 @@ from tests.unit import model_shapes
 def save_student(folder: Path, speech: SpeechConfig, **changes) -> Path:
     """A saved speech-only model of a corpus rated 1 to 7."""
     torch.manual_seed(0)
-    config = ModelConfig(embedding=8, speech=speech, **changes)
+    config = ModelConfig(embedding_dim=8, speech=speech, **changes)
     model = build_model(config)
     save_model(folder, model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
     return folder
@@ -114,7 +114,7 @@ def test_a_device_that_is_not_there_is_refused_before_the_model_is_read(tmp_path
 
 def test_weights_that_give_no_numbers_are_said_to_be_damaged(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = ModelConfig(embedding=8, speech=model_shapes.speech_config())
+    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
     model = build_model(config)
     state = model.state_dict()
     state["embedding.bias"][3] = math.nan

@@ -223,7 +223,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path, make, words):
 @pytest.mark.integration
 def test_tracked_run_is_compared_with_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    tracked = open_tracking(TrackingConfig(uri=uri), run_name="a", output=tmp_path / "t", resume=False)
+    tracked = open_tracking(TrackingConfig(tracking_uri=uri), run_name="a", output=tmp_path / "t", resume=False)
     tracked.params({"seed": 1, "optim": {"learning_rate": 1e-3}, "data": {"train_splits": ["Train"]}, "num_ranks": 2})
     for step, loss in enumerate([1.0, 0.5, 0.25], start=1):
         tracked.metrics({"train/loss": loss}, step)

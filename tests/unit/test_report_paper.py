@@ -41,8 +41,8 @@ def test_every_row_has_its_run_file_and_every_run_file_its_row(table):
     assert {f"{row.run}.toml" for row in table.rows} == {path.name for path in table.runs.glob("*.toml")}
     for row in table.rows:
         run = read_run(table.runs / f"{row.run}.toml")
-        assert run.name == f"{table.name}-{row.run}"
-        assert bool(run.data.teacher) == bool(row.teacher)
+        assert run.run_name == f"{table.name}-{row.run}"
+        assert bool(run.data.teacher_cache) == bool(row.teacher)
         assert row.run.startswith(f"{row.number:02}-")
 
 
@@ -69,10 +69,10 @@ def test_row_brings_its_teacher_and_the_cache_and_no_other_row(tmp_path: Path):
     assert cache[cache.index("--teacher") + 1] == str(tmp_path / "runs" / "09-teacher-seed18" / "best")
     overrides = [student[at + 1] for at, word in enumerate(student) if word == "--set"]
     run = read_run(stages[5].inputs[0], overrides)
-    assert run.data.teacher == cache[cache.index("--out") + 1]
+    assert run.data.teacher_cache == cache[cache.index("--out") + 1]
     assert (run.seed, run.data.shards, run.train.epochs) == (18, "s3://ours/msp", 3)
-    assert run.output == str(tmp_path / "runs" / "12-cts-seed18")
-    assert run.tracking.parent == f"msp table in {tmp_path.name}"
+    assert run.output_dir == str(tmp_path / "runs" / "12-cts-seed18")
+    assert run.tracking.parent_run_name == f"msp table in {tmp_path.name}"
 
 
 def test_students_are_run_with_each_distance_and_the_papers_norm_is_that_of_the_run_files(tmp_path: Path):
@@ -106,7 +106,7 @@ def test_run_files_name_what_decides_the_papers_figures(path: Path):
         assert branch["encoder"] == "scratch" or "trainable" in branch, "frozen or tuned is for the file to say"
     if run.distill is not None:
         assert "distance" in tree["distill"]
-        assert run.distill.distance == ("squared" if path.parent.name == "demo" else "norm")
+        assert run.distill.embedding_loss == ("squared" if path.parent.name == "demo" else "norm")
     speech = run.model.speech
     if "paper" in path.parts and speech is not None and speech.trainable != "none":
         assert "dropout" in tree["model"]
@@ -170,7 +170,7 @@ def test_figures_of_a_tracked_run_are_those_of_its_store(tmp_path: Path, monkeyp
     store = tmp_path / "mlflow.db"
     output = tmp_path / "runs" / "08-bert-base-seed17"
     summary(output, 0.1, SUMS["right"])
-    config = TrackingConfig(uri=f"sqlite:///{store}")
+    config = TrackingConfig(tracking_uri=f"sqlite:///{store}")
     tracking = open_tracking(config, run_name="msp-08", output=output, resume=False)
     tracking.metrics({"test/ccc_activation": 0.5, "test/ccc_valence": 0.6, "test/ccc_dominance": 0.7}, 40)
     tracking.close("FINISHED")

@@ -100,12 +100,12 @@ def test_commands_of_a_chain_belong_together_and_touch_no_other():
     assert cache.command[cache.command.index("--teacher") + 1] == "s/wrong30/seed18/runs/teacher/best"
     for stage in (teacher, ts, cts):
         run = read_run(stage.inputs[0], overrides(stage))
-        assert (run.seed, run.output) == (18, f"s/wrong30/seed18/runs/{stage.name}")
+        assert (run.seed, run.output_dir) == (18, f"s/wrong30/seed18/runs/{stage.name}")
         assert run.data.shards == shards.command[shards.command.index("--out") + 1] == "s/wrong30/shards"
-        assert run.data.teacher == ("" if stage is teacher else cache.command[cache.command.index("--out") + 1])
-        assert (run.train.epochs, run.tracking.register) == (1, "")
-        assert run.tracking.parent == "demo study in s"
-        assert run.batch.micro_utterances == run.batch.global_utterances, "one rank, one pass"
+        assert run.data.teacher_cache == ("" if stage is teacher else cache.command[cache.command.index("--out") + 1])
+        assert (run.train.epochs, run.tracking.registered_model_name) == (1, "")
+        assert run.tracking.parent_run_name == "demo study in s"
+        assert run.batch.micro_batch_size == run.batch.global_batch_size, "one rank, one pass"
     gates = [read_run(stage.inputs[0], overrides(stage)).distill for stage in (ts, cts)]
     assert [gate and gate.gate for gate in gates] == ["none", "any-dimension"]
 

@@ -105,7 +105,7 @@ def test_batches_in_any_order_make_a_table_in_the_order_of_the_shards(tmp_path: 
     tables = []
     for size in (3, 7):
         loader = make_loader(
-            shard_set, splits=("Test1",), shuffle=False, global_utterances=size, micro_utterances=2,
+            shard_set, splits=("Test1",), shuffle=False, global_batch_size=size, micro_batch_size=2,
             encode_text=lambda text: [len(text.split())], categories=("Happy", "Sad"),
         )  # fmt: skip
         said = Said(("activation", "valence", "dominance"), ("Happy", "Sad"))

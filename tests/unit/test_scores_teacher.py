@@ -107,10 +107,10 @@ def test_gate_without_a_threshold_draws_no_line(shard_set: ShardSet, tmp_path: P
         ),
         ({"distill": {"gate": "soft", "threshold": None}}, Gate(name="soft", of_run=True)),
         (
-            {"distill": {"gate": "random", "threshold": None, "leave_out": 0.2, "seed": 5}},
+            {"distill": {"gate": "random", "threshold": None, "reject_fraction": 0.2, "seed": 5}},
             Gate(name="random", share=0.2, seed=5, of_run=True),
         ),
-        ({"distill": {"gate": "random", "threshold": None, "leave_out": 2, "seed": 5}}, Gate()),
+        ({"distill": {"gate": "random", "threshold": None, "reject_fraction": 2, "seed": 5}}, Gate()),
         (
             {"distill": {"gate": "confidence", "min_confidence": 0.25}},
             Gate(name="confidence", min_confidence=0.25, of_run=True),

@@ -210,7 +210,7 @@ def test_use_is_noted_now_and_then_only(tmp_path: Path) -> None:
 
 def test_folder_that_cannot_be_written_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"data.cache: .*file/cache cannot be written"):
+    with pytest.raises(ConfigError, match=r"data.shard_cache: .*file/cache cannot be written"):
         FetchCache(tmp_path / "file" / "cache", 100)
 
 

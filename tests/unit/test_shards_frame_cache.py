@@ -57,7 +57,11 @@ def test_half_precision_is_read_as_single_and_takes_half_the_room(tmp_path: Path
 @pytest.mark.parametrize(
     ("value", "frame_type", "words"),
     [
-        (70_000.0, "float16", r"go up to 7e\+04, which float16 \(at most 65504\) does not hold. Set data.frames_type"),
+        (
+            70_000.0,
+            "float16",
+            r"go up to 7e\+04, which float16 \(at most 65504\) does not hold. Set data.feature_cache_dtype",
+        ),
         (-np.inf, "float32", "go up to inf, which float32 .* Look at the encoder's weights"),
         (np.nan, "float16", "go up to nan, .* Look at the encoder's weights"),
     ],

@@ -190,7 +190,9 @@ def test_statistics_count_what_this_process_fetched(tmp_path: Path) -> None:
 
 def test_cache_that_cannot_hold_a_window_is_refused() -> None:
     check_cache_holds(2_000_000_000, 2_000_000_000)
-    with pytest.raises(ConfigError, match=r"data.cache_gb = 2: .* take 2.5 GB. Raise data.cache_gb, or lower"):
+    with pytest.raises(
+        ConfigError, match=r"data.shard_cache_gb = 2: .* take 2.5 GB. Raise data.shard_cache_gb, or lower"
+    ):
         check_cache_holds(2_000_000_000, 2_500_000_000)
 
 

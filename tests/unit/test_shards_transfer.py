@@ -168,7 +168,7 @@ class NoCredentialsError(Exception):
         (NoCredentialsError(SECRET), r"may not be read \(NoCredentialsError\)"),
         (_AnswerError(410), r"did not come \(HTTP 410\)"),
         (ValueError(SECRET), r"did not come \(ValueError\)"),
-        (OSError(errno.ENOSPC, SECRET), "no space left on device in .*name another folder in data.cache"),
+        (OSError(errno.ENOSPC, SECRET), "no space left on device in .*name another folder in data.shard_cache"),
     ],
 )
 def test_fault_that_will_not_pass_is_told_at_once_and_without_secrets(

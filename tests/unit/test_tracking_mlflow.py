@@ -31,7 +31,7 @@ class Store:
 
     def __init__(self, database: Path, output: Path, experiment: str) -> None:
         self.database, self.output = database, output
-        self.config = TrackingConfig(uri=f"sqlite:///{database}", experiment=experiment)
+        self.config = TrackingConfig(tracking_uri=f"sqlite:///{database}", experiment_name=experiment)
 
     def open(self, *, resume: bool = False, run_name: str = "demo") -> MlflowRun:
         tracking = open_tracking(self.config, run_name=run_name, output=self.output, resume=resume)
@@ -133,12 +133,12 @@ def test_a_step_reported_twice_within_one_run_counts_once(store: Store) -> None:
 
 def test_a_setting_that_changed_on_resuming_becomes_a_tag(store: Store) -> None:
     first = store.open()
-    first.params({"data.workers": 1, "seed": 7})
+    first.params({"data.num_workers": 1, "seed": 7})
     first.close("KILLED")
     second = store.open(resume=True)
-    second.params({"data.workers": 4, "seed": 7, "new": "x"})
+    second.params({"data.num_workers": 4, "seed": 7, "new": "x"})
     second.close("FINISHED")
-    assert store.params(first.run_id) == {"data.workers": "1", "seed": "7", "new": "x"}
+    assert store.params(first.run_id) == {"data.num_workers": "1", "seed": "7", "new": "x"}
     assert store.tags(first.run_id)["changed.data.workers"] == "4"
 
 
@@ -155,7 +155,7 @@ def test_a_run_that_was_deleted_at_the_server_is_begun_anew_and_says_from_where(
 ) -> None:
     first = store.open()
     first.close("KILLED")
-    open_client(store.config.uri).delete_run(first.run_id)
+    open_client(store.config.tracking_uri).delete_run(first.run_id)
     second = store.open(resume=True)
     second.close("FINISHED")
     assert second.run_id != first.run_id
@@ -222,15 +222,15 @@ def test_what_no_server_heard_is_sent_later_in_order_and_nothing_twice(store: St
     assert spooled.run_id == ""
     store.output = store.output.rename(store.output.with_name("moved"))
     said: list[str] = []
-    done = sync(store.output, uri=store.config.uri, say=said.append)
+    done = sync(store.output, uri=store.config.tracking_uri, say=said.append)
     # Of each start a setting and a file, eleven steps, and that the second one went on.
     assert done == Synced(num_sent=2 + 2 + 11 + 1, num_refused=0)
     tracked = read_run_file(store.output)
     assert store.steps(tracked.run_id, "loss") == list(range(1, 12))
     assert store.params(tracked.run_id) == {"seed": "1"}
     assert list(store.database.parent.glob(f"mlruns/*/{tracked.run_id}/artifacts/plots/plot.txt"))
-    assert f"16 events for run {tracked.run_id} at {store.config.uri}" in said[0]
-    assert sync(store.output, uri=store.config.uri) == Synced(num_sent=0, num_refused=0)
+    assert f"16 events for run {tracked.run_id} at {store.config.tracking_uri}" in said[0]
+    assert sync(store.output, uri=store.config.tracking_uri) == Synced(num_sent=0, num_refused=0)
     third = store.open(resume=True)
     assert third.run_id == tracked.run_id
     third.metrics({"loss": 9.0}, 11)
@@ -279,14 +279,14 @@ def test_runs_of_one_table_are_listed_under_one_parent_that_the_first_of_them_ma
     (parent,) = parents
     assert store.ask("select name, status from runs where run_uuid = ?", parent) == [(name, "FINISHED")]
     query = "select count(*) from runs join experiments using (experiment_id) where experiments.name = ?"
-    assert store.ask(query, store.config.experiment) == [(3,)]
+    assert store.ask(query, store.config.experiment_name) == [(3,)]
 
 
 def test_jobs_that_make_a_parent_at_once_agree_on_the_one_that_began_first(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.config = replace(store.config, parent="table")
-    client = open_client(store.config.uri)
+    client = open_client(store.config.tracking_uri)
     make, others = client.create_run, []
 
     def make_late(self: Any, experiment_id: str, **more: Any) -> Any:
@@ -306,11 +306,13 @@ def test_jobs_that_make_a_parent_at_once_agree_on_the_one_that_began_first(
 def test_a_run_ends_when_it_ended_and_not_when_that_was_sent(store: Store) -> None:
     before = time.time_ns() // 1_000_000
     dead = replace(store.config, uri="http://127.0.0.1:9")
-    spooled = begin_run(store.output, run_name="a", experiment=dead.experiment, parent="", tracking_uri=dead.uri)
-    MlflowRun(uri=dead.uri, run=spooled, output=store.output, close_s=0.0).close("FINISHED")
+    spooled = begin_run(
+        store.output, run_name="a", experiment=dead.experiment_name, parent="", tracking_uri=dead.tracking_uri
+    )
+    MlflowRun(uri=dead.tracking_uri, run=spooled, output=store.output, close_s=0.0).close("FINISHED")
     ended = time.time_ns() // 1_000_000
     time.sleep(0.01)
-    sync(store.output, uri=store.config.uri)
+    sync(store.output, uri=store.config.tracking_uri)
     query = "select start_time, end_time from runs where run_uuid = ?"
     ((start, end),) = store.ask(query, read_run_file(store.output).run_id)
     assert before <= start <= end <= ended
@@ -352,29 +354,29 @@ def test_a_start_without_resume_leaves_the_earlier_run_alone(store: Store) -> No
     second.metrics({"loss": 7.0}, 1)
     second.close("FINISHED")
     assert store.steps(second.run_id, "loss") == [1]
-    assert sync(store.output, uri=store.config.uri).num_sent == 5
+    assert sync(store.output, uri=store.config.tracking_uri).num_sent == 5
     assert store.steps(second.run_id, "loss") == [1]
     assert read_run_file(store.output).run_id == second.run_id
     names = store.ask("select count(*) from runs join experiments using (experiment_id) where experiments.name = ?",
-                      store.config.experiment)  # fmt: skip
+                      store.config.experiment_name)  # fmt: skip
     assert names == [(2,)]
 
 
 def test_an_address_that_mlflow_does_not_know_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="of no kind that MLflow knows"):
-        open_tracking(TrackingConfig(uri="ftp://server"), run_name="a", output=tmp_path, resume=False)
+        open_tracking(TrackingConfig(tracking_uri="ftp://server"), run_name="a", output=tmp_path, resume=False)
 
 
 def test_a_database_whose_driver_is_missing_is_the_users_mistake(tmp_path: Path) -> None:
-    config = TrackingConfig(uri="postgresql://me:secret@127.0.0.1:9/mlflow")
+    config = TrackingConfig(tracking_uri="postgresql://me:secret@127.0.0.1:9/mlflow")
     with pytest.raises(ConfigError, match=r"postgresql://127.0.0.1:9/mlflow' needs the Python package 'psycopg'"):
         open_tracking(config, run_name="a", output=tmp_path, resume=False)
 
 
 def test_an_experiment_that_was_deleted_is_refused_before_training(store: Store) -> None:
     store.open().close("FINISHED")
-    client = open_client(store.config.uri)
-    experiment = client.get_experiment_by_name(store.config.experiment)
+    client = open_client(store.config.tracking_uri)
+    experiment = client.get_experiment_by_name(store.config.experiment_name)
     assert experiment is not None
     client.delete_experiment(experiment.experiment_id)
     with pytest.raises(ConfigError, match="refuses experiment"):

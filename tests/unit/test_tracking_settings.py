@@ -100,7 +100,7 @@ def test_a_run_file_of_another_kind_is_refused_by_name(tmp_path: Path, content: 
 
 
 def test_tracking_that_is_off_takes_everything_and_leaves_nothing(tmp_path: Path) -> None:
-    tracking: Tracking = open_tracking(TrackingConfig(kind="none"), run_name="a", output=tmp_path, resume=False)
+    tracking: Tracking = open_tracking(TrackingConfig(backend="none"), run_name="a", output=tmp_path, resume=False)
     assert isinstance(tracking, NoTracking)
     tracking.params({"a": 1})
     tracking.metrics({"loss": 1.0}, 0)

@@ -17,7 +17,7 @@ WIDE = {"hidden_size": 64, "num_hidden_layers": 6, "intermediate_size": 256}
 
 
 def speech_model(**changes) -> ModelConfig:
-    return ModelConfig(embedding=8, speech=speech_config(shape=LAYER_NORM | WIDE, **{"pooling": "mean"} | changes))
+    return ModelConfig(embedding_dim=8, speech=speech_config(shape=LAYER_NORM | WIDE, **{"pooling": "mean"} | changes))
 
 
 def build(config: ModelConfig) -> EmotionModel:
@@ -112,7 +112,7 @@ def test_bf16_needs_less_and_no_gradient_less_still():
 def test_dropout_on_attention_costs_a_number_for_each_pair_of_frames_on_a_cpu_alone():
     config = speech_model()
     dropped = ModelConfig(
-        embedding=8, speech=speech_config(shape=LAYER_NORM | WIDE | {"attention_dropout": 0.1}, pooling="mean")
+        embedding_dim=8, speech=speech_config(shape=LAYER_NORM | WIDE | {"attention_dropout": 0.1}, pooling="mean")
     )
     frames, heads, layers = 199, 4, 6  # of 2 s
     pairs = 4 * SHAPE.rows * heads * layers * frames**2
@@ -121,7 +121,7 @@ def test_dropout_on_attention_costs_a_number_for_each_pair_of_frames_on_a_cpu_al
 
 
 def test_frozen_encoder_keeps_next_to_nothing():
-    assert trace(speech_model(trainable="none")) < 0.5 * trace(speech_model(train_front_end=True))
+    assert trace(speech_model(trainable="none")) < 0.5 * trace(speech_model(train_feature_encoder=True))
 
 
 # torch says so of WavLM's attention in every training too.
@@ -129,14 +129,14 @@ def test_frozen_encoder_keeps_next_to_nothing():
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask and attn_mask")
 @pytest.mark.parametrize("family", sorted(SPEECH_FAMILIES))
 def test_every_known_speech_encoder_can_be_traced(family):
-    config = ModelConfig(embedding=8, speech=speech_config(shape=SPEECH_FAMILIES[family]))
+    config = ModelConfig(embedding_dim=8, speech=speech_config(shape=SPEECH_FAMILIES[family]))
     assert trace(config, BatchShape(rows=2, samples=8_000)) > 2 * 8_000 * 4
 
 
 def test_text_branch_and_augmentation_can_be_traced():
     shape = BatchShape(rows=2, samples=16_000, tokens=32)
     both_branches = trace(both(speech=speech_config(shape={"apply_spec_augment": True, "mask_time_prob": 0.2})), shape)
-    assert both_branches > trace(ModelConfig(embedding=8, text=text_config()), shape) > 0
+    assert both_branches > trace(ModelConfig(embedding_dim=8, text=text_config()), shape) > 0
 
 
 def test_tracing_draws_no_random_number():

@@ -23,7 +23,7 @@ CHANGES: dict[str, dict] = {
     "noise": {"augment": {"noises": ["{place}/noises", "pink", "babble"], "snr_db": [0, 10]}},
     "rooms": {"augment": {"impulse_responses": ["{place}/rooms"]}},
     "speed": {"augment": {"speed": [0.9, 1.1]}},
-    "masks": {"model": {"speech": {**SPEECH, "spec_augment": {"time_probability": 0.5, "time_length": 2}}}},
+    "masks": {"model": {"speech": {**SPEECH, "spec_augment": {"mask_time_prob": 0.5, "mask_time_length": 2}}}},
 }
 ALL = {name: {**values} for change in CHANGES.values() for name, values in change.items() if name != "augment"} | {
     "augment": {key: value for change in CHANGES.values() for key, value in change.get("augment", {}).items()}
@@ -53,8 +53,8 @@ def place(tmp_path_factory):
     soundfile.write(place / "rooms" / "hall.wav", np.exp(-np.arange(800) / 100) * draws.standard_normal(800), 16_000)
     same = {name: values for name, values in ALL.items() if name != "model"}
     for micro in (4, 16):
-        train_plainly(config_for(place, f"by-{micro}", same, train={"max_steps": 9}, batch={"micro_utterances": micro}))
-    train = {"max_steps": 9, "checkpoint_steps": 6, "keep_checkpoints": 9}
+        train_plainly(config_for(place, f"by-{micro}", same, train={"max_steps": 9}, batch={"micro_batch_size": micro}))
+    train = {"max_steps": 9, "save_steps": 6, "save_total_limit": 9}
     whole = train_plainly(config_for(place, "whole", ALL, train=train))
     train_plainly(
         config_for(place, "resumed", ALL, train=train), resume="auto", continues=whole / "checkpoints" / "step-00000006"

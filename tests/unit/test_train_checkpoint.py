@@ -19,7 +19,7 @@ WEIGHTS = "weights.safetensors"
 
 
 def run_in(output: Path, **sections: object) -> RunConfig:
-    tree = {"name": "r", "output": str(output), "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}}
+    tree = {"run_name": "r", "output_dir": str(output), "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}}
     return parse_run(tree | sections)
 
 
@@ -239,7 +239,7 @@ def test_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
     ("section", "value", "key"),
     [
         ("seed", 3, "seed"),
-        ("batch", {"global_utterances": 16}, "batch.global_utterances"),
+        ("batch", {"global_batch_size": 16}, "batch.global_batch_size"),
         ("optim", {"learning_rate": 1e-2}, "optim.learning_rate"),
         ("data", {"shards": "s", "train_splits": ["Other"]}, "data.train_splits"),
         ("train", {"precision": "bf16"}, "train.precision"),
@@ -258,11 +258,11 @@ def test_resuming_with_another_numerical_setting_is_refused(tmp_path, section, v
 
 def test_resuming_names_every_harmless_change(tmp_path):
     save(tmp_path, 1)
-    run = run_in(tmp_path, train={"epochs": 3}, data={"shards": "elsewhere", "workers": 0})
+    run = run_in(tmp_path, train={"epochs": 3}, data={"shards": "elsewhere", "num_workers": 0})
     heard: list[str] = []
     with RunFolder(run, ALONE, resume=True) as folder:
         assert folder.find_resume_point("auto", run, "plan", heard.append) is not None
-    assert [line.split(": ")[1] for line in heard] == ["data.shards", "data.workers", "train.epochs"]
+    assert [line.split(": ")[1] for line in heard] == ["data.shards", "data.num_workers", "train.epochs"]
 
 
 def test_checkpoint_of_a_version_that_knew_fewer_keys_is_gone_on_from(tmp_path):
@@ -313,19 +313,21 @@ def test_resuming_on_another_number_of_ranks_is_said(tmp_path):
 
 
 def test_checkpoint_of_a_version_with_fewer_settings_is_resumed_as_long_as_they_are_at_their_defaults(tmp_path):
-    sections = {"data": {"shards": "s", "teacher": "c"}, "distill": {}}
+    sections = {"data": {"shards": "s", "teacher_cache": "c"}, "distill": {}}
     run = run_in(tmp_path, **sections)
     path = save(tmp_path, 1, run=run)
     manifest = json.loads((path / "manifest.json").read_text())
-    for key in ("leave_out", "prediction_distance"):
+    for key in ("reject_fraction", "prediction_loss"):
         del manifest["run"]["distill"][key]
     (path / "manifest.json").write_text(json.dumps(manifest))
     heard: list[str] = []
     with RunFolder(run, ALONE, resume=True) as folder:
         assert folder.find_resume_point("auto", run, "plan", heard.append) == path
         assert heard == []
-        other = run_in(tmp_path, **sections | {"distill": {"leave_out": 0.1}})
-        with pytest.raises(ConfigError, match=r"distill.leave_out = 0\.1: was 0\.0 when step-00000001 was written"):
+        other = run_in(tmp_path, **sections | {"distill": {"reject_fraction": 0.1}})
+        with pytest.raises(
+            ConfigError, match=r"distill.reject_fraction = 0\.1: was 0\.0 when step-00000001 was written"
+        ):
             folder.find_resume_point("auto", other, "plan", heard.append)
 
 
@@ -337,7 +339,7 @@ def with_threshold(run: RunConfig, threshold: float | None) -> RunConfig:
 @pytest.mark.parametrize("then", [1.875, 1.875 * (1 + 1e-7), 2.0], ids=["same", "rounded otherwise", "earlier version"])
 def test_run_with_a_share_to_leave_out_goes_on_with_the_threshold_that_it_found(tmp_path, then: float):
     """Earlier versions recorded 2.0, whatever they had found."""
-    asked = run_in(tmp_path, data={"shards": "s", "teacher": "c"}, distill={"leave_out": 0.1})
+    asked = run_in(tmp_path, data={"shards": "s", "teacher_cache": "c"}, distill={"reject_fraction": 0.1})
     path, heard = save(tmp_path, 1, run=with_threshold(asked, then)), []
     now = with_threshold(asked, 1.875)
     with RunFolder(now, ALONE, resume=True) as folder:
@@ -346,7 +348,7 @@ def test_run_with_a_share_to_leave_out_goes_on_with_the_threshold_that_it_found(
 
 
 def test_run_whose_share_gives_another_threshold_than_before_is_not_resumed(tmp_path):
-    asked = run_in(tmp_path, data={"shards": "s", "teacher": "c"}, distill={"leave_out": 0.1})
+    asked = run_in(tmp_path, data={"shards": "s", "teacher_cache": "c"}, distill={"reject_fraction": 0.1})
     save(tmp_path, 1, run=with_threshold(asked, 1.875))
     now = with_threshold(asked, 1.9)
     with (

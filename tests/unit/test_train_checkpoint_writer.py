@@ -121,7 +121,7 @@ def test_checkpoints_of_every_second_epoch_hold_what_waiting_for_them_would(tmp_
     contents = []
     for name, asynchronous in (("beside", True), ("waiting", False)):
         train = {
-            "epochs": 5, "max_steps": 0, "save_epochs": 2, "keep_checkpoints": 9, "async_save": asynchronous,
+            "epochs": 5, "max_steps": 0, "save_epochs": 2, "save_total_limit": 9, "async_save": asynchronous,
         }  # fmt: skip
         config = write_run(
             tmp_path / "run.toml", Path(shards), tmp_path / name, data={"test_splits": []}, train=train,

@@ -145,7 +145,7 @@ def test_missing_file_is_the_users_mistake(tmp_path):
 @pytest.mark.parametrize("stage", ["zero0", "zero1_gpu", "zero2_gpu", "zero3", "zero3_offload"])
 def test_layers_are_compiled_only_where_their_weights_stay_whole(stage):
     def run(asked: bool) -> RunConfig:
-        tree = {"name": "r", "output": "o", "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}}
+        tree = {"run_name": "r", "output_dir": "o", "data": {"shards": "s"}, "model": {"speech": {"encoder": "e"}}}
         return parse_run({**tree, "train": {"deepspeed": f"ds_configs/{stage}.json", "torch_compile": asked}})
 
     check_compiled(run(False))
@@ -159,12 +159,12 @@ def test_layers_are_compiled_only_where_their_weights_stay_whole(stage):
 def test_run_files_numbers_are_filled_in():
     run = parse_run(
         {
-            "name": "r",
-            "output": "o",
+            "run_name": "r",
+            "output_dir": "o",
             "data": {"shards": "s"},
             "model": {"speech": {"encoder": "e"}},
-            "batch": {"global_utterances": 64, "micro_utterances": 8},
-            "optim": {"clip_norm": 0.5},
+            "batch": {"global_batch_size": 64, "micro_batch_size": 8},
+            "optim": {"max_grad_norm": 0.5},
             "train": {"precision": "bf16"},
         }
     )

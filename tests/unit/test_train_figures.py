@@ -19,7 +19,7 @@ RESULT: dict[str, Any] = {
 
 def figures(*, categories: list[str] | None = None, **result: Any) -> dict[str, float]:
     tree = {
-        "name": "r", "output": "o", "data": {"shards": "s", "teacher": "c"}, "distill": {},
+        "run_name": "r", "output_dir": "o", "data": {"shards": "s", "teacher_cache": "c"}, "distill": {},
         "model": {"speech": {"encoder": "e"}, "categories": categories or []},
     }  # fmt: skip
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "name": "rest"}], lr=0.1)

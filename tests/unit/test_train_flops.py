@@ -20,8 +20,8 @@ LENGTH = 16_025
 
 
 def speech_model(**changes) -> ModelConfig:
-    settings = {"pooling": "mean", "shape": LAYER_NORM, "train_front_end": True} | changes
-    return ModelConfig(embedding=8, speech=speech_config(**settings))
+    settings = {"pooling": "mean", "shape": LAYER_NORM, "train_feature_encoder": True} | changes
+    return ModelConfig(embedding_dim=8, speech=speech_config(**settings))
 
 
 def counted(config: ModelConfig, **settings) -> ModelFlops:
@@ -67,7 +67,7 @@ def test_training_is_three_forward_passes_but_for_the_gradient_of_the_audio():
 
 
 def test_frozen_encoder_costs_one_forward_pass():
-    flops = counted(speech_model(trainable="none", train_front_end=False))
+    flops = counted(speech_model(trainable="none", train_feature_encoder=False))
     head = 2 * (32 * 8 + 8 * 3)
     # The gradient of the head's input is not asked for.
     assert flops.training.of_row(LENGTH) - flops.forward.of_row(LENGTH) == pytest.approx(
@@ -84,8 +84,8 @@ def test_gru_is_three_gates_of_two_products():
 
 
 def test_recomputed_layers_are_counted_only_where_they_are_asked_for():
-    plain = counted(speech_model(train_front_end=False))
-    recomputed = replace(speech_model(train_front_end=False), gradient_checkpointing=True)
+    plain = counted(speech_model(train_feature_encoder=False))
+    recomputed = replace(speech_model(train_feature_encoder=False), gradient_checkpointing=True)
     assert counted(recomputed) == plain
     # The last product of a layer is nobody's input within it, and is not repeated.
     layers = 2 * (2 * 100 * (4 * 32 * 32 + 32 * 64) + 2 * 2 * 100 * 100 * 32)
@@ -101,14 +101,14 @@ def test_fit_holds_between_its_lengths_but_for_the_rounding_of_frames():
 
 
 def test_transcript_is_counted_by_its_tokens():
-    flops = counted(ModelConfig(embedding=8, text=text_config(pooling="mean")), tokens=32)
+    flops = counted(ModelConfig(embedding_dim=8, text=text_config(pooling="mean")), tokens=32)
     layer = 2 * 32 * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 2 * 32 * 32 * 32
     assert flops.forward.of_row(0, 32) == pytest.approx(2 * layer + 2 * (32 * 8 + 8 * 3), rel=1e-6)
     assert flops.forward.of_row(LENGTH, 32) == pytest.approx(flops.forward.of_row(0, 32), rel=1e-6)
 
 
 def test_frames_that_are_read_cost_nothing_of_their_encoder():
-    config = speech_model(trainable="none", train_front_end=False)
+    config = speech_model(trainable="none", train_feature_encoder=False)
     kept = counted(config, kept=["speech"])
     assert kept.forward.of_row(LENGTH) == pytest.approx(2 * (32 * 8 + 8 * 3), rel=1e-6)
 
@@ -139,7 +139,7 @@ def test_attention_costs_the_same_with_every_kernel(kernel):
 @pytest.mark.integration
 def test_hubert_large_takes_056_teraflop_for_an_utterance_of_five_and_a_half_seconds():
     """Of 24 layers, from what one and two cost."""
-    config = ModelConfig(embedding=128, speech=SpeechConfig(encoder="hubert", trainable="all", pooling="gru"))
+    config = ModelConfig(embedding_dim=128, speech=SpeechConfig(encoder="hubert", trainable="all", pooling="gru"))
 
     def layers(number: int) -> float:
         shape = HubertConfig(**LARGE | {"layerdrop": 0.0, "num_hidden_layers": number})

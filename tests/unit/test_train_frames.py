@@ -15,7 +15,7 @@ from ccts_dist.train.experiment import open_session
 from ccts_dist.train.feature_cache import keep_frames
 from tests.small_runs import SPEECH, build_two_kinds, write_run
 
-FROZEN = {"trainable": "none", "train_front_end": False}
+FROZEN = {"trainable": "none", "train_feature_encoder": False}
 
 
 @pytest.fixture(scope="module")
@@ -27,23 +27,23 @@ def run_with(folder: Path, shard_set: ShardSet, **data: str) -> RunConfig:
     return read_run(
         write_run(
             folder / "run.toml", Path(shard_set.root), folder / "run",
-            data={"frames": str(folder / "frames"), **data}, model={"speech": {**SPEECH, **FROZEN}},
+            data={"feature_cache": str(folder / "frames"), **data}, model={"speech": {**SPEECH, **FROZEN}},
         )
     )  # fmt: skip
 
 
 def files_of(run: RunConfig, shard_set: ShardSet) -> list[Path]:
     """The files of frames that this run adds to its folder; the encoder is the same each time."""
-    before = set(Path(run.data.frames).rglob("*.frames.npy"))
+    before = set(Path(run.data.feature_cache).rglob("*.frames.npy"))
     torch.manual_seed(run.seed)
     keep_frames(run, build_model(run.model), None, shard_set, Ranks())
-    return sorted(set(Path(run.data.frames).rglob("*.frames.npy")) - before)
+    return sorted(set(Path(run.data.feature_cache).rglob("*.frames.npy")) - before)
 
 
 def test_each_type_of_frames_has_its_own_folder_and_is_on_disk_as_it_is_named(tmp_path: Path, shard_set: ShardSet):
     plain, single, half = (
         files_of(run_with(tmp_path, shard_set, **data), shard_set)
-        for data in ({}, {"frames_type": "float32"}, {"frames_type": "float16"})
+        for data in ({}, {"feature_cache_dtype": "float32"}, {"feature_cache_dtype": "float16"})
     )
     assert single == [], "float32 is the default: they are there already"
     assert [file.name for file in plain] == [file.name for file in half] != []
@@ -65,8 +65,8 @@ def test_frames_of_words_leave_the_augmentation_of_the_audio_as_it_was(tmp_path:
         run = read_run(
             write_run(
                 tmp_path / f"{name}.toml", Path(shard_set.root), tmp_path / name,
-                data={"frames": frames and str(tmp_path / frames)}, model={"speech": SPEECH, "text": text},
-                batch={"global_utterances": 6}, augment={"noises": noises},
+                data={"feature_cache": frames and str(tmp_path / frames)}, model={"speech": SPEECH, "text": text},
+                batch={"global_batch_size": 6}, augment={"noises": noises},
             )
         )  # fmt: skip
         with closing(open_session(run, Ranks())) as session:

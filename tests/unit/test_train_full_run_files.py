@@ -26,7 +26,7 @@ def peak_bytes(run: RunConfig, num_ranks: int) -> int:
     with torch.device("meta"):
         sizes = sizes_of(rebuild_model(run.model, ENCODERS))
     assert sizes.trained > 300_000_000
-    rows = min(run.batch.micro_utterances, run.batch.global_utterances // num_ranks)
+    rows = min(run.batch.micro_batch_size, run.batch.global_batch_size // num_ranks)
     return estimate_memory(
         sizes,
         read_layout(read_ds_config(Path(run.train.deepspeed))),
@@ -66,7 +66,7 @@ def test_student_fits_with_one_micro_batch_and_nothing_recomputed(path):
 @pytest.mark.parametrize("name", ["cts", "speech", "ts"])
 def test_both_files_of_a_student_differ_in_the_micro_batch_alone(name):
     one, other = (read_run(Path(f"launch/runs/full/{name}{suffix}.toml")) for suffix in ("", "-80gb"))
-    assert one.batch.global_utterances == other.batch.global_utterances
+    assert one.batch.global_batch_size == other.batch.global_batch_size
     assert (one.model, one.optim, one.train, one.data, one.distill) == (
         other.model, other.optim, other.train, other.data, other.distill,
     )  # fmt: skip

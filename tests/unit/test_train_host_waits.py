@@ -23,19 +23,19 @@ from tests.small_runs import SPEECH, build_two_kinds, make_cache, write_run
 from tests.small_teacher import save_small_teacher
 from tests.unit.model_shapes import TEXT
 
-STUDENT = {"embedding_weight": 3.0, "prediction_weight": 1.0, "standardise": True}
+STUDENT = {"embedding_weight": 3.0, "prediction_weight": 1.0, "standardize": True}
 GRU_AND_MASKS = {
-    "speech": {**SPEECH, "pooling": "gru", "spec_augment": {"time_probability": 0.3, "feature_probability": 0.2}}
+    "speech": {**SPEECH, "pooling": "gru", "spec_augment": {"mask_time_prob": 0.3, "mask_feature_prob": 0.2}}
 }
 WAV2VEC2 = {"speech": {**GRU_AND_MASKS["speech"], "scratch": {**SPEECH["scratch"], "model_type": "wav2vec2"}}}
-WORDS = {"text": {"encoder": "scratch", "vocabulary": 24, "scratch": TEXT, "pooling": "mean", "max_tokens": 32}}
+WORDS = {"text": {"encoder": "scratch", "vocab_size": 24, "scratch": TEXT, "pooling": "mean", "max_tokens": 32}}
 RUNS: dict[str, dict[str, Any]] = {
     "cT/S": {"distill": STUDENT},
     "teacher with text": {"model": WORDS},
     "categories": {"distill": STUDENT, "model": {"categories": ["calm", "tense"]}},
-    "prediction loss ccc": {"distill": {**STUDENT, "prediction_distance": "ccc"}},
+    "prediction loss ccc": {"distill": {**STUDENT, "prediction_loss": "ccc"}},
     "gate per dimension": {"distill": {**STUDENT, "gate": "per-dimension"}},
-    "soft gate": {"distill": {**STUDENT, "gate": "soft", "distance": "cosine"}},
+    "soft gate": {"distill": {**STUDENT, "gate": "soft", "embedding_loss": "cosine"}},
     "micro-batch scope": {"distill": STUDENT, "loss": {"scope": "micro-batch"}},
     "SpecAugment": {"distill": STUDENT, "model": GRU_AND_MASKS},
     "SpecAugment by length": {"model": WAV2VEC2},
@@ -74,7 +74,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def session_of(place: Path, name: str, *, micro: int) -> Any:
     sections = {key: dict(values) for key, values in RUNS[name].items()}
     data = {"teacher": str(place / "cache")} if "distill" in sections else {}
-    sections["batch"] = {"global_utterances": 16, "micro_utterances": micro}
+    sections["batch"] = {"global_batch_size": 16, "micro_batch_size": micro}
     config = write_run(place / "run.toml", place / "shards", place / "run", data=data, **sections)
     return check_session(read_run(config), 1)
 

@@ -24,7 +24,7 @@ def optimizer_for(config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def test_encoder_gets_its_share_of_the_learning_rate():
-    assert rates_by_group(optimizer_for(OptimConfig(learning_rate=4e-4, encoder_factor=0.25))) == {
+    assert rates_by_group(optimizer_for(OptimConfig(learning_rate=4e-4, encoder_lr_scale=0.25))) == {
         "encoder": 1e-4,
         "rest": 4e-4,
     }
@@ -32,7 +32,7 @@ def test_encoder_gets_its_share_of_the_learning_rate():
 
 def test_frozen_encoder_leaves_no_empty_group():
     trained = {"speech": [], "text": [], "rest": list(nn.Linear(2, 1).parameters())}
-    for config in (OptimConfig(), OptimConfig(speech_factor=0.5), OptimConfig(text_factor=0.5)):
+    for config in (OptimConfig(), OptimConfig(speech_lr_scale=0.5), OptimConfig(text_lr_scale=0.5)):
         assert list(rates_by_group(build_optimizer(trained, config))) == ["rest"]
 
 
@@ -40,15 +40,15 @@ def test_frozen_encoder_leaves_no_empty_group():
     ("factors", "rates"),
     [
         ({}, {"encoder": 0.25, "rest": 1.0}),
-        ({"speech_factor": 0.5}, {"speech": 0.5, "text": 0.25, "rest": 1.0}),
-        ({"text_factor": 0.125}, {"speech": 0.25, "text": 0.125, "rest": 1.0}),
-        ({"speech_factor": 0.5, "text_factor": 0.125}, {"speech": 0.5, "text": 0.125, "rest": 1.0}),
+        ({"speech_lr_scale": 0.5}, {"speech": 0.5, "text": 0.25, "rest": 1.0}),
+        ({"text_lr_scale": 0.125}, {"speech": 0.25, "text": 0.125, "rest": 1.0}),
+        ({"speech_lr_scale": 0.5, "text_lr_scale": 0.125}, {"speech": 0.5, "text": 0.125, "rest": 1.0}),
     ],
 )
 def test_each_encoder_has_a_rate_of_its_own_if_the_run_file_says_so(factors, rates):
     parts = {name: nn.Linear(2, 2) for name in ("speech", "text", "rest")}
     trained = {name: list(part.parameters()) for name, part in parts.items()}
-    optimizer = build_optimizer(trained, OptimConfig(learning_rate=1.0, encoder_factor=0.25, **factors))
+    optimizer = build_optimizer(trained, OptimConfig(learning_rate=1.0, encoder_lr_scale=0.25, **factors))
     assert rates_by_group(optimizer) == rates
     by_name = {group["name"]: group["params"] for group in optimizer.param_groups}
     for name in rates:
@@ -118,7 +118,7 @@ def test_adamw_shrinks_a_weight_without_a_gradient_by_rate_times_decay():
 
 @pytest.mark.parametrize("factor", [0.75, 0.5])
 def test_plateau_lowers_the_rate_after_more_than_two_validations_without_a_fall(factor):
-    config = OptimConfig(learning_rate=1.0, encoder_factor=0.25, plateau_factor=factor, plateau_patience=2)
+    config = OptimConfig(learning_rate=1.0, encoder_lr_scale=0.25, plateau_factor=factor, plateau_patience=2)
     optimizer = optimizer_for(config)
     schedule = build_schedule(optimizer, config, total_steps=100)
     rates = []
@@ -148,7 +148,7 @@ def test_plateau_before_its_first_validation_is_plain_json_and_goes_on_alike():
 )
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # no optimizer step here, only rates
 def test_schedule_goes_on_where_it_stopped(kind, warmup_steps):
-    config = OptimConfig(learning_rate=1.0, schedule=kind, warmup_steps=warmup_steps)
+    config = OptimConfig(learning_rate=1.0, lr_scheduler=kind, warmup_steps=warmup_steps)
 
     def follow(schedule, optimizer, steps):
         seen = []
@@ -173,7 +173,7 @@ def test_schedule_goes_on_where_it_stopped(kind, warmup_steps):
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_one_cycle_peaks_at_the_learning_rate_and_ends_near_zero():
-    config = OptimConfig(learning_rate=1e-3, encoder_factor=1.0, schedule="onecycle")
+    config = OptimConfig(learning_rate=1e-3, encoder_lr_scale=1.0, lr_scheduler="onecycle")
     optimizer = optimizer_for(config)
     schedule = build_schedule(optimizer, config, 100)
     rates = []
@@ -186,7 +186,7 @@ def test_one_cycle_peaks_at_the_learning_rate_and_ends_near_zero():
 
 def rates_of(schedule: str, warmup_steps: int, *, total_steps: int, num_steps: int) -> list[float]:
     """The rate of each step of the rest, whose learning rate is 2; that of the encoders is half of it throughout."""
-    config = OptimConfig(learning_rate=2.0, encoder_factor=0.5, schedule=schedule, warmup_steps=warmup_steps)
+    config = OptimConfig(learning_rate=2.0, encoder_lr_scale=0.5, lr_scheduler=schedule, warmup_steps=warmup_steps)
     optimizer = optimizer_for(config)
     plan = build_schedule(optimizer, config, total_steps)
     rates = []
@@ -216,7 +216,7 @@ def test_warm_up_and_decay_by_hand(schedule, warmup_steps, expected):
 
 
 def test_a_constant_rate_without_warm_up_is_the_learning_rate_itself():
-    config = OptimConfig(learning_rate=0.1, encoder_factor=0.3, schedule="constant")
+    config = OptimConfig(learning_rate=0.1, encoder_lr_scale=0.3, lr_scheduler="constant")
     optimizer = optimizer_for(config)
     schedule = build_schedule(optimizer, config, 5)
     for _ in range(9):
@@ -227,7 +227,7 @@ def test_a_constant_rate_without_warm_up_is_the_learning_rate_itself():
 
 
 def test_a_warm_up_that_training_would_end_in_is_refused():
-    config = OptimConfig(schedule="linear", warmup_steps=10)
+    config = OptimConfig(lr_scheduler="linear", warmup_steps=10)
     check_warmup(config, 11)
     with pytest.raises(ConfigError, match=r"optim\.warmup_steps = 10: training has 10 steps in all"):
         check_warmup(config, 10)

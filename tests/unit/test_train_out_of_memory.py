@@ -21,7 +21,7 @@ def refused_allocation() -> RuntimeError:
 
 @pytest.fixture
 def words(tmp_path: Path) -> MemoryWords:
-    config = write_run(tmp_path / "run.toml", tmp_path / "shards", tmp_path / "run", batch={"micro_utterances": 7})
+    config = write_run(tmp_path / "run.toml", tmp_path / "shards", tmp_path / "run", batch={"micro_batch_size": 7})
     return MemoryWords(read_run(config, []), Ranks(rank=3, num_ranks=8))
 
 
@@ -46,7 +46,7 @@ def test_words_name_rank_pass_largest_micro_batch_and_settings(words: MemoryWord
         raise torch.OutOfMemoryError("CUDA out of memory.  Tried to allocate\n2.00 GiB")
     assert str(raised.value) == (
         "rank 3: out of memory in the backward pass of a micro-batch of 7 x 10.0 s (CUDA out of memory. Tried to "
-        "allocate 2.00 GiB). Lower batch.micro_utterances (7), or set model.gradient_checkpointing = true."
+        "allocate 2.00 GiB). Lower batch.micro_batch_size (7), or set model.gradient_checkpointing = true."
     )
     assert raised.value.exit_code == 1
 

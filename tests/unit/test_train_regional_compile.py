@@ -36,7 +36,7 @@ def run(model: EmotionModel, samples: int) -> tuple[Tensor, dict[str, Tensor], T
 def test_outputs_and_gradients_agree_with_dropout_at_any_length_and_names_stay():
     torch.manual_seed(0)
     plain = build_model(
-        ModelConfig(embedding=8, speech=speech_config(shape=LAYER_NORM | DROPOUT, pooling="mean")),
+        ModelConfig(embedding_dim=8, speech=speech_config(shape=LAYER_NORM | DROPOUT, pooling="mean")),
         vocabulary_size=None,
     ).train()  # fmt: skip
     compiled = copy.deepcopy(plain)
@@ -54,7 +54,7 @@ def test_outputs_and_gradients_agree_with_dropout_at_any_length_and_names_stay()
 
 
 def test_layers_with_attention_are_compiled_and_convolutions_are_not():
-    model = build_model(ModelConfig(embedding=8, speech=speech_config(pooling="mean")), vocabulary_size=None)
+    model = build_model(ModelConfig(embedding_dim=8, speech=speech_config(pooling="mean")), vocabulary_size=None)
     names = [name for name, module in model.named_modules() if module._compiled_call_impl is not None]
     assert names == []
     number = compile_layers(model)

@@ -84,8 +84,8 @@ def test_a_container_has_what_its_limit_leaves(monkeypatch, tmp_path):
 
 
 def test_micro_batches_in_words():
-    assert describe_micro_batches(BatchConfig(micro_utterances=2), CUTS) == "1 to 4 of at most 2 utterances"
-    seconds = BatchConfig(micro_utterances=2, micro_batch_seconds=7.5)
+    assert describe_micro_batches(BatchConfig(micro_batch_size=2), CUTS) == "1 to 4 of at most 2 utterances"
+    seconds = BatchConfig(micro_batch_size=2, micro_batch_seconds=7.5)
     one = sum_up([cut(rows_of(5, 5), 1, 1, 2)])
     assert describe_micro_batches(seconds, one) == "1 of at most 2 utterances and 7.5 s"
 
@@ -118,7 +118,9 @@ def test_no_step_of_msp_like_durations_on_8_ranks_needs_a_second_round_on_80_gb(
 
 def run_with(**sections):
     data = {"shards": "s"}
-    return parse_run({"name": "r", "output": "o", "data": data, "model": {"speech": {"encoder": "e"}}, **sections})
+    return parse_run(
+        {"run_name": "r", "output_dir": "o", "data": data, "model": {"speech": {"encoder": "e"}}, **sections}
+    )
 
 
 def test_settings_that_nothing_would_come_of_are_refused():
@@ -140,11 +142,11 @@ def test_one_round_is_refused_under_zero_3():
 
 
 def test_batches_of_one_duration_are_warned_of_loudest_beside_a_text_branch():
-    assert run_with().data.duration_group == 1, "the default"
+    assert run_with().data.bucket_batches == 1, "the default"
     assert warn_of_sorted_batches(run_with()) == {}
-    data = {"shards": "s", "duration_group": 2}
+    data = {"shards": "s", "bucket_batches": 2}
     speech = warn_of_sorted_batches(run_with(data=data))["warning"]
-    assert "data.duration_group = 2" in speech
+    assert "data.bucket_batches = 2" in speech
     assert "Set it to 1" in speech
     assert "transcripts" not in speech
     text = {"text": {"encoder": "scratch", "scratch": {"model_type": "bert"}}}

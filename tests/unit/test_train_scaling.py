@@ -23,7 +23,7 @@ SLOW = ("peak_tflops=0.001", "launch_us=0", "latency_us=0", "step_ms=0")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scaling")
     build_two_kinds(folder, num_train=64, num_valid=4)
-    return write_run(folder / "run.toml", folder / "shards", folder / "run", batch={"global_utterances": 8})
+    return write_run(folder / "run.toml", folder / "shards", folder / "run", batch={"global_batch_size": 8})
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +60,13 @@ def test_step_is_that_of_the_rank_with_most_to_compute(session: Session, flops: 
         max(len(part.rows) * flops.training.of_row(part.rows[0].num_samples) for part in loader.parts(0, step)[0])
         for step in range(loader.steps_per_epoch)
     ]
-    assert (row.num_ranks, row.global_utterances, row.passes, row.steps_per_epoch) == (4, 8, 1, 8)
+    assert (row.num_ranks, row.global_batch_size, row.passes, row.steps_per_epoch) == (4, 8, 1, 8)
     assert row.cost.compute_s == pytest.approx(sum(slowest) / len(slowest) / 0.5e9)
     assert row.cost.waits_s == 0
 
 
 def test_second_round_of_forward_passes_is_computed_as_well(config: Path, flops: ModelFlops):
-    with check_session(read_run(config, ["batch.micro_utterances=1", "batch.forward_rounds=two"]), 4) as session:
+    with check_session(read_run(config, ["batch.micro_batch_size=1", "batch.forward_rounds=two"]), 4) as session:
         assumed = read_assumptions(SLOW).completed("fp32")
         row = CostModel(session.run, sizes_of(session.model), flops, assumed, _steps_of(session)).row(4, 8)
         assert row.passes == 2
@@ -103,7 +103,7 @@ def test_larger_batches_are_suggested_where_gpus_wait_for_the_network(session: S
     assert small[2] == pytest.approx(large[2], abs=0.1)
     words = "\n".join(lines)
     # Eight times the batch: 1e-2 becomes 8e-2 by the linear rule, and 2.83e-2 by the square root.
-    assert "batch.global_utterances = 64, optim.learning_rate between 0.0283 (square root" in words
+    assert "batch.global_batch_size = 64, optim.learning_rate between 0.0283 (square root" in words
     assert "and 0.08 (linear, for SGD) instead of 0.01" in words
     assert "an epoch then has 1 steps instead of 8" in words
     assert "suggestion, to be tried" in words

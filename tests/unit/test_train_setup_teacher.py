@@ -60,7 +60,7 @@ def write(folder: Path, shard_set: ShardSet, cache: Path, **distill: Any) -> Pat
     }  # fmt: skip
     return write_run(
         folder / "run.toml", Path(shard_set.root), folder / "run", data=data,
-        model={"embedding": EMBEDDING_SIZE, "speech": SPEECH}, batch={"global_utterances": 6}, distill=distill,
+        model={"embedding_dim": EMBEDDING_SIZE, "speech": SPEECH}, batch={"global_batch_size": 6}, distill=distill,
     )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_condition_of_some_of_the_training_splits_is_taken(shard_set, tmp_path):
 def test_every_setting_of_the_run_file_reaches_the_terms(shard_set, tmp_path):
     cache = plant(tmp_path / "cache", shard_set, CONDITION)
     settings = {
-        "embedding_weight": 2.0, "distance": "cosine", "prediction_weight": 3.0, "prediction_distance": "ccc",
+        "embedding_weight": 2.0, "distance": "cosine", "prediction_weight": 3.0, "prediction_loss": "ccc",
         "gate": "per-dimension", "threshold": 1.5,
     }  # fmt: skip
     with check_session(read_run(write(tmp_path, shard_set, cache, **settings)), 1) as session:
@@ -126,7 +126,7 @@ def test_every_setting_of_the_run_file_reaches_the_terms(shard_set, tmp_path):
 def test_standardised_embeddings_are_in_the_units_of_the_cache(shard_set, tmp_path):
     facts = replace(example_facts(), embedding_deviation=(1.0, 2.0, 3.0, 4.0, 5.0))
     cache = plant(tmp_path / "cache", shard_set, CONDITION, facts)
-    with check_session(read_run(write(tmp_path, shard_set, cache, standardise=True)), 1) as session:
+    with check_session(read_run(write(tmp_path, shard_set, cache, standardize=True)), 1) as session:
         terms = session.objective.distill
     assert terms is not None
     units = [one.tolist() for one in (terms.embedding_mean, terms.embedding_deviation) if one is not None]
@@ -136,11 +136,11 @@ def test_standardised_embeddings_are_in_the_units_of_the_cache(shard_set, tmp_pa
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 9), (0.1, 1), (0.75, 13)])
 def test_share_to_leave_out_is_left_out_of_an_epoch(shard_set, tmp_path, share: float, expected: int):
     cache = plant(tmp_path / "cache", shard_set, CONDITION)
-    with check_session(read_run(write(tmp_path, shard_set, cache, leave_out=share)), 2) as session:
+    with check_session(read_run(write(tmp_path, shard_set, cache, reject_fraction=share)), 2) as session:
         distill = session.objective.distill
         assert distill is not None
         assert f"to leave out {share:.1%}" in session.derived()["threshold"]
-    with closing(open_session(read_run(write(tmp_path, shard_set, cache, leave_out=share)), Ranks())) as session:
+    with closing(open_session(read_run(write(tmp_path, shard_set, cache, reject_fraction=share)), Ranks())) as session:
         assert session.objective.distill == distill
         batches = itertools.chain.from_iterable(step.passes for step in session.loader.epoch(0))
         kept = [distill.kept(batch.teacher, batch.labels, batch.weight) for batch in batches if batch.teacher]
@@ -159,7 +159,7 @@ def test_without_a_share_nothing_of_the_cache_is_read_before_training(shard_set,
 
 def test_threshold_that_a_share_gives_stands_in_the_resolved_run_which_can_be_run_again(shard_set, tmp_path):
     cache = plant(tmp_path / "cache", shard_set, CONDITION)
-    with check_session(read_run(write(tmp_path, shard_set, cache, leave_out=0.5)), 2) as session:
+    with check_session(read_run(write(tmp_path, shard_set, cache, reject_fraction=0.5)), 2) as session:
         assert session.run.distill is not None
         assert session.objective.distill is not None
         found = session.run.distill.threshold
@@ -173,9 +173,9 @@ def test_threshold_that_a_share_gives_stands_in_the_resolved_run_which_can_be_ru
 @pytest.mark.parametrize("given", [2.0, 3.0])
 def test_another_threshold_beside_a_share_to_leave_out_is_refused_with_both(shard_set, tmp_path, capsys, given: float):
     cache = plant(tmp_path / "cache", shard_set, CONDITION)
-    path = write(tmp_path, shard_set, cache, leave_out=0.5, threshold=given)
+    path = write(tmp_path, shard_set, cache, reject_fraction=0.5, threshold=given)
     with pytest.raises(
-        ConfigError, match=rf"leave_out = 0\.5 gives the threshold [\d.]+, and .* = {given:g} is another"
+        ConfigError, match=rf"reject_fraction = 0\.5 gives the threshold [\d.]+, and .* = {given:g} is another"
     ):
         open_session(read_run(path), Ranks())
     assert run_main(command.main, ["--config", str(path), "--check"]) == 2
@@ -221,14 +221,14 @@ def test_random_gate_takes_the_share_of_the_condition_and_its_resolved_run_takes
     path = write(tmp_path, shard_set, cache, gate="random", threshold=8.0)
     with closing(open_session(read_run(path), Ranks())) as session:
         assert session.run.distill is not None
-        assert session.run.distill.leave_out == pytest.approx(share)
+        assert session.run.distill.reject_fraction == pytest.approx(share)
         assert session.derived()["gate"] == f"random: each utterance rejected with probability {share:.4f}"
         assert gate_of(session.run, session.condition) == {
-            "gate": "random", "threshold": None, "leave_out": session.run.distill.leave_out, "seed": 3
+            "gate": "random", "threshold": None, "reject_fraction": session.run.distill.reject_fraction, "seed": 3
         }  # fmt: skip
         first = decisions(session)
         (tmp_path / "again.toml").write_text(public_toml(session.run))
-    assert first == {key: uniform(3, key) >= session.run.distill.leave_out for key in first}
+    assert first == {key: uniform(3, key) >= session.run.distill.reject_fraction for key in first}
     assert first != by_condition
     assert opened(tmp_path / "again.toml") == first
 

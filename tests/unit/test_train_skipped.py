@@ -29,8 +29,8 @@ def test_a_step_that_is_taken_ends_the_count_of_skipped_ones_in_a_row(tmp_path: 
     build_two_kinds(tmp_path, num_train=16, num_valid=4)
     config = write_run(
         tmp_path / "run.toml", tmp_path / "shards", tmp_path / "run",
-        batch={"global_utterances": 4, "micro_utterances": 4},
-        train={"epochs": 1, "max_steps": 0, "checkpoint_steps": 1, "keep_checkpoints": 9, "most_skipped_in_a_row": 9},
+        batch={"global_batch_size": 4, "micro_batch_size": 4},
+        train={"epochs": 1, "max_steps": 0, "save_steps": 1, "save_total_limit": 9, "nonfinite_patience": 9},
     )  # fmt: skip
     run = plain_engine.train_plainly(config)
     states = [read_state(path) for path in sorted((run / "checkpoints").iterdir())]

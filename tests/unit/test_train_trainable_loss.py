@@ -44,24 +44,24 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_for(folder: Path, shards: Path, **sections: dict) -> Path:
     sections["data"] = {"test_splits": []} | sections.get("data", {})
-    sections["batch"] = {"global_utterances": 4, "micro_utterances": 4} | sections.get("batch", {})
+    sections["batch"] = {"global_batch_size": 4, "micro_batch_size": 4} | sections.get("batch", {})
     return write_run(folder / "run.toml", shards, folder / "run", **sections)
 
 
 def test_batch_of_one_utterance_is_refused_since_it_has_no_ccc(shards: Path, tmp_path: Path, capsys):
-    path = config_for(tmp_path, shards, batch={"global_utterances": 1, "micro_utterances": 1})
+    path = config_for(tmp_path, shards, batch={"global_batch_size": 1, "micro_batch_size": 1})
     assert run_main(command.main, ["--config", str(path), "--check"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "batch.global_utterances = 1: the CCC of one utterance does not exist" in line
+    assert "batch.global_batch_size = 1: the CCC of one utterance does not exist" in line
 
 
 @pytest.mark.parametrize(
     ("batch", "num_ranks"),
     [
-        ({"micro_utterances": 1}, 1),
-        ({"micro_utterances": 4}, 4),
-        ({"micro_utterances": 2}, 3),
-        ({"micro_utterances": 4, "micro_batch_seconds": 0.14}, 1),
+        ({"micro_batch_size": 1}, 1),
+        ({"micro_batch_size": 4}, 4),
+        ({"micro_batch_size": 2}, 3),
+        ({"micro_batch_size": 4, "micro_batch_seconds": 0.14}, 1),
     ],
     ids=["micro-batches of one", "as many ranks as utterances", "nearly as many", "seconds of one"],
 )

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.long
 NUM_STEPS = 12
 """Three epochs of four steps."""
 
-EVERY = "train.validate_steps=3"
+EVERY = "train.eval_steps=3"
 AT = [3, 4, 6, 8, 9, 12]
 """Every three steps and at the end of every epoch, once where both come together."""
 
@@ -24,11 +24,11 @@ PLATEAU = {"schedule": "plateau", "plateau_patience": 0, "warmup_steps": 0, "lea
 
 
 def config_for(place: Path, name: str, **sections: dict) -> Path:
-    train = {"epochs": 3, "max_steps": 0, "checkpoint_steps": 3, "keep_checkpoints": 9} | sections.pop("train", {})
+    train = {"epochs": 3, "max_steps": 0, "save_steps": 3, "save_total_limit": 9} | sections.pop("train", {})
     return write_run(
         place / f"{name}.toml", place / "shards", place / "runs" / name,
         # Dropout: training draws random numbers, which validations must leave alone.
-        model={"dropout": 0.3}, batch={"micro_utterances": 4}, data={"workers": 1},
+        model={"dropout": 0.3}, batch={"micro_batch_size": 4}, data={"num_workers": 1},
         optim={"name": "adam", "learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 5}
         | sections.pop("optim", {}),
         train=train, **sections,
@@ -48,12 +48,12 @@ def place(tmp_path_factory):
     # This checkpoint holds what the validation at step 6 found; the other is of a step that has not been validated.
     train_plainly(config_for(place, "after"), EVERY, resume="auto", continues=checkpoint("often", 6))
     train_plainly(config_for(place, "before"), EVERY, resume="auto", continues=checkpoint("seldom", 3))
-    stop = ("train.stop_after=2", EVERY)
+    stop = ("train.early_stopping_patience=2", EVERY)
     early, later, again = (config_for(place, name, optim=STANDING) for name in ("early", "later", "early-resumed"))
     train_plainly(early, *stop)
     train_plainly(again, *stop, resume="auto", continues=checkpoint("early", 3))
     train_plainly(later, *stop)
-    train_plainly(later, "train.stop_after=4", EVERY, resume="auto")
+    train_plainly(later, "train.early_stopping_patience=4", EVERY, resume="auto")
     train_plainly(config_for(place, "plateau", optim=PLATEAU), EVERY)
     return place
 

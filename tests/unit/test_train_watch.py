@@ -71,7 +71,7 @@ def test_line_is_the_innermost_one_of_this_package():
 
 def test_signal_is_raised_where_ranks_meet_and_names_its_rank():
     before = signal.getsignal(signal.SIGUSR1)
-    with Watch(Ranks(rank=3), timeout_s=60.0, grace_s=60.0) as watch:
+    with Watch(Ranks(rank=3), timeout_s=60.0, stop_grace_s=60.0) as watch:
         watch.check()
         os.kill(os.getpid(), signal.SIGUSR1)
         with pytest.raises(StopRequested, match=r"^SIGUSR1 on rank 3$"):
@@ -93,7 +93,7 @@ import sys, time
 from pathlib import Path
 from ccts_dist.distributed import Ranks
 from ccts_dist.train.resilience.watchdog import Watch
-with Watch(Ranks(), timeout_s=60.0, grace_s=1.0) as watch:
+with Watch(Ranks(), timeout_s=60.0, stop_grace_s=1.0) as watch:
     watch.follow(Path(sys.argv[1]))
     watch.at("epoch 1/1, step 2: reading")
     print("ready", flush=True)
@@ -108,7 +108,7 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.train.resilience import watchdog as module
 from ccts_dist.train.resilience.heartbeat import Beat, beats_folder, write_beat
 module._PATIENCE_S = 0.5
-with module.Watch(Ranks(num_ranks=2), timeout_s=600.0, grace_s=60.0, on_gpu=True) as watch:
+with module.Watch(Ranks(num_ranks=2), timeout_s=600.0, stop_grace_s=60.0, on_gpu=True) as watch:
     watch.follow(Path(sys.argv[1]))
     watch.at("epoch 1/1, step 2", brief=True)
     write_beat(beats_folder(Path(sys.argv[1])), Beat(rank=1, host="elsewhere", pid=7, started=7, left="KeyError: 'x'"))
@@ -146,7 +146,7 @@ def test_process_that_is_stuck_ends_when_its_grace_is_over_and_says_what_remains
         child.wait()
     assert child.returncode == 1
     assert words == (
-        "error: stopping was asked for (SIGTERM on rank 0), and no checkpoint was complete within train.grace_s = 1 s; "
-        "this rank was at epoch 1/1, step 2: reading. The newest complete checkpoint is step-00000007. Give it more "
-        "time, and run the same command with --resume auto.\n"
+        "error: stopping was asked for (SIGTERM on rank 0), and no checkpoint was complete within "
+        "train.stop_grace_s = 1 s; this rank was at epoch 1/1, step 2: reading. The newest complete checkpoint "
+        "is step-00000007. Give it more time, and run the same command with --resume auto.\n"
     )

@@ -22,7 +22,7 @@ from tests.unit import model_shapes
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student") / "best"
     torch.manual_seed(0)
-    config = ModelConfig(embedding=8, speech=model_shapes.speech_config(), categories=("calm", "tense"))
+    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config(), categories=("calm", "tense"))
     built = build_model(config)
     save_model(folder, built.state_dict(), config, encoders=built.encoder_configs, scale=(1.0, 7.0), extra={})
     return folder

@@ -35,9 +35,9 @@ class Filterbank(nn.Module):
     def __init__(self, config: FilterbankConfig) -> None:
         super().__init__()
         self.config = config
-        self.size = config.channels[-1] if config.channels else config.bins
+        self.size = config.channels[-1] if config.channels else config.num_mel_bins
         self.kernels, self.strides = filterbank_fields(config)
-        inputs = [config.bins, *config.channels]
+        inputs = [config.num_mel_bins, *config.channels]
         self.convolutions = nn.ModuleList(
             nn.Conv1d(before, after, config.kernel, config.stride) for before, after in pairwise(inputs)
         )
@@ -128,7 +128,9 @@ class FilterbankBranch(nn.Module):
 
 def filterbank_fields(config: FilterbankConfig) -> tuple[list[int], list[int]]:
     """Widths and steps of what turns samples into frames, the first in samples: the window, then the convolutions."""
-    window, step = (max(1, round(ms * SAMPLE_RATE_HZ / 1_000)) for ms in (config.window_ms, config.step_ms))
+    window, step = (
+        max(1, round(ms * SAMPLE_RATE_HZ / 1_000)) for ms in (config.frame_length_ms, config.frame_shift_ms)
+    )
     layers = len(config.channels)
     return [window, *[config.kernel] * layers], [step, *[config.stride] * layers]
 
@@ -140,7 +142,7 @@ def _window_and_bands(config: FilterbankConfig, device: torch.device) -> tuple[T
     numbers, and the forecast of memory runs on shapes alone.
     """
     highest_hz = SAMPLE_RATE_HZ / 2
-    mels = torch.linspace(0, 2_595 * math.log10(1 + highest_hz / 700), config.bins + 2, device=device)
+    mels = torch.linspace(0, 2_595 * math.log10(1 + highest_hz / 700), config.num_mel_bins + 2, device=device)
     edges = 700 * (10 ** (mels / 2_595) - 1)
     points = torch.linspace(0, highest_hz, FFT_SIZE // 2 + 1, device=device)[:, None]
     widths = edges.diff()

@@ -27,7 +27,7 @@ def load_text_encoder(text: TextConfig, vocabulary_size: int | None) -> PreTrain
         if "vocab_size" in text.scratch:
             raise ConfigError(
                 f"model.text.scratch.vocab_size = {text.scratch['vocab_size']}: the tokenizer decides it. "
-                "Remove it and set model.text.vocabulary."
+                "Remove it and set model.text.vocab_size."
             )
         if vocabulary_size is None:
             raise ConfigError(

@@ -112,7 +112,7 @@ def train_tokenizer(transcripts: Iterable[str], config: TextConfig, folder: Path
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=model,
-            vocab_size=config.vocabulary,
+            vocab_size=config.vocab_size,
             hard_vocab_limit=False,
             model_type="unigram",
             normalization_rule_name="nmt_nfkc_cf",
@@ -128,7 +128,7 @@ def train_tokenizer(transcripts: Iterable[str], config: TextConfig, folder: Path
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
-            f"model.text.vocabulary = {config.vocabulary}: SentencePiece cannot make such a vocabulary from "
+            f"model.text.vocab_size = {config.vocab_size}: SentencePiece cannot make such a vocabulary from "
             f"{len(sentences)} transcripts: {reason} Raise it."
         ) from error
     tokenizer = PieceTokenizer(model.getvalue(), max_tokens=config.max_tokens)

@@ -109,12 +109,12 @@ def _stage(study: Study, task: Task, name: str, share: Path, chain: Path) -> Sta
         f"output={chain / 'runs' / name}",
         f"seed={task.seed}",
         f"data.shards={shards}",
-        *([f"data.teacher={cache}"] if name in ("ts", "cts") else []),
+        *([f"data.teacher_cache={cache}"] if name in ("ts", "cts") else []),
         # One rank takes in one pass what the demo's two take together.
-        "batch.micro_utterances=32",
-        "tracking.experiment=ccts-demo-study",
-        f"tracking.parent=demo study in {study.folder.absolute().name}",
-        "tracking.register=",
+        "batch.micro_batch_size=32",
+        "tracking.experiment_name=ccts-demo-study",
+        f"tracking.parent_run_name=demo study in {study.folder.absolute().name}",
+        "tracking.registered_model_name=",
         *study.overrides,
     ]
     sets = [word for setting in settings for word in ("--set", setting)]

@@ -107,7 +107,7 @@ def write_left_out(study: Study, percent: int, seed: int) -> None:
     assert run.distill is not None
     threshold = DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold
     shard_set = open_shard_set(run.data.shards)
-    cache = open_teacher_cache(run.data.teacher, shard_set)
+    cache = open_teacher_cache(run.data.teacher_cache, shard_set)
     keys, kept = [], []
     for shard in shard_set.shards_of(run.data.train_splits):
         rows = shard_set.rows(shard.name)

@@ -25,8 +25,8 @@ def refuse_open_folder(folder: Path) -> None:
     mode = folder.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise ConfigError(
-            f"data.cache: anybody may replace files in {folder}. Set its sticky bit (chmod +t), take the right from "
-            "others (chmod o-w), or name a folder of your own."
+            f"data.shard_cache: anybody may replace files in {folder}. Set its sticky bit (chmod +t), take the "
+            "right from others (chmod o-w), or name a folder of your own."
         )
 
 
@@ -77,8 +77,8 @@ def take_away(path: Path) -> None:
         pass
     except OSError as error:
         raise ConfigError(
-            f"data.cache: {path} is not the file that belongs there, and cannot be removed ({error.strerror}). Remove "
-            "it, or name a folder of your own."
+            f"data.shard_cache: {path} is not the file that belongs there, and cannot be removed "
+            f"({error.strerror}). Remove it, or name a folder of your own."
         ) from error
 
 

@@ -74,7 +74,7 @@ class Reservation:
         descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         if not os.path.samestat(os.fstat(descriptor), os.fstat(self._lock)):
             os.close(descriptor)
-            raise FetchError(f"{self.path}: was replaced while it was fetched. Name a data.cache of your own.")
+            raise FetchError(f"{self.path}: was replaced while it was fetched. Name a data.shard_cache of your own.")
         with self._cache.locked():
             _note_use(descriptor)
             os.replace(self.path, self._cache.folder / self._name)
@@ -121,7 +121,8 @@ class FetchCache:
                 pass
         except OSError as error:
             raise ConfigError(
-                f"data.cache: {folder} cannot be written ({error.strerror}). Name a folder on a disk of this machine."
+                f"data.shard_cache: {folder} cannot be written ({error.strerror}). Name a folder on a disk of "
+                "this machine."
             ) from error
 
     def open(self, file: StoredFile) -> int | None:

@@ -65,8 +65,8 @@ def check_cache_holds(cache_bytes: int, needed_bytes: int) -> None:
     """
     if needed_bytes > cache_bytes:
         raise ConfigError(
-            f"data.cache_gb = {cache_bytes / 1e9:g}: the shards of a window and of the next one, fetched ahead, "
-            f"take {needed_bytes / 1e9:.3g} GB. Raise data.cache_gb, or lower data.window_utterances."
+            f"data.shard_cache_gb = {cache_bytes / 1e9:g}: the shards of a window and of the next one, fetched ahead, "
+            f"take {needed_bytes / 1e9:.3g} GB. Raise data.shard_cache_gb, or lower data.shuffle_buffer_size."
         )
 
 

@@ -359,8 +359,8 @@ def _fault_of(error: BaseException, target: Path) -> _Fault:
     if number in (ENOSPC, EDQUOT, EROFS) or (number == EACCES and getattr(error, "filename", None) == str(target)):
         why = os.strerror(number or 0).lower()
         return _Fault(
-            f"cannot be kept ({why} in {target.parent}). Make room, lower data.cache_gb, or name another folder in "
-            "data.cache.",
+            f"cannot be kept ({why} in {target.parent}). Make room, lower data.shard_cache_gb, or name another "
+            "folder in data.shard_cache.",
             final=True,
         )
     if told.missing:

@@ -140,7 +140,7 @@ def _without_gru(config: ModelConfig) -> ModelConfig:
         config,
         speech=None if config.speech is None else _without_own_gru(config.speech),
         text=None if config.text is None else _without_own_gru(config.text),
-        also=tuple(_without_own_gru(branch) for branch in config.also),
+        also=tuple(_without_own_gru(branch) for branch in config.extra_speech),
     )
 
 
@@ -158,7 +158,7 @@ def _gru_bytes(
         nums_frames: that each branch pools; further speech branches stand before the text branch.
     """
     kept = 12 if training else 5
-    branches = [branch for branch in (config.speech, *config.also, config.text) if branch is not None]
+    branches = [branch for branch in (config.speech, *config.extra_speech, config.text) if branch is not None]
     return sum(
         kept * branch.gru_hidden * branch.gru_layers * num_rows * num_frames * dtype.itemsize
         for branch, num_frames in zip(branches, nums_frames, strict=True)

@@ -36,7 +36,7 @@ class Forecast:
         branches = (
             (model.speech, tables.speech),
             (model.text, tables.text),
-            *zip(model.also, tables.also, strict=True),
+            *zip(model.also, tables.extra_speech, strict=True),
         )
         made_here = ("scratch", "filterbank")
         self._sizes = sizes_of(
@@ -48,7 +48,7 @@ class Forecast:
             layout=read_layout(read_ds_config(Path(self._run.train.deepspeed))),
             precision="bf16" if self._run.train.precision == "bf16" else "fp32",
             checkpointing=self._run.model.gradient_checkpointing,
-            micro=self._run.batch.micro_utterances,
+            micro=self._run.batch.micro_batch_size,
         )
         self._trace, self._parts = cache(self._trace_once), cache(self._largest_parts)
         self.estimate = self._estimate(self._as_is)
@@ -125,13 +125,13 @@ class Forecast:
         limit = memory_of_a_gpu(gpu_memory_gb)
         most = self._largest_micro(self._as_is, limit)
         if self.peak_bytes <= limit:
-            largest = f"the largest batch.micro_utterances that does is {most}"
+            largest = f"the largest batch.micro_batch_size that does is {most}"
             return "; ".join(filter(None, (f"fits {gpu_memory_gb:g} GB", largest, self._faster(limit))))
         helpful = "; ".join(f"{words} ({size / 1e9:.2f} GB)" for size, words in self._alternatives(limit)[:3])
         micro = (
-            f"batch.micro_utterances = {most} is the largest that fits"
+            f"batch.micro_batch_size = {most} is the largest that fits"
             if most
-            else "no batch.micro_utterances fits by itself"
+            else "no batch.micro_batch_size fits by itself"
         )
         raise ConfigError(
             f"--gpu-memory {gpu_memory_gb:g}: does not fit: a rank needs {describe_peak(self.estimate)}. {micro}. "
@@ -155,7 +155,7 @@ class Forecast:
                 continue
             changes, saved = [], []
             if choice.micro != now.micro:
-                changes.append(f"batch.micro_utterances = {choice.micro}")
+                changes.append(f"batch.micro_batch_size = {choice.micro}")
             if fewest < passes:
                 saved.append(f"{fewest} micro-batch{'es' * (fewest > 1)} a step in place of {passes}")
             if checkpointing != now.checkpointing:
@@ -171,14 +171,14 @@ class Forecast:
 
     def _passes(self, micro: int) -> int:
         """Most micro-batches of a step on each rank."""
-        return self._session.loader.cuts(micro_utterances=micro).most_passes
+        return self._session.loader.cuts(micro_batch_size=micro).most_passes
 
     def _alternatives(self, limit: int) -> list[tuple[int, str]]:
         """Single changes of the run file and what a rank then needs, the most helpful first."""
         now, options = self._as_is, []
         if now.micro > 1:
             fewer = max(1, self._largest_micro(now, limit))
-            options.append((replace(now, micro=fewer), f"batch.micro_utterances = {fewer}"))
+            options.append((replace(now, micro=fewer), f"batch.micro_batch_size = {fewer}"))
         if not now.checkpointing:
             options.append((replace(now, checkpointing=True), "model.gradient_checkpointing = true"))
         if now.precision == "fp32":
@@ -203,7 +203,7 @@ class Forecast:
         return next(iter(fitting or choices[-1:]), None)
 
     def _largest_micro(self, choice: _Choice, limit: int) -> int:
-        """The largest ``batch.micro_utterances`` that fits ``limit``; 0 when none does."""
+        """The largest ``batch.micro_batch_size`` that fits ``limit``; 0 when none does."""
         ranks = self._session.ranks.num_ranks
         low, high = 0, -(-self._batch_size // ranks)
         while low < high:

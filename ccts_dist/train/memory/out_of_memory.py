@@ -30,7 +30,7 @@ class MemoryWords:
 
     def __init__(self, run: RunConfig, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._settings = f"Lower batch.micro_utterances ({run.batch.micro_utterances})"
+        self._settings = f"Lower batch.micro_batch_size ({run.batch.micro_batch_size})"
         if not run.model.gradient_checkpointing:
             self._settings += ", or set model.gradient_checkpointing = true"
         self._largest = (0, 0)

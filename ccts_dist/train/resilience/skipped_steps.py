@@ -24,8 +24,8 @@ def give_up(state: TrainState, batches: StepBatches) -> None:
     shown = ", ".join(keys[:_MOST_KEYS]) + (f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else "")
     raise TrainingError(
         f"step {state.step}: {state.skipped_in_a_row} steps in a row without a finite loss and gradient "
-        f"(train.most_skipped_in_a_row); weights and optimizer are as before them. Look at the last batch, lower "
-        f"optim.learning_rate, or set optim.clip_norm. The last batch: {shown}"
+        f"(train.nonfinite_patience); weights and optimizer are as before them. Look at the last batch, lower "
+        f"optim.learning_rate, or set optim.max_grad_norm. The last batch: {shown}"
     )
 
 
@@ -33,7 +33,7 @@ def count_damaged(state: TrainState, num_damaged: int, batches: StepBatches, run
     """Say which damaged utterances a step left out; every rank knows that there are some, and all stop together.
 
     Raises:
-        ShardError: on all ranks alike, when the epoch has more than ``data.max_damaged``.
+        ShardError: on all ranks alike, when the epoch has more than ``data.max_corrupt``.
     """
     if not num_damaged:
         return
@@ -53,13 +53,13 @@ def allow_damaged(damaged: Sequence[str], count: int, where: str, run: RunConfig
         visible: on rank 0.
 
     Raises:
-        ShardError: on all ranks alike, when more than ``data.max_damaged`` were skipped.
+        ShardError: on all ranks alike, when more than ``data.max_corrupt`` were skipped.
     """
     for words in damaged:
         say(f"skipped: {words}", visible=visible)
-    limit = run.data.max_damaged
+    limit = run.data.max_corrupt
     if count > limit:
         raise ShardError(
-            f"{where}: {count} damaged utterances, and data.max_damaged={limit}. Run shards/check.py on "
+            f"{where}: {count} damaged utterances, and data.max_corrupt={limit}. Run shards/check.py on "
             f"{run.data.shards}, and mend what it names. The last: {damaged[-1]}"
         )

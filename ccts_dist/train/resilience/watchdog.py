@@ -69,12 +69,12 @@ class Watch:
     Args:
         ranks: this process's.
         timeout_s: longest time that a rank waits for its peers.
-        grace_s: longest time from a request to stop to a complete checkpoint.
+        stop_grace_s: longest time from a request to stop to a complete checkpoint.
         on_gpu: ranks compute on GPUs, where a collective returns before it is done.
     """
 
-    def __init__(self, ranks: Ranks, *, timeout_s: float, grace_s: float, on_gpu: bool = False) -> None:
-        self._ranks, self._timeout_s, self._grace_s, self._on_gpu = ranks, timeout_s, grace_s, on_gpu
+    def __init__(self, ranks: Ranks, *, timeout_s: float, stop_grace_s: float, on_gpu: bool = False) -> None:
+        self._ranks, self._timeout_s, self._stop_grace_s, self._on_gpu = ranks, timeout_s, stop_grace_s, on_gpu
         process = read_process(os.getpid())
         self._beat = Beat(
             rank=ranks.rank, host=gethostname(), pid=os.getpid(), started=process.started if process else 0
@@ -240,7 +240,7 @@ class Watch:
             if now > self._leaving[0]:
                 self._end(self._leaving[1])
             return
-        if self._asked_at is not None and now > self._asked_at + self._grace_s:
+        if self._asked_at is not None and now > self._asked_at + self._stop_grace_s:
             self._out_of_grace()
         allowed_s = self._timeout_s + SLACK_S
         stuck = self._brief and now - self._moved_at > allowed_s
@@ -275,7 +275,7 @@ class Watch:
         if self._ranks.rank == min((rank for rank, beat in beats.items() if beat.asked), default=self._ranks.rank):
             self._say(
                 f"error: stopping was asked for ({self._request}), and no checkpoint was complete within "
-                f"train.grace_s = {self._grace_s:g} s; this rank was at {self._place[1] or 'its start'}. "
+                f"train.stop_grace_s = {self._stop_grace_s:g} s; this rank was at {self._place[1] or 'its start'}. "
                 f"{self._advice('Give it more time')}"
             )
         self._end(1)
@@ -297,7 +297,7 @@ class Watch:
             )
             return f"{names}. All ranks end. {advice}"
         places = "; ".join(beat.words() for beat in beats.values()) or "no rank's place is known"
-        waited = f"within train.timeout_s = {self._timeout_s:g} s" if timed_out else "any more"
+        waited = f"within train.comm_timeout_s = {self._timeout_s:g} s" if timed_out else "any more"
         return f"ranks cannot reach each other {waited}, and all are alive: {places}. All ranks end. {advice}"
 
     def _find_lost(self, timed_out: bool) -> tuple[dict[int, str], dict[int, Beat]]:

@@ -121,7 +121,7 @@ def flops_of(session: Session, *, recomputation: bool = False) -> ModelFlops | N
         session.model.encoder_configs,
         samples=_LONGEST,
         tokens=0 if run.model.text is None else run.model.text.max_tokens,
-        kept=kept_branches(run.model) if run.data.frames else (),
+        kept=kept_branches(run.model) if run.data.feature_cache else (),
         recomputation=recomputation,
     )
 
@@ -174,7 +174,7 @@ def _pooled_shapes(model: EmotionModel) -> Iterator[dict[str, tuple[int, ...]]]:
 def _branches(config: ModelConfig) -> dict[str, SpeechConfig | TextConfig]:
     """The branches by the names that their modules have in the model."""
     branches = {"speech": config.speech, "text": config.text}
-    branches |= {f"also.{number}": branch for number, branch in enumerate(config.also)}
+    branches |= {f"also.{number}": branch for number, branch in enumerate(config.extra_speech)}
     return {name: branch for name, branch in branches.items() if branch is not None}
 
 

@@ -41,7 +41,7 @@ class Row:
     """The mean step of a run on so many GPUs."""
 
     num_ranks: int
-    global_utterances: int
+    global_batch_size: int
     passes: int
     """Most in a step."""
 
@@ -51,7 +51,7 @@ class Row:
     @property
     def utterances_per_s(self) -> float:
         """Of all GPUs."""
-        return self.global_utterances / self.cost.seconds
+        return self.global_batch_size / self.cost.seconds
 
     def efficiency(self, single: "Row") -> float:
         """Utterances per second and GPU, against those of one GPU."""
@@ -64,7 +64,7 @@ class Steps:
 
     parts: Sequence[Sequence[Sequence[Part]]]
     per_epoch: int
-    global_utterances: int
+    global_batch_size: int
     longest: Callable[[Part], int]
     """Samples to which a part is padded."""
 
@@ -92,15 +92,15 @@ def scaling_lines(session: Session, pairs: Sequence[str], num_ranks: int) -> lis
 
 
 def _steps_of(session: Session) -> StepsOf:
-    def steps_of(num_ranks: int, global_utterances: int) -> Steps:
-        run = replace(session.run, batch=replace(session.run.batch, global_utterances=global_utterances))
+    def steps_of(num_ranks: int, global_batch_size: int) -> Steps:
+        run = replace(session.run, batch=replace(session.run.batch, global_batch_size=global_batch_size))
         ranks, splits = Ranks(num_ranks=num_ranks), run.data.train_splits
         loader = open_loader(run, session.shard_set, splits, None, None, ranks, training=True)
         steps = range(min(_STEPS, loader.plan.window_steps, loader.steps_per_epoch))
         return Steps(
             parts=[loader.parts(0, step) for step in steps],
             per_epoch=loader.steps_per_epoch,
-            global_utterances=loader.plan.largest_batch,
+            global_batch_size=loader.plan.largest_batch,
             longest=loader.longest,
         )
 
@@ -140,9 +140,9 @@ class CostModel:
             num_utterances: of the training splits.
         """
         run, assumed = self._run, self._assumed
-        single = self.row(1, run.batch.global_utterances)
+        single = self.row(1, run.batch.global_batch_size)
         within_host = min(num_ranks, int(assumed.gpus_per_host))
-        rows = [self.row(ranks, run.batch.global_utterances) for ranks in sorted({within_host, num_ranks} - {1})]
+        rows = [self.row(ranks, run.batch.global_batch_size) for ranks in sorted({within_host, num_ranks} - {1})]
         lines = [
             f"cost model of {run.train.precision} on {assumed.device}, not measured but assumed (--assume KEY=VALUE):",
             *wrap(assumed.described(), 112, initial_indent="  ", subsequent_indent="  "),
@@ -154,17 +154,17 @@ class CostModel:
             lines += self._suggestion(rows[-1], single, num_utterances)
         return lines
 
-    def row(self, num_ranks: int, global_utterances: int) -> Row:
+    def row(self, num_ranks: int, global_batch_size: int) -> Row:
         """The mean step with that global batch.
 
         Raises:
             ConfigError: the ranks are more than the utterances.
         """
-        steps = self._steps_of(num_ranks, global_utterances)
+        steps = self._steps_of(num_ranks, global_batch_size)
         costs = [self._step(parts, steps.longest, num_ranks) for parts in steps.parts]
         return Row(
             num_ranks=num_ranks,
-            global_utterances=steps.global_utterances,
+            global_batch_size=steps.global_batch_size,
             passes=max(map(len, steps.parts)),
             steps_per_epoch=steps.per_epoch,
             cost=StepCost(
@@ -214,9 +214,9 @@ class CostModel:
             return [f"  {now.num_ranks} GPUs are busy: an efficiency of {asked:.0%} is reached"]
         larger: list[Row] = []
         factor = _LARGER
-        while factor <= _MOST_LARGER and factor * now.global_utterances <= num_utterances:
+        while factor <= _MOST_LARGER and factor * now.global_batch_size <= num_utterances:
             try:
-                larger.append(self.row(now.num_ranks, factor * now.global_utterances))
+                larger.append(self.row(now.num_ranks, factor * now.global_batch_size))
             except ConfigError:  # more than there is to read at a time
                 break
             if larger[-1].efficiency(single) >= asked:
@@ -225,13 +225,13 @@ class CostModel:
         if not larger:
             return [f"  no larger global batch of this corpus keeps {now.num_ranks} GPUs busy; take fewer"]
         best = max(larger, key=lambda row: row.efficiency(single))
-        linear, root = scaled_rates(rate, best.global_utterances / now.global_utterances)
+        linear, root = scaled_rates(rate, best.global_batch_size / now.global_batch_size)
         reached = best.efficiency(single)
         words = f"{asked:.0%}" if reached >= asked else f"{asked:.0%}, which none of these reaches"
         return [
             f"  larger global batches, for an efficiency of {words}:",
             *_table(larger, single)[1:],
-            f"  suggestion, to be tried: batch.global_utterances = {best.global_utterances}, optim.learning_rate "
+            f"  suggestion, to be tried: batch.global_batch_size = {best.global_batch_size}, optim.learning_rate "
             f"between {root:.3g} (square root, for Adam)",
             f"  and {linear:.3g} (linear, for SGD) instead of {rate:g}; an epoch then has {best.steps_per_epoch} steps "
             f"instead of {now.steps_per_epoch}",
@@ -246,7 +246,7 @@ def _table(rows: Sequence[Row], single: Row) -> list[str]:
         cost = row.cost
         milliseconds = (1e3 * value for value in (cost.compute_s, cost.reduction_s, cost.waits_s, cost.seconds))
         cells = [
-            *(str(number) for number in (row.num_ranks, row.global_utterances, row.passes)),
+            *(str(number) for number in (row.num_ranks, row.global_batch_size, row.passes)),
             *(f"{value:.1f}" for value in milliseconds),
             f"{row.steps_per_epoch * cost.seconds:.1f}",
             f"{row.utterances_per_s:.0f}",

@@ -124,13 +124,13 @@ def _extra_bytes(memory: GraphMemory | None, samples: int, cuts: Cuts) -> int:
 
 def warn_of_sorted_batches(run: RunConfig) -> dict[str, str]:
     """A line for a run whose batches have one duration each, under a loss that compares the utterances of a batch."""
-    if run.data.duration_group == 1:
+    if run.data.bucket_batches == 1:
         return {}
     harm = "the CCC of a batch of one duration rewards whatever predicts duration"
     if run.model.text is not None:
         harm += ", and a model that reads transcripts finds it in the number of letters: expect a worse model"
     rest = "Set it to 1; batch.micro_batch_seconds saves padding without this."
-    return {"warning": f"data.duration_group = {run.data.duration_group}: {harm}. {rest}"}
+    return {"warning": f"data.bucket_batches = {run.data.bucket_batches}: {harm}. {rest}"}
 
 
 def describe_micro_batches(batch: BatchConfig, cuts: Cuts) -> str:
@@ -138,7 +138,7 @@ def describe_micro_batches(batch: BatchConfig, cuts: Cuts) -> str:
     fewest, most = cuts.fewest_passes, cuts.most_passes
     number = f"{most}" if fewest == most else f"{fewest} to {most}"
     seconds = "" if batch.micro_batch_seconds is None else f" and {batch.micro_batch_seconds:g} s"
-    return f"{number} of at most {batch.micro_utterances} utterances{seconds}"
+    return f"{number} of at most {batch.micro_batch_size} utterances{seconds}"
 
 
 def memory_of_a_rank(ranks: Ranks, *, on_gpu: bool) -> int:

@@ -84,14 +84,14 @@ def check_batches(run: RunConfig, loader: Loader) -> None:
         return  # a cross-entropy exists of one utterance
     if loader.plan.largest_batch < 2:
         raise ConfigError(
-            f"batch.global_utterances = {run.batch.global_utterances}: the CCC of one utterance does not exist, so the "
-            "loss would be constant and no weight would move. Set batch.global_utterances to 2 or more; 32 is usual."
+            f"batch.global_batch_size = {run.batch.global_batch_size}: the CCC of one utterance does not exist, so the "
+            "loss would be constant and no weight would move. Set batch.global_batch_size to 2 or more; 32 is usual."
         )
     if run.loss.scope == "micro-batch" and loader.cuts().most_utterances < 2:
         batch = run.batch
         raise ConfigError(
-            f'loss.scope = "micro-batch" with batch.micro_utterances = {batch.micro_utterances} and '
-            f"batch.global_utterances = {batch.global_utterances}: every micro-batch is one utterance, whose CCC does "
+            f'loss.scope = "micro-batch" with batch.micro_batch_size = {batch.micro_batch_size} and '
+            f"batch.global_batch_size = {batch.global_batch_size}: every micro-batch is one utterance, whose CCC does "
             "not exist, so the loss would be constant and no weight would move. Raise them (or "
             'batch.micro_batch_seconds), take fewer ranks, or set loss.scope = "global".'
         )

@@ -19,12 +19,12 @@ from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
 from ccts_dist.shipped import find_ds_config
 
 OWNED_BY_RUN_FILE = {
-    "train_batch_size": "batch.global_utterances",
-    "train_micro_batch_size_per_gpu": "batch.micro_utterances",
+    "train_batch_size": "batch.global_batch_size",
+    "train_micro_batch_size_per_gpu": "batch.micro_batch_size",
     "gradient_accumulation_steps": "[batch] and the number of ranks",
-    "gradient_clipping": "optim.clip_norm",
+    "gradient_clipping": "optim.max_grad_norm",
     "optimizer": "[optim]",
-    "scheduler": "optim.schedule",
+    "scheduler": "optim.lr_scheduler",
     "fp16": "train.precision",
     "bf16": "train.precision",
 }
@@ -210,10 +210,10 @@ def resolve_ds_config(tree: dict[str, Any], run: RunConfig) -> dict[str, Any]:
     """The ds_config with the run file's numbers filled in."""
     resolved = {key: value for key, value in tree.items() if key not in OWNED_BY_RUN_FILE}
     resolved |= {
-        "train_micro_batch_size_per_gpu": run.batch.micro_utterances,
+        "train_micro_batch_size_per_gpu": run.batch.micro_batch_size,
         # The engine says itself which pass of a step is the last: their number may differ from step to step.
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": run.optim.clip_norm,
+        "gradient_clipping": run.optim.max_grad_norm,
         # With the check, a gradient that is not finite moves no weights in bf16 either.
         "bf16": {"enabled": run.train.precision == "bf16", "check_grad_overflow": True},
         "fp16": {"enabled": False},

@@ -44,8 +44,8 @@ def batches(folder: Path, workers: int) -> Iterator[Padded]:
     loader = Loader(
         open_shard_set(root),
         ["Train"],
-        batch=BatchConfig(global_utterances=BATCH, micro_utterances=BATCH),
-        data=DataConfig(shards=str(root), workers=workers, duration_group=32),
+        batch=BatchConfig(global_batch_size=BATCH, micro_batch_size=BATCH),
+        data=DataConfig(shards=str(root), num_workers=workers, bucket_batches=32),
         targets=DIMENSIONS,
         seed=0,
         ranks=Ranks(),

@@ -20,7 +20,7 @@ from torch import Tensor
 from ccts_dist.config import read_run
 from ccts_dist.distributed import barrier, derive_seed, process_group, rank_facts, seed_everything, sum_over_ranks
 from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance
-from ccts_dist.losses.distill import embedding_distance, standardise
+from ccts_dist.losses.distill import embedding_distance, standardize
 from ccts_dist.losses.total import batch_sums, pack_sums, surrogate, unpack_sums
 from ccts_dist.model.emotion import build_model, parameter_groups
 from ccts_dist.records import Batch, StepBatches
@@ -91,8 +91,8 @@ def _bare_torch(session: Session) -> Step:
         optimizer.zero_grad()
         for batch in batches.passes:
             _plain_loss(model(batch.audio, batch.num_samples), batch, objective).backward()
-        if run.optim.clip_norm:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), run.optim.clip_norm)
+        if run.optim.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), run.optim.max_grad_norm)
         optimizer.step()
 
     return step
@@ -107,9 +107,12 @@ def _plain_loss(output: Any, batch: Batch, objective: Objective) -> Tensor:
         kept = distill.kept(batch.teacher, batch.labels, batch.weight)
         student, teacher = output.embedding[kept], batch.teacher.embedding[kept]
         if distill.embedding_mean is not None and distill.embedding_deviation is not None:
-            student = standardise(student, distill.embedding_mean, distill.embedding_deviation)
-            teacher = standardise(teacher, distill.embedding_mean, distill.embedding_deviation)
-        loss = loss + distill.embedding_weight * embedding_distance(student, teacher, distance=distill.distance).mean()
+            student = standardize(student, distill.embedding_mean, distill.embedding_deviation)
+            teacher = standardize(teacher, distill.embedding_mean, distill.embedding_deviation)
+        loss = (
+            loss
+            + distill.embedding_weight * embedding_distance(student, teacher, distance=distill.embedding_loss).mean()
+        )
     return loss
 
 

@@ -131,11 +131,11 @@ def _trainer(run: RunConfig, clock: Clock, size: int, total: int) -> dict[str, f
             clock.step_ended(model.num_samples)
 
     arguments = TrainingArguments(
-        output_dir=run.output + "-trainer",
+        output_dir=run.output_dir + "-trainer",
         per_device_train_batch_size=size,
         max_steps=total,
         learning_rate=run.optim.learning_rate,
-        max_grad_norm=run.optim.clip_norm,
+        max_grad_norm=run.optim.max_grad_norm,
         lr_scheduler_type="constant",
         dataloader_num_workers=1,
         remove_unused_columns=False,

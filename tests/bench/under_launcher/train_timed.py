@@ -123,7 +123,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "library": ccts_dist.__file__,
     }
-    (Path(config.output) / f"times-{ranks.rank}.json").write_text(json.dumps(told))
+    (Path(config.output_dir) / f"times-{ranks.rank}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
