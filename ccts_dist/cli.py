@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from ccts_dist import __version__
-from ccts_dist.errors import leave, run_main
+from ccts_dist.errors import exit_without_teardown, run_main
 from ccts_dist.invocation import PROGRAM
 
 
@@ -64,7 +64,7 @@ def start(name: str) -> NoReturn:
     module = import_module(f"ccts_dist.commands.{name.replace('-', '_')}")
     code = run_main(module.main, on_ranks=command.on_ranks)
     if command.on_ranks or command.leaves:
-        leave(code)
+        exit_without_teardown(code)
     raise SystemExit(code)
 
 

@@ -258,11 +258,11 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Ballot(Generic[Answer]):
+class PendingResult(Generic[Answer]):
     """What came of an action on this rank, and whether the rank has a wish; the others do not know of it yet.
 
-    ``agree_or_raise`` and ``together`` tell them at once. Where ranks add numbers up soon anyway, ``votes`` may ride
-    along: every rank adds its own, and hands the sums to ``settle``.
+    ``agree_or_raise`` and ``run_on_all_ranks`` tell them at once. Where ranks add numbers up soon anyway, ``votes``
+    may ride along: every rank adds its own, and hands the sums to ``settle``.
     """
 
     answer: Answer | None
@@ -288,16 +288,16 @@ class Ballot(Generic[Answer]):
         raise first from self.error
 
 
-def attempt(action: Callable[[], Answer], *, wish: bool = False) -> Ballot[Answer]:
+def capture(action: Callable[[], Answer], *, wish: bool = False) -> PendingResult[Answer]:
     """Do what only this rank knows the outcome of; what it raises is kept for all."""
     try:
-        return Ballot(action(), None, wish)
+        return PendingResult(action(), None, wish)
     except CctsError as raised:
-        return Ballot(None, raised, wish)
+        return PendingResult(None, raised, wish)
     except ModuleNotFoundError as raised:
         if (named := missing_extra(raised)) is None:
             raise
-        return Ballot(None, named, wish)
+        return PendingResult(None, named, wish)
 
 
 def agree_or_raise(error: CctsError | None) -> None:
@@ -305,24 +305,24 @@ def agree_or_raise(error: CctsError | None) -> None:
 
     A rank that raises alone leaves its peers waiting in their next collective. Call this where ranks meet anyway.
     """
-    _settle_now(Ballot(None, error))
+    _settle_now(PendingResult(None, error))
 
 
-def together(action: Callable[[], Answer]) -> Answer:
+def run_on_all_ranks(action: Callable[[], Answer]) -> Answer:
     """What ``action`` gives on this rank, once it has gone well on all; raises on all what it raised on any.
 
     Every rank must call it; ``action`` itself must not wait for other ranks.
     """
-    return _settle_now(attempt(action))
+    return _settle_now(capture(action))
 
 
-def _settle_now(ballot: Ballot[Answer]) -> Answer:
+def _settle_now(ballot: PendingResult[Answer]) -> Answer:
     # Two numbers first: objects are gathered only when there is something to tell.
     failed, wished = sum_over_ranks(ballot.votes).tolist()
     return ballot.settle(failed, wished)[0]
 
 
-def in_step(source: Iterator[Answer], count: int, *, check: Callable[[], object] = lambda: None) -> Iterator[Answer]:
+def lockstep(source: Iterator[Answer], count: int, *, check: Callable[[], object] = lambda: None) -> Iterator[Answer]:
     """The next ``count`` things of this rank's ``source``; what one rank's source raises is raised on all ranks.
 
     Every rank must take equally many. ``check`` is called before each is given; what it raises counts as the source's.
@@ -334,7 +334,7 @@ def in_step(source: Iterator[Answer], count: int, *, check: Callable[[], object]
         return answer
 
     for _ in range(count):
-        yield together(take)
+        yield run_on_all_ranks(take)
 
 
 def derive_seed(*parts: int | str) -> int:

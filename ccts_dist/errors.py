@@ -205,7 +205,7 @@ def _full_in_words(error: Exception) -> str:
 
 
 @contextmanager
-def quick_imports() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """What is imported within is there a tenth sooner: the garbage collector rests, since imports leave no garbage.
 
     It passes over what is there by the end for good, which keeps its passes short while the command works.
@@ -218,7 +218,7 @@ def quick_imports() -> Iterator[None]:
         gc.freeze()
 
 
-def leave(code: int) -> NoReturn:
+def exit_without_teardown(code: int) -> NoReturn:
     """End this process with ``code`` after its exit handlers, without taking the interpreter apart.
 
     For commands that were in a process group. Threads of gloo may still hold tensors of the last collective; one that

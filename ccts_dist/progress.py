@@ -100,7 +100,7 @@ def byte_progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def say(line: str, *, visible: bool = True) -> None:
+def log(line: str, *, visible: bool = True) -> None:
     """A plain line for people on stderr, above any bar."""
     if visible:
         with suppress(OSError):

@@ -25,7 +25,9 @@ def every_way(base: DistillTerms) -> dict[str, DistillTerms]:
     """By name: ``base`` with every distance, gate and prediction distance."""
     ways = product(("mse", "l2", "cosine"), LOSS_GATES, ("mse", "ccc"))
     return {
-        f"{distance} {gate} {predictions}": replace(base, distance=distance, gate=gate, prediction_loss=predictions)
+        f"{distance} {gate} {predictions}": replace(
+            base, embedding_loss=distance, gate=gate, prediction_loss=predictions
+        )
         for distance, gate, predictions in ways
     }
 

@@ -15,10 +15,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from ccts_dist.shards.stores.fetch_cache import FetchCache
 from ccts_dist.shards.stores.remote import RemoteStore
 from ccts_dist.shards.stores.store import FileStore
-from ccts_dist.shards.stores.transfer import Patience, Place
+from ccts_dist.shards.stores.transfer import RemoteRoot, RetryPolicy
 
 SECRET = "wJalrXUtnFEMI"
-HASTY = Patience(attempts=4, stall_s=0.4, first_wait_s=0.01, longest_wait_s=0.02)
+HASTY = RetryPolicy(attempts=4, stall_s=0.4, first_wait_s=0.01, longest_wait_s=0.02)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def put(name: str, data: bytes) -> Listed:
 
 
 def flaky_store(folder: Path, *, limit: int = 100_000_000, threads: int = 2) -> RemoteStore:
-    return RemoteStore(Place("flaky://place/set", HASTY), FetchCache(folder, limit), threads=threads)
+    return RemoteStore(RemoteRoot("flaky://place/set", HASTY), FetchCache(folder, limit), threads=threads)
 
 
 def read(store: FileStore, file: Listed) -> bytes:

@@ -247,9 +247,9 @@ def _run(command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
 
 
 def _end(code: int) -> NoReturn:
-    from ccts_dist.errors import leave
+    from ccts_dist.errors import exit_without_teardown
 
-    leave(code)
+    exit_without_teardown(code)
 
 
 def _die_of(number: int) -> None:

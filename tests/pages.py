@@ -11,8 +11,8 @@ from ccts_dist.evaluation.page import Beside
 from ccts_dist.evaluation.run import InNoise, ModelResult, Result, SplitResult
 from ccts_dist.registry.pull import PulledModel
 from ccts_dist.scoring import (
+    PredictionTable,
     TeacherColumns,
-    UtteranceTable,
     concordances,
     differences,
     figures_of,
@@ -27,7 +27,7 @@ LONG_KEY = "MSP-PODCAST_" + "0123456789" * 9 + ".wav"
 HOSTILE = '<script>document.title = "taken"</script><img src=x onerror=alert(1)> & "words"'
 
 
-def split_result(table: UtteranceTable, *, beside: UtteranceTable | None = None, noises: bool = False) -> SplitResult:
+def split_result(table: PredictionTable, *, beside: PredictionTable | None = None, noises: bool = False) -> SplitResult:
     """All that is found of a table."""
     in_noise = []
     for noise in ("white", "babble", "noise/street") if noises else ():

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ccts_dist.records import DIMENSIONS
-from ccts_dist.scoring import UtteranceTable
+from ccts_dist.scoring import PredictionTable
 
 
 def make_table(
@@ -14,7 +14,7 @@ def make_table(
     noise: float = 0.1,
     seed: int = 0,
     labels_seed: int = 0,
-) -> UtteranceTable:
+) -> PredictionTable:
     """``each`` utterances of every speaker, a twelfth of them without a speaker; some have no label.
 
     Args:
@@ -27,7 +27,7 @@ def make_table(
     labels = truth.uniform(0, 1, (count, width))
     predictions = 0.2 + 0.6 * labels + errors.normal(0, noise, (count, width))
     labels[truth.uniform(size=(count, width)) < 0.05] = np.nan
-    return UtteranceTable(
+    return PredictionTable(
         targets=targets,
         keys=tuple(f"MSP/<ü> & {row}" for row in range(count)),
         speakers=tuple(None if row % 12 == 11 else f"speaker {row % num_speakers}" for row in range(count)),

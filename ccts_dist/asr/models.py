@@ -113,7 +113,7 @@ def written_tokens(
     return [token for token in written[:length] if token not in ends], float(log_probability.sum()), length
 
 
-class CtcEar:
+class CtcModel:
     """A model with a CTC head, its feature extractor and its tokenizer."""
 
     def __init__(self, model: Any, extractor: Any, tokenizer: Any, device: torch.device) -> None:
@@ -217,7 +217,7 @@ def load_ear(place: str, *, device: torch.device, language: str | None) -> tuple
             raise _no_language(place, language, "has one language and takes no --language. Leave it out.")
         if tokenizer.pad_token_id is None:
             raise ConfigError(f"model {place!r} has a tokenizer without a pad token, CTC's blank. Name another.")
-        return CtcEar(model, extractor, tokenizer, device), digest
+        return CtcModel(model, extractor, tokenizer, device), digest
     if language is not None:
         language = _known_language(place, model, language)
     return Seq2SeqEar(model, extractor, tokenizer, device, language), digest

@@ -42,7 +42,7 @@ class Words:
     """
 
 
-class Recogniser:
+class Recognizer:
     """A loaded speech recognition model. Made by ``load_recogniser``."""
 
     def __init__(self, ear: Ear, *, name: str, digest: str, language: str | None, batch_seconds: int | float) -> None:
@@ -121,7 +121,7 @@ class Recogniser:
 
 def load_recogniser(
     place: str, *, device: str | None = None, language: str | None = None, batch_seconds: int | float = BATCH_SECONDS
-) -> Recogniser:
+) -> Recognizer:
     """A speech recognition model with its weights, in float32.
 
     Args:
@@ -141,7 +141,7 @@ def load_recogniser(
         )
     ear, digest = load_ear(place, device=named_device(device), language=language)
     name = Path(place).absolute().name if Path(place).is_dir() else place
-    return Recogniser(ear, name=name, digest=digest, language=language, batch_seconds=batch_seconds)
+    return Recognizer(ear, name=name, digest=digest, language=language, batch_seconds=batch_seconds)
 
 
 def _plain(text: str) -> str:

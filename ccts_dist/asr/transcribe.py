@@ -13,13 +13,13 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from ccts_dist.asr.recognizer import Recogniser
+from ccts_dist.asr.recognizer import Recognizer
 from ccts_dist.audio.convert import Decoded, decode_audio, to_wave
 from ccts_dist.audio.decode import stated_seconds
 from ccts_dist.audio.limits import MAX_DURATION_S
-from ccts_dist.corpus.asr_transcripts import Heard, HeardFile, has_transcript
+from ccts_dist.corpus.asr_transcripts import AsrTranscript, HeardFile, has_transcript
 from ccts_dist.errors import ConfigError
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.records import SAMPLE_RATE_HZ, Rejected, Utterance
 
 _GROUP_UTTERANCES = 128
@@ -98,7 +98,7 @@ def check_place(out: Path, corpus: Path, utterances: Sequence[Utterance | Reject
 
 def transcribe(
     wanted: Sequence[Utterance],
-    recogniser: Recogniser,
+    recogniser: Recognizer,
     out: Path,
     *,
     num_threads: int | None = None,
@@ -139,7 +139,7 @@ def transcribe(
 
 
 def _hear(
-    batch: Sequence[tuple[Utterance, Decoded]], recogniser: Recogniser, file: HeardFile, rejected: list[Rejected]
+    batch: Sequence[tuple[Utterance, Decoded]], recogniser: Recognizer, file: HeardFile, rejected: list[Rejected]
 ) -> int:
     """Hear a whole batch if any of it is missing in the file, and add what is missing; how many those were."""
     if all(utterance.key in file.heard for utterance, _ in batch):
@@ -151,7 +151,7 @@ def _hear(
             _leave_out(utterance, words, rejected)
         elif utterance.key not in file.heard:
             new.append(
-                Heard(
+                AsrTranscript(
                     key=utterance.key,
                     transcript=words.transcript,
                     confidence=round(words.confidence, 6),
@@ -167,7 +167,7 @@ def _hear(
 
 def _leave_out(utterance: Utterance, reason: str, rejected: list[Rejected]) -> None:
     rejected.append(Rejected(key=utterance.key, reason=reason, source=str(utterance.audio)))
-    say(f"{utterance.key}: not heard: {reason} ({utterance.audio})")
+    log(f"{utterance.key}: not heard: {reason} ({utterance.audio})")
 
 
 def _open_groups(

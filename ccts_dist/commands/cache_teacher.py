@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ccts_dist.cli import start
-from ccts_dist.errors import quick_imports
+from ccts_dist.errors import gc_paused
 from ccts_dist.invocation import CommandParser
 
 
@@ -35,14 +35,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    with quick_imports():
-        from ccts_dist.distributed import best_device, process_group, rank_facts, together
+    with gc_paused():
+        from ccts_dist.distributed import best_device, process_group, rank_facts, run_on_all_ranks
         from ccts_dist.registry import pull_model_on_ranks
         from ccts_dist.shards.shard_set import open_shard_set
         from ccts_dist.teacher import cache_teacher
 
     with process_group(rank_facts(), timeout_s=args.timeout_s) as ranks:
-        shard_set = together(lambda: open_shard_set(args.shards))
+        shard_set = run_on_all_ranks(lambda: open_shard_set(args.shards))
         pulled = pull_model_on_ranks(args.teacher, ranks)
         done = cache_teacher(
             pulled.folder, shard_set, args.out, ranks=ranks, device=best_device(ranks), fit_splits=args.fit_splits,

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ccts_dist.cli import start
-from ccts_dist.errors import quick_imports, without_controls
+from ccts_dist.errors import gc_paused, without_controls
 from ccts_dist.invocation import CommandParser
 from ccts_dist.progress import byte_progress
 
@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Check, print the findings, and say how it stands."""
     args = parse_args(argv)
-    with quick_imports():
+    with gc_paused():
         from ccts_dist.shards.check.check import check_shard_set
         from ccts_dist.shards.set_warnings import print_warnings
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             args.shards, args.teacher, fast=args.fast, num_threads=args.threads, progress=advance
         )
     if not args.fast and all(finding.leftover for finding in findings):
-        with quick_imports():  # twice as many as the check itself needs
+        with gc_paused():  # twice as many as the check itself needs
             from ccts_dist.teacher.refit_check import refit_findings
         findings += refit_findings(args.shards, args.teacher)
     damage = [finding for finding in findings if not finding.leftover]

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ccts_dist.cli import start
-from ccts_dist.errors import quick_imports
+from ccts_dist.errors import gc_paused
 from ccts_dist.invocation import CommandParser
 
 
@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    with quick_imports():
+    with gc_paused():
         from ccts_dist.report.comparison import compare_runs
         from ccts_dist.report.comparison_text import comparison_in_words
         from ccts_dist.report.curves import draw_curves

@@ -3,7 +3,7 @@
 import argparse
 
 from ccts_dist.cli import start
-from ccts_dist.errors import quick_imports
+from ccts_dist.errors import gc_paused
 from ccts_dist.evaluation.options import asked_of, build_parser
 
 
@@ -15,14 +15,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     asked = asked_of(parse_args(argv))
-    with quick_imports():
-        from ccts_dist.distributed import process_group, rank_facts, together
+    with gc_paused():
+        from ccts_dist.distributed import process_group, rank_facts, run_on_all_ranks
         from ccts_dist.evaluation.results import PAGE, beside_of, make_folder, result_in_words, write_results
         from ccts_dist.evaluation.run import run_evaluation
         from ccts_dist.registry.attach import attach
 
     with process_group(rank_facts()) as ranks:
-        together(lambda: make_folder(asked.out) if ranks.is_first else None)
+        run_on_all_ranks(lambda: make_folder(asked.out) if ranks.is_first else None)
         result = run_evaluation(asked, ranks)
     if ranks.is_first:
         write_results(asked.out, result, beside_of(asked, result))

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from ccts_dist.cli import start
-from ccts_dist.errors import quick_imports, without_controls
+from ccts_dist.errors import gc_paused, without_controls
 from ccts_dist.invocation import CommandParser
 
 EPILOG = """Reads the index alone, no audio. A histogram has ten bars, from label 0 to label 1.
@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Print a block per split, or JSON; draw the picture."""
     args = parse_args(argv)
-    with quick_imports():
+    with gc_paused():
         from ccts_dist.shards import open_shard_set
         from ccts_dist.shards.plots import check_picture, draw_set
         from ccts_dist.shards.statistics import describe_set, set_statistics, set_warnings, split_statistics

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ccts_dist.cli import start
-from ccts_dist.errors import quick_imports
+from ccts_dist.errors import gc_paused
 from ccts_dist.invocation import CommandParser
 from ccts_dist.progress import Progress
 
@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Open both, merge, say the new digest."""
     args = parse_args(argv)
-    with quick_imports():
+    with gc_paused():
         from ccts_dist.shards import open_shard_set, open_teacher_cache
         from ccts_dist.shards.merge import merge_shards
 

@@ -3,7 +3,7 @@
 import argparse
 
 from ccts_dist.cli import start
-from ccts_dist.errors import quick_imports
+from ccts_dist.errors import gc_paused
 from ccts_dist.inference.command import build_parser
 
 
@@ -15,7 +15,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    with quick_imports():
+    with gc_paused():
         from ccts_dist.inference.predict import run
 
     return run(args)

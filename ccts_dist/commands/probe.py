@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ccts_dist.cli import start
-from ccts_dist.errors import quick_imports
+from ccts_dist.errors import gc_paused
 from ccts_dist.invocation import CommandParser
 
 
@@ -38,8 +38,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    with quick_imports():
-        from ccts_dist.distributed import best_device, process_group, rank_facts, together
+    with gc_paused():
+        from ccts_dist.distributed import best_device, process_group, rank_facts, run_on_all_ranks
         from ccts_dist.probe import ProbeSplits, open_encoders, probe_layers
         from ccts_dist.registry import parse_model_name, pull_model_on_ranks
         from ccts_dist.report.layer_report import make_folder, write_layers
@@ -47,10 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     splits = ProbeSplits(train=tuple(args.train), valid=tuple(args.valid), test=tuple(args.test))
     with process_group(rank_facts()) as ranks:
         device = best_device(ranks)
-        shard_set = together(lambda: open_shard_set(args.shards))
-        together(lambda: make_folder(args.out) if ranks.is_first else None)
+        shard_set = run_on_all_ranks(lambda: open_shard_set(args.shards))
+        run_on_all_ranks(lambda: make_folder(args.out) if ranks.is_first else None)
         place = pull_model_on_ranks(args.model, ranks).folder if parse_model_name(args.model) else args.model
-        encoders = together(lambda: open_encoders(place, device, normalise=args.normalise, pooling=args.pooling))
+        encoders = run_on_all_ranks(
+            lambda: open_encoders(place, device, normalise=args.normalise, pooling=args.pooling)
+        )
         result = probe_layers(encoders, shard_set, splits, args.targets, ranks=ranks, device=device, micro=args.micro)
         if ranks.is_first:
             print(write_layers(args.out, result, model=args.model, shards=shard_set.digest))

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from ccts_dist.cli import start
-from ccts_dist.errors import quick_imports
+from ccts_dist.errors import gc_paused
 from ccts_dist.invocation import CommandParser
 
 
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    with quick_imports():
+    with gc_paused():
         from ccts_dist.serving.server import serve
 
     limits = {f"CCTS_{name.upper()}": value for name, value in vars(args).items() if name.startswith(("max_", "audio"))}

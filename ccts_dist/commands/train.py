@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ccts_dist.cli import start
-from ccts_dist.errors import ConfigError, quick_imports
+from ccts_dist.errors import ConfigError, gc_paused
 from ccts_dist.extras import missing_for_training
 from ccts_dist.invocation import CommandParser
 from ccts_dist.train.memory.allocator import prefer_expandable_segments
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if missing:
         raise ConfigError(missing)
     prefer_expandable_segments(os.environ)
-    with quick_imports():
+    with gc_paused():
         from ccts_dist.distributed import process_group, rank_facts
         from ccts_dist.train.resilience.heartbeat import beats_folder
         from ccts_dist.train.run import check, train

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from ccts_dist.cli import start
-from ccts_dist.errors import quick_imports
+from ccts_dist.errors import gc_paused
 from ccts_dist.invocation import CommandParser
 from ccts_dist.progress import Progress
 
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Read the corpus, load the model, hear what has no transcript; say what came of it."""
     args = parse_args(argv)
-    with quick_imports():
+    with gc_paused():
         from ccts_dist.asr.recognizer import load_recogniser
         from ccts_dist.asr.transcribe import check_place, heard_place, transcribe, wanted_utterances
         from ccts_dist.corpus import read_msp_podcast

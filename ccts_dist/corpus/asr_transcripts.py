@@ -24,7 +24,7 @@ _FILE, _LINE = "file of transcripts", "line of a label table"  # keys of LIMITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
+class AsrTranscript:
     """What a recogniser heard of one utterance."""
 
     key: str
@@ -46,7 +46,7 @@ class Heard:
     duration_s: float
 
 
-def read_heard(path: str | Path) -> Mapping[str, Heard]:
+def read_heard(path: str | Path) -> Mapping[str, AsrTranscript]:
     """What was heard, by key, in the file's order. A last line that a kill has cut short is left out.
 
     Raises:
@@ -64,7 +64,7 @@ def read_heard(path: str | Path) -> Mapping[str, Heard]:
 
 
 def apply_heard(
-    utterances: Iterable[Utterance | Rejected], heard: Mapping[str, Heard], *, min_confidence: float
+    utterances: Iterable[Utterance | Rejected], heard: Mapping[str, AsrTranscript], *, min_confidence: float
 ) -> tuple[Utterance | Rejected, ...]:
     """The same utterances in the same order, with the heard words where the corpus has none.
 
@@ -89,7 +89,9 @@ def apply_heard(
     return tuple(_with_words(one, heard, min_confidence) for one in given)
 
 
-def _with_words(one: Utterance | Rejected, heard: Mapping[str, Heard], min_confidence: float) -> Utterance | Rejected:
+def _with_words(
+    one: Utterance | Rejected, heard: Mapping[str, AsrTranscript], min_confidence: float
+) -> Utterance | Rejected:
     if isinstance(one, Rejected) or has_transcript(one):
         return one
     words = heard.get(one.key)
@@ -137,7 +139,7 @@ class HeardFile:
     ) -> None:
         self._file.close()
 
-    def add(self, batch: Sequence[Heard]) -> None:
+    def add(self, batch: Sequence[AsrTranscript]) -> None:
         """Append what was heard of one batch, and see it on the disk.
 
         Raises:
@@ -184,9 +186,9 @@ def _open_alone(path: Path) -> Any:
     return file
 
 
-def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, Heard], int]:
+def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, AsrTranscript], int]:
     """What the whole lines say, by key, and how many bytes they take; a last line without its end is left out."""
-    heard: dict[str, Heard] = {}
+    heard: dict[str, AsrTranscript] = {}
     num_bytes, number = 0, 1
     while (line := file.readline(LIMITS[_LINE] + 1)).endswith(b"\n") and len(line) <= LIMITS[_LINE]:
         one = _read_line(line[:-1], f"{path}: line {number}")
@@ -204,16 +206,16 @@ def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, Heard], int]:
     return heard, num_bytes
 
 
-def _line(one: Heard) -> bytes:
+def _line(one: AsrTranscript) -> bytes:
     return (json.dumps(asdict(one), sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _read_line(line: bytes, where: str) -> Heard:
+def _read_line(line: bytes, where: str) -> AsrTranscript:
     try:
         tree = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise _foreign(where, f"it is no JSON ({error})") from error
-    names = {f.name for f in fields(Heard)}
+    names = {f.name for f in fields(AsrTranscript)}
     if not isinstance(tree, dict) or set(tree) != names:
         raise _foreign(where, f"its keys must be {', '.join(sorted(names))}")
     texts = [tree[name] for name in ("key", "transcript", "model", "digest")]
@@ -226,7 +228,7 @@ def _read_line(line: bytes, where: str) -> Heard:
         raise _foreign(where, f"confidence {tree['confidence']} or duration {tree['duration_s']} is off its range")
     for name in ("model", "digest", "language"):  # the same on every line: held once
         tree[name] = tree[name] and intern(tree[name])
-    return Heard(**tree)
+    return AsrTranscript(**tree)
 
 
 def _foreign(where: str, what: str) -> CorpusError:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ccts_dist.loader.decode import read_transcript
-from ccts_dist.scoring import UtteranceTable
+from ccts_dist.scoring import PredictionTable
 from ccts_dist.shards.format.schema import AUDIO_MEMBER
 from ccts_dist.shards.shard_set import ShardSet
 
@@ -27,7 +27,7 @@ class Extract:
     """Its sound as the shard has it; empty unless it was asked for."""
 
 
-def worst_utterances(table: UtteranceTable, count: int = 20) -> tuple[Extract, ...]:
+def worst_utterances(table: PredictionTable, count: int = 20) -> tuple[Extract, ...]:
     """Those with the largest errors, the worst first; utterances that nobody rated have none."""
     off = np.abs(table.predictions - table.labels)
     rated = (~np.isnan(off)).sum(axis=1)
@@ -38,7 +38,7 @@ def worst_utterances(table: UtteranceTable, count: int = 20) -> tuple[Extract, .
 
 def with_contents(
     extracts: tuple[Extract, ...],
-    table: UtteranceTable,
+    table: PredictionTable,
     shard_set: ShardSet,
     split: str,
     *,

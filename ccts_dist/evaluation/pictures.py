@@ -8,7 +8,7 @@ import numpy as np
 from ccts_dist.evaluation.label_scale import ends_of, on_scale
 from ccts_dist.evaluation.run import SplitResult
 from ccts_dist.report.plotting import COLOURS, drawing, to_svg
-from ccts_dist.scoring import Interval, TargetFigures, UtteranceTable
+from ccts_dist.scoring import Interval, PredictionTable, TargetFigures
 
 Picture = tuple[str, str]
 """SVG, and caption."""
@@ -17,7 +17,7 @@ _FEWEST_BINS, _MOST_BINS = 10, 60
 
 
 def draw_predictions(
-    name: str, split: str, table: UtteranceTable, figures: TargetFigures, scale: tuple[float, float]
+    name: str, split: str, table: PredictionTable, figures: TargetFigures, scale: tuple[float, float]
 ) -> Picture:
     """Predictions against labels of one target, on the scale of the ratings, with the line where they are equal."""
     low, high = ends_of(figures.target, scale)
@@ -47,7 +47,7 @@ def draw_predictions(
         return to_svg(figure, name, words), f"{figures.target}: prediction against label"
 
 
-def draw_residuals(name: str, split: str, table: UtteranceTable, target: str) -> Picture:
+def draw_residuals(name: str, split: str, table: PredictionTable, target: str) -> Picture:
     """How far the teacher's fit is off a target's labels, of utterances that pass the gate and of those that do not."""
     assert table.teacher is not None
     place = table.targets.index(target)

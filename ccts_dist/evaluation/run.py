@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ccts_dist.audio.augment import GENERATED
-from ccts_dist.distributed import Ranks, together
+from ccts_dist.distributed import Ranks, run_on_all_ranks
 from ccts_dist.evaluation.options import MERGED, Asked
 from ccts_dist.progress import Progress
 from ccts_dist.registry.pull import PulledModel, pull_model_on_ranks
@@ -11,9 +11,9 @@ from ccts_dist.scoring import (
     Difference,
     Group,
     Interval,
+    PredictionTable,
     SpeakerScore,
     TargetFigures,
-    UtteranceTable,
     concordances,
     differences,
     figures_of,
@@ -45,7 +45,7 @@ class SplitResult:
 
     split: str
     scores: Scores
-    table: UtteranceTable
+    table: PredictionTable
     figures: tuple[TargetFigures, ...]
     groups: tuple[Group, ...]
     speakers: tuple[SpeakerScore, ...]
@@ -86,7 +86,7 @@ class _Predicted:
     """One model's predictions, before anything is made of them."""
 
     clean: tuple[Evaluation, ...]
-    in_noise: tuple[tuple[tuple[str, float, UtteranceTable], ...], ...]
+    in_noise: tuple[tuple[tuple[str, float, PredictionTable], ...], ...]
     """For each split: noise, ratio and table."""
 
 
@@ -100,13 +100,13 @@ def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
         TeacherError: a cache of other shards, or one that lacks the split.
     """
     found: list[ModelResult] = []
-    shard_set = together(lambda: open_shard_set(asked.shards))
+    shard_set = run_on_all_ranks(lambda: open_shard_set(asked.shards))
     for name in asked.models:
         pulled = pull_model_on_ranks(name, ranks, tracking_uri=asked.uri)
         evaluator = Evaluator(pulled.folder, asked.shards, ranks=ranks, micro_batch_size=asked.micro, bins=asked.bins)
         predicted = _predict(asked, evaluator, ranks, name)
         first = found[0] if found else None
-        splits = together(lambda: _splits(asked, evaluator, predicted, first))  # noqa: B023 - called at once
+        splits = run_on_all_ranks(lambda: _splits(asked, evaluator, predicted, first))  # noqa: B023 - called at once
         found.append(ModelResult(name=name, pulled=pulled, weights_sha256=evaluator.weights_sha256, splits=splits))
     low, high = shard_set.manifest.scale
     return Result(shards_digest=shard_set.digest, scale=(low, high), models=tuple(found))
@@ -155,7 +155,7 @@ def _splits(
     return tuple(results)
 
 
-def _gains(first: UtteranceTable, second: UtteranceTable) -> tuple[Difference, ...]:
+def _gains(first: PredictionTable, second: PredictionTable) -> tuple[Difference, ...]:
     """Of the first over the second in their targets; of models without any in unweighted accuracy."""
     if first.targets or second.targets:
         return differences(first, second)

@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int16
 
 from ccts_dist.audio.convert import Decoded, decode_audio, to_wave
 from ccts_dist.audio.limits import MAX_DURATION_S
-from ccts_dist.inference.predictor import Heard, Student, cut_batches, stretches
+from ccts_dist.inference.predictor import Prediction, Predictor, cut_batches, stretches
 from ccts_dist.inference.recordings import Unheard, shown
 from ccts_dist.records import SAMPLE_RATE_HZ
 
@@ -67,7 +67,7 @@ class _Stretch:
     """Pieces in the order of the input, on their way through the student."""
 
     places: list[_Place | Unheard]
-    passes: list[tuple[list[int], Future[list[Heard]]]]
+    passes: list[tuple[list[int], Future[list[Prediction]]]]
     """Of each pass, which places it answers."""
 
 
@@ -98,7 +98,7 @@ def decoded_ahead(files: Sequence[Path], num_threads: int) -> Generator[Piece | 
 
 def answered_in_order(
     source: Iterable[Piece | Unheard],
-    students: Sequence[Student],
+    students: Sequence[Predictor],
     *,
     batch_seconds: int | float,
     progress: Callable[[int], object] = lambda _: None,
@@ -112,14 +112,14 @@ def answered_in_order(
         progress: called with the number of pieces dealt with since the last call.
 
     Raises:
-        ConfigError: as ``Student.hear``, or ``batch_seconds`` out of range.
+        ConfigError: as ``Predictor.hear``, or ``batch_seconds`` out of range.
     """
-    idle: SimpleQueue[Student] = SimpleQueue()
+    idle: SimpleQueue[Predictor] = SimpleQueue()
     for student in students:
         idle.put(student)
     failed: list[BaseException] = []
 
-    def hear(pieces: list[Piece]) -> list[Heard]:
+    def hear(pieces: list[Piece]) -> list[Prediction]:
         if failed:
             raise failed[0]  # what was queued before anyone knew
         student = idle.get()
@@ -168,7 +168,7 @@ def _place(piece: Piece | Unheard) -> _Place | Unheard:
 
 def _collect(stretch: _Stretch, progress: Callable[[int], object]) -> Iterator[Answered | Unheard]:
     """Wait for a stretch's passes, then give its answers in order."""
-    found: dict[int, Heard] = {}
+    found: dict[int, Prediction] = {}
     try:
         for rows, future in stretch.passes:
             found |= zip(rows, future.result(), strict=True)
@@ -193,7 +193,7 @@ def _collect(stretch: _Stretch, progress: Callable[[int], object]) -> Iterator[A
 
 
 @contextmanager
-def twins_of(student: Student) -> Iterator[list[Student]]:
+def twins_of(student: Predictor) -> Iterator[list[Predictor]]:
     """The student and, on a CPU of several cores, a twin; torch's threads are shared between them meanwhile.
 
     Two passes side by side leave no core idle where one pass of a small model has too little work for all of them.

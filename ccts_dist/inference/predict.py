@@ -13,12 +13,12 @@ from ccts_dist.inference.batches import answered_in_order, decoded_ahead, keep_f
 from ccts_dist.inference.embeddings import check_suffix, keys_beside
 from ccts_dist.inference.output import check_outputs, only_our_stdout
 from ccts_dist.inference.plots import draw_curve, picture_in, pictures_are_in_folder
-from ccts_dist.inference.predictor import CATEGORY, Student, load_student, samples_per_batch
+from ccts_dist.inference.predictor import CATEGORY, Predictor, load_student, samples_per_batch
 from ccts_dist.inference.recordings import Unheard, find_recordings, shown
 from ccts_dist.inference.results import Results, end_of_stdout
 from ccts_dist.inference.rows import row_text
 from ccts_dist.inference.windows import Curve, Windows, decoded_windows, windows_of
-from ccts_dist.progress import Progress, say
+from ccts_dist.progress import Progress, log
 
 _MANY = 20
 """Recordings that are worth a progress bar."""
@@ -36,7 +36,7 @@ class _Asked:
 
     batch_seconds: float
     windows: Windows | None
-    draw: Callable[[Student, Curve], None] | None
+    draw: Callable[[Predictor, Curve], None] | None
 
     @property
     def key_columns(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     keep_few_kernels()
     student = load_student(args.model, tracking_uri=args.uri, device=args.device)
     for one in asked.empty:
-        say(one.in_words)
+        log(one.in_words)
     try:
         with _results(args, asked, student) as results:
             left_out = _hear(student, asked, results)
@@ -73,10 +73,10 @@ def _run(args: argparse.Namespace) -> int:
         raise
     except KeyboardInterrupt:
         kept = [f"{path}.partial" for path in (args.out, args.embeddings) if path is not None]
-        say(f"stopped: what came before is {'in ' + ' and '.join(kept) if kept else 'written'}")
+        log(f"stopped: what came before is {'in ' + ' and '.join(kept) if kept else 'written'}")
         return 1
     if left_out and len(asked.files) >= _MANY:
-        say(f"{len(left_out)} of {len(asked.files)} files left out")
+        log(f"{len(left_out)} of {len(asked.files)} files left out")
     return 1 if left_out or asked.empty else 0
 
 
@@ -107,12 +107,12 @@ class _Pictures:
     in_folder: bool
     taken: set[str] = field(default_factory=set)
 
-    def draw(self, student: Student, curve: Curve) -> None:
+    def draw(self, student: Predictor, curve: Curve) -> None:
         path = picture_in(self.place, curve, self.taken) if self.in_folder else self.place
         draw_curve(path, curve, targets=student.targets, scale=student.scale)
 
 
-def _results(args: argparse.Namespace, asked: _Asked, student: Student) -> Results:
+def _results(args: argparse.Namespace, asked: _Asked, student: Predictor) -> Results:
     if args.picture is not None and not student.targets:
         raise ConfigError(
             f"--picture {args.picture}: draws targets over time, and the model predicts categories alone. Leave it out."
@@ -134,7 +134,7 @@ def _results(args: argparse.Namespace, asked: _Asked, student: Student) -> Resul
     )
 
 
-def _hear(student: Student, asked: _Asked, results: Results) -> list[Unheard]:
+def _hear(student: Predictor, asked: _Asked, results: Results) -> list[Unheard]:
     """Everything through the student; what was left out."""
     visible = len(asked.files) >= _MANY or asked.windows is not None
     with (
@@ -146,7 +146,7 @@ def _hear(student: Student, asked: _Asked, results: Results) -> list[Unheard]:
         return _hear_windows(students, asked, asked.windows, results, bar)
 
 
-def _hear_files(students: Sequence[Student], asked: _Asked, results: Results, bar: Progress) -> list[Unheard]:
+def _hear_files(students: Sequence[Predictor], asked: _Asked, results: Results, bar: Progress) -> list[Unheard]:
     """Each file as a whole."""
 
     def dealt_with(count: int) -> None:
@@ -159,7 +159,7 @@ def _hear_files(students: Sequence[Student], asked: _Asked, results: Results, ba
     with closing(decoded), closing(answers):
         for one in answers:
             if isinstance(one, Unheard):
-                say(one.in_words)
+                log(one.in_words)
                 left_out.append(one)
             else:
                 results.add({"file": one.name, **one.answer}, one.embedding)
@@ -167,7 +167,7 @@ def _hear_files(students: Sequence[Student], asked: _Asked, results: Results, ba
 
 
 def _hear_windows(
-    students: Sequence[Student], asked: _Asked, windows: Windows, results: Results, bar: Progress
+    students: Sequence[Predictor], asked: _Asked, windows: Windows, results: Results, bar: Progress
 ) -> list[Unheard]:
     """Each file's windows, then their mean."""
     student, num_windows = students[0], 0
@@ -193,7 +193,7 @@ def _hear_windows(
                     results.add({"file": one.name, **times, **one.answer}, one.embedding)
             if damage is not None:
                 left_out.append(_damaged(damage, curve))
-                say(left_out[-1].in_words)
+                log(left_out[-1].in_words)
             else:
                 times = {"kind": "mean", "start_s": 0.0, "end_s": curve.end_s}
                 results.add({"file": curve.name, **times, **curve.mean()})

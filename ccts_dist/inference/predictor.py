@@ -41,7 +41,9 @@ LOOK_AHEAD = 16
 _FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 
 
-def load_student(model: str | Path, *, tracking_uri: str = "", device: str | torch.device | None = "cpu") -> "Student":
+def load_student(
+    model: str | Path, *, tracking_uri: str = "", device: str | torch.device | None = "cpu"
+) -> "Predictor":
     """A speech model ready to predict.
 
         student = ccts_dist.load_student("models:/emotion@champion")
@@ -61,21 +63,21 @@ def load_student(model: str | Path, *, tracking_uri: str = "", device: str | tor
 
     usable = named_device(device)
     folder = resolve_model(str(model), tracking_uri=tracking_uri)
-    return Student(load_model(folder), name=str(model), device=usable)
+    return Predictor(load_model(folder), name=str(model), device=usable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
+class Prediction:
     """What a student says of one recording."""
 
     answer: dict[str, Any]
-    """As ``Student.predict`` gives it."""
+    """As ``Predictor.predict`` gives it."""
 
     embedding: Float32[np.ndarray, " hidden"]
 
 
 @final
-class Student:
+class Predictor:
     """A speech-only emotion model that takes recordings and answers on its corpus's scale.
 
     Several threads may use one; its forward passes then take turns. See ``twin`` for passes at the same time.
@@ -116,7 +118,7 @@ class Student:
         """Names in an answer, in order."""
         return answer_columns(self.targets, self.categories)
 
-    def twin(self) -> "Student":
+    def twin(self) -> "Predictor":
         """The same student with the same weights in memory, whose forward passes may run beside this one's.
 
         A model keeps the lengths of the batch at hand within itself, so that one model runs one pass at a time.
@@ -166,7 +168,7 @@ class Student:
         empty = np.zeros((0, self.embedding_size), dtype=np.float32)
         return np.stack([one.embedding for one in heard]) if heard else empty
 
-    def hear(self, waves: Sequence[Float32[Tensor, " _samples"]]) -> list[Heard]:
+    def hear(self, waves: Sequence[Float32[Tensor, " _samples"]]) -> list[Prediction]:
         """What it says of each wave, in one forward pass.
 
         Args:
@@ -195,14 +197,14 @@ class Student:
             )
         rows = shares.tolist() if shares is not None else [[] for _ in waves]
         return [
-            Heard(answer=self._answer(labels, own), embedding=embedding)
+            Prediction(answer=self._answer(labels, own), embedding=embedding)
             for labels, own, embedding in zip(predictions.tolist(), rows, embeddings.numpy(), strict=True)
         ]
 
-    def _hear_all(self, audio: Sequence[Audio], sample_rate_hz: int, batch_seconds: int | float) -> list[Heard]:
-        heard: list[Heard] = []
+    def _hear_all(self, audio: Sequence[Audio], sample_rate_hz: int, batch_seconds: int | float) -> list[Prediction]:
+        heard: list[Prediction] = []
         for waves in stretches((read_audio(one, sample_rate_hz) for one in audio), len, batch_seconds):
-            found: dict[int, Heard] = {}
+            found: dict[int, Prediction] = {}
             for rows in cut_batches([len(wave) for wave in waves], batch_seconds):
                 found |= zip(rows, self.hear([waves[row] for row in rows]), strict=True)
             heard += (found[row] for row in range(len(waves)))

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ccts_dist.errors import FetchError, ShardError, TeacherError
 from ccts_dist.loader.decode import read_audio, read_label_variance, read_transcript
-from ccts_dist.loader.micro_batches import Part
+from ccts_dist.loader.micro_batches import MicroBatch
 from ccts_dist.loader.row_gate import RowGate
-from ccts_dist.loader.sampler import Row
-from ccts_dist.loader.waveform_reader import Excerpt, Hearing
+from ccts_dist.loader.sampler import SampleRef
+from ccts_dist.loader.waveform_reader import Crop, WaveformReader
 from ccts_dist.records import Batch, FrameBatch, TeacherBatch, TeacherOutput, varied_target
 from ccts_dist.shards.shard_set import ShardSet
 
@@ -90,7 +90,7 @@ class Reading:
     has_audio: bool = True
     """Whether audio is decoded; without, a batch has one sample of silence in its place."""
 
-    hearing: Hearing | None = None
+    hearing: WaveformReader | None = None
     """What of the audio is heard, and how; without it all of it, as it is."""
 
     pad_multiple: int = 1
@@ -118,7 +118,7 @@ class _Read:
     admitted: bool = False
 
 
-def read_batch(part: Part, reading: Reading, epoch: int = 0) -> Batch:
+def read_batch(part: MicroBatch, reading: Reading, epoch: int = 0) -> Batch:
     """Read the utterances of ``part`` into one padded batch, as they are to be heard in ``epoch``.
 
     Raises:
@@ -193,7 +193,7 @@ def _room(num_rows: int, num_samples: int) -> Float32[Tensor, "batch samples"]:
 
 
 def _read_row(
-    row: Row, place: Float32[np.ndarray, " samples"], reading: Reading, excerpt: Excerpt | None, epoch: int
+    row: SampleRef, place: Float32[np.ndarray, " samples"], reading: Reading, excerpt: Crop | None, epoch: int
 ) -> _Read:
     if not reading.has_audio:
         place[:] = 0.0
@@ -222,8 +222,8 @@ def _nothing(reading: Reading) -> _Read:
     return _Read(tokens, TeacherOutput(embedding=embedding, prediction=prediction), {}, frames)
 
 
-def _labels(rows: Sequence[Row], targets: Sequence[str], read: Sequence[_Read]) -> Float32[Tensor, "batch dim"]:
-    def label(target: str, row: Row, one: _Read) -> float:
+def _labels(rows: Sequence[SampleRef], targets: Sequence[str], read: Sequence[_Read]) -> Float32[Tensor, "batch dim"]:
+    def label(target: str, row: SampleRef, one: _Read) -> float:
         varied = varied_target(target)
         return float(row.table.labels[target][row.row]) if varied is None else one.variance.get(varied, math.nan)
 
@@ -231,7 +231,7 @@ def _labels(rows: Sequence[Row], targets: Sequence[str], read: Sequence[_Read]) 
     return torch.tensor(labels, dtype=torch.float32)
 
 
-def _categories(rows: Sequence[Row], categories: Sequence[str]) -> Int64[Tensor, " batch"]:
+def _categories(rows: Sequence[SampleRef], categories: Sequence[str]) -> Int64[Tensor, " batch"]:
     numbers = {name: number for number, name in enumerate(categories)}
     return torch.tensor([numbers.get(row.table.categories[row.row] or "", -1) for row in rows])
 

@@ -14,11 +14,19 @@ from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.collate import EncodeText, FrameSource, Reading, TeacherSource, read_batch, rounded_up
-from ccts_dist.loader.micro_batches import Cuts, Part, SecondsLimit, check_length, choose_passes, cut, sum_up
+from ccts_dist.loader.micro_batches import (
+    Cuts,
+    MicroBatch,
+    SecondsLimit,
+    check_length,
+    choose_passes,
+    split_global_batch,
+    sum_up,
+)
 from ccts_dist.loader.mixed_plan import MixedPlan
 from ccts_dist.loader.row_gate import RowGate
-from ccts_dist.loader.sampler import Plan, Row
-from ccts_dist.loader.waveform_reader import Hearing
+from ccts_dist.loader.sampler import BatchSampler, SampleRef
+from ccts_dist.loader.waveform_reader import WaveformReader
 from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches, varied_target
 from ccts_dist.shards.shard_set import ShardSet
 
@@ -90,18 +98,18 @@ class Loader:
             "shuffle": shuffle,
             "max_samples": max_samples,
         }
-        self.plan: Plan | MixedPlan
+        self.plan: BatchSampler | MixedPlan
         if shuffle and batch.labelled_share is not None:
             scored = [target for target in targets if varied_target(target) is None]
             share = batch.labelled_share
             self.plan = MixedPlan(shard_set, splits, targets=scored, labelled_share=share, **order)
         else:
-            self.plan = Plan(shard_set, splits, **order)
+            self.plan = BatchSampler(shard_set, splits, **order)
         batch.passes(ranks.num_ranks, self.plan.largest_batch)  # refuses more ranks than utterances
         skip_damaged = data.on_corrupt == "skip"
         hearing = None
         if max_samples or augmenter is not None:
-            hearing = Hearing(
+            hearing = WaveformReader(
                 shard_set, seed=seed, max_samples=max_samples, augmenter=augmenter, skip_damaged=skip_damaged
             )
         self._reading = Reading(
@@ -195,29 +203,29 @@ class Loader:
             for _, _, future in waiting:
                 future.cancel()
 
-    def _own_parts(self, epoch: int, start_step: int) -> Iterator[tuple[int, bool, Part]]:
+    def _own_parts(self, epoch: int, start_step: int) -> Iterator[tuple[int, bool, MicroBatch]]:
         for step in range(start_step, self.steps_per_epoch):
             self._fetch_ahead(epoch, step // self.plan.window_steps)
             passes = self._parts(epoch, step)
             for number, parts in enumerate(passes, 1):
                 yield step, number == len(passes), parts[self._place]
 
-    def _parts(self, epoch: int, step: int, batch: BatchConfig | None = None) -> list[list[Part]]:
+    def _parts(self, epoch: int, step: int, batch: BatchConfig | None = None) -> list[list[MicroBatch]]:
         """What this node reads of one step, by pass and rank of the node; ``batch`` in place of the run's sizes."""
         batch = self._batch if batch is None else batch
         rows = self.plan.global_batch(epoch, step, self.streams)
         if batch.micro_batch_seconds is None:
             passes = batch.passes(self._num_ranks, self.plan.largest_batch)
-            return cut(rows, self._peers, passes, batch.micro_batch_size)
+            return split_global_batch(rows, self._peers, passes, batch.micro_batch_size)
         # Passes are as many on all nodes, so that one that reads its own streams looks at the others' durations too.
         shares = [
             rows if streams == self.streams else self.plan.global_batch(epoch, step, streams)
             for streams in self._of_nodes
         ]
         passes = choose_passes(shares, self._peers, self._limit(shares, batch))
-        return cut(rows, self._peers, passes, batch.micro_batch_size, self.longest_of)
+        return split_global_batch(rows, self._peers, passes, batch.micro_batch_size, self.longest_of)
 
-    def _limit(self, shares: Sequence[Sequence[Row]], batch: BatchConfig) -> SecondsLimit:
+    def _limit(self, shares: Sequence[Sequence[SampleRef]], batch: BatchConfig) -> SecondsLimit:
         assert batch.micro_batch_seconds is not None
         max_samples = round(batch.micro_batch_seconds * SAMPLE_RATE_HZ)
         if not self._shuffle:  # an utterance that is scored may be longer, and is then alone
@@ -286,7 +294,7 @@ class Loader:
         """Share of padding in the audio of all ranks of this node, over the epoch's first window: see ``cuts``."""
         return self.cuts(epoch).padding
 
-    def largest_part(self, micro_batch_size: int) -> Part:
+    def largest_part(self, micro_batch_size: int) -> MicroBatch:
         """The part with the most padded audio over all ranks of this node and the first window: see ``cuts``."""
         return self.cuts(micro_batch_size=micro_batch_size).largest
 
@@ -300,11 +308,11 @@ class Loader:
         """
         return read_batch(self.largest_part(self._batch.micro_batch_size), self._reading, 0)
 
-    def parts(self, epoch: int, step: int) -> list[list[Part]]:
+    def parts(self, epoch: int, step: int) -> list[list[MicroBatch]]:
         """What the ranks of this node read of a step, by pass and rank; reads no audio."""
         return self._parts(epoch, step)
 
-    def longest(self, part: Part) -> int:
+    def longest(self, part: MicroBatch) -> int:
         """Samples to which a part may be padded in any epoch: some utterances are played more slowly."""
         return self.longest_of(part.rows[0].num_samples)
 

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.sampler import Row
+from ccts_dist.loader.sampler import SampleRef
 from ccts_dist.records import SAMPLE_RATE_HZ
 
 _WORSE_IN_A_ROW = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MicroBatch:
     """The utterances of one forward pass on one rank, longest first."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[SampleRef, ...]
     counts: bool = True
     """False: there was nothing left for this part; its one row is a copy of the batch's shortest, at weight 0."""
 
@@ -51,9 +51,9 @@ class SecondsLimit:
     """Samples that an utterance of so many may have in a micro-batch; more of it for a longer one, never less."""
 
 
-def cut(
-    rows: Sequence[Row], num_ranks: int, passes: int, micro: int, padded: Callable[[int], int] = int
-) -> list[list[Part]]:
+def split_global_batch(
+    rows: Sequence[SampleRef], num_ranks: int, passes: int, micro: int, padded: Callable[[int], int] = int
+) -> list[list[MicroBatch]]:
     """Cut a global batch into ``passes`` lists of ``num_ranks`` parts, none above ``micro`` utterances.
 
     The parts are runs of the batch sorted by duration, chosen so that the largest padded part is as small as runs
@@ -75,10 +75,10 @@ def cut(
     longest_first = sorted(rows, key=lambda row: -row.num_samples)
     parts, start = [], 0
     for size in _sizes([padded(row.num_samples) for row in longest_first], num_parts, micro):
-        parts.append(Part(tuple(longest_first[start : start + size])))
+        parts.append(MicroBatch(tuple(longest_first[start : start + size])))
         start += size
     parts.sort(key=lambda part: -part.padded_samples)
-    parts += [Part((longest_first[-1],), counts=False)] * (num_parts - len(parts))
+    parts += [MicroBatch((longest_first[-1],), counts=False)] * (num_parts - len(parts))
     return [parts[start : start + num_ranks] for start in range(0, num_parts, num_ranks)]
 
 
@@ -86,10 +86,10 @@ def cut(
 class Cuts:
     """What some steps are cut into."""
 
-    largest: Part
+    largest: MicroBatch
     """With the most padded audio."""
 
-    largest_step: tuple[Part, ...]
+    largest_step: tuple[MicroBatch, ...]
     """One rank's passes of the step that gives a rank the most padded audio, in their order."""
 
     longest_samples: int
@@ -104,11 +104,11 @@ class Cuts:
     """Share of padding in the audio of all."""
 
 
-def sum_up(steps: Iterable[Sequence[Sequence[Part]]]) -> Cuts:
+def sum_up(steps: Iterable[Sequence[Sequence[MicroBatch]]]) -> Cuts:
     """Some steps by pass and rank, of which there must be one."""
-    largest: list[Part] = []
+    largest: list[MicroBatch] = []
     longest = padded = real = most = 0
-    of_ranks: list[tuple[Part, ...]] = []
+    of_ranks: list[tuple[MicroBatch, ...]] = []
     nums_passes: list[int] = []
     for passes in steps:
         parts = [part for parts in passes for part in parts]
@@ -130,7 +130,7 @@ def sum_up(steps: Iterable[Sequence[Sequence[Part]]]) -> Cuts:
     )
 
 
-def _padded(parts: Iterable[Part]) -> int:
+def _padded(parts: Iterable[MicroBatch]) -> int:
     return sum(part.padded_samples for part in parts)
 
 
@@ -144,7 +144,7 @@ def check_length(num_samples: int, max_samples: int) -> None:
         )
 
 
-def choose_passes(shares: Sequence[Sequence[Row]], num_ranks: int, limit: SecondsLimit) -> int:
+def choose_passes(shares: Sequence[Sequence[SampleRef]], num_ranks: int, limit: SecondsLimit) -> int:
     """The number of passes that makes a step shortest, among those whose parts keep the limits.
 
     Ranks wait for each other in every pass, so that a pass takes as long as its largest part.

@@ -11,7 +11,7 @@ from jaxtyping import Int64
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.partitions import RowSource
-from ccts_dist.loader.sampler import Plan, Row
+from ccts_dist.loader.sampler import BatchSampler, SampleRef
 from ccts_dist.shards.format.index import ShardRows
 from ccts_dist.shards.format.schema import ShardEntry
 
@@ -62,8 +62,8 @@ class MixedPlan:
     """A plan whose every global batch has the same share of labelled utterances.
 
     The kind that takes more steps to come once sets the epoch; the other begins anew as often as it takes, each time in
-    another order. So an utterance of the scarcer kind comes several times in an epoch. Like ``Plan`` it is a pure
-    function of epoch and step, knows nothing of ranks, and can be used by several threads.
+    another order. So an utterance of the scarcer kind comes several times in an epoch. Like ``BatchSampler`` it is a
+    pure function of epoch and step, knows nothing of ranks, and can be used by several threads.
 
     Args:
         source: where the rows come from.
@@ -71,7 +71,7 @@ class MixedPlan:
         targets: an utterance with a label of one of these is labelled.
         labelled_share: of each global batch, above 0 and below 1.
         global_batch_size: most utterances in a global batch.
-        settings: the other arguments of ``Plan``.
+        settings: the other arguments of ``BatchSampler``.
 
     Raises:
         ConfigError: utterances of one kind are missing, or have no place in a batch.
@@ -100,7 +100,7 @@ class MixedPlan:
             if not sum(entry.num_utterances for entry in rows.shards_of(splits)):
                 kind = "no utterance has a label" if labelled else "every utterance has a label"
                 raise ConfigError(f"{named}: {kind} in {', '.join(splits)}. Leave the share out.")
-            plans.append(Plan(rows, splits, global_batch_size=size, **settings))
+            plans.append(BatchSampler(rows, splits, global_batch_size=size, **settings))
         plans.sort(key=lambda plan: -plan.steps_per_epoch)  # stable: the labelled ones lead where both take as long
         self._main, self._other = plans
         self.num_utterances = self._main.num_utterances + self._other.num_utterances
@@ -115,15 +115,15 @@ class MixedPlan:
         self.digest = hashlib.sha256(digests.encode()).hexdigest()
         """Hex SHA-256; equal digests mean equal global batches at every (epoch, step)."""
 
-    def global_batch(self, epoch: int, step: int, streams: range | None = None) -> tuple[Row, ...]:
-        """As ``Plan.global_batch``."""
+    def global_batch(self, epoch: int, step: int, streams: range | None = None) -> tuple[SampleRef, ...]:
+        """As ``BatchSampler.global_batch``."""
         rows = self._main.global_batch(epoch, step, streams) + self._other.global_batch(
             *self._place(epoch, step), streams
         )
         return tuple(sorted(rows, key=lambda row: row.num_samples))
 
     def shards_of_window(self, epoch: int, number: int, streams: range | None = None) -> tuple[str, ...]:
-        """As ``Plan.shards_of_window``."""
+        """As ``BatchSampler.shards_of_window``."""
         names = list(self._main.shards_of_window(epoch, number, streams))
         first = number * self.window_steps
         steps = range(first, min(first + self.window_steps, self.steps_per_epoch))

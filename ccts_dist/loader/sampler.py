@@ -41,7 +41,7 @@ _WINDOWS_KEPT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SampleRef:
     """One utterance in the plan: where its index row is, and how long it is."""
 
     shard: str
@@ -72,17 +72,17 @@ class Window:
 
     max_samples: int
 
-    def batch(self, number: int) -> list[Row]:
+    def batch(self, number: int) -> list[SampleRef]:
         """The utterances of the window's step ``number``."""
         rows = []
         for place in range(*self.batches[number]):
             table, row = self.tables[self.table_of[place]], int(self.row_of[place])
             num_samples = int(table.num_samples[row])
-            rows.append(Row(table.shard, row, min(num_samples, self.max_samples or num_samples), table))
+            rows.append(SampleRef(table.shard, row, min(num_samples, self.max_samples or num_samples), table))
         return rows
 
 
-class Plan:
+class BatchSampler:
     """Which utterances form each global batch of each epoch.
 
     Knows nothing of ranks. Can be used by several threads, and pickled; the copy reads the index for itself.
@@ -177,7 +177,7 @@ class Plan:
         """Windows that an epoch is taken in."""
         return -(-self.steps_per_epoch // self.window_steps)
 
-    def global_batch(self, epoch: int, step: int, streams: range | None = None) -> tuple[Row, ...]:
+    def global_batch(self, epoch: int, step: int, streams: range | None = None) -> tuple[SampleRef, ...]:
         """The utterances of one step over all ranks, shortest first.
 
         Args:

@@ -12,13 +12,13 @@ from ccts_dist.distributed import derive_seed
 from ccts_dist.errors import FetchError, ShardError
 from ccts_dist.loader.decode import read_audio
 from ccts_dist.loader.partitions import shuffled
-from ccts_dist.loader.sampler import Row
+from ccts_dist.loader.sampler import SampleRef
 from ccts_dist.shards.format.index import ShardRows
 from ccts_dist.shards.shard_set import ShardSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Excerpt:
+class Crop:
     """Which samples of an utterance are heard, and how fast."""
 
     start: int
@@ -31,7 +31,7 @@ class Excerpt:
     speed: Fraction
 
 
-class Hearing:
+class WaveformReader:
     """Reads training utterances as they are to be heard in an epoch. Can be used by several threads.
 
     Args:
@@ -55,7 +55,7 @@ class Hearing:
             num_samples = length_at_speed(num_samples, self._augmenter.slowest)
         return min(num_samples, self._max_samples or num_samples)
 
-    def excerpt(self, row: Row, epoch: int) -> Excerpt:
+    def excerpt(self, row: SampleRef, epoch: int) -> Crop:
         """What is heard of an utterance: its place is drawn from (seed, epoch, key)."""
         whole = num_read = int(row.table.num_samples[row.row])
         speed = Fraction(1) if self._augmenter is None else self._augmenter.speed(epoch, row.key)
@@ -64,9 +64,9 @@ class Hearing:
         start = 0
         if num_read < whole:
             start = derive_seed("window", self._seed, epoch, row.key) % (whole - num_read + 1)
-        return Excerpt(start=start, num_read=num_read, num_samples=length_at_speed(num_read, speed), speed=speed)
+        return Crop(start=start, num_read=num_read, num_samples=length_at_speed(num_read, speed), speed=speed)
 
-    def read(self, row: Row, excerpt: Excerpt, epoch: int, out: Float32[np.ndarray, " samples"]) -> None:
+    def read(self, row: SampleRef, excerpt: Crop, epoch: int, out: Float32[np.ndarray, " samples"]) -> None:
         """Decode an utterance and put what is heard of it into ``out``, which has ``excerpt.num_samples``.
 
         Raises:

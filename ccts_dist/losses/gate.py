@@ -147,7 +147,7 @@ def gated_on(condition: Condition, targets: Sequence[str]) -> Condition:
     return replace(condition, deviation=tuple(one if target in targets else math.inf for target, one in pairs))
 
 
-def kept_rows(
+def apply_gate(
     gate: str,
     threshold: float,
     condition: Condition,
@@ -186,13 +186,13 @@ def kept_rows(
     raise ConfigError(f"distill.gate={gate!r} is not a gate. Use one of: {', '.join(GATES)}.")
 
 
-def row_shares(kept: Kept, weight: Float[Tensor, " batch"]) -> Float64[Tensor, " batch"]:
+def row_weights(kept: Kept, weight: Float[Tensor, " batch"]) -> Float64[Tensor, " batch"]:
     """Share of each row in the terms that take whole rows; with a gate per dimension 1 for every row that counts."""
     passed = torch.ones_like(weight) if kept.ndim == 2 else kept
     return torch.where(weight > 0, passed.double(), 0.0)
 
 
-def prediction_shares(kept: Kept, weight: Float[Tensor, " batch"], num_dims: int) -> Float64[Tensor, "batch dim"]:
+def prediction_weights(kept: Kept, weight: Float[Tensor, " batch"], num_dims: int) -> Float64[Tensor, "batch dim"]:
     """Share of each row's each prediction in a term per dimension."""
     passed = kept if kept.ndim == 2 else kept[:, None].expand(-1, num_dims)
     return torch.where((weight > 0)[:, None], passed.double(), 0.0)

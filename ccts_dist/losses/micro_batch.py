@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ccts_dist.losses.ccc import concordance_from_sums, concordance_sums, counted
 from ccts_dist.losses.constants import constant
-from ccts_dist.losses.gate import Kept, row_shares
+from ccts_dist.losses.gate import Kept, row_weights
 from ccts_dist.losses.total import DistillParts, DistillTerms, batch_sums, kept_per_dimension, surrogate
 from ccts_dist.records import TeacherBatch
 
@@ -50,7 +50,7 @@ def micro_counts(label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batc
     rows = (weight > 0).double().sum()
     return MicroCounts(
         num_scored=(counted(label, weight).sum(0) >= 2).double(),
-        num_kept=torch.zeros_like(rows) if kept is None else row_shares(kept, weight).sum(),
+        num_kept=torch.zeros_like(rows) if kept is None else row_weights(kept, weight).sum(),
         num_rows=rows,
         kept_in=kept_per_dimension(kept, weight),
     )

@@ -31,7 +31,7 @@ from ccts_dist.losses.distill import (
     squared_differences,
     standardize,
 )
-from ccts_dist.losses.gate import Kept, kept_rows, prediction_shares, row_shares
+from ccts_dist.losses.gate import Kept, apply_gate, prediction_weights, row_weights
 from ccts_dist.losses.teacher_ccc import AGREEMENT_ROWS, agreement_loss, agreement_sums, agreement_surrogate
 from ccts_dist.records import Condition, TeacherBatch
 
@@ -67,7 +67,9 @@ class DistillTerms:
 
     def kept(self, teacher: TeacherBatch, label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"]) -> Kept:
         """What of a batch is distilled; needs no student."""
-        return kept_rows(self.gate, self.threshold, self.condition, teacher.prediction, label, weight, teacher.admitted)
+        return apply_gate(
+            self.gate, self.threshold, self.condition, teacher.prediction, label, weight, teacher.admitted
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +115,11 @@ def batch_sums(
     agreement = None
     if kept is not None and distill is not None and distill.prediction_loss == "ccc":
         assert teacher is not None, "a CCC with the teacher needs its predictions"
-        share = prediction_shares(kept, weight, prediction.shape[1])
+        share = prediction_weights(kept, weight, prediction.shape[1])
         agreement = agreement_sums(prediction, teacher.prediction, share)
     return BatchSums(
         concordance=concordance_sums(prediction, label, weight),
-        num_kept=torch.zeros_like(rows) if kept is None else row_shares(kept, weight).sum(),
+        num_kept=torch.zeros_like(rows) if kept is None else row_weights(kept, weight).sum(),
         num_rows=rows,
         kept_in=kept_per_dimension(kept, weight),
         agreement=agreement,
@@ -126,7 +128,7 @@ def batch_sums(
 
 def kept_per_dimension(kept: Kept | None, weight: Float[Tensor, " batch"]) -> Float64[Tensor, " dim"] | None:
     """Rows that a gate per dimension keeps in each; None with another gate."""
-    return prediction_shares(kept, weight, kept.shape[1]).sum(0) if kept is not None and kept.ndim == 2 else None
+    return prediction_weights(kept, weight, kept.shape[1]).sum(0) if kept is not None and kept.ndim == 2 else None
 
 
 def pack_sums(sums: BatchSums) -> Float64[Tensor, " packed"]:
@@ -205,7 +207,7 @@ def distill_sums(
         kept: ``distill.kept`` of these rows.
         distill: the terms' settings.
     """
-    share = row_shares(kept, weight)
+    share = row_weights(kept, weight)
     student, target = _zero_unless(share > 0, embedding), _zero_unless(share > 0, teacher.embedding)
     if distill.embedding_mean is not None and distill.embedding_deviation is not None:
         student = standardize(student, distill.embedding_mean, distill.embedding_deviation)
@@ -277,7 +279,7 @@ def surrogate(
         share = distances.over(sums.num_kept, sums.kept_in)
         total = total + distill.embedding_weight * share.embedding + distill.prediction_weight * share.prediction
         if sums.agreement is not None:
-            own = prediction_shares(kept, weight, prediction.shape[1])
+            own = prediction_weights(kept, weight, prediction.shape[1])
             value = agreement_surrogate(sums.agreement, prediction, teacher.prediction, own, target_weights)
             total = total + distill.prediction_weight * value
         parts = DistillParts(embedding=share.embedding.detach(), prediction=share.prediction.detach())

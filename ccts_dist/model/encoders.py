@@ -344,7 +344,7 @@ def _check_extracted(config: PreTrainedConfig, speech: SpeechConfig) -> None:
     """Refuse settings that have no meaning for an encoder that hears through a feature extractor."""
     read_extractor(speech.encoder)
     for key, value, only in (
-        ("normalise", speech.do_normalize, "auto"),
+        ("do_normalize", speech.do_normalize, "auto"),
         ("train_feature_encoder", speech.train_feature_encoder, False),
         ("spec_augment", speech.spec_augment, None),
     ):

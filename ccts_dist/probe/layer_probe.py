@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ccts_dist.config import BatchConfig, DataConfig
-from ccts_dist.distributed import Ranks, in_step, sum_over_ranks, together
+from ccts_dist.distributed import Ranks, lockstep, run_on_all_ranks, sum_over_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.probe.encoders import Encoders, Layer
@@ -89,7 +89,7 @@ def probe_layers(
         ShardError: a shard is damaged.
     """
     targets = tuple(dict.fromkeys(targets)) or shard_set.manifest.targets
-    passes = together(
+    passes = run_on_all_ranks(
         lambda: _Passes(encoders, shard_set, splits, targets, ranks=ranks, device=device, micro=micro, workers=workers)
     )
     with passes.progress:
@@ -229,7 +229,7 @@ class _Passes:
         """This rank's batches of a split, with what each layer makes of them."""
         loader = self._loaders[role]
         try:
-            for step in in_step(loader.epoch(0), loader.steps_per_epoch):
+            for step in lockstep(loader.epoch(0), loader.steps_per_epoch):
                 for batch in step.passes:
                     moved = batch.to(self._device)
                     with torch.no_grad():

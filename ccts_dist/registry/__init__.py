@@ -1,14 +1,14 @@
 """From a checkpoint to a registered model, and from a registered model to predictions."""
 
-from ccts_dist.inference.predictor import Student, load_student
+from ccts_dist.inference.predictor import Predictor, load_student
 from ccts_dist.registry.model_uri import parse_model_name
 from ccts_dist.registry.publish import register
 from ccts_dist.registry.pull import PulledModel, pull_model, pull_model_on_ranks, resolve_model, resolve_version
 from ccts_dist.scoring.evaluator import evaluate_split
 
 __all__ = [
+    "Predictor",
     "PulledModel",
-    "Student",
     "evaluate_split",
     "load_student",
     "parse_model_name",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ccts_dist.distributed import Ranks, broadcast_object, together
+from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.redaction import redact
 from ccts_dist.registry.model_uri import SCHEME, asking_the_server, check_alias, check_name, move_alias
@@ -15,7 +15,7 @@ from ccts_dist.scoring import (
     MEAN,
     UAR,
     Difference,
-    UtteranceTable,
+    PredictionTable,
     differences,
     few_speakers,
     joined,
@@ -145,7 +145,7 @@ def promote(
         RegistryError: no such candidate, a model that was altered, a server that fails, or an alias that moved.
         ShardError: shards that are absent or damaged.
     """
-    together(contest.check)
+    run_on_all_ranks(contest.check)
     uri = resolve_tracking_uri(tracking_uri)
     doing = f"promoting {contest.name!r}"
     candidate = pull_model_on_ranks(f"{SCHEME}{contest.name}@{contest.alias}", ranks, tracking_uri=uri, cache=cache)
@@ -154,7 +154,7 @@ def promote(
         with asking_the_server(uri, doing):
             return _champion_of(open_client(uri), contest.name)
 
-    before = broadcast_object(together(lambda: look() if ranks.is_first else ""))
+    before = broadcast_object(run_on_all_ranks(lambda: look() if ranks.is_first else ""))
     if before == candidate.version:
         return Outcome(verdict="champion already", candidate=before, champion=before, margin=contest.margin)
     digest, table = _predict(candidate.folder, contest, ranks, micro_batch_size)
@@ -179,18 +179,18 @@ def promote(
         with asking_the_server(uri, doing):
             _record(open_client(uri), contest, outcome, digest)
 
-    together(lambda: record() if ranks.is_first else None)
+    run_on_all_ranks(lambda: record() if ranks.is_first else None)
     return outcome
 
 
-def _predict(folder: Path, contest: Contest, ranks: Ranks, micro_batch_size: int) -> tuple[str, UtteranceTable]:
+def _predict(folder: Path, contest: Contest, ranks: Ranks, micro_batch_size: int) -> tuple[str, PredictionTable]:
     """The shard set's digest, and a model's predictions of all splits."""
     evaluator = Evaluator(folder, contest.shards, ranks=ranks, micro_batch_size=micro_batch_size)
     tables = [evaluator.split(split).table for split in contest.splits]
     return evaluator.shard_set.digest, joined(tables)
 
 
-def _judged(contest: Contest, table: UtteranceTable, found: Sequence[Difference]) -> Difference | None:
+def _judged(contest: Contest, table: PredictionTable, found: Sequence[Difference]) -> Difference | None:
     known = [one.target for one in found] if found else [*table.targets, MEAN] if table.targets else [UAR]
     wanted = contest.target or (MEAN if table.targets else UAR)
     if wanted not in known:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ccts_dist.account import user_cache
-from ccts_dist.distributed import Ranks, broadcast_object, together
+from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.redaction import without_credentials
 from ccts_dist.registry.model_uri import (
@@ -102,13 +102,13 @@ def pull_model_on_ranks(model: str, ranks: Ranks, *, tracking_uri: str = "", cac
         version = resolve_version(model, tracking_uri=tracking_uri) if ranks.is_first else ""
         return f"{SCHEME}{version}" if version else model
 
-    model = broadcast_object(together(pinned))
+    model = broadcast_object(run_on_all_ranks(pinned))
 
     def pull() -> PulledModel:
         return pull_model(model, tracking_uri=tracking_uri, cache=cache)
 
-    together(lambda: pull() if ranks.local_rank == 0 else None)
-    return together(pull)
+    run_on_all_ranks(lambda: pull() if ranks.local_rank == 0 else None)
+    return run_on_all_ranks(pull)
 
 
 def check_registered(package: Path, name: str, version: str, *, tracking_uri: str) -> None:

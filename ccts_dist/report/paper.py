@@ -12,13 +12,13 @@ import torch
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.strict_json import as_number
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.markdown_table import format_table
 from ccts_dist.report.paper_tables import Fold, PaperTable, Row
 from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environment
 from ccts_dist.scoring.measures import SplitSums
-from ccts_dist.tracking.fetch_run import SCHEME, read_back
+from ccts_dist.tracking.fetch_run import SCHEME, fetch_run
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.uri import sqlite_uri
 
@@ -111,7 +111,7 @@ def reproduce(wanted: Reproduction) -> str:
     rows = wanted.runnable()
     for row in wanted.table.choose(wanted.rows):
         if row.needs and not (wanted.folder / row.needs).exists():
-            say(f"row {row.number}, {row.words}: left out, {wanted.folder / row.needs} is not there")
+            log(f"row {row.number}, {row.words}: left out, {wanted.folder / row.needs} is not there")
     if not rows:
         raise ConfigError("--rows: none of these can be run. What they need is said above.")
     if wanted.corpus is None and not wanted.shards and not (wanted.folder / "shards").exists():
@@ -236,7 +236,7 @@ def _read(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> _Result:
     ccc = {target: as_number(value) for target, value in summary["test"].items()}
     tracked = read_run_file(output)
     if tracked.run_id:
-        told = read_back(f"{SCHEME}{tracked.run_id}", tracking_uri=_tracking_uri(wanted.folder)).metrics
+        told = fetch_run(f"{SCHEME}{tracked.run_id}", tracking_uri=_tracking_uri(wanted.folder)).metrics
         ccc = {dimension: list(told[f"test/ccc_{dimension}"].values())[-1] for dimension in DIMENSIONS}
     sums = {target: [*map(as_number, own)] for target, own in summary["test_sums"].items()}
     return _Result(ccc=ccc, sums=sums, kept_share=summary["kept_share"])

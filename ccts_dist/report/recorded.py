@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.tracking.fetch_run import SCHEME, read_back
+from ccts_dist.tracking.fetch_run import SCHEME, fetch_run
 
 HISTORY, VALIDATIONS, SETTINGS, SUMMARY = "history.jsonl", "validations.jsonl", "run.toml", "summary.json"
 RESOLVED = "resolved."
@@ -54,7 +54,7 @@ def read_tracked(address: str, *, tracking_uri: str = "") -> RecordedRun:
     Raises:
         ConfigError: no such run, no answer, or no step in it.
     """
-    run = read_back(address, tracking_uri=tracking_uri)
+    run = fetch_run(address, tracking_uri=tracking_uri)
     steps: dict[int, dict[str, float]] = {}
     for name, values in run.metrics.items():
         if name.startswith(OF_A_STEP):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccts_dist.errors import StageError
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.shipped import find_run_file
 
 NOISE = re.compile(
@@ -72,14 +72,14 @@ def run_stages(
     for number, stage in enumerate(stages, start=1):
         stamp = folder / "stages" / f"{stage.name}.json"
         heading = f"{title} [{number}/{len(stages)}] {stage.name}".lstrip()
-        log = folder / "logs" / f"{stage.name}.log"
+        log_path = folder / "logs" / f"{stage.name}.log"
         done = _read_stamp(stamp, stage)
         if done is None:
-            say(f"{heading}: {log if title else shlex.join(stage.command)}")
-            done = _run(stage, log, environment, quiet=bool(title))
+            log(f"{heading}: {log_path if title else shlex.join(stage.command)}")
+            done = _run(stage, log_path, environment, quiet=bool(title))
             stamp.write_text(json.dumps({"digest": stage.digest(), "seconds": done}), encoding="utf-8")
         else:
-            say(f"{heading}: done before, in {done:.0f} s")
+            log(f"{heading}: done before, in {done:.0f} s")
         seconds[stage.name] = done
         if after_each is not None:
             after_each(stage, done)
@@ -108,12 +108,12 @@ def _read_stamp(stamp: Path, stage: Stage) -> float | None:
     return float(tree["seconds"]) if tree["digest"] == stage.digest() else None
 
 
-def _run(stage: Stage, log: Path, environment: dict[str, str], *, quiet: bool) -> float:
+def _run(stage: Stage, log_path: Path, environment: dict[str, str], *, quiet: bool) -> float:
     began = time.monotonic()
     # Replaced here and not in the stage: another port does not make it another command.
     command = [_script(part).replace("{free port}", str(_free_port())) for part in stage.command]
     with (
-        log.open("w", encoding="utf-8") as file,
+        log_path.open("w", encoding="utf-8") as file,
         subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -130,7 +130,7 @@ def _run(stage: Stage, log: Path, environment: dict[str, str], *, quiet: bool) -
                 sys.stderr.write("    " + line)
                 sys.stderr.flush()
     if process.returncode != 0:
-        raise StageError(f"{stage.name}: ended with exit code {process.returncode}. Its whole output is in {log}.")
+        raise StageError(f"{stage.name}: ended with exit code {process.returncode}. Its whole output is in {log_path}.")
     return time.monotonic() - began
 
 

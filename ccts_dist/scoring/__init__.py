@@ -2,9 +2,9 @@
 
 from ccts_dist.scoring.bootstrap_intervals import Interval, bootstrap
 from ccts_dist.scoring.gate import Gate, gate_from
-from ccts_dist.scoring.gather import Said
+from ccts_dist.scoring.gather import PredictionCollector
 from ccts_dist.scoring.groups import Group, SpeakerScore, groups_of, speaker_scores
-from ccts_dist.scoring.prediction_table import TeacherColumns, UtteranceTable, joined, read_table, write_table
+from ccts_dist.scoring.prediction_table import PredictionTable, TeacherColumns, joined, read_table, write_table
 from ccts_dist.scoring.recalls import UAR, uar_difference, unweighted_accuracy
 from ccts_dist.scoring.speakers import add_by_cluster, clusters_of, sums_by_speaker
 from ccts_dist.scoring.target_metrics import (
@@ -26,11 +26,11 @@ __all__ = [
     "Gate",
     "Group",
     "Interval",
-    "Said",
+    "PredictionCollector",
+    "PredictionTable",
     "SpeakerScore",
     "TargetFigures",
     "TeacherColumns",
-    "UtteranceTable",
     "add_by_cluster",
     "bootstrap",
     "clusters_of",

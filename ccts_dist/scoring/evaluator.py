@@ -9,12 +9,12 @@ import torch
 
 from ccts_dist.audio.augment import Augmenter
 from ccts_dist.config import AugmentConfig, BatchConfig, DataConfig
-from ccts_dist.distributed import Ranks, best_device, together
+from ccts_dist.distributed import Ranks, best_device, run_on_all_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.model import load_model
 from ccts_dist.records import Batch
-from ccts_dist.scoring import Gate, Said, UtteranceTable, gate_from
+from ccts_dist.scoring import Gate, PredictionCollector, PredictionTable, gate_from
 from ccts_dist.scoring.predict_split import Extras, Scores, bin_edges, evaluate
 from ccts_dist.shards.shard_set import open_shard_set
 
@@ -24,7 +24,7 @@ class Evaluation:
     """One split, predicted."""
 
     scores: Scores
-    table: UtteranceTable
+    table: PredictionTable
 
 
 class Evaluator:
@@ -58,15 +58,15 @@ class Evaluator:
     ) -> None:
         if micro_batch_size < 1:
             raise ConfigError(f"{micro_batch_size} utterances per forward pass: must be at least 1. Give more.")
-        loaded = together(lambda: load_model(model_folder))
+        loaded = run_on_all_ranks(lambda: load_model(model_folder))
         self.targets: tuple[str, ...] = loaded.config.targets
         self.weights_sha256: str = loaded.digest
         self.gate: Gate = gate_from(loaded.extra)
         self._tokenizer, self._ranks = loaded.tokenizer, ranks
         self._device = best_device(ranks)
         self._model = loaded.model.eval().to(self._device)
-        self.shard_set = together(lambda: open_shard_set(shards))
-        self._edges = together(lambda: bin_edges(bins, self.shard_set.manifest.scale, source="--bins"))
+        self.shard_set = run_on_all_ranks(lambda: open_shard_set(shards))
+        self._edges = run_on_all_ranks(lambda: bin_edges(bins, self.shard_set.manifest.scale, source="--bins"))
         known = set(loaded.config.categories) <= set(self.shard_set.manifest.categories)
         self._categories = loaded.config.categories if known else ()
         if not (self.targets or known):
@@ -88,8 +88,8 @@ class Evaluator:
             ConfigError: no such split, the shards lack one of the model's targets, or a noise that cannot be used.
             ShardError: a shard is damaged.
         """
-        loader = together(lambda: self._loader(split, noise, snr_db, seed))
-        said = Said(self.targets, self._categories)
+        loader = run_on_all_ranks(lambda: self._loader(split, noise, snr_db, seed))
+        said = PredictionCollector(self.targets, self._categories)
 
         def forward(batch: Batch) -> Any:
             assert batch.tokens is not None

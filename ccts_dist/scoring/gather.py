@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccts_dist.distributed import gather_objects, together
+from ccts_dist.distributed import gather_objects, run_on_all_ranks
 from ccts_dist.records import SAMPLE_RATE_HZ, Batch
-from ccts_dist.scoring.prediction_table import UtteranceTable
+from ccts_dist.scoring.prediction_table import PredictionTable
 from ccts_dist.shards.shard_set import ShardSet
 
 
-class Said:
+class PredictionCollector:
     """What this rank's passes over a split have said, row by row.
 
     Args:
@@ -35,7 +35,7 @@ class Said:
         if categories is not None and self._categories:
             self._likeliest += categories.argmax(dim=1).cpu()[counts].tolist()
 
-    def table(self, shard_set: ShardSet, split: str) -> UtteranceTable:
+    def table(self, shard_set: ShardSet, split: str) -> PredictionTable:
         """All ranks' rows in the order of the shards, the same on every rank. Every rank must call it.
 
         Raises:
@@ -47,12 +47,12 @@ class Said:
         numbers = np.concatenate([rows for _, rows, _ in theirs])
         likeliest = [number for _, _, category in theirs for number in category]
         places = {key: place for place, key in enumerate(key for keys, _, _ in theirs for key in keys)}
-        known = together(lambda: _index_of(shard_set, split))
+        known = run_on_all_ranks(lambda: _index_of(shard_set, split))
         order = [place for place, row in enumerate(known) if row[0] in places]
         taken = [places[known[place][0]] for place in order]
         keys, speakers, genders, categories, num_samples = zip(*(known[place] for place in order), strict=True)
         predictions, labels, (num_words,) = np.split(numbers[taken].T, [len(self._targets), width - 1])
-        return UtteranceTable(
+        return PredictionTable(
             targets=self._targets,
             keys=keys,
             speakers=speakers,

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from ccts_dist.scoring.bootstrap_intervals import Interval
 from ccts_dist.scoring.measures import ccc_of
-from ccts_dist.scoring.prediction_table import UtteranceTable
+from ccts_dist.scoring.prediction_table import PredictionTable
 from ccts_dist.scoring.target_metrics import concordances
 
 FEWEST_UTTERANCES = 10
@@ -45,7 +45,7 @@ class SpeakerScore:
     """Mean of prediction less label, on 0..1, of each target."""
 
 
-def groups_of(table: UtteranceTable) -> tuple[Group, ...]:
+def groups_of(table: PredictionTable) -> tuple[Group, ...]:
     """By gender, then by quarters of the durations, then by quarters of the numbers of words.
 
     Speakers are drawn within each group. Utterances of unknown gender are a group of their own.
@@ -71,7 +71,7 @@ def groups_of(table: UtteranceTable) -> tuple[Group, ...]:
     return tuple(found)
 
 
-def speaker_scores(table: UtteranceTable, *, fewest: int = FEWEST_UTTERANCES) -> tuple[SpeakerScore, ...]:
+def speaker_scores(table: PredictionTable, *, fewest: int = FEWEST_UTTERANCES) -> tuple[SpeakerScore, ...]:
     """Each known speaker of at least ``fewest`` utterances, the lowest mean CCC first; none without targets."""
     if not table.targets:
         return ()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ccts_dist.arithmetic import exact_float32
-from ccts_dist.distributed import gather_objects, in_step, sum_over_ranks
+from ccts_dist.distributed import gather_objects, lockstep, sum_over_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.category import categorised, cross_entropy_sums, mean_cross_entropy
@@ -137,7 +137,7 @@ def evaluate(
     sums, beside = SplitSums(targets), _Beside(targets, extras)
     damaged: list[str] = []
     with torch.no_grad(), exact_float32():
-        for step in in_step(loader.epoch(0), loader.steps_per_epoch, check=check):
+        for step in lockstep(loader.epoch(0), loader.steps_per_epoch, check=check):
             outputs = [forward(batch.to(device)) for batch in step.passes]
             for batch, (prediction, categories) in zip(step.passes, _on_host(outputs), strict=True):
                 sums.add(prediction, batch.labels, batch.weight)

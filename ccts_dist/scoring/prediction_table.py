@@ -43,7 +43,7 @@ class TeacherColumns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class UtteranceTable:
+class PredictionTable:
     """One row per utterance, in the order of the shards."""
 
     targets: tuple[str, ...]
@@ -96,7 +96,7 @@ class UtteranceTable:
         assert self.teacher is not None
         return self.teacher.prediction[:, self.targets.index(target)]
 
-    def take(self, rows: Bool[np.ndarray, " rows"] | Int64[np.ndarray, " taken"]) -> "UtteranceTable":
+    def take(self, rows: Bool[np.ndarray, " rows"] | Int64[np.ndarray, " taken"]) -> "PredictionTable":
         """Some of its rows: those where a mask is True, or by number, in that order."""
         numbers = np.flatnonzero(rows) if rows.dtype == bool else rows
 
@@ -122,7 +122,7 @@ class UtteranceTable:
             teacher=teacher,
         )
 
-    def only(self, targets: Sequence[str]) -> "UtteranceTable":
+    def only(self, targets: Sequence[str]) -> "PredictionTable":
         """Without the other targets, and without a teacher."""
         columns = [self.targets.index(target) for target in targets]
         return replace(
@@ -134,7 +134,7 @@ class UtteranceTable:
         )
 
 
-def joined(tables: Sequence[UtteranceTable]) -> UtteranceTable:
+def joined(tables: Sequence[PredictionTable]) -> PredictionTable:
     """The rows of several splits in one table, without a teacher; at least one, all of one model."""
 
     def all_of(name: str) -> tuple:
@@ -143,7 +143,7 @@ def joined(tables: Sequence[UtteranceTable]) -> UtteranceTable:
     def stacked(name: str) -> np.ndarray:
         return np.concatenate([getattr(table, name) for table in tables])
 
-    return UtteranceTable(
+    return PredictionTable(
         targets=tables[0].targets,
         keys=all_of("keys"),
         speakers=all_of("speakers"),
@@ -158,7 +158,7 @@ def joined(tables: Sequence[UtteranceTable]) -> UtteranceTable:
     )
 
 
-def write_table(path: Path, table: UtteranceTable) -> None:
+def write_table(path: Path, table: PredictionTable) -> None:
     """Write a table as Parquet: a column for every target's label and prediction, and the teacher's if there is one.
 
     Raises:
@@ -195,7 +195,7 @@ def write_table(path: Path, table: UtteranceTable) -> None:
         raise ConfigError(f"{path}: cannot be written ({error}). Name another folder with --out.") from error
 
 
-def read_table(path: Path) -> UtteranceTable:
+def read_table(path: Path) -> PredictionTable:
     """A table that ``write_table`` wrote.
 
     Raises:
@@ -210,7 +210,7 @@ def read_table(path: Path) -> UtteranceTable:
         ) from error
 
 
-def _from_columns(table: pa.Table, facts: Mapping[str, Any]) -> UtteranceTable:
+def _from_columns(table: pa.Table, facts: Mapping[str, Any]) -> PredictionTable:
     targets, widest = tuple(facts["targets"]), facts["widest"]
 
     def texts(name: str) -> tuple:
@@ -237,7 +237,7 @@ def _from_columns(table: pa.Table, facts: Mapping[str, Any]) -> UtteranceTable:
             widest=tuple(widest),
             gate=_gate(facts.get("gate") or {}),  # tables of earlier versions have the default alone
         )
-    return UtteranceTable(
+    return PredictionTable(
         targets=targets,
         keys=texts("key"),
         speakers=texts("speaker"),

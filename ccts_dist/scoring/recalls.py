@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.scoring.bootstrap_intervals import Interval, bootstrap
-from ccts_dist.scoring.prediction_table import UtteranceTable
+from ccts_dist.scoring.prediction_table import PredictionTable
 from ccts_dist.scoring.speakers import sums_by_speaker
 from ccts_dist.scoring.target_metrics import Difference
 
@@ -14,12 +14,12 @@ UAR = "unweighted accuracy"
 """In the place of a target's name."""
 
 
-def unweighted_accuracy(table: UtteranceTable, *, seed: int = 0) -> Interval:
+def unweighted_accuracy(table: PredictionTable, *, seed: int = 0) -> Interval:
     """The mean recall of the model's categories that occur, with its interval over speakers; NaN where none does."""
     return bootstrap(_sums(table, table), _first, seed=seed)[0]
 
 
-def uar_difference(first: UtteranceTable, second: UtteranceTable, *, seed: int = 0) -> Difference:
+def uar_difference(first: PredictionTable, second: PredictionTable, *, seed: int = 0) -> Difference:
     """How far the unweighted accuracies of two models are apart on the same utterances, speakers drawn alike.
 
     Raises:
@@ -41,7 +41,7 @@ def uar_difference(first: UtteranceTable, second: UtteranceTable, *, seed: int =
     return Difference(target=UAR, first=float(ours), second=float(theirs), gain=gain)
 
 
-def _sums(first: UtteranceTable, second: UtteranceTable) -> Float64[Tensor, "speakers 3 categories"]:
+def _sums(first: PredictionTable, second: PredictionTable) -> Float64[Tensor, "speakers 3 categories"]:
     """Each speaker's utterances of each category, and how many of them either model recognised."""
     places = {category: place for place, category in enumerate(first.known_categories)}
     rows = torch.zeros(len(first), 3, len(places), dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ccts_dist.errors import ConfigError
 from ccts_dist.scoring.bootstrap_intervals import Interval, bootstrap
 from ccts_dist.scoring.measures import bias_of, ccc_of, mae_of, pearson_of, spearman
-from ccts_dist.scoring.prediction_table import UtteranceTable
+from ccts_dist.scoring.prediction_table import PredictionTable
 
 FEWEST_SPEAKERS = 150
 """From here on intervals were measured to hold what they say, however unevenly speakers talk
@@ -53,7 +53,7 @@ class Difference:
     """First less second, speakers drawn for both alike."""
 
 
-def figures_of(table: UtteranceTable, *, seed: int = 0) -> tuple[TargetFigures, ...]:
+def figures_of(table: PredictionTable, *, seed: int = 0) -> tuple[TargetFigures, ...]:
     """Every target's figures, in order."""
     sums, width = table.sums(), len(table.targets)
     if not width:
@@ -83,7 +83,7 @@ def concordances(sums: Float64[Tensor, "speakers 7 dim"], *, seed: int = 0) -> t
     return bootstrap(sums, ccc_of, seed=seed) if sums.shape[2] else ()
 
 
-def differences(first: UtteranceTable, second: UtteranceTable, *, seed: int = 0) -> tuple[Difference, ...]:
+def differences(first: PredictionTable, second: PredictionTable, *, seed: int = 0) -> tuple[Difference, ...]:
     """The gain of the first model over the second in each target that both predict, and in the mean over those.
 
     Raises:
@@ -103,7 +103,7 @@ def differences(first: UtteranceTable, second: UtteranceTable, *, seed: int = 0)
     return paired(targets, first.only(targets).sums(), second.only(targets).sums(), seed=seed)
 
 
-def teacher_gap(table: UtteranceTable, *, seed: int = 0) -> tuple[Difference, ...]:
+def teacher_gap(table: PredictionTable, *, seed: int = 0) -> tuple[Difference, ...]:
     """The gain of a table's teacher over its model, in the targets that the teacher predicts."""
     columns = [place for place, target in enumerate(table.targets) if not np.isnan(table.teacher_of(target)).all()]
     targets = [table.targets[place] for place in columns]
@@ -145,7 +145,7 @@ def few_speakers(num_speakers: int) -> str:
     )
 
 
-def _spearman(table: UtteranceTable, place: int) -> float:
+def _spearman(table: PredictionTable, place: int) -> float:
     rated = ~np.isnan(table.labels[:, place])
     if not rated.any():
         return nan

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ccts_dist.errors import TeacherError
 from ccts_dist.loader.row_gate import RowGate
-from ccts_dist.losses.gate import kept_rows, residuals
+from ccts_dist.losses.gate import apply_gate, residuals
 from ccts_dist.scoring.gate import DEFAULT_GATE, Gate
-from ccts_dist.scoring.prediction_table import TeacherColumns, UtteranceTable
+from ccts_dist.scoring.prediction_table import PredictionTable, TeacherColumns
 from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
 
 
 def with_teacher(
-    table: UtteranceTable, cache: TeacherCache, shard_set: ShardSet, split: str, *, gate: Gate = DEFAULT_GATE
-) -> UtteranceTable:
+    table: PredictionTable, cache: TeacherCache, shard_set: ShardSet, split: str, *, gate: Gate = DEFAULT_GATE
+) -> PredictionTable:
     """The table with the teacher's predictions, the residuals, and the gate's decision on each utterance.
 
     Args:
@@ -50,7 +50,7 @@ def with_teacher(
         prediction[:, here], residual[:, here] = said[:, there], off[:, there].numpy()
         if gate.has_threshold and isfinite(condition.deviation[there]):
             widest[here] = gate.threshold * condition.deviation[there]
-    decided = kept_rows(
+    decided = apply_gate(
         gate.name, gate.threshold, condition, torch.from_numpy(said), labels, torch.ones(len(table)), admitted
     ).numpy()
     if decided.ndim == 2:  # in the order of the table's targets; what the teacher does not predict passes
@@ -63,7 +63,7 @@ def with_teacher(
 
 
 def _read(
-    table: UtteranceTable, cache: TeacherCache, shard_set: ShardSet, split: str, gate: RowGate | None
+    table: PredictionTable, cache: TeacherCache, shard_set: ShardSet, split: str, gate: RowGate | None
 ) -> tuple[np.ndarray, Bool[Tensor, " rows"] | None]:
     """The teacher's predictions, and the decisions of a gate that looks at keys or transcripts, row for row."""
     wanted, said = {key: row for row, key in enumerate(table.keys)}, np.empty((len(table), len(cache.targets)))

@@ -21,7 +21,7 @@ from jaxtyping import Int16
 from ccts_dist.audio.convert import decode_audio
 from ccts_dist.audio.limits import MAX_DURATION_S
 from ccts_dist.errors import ConfigError, RequestError
-from ccts_dist.inference.predictor import Student, load_student
+from ccts_dist.inference.predictor import Predictor, load_student
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.registry.package import check_package
 from ccts_dist.registry.pull import check_registered
@@ -141,7 +141,7 @@ def open_served(package: Path, environment: Mapping[str, str] | None = None) -> 
 class Served:
     """A student that answers strangers. Any number of threads may ask at once."""
 
-    def __init__(self, student: Student, limits: Limits) -> None:
+    def __init__(self, student: Predictor, limits: Limits) -> None:
         self.student = student
         """The model."""
 

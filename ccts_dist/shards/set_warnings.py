@@ -8,7 +8,7 @@ import numpy as np
 
 from ccts_dist.audio.clipping import CLIPPED_SHARE
 from ccts_dist.errors import ShardError
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 
 SAME_LABEL = 1e-9
@@ -47,7 +47,7 @@ def print_warnings(place: str | Path) -> None:
     except ShardError as error:  # a place that lets write and not read
         lines = [f"shared speakers and constant labels were not looked for: {error}"]
     for line in lines:
-        say(line)
+        log(line)
 
 
 def _shared(speakers: dict[str, set[str]]) -> Iterator[str]:

@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 import torch
 
-from ccts_dist.distributed import Ranks, broadcast_object, gather_objects, sum_over_ranks, together
+from ccts_dist.distributed import Ranks, broadcast_object, gather_objects, run_on_all_ranks, sum_over_ranks
 from ccts_dist.errors import ConfigError, TeacherError
 from ccts_dist.model import LoadedModel, load_model
-from ccts_dist.progress import Progress, say
+from ccts_dist.progress import Progress, log
 from ccts_dist.records import Condition
 from ccts_dist.shards.format.schema import ShardEntry, TeacherFacts
 from ccts_dist.shards.shard_set import ShardSet
@@ -98,8 +98,8 @@ def cache_teacher(
         CheckpointError: the model folder is not whole.
         ShardError: a shard is damaged.
     """
-    teacher = together(lambda: load_model(model_folder, device))
-    work = together(
+    teacher = run_on_all_ranks(lambda: load_model(model_folder, device))
+    work = run_on_all_ranks(
         lambda: _plan_work(
             teacher,
             model_folder,
@@ -113,7 +113,7 @@ def cache_teacher(
         )
     )
     with _only_pass(work):
-        finished = broadcast_object(together(lambda: _finished_shards(work)))
+        finished = broadcast_object(run_on_all_ranks(lambda: _finished_shards(work)))
         _cache_shards(work, finished)
         parts = _read_fit(work)
         return _finish(work, parts, name or str(model_folder), registry_version, len(finished))
@@ -237,9 +237,9 @@ def _only_pass(work: _Work) -> Iterator[None]:
                 "folder on storage that all ranks share."
             )
 
-    lock = together(take)
+    lock = run_on_all_ranks(take)
     try:
-        together(look)
+        run_on_all_ranks(look)
         yield
     finally:
         if lock is not None:
@@ -266,12 +266,12 @@ def _cache_shards(work: _Work, finished: set[str]) -> None:
     done = total - sum(shard.num_utterances for shard in missing)
     rank, num_ranks = work.ranks.rank, work.ranks.num_ranks
     if finished:
-        say(f"{work.out}: {len(finished)} of {len(work.shards)} shards were there", visible=work.ranks.is_first)
+        log(f"{work.out}: {len(finished)} of {len(work.shards)} shards were there", visible=work.ranks.is_first)
     with Progress(total, "caching", unit="utterances", visible=work.ranks.is_first, start=done) as progress:
         for start in range(0, len(missing), num_ranks):
             shards = missing[start : start + num_ranks]
             own = shards[rank] if rank < len(shards) else None
-            together(lambda own=own: None if own is None else _cache_shard(work, own, progress.advance))
+            run_on_all_ranks(lambda own=own: None if own is None else _cache_shard(work, own, progress.advance))
             # This rank's own have been counted batch by batch.
             progress.advance(sum(shard.num_utterances for shard in shards if shard is not own))
 
@@ -299,7 +299,7 @@ def _cache_shard(work: _Work, shard: ShardEntry, advance: Callable[[int], None])
 def _read_fit(work: _Work) -> dict[str, ShardFit]:
     """This rank's share of the fit's shards, by name."""
     shards = work.shard_set.shards_of(work.fit_splits)[work.ranks.rank :: work.ranks.num_ranks]
-    return together(
+    return run_on_all_ranks(
         lambda: {
             shard.name: read_shard_fit(
                 work.out,
@@ -321,7 +321,7 @@ def _finish(
     for theirs in gather_objects({shard: part.sums for shard, part in parts.items()}):
         of_all |= theirs
     in_order = [of_all[shard.name] for shard in work.shard_set.shards_of(work.fit_splits)]
-    condition, sums = together(lambda: fit_teacher(in_order, targets=work.targets, splits=work.fit_splits))
+    condition, sums = run_on_all_ranks(lambda: fit_teacher(in_order, targets=work.targets, splits=work.fit_splits))
     left_out = sum(num_left_out(part, condition, THRESHOLD) for part in parts.values())
     left_out = int(sum_over_ranks(torch.tensor(float(left_out), dtype=torch.float64)))
 
@@ -343,7 +343,7 @@ def _finish(
         )
 
     return CacheSummary(
-        digest=broadcast_object(together(write)),
+        digest=broadcast_object(run_on_all_ranks(write)),
         num_utterances=sum(shard.num_utterances for shard in work.shards),
         num_shards=len(work.shards),
         num_shards_kept=num_shards_kept,

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64
 
 from ccts_dist.errors import TeacherError
 from ccts_dist.losses.ccc import SUM_ROWS
-from ccts_dist.losses.gate import condition_sums, fit_condition, kept_rows
+from ccts_dist.losses.gate import apply_gate, condition_sums, fit_condition
 from ccts_dist.records import Condition
 from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import read_cached_outputs
@@ -112,7 +112,7 @@ def fit_teacher(
 
 def num_left_out(part: ShardFit, condition: Condition, threshold: float) -> int:
     """Utterances that the any-dimension gate at this threshold (in deviations) would not distil."""
-    kept = kept_rows(
+    kept = apply_gate(
         "any-dimension",
         threshold,
         condition,

@@ -10,8 +10,8 @@ import torch
 from ccts_dist.arithmetic import exact_float32
 from ccts_dist.errors import TeacherError
 from ccts_dist.loader.collate import EncodeText, Reading, read_batch
-from ccts_dist.loader.micro_batches import Part
-from ccts_dist.loader.sampler import Row
+from ccts_dist.loader.micro_batches import MicroBatch
+from ccts_dist.loader.sampler import SampleRef
 from ccts_dist.model import LoadedModel
 from ccts_dist.records import SAMPLE_RATE_HZ, Batch, TeacherOutput
 from ccts_dist.shards.format.index import ShardRows
@@ -84,11 +84,11 @@ def shard_batches(
     Raises:
         ShardError: a member is damaged.
     """
-    all_rows = [Row(rows.shard, number, int(rows.num_samples[number]), rows) for number in range(len(rows))]
+    all_rows = [SampleRef(rows.shard, number, int(rows.num_samples[number]), rows) for number in range(len(rows))]
     reading = Reading(shards=shard_set, encode_text=encode_text, skip_damaged=skip_damaged)
 
     def read(numbers: list[int]) -> Batch:
-        return read_batch(Part(tuple(all_rows[number] for number in numbers)), reading)
+        return read_batch(MicroBatch(tuple(all_rows[number] for number in numbers)), reading)
 
     # One thread: decoding lets go of the interpreter lock, and the teacher is what takes the time.
     with ThreadPoolExecutor(1) as ahead:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
-from ccts_dist.distributed import Ranks, sum_over_ranks, together
+from ccts_dist.distributed import Ranks, run_on_all_ranks, sum_over_ranks
 from ccts_dist.losses.gate import condition_sums, fit_condition, residuals
 from ccts_dist.records import Condition
 from ccts_dist.shards.shard_set import ShardSet
@@ -60,7 +60,7 @@ def robust_condition(
         label = torch.cat([none.double(), *(one for _, one in parts)])
         return prediction, torch.where(torch.isnan(prediction), torch.nan, label)
 
-    prediction, label = together(read)
+    prediction, label = run_on_all_ranks(read)
     return fit_without_outliers(prediction, label, cache.targets, splits)
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32, Float64, UInt32
 from torch import Tensor
 
-from ccts_dist.distributed import Ranks, sum_over_ranks, together
+from ccts_dist.distributed import Ranks, run_on_all_ranks, sum_over_ranks
 from ccts_dist.errors import FetchError, ShardError, TeacherError
 from ccts_dist.losses.gate import residuals, widest_residual
 from ccts_dist.records import Condition
@@ -89,7 +89,7 @@ def _all_widest(
         own = [_widest(cache, condition, shard_set.rows(shard.name), skip_damaged) for shard in shards]
         return np.concatenate([np.zeros(0, np.float32), *own])
 
-    return together(read)
+    return run_on_all_ranks(read)
 
 
 def _widest(

@@ -11,12 +11,12 @@ Send = Callable[[Sequence[Event]], None]
 
 
 @final
-class AwayError(Exception):
+class ServerUnavailableError(Exception):
     """The server could not be reached or failed; the same events may succeed later."""
 
 
 @final
-class RefusedError(Exception):
+class RejectedByServerError(Exception):
     """The server will never take these events."""
 
 
@@ -29,15 +29,15 @@ def deliver(spool: Spool, send: Send, most: int) -> None:
         AwayError: some are not sent, and stay at the head of the spool.
     """
     if not spool.take():
-        raise AwayError("another process sends what this run has told")
+        raise ServerUnavailableError("another process sends what this run has told")
     batch = spool.head(most)
     if not batch and spool.num_waiting:
-        raise AwayError("what waits cannot be read back from disk")
+        raise ServerUnavailableError("what waits cannot be read back from disk")
     if not batch:
         return
     try:
         send(batch)
-    except RefusedError as error:
+    except RejectedByServerError as error:
         if len(batch) == 1:
             spool.refuse(str(error))
         for event in batch if len(batch) > 1 else ():
@@ -49,7 +49,7 @@ def deliver(spool: Spool, send: Send, most: int) -> None:
 def _deliver_one(spool: Spool, send: Send, event: Event) -> None:
     try:
         send([event])
-    except RefusedError as error:
+    except RejectedByServerError as error:
         spool.refuse(str(error))
     else:
         spool.done(1)

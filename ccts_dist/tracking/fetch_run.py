@@ -19,7 +19,7 @@ class ReadBackRun:
     metrics: dict[str, dict[int, float]]
 
 
-def read_back(address: str, *, tracking_uri: str = "") -> ReadBackRun:
+def fetch_run(address: str, *, tracking_uri: str = "") -> ReadBackRun:
     """The run ``runs:/ID``.
 
     Args:

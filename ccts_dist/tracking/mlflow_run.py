@@ -14,7 +14,7 @@ from ccts_dist.config.schema import TrackingConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import Condition
 from ccts_dist.redaction import redact, redact_addresses, without_credentials
-from ccts_dist.tracking.delivery import AwayError, RefusedError
+from ccts_dist.tracking.delivery import RejectedByServerError, ServerUnavailableError
 from ccts_dist.tracking.events import FileEvent, MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
 from ccts_dist.tracking.mlflow_sender import MlflowSender
 from ccts_dist.tracking.outbox import Outbox
@@ -57,9 +57,9 @@ class MlflowRun:
         self._sender = MlflowSender(uri, run, output)
         try:
             self._connect_in_time(uri)
-        except AwayError as error:
+        except ServerUnavailableError as error:
             log.warning("tracking: the server is away; training goes on, events are kept: %s", error)
-        except RefusedError as error:
+        except RejectedByServerError as error:
             raise ConfigError(
                 f"tracking: {without_credentials(uri)} refuses experiment {run.experiment!r}: {error}. "
                 "Change tracking.tracking_uri or tracking.experiment_name in the run file."
@@ -87,7 +87,7 @@ class MlflowRun:
         def connect() -> None:
             try:
                 self._sender.connect()
-            except (AwayError, RefusedError, ConfigError) as error:
+            except (ServerUnavailableError, RejectedByServerError, ConfigError) as error:
                 outcome.put(error)
             else:
                 outcome.put(None)
@@ -96,7 +96,9 @@ class MlflowRun:
         try:
             error = outcome.get(timeout=CONNECT_S)
         except queue.Empty:
-            raise AwayError(f"no whole answer of {without_credentials(uri)} within {CONNECT_S:g} s") from None
+            raise ServerUnavailableError(
+                f"no whole answer of {without_credentials(uri)} within {CONNECT_S:g} s"
+            ) from None
         if error is not None:
             raise error
 

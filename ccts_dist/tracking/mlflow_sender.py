@@ -26,7 +26,7 @@ from google.protobuf.json_format import ParseError
 from sqlalchemy.exc import SQLAlchemyError
 
 from ccts_dist.redaction import redact, shown_cause, without_credentials
-from ccts_dist.tracking.delivery import AwayError, RefusedError
+from ccts_dist.tracking.delivery import RejectedByServerError, ServerUnavailableError
 from ccts_dist.tracking.events import Event, FileEvent, MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client, prepare_mlflow
 from ccts_dist.tracking.run_file import TrackedRun, write_run_file
@@ -128,7 +128,7 @@ class MlflowSender:
         if run is None:
             run = self._create_run()
         if not run.info.run_id:
-            raise AwayError(_NOT_MLFLOW)
+            raise ServerUnavailableError(_NOT_MLFLOW)
         self._params = dict(run.data.params)
         self._last_step = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         if is_newest(self._run, self._output):
@@ -145,7 +145,7 @@ class MlflowSender:
                 raise
         else:
             if run.info.run_id != self._run.run_id:
-                raise AwayError(_NOT_MLFLOW)
+                raise ServerUnavailableError(_NOT_MLFLOW)
             if run.info.lifecycle_stage == "active":
                 return run
         self.began_anew = True
@@ -158,7 +158,7 @@ class MlflowSender:
         experiment = self._client.get_experiment_by_name(self._run.experiment)
         experiment_id = self._create_experiment() if experiment is None else experiment.experiment_id
         if not experiment_id:
-            raise AwayError(_NOT_MLFLOW)
+            raise ServerUnavailableError(_NOT_MLFLOW)
         if self._attempts > 1 or not self._run.is_new:  # an earlier attempt may have made it and lost the answer
             found = self._client.search_runs([experiment_id], f"tags.`{_TOKEN}` = '{self._run.token}'")
             if found:
@@ -195,7 +195,7 @@ class MlflowSender:
                 raise
         experiment = self._client.get_experiment_by_name(name)  # another job was faster
         if experiment is None:
-            raise AwayError(f"experiment {name!r} exists and cannot be read")
+            raise ServerUnavailableError(f"experiment {name!r} exists and cannot be read")
         return experiment.experiment_id
 
     def _send_metrics(self, events: Sequence[MetricEvent]) -> None:
@@ -257,7 +257,7 @@ class MlflowSender:
             return
         path = self._output / event.path
         if not path.is_file():
-            raise RefusedError(f"{path} is not there")
+            raise RejectedByServerError(f"{path} is not there")
         if self._patient:
             with large_transfers():
                 self._client.log_artifact(self.run_id, str(path), event.folder or None)
@@ -269,33 +269,33 @@ class MlflowSender:
 def _expect(is_there: bool) -> None:
     """Raises: AwayError, where the server does not show what it has taken, or shows it for another run."""
     if not is_there:
-        raise AwayError(_NOT_MLFLOW)
+        raise ServerUnavailableError(_NOT_MLFLOW)
 
 
 @contextmanager
 def _translated(uri: str) -> Iterator[None]:
-    """What MLflow, SQLAlchemy, stores of files and the network raise, as ``RefusedError`` or ``AwayError``."""
+    """Errors of MLflow, SQLAlchemy, stores and the network, as rejected by the server or as a server out of reach."""
     try:
         yield
     except MlflowException as error:
         # Over HTTP only a body in MLflow's own form is a verdict; a proxy's 404 page is a server that is away.
         verdict = isinstance(error, RestException) or not uri.startswith("http")
-        raise (RefusedError if verdict and error.error_code in _FOR_GOOD else AwayError)(
+        raise (RejectedByServerError if verdict and error.error_code in _FOR_GOOD else ServerUnavailableError)(
             _words(error)
         ) from shown_cause(error)
     except requests.HTTPError as error:
         too_large = error.response is not None and error.response.status_code == _TOO_LARGE
-        raise (RefusedError if too_large else AwayError)(_words(error)) from shown_cause(error)
+        raise (RejectedByServerError if too_large else ServerUnavailableError)(_words(error)) from shown_cause(error)
     except (SQLAlchemyError, requests.RequestException, OSError) as error:
-        raise AwayError(_words(error)) from shown_cause(error)
+        raise ServerUnavailableError(_words(error)) from shown_cause(error)
     except ImportError as error:  # where the server names a store that clients reach by themselves
-        raise RefusedError(f"{_words(error)}. Install the package {error.name} beside ccts_dist") from shown_cause(
-            error
-        )
+        raise RejectedByServerError(
+            f"{_words(error)}. Install the package {error.name} beside ccts_dist"
+        ) from shown_cause(error)
     except _store_errors() as error:
-        raise AwayError(_words(error)) from shown_cause(error)
+        raise ServerUnavailableError(_words(error)) from shown_cause(error)
     except (ValueError, ParseError) as error:  # an answer that MLflow cannot read
-        raise AwayError(f"{_NOT_MLFLOW} ({type(error).__name__}: {_words(error)})") from shown_cause(error)
+        raise ServerUnavailableError(f"{_NOT_MLFLOW} ({type(error).__name__}: {_words(error)})") from shown_cause(error)
 
 
 def _store_errors() -> tuple[type[Exception], ...]:

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import final
 
-from ccts_dist.tracking.delivery import AwayError, Send, deliver
+from ccts_dist.tracking.delivery import Send, ServerUnavailableError, deliver
 from ccts_dist.tracking.events import Event
 from ccts_dist.tracking.spool import Spool
 
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 class Outbox:
     """A spool with one sending thread.
 
-    ``send`` gets events of one kind, in order. When it raises ``AwayError`` they stay in the spool and are sent again,
-    after a pause that doubles up to a minute; when it raises ``RefusedError`` each of them is tried alone and the ones
-    at fault are put aside.
+    ``send`` gets events of one kind, in order. When it raises ``ServerUnavailableError`` they stay in the spool and
+    are sent again, after a pause that doubles up to a minute; when it raises ``RefusedError`` each of them is tried
+    alone and the ones at fault are put aside.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Outbox:
         while self._is_wanted():
             try:
                 deliver(self._spool, self._send, self._batch_events)
-            except AwayError as error:
+            except ServerUnavailableError as error:
                 self._failed(error)
             else:
                 self._went_well()
@@ -138,7 +138,7 @@ class Outbox:
                 self._next_attempt += self._interval_s
             self._changed.notify_all()
 
-    def _failed(self, error: AwayError) -> None:
+    def _failed(self, error: ServerUnavailableError) -> None:
         with self._changed:
             if not self._pause_s:
                 log.warning("tracking: %s; training goes on, events are kept: %s", self._what, error)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ccts_dist.errors import ConfigError, TrackingError
 from ccts_dist.redaction import without_credentials
-from ccts_dist.tracking.delivery import AwayError, RefusedError, deliver
+from ccts_dist.tracking.delivery import RejectedByServerError, ServerUnavailableError, deliver
 from ccts_dist.tracking.spool import Spool
 from ccts_dist.tracking.spooled_run import FOLDER, QUEUES, SpooledRun, spooled_runs
 from ccts_dist.tracking.uri import resolve_tracking_uri
@@ -74,9 +74,9 @@ def _sync_run(
         for spool in spools:
             while spool.num_waiting:
                 deliver(spool, sender.send, _BATCH_EVENTS)
-    except (AwayError, RefusedError) as error:
+    except (ServerUnavailableError, RejectedByServerError) as error:
         left = sum(spool.num_waiting for spool in spools)
-        verdict = "is away" if isinstance(error, AwayError) else f"refuses experiment {run.experiment!r}"
+        verdict = "is away" if isinstance(error, ServerUnavailableError) else f"refuses experiment {run.experiment!r}"
         raise TrackingError(
             f"{without_credentials(address)} {verdict}: {error}. {left:,} of {before:,} events of {run.folder} are "
             "kept. Run the same command again when it is mended, or name another server with --uri."

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ccts_dist.distributed import Ranks, together
+from ccts_dist.distributed import Ranks, run_on_all_ranks
 from ccts_dist.errors import CheckpointError, OutputError
 from ccts_dist.files.digests import is_digest
 from ccts_dist.files.strict_json import json_text
@@ -172,9 +172,9 @@ def write_checkpoint(
     """
     files = CheckpointFiles(output, state, run=run, plan_digest=plan_digest, ranks=ranks, keep=keep)
     try:
-        together(lambda: files.begin() if ranks.is_first else None)
+        run_on_all_ranks(lambda: files.begin() if ranks.is_first else None)
         written = save_engine(files.partial)
-        together(lambda: files.finish(written) if ranks.is_first else None)
+        run_on_all_ranks(lambda: files.finish(written) if ranks.is_first else None)
     except OutputError:
         if ranks.is_first:
             files.discard()

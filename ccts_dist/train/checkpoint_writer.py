@@ -5,7 +5,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ccts_dist.distributed import Ranks, together
+from ccts_dist.distributed import Ranks, run_on_all_ranks
 from ccts_dist.errors import OutputError
 from ccts_dist.train.checkpoint import CheckpointFiles
 
@@ -40,7 +40,7 @@ class CheckpointWriter:
             OutputError: on all ranks alike: the checkpoint before could not be written, or this one not begun.
         """
         self.wait()
-        together(lambda: self._begin(files) if self._ranks.is_first else None)
+        run_on_all_ranks(lambda: self._begin(files) if self._ranks.is_first else None)
         copied = copy()
         if self._ranks.is_first:
             thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -53,7 +53,7 @@ class CheckpointWriter:
         Raises:
             OutputError: on all ranks alike: it could not be written.
         """
-        together(self._result)
+        run_on_all_ranks(self._result)
 
     def check(self) -> None:
         """Raise on rank 0 what its thread met. Call it where an error of one rank becomes one of all.

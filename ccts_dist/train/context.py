@@ -6,14 +6,14 @@ from math import isfinite
 from typing import Any
 
 from ccts_dist.config import RunConfig
-from ccts_dist.distributed import together
+from ccts_dist.distributed import run_on_all_ranks
 from ccts_dist.model.folder import save_model
 from ccts_dist.tracking.protocol import Tracking
 from ccts_dist.train.checkpoint import TrainState
-from ccts_dist.train.experiment import Session
+from ccts_dist.train.experiment import Experiment
 from ccts_dist.train.optim import Schedule
 from ccts_dist.train.resilience.storage_errors import writing
-from ccts_dist.train.resilience.watchdog import Watch
+from ccts_dist.train.resilience.watchdog import Watchdog
 from ccts_dist.train.resolved import gate_of
 from ccts_dist.train.run_folder import RunFolder
 from ccts_dist.train.speed.flops import RowFlops
@@ -21,16 +21,16 @@ from ccts_dist.train.zero.engine import Engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class TrainContext:
     """A training's parts on one rank; ``state`` is moved on by whoever trains and validates."""
 
-    session: Session
+    session: Experiment
     engine: Engine
     schedule: Schedule
     folder: RunFolder
     tracking: Tracking
     state: TrainState
-    watch: Watch
+    watch: Watchdog
     graph_samples: int
     """See ``train_step``."""
     flops: RowFlops | None = None
@@ -49,7 +49,7 @@ class Parts:
         return self.session.ranks.is_first
 
 
-def save_trained(parts: Parts, name: str, valid: Mapping[str, float]) -> None:
+def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> None:
     """Write the model as it is now to the folder ``name`` of the run. Every rank must call it.
 
     Args:
@@ -91,4 +91,4 @@ def save_trained(parts: Parts, name: str, valid: Mapping[str, float]) -> None:
                 extra=extra,
             )
 
-    together(lambda: save() if parts.is_first else None)
+    run_on_all_ranks(lambda: save() if parts.is_first else None)

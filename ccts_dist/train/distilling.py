@@ -50,7 +50,7 @@ def distill_terms(run: RunConfig, teacher: TeacherCache | None) -> DistillTerms 
     return DistillTerms(
         condition=teacher.condition,
         embedding_weight=run.distill.embedding_weight,
-        distance=run.distill.embedding_loss,
+        embedding_loss=run.distill.embedding_loss,
         prediction_weight=run.distill.prediction_weight,
         prediction_loss=run.distill.prediction_loss,
         gate=run.distill.gate,

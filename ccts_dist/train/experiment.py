@@ -10,7 +10,7 @@ from typing import Any
 
 from ccts_dist.audio.augment import Augmenter
 from ccts_dist.config import RunConfig
-from ccts_dist.distributed import Ranks, derive_seed, gather_objects, seed_everything, together
+from ccts_dist.distributed import Ranks, derive_seed, gather_objects, run_on_all_ranks, seed_everything
 from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
 from ccts_dist.loader.decode import read_transcript
 from ccts_dist.loader.loader import Loader
@@ -39,7 +39,7 @@ from ccts_dist.train.zero.ds_config import check_calls, check_compiled, check_ds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+class Experiment:
     """One training on one rank, ready for the engine."""
 
     run: RunConfig
@@ -127,21 +127,21 @@ class Session:
         return numbers
 
 
-def open_session(run: RunConfig, ranks: Ranks) -> Session:
+def open_experiment(run: RunConfig, ranks: Ranks) -> Experiment:
     """Everything the run needs; fails on all ranks alike. Every rank must call it.
 
     Raises:
         CctsError: whatever is wrong with run file, shards, cache, encoders or ds_config; see design of each.
     """
-    shard_set = together(lambda: _open_shards(run))
-    together(lambda: _train_tokenizer(run, shard_set, Path(run.output_dir)) if ranks.is_first else None)
-    session = together(lambda: _build(run, shard_set, ranks, Path(run.output_dir)))
+    shard_set = run_on_all_ranks(lambda: _open_shards(run))
+    run_on_all_ranks(lambda: _train_tokenizer(run, shard_set, Path(run.output_dir)) if ranks.is_first else None)
+    session = run_on_all_ranks(lambda: _build(run, shard_set, ranks, Path(run.output_dir)))
     _agree_on_sounds(session)
     return _with_frames(_with_resolved_run(session, ranks))
 
 
 @contextmanager
-def check_session(run: RunConfig, num_ranks: int) -> Iterator[Session]:
+def check_experiment(run: RunConfig, num_ranks: int) -> Iterator[Experiment]:
     """Everything as ``num_ranks`` ranks would open it, without a process group and without touching the run folder."""
     if num_ranks < 1:
         raise ConfigError(f"--ranks {num_ranks}: must be at least 1. Say how many ranks the run shall have.")
@@ -158,7 +158,7 @@ def check_session(run: RunConfig, num_ranks: int) -> Iterator[Session]:
             session.close()
 
 
-def _agree_on_sounds(session: Session) -> None:
+def _agree_on_sounds(session: Experiment) -> None:
     """Raises: ConfigError, on all ranks alike, when hosts have other files in the folders of [augment]."""
     if session.augmenter is None:
         return
@@ -194,7 +194,7 @@ def _cache_of(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> Session:
+def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> Experiment:
     teacher = _open_teacher(run, shard_set, ranks)
     tokenizer = _open_tokenizer(run, output)
     seed_everything(derive_seed("model", run.seed))
@@ -204,7 +204,7 @@ def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> S
     check_cache_holds(int(run.data.shard_cache_gb * 1e9), loader.bytes_at_once())
     model = build_model(run.model, vocabulary_size=tokenizer.vocabulary_size if tokenizer else None)
     check_calls(Path(run.train.deepspeed), model)
-    session = Session(
+    session = Experiment(
         run=run,
         ranks=ranks,
         shard_set=shard_set,
@@ -284,7 +284,7 @@ def _open_teacher(run: RunConfig, shard_set: ShardSet, ranks: Ranks) -> TeacherC
     return teacher
 
 
-def _with_resolved_run(session: Session, ranks: Ranks) -> Session:
+def _with_resolved_run(session: Experiment, ranks: Ranks) -> Experiment:
     """The session whose run, objective and loader have the gate that is used; every rank must call it."""
     run, condition = resolved_on_ranks(session.run, session.teacher, session.shard_set, ranks)
     distill = session.objective.distill
@@ -296,17 +296,17 @@ def _with_resolved_run(session: Session, ranks: Ranks) -> Session:
     gate, words = open_row_gate(run, session.shard_set, ranks)
     if gate is None:
         return session
-    loader = together(lambda: _training_loader(replace(session, gate=gate), None))
+    loader = run_on_all_ranks(lambda: _training_loader(replace(session, gate=gate), None))
     session.loader.close()
     return replace(session, gate=gate, gate_words=words, loader=loader)
 
 
-def _training_loader(session: Session, frames: Mapping[str, FrameCache] | None) -> Loader:
+def _training_loader(session: Experiment, frames: Mapping[str, FrameCache] | None) -> Loader:
     splits, of = session.run.data.train_splits, (session.tokenizer, session.teacher, session.ranks, session.augmenter)
     return open_loader(session.run, session.shard_set, splits, *of, gate=session.gate, frames=frames, training=True)
 
 
-def _with_frames(session: Session) -> Session:
+def _with_frames(session: Experiment) -> Experiment:
     """The session whose loaders give the frames of frozen encoders, if its run keeps them; every rank must call it."""
     run, shard_set, ranks = session.run, session.shard_set, session.ranks
     if not run.data.feature_cache:
@@ -314,8 +314,8 @@ def _with_frames(session: Session) -> Session:
     kept = keep_frames(run, session.model, session.tokenizer, shard_set, ranks)
 
     splits = run.data.valid_splits
-    train = together(lambda: _training_loader(session, kept))
-    valid = together(
+    train = run_on_all_ranks(lambda: _training_loader(session, kept))
+    valid = run_on_all_ranks(
         lambda: open_loader(run, shard_set, splits, session.tokenizer, None, ranks, frames=kept, training=False)
     )
     return replace(session, loader=train, valid_loader=valid)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ccts_dist.arithmetic import exact_float32
 from ccts_dist.config import RunConfig, SpeechConfig, TextConfig, kept_branches, speech_tables
-from ccts_dist.distributed import Ranks, best_device, broadcast_object, gather_objects, together
+from ccts_dist.distributed import Ranks, best_device, broadcast_object, gather_objects, run_on_all_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.atomic import file_sha256
 from ccts_dist.loader.collate import EncodeText
@@ -25,7 +25,7 @@ from ccts_dist.model import EmotionModel
 from ccts_dist.model.branches import SpeechBranch, TextBranch
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
 from ccts_dist.model.text.tokenizer import Tokenizer
-from ccts_dist.progress import Progress, say
+from ccts_dist.progress import Progress, log
 from ccts_dist.records import Batch
 from ccts_dist.shards.feature_cache import FrameCache, FrameType, has_frames, write_frames
 from ccts_dist.shards.format.schema import ShardEntry
@@ -60,7 +60,7 @@ def keep_frames(
     for name, config in kept_branches(run.model).items():
         branch = model.get_submodule(name)
         assert isinstance(branch, SpeechBranch | ExtractedBranch | TextBranch)
-        digest = together(lambda branch=branch, config=config: _digest(branch, config, run, tokenizer))
+        digest = run_on_all_ranks(lambda branch=branch, config=config: _digest(branch, config, run, tokenizer))
         if len(set(gather_objects(digest))) > 1:
             raise ConfigError(f"model.{name}: ranks have different encoders there. Give all hosts the same files.")
         work = _Work(
@@ -74,7 +74,7 @@ def keep_frames(
         )
         with _alone(work.folder, ranks):
             _make(work, name, shards, ranks)
-        caches[name] = together(lambda work=work: _open(work.folder, shards))
+        caches[name] = run_on_all_ranks(lambda work=work: _open(work.folder, shards))
     return caches
 
 
@@ -118,12 +118,12 @@ class _Work:
 
 def _make(work: _Work, name: str, shards: Sequence[ShardEntry], ranks: Ranks) -> None:
     """What is missing, in rounds of one shard per rank, the largest first."""
-    found = together(lambda: [not has_frames(work.folder, shard) for shard in shards] if ranks.is_first else [])
+    found = run_on_all_ranks(lambda: [not has_frames(work.folder, shard) for shard in shards] if ranks.is_first else [])
     is_missing = broadcast_object(found)
     missing = [shard for shard, lacks in zip(shards, is_missing, strict=True) if lacks]
     if not missing:
         return
-    say(
+    log(
         f"{work.folder}: making the frames of model.{name} for {len(missing)} of {len(shards)} shards",
         visible=ranks.is_first,
     )
@@ -134,7 +134,7 @@ def _make(work: _Work, name: str, shards: Sequence[ShardEntry], ranks: Ranks) ->
         for start in range(0, len(missing), ranks.num_ranks):
             round_of = missing[start : start + ranks.num_ranks]
             own = round_of[ranks.rank] if ranks.rank < len(round_of) else None
-            together(lambda own=own: None if own is None else work.make(own))
+            run_on_all_ranks(lambda own=own: None if own is None else work.make(own))
             progress.advance(sum(shard.num_utterances for shard in round_of))
     work.branch.to("cpu").train()
 
@@ -153,7 +153,7 @@ def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
         return lock
 
-    lock = together(take)
+    lock = run_on_all_ranks(take)
     try:
         yield
     finally:

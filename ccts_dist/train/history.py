@@ -7,7 +7,7 @@ from typing import Any
 
 from ccts_dist.errors import OutputError
 from ccts_dist.files.strict_json import json_text
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.train.resilience.storage_errors import writing
 
 
@@ -67,7 +67,7 @@ def _lines_up_to(path: Path, steps_done: int) -> list[bytes]:
     *lines, last = path.read_bytes().split(b"\n")
     steps = [_step_of(line) for line in lines]
     if num_damaged := steps.count(None):
-        say(
+        log(
             f"{path}: {num_damaged} of its {len(lines)} lines are not steps as training writes them (damaged or "
             "edited) and are dropped; weights and optimizer state come from the checkpoint and are not affected"
         )

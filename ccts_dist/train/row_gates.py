@@ -3,7 +3,7 @@
 import torch
 
 from ccts_dist.config import RunConfig
-from ccts_dist.distributed import Ranks, gather_objects, sum_over_ranks, together
+from ccts_dist.distributed import Ranks, gather_objects, run_on_all_ranks, sum_over_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.row_gate import KeysGate, RandomGate, RowGate, row_gate_of
 from ccts_dist.shards.shard_set import ShardSet
@@ -22,7 +22,7 @@ def open_row_gate(run: RunConfig, shard_set: ShardSet, ranks: Ranks) -> tuple[Ro
             no training utterance.
         ShardError: likewise: a shard's index cannot be read.
     """
-    gate = together(lambda: row_gate_of(run.distill, run.seed))
+    gate = run_on_all_ranks(lambda: row_gate_of(run.distill, run.seed))
     if isinstance(gate, KeysGate):
         return gate, _checked_keys(gate, run, shard_set, ranks)
     if isinstance(gate, RandomGate):
@@ -41,7 +41,7 @@ def _checked_keys(gate: KeysGate, run: RunConfig, shard_set: ShardSet, ranks: Ra
         )
     shards = shard_set.shards_of(run.data.train_splits)
     own = shards[ranks.rank :: ranks.num_ranks]
-    count = together(lambda: sum(key in gate.keys for shard in own for key in shard_set.rows(shard.name).keys))
+    count = run_on_all_ranks(lambda: sum(key in gate.keys for shard in own for key in shard_set.rows(shard.name).keys))
     admitted = int(sum_over_ranks(torch.tensor([float(count)], dtype=torch.float64)))
     total = sum(shard.num_utterances for shard in shards)
     splits = ", ".join(run.data.train_splits)

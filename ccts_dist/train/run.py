@@ -18,24 +18,24 @@ from ccts_dist.distributed import (
     gather_objects,
     limit_waiting,
     rank_facts,
-    together,
+    run_on_all_ranks,
 )
 from ccts_dist.errors import ConfigError, OutputError, StopRequested
 from ccts_dist.files.strict_json import json_text
 from ccts_dist.model.emotion import parameter_groups
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
 from ccts_dist.tracking.environment import installed_packages
 from ccts_dist.train.checkpoint import TrainState, read_manifest, read_state
-from ccts_dist.train.context import Parts
+from ccts_dist.train.context import TrainContext
 from ccts_dist.train.curves import draw_training
-from ccts_dist.train.experiment import Session, check_session, open_session
+from ccts_dist.train.experiment import Experiment, check_experiment, open_experiment
 from ccts_dist.train.memory.estimate import HOST_FLOOR
 from ccts_dist.train.memory.forecast import Forecast, memory_of_a_gpu
 from ccts_dist.train.memory.out_of_memory import MemoryWords, is_out_of_memory
 from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups, rates_by_group
 from ccts_dist.train.resilience.stop_requests import STOP_FILE
-from ccts_dist.train.resilience.watchdog import Watch, stopped_words
+from ccts_dist.train.resilience.watchdog import Watchdog, stopped_words
 from ccts_dist.train.resolved import resolved_values
 from ccts_dist.train.run_folder import DS_CONFIG, RunFolder
 from ccts_dist.train.speed.flops import flops_of
@@ -62,7 +62,7 @@ def check(
     check_precision(run, best_device(Ranks()) if num_ranks is None else torch.device("cpu"))
     if rank_facts().local_rank:
         return 0  # under the launcher one rank of each host checks: the weights need not be in memory for each
-    with check_session(run, rank_facts().num_ranks if num_ranks is None else num_ranks) as session:
+    with check_experiment(run, rank_facts().num_ranks if num_ranks is None else num_ranks) as session:
         check_profiled_steps(run.train.profile, session.total_steps)
         forecast = Forecast(session, on_gpu=gpu_memory_gb is not None or torch.cuda.is_available())
         given = None if gpu_memory_gb is None else memory_of_a_gpu(gpu_memory_gb)
@@ -90,13 +90,15 @@ def train(run: RunConfig, ranks: Ranks, *, resume: str) -> Outcome:
         StopRequested: on all ranks alike, once what was trained is in a complete checkpoint.
         CctsError: on all ranks alike.
 
-    A rank that loses its peers does not return: see ``Watch``.
+    A rank that loses its peers does not return: see ``Watchdog``.
     """
     device = best_device(ranks)
     on_gpu = device.type == "cuda"
-    with Watch(ranks, timeout_s=run.train.comm_timeout_s, stop_grace_s=run.train.stop_grace_s, on_gpu=on_gpu) as watch:
+    with Watchdog(
+        ranks, timeout_s=run.train.comm_timeout_s, stop_grace_s=run.train.stop_grace_s, on_gpu=on_gpu
+    ) as watch:
         try:
-            together(lambda: check_precision(run, device))
+            run_on_all_ranks(lambda: check_precision(run, device))
             return _train_watched(run, ranks, resume, watch)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
@@ -122,7 +124,7 @@ def check_precision(run: RunConfig, device: torch.device) -> None:
         )
 
 
-def _train_watched(run: RunConfig, ranks: Ranks, resume: str, watch: Watch) -> Outcome:
+def _train_watched(run: RunConfig, ranks: Ranks, resume: str, watch: Watchdog) -> Outcome:
     ranks = agree_on_nodes(ranks)
     with RunFolder(run, ranks, resume=bool(resume)) as folder:
         watch.follow(folder.path)
@@ -141,30 +143,33 @@ def _take_away(request: Path) -> None:
     try:
         request.unlink(missing_ok=True)
     except OSError as error:
-        say(f"{request} cannot be removed ({error.strerror}). Remove it, or the next start stops at once.")
+        log(f"{request} cannot be removed ({error.strerror}). Remove it, or the next start stops at once.")
 
 
-def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watch: Watch) -> Outcome:
+def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watch: Watchdog) -> Outcome:
     watch.at("setting up")
     device = best_device(ranks)
     if not torch.cuda.is_available():
-        say(f"{'ranks':24} {describe_cpu_ranks(ranks.num_ranks)}", visible=ranks.is_first)
-    session = open_session(run, ranks)
+        log(f"{'ranks':24} {describe_cpu_ranks(ranks.num_ranks)}", visible=ranks.is_first)
+    session = open_experiment(run, ranks)
     run = session.run
-    together(watch.check)
+    run_on_all_ranks(watch.check)
     check_profiled_steps(run.train.profile, session.total_steps)
     # The weights are in the model before the engine is made: see Engine.
     optimizer = build_optimizer(parameter_groups(session.model), run.optim, fused=torch.cuda.is_available())
-    say(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
-    learning_rates, ds_config = rates_by_group(optimizer), together(lambda: read_ds_config(Path(run.train.deepspeed)))
+    log(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
+    learning_rates, ds_config = (
+        rates_by_group(optimizer),
+        run_on_all_ranks(lambda: read_ds_config(Path(run.train.deepspeed))),
+    )
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
     is_told = ranks.is_first and run.tracking.backend != "none"
-    flops = together(lambda: flops_of(session) if is_told else None)
-    point = folder.find_resume_point(resume, run, session.plan_digest, say) if resume else None
+    flops = run_on_all_ranks(lambda: flops_of(session) if is_told else None)
+    point = folder.find_resume_point(resume, run, session.plan_digest, log) if resume else None
     state = TrainState() if point is None else read_state(point)
     recorded = state.graph_samples if point is not None and read_manifest(point).num_ranks == ranks.num_ranks else None
     share = min(gather_objects(memory_of_a_rank(ranks, on_gpu=torch.cuda.is_available())))
-    forecast = together(lambda: _introduce(session, share, recorded) if ranks.is_first else None)
+    forecast = run_on_all_ranks(lambda: _introduce(session, share, recorded) if ranks.is_first else None)
     rounds = broadcast_object(None if forecast is None else forecast.rounds)
     state.graph_samples = rounds.recorded
     values = resolved_values(
@@ -183,20 +188,20 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     )
     engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=point)
     limit_waiting(run.train.comm_timeout_s)
-    together(watch.check)
+    run_on_all_ranks(watch.check)
     if tries_largest(engine.device):
         try_largest(engine, session, watch)
     if point is not None:
         schedule.restore(state.schedule)
-        say(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
+        log(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
     folder.write_file("run.toml", public_toml(run))
     folder.write_file(DS_CONFIG, json_text(ds_config, indent=1))
-    tracking = together(lambda: _open_tracking(session, folder, values, resume=bool(resume)))
+    tracking = run_on_all_ranks(lambda: _open_tracking(session, folder, values, resume=bool(resume)))
     if forecast is not None:
         tracking.metrics({"system/estimated_memory_gb": forecast.peak_bytes / 1e9}, state.step)
     status = "FAILED"
     try:
-        parts = Parts(
+        parts = TrainContext(
             session=session,
             engine=engine,
             schedule=schedule,
@@ -228,7 +233,7 @@ def tries_largest(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def try_largest(engine: Engine, session: Session, watch: Watch) -> None:
+def try_largest(engine: Engine, session: Experiment, watch: Watchdog) -> None:
     """Take the forward and backward pass of the plan's largest micro-batch before any step, and change nothing.
 
     Raises:
@@ -236,7 +241,7 @@ def try_largest(engine: Engine, session: Session, watch: Watch) -> None:
         CctsError: on all ranks alike: it cannot be read.
     """
     watch.at("trying the largest micro-batch")
-    batch = together(session.loader.read_largest)
+    batch = run_on_all_ranks(session.loader.read_largest)
     engine.train(True)
     engine.try_out(batch.to(engine.device))
 
@@ -244,14 +249,14 @@ def try_largest(engine: Engine, session: Session, watch: Watch) -> None:
 def _say_outcome(outcome: Outcome, forecast: Forecast) -> None:
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
     test = f"CCC {test}" if test or "categories" not in outcome.test_scores else _uar_in_words(outcome)
-    say(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test {test}")
+    log(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test {test}")
     for split, scores in outcome.test_by_split.items():
-        say(f"  {split}: " + "  ".join(f"{target} {_ccc_in_words(value)}" for target, value in scores["ccc"].items()))
+        log(f"  {split}: " + "  ".join(f"{target} {_ccc_in_words(value)}" for target, value in scores["ccc"].items()))
     reserved = outcome.peak_memory_reserved_gb
     reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
     bound = "" if forecast.estimate.on_gpu else f" or more: {HOST_FLOOR}"
     estimated = f"{forecast.peak_bytes / 1e9:.2f} GB{bound}"
-    say(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB{reserving}; estimated: {estimated}")
+    log(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB{reserving}; estimated: {estimated}")
 
 
 def _ccc_in_words(ccc: float | None) -> str:
@@ -268,19 +273,19 @@ def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:
     try:
         tracking.artifact(draw_training(folder.path), "plots")
     except OutputError as error:  # the model is there, and a picture is no reason to lose it
-        say(f"no curves are drawn: {error}")
+        log(f"no curves are drawn: {error}")
 
 
-def _introduce(session: Session, rank_bytes: int, recorded: int | None) -> Forecast:
+def _introduce(session: Experiment, rank_bytes: int, recorded: int | None) -> Forecast:
     """Say every number that follows from the run file, and what a rank will need of the memory it has."""
     forecast = Forecast(session, on_gpu=torch.cuda.is_available())
     forecast.decide_rounds(rank_bytes, recorded)
     for line in (*_described(session), *forecast.lines()):
-        say(line)
+        log(line)
     return forecast
 
 
-def _described(session: Session) -> list[str]:
+def _described(session: Experiment) -> list[str]:
     numbers = [f"{name:24} {value}" for name, value in session.derived().items()]
     return [*numbers, *label_warnings(session.run, session.shard_set)]
 
@@ -297,7 +302,7 @@ def describe_cpu_ranks(num_ranks: int) -> str:
     )
 
 
-def _open_tracking(session: Session, folder: RunFolder, values: Mapping[str, Any], *, resume: bool) -> Tracking:
+def _open_tracking(session: Experiment, folder: RunFolder, values: Mapping[str, Any], *, resume: bool) -> Tracking:
     if not session.ranks.is_first:
         return NoTracking()
     run = session.run

@@ -24,7 +24,7 @@ from typing import IO, Any
 from ccts_dist.config import RunConfig, complete_run
 from ccts_dist.config.credentials import public_tree
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
-from ccts_dist.distributed import Ranks, broadcast_object, together
+from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
 from ccts_dist.files.atomic import write_whole
 from ccts_dist.train.checkpoint import (
@@ -80,9 +80,9 @@ class RunFolder:
         self._ranks = ranks
         self._lock: IO[str] | None = None
         token = uuid.uuid4().hex
-        together(lambda: self._claim(run, token, resume) if ranks.is_first else None)
+        run_on_all_ranks(lambda: self._claim(run, token, resume) if ranks.is_first else None)
         self._token = broadcast_object(token)
-        together(lambda: self._check_shared(self._token))
+        run_on_all_ranks(lambda: self._check_shared(self._token))
 
     def close(self) -> None:
         """Let the folder go."""
@@ -133,7 +133,7 @@ class RunFolder:
             )
 
     def check_there(self) -> None:
-        """Raise unless the folder is still the one that was claimed. For one rank, within ``together``.
+        """Raise unless the folder is still the one that was claimed. For one rank, within ``run_on_all_ranks``.
 
         Without this a folder that was removed would be made anew by the next checkpoint, without what lay beside it.
 
@@ -160,7 +160,7 @@ class RunFolder:
             CheckpointError: none is complete, or it is of other data.
             ConfigError: a frozen setting has changed.
         """
-        found = together(lambda: self._find(resume, run, plan_digest, say) if self._ranks.is_first else None)
+        found = run_on_all_ranks(lambda: self._find(resume, run, plan_digest, say) if self._ranks.is_first else None)
         return broadcast_object(found)
 
     def _find(self, resume: str, run: RunConfig, plan_digest: str, say: Callable[[str], None]) -> Path | None:
@@ -221,7 +221,7 @@ class RunFolder:
         Raises:
             OutputError: on all ranks alike.
         """
-        together(lambda: self._write_file(name, text) if self._ranks.is_first else None)
+        run_on_all_ranks(lambda: self._write_file(name, text) if self._ranks.is_first else None)
 
     def _write_file(self, name: str, text: str) -> None:
         with writing(self.path / name):
@@ -234,7 +234,7 @@ class RunFolder:
             OutputError: on all ranks alike.
         """
         path = self.path / name
-        return together(lambda: History(path, steps_done) if self._ranks.is_first else None)
+        return run_on_all_ranks(lambda: History(path, steps_done) if self._ranks.is_first else None)
 
 
 def _as_it_was(run: Mapping[str, Any], now: RunConfig) -> dict[str, Any]:

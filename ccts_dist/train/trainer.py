@@ -9,27 +9,27 @@ import torch
 from torch import Tensor
 
 from ccts_dist.config.credentials import public_tree
-from ccts_dist.distributed import Ballot, attempt, barrier, sum_over_ranks, together
+from ccts_dist.distributed import PendingResult, barrier, capture, run_on_all_ranks, sum_over_ranks
 from ccts_dist.errors import StopRequested
 from ccts_dist.files.strict_json import json_text
 from ccts_dist.model.folder import load_model
-from ccts_dist.progress import Progress, say
+from ccts_dist.progress import Progress, log
 from ccts_dist.records import Batch, StepBatches
 from ccts_dist.scoring.predict_split import pooled_scores, scores_to_tree
 from ccts_dist.train.checkpoint import CheckpointFiles, write_checkpoint
 from ccts_dist.train.checkpoint_writer import CheckpointWriter
-from ccts_dist.train.context import Parts, save_trained
+from ccts_dist.train.context import TrainContext, save_trained
 from ccts_dist.train.devices import peak_tflops
 from ccts_dist.train.history import History
 from ccts_dist.train.memory.peak import peaks_over_ranks_gb
 from ccts_dist.train.metrics import add_to_epoch, epoch_figures, finite, step_figures
 from ccts_dist.train.resilience.skipped_steps import count_damaged, give_up
 from ccts_dist.train.speed.step_profile import DATA_WAIT, LOSS, StepProfiler, timed
-from ccts_dist.train.speed.throughput import Meter
+from ccts_dist.train.speed.throughput import ThroughputMonitor
 from ccts_dist.train.steps.step import StepResult, train_step
 from ccts_dist.train.steps.two_rounds import TwoRounds
 from ccts_dist.train.steps.two_rounds import words as words_of_difference
-from ccts_dist.train.validation import Judge
+from ccts_dist.train.validation import Validator
 from ccts_dist.transfer import SideStream
 
 
@@ -89,19 +89,19 @@ NO_GRADIENT = (
 class Trainer:
     """A training under way. Every method is called by every rank."""
 
-    def __init__(self, parts: Parts, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, parts: TrainContext, optimizer: torch.optim.Optimizer) -> None:
         self._parts, self._optimizer = parts, optimizer
         self._session, self._run, self._engine = parts.session, parts.run, parts.engine
         self._folder, self._tracking, self._watch = parts.folder, parts.tracking, parts.watch
         self.state = parts.state
-        self._judge = Judge(parts, self._check)
+        self._judge = Validator(parts, self._check)
         self._writer = CheckpointWriter(parts.session.ranks)
         peak = peak_tflops(parts.engine.device, parts.run.train.precision, override=parts.run.train.peak_tflops)
-        self._meter = Meter(parts.session.ranks, parts.engine.device, flops=parts.flops, peak_tflops=peak)
+        self._meter = ThroughputMonitor(parts.session.ranks, parts.engine.device, flops=parts.flops, peak_tflops=peak)
         profiled = parts.run.train.profile if parts.is_first else ()
         self._profiler = StepProfiler(profiled, parts.folder.path, parts.engine.device, title=parts.run.run_name)
         self._copies = SideStream(parts.engine.device)
-        self._ahead: Ballot[StepBatches] = Ballot(None, None)
+        self._ahead: PendingResult[StepBatches] = PendingResult(None, None)
         self._moved: Callable[[], tuple[Batch, ...]] | None = None
         self._moved_ahead: Callable[[], tuple[Batch, ...]] | None = None
         self._rounds = TwoRounds(torch.bfloat16 if parts.run.train.precision == "bf16" else torch.float32)
@@ -151,7 +151,7 @@ class Trainer:
             self._profiler.close()
             self._judge.close()
             self._session.close()
-        together(self._check)
+        run_on_all_ranks(self._check)
         if not state.finished:
             save_trained(self._parts, "last", {})
             state.finished = True
@@ -196,7 +196,9 @@ class Trainer:
                 started = time.monotonic()
                 self._profiler.begin(state.step + 1)
                 if is_slow:
-                    together(self._check)  # a request that came since the batch was read waits for no second long step
+                    run_on_all_ranks(
+                        self._check
+                    )  # a request that came since the batch was read waits for no second long step
                 batches, save = ballot.settle(*votes)
                 if save and self._place() != self._saved_place:
                     self._checkpoint()
@@ -265,19 +267,19 @@ class Trainer:
     def _warn_of(self, difference: float) -> None:
         """Tell once of two rounds of forward passes that differ; ``difference`` is added up over ranks."""
         if difference > 0 and not self._has_warned:
-            say(f"warning: {words_of_difference(difference)}", visible=self._first)
+            log(f"warning: {words_of_difference(difference)}", visible=self._first)
             self._has_warned = True
 
     def _read_ahead(
         self, source: Iterator[StepBatches], what: str, steps: int
-    ) -> tuple[Ballot[StepBatches], Callable[[], tuple[Batch, ...]] | None]:
+    ) -> tuple[PendingResult[StepBatches], Callable[[], tuple[Batch, ...]] | None]:
         """The batches of the step that comes after so many more, and they on the device, where they are on their way.
 
         Nobody asks for the answer where there is no such step.
         """
         number = self.state.step_in_epoch + steps
         if number >= self._session.loader.steps_per_epoch or self._is_enough(steps):
-            return Ballot(None, None), None
+            return PendingResult(None, None), None
 
         def read() -> StepBatches:
             self._watch.at(f"{what}, step {number + 1}: reading", brief=True)
@@ -286,7 +288,7 @@ class Trainer:
             self._check()
             return batches
 
-        ballot = attempt(read, wish=self._is_time())
+        ballot = capture(read, wish=self._is_time())
         if ballot.answer is None:
             return ballot, None
         passes = ballot.answer.passes
@@ -327,7 +329,7 @@ class Trainer:
             distils=self._session.objective.distill is not None,
         )
         if figures.get("epoch/train_gradient_norm") == 0:
-            say(f"warning: {NO_GRADIENT.format(epoch=state.epoch + 1)}", visible=self._first)
+            log(f"warning: {NO_GRADIENT.format(epoch=state.epoch + 1)}", visible=self._first)
         kept_share = figures.get("epoch/kept_share", state.kept_share)
         self._judge.validate(f"epoch {state.epoch + 1}: train loss {figures['epoch/train_loss']:.4f}, ", figures)
         state.kept_share = kept_share
@@ -341,7 +343,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         """Write a checkpoint of ``state``, or begin to: ``_writer`` says when it is complete."""
         self._watch.at("saving a checkpoint")
-        together(lambda: self._folder.check_there() if self._first else None)
+        run_on_all_ranks(lambda: self._folder.check_there() if self._first else None)
         self.state.schedule = self._parts.schedule.state()
         self._tracking.flush()
         of = {

@@ -7,17 +7,17 @@ from typing import Any
 
 from ccts_dist.model.emotion import EmotionModel
 from ccts_dist.model.folder import LoadedModel
-from ccts_dist.progress import Progress, say
+from ccts_dist.progress import Progress, log
 from ccts_dist.scoring.predict_split import Scores, evaluate, pooled_scores
 from ccts_dist.shards.format.schema import escape_key
-from ccts_dist.train.context import Parts, save_trained
+from ccts_dist.train.context import TrainContext, save_trained
 from ccts_dist.train.history import History
 from ccts_dist.train.memory.peak import peaks_over_ranks_gb
 from ccts_dist.train.metrics import finite
 from ccts_dist.train.resilience.skipped_steps import allow_damaged
 
 
-class Judge:
+class Validator:
     """Validates a training and keeps its best model. Every method is called by every rank.
 
     Args:
@@ -25,7 +25,7 @@ class Judge:
         check: raises what only this rank knows of yet; called before each step.
     """
 
-    def __init__(self, parts: Parts, check: Callable[[], object]) -> None:
+    def __init__(self, parts: TrainContext, check: Callable[[], object]) -> None:
         self._parts, self._check = parts, check
         self._history: History | None = None
 
@@ -82,7 +82,7 @@ class Judge:
         # The first one counts even if it is not a number: a run always leaves a best model, however bad.
         better = state.best_epoch < 0 or scores.criterion < (inf if state.best_loss is None else state.best_loss)
         best = " (best)" if better else ""
-        say(f"{words}validation loss {scores.loss:.4f}{best}, {scores_in_words(scores)}", visible=parts.is_first)
+        log(f"{words}validation loss {scores.loss:.4f}{best}, {scores_in_words(scores)}", visible=parts.is_first)
         if better:
             criterion = scores.criterion
             state.best_loss, state.best_epoch = criterion if isfinite(criterion) else None, state.epoch
@@ -93,7 +93,7 @@ class Judge:
             self._history.write({"step": state.step, "epoch": state.epoch, "best": better, **told})
         if self.has_seen_enough:
             what = "validation loss has not fallen" if scores.ccc else "unweighted accuracy has not risen"
-            say(
+            log(
                 f"the {what} {state.since_best} times in a row (train.early_stopping_patience): training ends "
                 f"after step {state.step}",
                 visible=parts.is_first,

@@ -27,7 +27,7 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards.build.builder import build_shard_set
-from ccts_dist.train.experiment import Session, open_session
+from ccts_dist.train.experiment import Experiment, open_experiment
 from ccts_dist.train.optim import build_optimizer
 from ccts_dist.train.steps.step import train_step
 from tests.plain_engine import PlainEngine
@@ -90,7 +90,7 @@ def _build(folder: Path, count: int) -> float:
     return total
 
 
-def _session(folder: Path, frames: str) -> Session:
+def _session(folder: Path, frames: str) -> Experiment:
     tree: dict[str, Any] = {
         "run_name": "bench",
         "output_dir": str(folder / "run"),
@@ -103,10 +103,10 @@ def _session(folder: Path, frames: str) -> Session:
         tree["data"]["feature_cache"] = str(folder / frames)
     config = folder / f"{frames or 'plain'}.toml"
     config.write_text(tomli_w.dumps(tree))
-    return open_session(read_run(config), Ranks())
+    return open_experiment(read_run(config), Ranks())
 
 
-def _train(session: Session, epochs: int) -> float:
+def _train(session: Experiment, epochs: int) -> float:
     """Seconds."""
     optimizer = build_optimizer(parameter_groups(session.model), session.run.optim)
     engine = PlainEngine(session.model, optimizer, session.run, ranks=session.ranks)

@@ -16,8 +16,8 @@ import torch
 from transformers import HubertConfig
 
 from ccts_dist.config import read_run
-from ccts_dist.loader.micro_batches import cut
-from ccts_dist.loader.sampler import Row
+from ccts_dist.loader.micro_batches import split_global_batch
+from ccts_dist.loader.sampler import SampleRef
 from ccts_dist.model.emotion import EncoderConfigs, rebuild_model
 from ccts_dist.train.speed.cost import read_assumptions
 from ccts_dist.train.speed.flops import count_flops
@@ -61,7 +61,10 @@ def planned(lengths: list[int], micro: int, group: int) -> StepsOf:
         chosen = random.Random(0).sample(batches, min(MOST_STEPS, len(batches)))
         passes = -(-size // (micro * num_ranks))
         return Steps(
-            parts=[cut([_row(number, lengths) for number in batch], num_ranks, passes, micro) for batch in chosen],
+            parts=[
+                split_global_batch([_row(number, lengths) for number in batch], num_ranks, passes, micro)
+                for batch in chosen
+            ],
             per_epoch=-(-len(lengths) // size),
             global_batch_size=size,
             longest=lambda part: part.rows[0].num_samples,
@@ -70,8 +73,8 @@ def planned(lengths: list[int], micro: int, group: int) -> StepsOf:
     return steps_of
 
 
-def _row(number: int, lengths: list[int]) -> Row:
-    return Row("shard", number, lengths[number], None)
+def _row(number: int, lengths: list[int]) -> SampleRef:
+    return SampleRef("shard", number, lengths[number], None)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import argparse
 
 import numpy as np
 
-from ccts_dist.loader.micro_batches import cut, sum_up
-from ccts_dist.loader.sampler import Plan
+from ccts_dist.loader.micro_batches import split_global_batch, sum_up
+from ccts_dist.loader.sampler import BatchSampler
 from ccts_dist.shards.format.index import IndexPlace, ShardRows
 from ccts_dist.shards.format.schema import ShardEntry
 
@@ -78,7 +78,7 @@ CUTS = [
 
 def mixing(corpus: DriftingCorpus, window: int, group: int, batch: int) -> dict[str, float]:
     """The figures of one epoch."""
-    plan = Plan(
+    plan = BatchSampler(
         corpus, ("Train",), global_batch_size=batch, seed=1, shuffle_buffer_size=window, bucket_batches=group, streams=1
     )
     speakers, shards, variances, means, shortcut, padded, real = [], [], [], [], [], 0, 0
@@ -90,7 +90,7 @@ def mixing(corpus: DriftingCorpus, window: int, group: int, batch: int) -> dict[
         variances.append(corpus.label[numbers].var(ddof=1))
         means.append(corpus.label[numbers].mean())
         shortcut.append(np.corrcoef(corpus.letters[numbers], corpus.label[numbers])[0, 1])
-        part = cut(rows, 1, 1, batch)[0][0]
+        part = split_global_batch(rows, 1, 1, batch)[0][0]
         padded, real = padded + part.padded_samples, real + part.real_samples
     return {
         "speakers": float(np.mean(speakers)),
@@ -104,11 +104,13 @@ def mixing(corpus: DriftingCorpus, window: int, group: int, batch: int) -> dict[
 
 def padding(corpus: DriftingCorpus, batch: int, ranks: int, passes: int) -> float:
     """Share of padding in random batches that are cut into so many micro-batches on each rank."""
-    plan = Plan(
+    plan = BatchSampler(
         corpus, ("Train",), global_batch_size=batch, seed=1, shuffle_buffer_size=65_536, bucket_batches=1, streams=1
     )
     micro = -(-batch // (ranks * passes)) * 4
-    steps = (cut(plan.global_batch(0, step), ranks, passes, micro) for step in range(plan.steps_per_epoch))
+    steps = (
+        split_global_batch(plan.global_batch(0, step), ranks, passes, micro) for step in range(plan.steps_per_epoch)
+    )
     return sum_up(steps).padding
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ccts_dist.loader.sampler import Plan
+from ccts_dist.loader.sampler import BatchSampler
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards.format.index import IndexPlace, IndexWriter, MemberPlaces, ShardRows, rows_to_table
 from ccts_dist.shards.format.schema import INDEX_NAME, MANIFEST_NAME, Manifest, ShardEntry, SplitTotals, shard_name
@@ -86,7 +86,7 @@ def measure(root: Path, position: float) -> dict[str, float]:
     began = time.perf_counter()
     shard_set = open_shard_set(root)
     opened = time.perf_counter()
-    plan = Plan(
+    plan = BatchSampler(
         shard_set, ("Train",), global_batch_size=32, seed=1, shuffle_buffer_size=WINDOW, bucket_batches=32, streams=1
     )
     first = int(position * (plan.steps_per_epoch - 1))

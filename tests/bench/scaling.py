@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ccts_dist.loader.micro_batches import cut
-from ccts_dist.loader.sampler import Plan
+from ccts_dist.loader.micro_batches import split_global_batch
+from ccts_dist.loader.sampler import BatchSampler
 from ccts_dist.shards.shard_set import ShardSet
 from tests.bench.demo_student import finish, prepare, start, work_folder, write_run
 
@@ -135,13 +135,13 @@ def _parts(turns: dict[str, list[list[dict[str, Any]]]]) -> str:
 
 def _imbalance(shard_set: ShardSet, micro: int) -> float:
     """Mean over an epoch's steps: the largest part's padded audio over the mean part's; what a rank waits for."""
-    plan = Plan(
+    plan = BatchSampler(
         shard_set, ("Train",), global_batch_size=2 * MICRO, seed=17, shuffle_buffer_size=65_536, bucket_batches=32,
         streams=1,
     )  # fmt: skip
     ratios = []
     for step in range(plan.steps_per_epoch):
-        ((one, two),) = cut(plan.global_batch(0, step), 2, 1, micro)
+        ((one, two),) = split_global_batch(plan.global_batch(0, step), 2, 1, micro)
         sizes = (one.padded_samples, two.padded_samples)
         ratios.append(max(sizes) / (sum(sizes) / 2))
     return sum(ratios) / len(ratios)

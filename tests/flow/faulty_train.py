@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ccts_dist.distributed import rank_facts
-from ccts_dist.errors import leave, run_main
+from ccts_dist.errors import exit_without_teardown, run_main
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import StepBatches
 from ccts_dist.train import run as training
@@ -122,4 +122,4 @@ def faulty_main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(run_main(faulty_main))
+    exit_without_teardown(run_main(faulty_main))

@@ -13,7 +13,7 @@ import fsspec.config
 
 from ccts_dist.errors import run_main
 from ccts_dist.shards.stores.remote import open_store
-from ccts_dist.shards.stores.transfer import Patience
+from ccts_dist.shards.stores.transfer import RetryPolicy
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def read_all(
             os.environ[name] = value
     fsspec.config.set_conf_env(fsspec.config.conf)  # as when it was imported
     listed = [Listed(**file) for file in files]
-    store = open_store(root, cache=Path(cache), cache_bytes=cache_bytes, patience=Patience(**(patience or {})))
+    store = open_store(root, cache=Path(cache), cache_bytes=cache_bytes, patience=RetryPolicy(**(patience or {})))
     for number in range(rounds):
         if seed is not None:
             random.Random(f"{seed} {number}").shuffle(listed)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from ccts_dist.config.schema import BatchConfig, DataConfig
-from ccts_dist.distributed import in_step, rank_facts, together
+from ccts_dist.distributed import lockstep, rank_facts, run_on_all_ranks
 from ccts_dist.errors import CctsError
 from ccts_dist.loader.collate import EncodeText
 from ccts_dist.loader.loader import Loader
@@ -120,8 +120,8 @@ def read_an_epoch(places: Sequence[str]) -> list[tuple[int, str]]:
     for place in places:
         steps, words = 0, ""
         try:
-            loader = together(partial(loader_of, Path(place), letters))
-            for _ in in_step(loader.epoch(0), STEPS_PER_EPOCH):
+            loader = run_on_all_ranks(partial(loader_of, Path(place), letters))
+            for _ in lockstep(loader.epoch(0), STEPS_PER_EPOCH):
                 steps += 1
         except CctsError as error:
             words = str(error)

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import run_main
-from ccts_dist.train.experiment import check_session
+from ccts_dist.train.experiment import check_experiment
 from ccts_dist.train.memory.forecast import Forecast
 from launch import train as command
 from tests.launching import ROOT, environment
@@ -94,7 +94,7 @@ def test_memory_that_is_none_is_refused(config, capfd, gb):
 
 def test_largest_part_is_that_of_the_plan_and_of_the_ranks(config):
     run = read_run(config, ["batch.micro_batch_size=3"])
-    with check_session(run, 2) as session:
+    with check_experiment(run, 2) as session:
         part = session.loader.largest_part(3)
         steps = [batch for step in session.loader.epoch(0) for batch in step.passes]
         assert len(part.rows) <= 3
@@ -105,12 +105,12 @@ def test_largest_part_is_that_of_the_plan_and_of_the_ranks(config):
 
 
 def test_the_largest_micro_batch_that_fits_is_found_at_the_limit(config):
-    with check_session(read_run(config, ["batch.micro_batch_size=1"]), 1) as session:
+    with check_experiment(read_run(config, ["batch.micro_batch_size=1"]), 1) as session:
         assert session.ranks == Ranks()
         forecast = Forecast(session, on_gpu=True)
         needed = {}
         for micro in (1, 2, 4, 8, 16):
-            with check_session(read_run(config, [f"batch.micro_batch_size={micro}"]), 1) as other:
+            with check_experiment(read_run(config, [f"batch.micro_batch_size={micro}"]), 1) as other:
                 needed[micro] = Forecast(other, on_gpu=True).peak_bytes
         assert needed[16] > needed[1]
         words = forecast.check_fits(needed[4] / 1e9)

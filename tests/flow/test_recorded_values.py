@@ -19,7 +19,7 @@ from ccts_dist.registry.lineage import epoch_of, lineage_of
 from ccts_dist.report.recorded import read_recorded
 from ccts_dist.shards.format.sealed_json import sealed_bytes
 from ccts_dist.tracking.run_file import read_run_file
-from ccts_dist.train.experiment import check_session
+from ccts_dist.train.experiment import check_experiment
 from tests.plain_engine import train_plainly
 from tests.small_runs import build_two_kinds, make_cache, read_validations, write_run
 from tests.small_teacher import save_small_teacher
@@ -47,7 +47,7 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def threshold(place: Path) -> float:
     """That which the share gives, found anew; not the default."""
-    with check_session(read_run(place / "run.toml"), 1) as session:
+    with check_experiment(read_run(place / "run.toml"), 1) as session:
         assert session.objective.distill is not None
         assert abs(session.objective.distill.threshold - 2.0) > 0.1
         return session.objective.distill.threshold

@@ -7,7 +7,7 @@ import pytest
 from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError
 from ccts_dist.shards import open_shard_set
-from ccts_dist.train.experiment import check_session
+from ccts_dist.train.experiment import check_experiment
 from tests.flow.s3_server import ACCESS_KEY, SECRET_KEY, Rule, s3_server
 from tests.launching import launch, launch_well
 from tests.shard_examples import EMBEDDING_SIZE, build_example, example_cache, make_utterances
@@ -76,8 +76,8 @@ def test_cache_smaller_than_a_window_and_the_next_is_refused_before_training(tmp
     config = run_file(tmp_path / "run.toml", *there, cache=tmp_path / "cache", shard_cache_gb=1e-5)
     with (
         pytest.raises(ConfigError, match=r"data.shard_cache_gb = 1e-05: the shards of a window and of the next one"),
-        check_session(read_run(config, []), 1),
+        check_experiment(read_run(config, []), 1),
     ):
         pass
-    with check_session(read_run(config, ["data.shard_cache_gb=1"]), 1) as session:
+    with check_experiment(read_run(config, ["data.shard_cache_gb=1"]), 1) as session:
         assert session.loader.bytes_at_once() > 0

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccts_dist.asr.recognizer import Recogniser, load_recogniser
+from ccts_dist.asr.recognizer import Recognizer, load_recogniser
 from ccts_dist.asr.transcribe import transcribe, wanted_utterances
 from ccts_dist.corpus import read_msp_podcast
 from ccts_dist.corpus.asr_transcripts import apply_heard, read_heard
@@ -85,17 +85,17 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recogniser(model: Path) -> Recogniser:
+def recogniser(model: Path) -> Recognizer:
     return load_recogniser(str(model), device="cpu", batch_seconds=2.0)
 
 
-def hear(corpus: Path, recogniser: Recogniser, out: Path, **choices) -> bytes:
+def hear(corpus: Path, recogniser: Recognizer, out: Path, **choices) -> bytes:
     transcribe(wanted_utterances(read_msp_podcast(corpus).utterances, **choices), recogniser, out)
     return out.read_bytes()
 
 
 @pytest.fixture(scope="module")
-def undisturbed(corpus: Path, recogniser: Recogniser, tmp_path_factory) -> bytes:
+def undisturbed(corpus: Path, recogniser: Recognizer, tmp_path_factory) -> bytes:
     return hear(corpus, recogniser, tmp_path_factory.mktemp("whole") / "heard.jsonl")
 
 
@@ -121,7 +121,7 @@ def test_a_killed_pass_goes_on_and_ends_with_the_file_of_one_that_was_not(
 @examples(8)
 @given(st.data())
 def test_whatever_of_a_file_is_left_the_pass_ends_with_the_same_file(
-    corpus: Path, recogniser: Recogniser, undisturbed: bytes, tmp_path_factory, data
+    corpus: Path, recogniser: Recognizer, undisturbed: bytes, tmp_path_factory, data
 ):
     out = tmp_path_factory.mktemp("torn") / "heard.jsonl"
     out.write_bytes(undisturbed[: data.draw(st.integers(0, len(undisturbed)))])

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ccts_dist.records import Batch
-from ccts_dist.train.experiment import Session
+from ccts_dist.train.experiment import Experiment
 from ccts_dist.train.memory.estimate import Estimate, Phase
 from ccts_dist.train.memory.forecast import Forecast
 from tests.gpu.large import first_batch, make_seconds, size_for, step, twice_as_long, varied, with_rows, write_large_run
@@ -79,7 +79,7 @@ def _matrix_tflops() -> float:
     return 10 * 2 * MATRIX**3 / (time.perf_counter() - began) / 1e12
 
 
-def _foresee(outcome: Outcome, situation: Situation, session: Session, found: list[int]) -> None:
+def _foresee(outcome: Outcome, situation: Situation, session: Experiment, found: list[int]) -> None:
     """The forecast of tensors, which must be asked before the engine takes the model apart."""
     with outcome.item("forecast of memory") as figures:
         found.append(tensor_bytes(Forecast(session, on_gpu=situation.on_gpu).estimate))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ccts_dist.errors import leave
+from ccts_dist.errors import exit_without_teardown
 from tests.gpu.outcome import NotApplicable, Outcome
 
 
@@ -68,4 +68,4 @@ def run_part(name: str, body: Callable[[Outcome, Situation], None]) -> None:
         figures["device"] = situation.device_name
         body(outcome, situation)
     outcome.write(finished=True)
-    leave(0)  # a process group in this process may not let go: see ``leave``
+    exit_without_teardown(0)  # a process group in this process may not let go: see ``exit_without_teardown``

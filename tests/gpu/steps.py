@@ -14,7 +14,7 @@ from torch.nn import functional
 from ccts_dist.config import RunConfig, read_run
 from ccts_dist.distributed import rank_facts
 from ccts_dist.model.emotion import parameter_groups
-from ccts_dist.train.experiment import Session, open_session
+from ccts_dist.train.experiment import Experiment, open_experiment
 from ccts_dist.train.optim import build_optimizer
 from ccts_dist.train.steps.step import StepResult, train_step
 from ccts_dist.train.zero.engine import Engine
@@ -39,7 +39,7 @@ class Training:
     """A training that is ready for its first step."""
 
     run: RunConfig
-    session: Session
+    session: Experiment
     engine: Engine
     seconds: float
     """That the engine took to be made, a checkpoint read included."""
@@ -47,7 +47,7 @@ class Training:
 
 @contextmanager
 def training(
-    config: Path, *, before_engine: Callable[[Session], None] = lambda _: None, resume_from: Path | None = None
+    config: Path, *, before_engine: Callable[[Experiment], None] = lambda _: None, resume_from: Path | None = None
 ) -> Iterator[Training]:
     """The training of a run file, in training mode.
 
@@ -58,7 +58,7 @@ def training(
     forget_engines()
     run = read_run(config, [])
     ranks = rank_facts()
-    session = open_session(run, ranks)
+    session = open_experiment(run, ranks)
     try:
         before_engine(session)
         optimizer = build_optimizer(parameter_groups(session.model), run.optim)

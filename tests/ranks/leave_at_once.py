@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ccts_dist.distributed import process_group, rank_facts, sum_over_ranks
-from ccts_dist.errors import leave
+from ccts_dist.errors import exit_without_teardown
 from tests.launching import free_port
 
 kept = []
@@ -30,7 +30,7 @@ def run_rank(rank: int, port: int) -> None:
         # From here on no other thread gets the interpreter before this one waits or ends.
         sys.setswitchinterval(100.0)
         sum_over_ranks(torch.ones(10, dtype=torch.float64))
-    leave(0)
+    exit_without_teardown(0)
 
 
 def main() -> None:

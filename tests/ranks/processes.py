@@ -113,7 +113,7 @@ def _end_rank(
     args: tuple[Any, ...],
 ) -> None:
     from ccts_dist.distributed import process_group, rank_facts
-    from ccts_dist.errors import leave, run_main
+    from ccts_dist.errors import exit_without_teardown, run_main
 
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
     _become_rank(rank, num_ranks, port)
@@ -123,7 +123,7 @@ def _end_rank(
             function(*args)
         return 0
 
-    leave(run_main(main))
+    exit_without_teardown(run_main(main))
 
 
 def _become_rank(rank: int, num_ranks: int, port: int) -> None:
@@ -160,7 +160,7 @@ def _run_rank(
     sender: Connection, rank: int, num_ranks: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     from ccts_dist.distributed import barrier, process_group, rank_facts
-    from ccts_dist.errors import leave
+    from ccts_dist.errors import exit_without_teardown
 
     _become_rank(rank, num_ranks, port)
     try:
@@ -171,7 +171,7 @@ def _run_rank(
         _send(sender, (False, traceback.format_exc()))
         raise
     _send(sender, (True, answer))
-    leave(0)
+    exit_without_teardown(0)
 
 
 def _send(sender: Connection, verdict: tuple[bool, Any]) -> None:

@@ -6,26 +6,26 @@ import pytest
 from torch.distributed import DistBackendError
 
 from ccts_dist.distributed import (
-    Ballot,
+    PendingResult,
     Ranks,
     agree_on_nodes,
     agree_or_raise,
-    attempt,
     broadcast_object,
+    capture,
     derive_seed,
     gather_objects,
-    in_step,
     is_lost_connection,
     limit_waiting,
+    lockstep,
     rank_facts,
+    run_on_all_ranks,
     sum_over_ranks,
-    together,
 )
 from ccts_dist.errors import CctsError, ShardError, TeacherError
 from tests.ranks.processes import end_ranks, run_on_ranks
 
 
-def settle(ballot: Ballot[int]) -> tuple[int, bool]:
+def settle(ballot: PendingResult[int]) -> tuple[int, bool]:
     """With votes that rode along with something else."""
     return ballot.settle(*sum_over_ranks(ballot.votes).tolist())
 
@@ -48,12 +48,12 @@ def try_everything() -> dict[str, object]:
         return 3
 
     try:
-        together(open_something)
+        run_on_all_ranks(open_something)
     except CctsError as error:
         told["together"] = (type(error).__name__, str(error))
-    told["answer"] = together(lambda: rank + 10)
+    told["answer"] = run_on_all_ranks(lambda: rank + 10)
     try:
-        settle(attempt(open_something))
+        settle(capture(open_something))
     except CctsError as error:
         told["later"] = (type(error).__name__, str(error))
 
@@ -66,7 +66,7 @@ def try_everything() -> dict[str, object]:
 
     seen = []
     try:
-        for number in in_step(read(), 3):
+        for number in lockstep(read(), 3):
             seen.append(number)  # noqa: PERF402
     except CctsError as error:
         told["in step"] = (seen, str(error))
@@ -78,10 +78,10 @@ def try_everything() -> dict[str, object]:
             raise ShardError("asked on the second rank")
 
     try:
-        list(in_step(iter(range(5)), 5, check=check))
+        list(lockstep(iter(range(5)), 5, check=check))
     except CctsError as error:
         told["checked"] = (len(checked), str(error))
-    told["wishes"] = [settle(attempt(lambda: rank, wish=wish)) for wish in (False, rank == 1)]
+    told["wishes"] = [settle(capture(lambda: rank, wish=wish)) for wish in (False, rank == 1)]
     told["sum"] = sum_over_ranks(torch.tensor([1.0, float(rank)], dtype=torch.float64)).tolist()
     told["gathered"] = gather_objects(f"from {rank}")
     told["broadcast"] = broadcast_object(f"from {rank}")

@@ -15,7 +15,7 @@ from ccts_dist.evaluation.page import Beside
 from ccts_dist.evaluation.results import result_in_words, write_results
 from ccts_dist.evaluation.run import run_evaluation
 from ccts_dist.export.command import export_model
-from ccts_dist.inference.predictor import Student
+from ccts_dist.inference.predictor import Predictor
 from ccts_dist.model import load_model
 from ccts_dist.scoring import read_table
 from ccts_dist.shards import open_shard_set
@@ -101,7 +101,7 @@ def test_its_evaluation_has_recalls_with_intervals_and_no_ccc(outputs: dict[str,
 
 
 def test_its_answers_are_a_category_and_probabilities(outputs: dict[str, Path]):
-    student = Student(load_model(outputs["one"] / "best"), name="best", device=torch.device("cpu"))
+    student = Predictor(load_model(outputs["one"] / "best"), name="best", device=torch.device("cpu"))
     (answer,) = student.predict([np.random.default_rng(0).normal(0, 0.1, 8_000).astype(np.float32)])
     assert list(answer) == ["category", "p(calm)", "p(tense)"]
     assert answer["p(calm)"] + answer["p(tense)"] == pytest.approx(1)

@@ -9,7 +9,7 @@ import pytest
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.train.checkpoint import find_checkpoint, read_state
-from ccts_dist.train.experiment import open_session
+from ccts_dist.train.experiment import open_experiment
 from tests.launching import ROOT
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
@@ -87,7 +87,7 @@ def test_losses_cut_by_seconds_are_those_cut_by_count_on_two_ranks_under_zero_2(
 
 def test_number_of_micro_batches_differs_from_step_to_step(place):
     """What makes the runs above a test of a boundary that is set by hand."""
-    session = open_session(read_run(config_for(place, "numbers", 2, BY_SECONDS)), Ranks(rank=0, num_ranks=2))
+    session = open_experiment(read_run(config_for(place, "numbers", 2, BY_SECONDS)), Ranks(rank=0, num_ranks=2))
     numbers = {len(step.passes) for step in session.loader.epoch(0)}
     session.close()
     assert len(numbers) > 1

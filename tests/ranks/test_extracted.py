@@ -31,7 +31,7 @@ def model_of(place: Path, name: str) -> dict:
         return {"encoder": str(place / family), "gru_hidden": 5, **changes}
 
     return {
-        "whisper, w2v-bert": {"speech": branch("whisper"), "also": [branch("w2v-bert", layers="weighted")]},
+        "whisper, w2v-bert": {"speech": branch("whisper"), "extra_speech": [branch("w2v-bert", layers="weighted")]},
         "moonshine": {"speech": branch("moonshine", trainable="top:1")},
         "frozen": {"speech": branch("whisper", trainable="none", layers="layer:1")},
     }[name] | {"gradient_checkpointing": name != "frozen", "embedding": 7}

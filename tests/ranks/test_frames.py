@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, ShardError
-from ccts_dist.train.experiment import open_session
+from ccts_dist.train.experiment import open_experiment
 from ccts_dist.train.feature_cache import hears_nothing
 from tests.damage import flip, flip_in_member
 from tests.launching import ROOT
@@ -97,7 +97,7 @@ def test_second_run_makes_nothing_and_decodes_nothing(place: Path, outputs):
     run = read_run(write(place, "again", "frames"))
     assert hears_nothing(run)
     before = {path: path.stat().st_mtime_ns for path in (place / "frames").rglob("*.npy")}
-    session = open_session(run, Ranks())
+    session = open_experiment(run, Ranks())
     try:
         batch = next(session.loader.epoch(0)).passes[0]
     finally:
@@ -111,21 +111,21 @@ def test_second_run_makes_nothing_and_decodes_nothing(place: Path, outputs):
 
 def test_other_encoders_get_frames_of_their_own(place: Path, outputs):
     for change, num_folders in (("seed=4", 4), ("model.text.max_tokens=8", 5)):  # of speech and text, or of text alone
-        session = open_session(read_run(write(place, "other", "frames"), [change]), Ranks())
+        session = open_experiment(read_run(write(place, "other", "frames"), [change]), Ranks())
         session.close()
         assert len(list((place / "frames").iterdir())) == num_folders
 
 
 def test_damaged_frames_stop_the_run_or_give_the_row_weight_0(place: Path, outputs):
     run = read_run(write(place, "damaged", "frames-of-damaged"))
-    open_session(run, Ranks()).close()
+    open_experiment(run, Ranks()).close()
     for file in (place / "frames-of-damaged").rglob("Train-000000-*.frames.npy"):
         flip(file, file.stat().st_size - 3)
-    session = open_session(run, Ranks())
+    session = open_experiment(run, Ranks())
     with pytest.raises(ShardError, match=r"frames of '.*' are damaged"):
         list(session.loader.epoch(0))
     session.close()
-    session = open_session(read_run(place / "damaged.toml", ["data.on_corrupt=skip"]), Ranks())
+    session = open_experiment(read_run(place / "damaged.toml", ["data.on_corrupt=skip"]), Ranks())
     batches = [batch for step in session.loader.epoch(0) for batch in step.passes]
     session.close()
     assert sum(float((batch.weight == 0).sum()) for batch in batches) in (1, 2)  # one of each encoder, perhaps the same
@@ -157,8 +157,8 @@ def test_damaged_utterance_stops_the_making_or_has_no_frames(tmp_path: Path):
     flip_in_member(Path(shard_set.root), name, 2, "flac")
     config = write(tmp_path, "stop", "frames")
     with pytest.raises(ShardError, match="is damaged"):
-        open_session(read_run(config), Ranks())
-    session = open_session(read_run(config, ["data.on_corrupt=skip"]), Ranks())
+        open_experiment(read_run(config), Ranks())
+    session = open_experiment(read_run(config, ["data.on_corrupt=skip"]), Ranks())
     batches = [batch for step in session.loader.epoch(0) for batch in step.passes]
     session.close()
     left_out = [key for batch in batches for key, w in zip(batch.keys, batch.weight.tolist(), strict=True) if w == 0]
@@ -170,7 +170,7 @@ def test_words_that_are_kept_do_not_mind_changed_audio(tmp_path: Path):
     config = write(tmp_path, "words", "frames", model={"speech": SPEECH})
     run = read_run(config, ['augment.noises=["white"]'])
     assert not hears_nothing(run)
-    session = open_session(run, Ranks())
+    session = open_experiment(run, Ranks())
     batch = next(session.loader.epoch(0)).passes[0]
     session.close()
     assert set(batch.frames) == {"text"}

@@ -25,7 +25,7 @@ from tests.ranks.processes import run_on_ranks
 ALPHA = (0.4, 0.35, 0.25)
 ROWS = 13
 DISTILL = DistillTerms(
-    distance="mse",
+    embedding_loss="mse",
     condition=Condition(
         targets=("activation", "valence", "dominance"),
         w=(1.0, 1.0, 1.0),

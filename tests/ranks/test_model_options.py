@@ -29,7 +29,7 @@ MODEL = {
     "gradient_checkpointing": True,
     "speech": {**SPEECH, "scratch": SCRATCH, "layers": "weighted", "pooling": "attentive-statistics",
                "attention_hidden": 6},
-    "also": [
+    "extra_speech": [
         {"encoder": "filterbank", "filterbank": {"num_mel_bins": 12, "channels": [8], "kernel": 3}, "gru_hidden": 5},
         {"encoder": "scratch", "scratch": CONFORMER, "layers": "layer:1", "pooling": "self-attention",
          "do_normalize": "on"},

@@ -16,7 +16,7 @@ from ccts_dist.report.recorded import read_recorded
 from ccts_dist.shards.merge import merge_shards
 from ccts_dist.shards.shard_set import open_shard_set
 from ccts_dist.shards.teacher_cache import open_teacher_cache
-from ccts_dist.train.experiment import open_session
+from ccts_dist.train.experiment import open_experiment
 from tests.launching import launch_well
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
@@ -28,7 +28,7 @@ SETTINGS = {
     "without teacher": None,
     "distilled": {**DISTIL, "gate": "none"},
     "rank 0 gated out": {**DISTIL, "gate": "any-dimension", "threshold": 0.6},
-    "soft": {**DISTIL, "gate": "soft", "distance": "cosine", "prediction_loss": "ccc"},
+    "soft": {**DISTIL, "gate": "soft", "embedding_loss": "cosine", "prediction_loss": "ccc"},
     "a share left out": {**DISTIL, "gate": "per-dimension", "reject_fraction": 0.4},
 }
 LAUNCHED = "rank 0 gated out"
@@ -121,7 +121,7 @@ def test_losses_by_micro_batch_agree_where_the_micro_batches_are_the_same(place,
     assert compared.num_steps == (12, 12)
     assert compared.same_utterances
     assert compared.agrees, verdict(compared)
-    session = open_session(read_run(place / "micro-batch-1.toml"), Ranks())
+    session = open_experiment(read_run(place / "micro-batch-1.toml"), Ranks())
     session.close()
     assert session.objective.scope == "micro-batch", "the exact loss agrees on any ranks"
 

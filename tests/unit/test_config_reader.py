@@ -55,19 +55,19 @@ def test_defaults_are_those_of_the_paper():
     assert (run.optim.name, run.optim.learning_rate, run.optim.encoder_lr_scale) == ("adam", 5e-4, 0.25)
     assert (run.optim.lr_scheduler, run.optim.plateau_factor, run.optim.plateau_patience) == ("plateau", 0.75, 2)
     assert run.model.targets == ("activation", "valence", "dominance")
-    assert (run.model.embedding, run.model.speech.pooling, run.model.speech.gru_layers) == (128, "gru", 2)  # pyright: ignore
+    assert (run.model.embedding_dim, run.model.speech.pooling, run.model.speech.gru_layers) == (128, "gru", 2)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
         ({"optim": {"learning_rat": 1}}, r"run: unknown key optim\.learning_rat = 1\. Did you mean 'learning_rate'\?"),
-        ({"zzz": 1}, r"unknown key zzz = 1\. Known keys: name, output, .*"),
+        ({"zzz": 1}, r"unknown key zzz = 1\. Known keys: run_name, output_dir, .*"),
         ({"seed": "x"}, "seed = 'x': must be a whole number"),
         ({"seed": True}, "seed = True: must be a whole number"),
         ({"seed": 1.0}, r"seed = 1\.0: must be a whole number"),
         ({"seed": -1}, "seed = -1: must be at least 0"),
-        ({"name": 3}, "name = 3: must be a string"),
+        ({"run_name": 3}, "run_name = 3: must be a string"),
         ({"optim": {"learning_rate": "2e-5"}}, "optim.learning_rate = '2e-5': must be a number"),
         ({"optim": {"learning_rate": 0}}, "optim.learning_rate = 0: must be more than 0"),
         ({"optim": {"plateau_factor": 1.5}}, "optim.plateau_factor = 1.5: must be between 0 and 1"),
@@ -137,7 +137,7 @@ def test_defaults_are_those_of_the_paper():
             "data.teacher_cache = 'c' is named, and there is no .distill.",
         ),
         ({"loss": {"target_weights": [1.0, -1.0, 1.0]}}, "must be at least 0 each"),
-        ({"output": ""}, "output is empty"),
+        ({"output_dir": ""}, "output_dir is empty"),
         ({"tracking": {"registered_model_name": "a/b"}}, "tracking.registered_model_name = 'a/b': must hold none of /"),
         ({"train": {"comm_timeout_s": 1e20}}, "train.comm_timeout_s = 1e.20: must be between 1 and 1000000"),
         ({"data": {"shards": "s", "valid_splits": ["Train"]}}, "'Train' is trained on and also validated or tested on"),
@@ -270,7 +270,7 @@ def test_run_with_a_share_to_leave_out_comes_back_from_its_resolved_form():
 def test_several_speech_encoders_come_back_from_the_resolved_form():
     also = [{"encoder": "f", "pooling": "mean"}, {"encoder": "filterbank", "filterbank": {"channels": [8]}}]
     speech = {"encoder": "e", "layers": "layer:9", "pooling": "attentive-statistics", "attention_hidden": 9}
-    model = {"speech": speech, "also": also, "heads": "per-target", "head_hidden_dim": 7}
+    model = {"speech": speech, "extra_speech": also, "heads": "per-target", "head_hidden_dim": 7}
     run = parse_run(tree(model=model, optim={"speech_lr_scale": 0.1, "text_lr_scale": 0.0}))
     assert [branch.encoder for branch in run.model.extra_speech] == ["f", "filterbank"]
     assert run.model.extra_speech[1].filterbank == FilterbankConfig(channels=(8,))

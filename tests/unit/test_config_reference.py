@@ -27,7 +27,7 @@ def test_every_key_stands_there_with_its_range_its_default_and_a_meaning():
         assert default
         assert meaning, f"{key} has no meaning"
     by_key = {row.split("`")[1]: row for row in rows}
-    assert '| `"mse"`, `"l2"`, `"cosine"` | `"l2"` |' in by_key["distance"]
+    assert '| `"mse"`, `"l2"`, `"cosine"` | `"l2"` |' in by_key["embedding_loss"]
     assert "| whole number, at least 3 | `128` |" in by_key["max_tokens"]
     assert "| list: number | `[]` |" in by_key["target_weights"]
     assert "| **needed** |" in by_key["shards"]
@@ -50,7 +50,7 @@ def test_meaning_of_an_encoder_names_every_type_that_is_taken():
 @pytest.mark.parametrize(
     ("table", "config", "key"),
     [
-        ("optim", OptimConfig, "schedule"),
+        ("optim", OptimConfig, "lr_scheduler"),
         ("distill", DistillConfig, "gate"),
         ("model.speech", SpeechConfig, "pooling"),
     ],

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.micro_batches import SecondsLimit, check_length, choose_passes, cut, sum_up
-from ccts_dist.loader.sampler import Row
+from ccts_dist.loader.micro_batches import SecondsLimit, check_length, choose_passes, split_global_batch, sum_up
+from ccts_dist.loader.sampler import SampleRef
 from ccts_dist.shards.format.index import ShardRows
 
 NO_TABLE = ShardRows(
@@ -25,8 +25,8 @@ NO_TABLE = ShardRows(
 )
 
 
-def rows_of(*lengths: int) -> list[Row]:
-    return [Row("Train-000000.tar", number, length, NO_TABLE) for number, length in enumerate(lengths)]
+def rows_of(*lengths: int) -> list[SampleRef]:
+    return [SampleRef("Train-000000.tar", number, length, NO_TABLE) for number, length in enumerate(lengths)]
 
 
 def lengths_of(passes: list) -> list[list[list[int]]]:
@@ -35,24 +35,24 @@ def lengths_of(passes: list) -> list[list[list[int]]]:
 
 def test_parts_of_a_hand_worked_batch():
     # Two parts of runs of 9 6 5 5 4 3: the best is [9 6] = 18 and [5 5 4 3] = 20.
-    assert lengths_of(cut(rows_of(3, 9, 5, 4, 6, 5), 2, 1, 8)) == [[[5, 5, 4, 3], [9, 6]]]
+    assert lengths_of(split_global_batch(rows_of(3, 9, 5, 4, 6, 5), 2, 1, 8)) == [[[5, 5, 4, 3], [9, 6]]]
 
 
 def test_parts_of_similar_cost_run_in_one_pass():
     # Runs of at most two: 40 20 | 16 15 | 6 6 | 5 1; the costs 80, 32, 12, 10 are paired.
-    passes = cut(rows_of(1, 5, 6, 6, 15, 16, 20, 40), 2, 2, 2)
+    passes = split_global_batch(rows_of(1, 5, 6, 6, 15, 16, 20, 40), 2, 2, 2)
     assert [[part.padded_samples for part in ranks] for ranks in passes] == [[80, 32], [12, 10]]
 
 
 def test_empty_part_gets_a_copy_of_the_shortest_row_that_does_not_count():
-    ((first, second, third),) = cut(rows_of(7, 5), 3, 1, 4)
+    ((first, second, third),) = split_global_batch(rows_of(7, 5), 3, 1, 4)
     assert (first.rows[0].num_samples, second.rows[0].num_samples) == (7, 5)
     assert (third.rows, third.counts, third.real_samples) == (second.rows, False, 0)
 
 
 def test_batch_that_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match=r"5 utterances does not fit 2 passes on 1 ranks.*micro_batch_size=2"):
-        cut(rows_of(1, 2, 3, 4, 5), 1, 2, 2)
+        split_global_batch(rows_of(1, 2, 3, 4, 5), 1, 2, 2)
 
 
 @given(
@@ -64,7 +64,7 @@ def test_batch_that_does_not_fit_is_refused():
 def test_parts_are_the_batch_and_none_is_above_the_limit(lengths, num_ranks, micro, spare):
     rows = rows_of(*lengths)
     passes = -(-len(rows) // (num_ranks * micro)) + spare
-    parts = [part for ranks in cut(rows, num_ranks, passes, micro) for part in ranks]
+    parts = [part for ranks in split_global_batch(rows, num_ranks, passes, micro) for part in ranks]
     assert len(parts) == passes * num_ranks
     assert all(len(part.rows) <= micro for part in parts)
     assert sorted((r for part in parts if part.counts for r in part.rows), key=lambda r: r.row) == rows
@@ -86,7 +86,7 @@ def test_no_other_runs_have_a_smaller_largest_part(lengths, num_parts, micro):
 
     counts = range(min(num_parts, len(falling)))
     best = min(largest(inner) for count in counts for inner in combinations(range(1, len(falling)), count))
-    assert max(part.padded_samples for part in cut(rows_of(*lengths), num_parts, 1, micro)[0]) == best
+    assert max(part.padded_samples for part in split_global_batch(rows_of(*lengths), num_parts, 1, micro)[0]) == best
 
 
 def limit(max_samples: int = 10**9, overhead_samples: int = 1, micro: int = 10**6) -> SecondsLimit:
@@ -142,7 +142,7 @@ def test_changes_of_speed_count_before_the_limit():
     assert choose_passes([rows], 1, fast) == 3  # [9 8] [7 6 5] [4]
     slow = replace(fast, padded=lambda samples: 2 * samples)
     assert choose_passes([rows], 1, slow) == 5  # [18] [16] [14] [12 10] [8]
-    parts = [ranks[0] for ranks in cut(rows_of(4, 3, 3, 2), 1, 2, 9, lambda samples: 10 * samples)]
+    parts = [ranks[0] for ranks in split_global_batch(rows_of(4, 3, 3, 2), 1, 2, 9, lambda samples: 10 * samples)]
     assert [part.padded_samples for part in parts] == [8, 6]
 
 
@@ -157,7 +157,7 @@ def test_changes_of_speed_count_before_the_limit():
 def test_parts_cut_by_seconds_are_the_batch_and_keep_the_limits(lengths, num_ranks, micro, seconds, overhead, order):
     rows, limits = rows_of(*lengths), limit(seconds, overhead, micro)
     passes = choose_passes([rows], num_ranks, limits)
-    steps = cut(rows, num_ranks, passes, micro)
+    steps = split_global_batch(rows, num_ranks, passes, micro)
     assert [len(ranks) for ranks in steps] == [num_ranks] * passes
     parts = [part for ranks in steps for part in ranks]
     assert sorted((r for part in parts if part.counts for r in part.rows), key=lambda r: r.row) == rows
@@ -165,7 +165,7 @@ def test_parts_cut_by_seconds_are_the_batch_and_keep_the_limits(lengths, num_ran
     shuffled = rows[:]
     order.shuffle(shuffled)
     assert choose_passes([shuffled], num_ranks, limits) == passes
-    again = cut(sorted(shuffled, key=lambda row: row.row), num_ranks, passes, micro)
+    again = split_global_batch(sorted(shuffled, key=lambda row: row.row), num_ranks, passes, micro)
     assert lengths_of(again) == lengths_of(steps)
 
 
@@ -179,14 +179,14 @@ def test_no_neighboring_number_of_passes_makes_a_shorter_step(lengths, num_ranks
     chosen = choose_passes([rows], num_ranks, limit(overhead_samples=overhead))
 
     def cost(passes: int) -> int:
-        parts = cut(rows, num_ranks, passes, 10**6)
+        parts = split_global_batch(rows, num_ranks, passes, 10**6)
         return sum(max(part.padded_samples for part in ranks if part.counts) for ranks in parts) + passes * overhead
 
     assert all(cost(chosen) <= cost(other) for other in (chosen - 1, chosen + 1) if 0 < other * num_ranks <= len(rows))
 
 
 def test_sums_of_some_steps():
-    steps = [cut(rows_of(9, 6, 5, 5, 4, 3), 2, 1, 8), cut(rows_of(10, 4, 4), 1, 2, 8)]
+    steps = [split_global_batch(rows_of(9, 6, 5, 5, 4, 3), 2, 1, 8), split_global_batch(rows_of(10, 4, 4), 1, 2, 8)]
     found = sum_up(steps)
     assert (found.fewest_passes, found.most_passes, found.longest_samples) == (1, 2, 10)
     assert found.largest.padded_samples == 20

@@ -7,16 +7,16 @@ import pyarrow
 import pytest
 from safetensors import SafetensorError
 
-from ccts_dist.errors import ConfigError, PeerLostError, quick_imports, run_main, without_controls
+from ccts_dist.errors import ConfigError, PeerLostError, gc_paused, run_main, without_controls
 
 
 def test_collector_rests_during_imports_and_not_after_them_even_if_one_fails():
     before = gc.get_freeze_count()
-    with quick_imports():
+    with gc_paused():
         assert not gc.isenabled()
     assert gc.isenabled()
     assert gc.get_freeze_count() > before
-    with pytest.raises(ImportError), quick_imports():
+    with pytest.raises(ImportError), gc_paused():
         raise ImportError("no such module")
     assert gc.isenabled()
 

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from ccts_dist.distributed import together
+from ccts_dist.distributed import run_on_all_ranks
 from ccts_dist.errors import ConfigError, run_main
 from ccts_dist.extras import missing_for_training, words_for_missing
 
@@ -23,7 +23,7 @@ def test_line_names_package_and_extra(package: str, line: str, capsys: pytest.Ca
     assert run_main(main) == 2
     assert capsys.readouterr().err == f"error: {line}\n"
     with pytest.raises(ConfigError, match=r"^the package "):
-        together(lambda: main(None))
+        run_on_all_ranks(lambda: main(None))
 
 
 def test_any_other_package_that_is_missing_is_a_bug():
@@ -34,7 +34,7 @@ def test_any_other_package_that_is_missing_is_a_bug():
     with pytest.raises(ModuleNotFoundError):
         run_main(main)
     with pytest.raises(ModuleNotFoundError):
-        together(lambda: main(None))
+        run_on_all_ranks(lambda: main(None))
 
 
 def test_training_looks_for_its_packages_before_it_starts(monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,7 @@ from ccts_dist.model import build_model, save_model
 from ccts_dist.model.speech.modified_cpc import convert
 from ccts_dist.tracking.events import TagEvent
 from ccts_dist.tracking.spool import Spool
-from ccts_dist.train.resilience.heartbeat import Beat, write_beat
+from ccts_dist.train.resilience.heartbeat import Heartbeat, write_beat
 from tests.published_cpc import published, write_checkpoint
 from tests.unit.model_shapes import speech_config
 
@@ -37,7 +37,7 @@ def spool(folder: Path) -> None:
 
 
 def beat(folder: Path) -> None:
-    write_beat(folder, Beat(rank=0, host="here", pid=1, started=7, number=3, place_number=5))
+    write_beat(folder, Heartbeat(rank=0, host="here", pid=1, started=7, number=3, place_number=5))
 
 
 def transcripts(folder: Path) -> None:

@@ -14,7 +14,7 @@ import tomli_w
 import torch
 
 from ccts_dist.config import ModelConfig, read_run
-from ccts_dist.corpus.asr_transcripts import Heard, read_heard
+from ccts_dist.corpus.asr_transcripts import AsrTranscript, read_heard
 from ccts_dist.corpus.iemocap import read_iemocap
 from ccts_dist.corpus.manifest import read_manifest as read_table
 from ccts_dist.corpus.msp_podcast.reader import read_msp_podcast
@@ -282,7 +282,9 @@ def test_labels_of_iemocap(tmp_path: Path, name: str, sound: bytes):
 def test_files_of_a_recognizer(tmp_path: Path):
     from dataclasses import asdict
 
-    one = Heard(key="a", transcript="ü", confidence=0.5, duration_s=1.0, model="m", digest="0" * 64, language=None)
+    one = AsrTranscript(
+        key="a", transcript="ü", confidence=0.5, duration_s=1.0, model="m", digest="0" * 64, language=None
+    )
     sound = json.dumps(asdict(one), sort_keys=True).encode() + b"\n"
 
     def read(data: bytes) -> None:

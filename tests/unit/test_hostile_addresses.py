@@ -9,7 +9,7 @@ from ccts_dist.config import read_run
 from ccts_dist.errors import CctsError, ConfigError
 from ccts_dist.limits import open_regular
 from ccts_dist.shards.stores.remote import open_store
-from ccts_dist.shards.stores.transfer import Patience
+from ccts_dist.shards.stores.transfer import RetryPolicy
 
 RUN = Path(__file__).resolve().parents[2] / "launch/runs/demo/speech.toml"
 
@@ -40,11 +40,11 @@ ADDRESSES = (
 @pytest.mark.parametrize("address", ADDRESSES, ids=lambda address: ascii(address)[:30])
 def test_an_address_that_names_no_store_is_refused_in_one_line(tmp_path: Path, address: str):
     with pytest.raises(CctsError) as refused:
-        open_store(address, cache=tmp_path, patience=Patience(attempts=1, stall_s=2.0)).read_bytes("manifest.json")
+        open_store(address, cache=tmp_path, patience=RetryPolicy(attempts=1, stall_s=2.0)).read_bytes("manifest.json")
     assert "\n" not in str(refused.value).replace(address, "")
 
 
-@pytest.mark.parametrize("key", ["name", "output", "data.shards", "model.text.encoder"])
+@pytest.mark.parametrize("key", ["run_name", "output_dir", "data.shards", "model.text.encoder"])
 @pytest.mark.parametrize("text", ["a\0b", "a\udcff"])
 def test_a_text_of_a_run_file_that_no_path_can_hold_is_refused(key: str, text: str):
     with pytest.raises(ConfigError, match=rf"{key} = .*must be Unicode text without NUL"):

@@ -24,7 +24,7 @@ from ccts_dist.shards.format.tars import walk_tar
 from ccts_dist.shards.format.teacher_cache import parse_cache_manifest
 from ccts_dist.shards.stores.fetch_cache import FetchCache, Refusal, Reservation, cached_name
 from ccts_dist.shards.stores.store import LocalStore, NamedFile
-from ccts_dist.shards.stores.transfer import Patience, Place
+from ccts_dist.shards.stores.transfer import RemoteRoot, RetryPolicy
 from tests import damage
 from tests.sound_sets import KEYS, SHARD, build_sound
 
@@ -177,7 +177,7 @@ def test_a_manifest_without_end_is_refused(root: Path, monkeypatch: pytest.Monke
 def test_a_store_that_sends_a_manifest_without_end_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(LIMITS, "manifest.json", 2_000_000)  # type: ignore[arg-type]
     (tmp_path / "manifest.json").write_bytes(bytes(10_000_000))
-    place = Place(f"file://{tmp_path}", Patience(attempts=3, first_wait_s=0.01))
+    place = RemoteRoot(f"file://{tmp_path}", RetryPolicy(attempts=3, first_wait_s=0.01))
     with pytest.raises(ShardError, match="more than 2,000,000 bytes"):
         place.read_bytes("manifest.json", tmp_path / "target", limit="manifest.json")
 

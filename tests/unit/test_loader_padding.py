@@ -12,10 +12,10 @@ import torch
 from ccts_dist.config import DataConfig, ModelConfig, SpeechConfig, read_run
 from ccts_dist.loader.collate import rounded_up
 from ccts_dist.loader.loader import pad_multiple
-from ccts_dist.loader.micro_batches import cut
+from ccts_dist.loader.micro_batches import split_global_batch
 from ccts_dist.model import build_model
 from ccts_dist.records import Batch
-from ccts_dist.train.experiment import check_session
+from ccts_dist.train.experiment import check_experiment
 from tests.plain_engine import train_plainly
 from tests.small_runs import SPEECH as RUN_SPEECH
 from tests.small_runs import build_two_kinds, read_history, write_run
@@ -40,7 +40,7 @@ BRANCHES: dict[str, SpeechConfig] = {
     "sew, self-attention": speech_config(shape=SPEECH_FAMILIES["sew"], pooling="self-attention"),
     "conformer, weighted layers": speech_config(shape=SPEECH_FAMILIES["conformer"], layers="weighted"),
     "filter bank, gru": SpeechConfig(encoder="filterbank"),
-    "normalised": speech_config(normalise="on"),
+    "normalised": speech_config(do_normalize="on"),
     "masks by width": speech_config(shape=MASKED | {"mask_feature_length": 4}),
     "masks by length": speech_config(shape=MASKED | {"model_type": "wav2vec2", "mask_feature_length": 4}),
 }
@@ -107,7 +107,7 @@ def test_batches_are_padded_to_the_multiple(tmp_path: Path):
     for multiple_s in (0.0, 0.25):
         data = {"pad_multiple_s": multiple_s}
         config = write_run(tmp_path / "run.toml", tmp_path / "shards", tmp_path / "run", data=data)
-        with check_session(read_run(config, ["batch.micro_batch_size=4"]), 1) as session:
+        with check_experiment(read_run(config, ["batch.micro_batch_size=4"]), 1) as session:
             batches = [batch for step in session.loader.epoch(0) for batch in step.passes]
             lengths[multiple_s] = [batch.audio.shape[1] for batch in batches]
             longest = session.loader.longest(session.loader.largest_part(4))
@@ -149,7 +149,7 @@ def shapes_of_an_epoch(micro: int, multiple: int) -> tuple[int, int]:
         group = sorted(samples[start : start + 32 * 256])
         for batch in range(0, len(group), 256):
             rows = rows_of(*group[batch : batch + 256])
-            for parts in cut(rows, 8, math.ceil(256 / (micro * 8)), micro):
+            for parts in split_global_batch(rows, 8, math.ceil(256 / (micro * 8)), micro):
                 for rank, part in enumerate(parts):
                     length = rounded_up(part.rows[0].num_samples, multiple)
                     audio[rank].add((len(part.rows), length))

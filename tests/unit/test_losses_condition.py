@@ -8,6 +8,7 @@ import torch
 from ccts_dist.errors import ConfigError, TeacherError
 from ccts_dist.losses.gate import (
     ROW_GATES,
+    apply_gate,
     condition_sums,
     fit_condition,
     gate_any_dimension,
@@ -15,10 +16,9 @@ from ccts_dist.losses.gate import (
     gate_per_dimension,
     gate_soft,
     gated_on,
-    kept_rows,
-    prediction_shares,
+    prediction_weights,
     residuals,
-    row_shares,
+    row_weights,
     widest_residual,
 )
 from ccts_dist.records import Condition
@@ -141,19 +141,19 @@ def test_rows_of_weight_zero_are_never_kept():
     weight = torch.tensor([1.0, 0.0, 1.0])
     condition = one_dimension(deviation=0.04)
     kept = {
-        gate: kept_rows(gate, 2.0, condition, PREDICTION, LABEL, weight).tolist() for gate in ("none", "any-dimension")
+        gate: apply_gate(gate, 2.0, condition, PREDICTION, LABEL, weight).tolist() for gate in ("none", "any-dimension")
     }
     # Residuals -.05, .1, -.05 against 2 * .04.
     assert kept == {"none": [True, False, True], "any-dimension": [True, False, True]}
-    assert kept_rows("any-dimension", 2.0, condition, PREDICTION, LABEL, torch.ones(3)).tolist() == [True, False, True]
-    assert kept_rows("any-dimension", 1.0, condition, PREDICTION, LABEL, weight).tolist() == [False, False, False]
+    assert apply_gate("any-dimension", 2.0, condition, PREDICTION, LABEL, torch.ones(3)).tolist() == [True, False, True]
+    assert apply_gate("any-dimension", 1.0, condition, PREDICTION, LABEL, weight).tolist() == [False, False, False]
 
 
 def test_soft_and_per_dimension_keep_nothing_of_rows_of_weight_zero_and_all_of_rows_without_labels():
     weight, label = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([[0.2], [0.3], [NAN]], dtype=torch.float64)
-    soft = kept_rows("soft", 2.0, one_dimension(deviation=0.05), PREDICTION, label, weight)
+    soft = apply_gate("soft", 2.0, one_dimension(deviation=0.05), PREDICTION, label, weight)
     assert soft.tolist() == pytest.approx([math.exp(-0.5), 0, 1])
-    each = kept_rows("per-dimension", 0.5, one_dimension(deviation=0.05), PREDICTION, label, weight)
+    each = apply_gate("per-dimension", 0.5, one_dimension(deviation=0.05), PREDICTION, label, weight)
     assert each.tolist() == [[False], [False], [True]]
 
 
@@ -161,18 +161,18 @@ def test_shares_of_rows_and_of_predictions_in_every_form_of_kept():
     weight = torch.tensor([1.0, 0.0, 1.0])
     hard, soft = torch.tensor([True, True, False]), torch.tensor([0.5, 0.5, 0.25], dtype=torch.float64)
     each = torch.tensor([[True, False], [True, True], [False, False]])
-    assert row_shares(hard, weight).tolist() == [1, 0, 0]
-    assert row_shares(soft, weight).tolist() == [0.5, 0, 0.25]
-    assert row_shares(each, weight).tolist() == [1, 0, 1], "the embedding term takes every row that counts"
-    assert prediction_shares(hard, weight, 2).tolist() == [[1, 1], [0, 0], [0, 0]]
-    assert prediction_shares(soft, weight, 2).tolist() == [[0.5, 0.5], [0, 0], [0.25, 0.25]]
-    assert prediction_shares(each, weight, 2).tolist() == [[1, 0], [0, 0], [0, 0]]
+    assert row_weights(hard, weight).tolist() == [1, 0, 0]
+    assert row_weights(soft, weight).tolist() == [0.5, 0, 0.25]
+    assert row_weights(each, weight).tolist() == [1, 0, 1], "the embedding term takes every row that counts"
+    assert prediction_weights(hard, weight, 2).tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert prediction_weights(soft, weight, 2).tolist() == [[0.5, 0.5], [0, 0], [0.25, 0.25]]
+    assert prediction_weights(each, weight, 2).tolist() == [[1, 0], [0, 0], [0, 0]]
 
 
 def test_decisions_that_come_with_the_batch_are_kept_where_rows_count():
     admitted, weight = torch.tensor([True, False, True]), torch.tensor([1.0, 1.0, 0.0])
     for gate in ROW_GATES:
-        kept = kept_rows(gate, 2.0, one_dimension(deviation=1e-6), PREDICTION, LABEL, weight, admitted)
+        kept = apply_gate(gate, 2.0, one_dimension(deviation=1e-6), PREDICTION, LABEL, weight, admitted)
         assert kept.tolist() == [True, False, False], gate
 
 
@@ -183,16 +183,16 @@ def test_gate_on_one_target_lets_every_residual_of_the_others_pass():
     prediction, label = torch.tensor([[0.0, 0.9], [0.9, 0.0], [0.0, 0.0]]), torch.zeros(3, 2)
     for targets, expected in ((("a",), [True, False, True]), (("b",), [False, True, True]), ((), [False, False, True])):
         on = gated_on(condition, targets)
-        assert kept_rows("any-dimension", 2.0, on, prediction, label, torch.ones(3)).tolist() == expected
-        soft = kept_rows("soft", 2.0, on, prediction, label, torch.ones(3))
+        assert apply_gate("any-dimension", 2.0, on, prediction, label, torch.ones(3)).tolist() == expected
+        soft = apply_gate("soft", 2.0, on, prediction, label, torch.ones(3))
         assert soft.tolist() == pytest.approx([1.0 if one else math.exp(-40.5) for one in expected], rel=1e-5)
-    each = kept_rows("per-dimension", 2.0, gated_on(condition, ("b",)), prediction, label, torch.ones(3))
+    each = apply_gate("per-dimension", 2.0, gated_on(condition, ("b",)), prediction, label, torch.ones(3))
     assert each.tolist() == [[True, False], [True, True], [True, True]]
 
 
 def test_unknown_gate_is_refused():
     with pytest.raises(ConfigError, match=r"distill.gate='all' is not a gate. Use one of: none, any-dimension, per-d"):
-        kept_rows("all", 2.0, one_dimension(), PREDICTION, LABEL, torch.ones(3))
+        apply_gate("all", 2.0, one_dimension(), PREDICTION, LABEL, torch.ones(3))
 
 
 def test_independent_gaussian_residuals_lose_thirteen_in_a_hundred():
@@ -201,7 +201,7 @@ def test_independent_gaussian_residuals_lose_thirteen_in_a_hundred():
     prediction = torch.rand(100_000, 3, generator=generator)
     label = 0.4 * prediction + 0.3 + 0.1 * torch.randn(100_000, 3, generator=generator)
     condition = fit_condition(condition_sums(prediction, label), ("activation", "valence", "dominance"), ("Train",))
-    kept = kept_rows("any-dimension", 2.0, condition, prediction, label, torch.ones(100_000))
+    kept = apply_gate("any-dimension", 2.0, condition, prediction, label, torch.ones(100_000))
     assert 1 - kept.double().mean().item() == pytest.approx(0.130, abs=0.005)
 
 
@@ -231,9 +231,9 @@ def test_gates_leave_out_exactly_what_an_independent_least_squares_reference_lea
     parts = [condition_sums(p[rows], y[rows]) for rows in (slice(0, 7), slice(7, 1_900), slice(1_900, None))]
     condition = fit_condition(reduce(torch.add, parts), ("a", "b", "c"), ("Train",))
     for labels in (y, y.float()):  # as the index has them, and as a batch has them
-        kept = kept_rows("any-dimension", threshold, condition, p, labels, torch.ones(len(y)))
+        kept = apply_gate("any-dimension", threshold, condition, p, labels, torch.ones(len(y)))
         np.testing.assert_array_equal(np.flatnonzero(~kept.numpy()), np.flatnonzero(beyond.any(1)))
-        each = kept_rows("per-dimension", threshold, condition, p, labels, torch.ones(len(y)))
+        each = apply_gate("per-dimension", threshold, condition, p, labels, torch.ones(len(y)))
         np.testing.assert_array_equal(~each.numpy(), beyond)
     assert 0.05 < beyond.any(1).mean() < 0.7
     assert np.isnan(label).all(1).sum() > 10, "utterances without any label are among them, and are kept"

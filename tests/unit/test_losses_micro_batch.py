@@ -29,7 +29,9 @@ CONDITION = Condition(
     targets=("activation", "valence", "dominance"), w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), deviation=(0.3, 0.3, 0.3),
     num_rows=(9, 9, 9), splits=("Train",),
 )  # fmt: skip
-DISTILL = DistillTerms(condition=CONDITION, distance="mse", embedding_weight=3.0, prediction_weight=0.7, threshold=1.0)
+DISTILL = DistillTerms(
+    condition=CONDITION, embedding_loss="mse", embedding_weight=3.0, prediction_weight=0.7, threshold=1.0
+)
 ROWS = 12
 
 

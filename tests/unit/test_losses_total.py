@@ -30,7 +30,7 @@ CONDITION = Condition(
     num_rows=(9, 9, 9),
     splits=("Train",),
 )
-DISTILL = DistillTerms(condition=CONDITION, distance="mse", embedding_weight=3.0, prediction_weight=0.7)
+DISTILL = DistillTerms(condition=CONDITION, embedding_loss="mse", embedding_weight=3.0, prediction_weight=0.7)
 
 
 class Data:

@@ -69,7 +69,7 @@ def test_other_encoders_do_not_see_padding_either(shape):
 @pytest.mark.parametrize("shape", [{}, LAYER_NORM], ids=["group norm", "layer norm"])
 def test_gradients_in_training_do_not_see_padding(shape, checkpointing):
     torch.manual_seed(0)
-    speech = speech_config(shape=shape, train_feature_encoder=True, pooling="mean", normalise="on")
+    speech = speech_config(shape=shape, train_feature_encoder=True, pooling="mean", do_normalize="on")
     model = build_model(ModelConfig(embedding_dim=8, gradient_checkpointing=checkpointing, speech=speech)).double()
     audio, num_samples = utterances([1000, 2500])
     audio = audio.double()
@@ -112,7 +112,7 @@ def test_gradient_reaches_top_layers_under_checkpointing_above_frozen_ones():
 
 @pytest.mark.parametrize("num_samples", [0, 1, 184])
 def test_an_utterance_shorter_than_the_first_frame_predicts_the_same_alone_and_in_a_batch(num_samples):
-    model = _speech_model(normalise="on").eval()
+    model = _speech_model(do_normalize="on").eval()
     audio, lengths = utterances([num_samples, 2000])
     with torch.no_grad():
         together = model(audio, lengths).prediction

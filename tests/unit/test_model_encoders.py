@@ -153,7 +153,7 @@ def test_normalising_is_off_from_scratch():
 
 def test_an_encoder_that_does_not_say_whether_it_normalises_is_refused(tmp_path):
     _save_hubert(tmp_path, do_normalize=None)
-    with pytest.raises(ConfigError, match=r'normalise = "auto".*has no readable preprocessor_config.json'):
+    with pytest.raises(ConfigError, match=r'do_normalize = "auto".*has no readable preprocessor_config.json'):
         build_model(ModelConfig(speech=SpeechConfig(encoder=str(tmp_path))))
     (tmp_path / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="has no do_normalize"):

@@ -201,7 +201,7 @@ def test_a_batch_heard_one_by_one_is_refused_under_zero_3(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"normalise": "on"}, "normalise"),
+        ({"do_normalize": "on"}, "do_normalize"),
         ({"train_feature_encoder": True}, "train_feature_encoder"),
         ({"spec_augment": SpecAugmentConfig()}, "spec_augment"),
     ],

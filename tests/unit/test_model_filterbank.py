@@ -61,7 +61,7 @@ def test_frames_by_hand():
 @pytest.mark.parametrize("normalise", ["on", "off"])
 @pytest.mark.parametrize("pooling", ["gru", "statistics", "self-attention"])
 def test_predictions_are_the_same_alone_and_in_a_batch(pooling, normalise):
-    model = build(pooling=pooling, normalise=normalise).eval()
+    model = build(pooling=pooling, do_normalize=normalise).eval()
     lengths = [1, 300, SHORTEST, 4_000, 16_000, 9_001]
     audio, num_samples = utterances(lengths)
     dirty = audio.clone()
@@ -76,9 +76,9 @@ def test_predictions_are_the_same_alone_and_in_a_batch(pooling, normalise):
 @pytest.mark.parametrize(
     ("change", "shape"),
     [
-        ({"bins": 20}, (1, 22, 64)),
-        ({"window_ms": 50.0}, (1, 21, 64)),  # (16,000 - 800) // 160 + 1 = 96 -> 46 -> 21
-        ({"step_ms": 20.0}, (1, 10, 64)),  # 49 -> 23 -> 10
+        ({"num_mel_bins": 20}, (1, 22, 64)),
+        ({"frame_length_ms": 50.0}, (1, 21, 64)),  # (16,000 - 800) // 160 + 1 = 96 -> 46 -> 21
+        ({"frame_shift_ms": 20.0}, (1, 10, 64)),  # 49 -> 23 -> 10
         ({"channels": (8, 16, 24)}, (1, 9, 24)),  # 98 -> 47 -> 22 -> 9
         ({"kernel": 3}, (1, 23, 64)),  # 98 -> 48 -> 23
         ({"stride": 1}, (1, 90, 64)),
@@ -87,13 +87,13 @@ def test_predictions_are_the_same_alone_and_in_a_batch(pooling, normalise):
 def test_each_key_of_its_table_does_what_it_says(change, shape):
     bank = Filterbank(FilterbankConfig(**change))
     assert bank(torch.zeros(1, 16_000)).shape == shape
-    assert bank.convolutions[0].in_channels == change.get("bins", 40)
+    assert bank.convolutions[0].in_channels == change.get("num_mel_bins", 40)
 
 
 def test_loudness_is_heard_unless_it_is_normalised():
     audio, num_samples = utterances([8_000])
     for normalise, heard in (("auto", True), ("off", True), ("on", False)):
-        branch = build(normalise=normalise, pooling="mean").eval().speech
+        branch = build(do_normalize=normalise, pooling="mean").eval().speech
         with torch.no_grad():
             off = (branch(4 * audio, num_samples) - branch(audio, num_samples)).abs().max()
         assert bool(off > 1e-3) is heard, normalise

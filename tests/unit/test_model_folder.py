@@ -44,7 +44,7 @@ def _edit(path, **changes):
 
 def test_a_saved_model_predicts_the_same_after_loading(tmp_path):
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(SENTENCES, text_config(vocabulary=40), tmp_path / "tokenizer")
+    tokenizer = train_tokenizer(SENTENCES, text_config(vocab_size=40), tmp_path / "tokenizer")
     model = build_model(both(), vocabulary_size=tokenizer.vocabulary_size).eval()
     digest = _save(tmp_path / "model", model, tokenizer, {"seed": 17, "splits": ["Train"], "name": "Übung"})
     shutil.rmtree(tmp_path / "tokenizer")
@@ -66,7 +66,7 @@ def test_a_saved_model_predicts_the_same_after_loading(tmp_path):
 
 @pytest.mark.parametrize("normalise", ["on", "off"])
 def test_whether_utterances_are_normalised_is_remembered(tmp_path, normalise):
-    loaded = load_model(_save_speech(tmp_path / "model", normalise=normalise))
+    loaded = load_model(_save_speech(tmp_path / "model", do_normalize=normalise))
     assert loaded.model.speech.normalise is (normalise == "on")
 
 

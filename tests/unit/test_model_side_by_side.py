@@ -18,7 +18,7 @@ LENGTHS = [1000, 4000, 2500]
 
 
 def three(**changes) -> ModelConfig:
-    wide = speech_config(shape={"hidden_size": 48, "model_type": "wav2vec2"}, pooling="statistics", normalise="on")
+    wide = speech_config(shape={"hidden_size": 48, "model_type": "wav2vec2"}, pooling="statistics", do_normalize="on")
     bank = SpeechConfig(encoder="filterbank", gru_hidden=16)
     return ModelConfig(embedding_dim=8, speech=speech_config(pooling="mean"), extra_speech=(wide, bank), **changes)
 
@@ -100,7 +100,7 @@ def test_a_folder_of_before_there_were_several_still_loads(tmp_path):
     description = json.loads(path.read_text())
     for key in ("also_normalise", "files", "seal"):
         del description[key]
-    for key in ("also", "heads", "head_hidden_dim"):
+    for key in ("extra_speech", "heads", "head_hidden_dim"):
         del description["model"][key]
     for key in ("layers", "attention_hidden"):
         del description["model"]["speech"][key]

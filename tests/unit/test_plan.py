@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.micro_batches import cut
+from ccts_dist.loader.micro_batches import split_global_batch
 from ccts_dist.loader.partitions import shuffled
-from ccts_dist.loader.sampler import Plan, Row
+from ccts_dist.loader.sampler import BatchSampler, SampleRef
 from ccts_dist.shards.format.index import IndexPlace, ShardRows
 from ccts_dist.shards.format.schema import ShardEntry
 
@@ -60,12 +60,12 @@ class Counts:
         )
 
 
-def make_plan(source: Counts, **choices) -> Plan:
+def make_plan(source: Counts, **choices) -> BatchSampler:
     choices = {"global_batch_size": 8, "seed": 1, "shuffle_buffer_size": 64, "bucket_batches": 2} | choices
-    return Plan(source, ("Train",), **choices)
+    return BatchSampler(source, ("Train",), **choices)
 
 
-def epoch_of(plan: Plan, epoch: int, start: int = 0) -> list[tuple[Row, ...]]:
+def epoch_of(plan: BatchSampler, epoch: int, start: int = 0) -> list[tuple[SampleRef, ...]]:
     return [plan.global_batch(epoch, step) for step in range(start, plan.steps_per_epoch)]
 
 
@@ -117,7 +117,7 @@ def test_every_number_of_ranks_cuts_the_same_batches_into_equally_many_passes(co
     batch = plan.global_batch(0, plan.steps_per_epoch - 1)
     for num_ranks in range(1, 17):
         passes = -(-plan.largest_batch // (micro * num_ranks))
-        parts = [part for ranks in cut(batch, num_ranks, passes, micro) for part in ranks]
+        parts = [part for ranks in split_global_batch(batch, num_ranks, passes, micro) for part in ranks]
         assert len(parts) == passes * num_ranks
         assert sorted(row.key for part in parts if part.counts for row in part.rows) == sorted(r.key for r in batch)
 
@@ -252,7 +252,7 @@ def test_resuming_deep_in_ten_million_utterances_takes_less_than_two_seconds():
 
 def test_padding_of_durations_like_msp_podcast_is_within_five_percent():
     plan = make_plan(Counts([1_000] * 20), global_batch_size=32, shuffle_buffer_size=65_536, bucket_batches=32)
-    parts = [cut(batch, 1, 1, 32)[0][0] for batch in epoch_of(plan, 0)]
+    parts = [split_global_batch(batch, 1, 1, 32)[0][0] for batch in epoch_of(plan, 0)]
     padding = 1 - sum(part.real_samples for part in parts) / sum(part.padded_samples for part in parts)
     assert padding <= 0.05
 
@@ -279,7 +279,7 @@ def test_digest_changes_with_everything_that_changes_the_order():
         }.items()
     ]
     digests.append(
-        Plan(source, ("Test1",), global_batch_size=8, seed=1, shuffle_buffer_size=64, bucket_batches=2).digest
+        BatchSampler(source, ("Test1",), global_batch_size=8, seed=1, shuffle_buffer_size=64, bucket_batches=2).digest
     )
     assert len(set(digests)) == len(digests)
     assert make_plan(Counts([30])).digest == digests[0]

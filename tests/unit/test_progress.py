@@ -1,7 +1,7 @@
 """Progress without a terminal: plain lines, seldom, and nothing on ranks that are silent."""
 
 from ccts_dist import progress
-from ccts_dist.progress import Progress, say
+from ccts_dist.progress import Progress, log
 
 
 def test_plain_lines_count_and_show_figures(capsys, monkeypatch):
@@ -25,7 +25,7 @@ def test_lines_are_seldom(capsys):
 def test_invisible_progress_and_lines_say_nothing(capsys):
     with Progress(3, "reading", unit="shards", visible=False) as bar:
         bar.advance(3)
-    say("a line", visible=False)
+    log("a line", visible=False)
     assert capsys.readouterr().err == ""
 
 

@@ -179,7 +179,7 @@ def test_what_a_format_cannot_hold_is_refused_in_one_line(
 def test_a_teacher_and_a_folder_that_is_there_are_refused(tmp_path: Path) -> None:
     from ccts_dist.model import train_tokenizer
 
-    text = model_shapes.text_config(vocabulary=30)
+    text = model_shapes.text_config(vocab_size=30)
     tokenizer = train_tokenizer(["a glad day", "a sad night", "good", "bad"] * 20, text, tmp_path / "tokenizer")
     config = ModelConfig(embedding_dim=8, text=text)
     model = build_model(config, vocabulary_size=tokenizer.vocabulary_size)

@@ -14,7 +14,7 @@ import ccts_dist
 from ccts_dist.config import ModelConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, CorpusError, run_main
-from ccts_dist.inference.predictor import Student, cut_batches, load_student, read_audio
+from ccts_dist.inference.predictor import Predictor, cut_batches, load_student, read_audio
 from ccts_dist.loader.decode import read_audio as read_audio_of_shard
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.records import DIMENSIONS, Utterance
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def student(folder: Path) -> Student:
+def student(folder: Path) -> Predictor:
     return load_student(folder)
 
 
@@ -47,7 +47,7 @@ def _noise(num_samples: int, *, channels: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0.0, 0.1, (num_samples, channels)).astype(np.float32)
 
 
-def test_a_prediction_is_on_the_corpus_scale(student: Student, folder: Path) -> None:
+def test_a_prediction_is_on_the_corpus_scale(student: Predictor, folder: Path) -> None:
     wave = torch.from_numpy(_noise(16_000)[:, 0]).mul(32_768).round().div(32_768)  # 16 bit, as in shards
     with torch.inference_mode():
         label = load_model(folder).model(wave[None], torch.tensor([16_000])).prediction[0].tolist()
@@ -55,7 +55,7 @@ def test_a_prediction_is_on_the_corpus_scale(student: Student, folder: Path) -> 
     assert answer == {name: pytest.approx(1 + 6 * value) for name, value in zip(DIMENSIONS, label, strict=True)}
 
 
-def test_answers_come_in_the_order_of_the_recordings_and_do_not_depend_on_their_neighbours(student: Student) -> None:
+def test_answers_come_in_the_order_of_the_recordings_and_do_not_depend_on_their_neighbours(student: Predictor) -> None:
     waves = [_noise(length, seed=length)[:, 0] for length in (8_000, 30_000, 500, 16_000, 400)]
     together = student.predict(waves)
     in_small_batches = student.predict(waves, batch_seconds=1.0)
@@ -64,7 +64,7 @@ def test_answers_come_in_the_order_of_the_recordings_and_do_not_depend_on_their_
         assert other == pytest.approx(answer, abs=1e-5)
 
 
-def test_a_file_in_stereo_at_another_rate_is_mixed_and_resampled(student: Student, tmp_path: Path) -> None:
+def test_a_file_in_stereo_at_another_rate_is_mixed_and_resampled(student: Predictor, tmp_path: Path) -> None:
     seconds = np.arange(22_050) / 22_050
     tone = 0.3 * np.sin(2 * np.pi * 200 * seconds)
     soundfile.write(tmp_path / "stereo.wav", np.stack([tone * 1.5, tone * 0.5], axis=1), 22_050)
@@ -84,7 +84,7 @@ def test_recordings_are_batched_by_duration_within_the_bound() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.inf, math.nan])
-def test_a_pass_of_no_or_endless_duration_is_refused(student: Student, seconds: float) -> None:
+def test_a_pass_of_no_or_endless_duration_is_refused(student: Predictor, seconds: float) -> None:
     with pytest.raises(ConfigError, match=r"batch_seconds=.*: must be above 0 and finite"):
         student.predict([np.zeros(400, dtype=np.float32)], batch_seconds=seconds)
 
@@ -129,7 +129,7 @@ def test_an_array_is_heard_as_the_16_bit_file_it_was_read_from(tmp_path: Path) -
     assert read_audio(loud)[:4].tolist() == [32_767 / 32_768, -1.0, 0.0, 1 / 32_768]
 
 
-def test_files_that_no_shard_would_carry_are_refused_by_name(student: Student, tmp_path: Path) -> None:
+def test_files_that_no_shard_would_carry_are_refused_by_name(student: Predictor, tmp_path: Path) -> None:
     (tmp_path / "text.wav").write_text("no audio")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, dtype=np.float32), 16_000)
     soundfile.write(tmp_path / "short.wav", _noise(399), 16_000)
@@ -159,7 +159,7 @@ def test_files_that_no_shard_would_carry_are_refused_by_name(student: Student, t
         (np.zeros(600 * 16_000 + 1, dtype=np.float32), "lasts 600.0 s, more than 600 s"),
     ],
 )
-def test_arrays_that_no_shard_would_carry_are_refused(student: Student, samples: np.ndarray, reason: str) -> None:
+def test_arrays_that_no_shard_would_carry_are_refused(student: Predictor, samples: np.ndarray, reason: str) -> None:
     with pytest.raises(CorpusError, match=f"array: {reason}"):
         student.predict([samples])
 
@@ -181,7 +181,7 @@ def test_the_command_names_bad_files_and_answers_the_good_ones(
 def test_a_model_that_reads_transcripts_is_no_student(tmp_path: Path) -> None:
     from ccts_dist.model import train_tokenizer
 
-    text = model_shapes.text_config(vocabulary=30)
+    text = model_shapes.text_config(vocab_size=30)
     tokenizer = train_tokenizer(["a glad day", "a sad night", "good", "bad"] * 20, text, tmp_path / "tokenizer")
     config = ModelConfig(embedding_dim=8, text=text)
     model = build_model(config, vocabulary_size=tokenizer.vocabulary_size)
@@ -223,7 +223,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_scores_of_a_split_are_those_of_its_predictions_one_by_one(
-    shards: Path, folder: Path, student: Student
+    shards: Path, folder: Path, student: Predictor
 ) -> None:
     scores = evaluate_split(folder, shards, "Test1", ranks=Ranks(), micro_batch_size=4, workers=0)
     assert scores.num_labels == {"activation": 11, "valence": 11, "dominance": 2}

@@ -19,7 +19,7 @@ import torch
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError, RequestError
-from ccts_dist.inference.predictor import Student, load_student
+from ccts_dist.inference.predictor import Predictor, load_student
 from ccts_dist.model import build_model, save_model
 from ccts_dist.serving.handler import Limits, Served, read_limits, rows_of
 from ccts_dist.serving.server import application
@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+def student(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     """Its encoder notes in each pass which frames are real."""
     folder = tmp_path_factory.mktemp("student") / "best"
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def served(student: Student, root: Path) -> Served:
+def served(student: Predictor, root: Path) -> Served:
     return Served(student, Limits(audio_root=root.resolve()))
 
 
@@ -75,7 +75,7 @@ def _b64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def test_base64_bytes_and_a_path_of_one_file_are_answered_alike(student: Student, served: Served, root: Path) -> None:
+def test_base64_bytes_and_a_path_of_one_file_are_answered_alike(student: Predictor, served: Served, root: Path) -> None:
     data = (root / "deep" / "a.wav").read_bytes()
     (expected,) = student.predict([root / "deep" / "a.wav"])
     rows: list[dict[str, Any]] = [{"audio": _b64(data)}, {"audio": data}, {"path": "deep/a.wav"}]
@@ -84,7 +84,7 @@ def test_base64_bytes_and_a_path_of_one_file_are_answered_alike(student: Student
         assert answer == pytest.approx(expected, abs=1e-4)
 
 
-def test_many_threads_get_the_answers_that_each_would_get_alone(student: Student, served: Served) -> None:
+def test_many_threads_get_the_answers_that_each_would_get_alone(student: Predictor, served: Served) -> None:
     """Without its lock, passes over this encoder take each other's padding."""
     requests = [[_wav(3_000 + 900 * n, seed=n), _wav(9_000 - 700 * n, seed=n + 50)] for n in range(4)]
     alone = [student.predict([io.BytesIO(data) for data in request]) for request in requests]
@@ -132,7 +132,7 @@ def test_what_is_refused_is_refused_with_the_reason(served: Served, kind: str) -
         served.answer(rows)
 
 
-def test_without_an_audio_root_no_path_is_read(student: Student) -> None:
+def test_without_an_audio_root_no_path_is_read(student: Predictor) -> None:
     with pytest.raises(RequestError, match="this server reads no paths"):
         Served(student, Limits()).answer([{"path": "a.wav"}])
 
@@ -146,7 +146,7 @@ def test_a_file_that_the_server_may_not_read_is_refused(served: Served, root: Pa
         served._read(moved, 3)
 
 
-def test_a_recording_one_byte_too_large_is_refused_however_it_comes(student: Student, root: Path) -> None:
+def test_a_recording_one_byte_too_large_is_refused_however_it_comes(student: Predictor, root: Path) -> None:
     data = (root / "deep" / "a.wav").read_bytes()
     rows: tuple[dict[str, Any], ...] = ({"audio": data}, {"audio": _b64(data)}, {"path": "deep/a.wav"})
     exact = Served(student, Limits(recording_bytes=len(data), audio_root=root.resolve()))
@@ -183,7 +183,7 @@ def test_silence_in_many_channels_is_refused_before_it_fills_the_memory(served: 
     assert peak < 8 * MIB
 
 
-def test_a_recording_that_lasts_too_long_is_refused(student: Student) -> None:
+def test_a_recording_that_lasts_too_long_is_refused(student: Predictor) -> None:
     served = Served(student, Limits(seconds=2.0))
     assert len(served.answer([{"audio": _wav(32_000)}])) == 1
     with pytest.raises(RequestError, match=r"recording 0: lasts 2\.1 s, more than 2 s"):

@@ -22,7 +22,7 @@ import ccts_dist.serving.http_connections as http_connections
 import ccts_dist.serving.server as server_module
 from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError
-from ccts_dist.inference.predictor import Student, load_student
+from ccts_dist.inference.predictor import Predictor, load_student
 from ccts_dist.model import build_model, save_model
 from ccts_dist.serving.handler import Limits, Served
 from ccts_dist.serving.http_connections import HttpConfig
@@ -36,7 +36,7 @@ POST = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+def student(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     folder = tmp_path_factory.mktemp("student") / "best"
     torch.manual_seed(0)
     config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
@@ -48,7 +48,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, student: Student, limits: Limits) -> None:
+    def __init__(self, student: Predictor, limits: Limits) -> None:
         self.app = Application(Served(student, limits), max_body_bytes=limits.request_bytes)
         self.log: list[dict[str, Any]] = []
         self.app.metrics._write = lambda line: self.log.append(json.loads(line))
@@ -102,7 +102,7 @@ def answer_of(line: socket.socket) -> tuple[int, bytes]:
 
 
 @pytest.fixture
-def start(student: Student) -> Iterator[Callable[..., Running]]:
+def start(student: Predictor) -> Iterator[Callable[..., Running]]:
     """Starts a server with limits of its own."""
     running: list[Running] = []
 
@@ -344,7 +344,7 @@ def test_more_requests_than_the_limit_are_told_to_come_again(start: Callable[...
 
 
 def test_model_that_fails_gives_json_and_no_readiness_until_it_is_well(
-    start: Callable[..., Running], student: Student, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Running], student: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "_PROBE_S", 0.05)
     failing = threading.Event()
@@ -373,7 +373,7 @@ def test_model_that_fails_gives_json_and_no_readiness_until_it_is_well(
     assert server.post(_good())[0] == 200
 
 
-def test_damaged_model_is_found_before_the_first_request(student: Student) -> None:
+def test_damaged_model_is_found_before_the_first_request(student: Predictor) -> None:
     served = Served(student, LIMITS)
     served.check()
     weight = next(student._model.parameters())
@@ -419,7 +419,7 @@ def test_access_log_has_a_line_of_ascii_for_each_request_whatever_a_client_wrote
     assert json.loads(line)["path"] == "/a\n{}\x1b[31m\u2028\x7f"
 
 
-def test_openapi_document_lists_the_paths_and_the_answer(start: Callable[..., Running], student: Student) -> None:
+def test_openapi_document_lists_the_paths_and_the_answer(start: Callable[..., Running], student: Predictor) -> None:
     server = start()
     document = json.loads(server.get("/openapi.json")[1].partition(b"\r\n\r\n")[2])
     for path, operations in document["paths"].items():

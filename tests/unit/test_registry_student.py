@@ -12,7 +12,7 @@ import torch
 
 from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.errors import ConfigError, CorpusError
-from ccts_dist.inference.predictor import Student, load_student, read_audio
+from ccts_dist.inference.predictor import Predictor, load_student, read_audio
 from ccts_dist.model import build_model, load_model, save_model
 from tests.unit import model_shapes
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def student(folder: Path) -> Student:
+def student(folder: Path) -> Predictor:
     return load_student(folder)
 
 
@@ -40,7 +40,7 @@ def _noise(num_samples: int, *, channels: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0.0, 0.1, (num_samples, channels)).astype(np.float32)
 
 
-def test_an_embedding_is_what_the_prediction_is_made_of(student: Student, folder: Path) -> None:
+def test_an_embedding_is_what_the_prediction_is_made_of(student: Predictor, folder: Path) -> None:
     waves = [_noise(length, seed=length)[:, 0] for length in (8_000, 500, 16_000)]
     embeddings = student.embed(waves)
     assert embeddings.shape == (3, 8)
@@ -52,7 +52,7 @@ def test_an_embedding_is_what_the_prediction_is_made_of(student: Student, folder
     assert student.embed([]).shape == (0, 8)
 
 
-def test_a_tensor_an_array_and_a_file_of_the_same_sound_are_heard_alike(student: Student, tmp_path: Path) -> None:
+def test_a_tensor_an_array_and_a_file_of_the_same_sound_are_heard_alike(student: Predictor, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", _noise(22_050, channels=2), 44_100, subtype="PCM_16")
     samples, rate = soundfile.read(tmp_path / "a.wav", dtype="float32")
     whole, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
@@ -90,13 +90,13 @@ def test_the_rate_of_an_array_says_how_long_it_lasts() -> None:
     ],
 )
 def test_what_is_no_audio_by_its_shape_or_type_is_refused(
-    student: Student, audio: np.ndarray | torch.Tensor, words: str
+    student: Predictor, audio: np.ndarray | torch.Tensor, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         student.predict([audio])
 
 
-def test_a_rate_that_is_none_is_refused(student: Student) -> None:
+def test_a_rate_that_is_none_is_refused(student: Predictor) -> None:
     with pytest.raises(ConfigError, match="sample_rate_hz=0: must be at least 1"):
         student.predict([_noise(1_000)[:, 0]], sample_rate_hz=0)
     with pytest.raises(CorpusError, match="array: has a sample rate of 999 Hz, which cannot be resampled"):
@@ -163,7 +163,7 @@ def test_twins_share_their_weights_and_do_not_disturb_each_other(encoders: dict[
     expected = {number: student.hear([wave])[0].answer for number, wave in enumerate(waves)}
     jobs = [(turn % len(waves), (turn * 3 + 1) % len(waves)) for turn in range(24)]
 
-    def hear(job: tuple[int, int], by: Student) -> bool:
+    def hear(job: tuple[int, int], by: Predictor) -> bool:
         heard = by.hear([waves[number] for number in job])
         return all(
             one.answer == pytest.approx(expected[number], abs=1e-5) for number, one in zip(job, heard, strict=True)
@@ -176,7 +176,7 @@ def test_twins_share_their_weights_and_do_not_disturb_each_other(encoders: dict[
     assert all(one_student)
 
 
-def test_files_are_read_when_they_are_needed_and_not_all_before(student: Student, tmp_path: Path) -> None:
+def test_files_are_read_when_they_are_needed_and_not_all_before(student: Predictor, tmp_path: Path) -> None:
     """Stretches of 16 passes: what is wrong with the last of many files shows after the first ones were heard."""
     heard = []
     hear = student.hear

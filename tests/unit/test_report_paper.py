@@ -91,7 +91,7 @@ def test_students_are_run_with_each_distance_and_the_papers_norm_is_that_of_the_
     assert squared.distill is not None
     assert (plain.distill.distance, squared.distill.distance) == ("norm", "squared")
     assert squared.output == str(tmp_path / "runs" / "12-cts-squared-seed17")
-    assert squared.data.teacher == plain.data.teacher
+    assert squared.data.teacher_cache == plain.data.teacher_cache
     assert [row.words for row in wanted.runnable()][-1] == "10 + teacher 9: cT/S, squared distance"
 
 
@@ -125,7 +125,7 @@ def test_every_fold_has_a_teacher_of_its_own(tmp_path: Path):
     for number, fold in enumerate(IEMOCAP.folds, start=1):
         teacher, student = runs[f"04-teacher-fold{number}-seed17"], runs[f"06-cts-fold{number}-seed17"]
         assert teacher.train_splits == student.train_splits == fold.train
-        assert student.teacher.endswith(f"row4-fold{number}-seed17")
+        assert student.teacher_cache.endswith(f"row4-fold{number}-seed17")
 
 
 def test_corpus_is_built_first_with_what_a_recogniser_heard(tmp_path: Path):

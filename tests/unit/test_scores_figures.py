@@ -9,8 +9,8 @@ import torch
 from ccts_dist.errors import ConfigError
 from ccts_dist.scoring import (
     MEAN,
+    PredictionTable,
     TeacherColumns,
-    UtteranceTable,
     differences,
     few_speakers,
     figures_of,
@@ -125,7 +125,7 @@ def test_groups_hold_each_utterance_once_and_have_the_ccc_of_their_rows():
     assert [group.name for group in groups if group.kind == "gender"] == ["Female", "Male", "unknown"]
 
 
-def lengths(num_words: list[int]) -> UtteranceTable:
+def lengths(num_words: list[int]) -> PredictionTable:
     return replace(make_table(1, len(num_words)), num_words=np.array(num_words))
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.scoring import UAR, UtteranceTable, uar_difference, unweighted_accuracy
+from ccts_dist.scoring import UAR, PredictionTable, uar_difference, unweighted_accuracy
 from tests.tables import make_table
 
 NAMES = ("glad", "sad", "tired")
 
 
-def table_of(true: list[str | None], predicted: list[str], speakers: list[str]) -> UtteranceTable:
+def table_of(true: list[str | None], predicted: list[str], speakers: list[str]) -> PredictionTable:
     table = make_table().take(np.arange(len(true)))
     return replace(
         table.only([]),

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.scoring import Said, TeacherColumns, UtteranceTable, joined, read_table, write_table
+from ccts_dist.scoring import PredictionCollector, PredictionTable, TeacherColumns, joined, read_table, write_table
 from ccts_dist.scoring.measures import SplitSums
 from tests.tables import make_table
 from tests.tones import build_tones, make_loader
 
 
-def same(one: UtteranceTable, other: UtteranceTable) -> None:
-    for field in fields(UtteranceTable):
+def same(one: PredictionTable, other: PredictionTable) -> None:
+    for field in fields(PredictionTable):
         mine, theirs = getattr(one, field.name), getattr(other, field.name)
         if isinstance(mine, TeacherColumns):
             assert mine.widest == theirs.widest
@@ -30,7 +30,7 @@ def same(one: UtteranceTable, other: UtteranceTable) -> None:
             assert mine == theirs, field.name
 
 
-def whole_table() -> UtteranceTable:
+def whole_table() -> PredictionTable:
     table = make_table()
     teacher = TeacherColumns(
         prediction=table.predictions + 0.1,
@@ -45,7 +45,7 @@ def whole_table() -> UtteranceTable:
 
 
 @pytest.mark.parametrize("table", [make_table(), whole_table()], ids=["plain", "whole"])
-def test_table_that_was_written_is_the_one_that_is_read(table: UtteranceTable, tmp_path: Path):
+def test_table_that_was_written_is_the_one_that_is_read(table: PredictionTable, tmp_path: Path):
     write_table(tmp_path / "t.parquet", table)
     same(read_table(tmp_path / "t.parquet"), table)
 
@@ -108,7 +108,7 @@ def test_batches_in_any_order_make_a_table_in_the_order_of_the_shards(tmp_path: 
             shard_set, splits=("Test1",), shuffle=False, global_batch_size=size, micro_batch_size=2,
             encode_text=lambda text: [len(text.split())], categories=("Happy", "Sad"),
         )  # fmt: skip
-        said = Said(("activation", "valence", "dominance"), ("Happy", "Sad"))
+        said = PredictionCollector(("activation", "valence", "dominance"), ("Happy", "Sad"))
         for step in loader.epoch(0):
             for batch in step.passes:
                 numbers = torch.tensor([float(key.removeprefix("u.")) for key in batch.keys])

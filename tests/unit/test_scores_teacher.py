@@ -8,7 +8,7 @@ import pytest
 
 from ccts_dist.errors import TeacherError
 from ccts_dist.loader.row_gate import uniform
-from ccts_dist.scoring import Gate, UtteranceTable, gate_from, read_table, with_teacher, write_table
+from ccts_dist.scoring import Gate, PredictionTable, gate_from, read_table, with_teacher, write_table
 from ccts_dist.shards import ShardSet
 from tests.shard_examples import CONDITION, example_cache, example_output, example_shard_set
 
@@ -18,7 +18,7 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return example_shard_set(tmp_path_factory.mktemp("shards"))
 
 
-def table_of(shard_set: ShardSet, targets: tuple[str, ...]) -> UtteranceTable:
+def table_of(shard_set: ShardSet, targets: tuple[str, ...]) -> PredictionTable:
     """Train, its first utterance left out, in the order of the shards."""
     keys, labels = [], []
     for shard in shard_set.shards_of(("Train",)):
@@ -27,7 +27,7 @@ def table_of(shard_set: ShardSet, targets: tuple[str, ...]) -> UtteranceTable:
         labels += np.stack([rows.labels.get(t, np.full(len(rows), np.nan)) for t in targets], axis=1).tolist()
     keys, labels = keys[1:], labels[1:]
     count = len(keys)
-    return UtteranceTable(
+    return PredictionTable(
         targets=targets, keys=tuple(keys), speakers=("a",) * count, genders=(None,) * count,
         duration_s=np.ones(count), num_words=np.ones(count, dtype=np.int64), labels=np.array(labels),
         predictions=np.full((count, len(targets)), 0.5),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ccts_dist import limits
 from ccts_dist.asr.transcribe import check_place, heard_place, wanted_utterances
-from ccts_dist.corpus.asr_transcripts import Heard, HeardFile, apply_heard, read_heard
+from ccts_dist.corpus.asr_transcripts import AsrTranscript, HeardFile, apply_heard, read_heard
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import Rejected, Utterance
 from tests.tiers import examples
@@ -21,8 +21,8 @@ from tests.tiers import examples
 DIGEST, OTHER = "1" * 64, "2" * 64
 
 
-def heard(key: str, transcript: str = "what was said", confidence: float = 0.5, **changes: object) -> Heard:
-    one = Heard(
+def heard(key: str, transcript: str = "what was said", confidence: float = 0.5, **changes: object) -> AsrTranscript:
+    one = AsrTranscript(
         key=key,
         transcript=transcript,
         confidence=confidence,
@@ -38,7 +38,7 @@ def utterance(key: str, transcript: str = "", audio: Path = Path("Audios/a.wav")
     return Utterance(key=key, audio=audio, split="Train", labels={}, scale=(1.0, 7.0), transcript=transcript)
 
 
-def write(path: Path, *batches: list[Heard], digest: str = DIGEST, language: str | None = None) -> Path:
+def write(path: Path, *batches: list[AsrTranscript], digest: str = DIGEST, language: str | None = None) -> Path:
     with HeardFile(path, digest=digest, language=language) as file:
         for batch in batches:
             file.add(batch)

@@ -8,7 +8,7 @@ import pytest
 from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.shards.build.output import BUILDING, FolderOutput, Output, open_output
 from ccts_dist.shards.build.output_remote import AddressOutput
-from ccts_dist.shards.stores.transfer import Patience
+from ccts_dist.shards.stores.transfer import RetryPolicy
 
 SECRET = "recognisable-secret"
 
@@ -18,7 +18,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Output:
     (tmp_path / "out").mkdir()
     if request.param == "folder":
         return FolderOutput(tmp_path / "out")
-    return AddressOutput(f"local://{tmp_path}/out", Patience(attempts=2, first_wait_s=0.0))
+    return AddressOutput(f"local://{tmp_path}/out", RetryPolicy(attempts=2, first_wait_s=0.0))
 
 
 def publish(output: Output, name: str, data: bytes) -> tuple[str, dict]:
@@ -57,7 +57,7 @@ def test_small_files_are_written_read_listed_and_deleted(output: Output):
 
 
 def test_what_arrives_otherwise_is_refused(tmp_path: Path):
-    output = AddressOutput(f"local://{tmp_path}/out", Patience(attempts=2, first_wait_s=0.0))
+    output = AddressOutput(f"local://{tmp_path}/out", RetryPolicy(attempts=2, first_wait_s=0.0))
     (tmp_path / "out").mkdir()
     with output.workplace("a.tar") as path:
         path.write_bytes(b"shard")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ccts_dist.asr.models import ctc_symbols, written_tokens
-from ccts_dist.asr.recognizer import Recogniser, Words, cut_windows, load_recogniser
+from ccts_dist.asr.recognizer import Recognizer, Words, cut_windows, load_recogniser
 from ccts_dist.errors import ConfigError
 from tests.small_recognisers import SYMBOLS, chirps, save_ctc, save_moonshine, save_whisper
 
@@ -36,7 +36,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 LENGTHS = (4_000, 8_000, 12_345, 16_000, 16_000, 30_000, 70_000)
 
 
-def load(folder: Path, **choices) -> Recogniser:
+def load(folder: Path, **choices) -> Recognizer:
     return load_recogniser(str(folder), **({"device": "cpu"} | choices))
 
 
@@ -200,7 +200,7 @@ def test_windows_are_the_wave_and_neither_too_long_nor_too_short(num_samples: in
 
 @given(st.lists(st.integers(420, 4_000), max_size=30), st.booleans())
 def test_passes_hold_every_window_once_within_the_limit(lengths: list[int], pads: bool):
-    recogniser = Recogniser(_Deaf(pads), name="", digest="", language=None, batch_seconds=0.5)
+    recogniser = Recognizer(_Deaf(pads), name="", digest="", language=None, batch_seconds=0.5)
     passes = list(recogniser._passes(lengths))
     assert sorted(at for taken in passes for at in taken) == list(range(len(lengths)))
     for taken in passes:
@@ -224,7 +224,7 @@ class _Deaf:
 
 
 def test_a_batch_that_does_not_fit_says_which_option_to_lower():
-    recogniser = Recogniser(_Deaf(True), name="", digest="", language=None, batch_seconds=9)
+    recogniser = Recognizer(_Deaf(True), name="", digest="", language=None, batch_seconds=9)
     with pytest.raises(ConfigError, match=r"2 windows of up to 0.2 s do not fit .*batch_seconds=9.*--batch-seconds"):
         recogniser.hear([chirps(3_200, seed=0)] * 2)
 

@@ -15,7 +15,7 @@ from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, ShardE
 from ccts_dist.shards.stores.fetch_cache import FetchCache, Reservation, cached_name
 from ccts_dist.shards.stores.remote import RemoteStore, check_cache_holds, default_cache, open_store
 from ccts_dist.shards.stores.store import LocalStore
-from ccts_dist.shards.stores.transfer import Place
+from ccts_dist.shards.stores.transfer import RemoteRoot
 from tests.flaky_store import (
     Flaky,
     content,
@@ -245,7 +245,7 @@ def test_new_wishes_take_the_place_of_old_ones(tmp_path: Path, flaky: type[Flaky
         go_on.wait(10)
 
     flaky.troubles.append(hold)
-    store = RemoteStore(Place("flaky://place/set"), FetchCache(tmp_path, 10**8), threads=1)
+    store = RemoteStore(RemoteRoot("flaky://place/set"), FetchCache(tmp_path, 10**8), threads=1)
     store.prefetch([first, old])
     assert begun.wait(10)
     store.prefetch([new])
@@ -280,7 +280,7 @@ def test_store_whose_last_user_is_a_thread_that_fetches_goes_without_a_word(
         go_on.wait(10)
 
     flaky.troubles.append(hold)
-    store = RemoteStore(Place("flaky://place/set"), FetchCache(tmp_path, 10**8), threads=2)
+    store = RemoteStore(RemoteRoot("flaky://place/set"), FetchCache(tmp_path, 10**8), threads=2)
     store.prefetch([put("a.tar", content(1))])
     assert begun.wait(10)
     gone = weakref.ref(store)
@@ -301,7 +301,7 @@ def test_closing_ends_transfers_and_leaves_nothing_half(tmp_path: Path, flaky: t
         go_on.wait(10)
 
     flaky.troubles.append(hold)
-    store = RemoteStore(Place("flaky://place/set"), FetchCache(tmp_path, 10**8))
+    store = RemoteStore(RemoteRoot("flaky://place/set"), FetchCache(tmp_path, 10**8))
     store.prefetch([file])
     assert begun.wait(10)
     store.close()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, ShardError
 from ccts_dist.shards.stores.address import check_address, is_address
 from ccts_dist.shards.stores.remote import open_store
-from ccts_dist.shards.stores.transfer import Patience
+from ccts_dist.shards.stores.transfer import RetryPolicy
 from tests.flaky_store import (
     SECRET,
     Flaky,
@@ -248,6 +248,6 @@ def test_missing_manifest_is_the_users_mistake(tmp_path: Path) -> None:
 
 @given(attempt=st.integers(1, 60), luck=st.floats(0, 1))
 def test_waits_double_up_to_the_longest_and_shrink_by_half_at_most(attempt: int, luck: float) -> None:
-    patience = Patience(first_wait_s=0.5, longest_wait_s=30.0)
+    patience = RetryPolicy(first_wait_s=0.5, longest_wait_s=30.0)
     whole = min(30.0, 0.5 * 2 ** (attempt - 1))
     assert whole / 2 <= patience.wait_s(attempt, luck) <= whole

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ccts_dist.losses.gate import condition_sums, fit_condition, kept_rows
+from ccts_dist.losses.gate import apply_gate, condition_sums, fit_condition
 from ccts_dist.teacher.robust import fit_without_outliers
 
 NAN = float("nan")
@@ -59,7 +59,7 @@ def test_robust_gate_finds_wrong_transcripts_that_mask_each_other(share: float):
     robust = fit_without_outliers(read, label, ("valence",), ("Train",))
     found = {}
     for name, condition, threshold in (("plain", plain, 2.0), ("robust", robust, 3.0)):
-        kept = kept_rows("any-dimension", threshold, condition, read, label, torch.ones(4_000))
+        kept = apply_gate("any-dimension", threshold, condition, read, label, torch.ones(4_000))
         found[name] = (float((~kept)[far].double().mean()), float((~kept)[~wrong].double().mean()))
     assert found["robust"][0] > 0.95
     assert found["robust"][1] < 0.02

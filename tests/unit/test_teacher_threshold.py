@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import TeacherError
-from ccts_dist.losses.gate import kept_rows
+from ccts_dist.losses.gate import apply_gate
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards import ShardSet, TeacherCache, open_shard_set, open_teacher_cache
 from ccts_dist.teacher.threshold import _cut, kth_smallest, threshold_leaving_out
@@ -59,10 +59,10 @@ def test_gate_at_the_threshold_leaves_out_that_share_of_the_labelled_utterances(
     prediction, label = training_rows(shard_set, cache)
     assert len(label) == NUM_TRAIN
     threshold = find(share, shard_set, cache)
-    kept = kept_rows("any-dimension", threshold, CONDITION, prediction, label, torch.ones(NUM_TRAIN))
+    kept = apply_gate("any-dimension", threshold, CONDITION, prediction, label, torch.ones(NUM_TRAIN))
     assert (~kept).sum() == expected  # floor of the share of 22 that have a label
     assert kept[label.isnan().all(1)].all()
-    each = kept_rows("per-dimension", threshold, CONDITION, prediction, label, torch.ones(NUM_TRAIN))
+    each = apply_gate("per-dimension", threshold, CONDITION, prediction, label, torch.ones(NUM_TRAIN))
     assert torch.equal(each.all(1), kept)
 
 

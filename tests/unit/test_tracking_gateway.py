@@ -12,9 +12,9 @@ import pytest
 from ccts_dist.errors import ConfigError, RegistryError, TrackingError
 from ccts_dist.registry import resolve_model
 from ccts_dist.tracking import mlflow_run
-from ccts_dist.tracking.delivery import AwayError
+from ccts_dist.tracking.delivery import ServerUnavailableError
 from ccts_dist.tracking.events import MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
-from ccts_dist.tracking.fetch_run import read_back
+from ccts_dist.tracking.fetch_run import fetch_run
 from ccts_dist.tracking.mlflow_run import MlflowRun
 from ccts_dist.tracking.mlflow_sender import MlflowSender
 from ccts_dist.tracking.spooled_run import begin_run
@@ -89,7 +89,7 @@ def test_gateway_that_takes_the_place_of_a_server_later_takes_nothing(
         run = begin_run(tmp_path, run_name="a", experiment="e", parent="", tracking_uri=uri)
         sender = MlflowSender(uri, run.known_as("0123", uri), tmp_path)
         sender._is_connected = True  # by the server that was there before
-        with pytest.raises(AwayError):
+        with pytest.raises(ServerUnavailableError):
             sender.send([event])
 
 
@@ -97,7 +97,7 @@ def test_run_that_a_gateway_seems_to_have_lost_is_not_begun_anew(tmp_path: Path)
     with gateway(_reply(b"{}")) as uri:
         run = begin_run(tmp_path, run_name="a", experiment="e", parent="", tracking_uri=uri)
         sender = MlflowSender(uri, run.known_as("0123", uri), tmp_path)
-        with pytest.raises(AwayError, match="not as an MLflow server does"):
+        with pytest.raises(ServerUnavailableError, match="not as an MLflow server does"):
             sender.connect()
         assert not sender.began_anew
         assert sender.run_id == "0123"
@@ -109,7 +109,7 @@ def test_registry_behind_a_gateway_is_no_registry(body: bytes, tmp_path: Path):
         with pytest.raises(RegistryError):
             resolve_model("models:/x@champion", tracking_uri=uri, cache=tmp_path)
         with pytest.raises(ConfigError, match=r"runs:/abc: cannot be read at http"):
-            read_back("runs:/abc", tracking_uri=uri)
+            fetch_run("runs:/abc", tracking_uri=uri)
 
 
 def test_gateway_that_drips_holds_no_training_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -139,7 +139,7 @@ def test_a_setting_that_changed_on_resuming_becomes_a_tag(store: Store) -> None:
     second.params({"data.num_workers": 4, "seed": 7, "new": "x"})
     second.close("FINISHED")
     assert store.params(first.run_id) == {"data.num_workers": "1", "seed": "7", "new": "x"}
-    assert store.tags(first.run_id)["changed.data.workers"] == "4"
+    assert store.tags(first.run_id)["changed.data.num_workers"] == "4"
 
 
 def test_without_resume_a_folder_gets_a_new_run(store: Store) -> None:
@@ -201,7 +201,7 @@ def test_a_server_that_is_never_there_stops_nothing_and_what_was_meant_for_it_is
 
 def _never_heard(store: Store, steps: range, *, resume: bool = False) -> None:
     """Tell a server that is not there of some steps, as a process that is then killed."""
-    dead = replace(store.config, uri="http://127.0.0.1:9")
+    dead = replace(store.config, tracking_uri="http://127.0.0.1:9")
     run = open_tracking(dead, run_name="demo", output=store.output, resume=resume)
     assert isinstance(run, MlflowRun)
     run.params({"seed": 1})
@@ -266,7 +266,7 @@ def test_sending_again_what_the_server_has_adds_nothing(store: Store) -> None:
 def test_runs_of_one_table_are_listed_under_one_parent_that_the_first_of_them_makes(store: Store) -> None:
     """Its name may hold anything; a start that goes on makes no other."""
     name = "the 'table' of \N{SNOWMAN}"
-    store.config = replace(store.config, parent=name)
+    store.config = replace(store.config, parent_run_name=name)
     children = []
     for number in range(2):
         store.output = store.output.with_name(f"run{number}")
@@ -285,7 +285,7 @@ def test_runs_of_one_table_are_listed_under_one_parent_that_the_first_of_them_ma
 def test_jobs_that_make_a_parent_at_once_agree_on_the_one_that_began_first(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.config = replace(store.config, parent="table")
+    store.config = replace(store.config, parent_run_name="table")
     client = open_client(store.config.tracking_uri)
     make, others = client.create_run, []
 
@@ -305,7 +305,7 @@ def test_jobs_that_make_a_parent_at_once_agree_on_the_one_that_began_first(
 
 def test_a_run_ends_when_it_ended_and_not_when_that_was_sent(store: Store) -> None:
     before = time.time_ns() // 1_000_000
-    dead = replace(store.config, uri="http://127.0.0.1:9")
+    dead = replace(store.config, tracking_uri="http://127.0.0.1:9")
     spooled = begin_run(
         store.output, run_name="a", experiment=dead.experiment_name, parent="", tracking_uri=dead.tracking_uri
     )

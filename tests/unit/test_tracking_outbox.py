@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccts_dist.tracking.delivery import AwayError, RefusedError, deliver
+from ccts_dist.tracking.delivery import RejectedByServerError, ServerUnavailableError, deliver
 from ccts_dist.tracking.events import Event, MetricEvent, ParamEvent, StatusEvent
 from ccts_dist.tracking.outbox import Outbox
 from ccts_dist.tracking.spool import Spool
@@ -35,9 +35,9 @@ class Server:
         self.calls.append(len(events))
         verdict = self._verdicts.pop(0) if self._verdicts else "takes"
         if verdict == "away":
-            raise AwayError("connection refused")
+            raise ServerUnavailableError("connection refused")
         if any(event in self.refuses for event in events):
-            raise RefusedError("not in this form")
+            raise RejectedByServerError("not in this form")
         self.taken += events
 
 
@@ -195,7 +195,7 @@ def test_of_two_processes_that_send_one_waits_and_sends_nothing_twice(tmp_path: 
     one.put(*events)
     assert two.take()
     two = _reopened(two, tmp_path)
-    with pytest.raises(AwayError, match="another process sends"):
+    with pytest.raises(ServerUnavailableError, match="another process sends"):
         deliver(one, server, 10)
     deliver(two, server, 10)
     two.close()
@@ -219,6 +219,6 @@ def test_what_waits_on_a_disk_that_is_gone_is_no_reason_to_call_it_sent(tmp_path
     spool = Spool(folder, "events")
     assert spool.take()
     folder.rename(tmp_path / "moved")
-    with pytest.raises(AwayError, match="cannot be read back"):
+    with pytest.raises(ServerUnavailableError, match="cannot be read back"):
         deliver(spool, Server(), 10)
     assert spool.num_waiting == 3

@@ -9,7 +9,7 @@ from sqlalchemy.engine import make_url
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.registry import resolve_model
 from ccts_dist.tracking import sqlite_store
-from ccts_dist.tracking.fetch_run import read_back
+from ccts_dist.tracking.fetch_run import fetch_run
 from ccts_dist.tracking.sqlite_store import is_store, make_store
 from ccts_dist.tracking.uri import artifact_location, resolve_tracking_uri, sqlite_file, sqlite_uri
 
@@ -85,5 +85,5 @@ def test_empty_file_is_no_store_to_look_anything_up_in_and_stays_empty(tmp_path:
     with pytest.raises(RegistryError, match="a file that is not there or empty"):
         resolve_model("models:/emotion@champion", tracking_uri=uri)
     with pytest.raises(ConfigError, match="there is no file"):
-        read_back("runs:/abc", tracking_uri=uri)
+        fetch_run("runs:/abc", tracking_uri=uri)
     assert file.stat().st_size == 0

@@ -28,7 +28,7 @@ def test_training_sets_them_before_torch_is_imported():
         "from ccts_dist.train.memory.allocator import NAMES\n"
         "class Reached(Exception): pass\n"
         "def imports(): raise Reached('torch' in sys.modules, os.environ[NAMES[0]])\n"
-        "command.quick_imports = imports\n"
+        "command.gc_paused = imports\n"
         "try: command.main(['--config', 'none.toml'])\n"
         "except Reached as reached: print(*reached.args)\n"
     )

@@ -11,7 +11,7 @@ from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import CheckpointError, ConfigError
 from ccts_dist.train import experiment as setup
-from ccts_dist.train.experiment import open_session
+from ccts_dist.train.experiment import open_experiment
 from ccts_dist.train.run_folder import RunFolder
 from tests.plain_engine import train_plainly
 from tests.small_runs import SPEECH, build_two_kinds, make_cache, read_history, write_run
@@ -34,7 +34,7 @@ def config_for(place: Path, name: str, changes: dict[str, dict], **sections: dic
     here = json.loads(json.dumps(changes).replace("{place}", str(place)))
     for section, values in sections.items():
         here[section] = here.get(section, {}) | values
-    here["data"] = {"teacher": str(place / "cache"), "workers": 1} | here.get("data", {})
+    here["data"] = {"teacher_cache": str(place / "cache"), "num_workers": 1} | here.get("data", {})
     return write_run(
         place / f"{name}.toml", place / "shards", place / "runs" / name, distill={"embedding_weight": 0.1}, **here
     )
@@ -79,7 +79,7 @@ def test_a_resumed_run_hears_what_the_undisturbed_one_does(place):
 def test_sounds_that_have_changed_are_noticed_on_resuming(place):
     soundfile.write(place / "noises" / "more.wav", np.ones(500), 16_000)
     run = read_run(config_for(place, "resumed", ALL))
-    session = open_session(run, Ranks())
+    session = open_experiment(run, Ranks())
     session.close()
     (place / "noises" / "more.wav").unlink()
     with (
@@ -92,14 +92,15 @@ def test_sounds_that_have_changed_are_noticed_on_resuming(place):
 def test_ranks_that_see_other_sounds_are_refused(place, monkeypatch):
     monkeypatch.setattr(setup, "gather_objects", lambda digest: [digest, "another rank's"])
     with pytest.raises(ConfigError, match="ranks do not see the same files"):
-        open_session(read_run(config_for(place, "own", CHANGES["noise"])), Ranks())
-    open_session(read_run(config_for(place, "own", CHANGES["clean"])), Ranks()).close()
+        open_experiment(read_run(config_for(place, "own", CHANGES["noise"])), Ranks())
+    open_experiment(read_run(config_for(place, "own", CHANGES["clean"])), Ranks()).close()
 
 
 @pytest.mark.parametrize("change", [name for name in CHANGES if name not in ("clean", "masks")])
 def test_each_change_is_of_the_training_audio_and_of_nothing_else(place, change):
     sessions = [
-        open_session(read_run(config_for(place, f"look-{name}", CHANGES[name])), Ranks()) for name in ("clean", change)
+        open_experiment(read_run(config_for(place, f"look-{name}", CHANGES[name])), Ranks())
+        for name in ("clean", change)
     ]
     clean, changed = sessions
     own, others = ([batch for step in s.loader.epoch(0) for batch in step.passes] for s in sessions)

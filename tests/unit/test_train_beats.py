@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ccts_dist.train.resilience.heartbeat import (
     LOST_A_PEER,
-    Beat,
+    Heartbeat,
     forget_beats,
     plainly_lost,
     read_beats,
@@ -17,8 +17,8 @@ from ccts_dist.train.resilience.heartbeat import (
 from ccts_dist.train.resilience.launcher_watch import Process
 
 
-def beat(rank: int, **changes: object) -> Beat:
-    return replace(Beat(rank=rank, host="here", pid=100 + rank, started=7, number=3, place_number=5), **changes)
+def beat(rank: int, **changes: object) -> Heartbeat:
+    return replace(Heartbeat(rank=rank, host="here", pid=100 + rank, started=7, number=3, place_number=5), **changes)
 
 
 def processes(**states: str) -> Callable[[int], Process | None]:

@@ -262,7 +262,7 @@ def test_resuming_names_every_harmless_change(tmp_path):
     heard: list[str] = []
     with RunFolder(run, ALONE, resume=True) as folder:
         assert folder.find_resume_point("auto", run, "plan", heard.append) is not None
-    assert [line.split(": ")[1] for line in heard] == ["data.shards", "data.num_workers", "train.epochs"]
+    assert [line.split(": ")[1] for line in heard] == ["data.num_workers", "data.shards", "train.epochs"]
 
 
 def test_checkpoint_of_a_version_that_knew_fewer_keys_is_gone_on_from(tmp_path):

@@ -11,7 +11,7 @@ from ccts_dist.config import RunConfig, read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.model import build_model
 from ccts_dist.shards.shard_set import ShardSet
-from ccts_dist.train.experiment import open_session
+from ccts_dist.train.experiment import open_experiment
 from ccts_dist.train.feature_cache import keep_frames
 from tests.small_runs import SPEECH, build_two_kinds, write_run
 
@@ -69,7 +69,7 @@ def test_frames_of_words_leave_the_augmentation_of_the_audio_as_it_was(tmp_path:
                 batch={"global_batch_size": 6}, augment={"noises": noises},
             )
         )  # fmt: skip
-        with closing(open_session(run, Ranks())) as session:
+        with closing(open_experiment(run, Ranks())) as session:
             (batch,) = next(iter(session.loader.epoch(0))).passes
             heard[name] = batch.audio
             assert set(batch.frames) == ({"text"} if frames else set())

@@ -15,7 +15,7 @@ from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.records import Batch
 from ccts_dist.scoring.predict_split import Extras, evaluate
-from ccts_dist.train.experiment import Session, check_session
+from ccts_dist.train.experiment import Experiment, check_experiment
 from ccts_dist.train.steps.step import train_step
 from ccts_dist.train.zero.engine import Update
 from tests.pretend import CUDA, HostWaits, pretended_gpu
@@ -76,14 +76,14 @@ def session_of(place: Path, name: str, *, micro: int) -> Any:
     data = {"teacher": str(place / "cache")} if "distill" in sections else {}
     sections["batch"] = {"global_batch_size": 16, "micro_batch_size": micro}
     config = write_run(place / "run.toml", place / "shards", place / "run", data=data, **sections)
-    return check_session(read_run(config), 1)
+    return check_experiment(read_run(config), 1)
 
 
 def on_gpu(model: nn.Module) -> Iterator[Tensor]:
     return chain(model.parameters(), model.buffers())
 
 
-def waits_of_step(session: Session, graph_samples: int) -> HostWaits:
+def waits_of_step(session: Experiment, graph_samples: int) -> HostWaits:
     """Of the second step: what is made once has been made."""
     engine = PlainEngine(session.model.train())
     source = chain.from_iterable(session.loader.epoch(epoch) for epoch in range(2))

@@ -14,7 +14,7 @@ import torch
 from ccts_dist.distributed import Ranks
 from ccts_dist.records import Batch, StepBatches
 from ccts_dist.train.speed.flops import RowFlops
-from ccts_dist.train.speed.throughput import Meter
+from ccts_dist.train.speed.throughput import ThroughputMonitor
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ BATCHES = StepBatches(epoch=0, step=0, passes=(batch([16_000, 8_000], [1.0, 1.0]
 """Of 40,000 samples 28,000 count: 1.75 s; the row of weight 0 is padding."""
 
 
-def steps(meters: list[Meter], clock: Clock, seconds: list[float]) -> Iterator[dict[str, float]]:
+def steps(meters: list[ThroughputMonitor], clock: Clock, seconds: list[float]) -> Iterator[dict[str, float]]:
     """What the first rank tells of one step after the other, of that length each."""
     for took in seconds:
         sums = torch.stack([meter.aside(BATCHES) for meter in meters]).sum(0).tolist()
@@ -54,7 +54,7 @@ def steps(meters: list[Meter], clock: Clock, seconds: list[float]) -> Iterator[d
 
 def test_padding_and_speed_are_of_all_ranks() -> None:
     clock = Clock()
-    meters = [Meter(Ranks(rank=rank, num_ranks=2, local_rank=rank), CPU, clock=clock) for rank in (0, 1)]
+    meters = [ThroughputMonitor(Ranks(rank=rank, num_ranks=2, local_rank=rank), CPU, clock=clock) for rank in (0, 1)]
     (told,) = steps(meters, clock, [0.5])
     assert told == pytest.approx(
         {"train/padding": 0.3, "train/audio_s": 3.5, "train/utterances_per_s": 12.0, "train/audio_s_per_s": 7.0}
@@ -71,7 +71,8 @@ def test_every_node_is_looked_at_by_its_first_rank_at_the_same_step_every_ten_se
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"used": next(used)}))
     clock = Clock()
     meters = [
-        Meter(Ranks(rank=rank, num_ranks=4, local_rank=rank % 2, num_nodes=2), CPU, clock=clock) for rank in range(4)
+        ThroughputMonitor(Ranks(rank=rank, num_ranks=4, local_rank=rank % 2, num_nodes=2), CPU, clock=clock)
+        for rank in range(4)
     ]
     told = list(steps(meters, clock, [4.0] * 5))
     looked = [{name: value for name, value in step.items() if name.startswith("system/")} for step in told]
@@ -88,7 +89,9 @@ def test_where_hosts_have_not_equally_many_ranks_the_first_host_is_told_of_alone
 ) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     clock = Clock()
-    meters = [Meter(Ranks(rank=rank, num_ranks=3, local_rank=rank % 2), CPU, clock=clock) for rank in range(3)]
+    meters = [
+        ThroughputMonitor(Ranks(rank=rank, num_ranks=3, local_rank=rank % 2), CPU, clock=clock) for rank in range(3)
+    ]
     _, told = steps(meters, clock, [1.0, 1.0])
     assert told["system/node0_memory_gb"] < psutil.virtual_memory().total / 1e9
     assert told["system/node0_memory_gb"] > 0
@@ -100,7 +103,10 @@ def test_model_flops_are_of_real_audio_and_transcripts_per_rank(monkeypatch: pyt
     flops = RowFlops(base=1e9, per_sample=1e8, per_squared_sample=1e4, per_token=1e10, per_squared_token=1e9)
     read = replace(batch([16_000, 8_000, 30_000], [1.0, 1.0, 0.0]), num_tokens=torch.tensor([5, 3, 9]))
     monkeypatch.setitem(globals(), "BATCHES", StepBatches(epoch=0, step=0, passes=(read,)))
-    meters = [Meter(Ranks(rank=rank, num_ranks=2), CPU, flops=flops, peak_tflops=20.0, clock=clock) for rank in (0, 1)]
+    meters = [
+        ThroughputMonitor(Ranks(rank=rank, num_ranks=2), CPU, flops=flops, peak_tflops=20.0, clock=clock)
+        for rank in (0, 1)
+    ]
     sums = torch.stack([meter.aside(BATCHES) for meter in meters]).sum(0).tolist()
     told = meters[0].heard(sums, num_rows=4, seconds=0.5)
     # On each rank 2 rows: 2e9, 24,000 samples: 2.4e12, 16,000^2 + 8,000^2: 3.2e12, 8 tokens: 8e10, 25 + 9: 3.4e10.
@@ -110,7 +116,7 @@ def test_model_flops_are_of_real_audio_and_transcripts_per_rank(monkeypatch: pyt
 
 def test_without_a_known_peak_there_is_no_share_of_it() -> None:
     flops = RowFlops(base=0.0, per_sample=1e8, per_squared_sample=0.0)
-    meter = Meter(Ranks(), CPU, flops=flops)
+    meter = ThroughputMonitor(Ranks(), CPU, flops=flops)
     told = meter.heard(meter.aside(BATCHES).tolist(), num_rows=3, seconds=2.0)
     assert told["throughput/tflops_per_gpu"] == pytest.approx(28_000 * 1e8 / 1e12 / 2)
     assert "throughput/mfu" not in told
@@ -137,7 +143,9 @@ def gpu_figures(num_nodes: int) -> dict[str, float]:
     """What four ranks with a GPU each tell of GPUs in the step that looks."""
     clock = Clock()
     meters = [
-        Meter(Ranks(rank=rank, num_ranks=4, local_rank=rank * num_nodes % 4, num_nodes=num_nodes), GPU, clock=clock)
+        ThroughputMonitor(
+            Ranks(rank=rank, num_ranks=4, local_rank=rank * num_nodes % 4, num_nodes=num_nodes), GPU, clock=clock
+        )
         for rank in range(4)
     ]
     assert len({len(meter.aside(BATCHES)) for meter in meters}) == 1

@@ -11,7 +11,7 @@ import pytest
 from ccts_dist.config import BatchConfig, parse_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.micro_batches import Cuts, SecondsLimit, choose_passes, cut, sum_up
+from ccts_dist.loader.micro_batches import Cuts, SecondsLimit, choose_passes, split_global_batch, sum_up
 from ccts_dist.train.steps import rounds
 from ccts_dist.train.steps.rounds import (
     GraphMemory,
@@ -25,7 +25,7 @@ from tests.unit.test_cut import rows_of
 MEMORY = GraphMemory(graph_bytes=400, graph_samples=200, other_bytes=1_000, on_gpu=False)
 """Two bytes of graph for a sample."""
 
-CUTS = sum_up([cut(rows_of(*[100] * 8), 1, 4, 2), cut(rows_of(90, 80), 1, 1, 2)])
+CUTS = sum_up([split_global_batch(rows_of(*[100] * 8), 1, 4, 2), split_global_batch(rows_of(90, 80), 1, 1, 2)])
 """At most four micro-batches of 200 samples; one of 180 in the other step."""
 
 
@@ -86,7 +86,7 @@ def test_a_container_has_what_its_limit_leaves(monkeypatch, tmp_path):
 def test_micro_batches_in_words():
     assert describe_micro_batches(BatchConfig(micro_batch_size=2), CUTS) == "1 to 4 of at most 2 utterances"
     seconds = BatchConfig(micro_batch_size=2, micro_batch_seconds=7.5)
-    one = sum_up([cut(rows_of(5, 5), 1, 1, 2)])
+    one = sum_up([split_global_batch(rows_of(5, 5), 1, 1, 2)])
     assert describe_micro_batches(seconds, one) == "1 of at most 2 utterances and 7.5 s"
 
 
@@ -104,7 +104,7 @@ def test_no_step_of_msp_like_durations_on_8_ranks_needs_a_second_round_on_80_gb(
     steps = []
     for first in range(0, len(durations), 256):
         rows = rows_of(*durations[first : first + 256])
-        steps.append(cut(rows, 8, choose_passes([rows], 8, limit), 32))
+        steps.append(split_global_batch(rows, 8, choose_passes([rows], 8, limit), 32))
     cuts = sum_up(steps)
     assert cuts.most_passes > 1, "with one micro-batch there is nothing to decide"
     decision = decide_rounds("auto", cuts, stage=1, memory=memory, rank_bytes=80 * 10**9)

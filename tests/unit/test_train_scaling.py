@@ -7,7 +7,7 @@ import pytest
 
 from ccts_dist.config import read_run
 from ccts_dist.errors import run_main
-from ccts_dist.train.experiment import Session, check_session
+from ccts_dist.train.experiment import Experiment, check_experiment
 from ccts_dist.train.speed.cost import read_assumptions
 from ccts_dist.train.speed.flops import ModelFlops, flops_of
 from ccts_dist.train.speed.scaling import CostModel, _steps_of, scaling_lines
@@ -28,18 +28,18 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def session(config: Path):
-    with check_session(read_run(config), 4) as session:
+    with check_experiment(read_run(config), 4) as session:
         yield session
 
 
 @pytest.fixture(scope="module")
-def flops(session: Session) -> ModelFlops:
+def flops(session: Experiment) -> ModelFlops:
     found = flops_of(session)
     assert found is not None
     return found
 
 
-def lines_of(session: Session, flops: ModelFlops, *pairs: str) -> list[str]:
+def lines_of(session: Experiment, flops: ModelFlops, *pairs: str) -> list[str]:
     """As ``scaling_lines`` gives them, without counting once more."""
     assumed = read_assumptions(pairs).completed("fp32")
     model = CostModel(session.run, sizes_of(session.model), flops, assumed, _steps_of(session))
@@ -52,7 +52,7 @@ def table(lines: list[str]) -> dict[tuple[int, int], list[float]]:
     return {(int(row[0]), int(row[1])): [float(cell) for cell in row[2:]] for row in rows}
 
 
-def test_step_is_that_of_the_rank_with_most_to_compute(session: Session, flops: ModelFlops):
+def test_step_is_that_of_the_rank_with_most_to_compute(session: Experiment, flops: ModelFlops):
     assumed = read_assumptions([*SLOW, "compute_efficiency=0.5"]).completed("fp32")
     row = CostModel(session.run, sizes_of(session.model), flops, assumed, _steps_of(session)).row(4, 8)
     loader = session.loader
@@ -66,7 +66,7 @@ def test_step_is_that_of_the_rank_with_most_to_compute(session: Session, flops: 
 
 
 def test_second_round_of_forward_passes_is_computed_as_well(config: Path, flops: ModelFlops):
-    with check_session(read_run(config, ["batch.micro_batch_size=1", "batch.forward_rounds=two"]), 4) as session:
+    with check_experiment(read_run(config, ["batch.micro_batch_size=1", "batch.forward_rounds=two"]), 4) as session:
         assumed = read_assumptions(SLOW).completed("fp32")
         row = CostModel(session.run, sizes_of(session.model), flops, assumed, _steps_of(session)).row(4, 8)
         assert row.passes == 2
@@ -83,7 +83,7 @@ def test_second_round_of_forward_passes_is_computed_as_well(config: Path, flops:
         assert row.cost.compute_s == pytest.approx(sum(slowest) / 8 / (1e9 * 0.4))
 
 
-def test_table_has_one_gpu_a_host_and_all_of_them(session: Session):
+def test_table_has_one_gpu_a_host_and_all_of_them(session: Experiment):
     rows = table(scaling_lines(session, [*SLOW, "gpus_per_host=2"], 4))
     assert list(rows)[:3] == [(1, 8), (2, 8), (4, 8)]
     passes, compute, reduction, waits, step, epoch, utterances, efficiency = rows[1, 8]
@@ -93,7 +93,7 @@ def test_table_has_one_gpu_a_host_and_all_of_them(session: Session):
     assert utterances == pytest.approx(8 / (step / 1e3), abs=1)
 
 
-def test_larger_batches_are_suggested_where_gpus_wait_for_the_network(session: Session, flops: ModelFlops):
+def test_larger_batches_are_suggested_where_gpus_wait_for_the_network(session: Experiment, flops: ModelFlops):
     # Computing a batch takes milliseconds, and so does the reduction: 48 kB and more over one megabyte per second.
     slow_network = ("peak_tflops=0.01", "launch_us=0", "step_ms=1", "host_gbit_s=0.01", "gpus_per_host=1")
     lines = lines_of(session, flops, *slow_network, "busy=0.9")
@@ -111,7 +111,7 @@ def test_larger_batches_are_suggested_where_gpus_wait_for_the_network(session: S
     assert "an efficiency of 100%, which none of these reaches:" in none
 
 
-def test_busy_gpus_need_no_larger_batch(session: Session, flops: ModelFlops):
+def test_busy_gpus_need_no_larger_batch(session: Experiment, flops: ModelFlops):
     lines = lines_of(session, flops, *SLOW, "busy=0.3")
     assert lines[-1] == "  4 GPUs are busy: an efficiency of 30% is reached"
 

@@ -23,7 +23,7 @@ from ccts_dist.shards import ShardSet, TeacherFacts
 from ccts_dist.shards.format.teacher_cache import encode_output
 from ccts_dist.shards.teacher_cache import write_cache_manifest
 from ccts_dist.teacher.robust import fit_without_outliers
-from ccts_dist.train.experiment import Session, check_session, open_session
+from ccts_dist.train.experiment import Experiment, check_experiment, open_experiment
 from ccts_dist.train.resolved import gate_of
 from launch import train as command
 from tests import damage
@@ -85,7 +85,7 @@ def test_condition_that_knows_labels_outside_the_training_splits_is_refused(shar
     condition, words = LEAKS[leak]
     path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, condition))
     with pytest.raises(TeacherError, match=words):
-        open_session(read_run(path), Ranks())
+        open_experiment(read_run(path), Ranks())
     assert run_main(command.main, ["--config", str(path), "--check"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("error: ") for line in lines) == 1
@@ -101,22 +101,22 @@ def test_an_output_that_is_not_finite_ends_set_up_before_a_step_is_taken(shard_s
     damage.bless_crc(cache, shard)
     words = rf"{shard}: teacher.npy of '{shard_set.rows(shard).keys[0]}' in {cache} holds numbers that are not finite"
     with pytest.raises(TeacherError, match=words):
-        open_session(read_run(write(tmp_path, shard_set, cache)), Ranks())
+        open_experiment(read_run(write(tmp_path, shard_set, cache)), Ranks())
 
 
 def test_condition_of_some_of_the_training_splits_is_taken(shard_set, tmp_path):
     path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, replace(CONDITION, num_rows=(18, 15, 18))))
-    with check_session(read_run(path), 1) as session:
+    with check_experiment(read_run(path), 1) as session:
         assert session.teacher is not None
 
 
 def test_every_setting_of_the_run_file_reaches_the_terms(shard_set, tmp_path):
     cache = plant(tmp_path / "cache", shard_set, CONDITION)
     settings = {
-        "embedding_weight": 2.0, "distance": "cosine", "prediction_weight": 3.0, "prediction_loss": "ccc",
+        "embedding_weight": 2.0, "embedding_loss": "cosine", "prediction_weight": 3.0, "prediction_loss": "ccc",
         "gate": "per-dimension", "threshold": 1.5,
     }  # fmt: skip
-    with check_session(read_run(write(tmp_path, shard_set, cache, **settings)), 1) as session:
+    with check_experiment(read_run(write(tmp_path, shard_set, cache, **settings)), 1) as session:
         terms = session.objective.distill
     assert terms is not None
     assert {name: getattr(terms, name) for name in settings} == settings
@@ -126,7 +126,7 @@ def test_every_setting_of_the_run_file_reaches_the_terms(shard_set, tmp_path):
 def test_standardised_embeddings_are_in_the_units_of_the_cache(shard_set, tmp_path):
     facts = replace(example_facts(), embedding_deviation=(1.0, 2.0, 3.0, 4.0, 5.0))
     cache = plant(tmp_path / "cache", shard_set, CONDITION, facts)
-    with check_session(read_run(write(tmp_path, shard_set, cache, standardize=True)), 1) as session:
+    with check_experiment(read_run(write(tmp_path, shard_set, cache, standardize=True)), 1) as session:
         terms = session.objective.distill
     assert terms is not None
     units = [one.tolist() for one in (terms.embedding_mean, terms.embedding_deviation) if one is not None]
@@ -136,11 +136,13 @@ def test_standardised_embeddings_are_in_the_units_of_the_cache(shard_set, tmp_pa
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 9), (0.1, 1), (0.75, 13)])
 def test_share_to_leave_out_is_left_out_of_an_epoch(shard_set, tmp_path, share: float, expected: int):
     cache = plant(tmp_path / "cache", shard_set, CONDITION)
-    with check_session(read_run(write(tmp_path, shard_set, cache, reject_fraction=share)), 2) as session:
+    with check_experiment(read_run(write(tmp_path, shard_set, cache, reject_fraction=share)), 2) as session:
         distill = session.objective.distill
         assert distill is not None
         assert f"to leave out {share:.1%}" in session.derived()["threshold"]
-    with closing(open_session(read_run(write(tmp_path, shard_set, cache, reject_fraction=share)), Ranks())) as session:
+    with closing(
+        open_experiment(read_run(write(tmp_path, shard_set, cache, reject_fraction=share)), Ranks())
+    ) as session:
         assert session.objective.distill == distill
         batches = itertools.chain.from_iterable(step.passes for step in session.loader.epoch(0))
         kept = [distill.kept(batch.teacher, batch.labels, batch.weight) for batch in batches if batch.teacher]
@@ -151,7 +153,7 @@ def test_share_to_leave_out_is_left_out_of_an_epoch(shard_set, tmp_path, share: 
 def test_without_a_share_nothing_of_the_cache_is_read_before_training(shard_set, tmp_path, monkeypatch):
     path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, CONDITION))
     monkeypatch.setattr("ccts_dist.train.resolved.threshold_leaving_out", lambda *_, **__: pytest.fail("was read"))
-    with check_session(read_run(path), 1) as session:
+    with check_experiment(read_run(path), 1) as session:
         assert session.objective.distill is not None
         assert session.objective.distill.threshold == 2.0
         assert session.derived()["threshold"] == "2.0000 standard deviations (any-dimension)"
@@ -159,14 +161,14 @@ def test_without_a_share_nothing_of_the_cache_is_read_before_training(shard_set,
 
 def test_threshold_that_a_share_gives_stands_in_the_resolved_run_which_can_be_run_again(shard_set, tmp_path):
     cache = plant(tmp_path / "cache", shard_set, CONDITION)
-    with check_session(read_run(write(tmp_path, shard_set, cache, reject_fraction=0.5)), 2) as session:
+    with check_experiment(read_run(write(tmp_path, shard_set, cache, reject_fraction=0.5)), 2) as session:
         assert session.run.distill is not None
         assert session.objective.distill is not None
         found = session.run.distill.threshold
         assert found == session.objective.distill.threshold
         assert found not in (None, 2.0)
         (tmp_path / "again.toml").write_text(public_toml(session.run))
-    with check_session(read_run(tmp_path / "again.toml"), 2) as again:
+    with check_experiment(read_run(tmp_path / "again.toml"), 2) as again:
         assert again.run == session.run
 
 
@@ -177,7 +179,7 @@ def test_another_threshold_beside_a_share_to_leave_out_is_refused_with_both(shar
     with pytest.raises(
         ConfigError, match=rf"reject_fraction = 0\.5 gives the threshold [\d.]+, and .* = {given:g} is another"
     ):
-        open_session(read_run(path), Ranks())
+        open_experiment(read_run(path), Ranks())
     assert run_main(command.main, ["--config", str(path), "--check"]) == 2
     assert "is another one" in capsys.readouterr().err
 
@@ -186,13 +188,13 @@ def test_another_threshold_beside_a_share_to_leave_out_is_refused_with_both(shar
 def test_gate_without_a_threshold_has_none_in_the_resolved_run(shard_set, tmp_path, gate: str):
     # As in the run files of earlier versions, which have the default in any case.
     path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, CONDITION), gate=gate, threshold=2.0)
-    with check_session(read_run(path), 1) as session:
+    with check_experiment(read_run(path), 1) as session:
         assert session.run.distill is not None
         assert session.run.distill.threshold is None
         assert "threshold" not in session.derived()
 
 
-def decisions(session: Session) -> dict[str, bool]:
+def decisions(session: Experiment) -> dict[str, bool]:
     """By key of an epoch's utterances: whether they are distilled."""
     distill = session.objective.distill
     assert distill is not None
@@ -207,7 +209,7 @@ def decisions(session: Session) -> dict[str, bool]:
 
 def opened(path: Path) -> dict[str, bool]:
     """The decisions of the run that a file describes."""
-    with closing(open_session(read_run(path), Ranks())) as session:
+    with closing(open_experiment(read_run(path), Ranks())) as session:
         return decisions(session)
 
 
@@ -219,7 +221,7 @@ def test_random_gate_takes_the_share_of_the_condition_and_its_resolved_run_takes
     share = 1 - sum(by_condition.values()) / NUM_TRAIN
     assert 0.1 < share < 0.9
     path = write(tmp_path, shard_set, cache, gate="random", threshold=8.0)
-    with closing(open_session(read_run(path), Ranks())) as session:
+    with closing(open_experiment(read_run(path), Ranks())) as session:
         assert session.run.distill is not None
         assert session.run.distill.reject_fraction == pytest.approx(share)
         assert session.derived()["gate"] == f"random: each utterance rejected with probability {share:.4f}"
@@ -254,7 +256,7 @@ def test_robust_condition_is_found_from_the_cache_and_recorded(shard_set, tmp_pa
         torch.from_numpy(np.stack(prediction)), torch.from_numpy(np.concatenate(label)), DIMENSIONS, ("Train",)
     )
     path = write(tmp_path, shard_set, cache, deviation="robust", threshold=0.5, gate_targets=["valence"])
-    with closing(open_session(read_run(path), Ranks())) as session:
+    with closing(open_experiment(read_run(path), Ranks())) as session:
         condition = session.condition
         assert condition is not None
         assert condition.w == pytest.approx(expected.w)
@@ -276,13 +278,13 @@ def test_gate_by_keys_distils_those_alone_and_refuses_a_file_without_any(shard_s
     names = tmp_path / "keys.txt"
     names.write_text("MSP/ü 0.wav\nMSP/ü 4.wav\nMSP/ü 3.wav\n", encoding="utf-8")  # the last one is in Development
     path = write(tmp_path, shard_set, cache, gate="keys", gate_keys=str(names))
-    with closing(open_session(read_run(path), Ranks())) as session:
+    with closing(open_experiment(read_run(path), Ranks())) as session:
         assert {key for key, kept in decisions(session).items() if kept} == {"MSP/ü 0.wav", "MSP/ü 4.wav"}
         assert session.derived()["gate"] == "keys: 2 of 18 utterances of Train are distilled"
         digest = session.plan_digest
     names.write_text("MSP/ü 0.wav\n", encoding="utf-8")
-    with closing(open_session(read_run(path), Ranks())) as session:
+    with closing(open_experiment(read_run(path), Ranks())) as session:
         assert session.plan_digest != digest, "a resume with other keys is refused"
     names.write_text("MSP/ü 3.wav\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"none of its 1 keys is one of the 18 utterances of Train"):
-        open_session(read_run(path), Ranks())
+        open_experiment(read_run(path), Ranks())

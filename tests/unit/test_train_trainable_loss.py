@@ -11,7 +11,7 @@ from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError, run_main
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards.build.builder import build_shard_set
-from ccts_dist.train.experiment import check_session
+from ccts_dist.train.experiment import check_experiment
 from launch import train as command
 from tests.plain_engine import train_plainly
 from tests.small_runs import write_run
@@ -70,14 +70,14 @@ def test_micro_batches_of_one_utterance_each_are_refused_where_each_has_its_own_
 ):
     run = read_run(config_for(tmp_path, shards, loss={"scope": "micro-batch"}, batch=batch))
     if num_ranks == 3:  # the largest of three parts of four utterances has two
-        with check_session(run, num_ranks):
+        with check_experiment(run, num_ranks):
             return
     with (
         pytest.raises(ConfigError, match="every micro-batch is one utterance, whose CCC does not exist"),
-        check_session(run, num_ranks),
+        check_experiment(run, num_ranks),
     ):
         pass
-    with check_session(read_run(config_for(tmp_path, shards, batch=batch)), num_ranks):
+    with check_experiment(read_run(config_for(tmp_path, shards, batch=batch)), num_ranks):
         pass  # the CCC of the global batch exists
 
 
@@ -86,7 +86,7 @@ def test_labels_that_never_vary_are_refused(tmp_path: Path, split: str):
     shards = build(tmp_path, lambda own, number: (0.5 if own == split else VARIED[number],) * 3)
     with (
         pytest.raises(ConfigError, match=rf"every utterance of \['{split}'\] has the same label of .*'valence'"),
-        check_session(read_run(config_for(tmp_path, shards)), 1),
+        check_experiment(read_run(config_for(tmp_path, shards)), 1),
     ):
         pass
 

@@ -9,8 +9,8 @@ import pytest
 
 from ccts_dist.distributed import Ranks, sum_over_ranks
 from ccts_dist.errors import StopRequested
-from ccts_dist.train.resilience.heartbeat import LOST_A_PEER, Beat, beats_folder, read_beats, stuck_ranks
-from ccts_dist.train.resilience.watchdog import _WAITS_ON_GPU, Watch, stopped_words, where
+from ccts_dist.train.resilience.heartbeat import LOST_A_PEER, Heartbeat, beats_folder, read_beats, stuck_ranks
+from ccts_dist.train.resilience.watchdog import _WAITS_ON_GPU, Watchdog, stopped_words, where
 from ccts_dist.train.zero.engine import Engine
 from ccts_dist.train.zero.state import ZeroState
 
@@ -47,7 +47,7 @@ def test_rank_that_is_stuck_is_named_when_its_peers_wait_for_the_gpu_outside_any
     def named(*, on_gpu: bool) -> dict[int, str]:
         return stuck_ranks(
             {
-                rank: Beat(
+                rank: Heartbeat(
                     rank=rank, host=f"node{rank // 8}", pid=1, started=0, place_number=40,
                     waiting=where(at_work if rank == 5 else waiting, on_gpu=on_gpu)[0],
                 )
@@ -71,7 +71,7 @@ def test_line_is_the_innermost_one_of_this_package():
 
 def test_signal_is_raised_where_ranks_meet_and_names_its_rank():
     before = signal.getsignal(signal.SIGUSR1)
-    with Watch(Ranks(rank=3), timeout_s=60.0, stop_grace_s=60.0) as watch:
+    with Watchdog(Ranks(rank=3), timeout_s=60.0, stop_grace_s=60.0) as watch:
         watch.check()
         os.kill(os.getpid(), signal.SIGUSR1)
         with pytest.raises(StopRequested, match=r"^SIGUSR1 on rank 3$"):

@@ -15,14 +15,14 @@ import torch
 from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.inference.batches import Answered, Piece, answered_in_order, decoded_ahead, twins_of
-from ccts_dist.inference.predictor import Heard, Student, load_student
+from ccts_dist.inference.predictor import Prediction, Predictor, load_student
 from ccts_dist.inference.recordings import Unheard
 from ccts_dist.model import build_model, save_model
 from tests.unit import model_shapes
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+def student(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     folder = tmp_path_factory.mktemp("student") / "best"
     torch.manual_seed(0)
     config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
@@ -69,7 +69,7 @@ def test_few_files_are_decoded_before_they_are_asked_for(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_answers_come_in_order_with_times_and_are_those_of_each_piece_alone(student: Student, passes: int) -> None:
+def test_answers_come_in_order_with_times_and_are_those_of_each_piece_alone(student: Predictor, passes: int) -> None:
     pieces = _pieces([int(length) for length in np.random.default_rng(1).integers(400, 9_000, 60)])
     source: list[Piece | Unheard] = [*pieces[:20], Unheard(name="bad", reason="is cut", number=99), *pieces[20:]]
     dealt: list[int] = []
@@ -88,7 +88,7 @@ def test_answers_come_in_order_with_times_and_are_those_of_each_piece_alone(stud
         assert (one.start_s, one.end_s) == (piece.start / 16_000, (piece.start + len(piece.whole)) / 16_000)
 
 
-def test_what_is_drawn_and_not_yet_answered_is_bounded(student: Student) -> None:
+def test_what_is_drawn_and_not_yet_answered_is_bounded(student: Predictor) -> None:
     """Passes of 0.5 s: a stretch is 16 of them, so 8 s of audio, and two stretches at most are on their way."""
     drawn = 0
 
@@ -106,7 +106,7 @@ def test_what_is_drawn_and_not_yet_answered_is_bounded(student: Student) -> None
     assert max(ahead) * 800 / 16_000 > 8.0, "else nothing would be decoded while the student hears"
 
 
-def test_audio_is_let_go_of_when_it_has_been_heard(student: Student) -> None:
+def test_audio_is_let_go_of_when_it_has_been_heard(student: Predictor) -> None:
     """Counted by the arrays that are alive."""
     made: list[weakref.ref[np.ndarray]] = []
     most = 0
@@ -127,10 +127,10 @@ def test_audio_is_let_go_of_when_it_has_been_heard(student: Student) -> None:
     assert most <= 2 * 80 + 2, "two stretches of 8 s, in pieces of 0.1 s"
 
 
-def test_a_pass_that_fails_ends_the_stream_and_its_threads(student: Student) -> None:
+def test_a_pass_that_fails_ends_the_stream_and_its_threads(student: Predictor) -> None:
     passes = 0
 
-    def hear(waves: list[torch.Tensor]) -> list[Heard]:
+    def hear(waves: list[torch.Tensor]) -> list[Prediction]:
         nonlocal passes
         passes += 1
         if passes > 1:
@@ -149,7 +149,7 @@ def test_a_pass_that_fails_ends_the_stream_and_its_threads(student: Student) -> 
     assert threading.active_count() == before
 
 
-def test_twins_share_the_cores_and_give_them_back(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twins_share_the_cores_and_give_them_back(student: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     monkeypatch.setattr("ccts_dist.inference.batches.usable_cores", lambda: 6)

@@ -258,7 +258,8 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(
         description="Make a folder that model.speech.encoder can name out of a published Modified CPC checkpoint.",
-        epilog="example:\n  python -m ccts_dist.model.speech.modified_cpc 60k_epoch4-d0f474de.pt msp/encoders/modified-cpc",
+        epilog="example:\n  python -m ccts_dist.model.speech.modified_cpc 60k_epoch4-d0f474de.pt "
+        "msp/encoders/modified-cpc",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, help="file of facebookresearch's CPC_audio")

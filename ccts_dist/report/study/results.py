@@ -13,7 +13,7 @@ from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.corpus.demo.spoken import wrong_keys
 from ccts_dist.files.atomic import write_whole
 from ccts_dist.files.strict_json import as_number
-from ccts_dist.losses.gate import kept_rows
+from ccts_dist.losses.gate import apply_gate
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.study.plan import Study
 from ccts_dist.shards.shard_set import open_shard_set
@@ -116,7 +116,7 @@ def write_left_out(study: Study, percent: int, seed: int) -> None:
         label = torch.from_numpy(np.stack([rows.labels[target] for target in cache.targets], axis=1))
         weight = torch.ones(len(said))
         keys += rows.keys
-        kept += kept_rows(run.distill.gate, threshold, cache.condition, prediction, label, weight).tolist()
+        kept += apply_gate(run.distill.gate, threshold, cache.condition, prediction, label, weight).tolist()
     wrong = wrong_keys(study.share_folder(percent) / "corpus")
     counted = count_left_out([key in wrong for key in keys], kept, percent=percent, seed=seed)
     write_whole(folder / LEFT_OUT, (json.dumps(asdict(counted), indent=1) + "\n").encode())

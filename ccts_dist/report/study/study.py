@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from ccts_dist.errors import StageError
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.report.stages import Stage, run_stages, stage_environment
 from ccts_dist.report.study.files import write_results
 from ccts_dist.report.study.plan import Study, Task, order_of_tasks, stages_of
@@ -76,7 +76,7 @@ class Meter:
             self._left.remove(nominal)
             self._took += seconds
             self._foreseen += nominal
-            say(f"study: {self.words(time.monotonic() - self._began)}")
+            log(f"study: {self.words(time.monotonic() - self._began)}")
 
     def words(self, elapsed_s: float) -> str:
         """As a line; what is done tells how fast the rest will go."""

@@ -9,7 +9,7 @@ from ccts_dist.corpus import Corpus, SpokenConfig, make_spoken_corpus, read_mani
 from ccts_dist.corpus.asr_transcripts import apply_heard, read_heard
 from ccts_dist.errors import ConfigError
 from ccts_dist.invocation import CommandParser
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.shards.build import hf_command
 from ccts_dist.shards.build.corpora import FOLDER_CORPORA
 from ccts_dist.shards.build.plan import BuildSettings
@@ -143,7 +143,7 @@ def _say_unnamed(corpus: Corpus) -> None:
         names = ", ".join(path.name for path in corpus.unnamed[:3])
         more = ", ..." if len(corpus.unnamed) > 3 else ""
         count = len(corpus.unnamed)
-        say(f"{corpus.name}: {count} audio files are named by no row, so they are not built: {names}{more}")
+        log(f"{corpus.name}: {count} audio files are named by no row, so they are not built: {names}{more}")
 
 
 def _add(

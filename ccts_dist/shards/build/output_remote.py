@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.shards.build.output import BUILDING
 from ccts_dist.shards.build.plan_shards import Part
 from ccts_dist.shards.format.schema import MANIFEST_NAME
 from ccts_dist.shards.stores.store import limit_of
-from ccts_dist.shards.stores.transfer import Patience, Place, told_of
+from ccts_dist.shards.stores.transfer import RemoteRoot, RetryPolicy, told_of
 
 Answer = TypeVar("Answer")
 
@@ -43,13 +43,13 @@ class _Sent:
 class AddressOutput:
     """A folder of a store, by its address; see ``Output``. Two builders are not kept apart: stores have no locks."""
 
-    def __init__(self, root: str, patience: Patience | None = None) -> None:
+    def __init__(self, root: str, patience: RetryPolicy | None = None) -> None:
         """
         Raises:
             ConfigError: no address that can be written, or one that holds credentials.
         """
-        self._patience = patience or Patience()
-        self._place = Place(root, self._patience)
+        self._patience = patience or RetryPolicy()
+        self._place = RemoteRoot(root, self._patience)
         protocol = root.partition("://")[0]
         if protocol in ("http", "https", "memory"):
             raise ConfigError(f"{self._place}: {protocol} cannot be built to. Name a folder, or a store such as s3://.")
@@ -139,7 +139,7 @@ class AddressOutput:
         try:
             self.delete(f"{BUILDING}/{name}" for name in self.names(BUILDING))
         except ShardError as error:
-            say(f"{error} {self.where}/{MANIFEST_NAME} is there all the same; the records can be deleted by hand.")
+            log(f"{error} {self.where}/{MANIFEST_NAME} is there all the same; the records can be deleted by hand.")
 
     def _info(self, name: str) -> dict[str, Any] | None:
         filesystem, path = self._place.connect(name)
@@ -184,11 +184,11 @@ class AddressOutput:
                     "and run the same command again."
                 )
             if attempt >= 3:  # what a second try mends is nobody's concern
-                say(f"{words}; try {attempt} of {self._patience.attempts}")
+                log(f"{words}; try {attempt} of {self._patience.attempts}")
             time.sleep(self._patience.wait_s(attempt, random.SystemRandom().random()))
 
 
-def _remove(place: Place, names: list[str]) -> None:
+def _remove(place: RemoteRoot, names: list[str]) -> None:
     """Files of one folder, which may not all be there."""
     filesystem, _ = place.connect(names[0])
     paths = [place.connect(name)[1] for name in names]

@@ -17,11 +17,11 @@ from typing import Any
 
 from ccts_dist.account import user_cache
 from ccts_dist.errors import CctsError, ConfigError, FetchError, ShardError, is_first_rank
-from ccts_dist.progress import SECONDS_BETWEEN_LINES, say
+from ccts_dist.progress import SECONDS_BETWEEN_LINES, log
 from ccts_dist.shards.stores.address import is_address
 from ccts_dist.shards.stores.fetch_cache import FetchCache, Refusal, Reservation, cached_name
 from ccts_dist.shards.stores.store import FetchStatistics, FileStore, LocalStore, Opened, limit_of
-from ccts_dist.shards.stores.transfer import Patience, Place, StoredFile
+from ccts_dist.shards.stores.transfer import RemoteRoot, RetryPolicy, StoredFile
 
 DEFAULT_CACHE_BYTES = 100 * 10**9
 THREADS = 4
@@ -35,7 +35,7 @@ def open_store(
     *,
     cache: Path | None = None,
     cache_bytes: int | None = None,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> FileStore:
     """The files under a folder's name or an address; whether there are any shows when they are read.
 
@@ -50,10 +50,10 @@ def open_store(
     text = str(root)
     if not is_address(text):
         return LocalStore(Path(root))
-    place = Place(text, patience)
+    place = RemoteRoot(text, patience)
     folder = default_cache() if cache is None else cache
     limit = DEFAULT_CACHE_BYTES if cache_bytes is None else cache_bytes
-    say(f"{place}: what is fetched is kept in {folder}, at most {limit / 1e9:g} GB", visible=is_first_rank())
+    log(f"{place}: what is fetched is kept in {folder}, at most {limit / 1e9:g} GB", visible=is_first_rank())
     return RemoteStore(place, FetchCache(folder, limit))
 
 
@@ -78,7 +78,7 @@ def default_cache() -> Path:
 class RemoteStore:
     """Files somewhere else, through a cache on this machine."""
 
-    def __init__(self, place: Place, cache: FetchCache, *, threads: int = THREADS) -> None:
+    def __init__(self, place: RemoteRoot, cache: FetchCache, *, threads: int = THREADS) -> None:
         self._place, self._cache, self._threads = place, cache, threads
         self._start_anew()
 
@@ -89,7 +89,7 @@ class RemoteStore:
         self._renewed: set[str] = set()
         self._faults: dict[str, str] = {}
         self._counts = _Counts()
-        self._ahead = _Ahead(weakref.WeakMethod(self._fetch_ahead), self._threads)
+        self._ahead = _Prefetcher(weakref.WeakMethod(self._fetch_ahead), self._threads)
         weakref.finalize(self, self._ahead.close)  # at the latest when the interpreter ends
 
     def __getstate__(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class RemoteStore:
         self._closing.set()
         self._closing = threading.Event()
         self._ahead.close()
-        self._ahead = _Ahead(weakref.WeakMethod(self._fetch_ahead), self._threads)
+        self._ahead = _Prefetcher(weakref.WeakMethod(self._fetch_ahead), self._threads)
         weakref.finalize(self, self._ahead.close)
 
     def _know_process(self) -> None:
@@ -180,7 +180,7 @@ class RemoteStore:
                 look_s = min(_LONGEST_LOOK_S, look_s * 1.5)
             if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
                 last_line = time.monotonic()
-                say(f"{self.words}/{file.name}: {reserved.value}; {last_line - began:.0f} s", visible=is_first_rank())
+                log(f"{self.words}/{file.name}: {reserved.value}; {last_line - began:.0f} s", visible=is_first_rank())
         raise FetchError(f"{self.words}/{file.name}: not fetched, because reading was stopped. Run again.")
 
     def _fetch_ahead(self, file: StoredFile, stop: threading.Event) -> bool:
@@ -210,7 +210,7 @@ class RemoteStore:
             return reserved.publish()
 
 
-class _Ahead:
+class _Prefetcher:
     """Threads that fetch what will be needed; they start with the first wish and end with ``close``."""
 
     def __init__(

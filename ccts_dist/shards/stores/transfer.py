@@ -26,7 +26,7 @@ from fsspec.callbacks import Callback
 
 from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, ShardError, is_first_rank
 from ccts_dist.limits import LIMITS
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.shards.stores.address import check_address
 
 _CHUNK_BYTES = 1 << 20
@@ -50,7 +50,7 @@ class StoredFile(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How long a store is believed in."""
 
     attempts: int = 8
@@ -95,13 +95,13 @@ class StoreFault:
     """For another reason, another try would end the same way."""
 
 
-class Place:
+class RemoteRoot:
     """A folder or bucket somewhere else, by its address. Can be pickled; each process connects for itself.
 
     Credentials belong in the environment or in fsspec's configuration. An address that carries some is refused.
     """
 
-    def __init__(self, root: str, patience: Patience | None = None) -> None:
+    def __init__(self, root: str, patience: RetryPolicy | None = None) -> None:
         """
         Raises:
             ConfigError: no address that can be read: a command, credentials or a query in it, an unknown protocol.
@@ -109,7 +109,7 @@ class Place:
         self.words = check_address(root)
         """The address, for people."""
         self._protocol = root.partition("://")[0]
-        self._patience = patience or Patience()
+        self._patience = patience or RetryPolicy()
 
     def __str__(self) -> str:
         return self.words
@@ -227,7 +227,7 @@ class Place:
             if attempt >= patience.attempts:
                 raise FetchError(f"{told}; given up after {attempt} tries. See whether the store is up, and run again.")
             if attempt >= 3:  # what a second try mends is nobody's concern
-                say(f"{told}; try {attempt} of {patience.attempts}", visible=is_first_rank())
+                log(f"{told}; try {attempt} of {patience.attempts}", visible=is_first_rank())
             stop.wait(patience.wait_s(attempt, random.SystemRandom().random()))
 
     def _try(self, name: str, target: Path, meter: "_Meter", stop: threading.Event) -> _Fault | None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
-from ccts_dist.loader.micro_batches import Part as Cut
+from ccts_dist.loader.micro_batches import MicroBatch as Cut
 from ccts_dist.records import SAMPLE_RATE_HZ
-from ccts_dist.train.experiment import Session
+from ccts_dist.train.experiment import Experiment
 from ccts_dist.train.memory.activations import BatchShape, trace_pass, trace_peak
 from ccts_dist.train.memory.estimate import Activations, Estimate, Part, describe_peak, estimate_memory
 from ccts_dist.train.steps.rounds import NO_ROUNDS, GraphMemory, decide_rounds
@@ -30,7 +30,7 @@ class _Choice:
 class Forecast:
     """What the ranks of a session will need. Build it before an engine has taken the model apart."""
 
-    def __init__(self, session: Session, *, on_gpu: bool) -> None:
+    def __init__(self, session: Experiment, *, on_gpu: bool) -> None:
         self._session, self._run, self._on_gpu = session, session.run, on_gpu
         model, tables = session.model, self._run.model
         branches = (

@@ -24,7 +24,7 @@ STOPPED_BY_SIGNAL = "is stopped (SIGSTOP)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beat:
+class Heartbeat:
     """What a rank last said of itself."""
 
     rank: int
@@ -76,7 +76,7 @@ def forget_beats(folder: Path) -> None:
             path.unlink()
 
 
-def write_beat(folder: Path, beat: Beat) -> None:
+def write_beat(folder: Path, beat: Heartbeat) -> None:
     """Say it to whoever looks; a folder that cannot be written is no reason to stop."""
     text = json.dumps(asdict(beat)).encode()[:_SIZE_BYTES].ljust(_SIZE_BYTES)
     with suppress(OSError):
@@ -88,17 +88,17 @@ def write_beat(folder: Path, beat: Beat) -> None:
             os.close(file)
 
 
-def read_beats(folder: Path, num_ranks: int) -> dict[int, Beat]:
+def read_beats(folder: Path, num_ranks: int) -> dict[int, Heartbeat]:
     """The last beat of each rank that has a readable one."""
     beats = {}
     for rank in range(num_ranks):
         with suppress(OSError, ValueError, TypeError):
-            beats[rank] = Beat(**json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")))
+            beats[rank] = Heartbeat(**json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")))
     return beats
 
 
 def plainly_lost(
-    beats: Mapping[int, Beat], *, host: str, read: Callable[[int], Process | None] = read_process
+    beats: Mapping[int, Heartbeat], *, host: str, read: Callable[[int], Process | None] = read_process
 ) -> dict[int, str]:
     """Ranks that have certainly gone or are held, with what became of each: they said so, or this host's system does.
 
@@ -121,7 +121,7 @@ def plainly_lost(
     return lost
 
 
-def silent_ranks(before: Mapping[int, Beat], now: Mapping[int, Beat], num_ranks: int) -> dict[int, str]:
+def silent_ranks(before: Mapping[int, Heartbeat], now: Mapping[int, Heartbeat], num_ranks: int) -> dict[int, str]:
     """Ranks of which nothing new was heard between two looks that lie several beats apart."""
     lost = {}
     for rank in range(num_ranks):
@@ -133,7 +133,7 @@ def silent_ranks(before: Mapping[int, Beat], now: Mapping[int, Beat], num_ranks:
     return lost
 
 
-def stuck_ranks(beats: Mapping[int, Beat]) -> dict[int, str]:
+def stuck_ranks(beats: Mapping[int, Heartbeat]) -> dict[int, str]:
     """Ranks that keep the others waiting: outside a collective, and ahead of nobody. Empty when it cannot be told."""
     at_work = {rank: beat for rank, beat in beats.items() if not beat.left}
     first = min((beat.place_number for beat in at_work.values()), default=0)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import gather_objects
 from ccts_dist.errors import ShardError, TrainingError
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.records import StepBatches
 from ccts_dist.train.checkpoint import TrainState
 
@@ -56,7 +56,7 @@ def allow_damaged(damaged: Sequence[str], count: int, where: str, run: RunConfig
         ShardError: on all ranks alike, when more than ``data.max_corrupt`` were skipped.
     """
     for words in damaged:
-        say(f"skipped: {words}", visible=visible)
+        log(f"skipped: {words}", visible=visible)
     limit = run.data.max_corrupt
     if count > limit:
         raise ShardError(

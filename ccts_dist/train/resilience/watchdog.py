@@ -22,7 +22,7 @@ from ccts_dist.train.checkpoint import checkpoints_folder
 from ccts_dist.train.resilience.heartbeat import (
     LOST_A_PEER,
     STOPPED_BY_SIGNAL,
-    Beat,
+    Heartbeat,
     beats_folder,
     forget_beats,
     plainly_lost,
@@ -63,7 +63,7 @@ _WAITS_ON_GPU = {
 """Functions of this package, by file. On GPUs collectives return at once, and these wait for what they bring."""
 
 
-class Watch:
+class Watchdog:
     """Watches over this rank from set-up to exit. Use as a context manager, in the main thread.
 
     Args:
@@ -76,7 +76,7 @@ class Watch:
     def __init__(self, ranks: Ranks, *, timeout_s: float, stop_grace_s: float, on_gpu: bool = False) -> None:
         self._ranks, self._timeout_s, self._stop_grace_s, self._on_gpu = ranks, timeout_s, stop_grace_s, on_gpu
         process = read_process(os.getpid())
-        self._beat = Beat(
+        self._beat = Heartbeat(
             rank=ranks.rank, host=gethostname(), pid=os.getpid(), started=process.started if process else 0
         )
         self.beat_s = min(10.0, max(1.0, ranks.num_ranks / _RANKS_PER_BEAT_S))
@@ -100,7 +100,7 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Watchdog":
         return self
 
     def __exit__(
@@ -300,7 +300,7 @@ class Watch:
         waited = f"within train.comm_timeout_s = {self._timeout_s:g} s" if timed_out else "any more"
         return f"ranks cannot reach each other {waited}, and all are alive: {places}. All ranks end. {advice}"
 
-    def _find_lost(self, timed_out: bool) -> tuple[dict[int, str], dict[int, Beat]]:
+    def _find_lost(self, timed_out: bool) -> tuple[dict[int, str], dict[int, Heartbeat]]:
         if self._output is None:
             return {}, {self._beat.rank: self._beat}
         folder, num_ranks, lost = beats_folder(self._output), self._ranks.num_ranks, {}

@@ -22,7 +22,7 @@ from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
 from ccts_dist.config.model_rules import kept_branches
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs
 from ccts_dist.records import SAMPLE_RATE_HZ, FrameBatch
-from ccts_dist.train.experiment import Session
+from ccts_dist.train.experiment import Experiment
 from ccts_dist.train.memory.activations import BatchShape, fake_inputs, rehearse, shape_model
 
 _LONGEST = 10 * SAMPLE_RATE_HZ
@@ -113,7 +113,7 @@ def count_flops(
     )
 
 
-def flops_of(session: Session, *, recomputation: bool = False) -> ModelFlops | None:
+def flops_of(session: Experiment, *, recomputation: bool = False) -> ModelFlops | None:
     """The operations of a session's model; to be asked before an engine has taken it apart."""
     run = session.run
     return count_flops(

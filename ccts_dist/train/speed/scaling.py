@@ -13,9 +13,9 @@ import torch
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.micro_batches import Part
+from ccts_dist.loader.micro_batches import MicroBatch
 from ccts_dist.train.devices import DEVICES, find_device
-from ccts_dist.train.experiment import Session, open_loader
+from ccts_dist.train.experiment import Experiment, open_loader
 from ccts_dist.train.speed.cost import (
     Assumptions,
     StepCost,
@@ -62,10 +62,10 @@ class Row:
 class Steps:
     """Some steps of a run on some ranks, by pass and rank, that stand for all."""
 
-    parts: Sequence[Sequence[Sequence[Part]]]
+    parts: Sequence[Sequence[Sequence[MicroBatch]]]
     per_epoch: int
     global_batch_size: int
-    longest: Callable[[Part], int]
+    longest: Callable[[MicroBatch], int]
     """Samples to which a part is padded."""
 
 
@@ -73,7 +73,7 @@ StepsOf = Callable[[int, int], Steps]
 """The steps with that number of ranks and that global batch."""
 
 
-def scaling_lines(session: Session, pairs: Sequence[str], num_ranks: int) -> list[str]:
+def scaling_lines(session: Experiment, pairs: Sequence[str], num_ranks: int) -> list[str]:
     """The cost model's table and its suggestion, for people.
 
     Args:
@@ -91,7 +91,7 @@ def scaling_lines(session: Session, pairs: Sequence[str], num_ranks: int) -> lis
     return model.lines(num_ranks, session.loader.num_utterances)
 
 
-def _steps_of(session: Session) -> StepsOf:
+def _steps_of(session: Experiment) -> StepsOf:
     def steps_of(num_ranks: int, global_batch_size: int) -> Steps:
         run = replace(session.run, batch=replace(session.run.batch, global_batch_size=global_batch_size))
         ranks, splits = Ranks(num_ranks=num_ranks), run.data.train_splits
@@ -174,7 +174,9 @@ class CostModel:
             ),
         )
 
-    def _step(self, passes: Sequence[Sequence[Part]], longest: Callable[[Part], int], num_ranks: int) -> StepCost:
+    def _step(
+        self, passes: Sequence[Sequence[MicroBatch]], longest: Callable[[MicroBatch], int], num_ranks: int
+    ) -> StepCost:
         """A step, by pass and rank."""
         rounds = self._rounds(len(passes))
         of_ranks = [

@@ -14,7 +14,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ccts_dist.errors import ConfigError, OutputError
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.train.resilience.storage_errors import writing
 
 TRACE, TABLE = "trace.json.gz", "steps.md"
@@ -198,7 +198,7 @@ class StepProfiler:
         try:
             self._write(done, recorder.spans(), step)
         except OutputError as error:
-            say(f"the profile of steps {self._first} to {step} is lost: {error}")
+            log(f"the profile of steps {self._first} to {step} is lost: {error}")
 
     def close(self) -> None:
         """Stop; steps that were not all taken are not written."""
@@ -207,7 +207,7 @@ class StepProfiler:
             if self._whole is not None:
                 self._whole.close()
             self._profile.stop()
-            say(f"training ended before step {self._steps[-1]}: no profile is written")
+            log(f"training ended before step {self._steps[-1]}: no profile is written")
         _recorder = self._profile = self._whole = None
 
     def _write(self, done: profile, spans: Sequence[Span], last: int) -> None:
@@ -236,4 +236,4 @@ class StepProfiler:
             self._folder.mkdir(exist_ok=True)
             done.export_chrome_trace(str(self._folder / TRACE))
             (self._folder / TABLE).write_text("\n".join(lines), encoding="utf-8")
-        say(f"profile of steps {self._first} to {last}: {self._folder / TABLE}, {TRACE}")
+        log(f"profile of steps {self._first} to {last}: {self._folder / TABLE}, {TRACE}")

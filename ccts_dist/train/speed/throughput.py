@@ -26,7 +26,7 @@ _OF_A_GPU = ("memory_reserved_megabytes", "utilization_percentage", "power_usage
 """Figures of each GPU, with MLflow's names for system metrics; it has none for what torch's allocator holds."""
 
 
-class Meter:
+class ThroughputMonitor:
     """Every rank has one; rank 0's tells the figures.
 
     Args:

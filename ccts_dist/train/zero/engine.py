@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ccts_dist.arithmetic import exact_float32, tf32
 from ccts_dist.config import RunConfig
-from ccts_dist.distributed import Ranks, agree_or_raise, barrier, together
+from ccts_dist.distributed import Ranks, agree_or_raise, barrier, run_on_all_ranks
 from ccts_dist.errors import CheckpointError, OutputError, is_first_rank
 from ccts_dist.files.safetensors_stream import Entry, StoredTensors, TensorFile
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 from ccts_dist.ranks import chosen_backend
 from ccts_dist.records import Batch
 from ccts_dist.train.memory.out_of_memory import MemoryWords
@@ -77,11 +77,11 @@ class Engine:
         # Imported late: it takes seconds and starts loggers, and --check does without.
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-        together(compile_for_ranks)
-        stored = together(lambda: _open_stored(resume_from)) if resume_from is not None else {}
+        run_on_all_ranks(compile_for_ranks)
+        stored = run_on_all_ranks(lambda: _open_stored(resume_from)) if resume_from is not None else {}
         if stored:
             # What is frozen, and what ZeRO-3 will spread, is easiest to load while the model is still whole.
-            together(lambda: _load_whole(model, stored[WEIGHTS]))
+            run_on_all_ranks(lambda: _load_whole(model, stored[WEIGHTS]))
         if run.train.torch_compile:
             compile_layers(model)
         self._accelerator = _accelerator(run)
@@ -106,7 +106,7 @@ class Engine:
         self._rounds_to = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
         self._state = ZeroState(self._engine, optimizer, ranks, self.device)
         if stored:
-            together(lambda: self._state.restore({kind: tensors.get for kind, tensors in stored.items()}))
+            run_on_all_ranks(lambda: self._state.restore({kind: tensors.get for kind, tensors in stored.items()}))
 
     @timed(FORWARD)
     def forward(self, batch: Batch) -> Any:
@@ -334,7 +334,7 @@ def _accelerator(run: RunConfig) -> Any:
     # What `accelerate launch` was told of devices, precision and steps would go before the run file's word; under its
     # --cpu Accelerate replaces DeepSpeed by plain DDP silently.
     for line in launcher_warnings(os.environ, run.train.precision):
-        say(line, visible=is_first_rank())
+        log(line, visible=is_first_rank())
     for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in _HARMLESS]:
         del os.environ[name]
     # Accelerate reads these; a launcher has set them, plain `python launch/train.py` has not.

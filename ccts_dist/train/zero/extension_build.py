@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ccts_dist.errors import BuildError
-from ccts_dist.progress import say
+from ccts_dist.progress import log
 
 OLDEST_BUILD_S = 600.0
 """A build takes a minute, on a busy machine some."""
@@ -41,7 +41,7 @@ def compile_once(name: str, load: Callable[[], object]) -> None:
     folder = compiled_folder()
     with one_build_at_a_time(folder):
         if not any(folder.rglob(f"{name}.so")):
-            say(f"compiling {name} into {folder}: a minute, once")
+            log(f"compiling {name} into {folder}: a minute, once")
         try:
             load()
         except (RuntimeError, OSError, ImportError) as error:
@@ -97,7 +97,7 @@ def _forget_dead_builds(folder: Path, age_s: float) -> None:
                 lock.unlink()
             else:
                 shutil.rmtree(lock.parent)
-                say(f"{lock.parent}: removed, a build that was killed had left it")
+                log(f"{lock.parent}: removed, a build that was killed had left it")
 
 
 def _was_only_loaded(lock: Path) -> bool:

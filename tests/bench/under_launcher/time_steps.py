@@ -24,7 +24,7 @@ from ccts_dist.losses.distill import embedding_distance, standardize
 from ccts_dist.losses.total import batch_sums, pack_sums, surrogate, unpack_sums
 from ccts_dist.model.emotion import build_model, parameter_groups
 from ccts_dist.records import Batch, StepBatches
-from ccts_dist.train.experiment import Session, open_session
+from ccts_dist.train.experiment import Experiment, open_experiment
 from ccts_dist.train.optim import build_optimizer
 from ccts_dist.train.steps.step import Objective, train_step
 from ccts_dist.train.zero.engine import Engine
@@ -39,7 +39,7 @@ def main() -> None:
     run_file, turns, steps, out = Path(sys.argv[-4]), int(sys.argv[-3]), int(sys.argv[-2]), Path(sys.argv[-1])
     run, ranks = read_run(run_file), rank_facts()
     with process_group(ranks):
-        session = open_session(run, ranks)
+        session = open_experiment(run, ranks)
         batches = list(islice(session.loader.epoch(0), steps))
         optimizer = build_optimizer(parameter_groups(session.model), run.optim)
         engine = Engine(session.model, optimizer, run, ranks=ranks)
@@ -61,7 +61,7 @@ def main() -> None:
         barrier()
 
 
-def _ways(session: Session, engine: Engine) -> dict[str, Step]:
+def _ways(session: Experiment, engine: Engine) -> dict[str, Step]:
     objective = session.objective
     by_scope = {scope: replace(objective, scope=scope) for scope in ("global", "micro-batch")}
 
@@ -80,7 +80,7 @@ def _ways(session: Session, engine: Engine) -> dict[str, Step]:
     return ways
 
 
-def _bare_torch(session: Session) -> Step:
+def _bare_torch(session: Experiment) -> Step:
     """Forward, backward and optimizer as one would write them without any library but torch."""
     run, objective = session.run, session.objective
     seed_everything(derive_seed("model", run.seed))

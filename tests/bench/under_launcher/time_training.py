@@ -53,12 +53,12 @@ def main() -> None:
 
 
 def _ours(run: RunConfig, clock: Clock, total: int) -> dict[str, float]:
-    from ccts_dist.train.experiment import open_session
+    from ccts_dist.train.experiment import open_experiment
     from ccts_dist.train.optim import build_optimizer
     from ccts_dist.train.steps.step import train_step
     from ccts_dist.train.zero.engine import Engine
 
-    session = open_session(run, Ranks())
+    session = open_experiment(run, Ranks())
     optimizer = build_optimizer(parameter_groups(session.model), run.optim)
     engine = Engine(session.model, optimizer, run, ranks=Ranks())
     engine.train(True)

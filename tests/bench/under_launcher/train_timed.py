@@ -21,7 +21,7 @@ import torch.distributed
 
 import ccts_dist
 from ccts_dist.config import read_run
-from ccts_dist.distributed import attempt, process_group, rank_facts
+from ccts_dist.distributed import capture, process_group, rank_facts
 from ccts_dist.records import Batch
 from ccts_dist.train import run as training
 from ccts_dist.train import trainer as loop
@@ -109,7 +109,7 @@ def main() -> None:
         clock.step_ended()
         return result
 
-    reading = clock.timed("reading", attempt)
+    reading = clock.timed("reading", capture)
     training.Engine, loop.train_step, loop.attempt = TimedEngine, timed_step, reading
     for name in COLLECTIVES:
         setattr(torch.distributed, name, clock.timed("collectives, with waiting", getattr(torch.distributed, name)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ccts_dist.config import read_run
 from ccts_dist.distributed import process_group, rank_facts
-from ccts_dist.errors import leave
+from ccts_dist.errors import exit_without_teardown
 from ccts_dist.train.run import train
 from tests.gpu.steps import forget_engines
 
@@ -22,4 +22,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave(0)
+    exit_without_teardown(0)
