@@ -44,7 +44,7 @@ GROUPS = {
     },
     "models": {
         "predict": Command("predict activation, valence and dominance of recordings"),
-        "serve": Command("answer prediction requests over HTTP", leaves=True),
+        "serve": Command("serve predictions over HTTP", leaves=True),
         "export": Command("write a student for transformers or ONNX"),
         "register": Command("put a model into the MLflow registry, or promote one", on_ranks=True),
     },

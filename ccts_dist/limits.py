@@ -1,4 +1,4 @@
-"""Limits of what is read from files that somebody else may have made. The README's security section has this table.
+"""Limits of what is read from files that somebody else may have made. ``SECURITY.md`` has this table.
 
 A file's digest proves who wrote it, not that it is harmless: a sealed document of five megabytes may ask for nine
 gigabytes. So every file that is read as a whole has a size that it cannot exceed, every compressed part one that it

@@ -1,4 +1,4 @@
-"""Keep what a teacher says of every utterance: ``deepspeed launch/cache_teacher.py``. See ``--help``."""
+"""Store a teacher's embeddings and predictions: ``deepspeed launch/cache_teacher.py``. See ``--help``."""
 
 import argparse
 from pathlib import Path
@@ -12,9 +12,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ``--local_rank`` comes from the launcher."""
     parser = CommandParser(
         description="Write a teacher's embeddings and predictions for a shard set, and the condition that is fitted on "
-        "them. Run it again to go on after it was stopped.",
+        "them. Run it again to resume after it was stopped.",
         epilog="example: deepspeed launch/cache_teacher.py --teacher runs/teacher/best --shards SHARDS --out CACHE\n"
-        "exit codes: 0 done, 1 failed, 2 a mistake in what was asked for (one line on stderr says which)",
+        "exit codes: 0 done, 1 failed, 2 a mistake in the input (named in one line on stderr)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--teacher", required=True, metavar="MODEL", help="a model folder, or models:/NAME@ALIAS")

@@ -15,7 +15,7 @@ another set's, and audio that was damaged before its checksum was made (by the c
 If all that is sound, a teacher's condition is fitted once more on the splits that it names, and must come out the same.
 --fast reads manifests, indexes and small files, and looks at the size of the tars: it finds whatever is wrong with
 those, and tars that are missing, cut or of another build, but no damage that leaves a tar's size alone.
-What an interrupted build has left is told on stderr, and is no damage.
+Leftovers of an interrupted build are reported on stderr, and are no damage.
 Exit codes: 0 sound; 1 damaged, or a store does not answer; 2 there is nothing to check."""
 
 
@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("shards", metavar="OUT", help="folder or address of the shard set")
     parser.add_argument("--teacher", metavar="CACHE", help="folder or address of a teacher cache made for it")
     parser.add_argument("--fast", action="store_true", help="do not read the tars, only their size")
-    parser.add_argument("--threads", type=int, metavar="N", help="that read; as many as there are cores if not given")
+    parser.add_argument("--threads", type=int, metavar="N", help="number of threads that read (default: one per core)")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""Say where two runs part: ``python launch/compare.py RUN_A RUN_B``. See ``--help``."""
+"""Find the step at which two runs diverge: ``python launch/compare.py RUN_A RUN_B``. See ``--help``."""
 
 import argparse
 from pathlib import Path
@@ -12,15 +12,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(
         description="Compare two runs: settings that differ, whether each step had the same utterances, at which step "
-        "each figure parts by more than the tolerance, the largest difference, and the final scores. Runs may be under "
-        "way and of different length: the steps that both have are compared. The verdict is on one figure.",
+        "each metric differs by more than the tolerance, the largest difference, and the final scores. Runs may be "
+        "under way and of different length: the steps that both have are compared. The exit code is of one metric.",
         epilog="examples:\n"
         "  python launch/compare.py runs/one-rank runs/two-ranks\n"
         "  python launch/compare.py runs/a runs/b --key train/gradient_norm --tolerance 1e-3\n"
         "  python launch/compare.py runs/a runs/b --picture curves.png\n"
         "  python launch/compare.py runs/a runs:/0123456789abcdef --uri http://mlflow:5000\n"
-        "exit codes: 0 the figure agrees within the tolerance in all common steps, 1 it parts, 2 a mistake: no such\n"
-        "folder, no history in it, no such figure",
+        "exit codes: 0 the metric agrees within the tolerance in all common steps, 1 it differs, 2 a mistake: no such\n"
+        "folder, no history in it, no such metric",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tolerance", type=float, default=1e-5, metavar="T", help="largest difference that agrees (%(default)s)"
     )
-    parser.add_argument("--key", default="train/loss", metavar="FIGURE", help="the figure that is judged (%(default)s)")
+    parser.add_argument("--key", default="train/loss", metavar="METRIC", help="metric of the exit code (%(default)s)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw both curves, as .png, .svg or .pdf")
     parser.add_argument("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
     return parser.parse_args(argv)

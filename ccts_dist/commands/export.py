@@ -1,4 +1,4 @@
-"""A student for other programs: ``python launch/export.py --model MODEL --format FORMAT --out DIR``. See ``--help``."""
+"""Export a student: ``python launch/export.py --model MODEL --format FORMAT --out DIR``. See ``--help``."""
 
 import argparse
 from pathlib import Path
@@ -12,15 +12,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(
         description="Write a speech-only model as a folder that transformers opens (the encoder for AutoModel, the "
-        "head beside it, and a program of a page that needs no ccts_dist), or as one ONNX file for any batch and "
-        "length. What comes out answers recordings of several lengths, alone and in batches, and is kept only if it "
-        "says what torch says, to 1e-4.",
+        "head, and a short program that needs no ccts_dist), or as one ONNX file for any batch and length. The export "
+        "predicts recordings of several lengths, alone and in batches. It is kept only if it agrees with torch to "
+        "1e-4.",
         epilog="examples:\n"
         "  python launch/export.py --model runs/student/best --format onnx --out student-onnx\n"
         "  python launch/export.py --model models:/emotion@champion --format transformers --out student-hf\n"
         "  python student-hf/emotion.py a.wav\n"
         "ONNX needs pip install ccts-dist[onnx].\n"
-        "exit codes: 0 done, 1 the answers differ or the registry failed, 2 a mistake, or a model that the format "
+        "exit codes: 0 done, 1 the predictions differ or the registry failed, 2 a mistake, or a model that the format "
         "cannot hold",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""Say what a shard set holds: hours, counts, speakers, categories and label histograms of each split."""
+"""Print the statistics of a shard set: hours, counts, speakers, categories and label histograms of each split."""
 
 import argparse
 import json

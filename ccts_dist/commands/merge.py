@@ -8,8 +8,8 @@ from ccts_dist.errors import gc_paused
 from ccts_dist.invocation import CommandParser
 from ccts_dist.progress import Progress
 
-EPILOG = """Train on the result with [data] shards = "MERGED" and teacher = "merged": bit-equal to training
-with the cache beside the shards. The cache must have been made for these very shards.
+EPILOG = """Train on the result with [data] shards = "MERGED" and teacher_cache = "merged": bit-equal to
+training with the separate cache. The cache must have been made for these very shards.
 Exit codes: 0 done; 1 damaged shards; 2 a mistake, or a cache of other shards."""
 
 

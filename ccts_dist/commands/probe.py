@@ -11,13 +11,13 @@ from ccts_dist.invocation import CommandParser
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ``--local_rank`` comes from the launcher."""
     parser = CommandParser(
-        description="Which layer knows what: the CCC of a linear probe (ridge regression) on the pooled frames of each "
-        "layer of a frozen encoder. Each utterance is heard once. Writes layers.md, .json, .csv and .png into DIR.",
+        description="Measure the CCC of a linear probe (ridge regression) on the pooled frames of each layer of a "
+        "frozen encoder. Each utterance is encoded once. Writes layers.md, .json, .csv and .png into DIR.",
         epilog="examples:\n"
         "  python launch/probe.py --model facebook/hubert-large-ll60k --shards SHARDS --train Train \\\n"
         "      --valid Development --test Test1 --out layers\n"
         "  deepspeed launch/probe.py --model models:/teacher@champion --shards SHARDS ... --out layers\n"
-        "exit codes: 0 done, 1 damaged shards or a failing registry, 2 a mistake in what was asked for",
+        "exit codes: 0 done, 1 damaged shards or a failing registry, 2 a mistake in the input",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -26,9 +26,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--train", nargs="+", required=True, metavar="SPLIT", help="splits that the probes are fitted on")
     add("--valid", nargs="+", required=True, metavar="SPLIT", help="splits that choose the strength of the penalty")
     add("--test", nargs="+", required=True, metavar="SPLIT", help="splits that the probes are scored on")
-    add("--out", type=Path, required=True, metavar="DIR", help="where the table and the picture go")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of table and picture")
     add("--targets", nargs="+", default=[], metavar="NAME", help="labels (default: all that the shards have)")
-    add("--pooling", choices=("mean", "statistics"), default="mean", help="of frames; statistics: mean and deviation")
+    add(
+        "--pooling",
+        choices=("mean", "statistics"),
+        default="mean",
+        help="pooling of frames; statistics: mean and standard deviation",
+    )
     add("--normalise", choices=("auto", "on", "off"), default="auto", help="input of a folder or hub name (auto)")
     add("--micro", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)

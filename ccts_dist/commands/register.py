@@ -11,7 +11,7 @@ from ccts_dist.invocation import CommandParser
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ``--local_rank`` comes from the launcher."""
     parser = CommandParser(
-        description="Put a model into the MLflow registry, with its run file, figures, a model card and the digest of "
+        description="Put a model into the MLflow registry, with its run file, metrics, a model card and the digest of "
         "every file, and point an alias at the new version. Nothing that is stored is pickled. Or (--promote) compare "
         "a candidate with the champion on the same utterances, and make it the champion if it is better.",
         epilog="examples:\n"
@@ -19,7 +19,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "  python launch/register.py --promote --name emotion --shards data/msp --split Test1 --margin 0.01\n"
         "afterwards:\n"
         "  python launch/predict.py --model models:/emotion@champion speech.wav\n"
-        "exit codes: 0 done, 1 not better, or the server failed or refused, 2 a mistake in what was asked for",
+        "exit codes: 0 done, 1 not better, or the server failed or refused, 2 a mistake in the input",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--split", action="append", default=[], help="to promote: compare on it; may be repeated")
     add("--margin", type=float, default=0.0, metavar="CCC", help="the gain's 95 %% interval must lie above (0)")
     add("--target", default="", help="whose CCC must gain (the mean; UAR without targets)")
-    add("--force", default="", metavar="REASON", help="promote whatever comes out; why is kept in the version's tags")
+    add("--force", default="", metavar="REASON", help="promote in any case; the reason is kept in the version's tags")
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

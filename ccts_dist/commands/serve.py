@@ -1,4 +1,4 @@
-"""A student over HTTP: ``python launch/serve.py MODEL``. See ``--help``."""
+"""Serve a student over HTTP: ``python launch/serve.py MODEL``. See ``--help``."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from ccts_dist.invocation import CommandParser
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(
-        description="Answer POST /invocations with a model's ratings of recordings: the addresses and bodies of "
+        description="Serve a model's predictions of recordings at POST /invocations: the addresses and bodies of "
         "`mlflow models serve`, for a server that strangers reach. Whatever is malformed, too large or no audio is "
         "refused with a 4xx and the reason. There are no users and no passwords.",
         epilog="examples:\n"

@@ -1,4 +1,4 @@
-"""Send what a run told while its server was away: ``python launch/sync.py RUN``. See ``--help``."""
+"""Send the metrics of a run that its tracking server lacks: ``python launch/sync.py RUN``. See ``--help``."""
 
 import argparse
 from pathlib import Path
@@ -11,21 +11,21 @@ from ccts_dist.invocation import CommandParser
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(
-        description="Training keeps all that it tells in its run folder until the tracking server has it, and goes on "
-        "sending by itself while it runs. What was left when it ended, or was killed, is sent by this command: in "
-        "order, nothing twice. May be interrupted, and run again.",
+        description="Send the metrics and files of a run that its tracking server lacks. Training keeps them in its "
+        "run folder until the server has them, and sends them while it runs. This command sends the rest after its end "
+        "or a kill: in order, nothing twice. It may be interrupted, and run again.",
         epilog="examples:\n"
         "  python launch/sync.py runs/student\n"
         "  python launch/sync.py runs/* --uri http://mlflow:5000\n"
-        "exit codes: 0 the server has everything; 1 the server is away, or refused something (a file beside the\n"
-        "  events says what); 2 a mistake: no tracked run in the folder, or a training is under way in it",
+        "exit codes: 0 the server has everything; 1 the server is unavailable, or refused something (named in a\n"
+        "  file next to the events); 2 a mistake: no tracked run in the folder, or a training is under way in it",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder: `output` of a run file")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder: `output_dir` of a run file")
     parser.add_argument(
         "--uri",
         default="",
-        help="MLflow server or sqlite:///FILE; without it MLFLOW_TRACKING_URI, then the one that the run was told to",
+        help="MLflow server or sqlite:///FILE; without it MLFLOW_TRACKING_URI, then the server of the run",
     )
     return parser.parse_args(argv)
 

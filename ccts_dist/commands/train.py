@@ -19,7 +19,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "  deepspeed launch/train.py --config RUN.toml --set optim.learning_rate=1e-4 --resume auto\n"
         "  python launch/train.py --config RUN.toml --check --ranks 64 --gpu-memory 80 --assume device=a100\n"
         "to stop: SIGTERM or SIGUSR1 to a rank (a launcher passes none on), Ctrl-C, or a file STOP in the run folder\n"
-        "exit codes: 0 done; 1 failed; 2 a mistake in what was asked for (one line on stderr says which);\n"
+        "exit codes: 0 done; 1 failed; 2 a mistake in the input (named in one line on stderr);\n"
         "  75 stopped on request, with a complete checkpoint: run again with --resume auto to go on",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,13 +37,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
     args = parse_args(argv)
-    from ccts_dist.config import read_run
+    prefer_expandable_segments(os.environ)
+    with gc_paused():
+        from ccts_dist.config import read_run
 
     run = read_run(args.config, args.set)
     missing = "" if args.check else missing_for_training(tracked=run.tracking.backend == "mlflow")
     if missing:
         raise ConfigError(missing)
-    prefer_expandable_segments(os.environ)
     with gc_paused():
         from ccts_dist.distributed import process_group, rank_facts
         from ccts_dist.train.resilience.heartbeat import beats_folder

@@ -1,4 +1,4 @@
-"""Write down what a speech recognition model hears in a corpus that has no transcripts."""
+"""Transcribe a corpus that has no transcripts by a speech recognition model."""
 
 import argparse
 from functools import partial
@@ -11,9 +11,9 @@ from ccts_dist.progress import Progress
 
 EPILOG = """MODEL is a folder or a name of the hub: a CTC model (wav2vec 2.0, HuBERT, WavLM ...), Whisper or Moonshine.
 Writes a JSON line per utterance: key, transcript, confidence 0..1, duration, the model's name and digest. Build with
-these words: shards/build.py ... --transcripts HEARD.jsonl. The corpus itself is never written to.
+these transcripts: shards/build.py ... --transcripts ASR.jsonl. The corpus itself is never written to.
 An interrupted pass goes on where it stopped: run the same command again.
-Exit codes: 0 done; 1 done but for audio that cannot be heard, named on stderr; 2 a mistake."""
+Exit codes: 0 done; 1 done but for audio that cannot be read, named on stderr; 2 a mistake."""
 CORPORA = ("msp-podcast", "iemocap", "manifest")
 
 
@@ -24,11 +24,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("kind", choices=CORPORA, metavar="CORPUS", help="msp-podcast, iemocap or manifest")
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the corpus, or FILE of a manifest")
     parser.add_argument("--model", required=True, help="recognition model: folder or name of the hub")
-    parser.add_argument("--out", type=Path, metavar="HEARD.jsonl", help="default: ROOT-heard.jsonl, beside the corpus")
-    parser.add_argument("--language", help='for a model of many languages, "en" or "english"; default: it finds out')
+    parser.add_argument("--out", type=Path, metavar="ASR.jsonl", help="default: ROOT-heard.jsonl, beside the corpus")
+    parser.add_argument("--language", help='for a model of many languages, "en" or "english"; default: detected')
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--batch-seconds", type=float, default=120.0, help="audio in a pass (default: 120)")
-    parser.add_argument("--all", action="store_true", help="hear utterances that have a transcript too")
+    parser.add_argument(
+        "--batch-seconds", type=float, default=120.0, help="seconds of audio per forward pass (default: 120)"
+    )
+    parser.add_argument("--all", action="store_true", help="transcribe utterances that have a transcript too")
     return parser.parse_args(argv)
 
 

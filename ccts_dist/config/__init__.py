@@ -19,6 +19,7 @@ from ccts_dist.config.reader import (
     run_to_toml,
     run_to_tree,
 )
+from ccts_dist.config.renamed import with_present_keys
 from ccts_dist.config.schema import (
     BatchConfig,
     DataConfig,
@@ -56,4 +57,5 @@ __all__ = [
     "run_to_toml",
     "run_to_tree",
     "speech_tables",
+    "with_present_keys",
 ]

@@ -15,6 +15,7 @@ import tomli_w
 from ccts_dist.config.model_rules import check_model
 from ccts_dist.config.model_schema import ModelConfig
 from ccts_dist.config.ranges import Between
+from ccts_dist.config.renamed import present_override, with_present_keys
 from ccts_dist.config.rules import (
     check_batch,
     check_checkpointing,
@@ -53,8 +54,9 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path}: not a TOML file that can be read: nested too deeply. Mend the file.") from error
     except ValueError as error:  # no TOML, no UTF-8, NUL in the path, a number of more than 4,300 digits
         raise ConfigError(f"{path}: not a TOML file: {error}. Mend the file.") from error
+    tree = with_present_keys(tree, source=str(path))
     for override in overrides:
-        _set(tree, override)
+        _set(tree, present_override(override))
     _remember_addresses(tree)
     return parse_run(tree, source=str(path))
 
@@ -70,14 +72,14 @@ def _remember_addresses(value: Any) -> None:
 
 def parse_run(tree: Mapping[str, Any], *, source: str = "run") -> RunConfig:
     """The run in a tree of plain values, as ``tomllib`` gives it; ``source`` names it in errors."""
-    run = _build(RunConfig, tree, (), source)
+    run = _build(RunConfig, with_present_keys(tree, source=source), (), source)
     _check_together(run, source)
     return run
 
 
 def parse_model(tree: Mapping[str, Any], *, source: str = "model") -> ModelConfig:
     """The model in a tree of plain values, as ``run_to_tree`` gives it; ``source`` names it in errors."""
-    model = _build(ModelConfig, tree, ("model",), source)
+    model = _build(ModelConfig, with_present_keys(tree, source=source, table="model", stored=True), ("model",), source)
     check_model(model, source)
     return model
 
@@ -110,7 +112,7 @@ def complete_tree(tree: Mapping[str, Any], *, source: str) -> dict[str, Any]:
 
 def complete_run(tree: Mapping[str, Any], *, source: str) -> RunConfig:
     """The run of ``complete_tree``, which may break rules that are new."""
-    return _build(RunConfig, tree, (), source)
+    return _build(RunConfig, with_present_keys(tree, source=source, stored=True), (), source)
 
 
 def run_to_toml(run: RunConfig) -> str:

@@ -13,9 +13,9 @@ EPILOG = """examples:
   deepspeed --num_gpus 2 launch/evaluate.py --model models:/emotion@candidate --model models:/emotion@champion \\
       --shards data/msp --split Test1 --split Test2 --out scores
   python launch/evaluate.py --model M --shards S --split Test1 --out scores --snr 0 10 20 --noises babble noise/street
-files in DIR: report.html, a page that stands by itself; metrics.json; and predictions-SPLIT.parquet, a row for each
+files in DIR: report.html, a page without external files; metrics.json; and predictions-SPLIT.parquet, a row for each
 utterance (predictions-SPLIT.2.parquet of the second model)
-exit codes: 0 done, 1 damaged shards or a failing registry, 2 a mistake in what was asked for"""
+exit codes: 0 done, 1 damaged shards or a failing registry, 2 a mistake in the input"""
 
 MERGED = "merged"
 """In the place of a teacher's cache: the shards carry it."""
@@ -57,7 +57,7 @@ class Asked:
 def build_parser() -> argparse.ArgumentParser:
     """The parser; ``--local_rank`` comes from the launcher."""
     parser = CommandParser(
-        description="Predict every utterance of a split once and compare with the raters: CCC, Pearson, C_b, mean "
+        description="Score a model on splits, by one prediction for each utterance: CCC, Pearson, C_b, mean "
         "absolute error on 0..1, each with a 95 %% interval over speakers, and Spearman; the same by gender, duration "
         "and transcript length; mean recall of classes between edges (--bins); of categories accuracies and F1.",
         epilog=EPILOG,
@@ -68,22 +68,22 @@ def build_parser() -> argparse.ArgumentParser:
         "with several the first is compared with each of the others, in pairs")  # fmt: skip
     add("--shards", required=True, metavar="OUT", help="folder or address of the shard set")
     add("--split", action="append", required=True, help="which split; may be repeated")
-    add("--out", type=Path, required=True, metavar="DIR", help="where everything is written")
+    add("--out", type=Path, required=True, metavar="DIR", help="output folder")
     add("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
     add("--bins", type=float, nargs="+", default=[], metavar="EDGE", help="also recall: --bins 2 4")
     add(
         "--teacher",
         default="",
         metavar="CACHE",
-        help='also how far the model is from this cache\'s teacher; "merged": the shards carry it',
+        help='also compare with the teacher of this cache; "merged": the shards carry it',
     )
     add("--snr", type=float, nargs="+", default=[], metavar="DB", help="also in noise, at these ratios to the speech")
     add("--noises", nargs="+", default=[], metavar="NOISE",
         help="with --snr: white, pink, babble (these three if not given), or folders of audio")  # fmt: skip
     add("--run", default="", metavar="RUN", help="also the training curves of this run folder, or runs:/ID")
-    add("--transcripts", action="store_true", help="put the words of the worst utterances into the page; they may be "
-        "licensed")  # fmt: skip
-    add("--players", action="store_true", help="put their sound into the page; it may be licensed")
+    add("--transcripts", action="store_true", help="put the transcripts of the worst utterances into the page; they "
+        "may be licensed")  # fmt: skip
+    add("--players", action="store_true", help="put their audio into the page; it may be licensed")
     add("--track", action="store_true", help="also put the page into the first model's run at the MLflow server")
     add("--micro", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)

@@ -11,10 +11,10 @@ EPILOG = """examples:
   python launch/predict.py --model models:/emotion@champion --format jsonl --out emotion.jsonl RECORDINGS
   python launch/predict.py --model models:/emotion@champion --format csv --embeddings emotion.parquet *.wav
   python launch/predict.py --model models:/emotion@champion --window 5 --hop 1 --picture curve.svg interview.mp3
-A file that cannot be heard (missing, empty, cut, no audio, under 25 ms; without --window, over 10 min) is named on
-stderr with the reason and left out. Memory does not grow with the number of files, nor with --window with their
-duration. Ctrl-C leaves FILE.partial, with what came before.
-exit codes: 0 done, 1 files were left out, it was stopped, or the registry failed, 2 a mistake in what was asked for"""
+A file that cannot be read (missing, empty, cut, no audio, under 25 ms; without --window, over 10 min) is named on
+stderr with the reason and skipped. Memory does not grow with the number of files, nor with --window with their
+duration. Ctrl-C leaves FILE.partial, with the predictions so far.
+exit codes: 0 done, 1 files were skipped, it was stopped, or the registry failed, 2 a mistake in the input"""
 
 BATCH_SECONDS = 60.0
 """Two passes run at a time on a CPU, so half of what ``Student.predict`` takes."""
@@ -24,8 +24,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser."""
     parser = CommandParser(
         description="Predict activation, valence and dominance of recordings, on the scale of the corpus that the "
-        "model was trained on. Any format libsndfile reads, any sample rate; channels are mixed. Answers come in the "
-        "order of the names.",
+        "model was trained on. Any format libsndfile reads, any sample rate; channels are mixed. Predictions come in "
+        "the order of the names.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -33,10 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
     add("files", nargs="+", metavar="FILE", help="audio files, and folders: all audio files in them and below")
     add("--format", choices=FORMATS, default="table", help="json: an array, jsonl: an object a line (%(default)s)")
-    add("--out", type=Path, metavar="FILE", help="write the answers there (default: stdout)")
+    add("--out", type=Path, metavar="FILE", help="output file (default: stdout)")
     add(
         "--embeddings", type=Path, metavar="FILE",
-        help="write the embeddings too: .npy (with FILE.keys.jsonl beside it), .parquet or .safetensors",
+        help="write the embeddings too: .npy (and FILE.keys.jsonl), .parquet or .safetensors",
     )  # fmt: skip
     add(
         "--batch-seconds", type=float, default=BATCH_SECONDS, metavar="S",

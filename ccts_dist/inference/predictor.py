@@ -32,6 +32,9 @@ Sound = TypeVar("Sound")
 CATEGORY = "category"
 """In an answer: the likeliest one."""
 
+AUDIO, PATH = "audio", "path"
+"""What a served model is given a recording as: the base64 of an audio file, or its path below the audio root."""
+
 BATCH_SECONDS = 120.0
 """Padded seconds of one forward pass."""
 

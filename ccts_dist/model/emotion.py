@@ -53,7 +53,7 @@ class EncoderConfigs:
     normalise: bool = False
     """Whether utterances are normalised before the speech encoder; "auto" has been resolved."""
 
-    also: tuple[PreTrainedConfig | None, ...] = ()
+    extra_speech: tuple[PreTrainedConfig | None, ...] = ()
     """Of the further speech encoders, in order; None for a filter bank."""
 
     also_normalise: tuple[bool, ...] = ()
@@ -62,7 +62,7 @@ class EncoderConfigs:
     extractor: FeatureExtractionMixin | None = None
     """What makes the speech encoder's input of audio; None for one that convolves the waveform, or a filter bank."""
 
-    also_extractors: tuple[FeatureExtractionMixin | None, ...] = ()
+    extra_extractors: tuple[FeatureExtractionMixin | None, ...] = ()
     """As ``extractor``, of each further speech encoder."""
 
 
@@ -182,9 +182,9 @@ def build_model(config: ModelConfig, *, vocabulary_size: int | None = None) -> E
 def rebuild_model(config: ModelConfig, encoders: EncoderConfigs) -> EmotionModel:
     """A model of that shape with random weights, for a state to be loaded into; needs neither hub nor folders."""
     tables = speech_tables(config)
-    shapes = (encoders.speech, *encoders.also)[: len(tables)]
+    shapes = (encoders.speech, *encoders.extra_speech)[: len(tables)]
     normalise = (encoders.normalise, *encoders.also_normalise)[: len(tables)]
-    extractors = (encoders.extractor, *encoders.also_extractors)[: len(tables)]
+    extractors = (encoders.extractor, *encoders.extra_extractors)[: len(tables)]
     speech = [
         SpeechEncoder(
             encoder=None if shape is None else encoder_from_config("speech", shape), normalise=on, extractor=extractor
@@ -275,8 +275,8 @@ def _configs_of(speech: Sequence[SpeechEncoder], text: PreTrainedModel | None) -
         speech=shapes[0],
         text=None if text is None else text.config,
         normalise=normalise[0],
-        also=tuple(shapes[1:]),
+        extra_speech=tuple(shapes[1:]),
         also_normalise=tuple(normalise[1:]),
         extractor=extractors[0],
-        also_extractors=tuple(extractors[1:]),
+        extra_extractors=tuple(extractors[1:]),
     )

@@ -102,7 +102,7 @@ def save_model(
     try:
         unfinished.mkdir(parents=True)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, unfinished / WEIGHTS)
-        also = zip(encoders.also, encoders.also_extractors, strict=True)
+        also = zip(encoders.extra_speech, encoders.extra_extractors, strict=True)
         settings = {"speech_encoder": (encoders.speech, encoders.extractor), "text_encoder": (encoders.text,)}
         for name, parts in (settings | {f"also_encoder_{number}": both for number, both in enumerate(also)}).items():
             for part in parts:
@@ -224,10 +224,10 @@ def _read_encoders(folder: Path, config: ModelConfig, description: Description) 
         speech=shapes[0],
         text=None if config.text is None else _read_encoder_config(folder / "text_encoder"),
         normalise=description.normalise,
-        also=tuple(shapes[1:]),
+        extra_speech=tuple(shapes[1:]),
         also_normalise=description.also_normalise,
         extractor=extractors[0],
-        also_extractors=tuple(extractors[1:]),
+        extra_extractors=tuple(extractors[1:]),
     )
 
 

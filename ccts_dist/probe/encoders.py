@@ -126,7 +126,7 @@ def _all_layers(config: ModelConfig) -> ModelConfig:
     return replace(
         config,
         speech=None if config.speech is None else replace(config.speech, **plain),
-        also=tuple(replace(branch, **plain) for branch in config.extra_speech),
+        extra_speech=tuple(replace(branch, **plain) for branch in config.extra_speech),
         text=None if config.text is None else replace(config.text, **plain),
     )
 

@@ -21,7 +21,7 @@ def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:
     """What is done to a recording before the model hears it; enough to do the same elsewhere."""
     encoders = loaded.model.encoder_configs
     normalise = (encoders.normalise, *encoders.also_normalise)
-    extractors = (encoders.extractor, *encoders.also_extractors)
+    extractors = (encoders.extractor, *encoders.extra_extractors)
     tables = speech_tables(loaded.config)
     return {
         "sample_rate_hz": SAMPLE_RATE_HZ,

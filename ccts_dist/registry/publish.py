@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError, RegistryError
-from ccts_dist.inference.predictor import CATEGORY, answer_columns
+from ccts_dist.inference.predictor import AUDIO, CATEGORY, PATH, answer_columns
 from ccts_dist.model import load_model
 from ccts_dist.registry.lineage import (
     LINEAGE_FILE,
@@ -25,7 +25,6 @@ from ccts_dist.registry.lineage import (
 from ccts_dist.registry.model_card import model_card
 from ccts_dist.registry.model_uri import DIGEST_TAG, PACKAGE, asking_the_server, check_alias, check_name, move_alias
 from ccts_dist.registry.package import METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
-from ccts_dist.serving.handler import AUDIO, PATH
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file
 from ccts_dist.tracking.uri import artifact_location

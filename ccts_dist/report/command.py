@@ -15,11 +15,11 @@ from ccts_dist.report.study.plan import Study, order_of_shares
 EPILOG = """examples:
   python launch/reproduce.py --table demo
   python launch/reproduce.py --table demo --seeds 17 18 19 20 21 --wrong 0 10 30 --jobs 2
-  python launch/reproduce.py --table msp --corpus MSP-Podcast --transcripts heard.jsonl --seeds 17 18 19
+  python launch/reproduce.py --table msp --corpus MSP-Podcast --transcripts asr.jsonl --seeds 17 18 19
   python launch/reproduce.py --table msp --shards s3://ours/msp --rows 12 --starter 'deepspeed --hostfile H'
-  python launch/reproduce.py --table msp --shards s3://ours/msp --rows 11 12 --distances norm squared
+  python launch/reproduce.py --table msp --shards s3://ours/msp --rows 11 12 --distances l2 mse
   python launch/reproduce.py --table iemocap --corpus IEMOCAP --folds 1 2
-exit codes: 0 done, 1 a stage failed (its log is named), 2 a mistake in what was asked for"""
+exit codes: 0 done, 1 a stage failed (its log is named), 2 a mistake in the input"""
 
 DISTANCES: tuple[str, ...] = get_args(Distance)
 
@@ -30,29 +30,29 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser."""
     parser = CommandParser(
         description="Run every stage that a table needs and is not done yet, then print the table. Kill it at any "
-        "time; run again, it goes on.",
+        "time; run again, it resumes.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--table", choices=("demo", *TABLES), required=True, help="which table")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="SEED", help="every run for each (17)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where everything goes (default: the table's name)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="SEED", help="seeds of every run (17)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: the table's name)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=VALUE", help="for every run; may be repeated"
     )
     demo = parser.add_argument_group("for the demo; with --seeds or --wrong it becomes a study, in demo/study")
-    demo.add_argument("--utterances", type=int, default=4000, help="how many to speak for the demo (%(default)s)")
+    demo.add_argument("--utterances", type=int, default=4000, help="number of utterances of the demo (%(default)s)")
     demo.add_argument(
         "--wrong", type=int, nargs="+", default=[], metavar="PERCENT",
         help="students and teachers at each of these shares of wrong transcripts (10)",
     )  # fmt: skip
-    demo.add_argument("--jobs", type=int, default=1, metavar="N", help="of the study at once, one rank each (1)")
-    demo.add_argument("--collect", action="store_true", help="run nothing: the study's tables from what is there")
+    demo.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel runs of the study, one rank each (1)")
+    demo.add_argument("--collect", action="store_true", help="run nothing: the study's tables from finished runs")
     paper = parser.add_argument_group("for the paper's tables")
     source = paper.add_mutually_exclusive_group()
     source.add_argument("--corpus", type=Path, metavar="ROOT", help="the corpus on disk; shards are built first")
     source.add_argument("--shards", default="", metavar="SHARDS", help="shards that are there (default: DIR/shards)")
-    paper.add_argument("--transcripts", type=Path, metavar="HEARD.jsonl", help="what shards/transcribe.py heard")
+    paper.add_argument("--transcripts", type=Path, metavar="ASR.jsonl", help="transcripts by shards/transcribe.py")
     paper.add_argument("--rows", type=int, nargs="+", default=[], metavar="N", help="these and their teachers only")
     paper.add_argument("--folds", type=int, nargs="+", default=[], metavar="N", help="these folds only, from 1")
     paper.add_argument(

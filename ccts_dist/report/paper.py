@@ -22,7 +22,7 @@ from ccts_dist.tracking.fetch_run import SCHEME, fetch_run
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.uri import sqlite_uri
 
-PAPERS_DISTANCE = "norm"
+PAPERS_DISTANCE = "l2"
 """``distill.embedding_loss`` of the paper's formula, and of its run files."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ccts_dist.config import with_present_keys
 from ccts_dist.errors import ConfigError
 from ccts_dist.tracking.fetch_run import SCHEME, fetch_run
 
@@ -91,7 +92,9 @@ def read_recorded(folder: Path) -> RecordedRun:
         raise ConfigError(f"{path}: no step in it yet. Compare when the run has taken some.")
     return RecordedRun(
         name=str(folder),
-        settings=flat(_parse(folder / SETTINGS, tomllib.loads)),
+        settings=flat(
+            with_present_keys(_parse(folder / SETTINGS, tomllib.loads), source=str(folder / SETTINGS), stored=True)
+        ),
         steps=steps,
         scores={
             key: as_figure(value)

@@ -21,7 +21,7 @@ from jaxtyping import Int16
 from ccts_dist.audio.convert import decode_audio
 from ccts_dist.audio.limits import MAX_DURATION_S
 from ccts_dist.errors import ConfigError, RequestError
-from ccts_dist.inference.predictor import Predictor, load_student
+from ccts_dist.inference.predictor import AUDIO, PATH, Predictor, load_student
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.registry.package import check_package
 from ccts_dist.registry.pull import check_registered
@@ -29,9 +29,6 @@ from ccts_dist.serving.request_body import LongText, rows_of_columns
 
 if TYPE_CHECKING:
     import pandas as pd
-
-AUDIO, PATH = "audio", "path"
-"""What a recording is given as: the base64 of an audio file, or its path below the audio root."""
 
 _BATCH_SECONDS = 60.0
 """Padded seconds of one forward pass. Sixteen times as much is in memory as float32; see ``predict.stretches``."""

@@ -1,6 +1,6 @@
 """The teacher cache: side-car tars with a teacher's outputs, read by key; and what is needed to write one.
 
-``shards/README.md`` is the normative text. Passing a teacher over a shard set and fitting the condition is
+``shards/FORMAT.md`` is the normative text. Passing a teacher over a shard set and fitting the condition is
 ``ccts_dist.teacher``'s work; here is the format.
 """
 

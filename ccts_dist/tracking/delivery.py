@@ -26,7 +26,7 @@ def deliver(spool: Spool, send: Send, most: int) -> None:
     When ``send`` refuses several, each of them is tried alone, and those at fault are put aside.
 
     Raises:
-        AwayError: some are not sent, and stay at the head of the spool.
+        ServerUnavailableError: some are not sent, and stay at the head of the spool.
     """
     if not spool.take():
         raise ServerUnavailableError("another process sends what this run has told")

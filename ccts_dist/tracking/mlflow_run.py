@@ -76,8 +76,8 @@ class MlflowRun:
         """Connect; give up on a server after a while, which may send an answer byte by byte for hours.
 
         Raises:
-            AwayError: it is away, or too slow. A thread keeps waiting for it.
-            RefusedError: it will never have the run.
+            ServerUnavailableError: it is away, or too slow. A thread keeps waiting for it.
+            RejectedByServerError: it will never have the run.
         """
         if not uri.startswith("http"):
             self._sender.connect()

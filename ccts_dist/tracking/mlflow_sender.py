@@ -85,8 +85,8 @@ class MlflowSender:
         """Find or make the run; nothing when that has been done.
 
         Raises:
-            AwayError: try again later.
-            RefusedError: the server will never have it.
+            ServerUnavailableError: try again later.
+            RejectedByServerError: the server will never have it.
             ConfigError: an address MLflow does not know.
         """
         with self._connecting, _translated(self._uri):
@@ -98,8 +98,8 @@ class MlflowSender:
         """Events of one kind, in order.
 
         Raises:
-            AwayError: try again later.
-            RefusedError: the server will never take them.
+            ServerUnavailableError: try again later.
+            RejectedByServerError: the server will never take them.
         """
         self.connect()
         with _translated(self._uri):
@@ -267,7 +267,7 @@ class MlflowSender:
 
 
 def _expect(is_there: bool) -> None:
-    """Raises: AwayError, where the server does not show what it has taken, or shows it for another run."""
+    """Raises: ServerUnavailableError, where the server does not show what it has taken, or shows it for another run."""
     if not is_there:
         raise ServerUnavailableError(_NOT_MLFLOW)
 

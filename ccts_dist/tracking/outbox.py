@@ -20,8 +20,8 @@ class Outbox:
     """A spool with one sending thread.
 
     ``send`` gets events of one kind, in order. When it raises ``ServerUnavailableError`` they stay in the spool and
-    are sent again, after a pause that doubles up to a minute; when it raises ``RefusedError`` each of them is tried
-    alone and the ones at fault are put aside.
+    are sent again, after a pause that doubles up to a minute; when it raises ``RejectedByServerError`` each of them
+    is tried alone and the ones at fault are put aside.
     """
 
     def __init__(

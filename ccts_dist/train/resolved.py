@@ -151,7 +151,7 @@ def resolved_values(
         "data.pad_multiple_s": run.data.pad_multiple_s,
         "loss.target_weights": list(run.loss.target_weights),
         **{
-            f"{table}.normalise": on
+            f"{table}.do_normalize": on
             for (table, speech), on in zip(speech_tables(run.model).items(), normalise, strict=False)
             if speech.encoder != "filterbank"
         },

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ccts_dist.config import RunConfig, complete_run
+from ccts_dist.config import RunConfig, complete_run, with_present_keys
 from ccts_dist.config.credentials import public_tree
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
@@ -48,15 +48,15 @@ FROZEN_KEYS = ("train.precision",)
 """Nor these, in sections that may. How the work is spread, train.deepspeed and the ranks, may change."""
 
 FREE_DATA_KEYS = (
-    "workers",
+    "num_workers",
     "shards",
-    "teacher",
+    "teacher_cache",
     "test_splits",
-    "damaged",
+    "on_corrupt",
     "max_corrupt",
-    "cache",
+    "shard_cache",
     "shard_cache_gb",
-    "frames",
+    "feature_cache",
     "pad_multiple_s",
 )
 """Keys of [data] that may: shards and cache may have moved, and their digests are compared; padding is masked, and its
@@ -193,7 +193,11 @@ class RunFolder:
         say: Callable[[str], None],
     ) -> None:
         run = resolved(run)
-        before = resolved(complete_run(_as_it_was(manifest.run, run), source=path.name))
+        before = resolved(
+            complete_run(
+                _as_it_was(with_present_keys(manifest.run, source=path.name, stored=True), run), source=path.name
+            )
+        )
         for key, (then, now) in changed_keys(public_tree(before), public_tree(run)).items():
             if key == "distill.threshold" and _is_same_threshold(then, now):
                 continue
@@ -247,8 +251,8 @@ def _as_it_was(run: Mapping[str, Any], now: RunConfig) -> dict[str, Any]:
         optim = {**optim, "decay_norms_and_biases": bool(optim.get("weight_decay"))}
     tree = {**run, "optim": optim}
     distill = run.get("distill")
-    if isinstance(distill, Mapping) and "distance" not in distill:
-        distill = tree["distill"] = {**distill, "distance": "squared"}
+    if isinstance(distill, Mapping) and "embedding_loss" not in distill:
+        distill = tree["distill"] = {**distill, "embedding_loss": "mse"}
     if (
         isinstance(distill, Mapping)
         and distill.get("reject_fraction")

@@ -78,7 +78,7 @@ def _of_one_length(corpus: Path, even: Path, seconds: float) -> Path:
 
 def write_run(path: Path, data: Path, output: Path, **sections: Mapping[str, Any]) -> Path:
     """The demo's run file for what ``prepare`` left in ``data``, without tracking; ``sections`` are merged in."""
-    tree = tomllib.loads(RUN_FILE.read_text()) | {"output": str(output)}
+    tree = tomllib.loads(RUN_FILE.read_text()) | {"output_dir": str(output)}
     own: dict[str, Mapping[str, Any]] = {
         "data": {"shards": str(data / "shards"), "teacher_cache": str(data / "cache"), "test_splits": []},
         "tracking": {"backend": "none", "registered_model_name": ""},

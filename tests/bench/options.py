@@ -126,7 +126,9 @@ def _write_run(folder: Path, before: Path, case: Case, data: Path, steps: int) -
     """The earlier revision's run file with the bench's data, and not one key more than it knows."""
     output = folder / "output"
     shutil.rmtree(output, ignore_errors=True)
-    tree = tomllib.loads((before / "launch" / "runs" / "demo" / case.run_file).read_text()) | {"output": str(output)}
+    tree = tomllib.loads((before / "launch" / "runs" / "demo" / case.run_file).read_text()) | {
+        "output_dir": str(output)
+    }
     own: dict[str, dict[str, Any]] = {
         "data": {"shards": str(data / "shards"), "test_splits": []},
         "batch": {"global_batch_size": UTTERANCES, "micro_batch_size": UTTERANCES // case.passes},

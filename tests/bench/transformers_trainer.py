@@ -32,7 +32,7 @@ WARM_UP = 2
 TARGET = 1.3
 SHORTEST_S, LONGEST_S = 2.5, 11.0
 MODEL = {
-    "embedding": 128,
+    "embedding_dim": 128,
     "speech": {
         "encoder": "scratch",
         "train_feature_encoder": True,

@@ -21,8 +21,8 @@ OPTIONS = {
     "launch/predict.py": "--batch-seconds --device --embeddings --format --hop --model --out --picture --uri --window",
     "launch/probe.py": "--micro --model --normalise --out --pooling --shards --targets --test --train --valid",
     "launch/reproduce.py": (
-        "--collect --corpus --folds --jobs --out --rows --seeds --set --shards --starter --table --transcripts "
-        "--utterances --wrong"
+        "--collect --corpus --distances --folds --jobs --out --rows --seeds --set --shards --starter --table "
+        "--transcripts --utterances --wrong"
     ),
     "launch/serve.py": (
         "--audio-root --host --max-body-seconds --max-connections --max-head-seconds --max-recording-bytes "

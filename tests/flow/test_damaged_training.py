@@ -318,7 +318,7 @@ def test_an_output_that_is_not_finite_in_a_store_ends_both_ranks_with_one_line(p
     )
     damage.replace_payload(place / "cache", SHARDS[0], 3, "teacher.npy", encode_output(output))
     damage.bless_crc(place / "cache", SHARDS[0])
-    done = train(with_teacher(place, "run", teacher=f"file://{place}/cache", cache=str(place / "fetched")))
+    done = train(with_teacher(place, "run", teacher_cache=f"file://{place}/cache", shard_cache=str(place / "fetched")))
     assert done.returncode == 2, done.stderr[-4000:]
     (error,) = errors_of(done)
     assert error.startswith(f"{SHARDS[0]}: teacher.npy of {key_of(place, SHARDS[0], 3)!r} in file://")

@@ -38,7 +38,7 @@ def expect_error(running: Running, words: str) -> str:
 
 
 def test_rank_that_is_stopped_ends_all_within_the_time_out_and_leaves_once_it_is_continued(shards, tmp_path):
-    settings = FOR_EVER | {"timeout_s": TIMEOUT_S, "save_steps": 5}
+    settings = FOR_EVER | {"comm_timeout_s": TIMEOUT_S, "save_steps": 5}
     config = write_run(tmp_path / "stopped.toml", shards, tmp_path / "run", train=settings)
     with Running(config, tmp_path / "run", tmp_path / "log") as running:
         running.wait_for_step(12)
@@ -62,7 +62,9 @@ def test_rank_that_is_stopped_ends_all_within_the_time_out_and_leaves_once_it_is
 
 
 def test_rank_whose_loader_never_returns_ends_all_and_is_named_with_its_place(shards, tmp_path):
-    config = write_run(tmp_path / "stuck.toml", shards, tmp_path / "run", train=FOR_EVER | {"timeout_s": TIMEOUT_S})
+    config = write_run(
+        tmp_path / "stuck.toml", shards, tmp_path / "run", train=FOR_EVER | {"comm_timeout_s": TIMEOUT_S}
+    )
     with Running(
         config, tmp_path / "run", tmp_path / "log", "--fault", "stuck:4:4", script="tests/flow/faulty_train.py"
     ) as running:

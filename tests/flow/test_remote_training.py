@@ -29,8 +29,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_file(path: Path, shards: str, teacher: str, *, cache: Path, shard_cache_gb: float = 1.0) -> Path:
     """A student's run of one epoch and a half, in windows of a third of the training utterances."""
     data = {
-        "shards": shards, "teacher": teacher, "test_splits": [], "shuffle_buffer_size": NUM_UTTERANCES // 4,
-        "workers": 2, "cache": str(cache), "shard_cache_gb": shard_cache_gb,
+        "shards": shards, "teacher_cache": teacher, "test_splits": [], "shuffle_buffer_size": NUM_UTTERANCES // 4,
+        "num_workers": 2, "shard_cache": str(cache), "shard_cache_gb": shard_cache_gb,
     }  # fmt: skip
     return write_run(
         path,

@@ -1,4 +1,4 @@
-"""Each kind of server that the README names: a training is told to it, its model comes back, and nothing is lost.
+"""Each kind of server that launch/README.md names: a training is told to it, its model comes back, and nothing is lost.
 
 The servers are killed in the middle of the training, and are there again later.
 """

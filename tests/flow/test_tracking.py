@@ -26,7 +26,7 @@ from pathlib import Path
 from ccts_dist.config import TrackingConfig
 from ccts_dist.tracking import open_tracking
 
-run = open_tracking(TrackingConfig(uri=sys.argv[1]), run_name="demo", output=Path(sys.argv[2]), resume=True)
+run = open_tracking(TrackingConfig(tracking_uri=sys.argv[1]), run_name="demo", output=Path(sys.argv[2]), resume=True)
 for step in range(1, 100_000):
     run.metrics({"train/loss": 1 / step, "train/norm": 2.0}, step)
     if step % 7 == 0:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.fast
 
 TEXT = {
     "encoder": "scratch",
-    "vocabulary": 64,
+    "vocab_size": 64,
     "scratch": {
         "model_type": "bert",
         "hidden_size": 16,

@@ -91,7 +91,7 @@ def write_run(path: Path, pack: Path, **sections: Mapping[str, Any]) -> Path:
     SGD at a constant rate without clipping, so that rounding is carried along and not enlarged; nothing random.
     """
     tree = tomllib.loads((RUN_FILES / "cts.toml").read_text())
-    tree |= {"name": path.stem, "output": str(path.with_suffix(""))}
+    tree |= {"run_name": path.stem, "output_dir": str(path.with_suffix(""))}
     own: dict[str, Mapping[str, Any]] = {
         "data": {"shards": str(pack / "shards"), "teacher_cache": str(pack / "cache"), "test_splits": []},
         # Small beside the CCC's terms, lest the tolerance of the whole loss hide an error of theirs.

@@ -26,8 +26,8 @@ NUM_RANKS = 2
 
 SETTINGS = (
     (("train.max_steps",), "{steps}"),
-    (("tracking.backend", "tracking.backend"), "none"),
-    (("tracking.registered_model_name", "tracking.registered_model_name"), ""),
+    (("tracking.backend", "tracking.kind"), "none"),
+    (("tracking.registered_model_name", "tracking.register"), ""),
 )
 """What is changed in a run file. A key that was renamed has several names: the first that a revision takes is used."""
 

@@ -34,7 +34,7 @@ def model_of(place: Path, name: str) -> dict:
         "whisper, w2v-bert": {"speech": branch("whisper"), "extra_speech": [branch("w2v-bert", layers="weighted")]},
         "moonshine": {"speech": branch("moonshine", trainable="top:1")},
         "frozen": {"speech": branch("whisper", trainable="none", layers="layer:1")},
-    }[name] | {"gradient_checkpointing": name != "frozen", "embedding": 7}
+    }[name] | {"gradient_checkpointing": name != "frozen", "embedding_dim": 7}
 
 
 @pytest.fixture(scope="module")

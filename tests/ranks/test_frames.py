@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 
 FROZEN = {"trainable": "none", "train_feature_encoder": False, "pooling": "gru", "gru_hidden": 6}
 TEXT = {
-    "encoder": "scratch", "vocabulary": 60, "trainable": "none", "pooling": "mean", "max_tokens": 16,
+    "encoder": "scratch", "vocab_size": 60, "trainable": "none", "pooling": "mean", "max_tokens": 16,
     "scratch": {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
                 "intermediate_size": 32, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
 }  # fmt: skip

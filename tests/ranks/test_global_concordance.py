@@ -109,7 +109,7 @@ TERMS = {
     "ccc with the teacher": replace(DISTILL, prediction_loss="ccc"),
     "per dimension": replace(DISTILL, gate="per-dimension"),
     "soft": replace(DISTILL, gate="soft", prediction_loss="ccc"),
-    "by key": replace(DISTILL, gate="keys", distance="l2"),
+    "by key": replace(DISTILL, gate="keys", embedding_loss="l2"),
     "one target": replace(DISTILL, condition=gated_on(DISTILL.condition, DISTILL.condition.targets[:1])),
 }
 

@@ -20,7 +20,7 @@ CUTS = {0: [(0, 5), (5, 7)], 1: [(7, 13), (12, 13)]}
 """Rows of each rank's passes; rank 0's second has no labels, rank 1's second is a copy at weight 0."""
 
 DISTILL = DistillTerms(
-    embedding_loss="squared",
+    embedding_loss="mse",
     condition=Condition(
         targets=DIMENSIONS, w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), deviation=(0.1, 0.1, 0.1), num_rows=(9, 9, 9),
         splits=("Train",),

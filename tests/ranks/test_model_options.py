@@ -23,7 +23,7 @@ CONFORMER = {
     "conformer_conv_dropout": 0.0,
 }
 MODEL = {
-    "embedding": 7,
+    "embedding_dim": 7,
     "heads": "per-target",
     "head_hidden_dim": 5,
     "gradient_checkpointing": True,

@@ -49,7 +49,7 @@ def test_every_shipped_run_file_is_valid(path: Path):
         ("train", "async_save", 1),
         ("train", "epochs", 1.5),
         ("model", "dropout", 1.5),
-        ("model", "also", {}),
+        ("model", "extra_speech", {}),
         ("model", "targets", [1]),
     ],
 )
@@ -73,6 +73,7 @@ def test_missing_key_is_invalid_and_a_whole_number_is_a_number():
 def test_keys_have_meaning_range_and_default():
     epochs = run_schema()["$defs"]["TrainConfig"]["properties"]["epochs"]
     assert epochs == {
-        "type": "integer", "minimum": 1, "default": 50, "description": "Times that every training utterance comes.",
+        "type": "integer", "minimum": 1, "default": 50,
+        "description": "Number of epochs, each over every training utterance once.",
     }  # fmt: skip
-    assert run_schema()["required"] == ["name", "output", "data", "model"]
+    assert run_schema()["required"] == ["run_name", "output_dir", "data", "model"]

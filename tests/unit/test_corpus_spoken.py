@@ -148,7 +148,7 @@ def test_greater_share_of_wrong_transcripts_changes_nothing_else_and_keeps_those
 
 @pytest.mark.integration
 def test_usual_corpus_is_the_one_whose_results_are_published():
-    """It may change, but not by accident: then the README's figures are of another corpus."""
+    """It may change, but not by accident: then the figures of launch/runs/demo/README.md are of another corpus."""
     planned = repr(plan_spoken_corpus(SpokenConfig(num_utterances=4000))).encode()
     assert hashlib.sha256(planned).hexdigest().startswith("2103ca52dbcc1b1e")
 

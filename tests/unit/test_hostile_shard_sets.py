@@ -383,8 +383,8 @@ def test_sound_outputs_pass_in_a_cache_and_in_merged_shards(sound: Path):
     open_merged_teacher(merged).check_outputs([shard.name for shard in merged.manifest.shards])
 
 
-def test_the_readme_has_the_table_of_limits():
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+def test_the_security_page_has_the_table_of_limits():
+    text = (Path(__file__).resolve().parents[2] / "SECURITY.md").read_text(encoding="utf-8")
     for what, limit in LIMITS.items():
         assert f"| {what} | {limit >> 20} MiB |" in text
 

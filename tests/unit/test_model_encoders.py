@@ -372,7 +372,8 @@ def test_a_library_that_an_encoder_lacks_is_named_in_one_line(tmp_path, monkeypa
 def test_encoder_dropout_replaces_every_dropout_of_the_encoder(tmp_path):
     path = tmp_path / "config.json"
     _save_hubert(tmp_path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_dropout": 0.1, "feat_proj_dropout": 0.2}))
+    settings = {"hidden_dropout": 0.1, "feat_proj_dropout": 0.2, "layerdrop": 0.0, "apply_spec_augment": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     plain = load_speech_encoder(SpeechConfig(encoder=str(tmp_path)))
     assert (plain.config.hidden_dropout, plain.config.feat_proj_dropout) == (0.1, 0.2), "absent: the encoder's own"
     encoder = load_speech_encoder(SpeechConfig(encoder=str(tmp_path), encoder_dropout=0.35))

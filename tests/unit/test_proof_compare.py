@@ -174,12 +174,12 @@ def test_students_bring_their_teacher_and_come_after_it():
 def test_key_that_a_revision_refuses_is_given_by_its_next_name_and_stays_so(tmp_path: Path):
     checkout = Checkout(name="BASE", tree=ROOT, folder=tmp_path)
     assert settings(checkout, 30)[:4] == ["--set", "train.max_steps=30", "--set", "tracking.backend=none"]
-    refused = "epoch 1 of tracking.registered_model_name\nerror: text.toml: unknown key tracking.backend = 'none'. Did you mean 'x'?\n"
-    assert try_next_name(checkout, refused)
-    assert settings(checkout, 30)[3:] == ["tracking.backend=none", "--set", "tracking.registered_model_name="]
-    assert not try_next_name(checkout, "error: text.toml: unknown key tracking.backend = 'none'."), (
-        "it has no third name"
+    refused = (
+        "epoch 1 of tracking.register\nerror: text.toml: unknown key tracking.backend = 'none'. Did you mean 'x'?\n"
     )
+    assert try_next_name(checkout, refused)
+    assert settings(checkout, 30)[3:] == ["tracking.kind=none", "--set", "tracking.registered_model_name="]
+    assert not try_next_name(checkout, "error: text.toml: unknown key tracking.kind = 'none'."), "it has no third"
     assert not try_next_name(checkout, "error: data.shards = 'x': no shard set here.")
 
 

@@ -101,7 +101,7 @@ LONG_FIRST_FRAME = {"conv_dim": [8, 8, 16], "conv_kernel": [40, 8, 16], "conv_st
 
 
 def test_a_student_whose_first_frame_is_long_is_exported_and_answers_short_recordings(tmp_path: Path) -> None:
-    speech = SPEECH(pooling="statistics", shape=LONG_FIRST_FRAME, normalise="on")
+    speech = SPEECH(pooling="statistics", shape=LONG_FIRST_FRAME, do_normalize="on")
     assert _export(tmp_path, _student(speech), "transformers") < 1e-4
     assert json.loads((tmp_path / "out" / "head.json").read_text())["fewest_samples"] == 1_380
 
@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[Format, ModelConfig, str]] = {
     ),
     "two encoders in transformers": (
         "transformers",
-        _student(SPEECH(), also=(SPEECH(),)),
+        _student(SPEECH(), extra_speech=(SPEECH(),)),
         "several speech encoders are no one model",
     ),
     "no norm at the end in transformers": (
@@ -197,14 +197,14 @@ def test_every_family_of_encoders_is_the_same_in_onnx(tmp_path: Path, family: st
     """And every pooling: there are more families."""
     number = list(model_shapes.SPEECH_FAMILIES).index(family)
     shape = model_shapes.SPEECH_FAMILIES[family]
-    config = _student(SPEECH(shape=shape, pooling=POOLINGS[number % len(POOLINGS)], normalise="on"))
+    config = _student(SPEECH(shape=shape, pooling=POOLINGS[number % len(POOLINGS)], do_normalize="on"))
     assert _export(tmp_path, config, "onnx") < 1e-4
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_every_pooling_is_the_same_in_a_folder_for_transformers(tmp_path: Path, pooling: str) -> None:
-    assert _export(tmp_path, _student(SPEECH(pooling=pooling, normalise="on")), "transformers") < 1e-4
+    assert _export(tmp_path, _student(SPEECH(pooling=pooling, do_normalize="on")), "transformers") < 1e-4
 
 
 @pytest.mark.long
@@ -218,5 +218,5 @@ def test_every_family_that_transformers_has_is_the_same_in_its_folder(tmp_path: 
 
 @pytest.mark.long
 def test_several_encoders_cut_and_mixed_layers_are_the_same_in_onnx(tmp_path: Path) -> None:
-    config = _student(SPEECH(layers="weighted"), also=(CUT, SPEECH(pooling="mean", normalise="on")))
+    config = _student(SPEECH(layers="weighted"), extra_speech=(CUT, SPEECH(pooling="mean", do_normalize="on")))
     assert _export(tmp_path, config, "onnx") < 1e-4

@@ -77,7 +77,7 @@ def test_row_brings_its_teacher_and_the_cache_and_no_other_row(tmp_path: Path):
 
 def test_students_are_run_with_each_distance_and_the_papers_norm_is_that_of_the_run_files(tmp_path: Path):
     args = build_parser().parse_args(
-        ["--table", "msp", "--out", str(tmp_path), "--rows", "10", "12", "--distances", "norm", "squared"]
+        ["--table", "msp", "--out", str(tmp_path), "--rows", "10", "12", "--distances", "l2", "mse"]
     )
     wanted = reproduction_of(args)
     runs = {}
@@ -85,14 +85,14 @@ def test_students_are_run_with_each_distance_and_the_papers_norm_is_that_of_the_
         if stage.inputs:
             overrides = [stage.command[at + 1] for at, word in enumerate(stage.command) if word == "--set"]
             runs[stage.name] = read_run(stage.inputs[0], overrides)
-    assert list(runs) == ["09-teacher-seed17", "10-hubert-base-tuned-seed17", "12-cts-seed17", "12-cts-squared-seed17"]
-    plain, squared = runs["12-cts-seed17"], runs["12-cts-squared-seed17"]
+    assert list(runs) == ["09-teacher-seed17", "10-hubert-base-tuned-seed17", "12-cts-seed17", "12-cts-mse-seed17"]
+    plain, squared = runs["12-cts-seed17"], runs["12-cts-mse-seed17"]
     assert plain.distill is not None
     assert squared.distill is not None
-    assert (plain.distill.distance, squared.distill.distance) == ("norm", "squared")
-    assert squared.output == str(tmp_path / "runs" / "12-cts-squared-seed17")
+    assert (plain.distill.embedding_loss, squared.distill.embedding_loss) == ("l2", "mse")
+    assert squared.output_dir == str(tmp_path / "runs" / "12-cts-mse-seed17")
     assert squared.data.teacher_cache == plain.data.teacher_cache
-    assert [row.words for row in wanted.runnable()][-1] == "10 + teacher 9: cT/S, squared distance"
+    assert [row.words for row in wanted.runnable()][-1] == "10 + teacher 9: cT/S, mse distance"
 
 
 RUN_FILES = sorted(Path("launch/runs").rglob("*.toml"))
@@ -105,8 +105,8 @@ def test_run_files_name_what_decides_the_papers_figures(path: Path):
     for branch in branches:
         assert branch["encoder"] == "scratch" or "trainable" in branch, "frozen or tuned is for the file to say"
     if run.distill is not None:
-        assert "distance" in tree["distill"]
-        assert run.distill.embedding_loss == ("squared" if path.parent.name == "demo" else "norm")
+        assert "embedding_loss" in tree["distill"]
+        assert run.distill.embedding_loss == ("mse" if path.parent.name == "demo" else "l2")
     speech = run.model.speech
     if "paper" in path.parts and speech is not None and speech.trainable != "none":
         assert "dropout" in tree["model"]

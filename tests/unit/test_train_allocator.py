@@ -24,7 +24,7 @@ def test_settings_of_the_environment_stay_under_either_name(name):
 
 def test_training_sets_them_before_torch_is_imported():
     words = (
-        "import os, sys, ccts_dist.errors as errors, launch.train as command\n"
+        "import os, sys, ccts_dist.errors as errors, ccts_dist.commands.train as command\n"
         "from ccts_dist.train.memory.allocator import NAMES\n"
         "class Reached(Exception): pass\n"
         "def imports(): raise Reached('torch' in sys.modules, os.environ[NAMES[0]])\n"

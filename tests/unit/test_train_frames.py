@@ -56,7 +56,7 @@ def test_each_type_of_frames_has_its_own_folder_and_is_on_disk_as_it_is_named(tm
 
 def test_frames_of_words_leave_the_augmentation_of_the_audio_as_it_was(tmp_path: Path, shard_set: ShardSet):
     text = {
-        "encoder": "scratch", "vocabulary": 40, "trainable": "none", "pooling": "mean", "max_tokens": 16,
+        "encoder": "scratch", "vocab_size": 40, "trainable": "none", "pooling": "mean", "max_tokens": 16,
         "scratch": {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
                     "intermediate_size": 32},
     }  # fmt: skip

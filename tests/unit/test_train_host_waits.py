@@ -73,7 +73,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def session_of(place: Path, name: str, *, micro: int) -> Any:
     sections = {key: dict(values) for key, values in RUNS[name].items()}
-    data = {"teacher": str(place / "cache")} if "distill" in sections else {}
+    data = {"teacher_cache": str(place / "cache")} if "distill" in sections else {}
     sections["batch"] = {"global_batch_size": 16, "micro_batch_size": micro}
     config = write_run(place / "run.toml", place / "shards", place / "run", data=data, **sections)
     return check_experiment(read_run(config), 1)

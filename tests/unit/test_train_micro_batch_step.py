@@ -10,7 +10,7 @@ from ccts_dist.losses.total import DistillTerms
 from ccts_dist.train.steps.step import Objective, train_step
 from tests.unit.test_train_step import CONDITION, WEIGHTS, PlainEngine, step_of, whole_batch
 
-DISTILL = DistillTerms(condition=CONDITION, embedding_loss="squared", embedding_weight=3.0, prediction_weight=2.0)
+DISTILL = DistillTerms(condition=CONDITION, embedding_loss="mse", embedding_weight=3.0, prediction_weight=2.0)
 OBJECTIVE = Objective(target_weights=WEIGHTS, distill=DISTILL, scope="micro-batch")
 
 

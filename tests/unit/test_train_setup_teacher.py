@@ -56,7 +56,7 @@ def plant(root: Path, shard_set: ShardSet, condition: Condition, facts: TeacherF
 def write(folder: Path, shard_set: ShardSet, cache: Path, **distill: Any) -> Path:
     """A run file of a student that learns from this cache."""
     data: Mapping[str, Any] = {
-        "train_splits": ["Train"], "valid_splits": ["Development"], "test_splits": [], "teacher": str(cache)
+        "train_splits": ["Train"], "valid_splits": ["Development"], "test_splits": [], "teacher_cache": str(cache)
     }  # fmt: skip
     return write_run(
         folder / "run.toml", Path(shard_set.root), folder / "run", data=data,

@@ -105,7 +105,7 @@ def step_of(batch: Batch, cuts: list[int]) -> StepBatches:
     )
 
 
-DISTILL = DistillTerms(condition=CONDITION, embedding_loss="squared", embedding_weight=3.0, prediction_weight=2.0)
+DISTILL = DistillTerms(condition=CONDITION, embedding_loss="mse", embedding_weight=3.0, prediction_weight=2.0)
 EVERY_WAY = {"ccc alone": None, **every_way(DISTILL)}
 
 

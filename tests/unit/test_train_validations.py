@@ -17,10 +17,10 @@ EVERY = "train.eval_steps=3"
 AT = [3, 4, 6, 8, 9, 12]
 """Every three steps and at the end of every epoch, once where both come together."""
 
-STANDING = {"name": "sgd", "learning_rate": 1e-12, "schedule": "constant", "warmup_steps": 0}
+STANDING = {"name": "sgd", "learning_rate": 1e-12, "lr_scheduler": "constant", "warmup_steps": 0}
 """No weight moves, so that no loss falls."""
 
-PLATEAU = {"schedule": "plateau", "plateau_patience": 0, "warmup_steps": 0, "learning_rate": 0.1}
+PLATEAU = {"lr_scheduler": "plateau", "plateau_patience": 0, "warmup_steps": 0, "learning_rate": 0.1}
 
 
 def config_for(place: Path, name: str, **sections: dict) -> Path:
@@ -29,7 +29,7 @@ def config_for(place: Path, name: str, **sections: dict) -> Path:
         place / f"{name}.toml", place / "shards", place / "runs" / name,
         # Dropout: training draws random numbers, which validations must leave alone.
         model={"dropout": 0.3}, batch={"micro_batch_size": 4}, data={"num_workers": 1},
-        optim={"name": "adam", "learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 5}
+        optim={"name": "adam", "learning_rate": 3e-3, "lr_scheduler": "cosine", "warmup_steps": 5}
         | sections.pop("optim", {}),
         train=train, **sections,
     )  # fmt: skip

@@ -92,8 +92,8 @@ STUCK = """
 import sys, time
 from pathlib import Path
 from ccts_dist.distributed import Ranks
-from ccts_dist.train.resilience.watchdog import Watch
-with Watch(Ranks(), timeout_s=60.0, stop_grace_s=1.0) as watch:
+from ccts_dist.train.resilience.watchdog import Watchdog
+with Watchdog(Ranks(), timeout_s=60.0, stop_grace_s=1.0) as watch:
     watch.follow(Path(sys.argv[1]))
     watch.at("epoch 1/1, step 2: reading")
     print("ready", flush=True)
@@ -106,12 +106,13 @@ import sys, time
 from pathlib import Path
 from ccts_dist.distributed import Ranks
 from ccts_dist.train.resilience import watchdog as module
-from ccts_dist.train.resilience.heartbeat import Beat, beats_folder, write_beat
+from ccts_dist.train.resilience.heartbeat import Heartbeat, beats_folder, write_beat
 module._PATIENCE_S = 0.5
-with module.Watch(Ranks(num_ranks=2), timeout_s=600.0, stop_grace_s=60.0, on_gpu=True) as watch:
+with module.Watchdog(Ranks(num_ranks=2), timeout_s=600.0, stop_grace_s=60.0, on_gpu=True) as watch:
     watch.follow(Path(sys.argv[1]))
     watch.at("epoch 1/1, step 2", brief=True)
-    write_beat(beats_folder(Path(sys.argv[1])), Beat(rank=1, host="elsewhere", pid=7, started=7, left="KeyError: 'x'"))
+    beat = Heartbeat(rank=1, host="elsewhere", pid=7, started=7, left="KeyError: 'x'")
+    write_beat(beats_folder(Path(sys.argv[1])), beat)
     exec(compile("def step(): time.sleep(600)\\nstep()", "/src/ccts_dist/train/engine.py", "exec"), {"time": time})
 """
 

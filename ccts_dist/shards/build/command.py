@@ -18,7 +18,7 @@ from ccts_dist.shards.stores.remote import is_address
 
 DESCRIPTION = "Turn a corpus into a shard set: plain WebDataset tars, an index and a manifest."
 
-EPILOG = """An interrupted build goes on where it stopped: run the same command again. What cannot be used is listed
+EPILOG = """An interrupted build resumes where it stopped: run the same command again. What cannot be used is listed
 with its reason in OUT/rejected.jsonl.
 
 OUT is a folder, or an address such as s3://bucket/folder; credentials belong in the environment, not in it.
@@ -40,18 +40,18 @@ def build_parser() -> CommandParser:
         "--max-rejected",
         type=float,
         default=0.01,
-        help="share of utterances that may be rejected (default: 0.01); with --part, join judges it",
+        help="share of utterances that may be rejected (default: 0.01); with --part, join applies it",
     )
     shared.add_argument("--release", default="unknown", help='release for the manifest, such as "1.11"')
     shared.add_argument("--part", metavar="I/N", help="make only this share of the shards; I is from 1 to N")
     shared.add_argument(
         "--transcripts",
         type=Path,
-        metavar="HEARD.jsonl",
-        help="what shards/transcribe.py heard: taken for utterances that have no transcript",
+        metavar="ASR.jsonl",
+        help="transcripts by shards/transcribe.py, for utterances that have none",
     )
     shared.add_argument(
-        "--min-confidence", type=float, default=0.0, help="leave out what was heard with less, 0 to 1 (default: 0)"
+        "--min-confidence", type=float, default=0.0, help="least confidence of such a transcript, 0 to 1 (default: 0)"
     )
     parser = CommandParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="CORPUS")
@@ -183,7 +183,7 @@ def _add_corpora(kinds: "argparse._SubParsersAction[CommandParser]", parents: li
 def _add_demo(kinds: "argparse._SubParsersAction[CommandParser]", parents: list[CommandParser]) -> None:
     demo = _add(kinds, "demo", parents, "the spoken demo corpus, made on the spot")
     demo.add_argument("--corpus", type=Path, metavar="DIR", help="where the corpus is made (default: OUT-corpus)")
-    demo.add_argument("--utterances", type=int, default=3000, help="how many to speak (default: 3000)")
+    demo.add_argument("--utterances", type=int, default=3000, help="number of utterances (default: 3000)")
     demo.add_argument("--words", type=int, default=24, help="emotion words: more make it harder (default: 24)")
     demo.add_argument(
         "--wrong", type=float, default=10.0, help="percent of the transcripts that are wrong (default: 10)"

@@ -61,7 +61,7 @@ def _crema_options(parser: argparse.ArgumentParser) -> None:
         "--categories",
         choices=CATEGORIES_FROM,
         default="acted",
-        help="the emotion that was acted, or that most listeners heard (default: %(default)s)",
+        help="the emotion that was acted, or the most frequent vote of the listeners (default: %(default)s)",
     )
     _folds(parser)
 

@@ -1,6 +1,6 @@
 """The shard format in data: names, the manifest, keys in member names, and the JSON member of an utterance.
 
-``shards/README.md`` is the normative text.
+``shards/FORMAT.md`` is the normative text.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The teacher cache as data: manifest, condition and members. ``shards/README.md`` is the normative text."""
+"""The teacher cache as data: manifest, condition and members. ``shards/FORMAT.md`` is the normative text."""
 
 import hashlib
 import io

@@ -140,7 +140,7 @@ def _without_gru(config: ModelConfig) -> ModelConfig:
         config,
         speech=None if config.speech is None else _without_own_gru(config.speech),
         text=None if config.text is None else _without_own_gru(config.text),
-        also=tuple(_without_own_gru(branch) for branch in config.extra_speech),
+        extra_speech=tuple(_without_own_gru(branch) for branch in config.extra_speech),
     )
 
 
@@ -185,7 +185,7 @@ def _simplified(encoders: EncoderConfigs, *, on_gpu: bool) -> EncoderConfigs:
     Fused attention on a GPU draws its dropout again in the backward pass; torch's on a CPU knows no dropout, and falls
     back to plain attention, which keeps a number for each pair of frames.
     """
-    speech, text, also = copy.deepcopy((encoders.speech, encoders.text, encoders.also))
+    speech, text, also = copy.deepcopy((encoders.speech, encoders.text, encoders.extra_speech))
     for config in (speech, *also):
         if config is not None:
             config.apply_spec_augment = False
@@ -193,7 +193,7 @@ def _simplified(encoders: EncoderConfigs, *, on_gpu: bool) -> EncoderConfigs:
         for name in ("attention_dropout", "attention_probs_dropout_prob"):
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-    return replace(encoders, speech=speech, text=text, also=also)
+    return replace(encoders, speech=speech, text=text, extra_speech=also)
 
 
 def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[PassMemory, list[int]]:
