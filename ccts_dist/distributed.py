@@ -23,7 +23,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from ccts_dist.arithmetic import avoid_plans_per_shape
+from ccts_dist.device.arithmetic import avoid_plans_per_shape
 from ccts_dist.errors import CctsError, ConfigError, missing_extra
 from ccts_dist.ranks import Ranks, chosen_backend, meet, rank_facts, ranks_of_this_host
 

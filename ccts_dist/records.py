@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
-from ccts_dist.transfer import queued
+from ccts_dist.device.transfer import queued
 
 DIMENSIONS = ("activation", "valence", "dominance")
 """The order of the emotion dimensions, everywhere. Index by name: ``DIMENSIONS.index("valence")``."""

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ccts_dist.arithmetic import exact_float32
 from ccts_dist.audio.convert import decode_audio, decode_samples, to_wave
 from ccts_dist.audio.limits import MAX_DURATION_S
+from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.distributed import named_device
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.model import LoadedModel, load_model

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ccts_dist.config import SpeechConfig, TextConfig
+from ccts_dist.device.transfer import queued
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.attention import on_host, trust_masks
 from ccts_dist.model.encoders import augments
@@ -30,7 +31,6 @@ from ccts_dist.model.speech.conv_padding import zero_before_convolutions
 from ccts_dist.model.speech.feature_encoder import FrontEnd, normalise_utterances
 from ccts_dist.model.speech.spec_augment import SpecAugment
 from ccts_dist.records import FrameBatch
-from ccts_dist.transfer import queued
 
 Encoded = TypeVar("Encoded")
 

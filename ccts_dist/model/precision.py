@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ccts_dist.arithmetic import exact_float32, tf32_is_on
+from ccts_dist.device.arithmetic import exact_float32, tf32_is_on
 
 
 def widened(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

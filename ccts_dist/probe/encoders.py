@@ -8,8 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ccts_dist.arithmetic import exact_float32
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig, read_run
+from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.distributed import derive_seed, seed_everything
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.collate import EncodeText

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccts_dist.arithmetic import exact_float32
+from ccts_dist.device.arithmetic import exact_float32
+from ccts_dist.device.transfer import fetched
 from ccts_dist.distributed import gather_objects, lockstep, sum_over_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.category import categorised, cross_entropy_sums, mean_cross_entropy
 from ccts_dist.records import Batch, varied_target
 from ccts_dist.scoring.measures import ConfusionSums, SplitSums, binned, spearman
-from ccts_dist.transfer import fetched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
-from ccts_dist.arithmetic import exact_float32
+from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.errors import TeacherError
 from ccts_dist.loader.collate import EncodeText, Reading, read_batch
 from ccts_dist.loader.micro_batches import MicroBatch

@@ -14,14 +14,14 @@ from ccts_dist.config.schema import TrackingConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import Condition
 from ccts_dist.redaction import redact, redact_addresses, without_credentials
-from ccts_dist.tracking.delivery import RejectedByServerError, ServerUnavailableError
 from ccts_dist.tracking.events import FileEvent, MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
 from ccts_dist.tracking.mlflow_sender import MlflowSender
-from ccts_dist.tracking.outbox import Outbox
 from ccts_dist.tracking.protocol import Status
 from ccts_dist.tracking.run_file import forget_run_file, read_run_file
-from ccts_dist.tracking.spool import Spool
-from ccts_dist.tracking.spooled_run import QUEUES, SpooledRun, begin_run, spooled_runs
+from ccts_dist.tracking.spooling.delivery import RejectedByServerError, ServerUnavailableError
+from ccts_dist.tracking.spooling.outbox import Outbox
+from ccts_dist.tracking.spooling.spool import Spool
+from ccts_dist.tracking.spooling.spooled_run import QUEUES, SpooledRun, begin_run, spooled_runs
 
 log = logging.getLogger(__name__)
 

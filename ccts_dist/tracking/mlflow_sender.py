@@ -26,11 +26,11 @@ from google.protobuf.json_format import ParseError
 from sqlalchemy.exc import SQLAlchemyError
 
 from ccts_dist.redaction import redact, shown_cause, without_credentials
-from ccts_dist.tracking.delivery import RejectedByServerError, ServerUnavailableError
 from ccts_dist.tracking.events import Event, FileEvent, MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client, prepare_mlflow
 from ccts_dist.tracking.run_file import TrackedRun, write_run_file
-from ccts_dist.tracking.spooled_run import SpooledRun, is_newest
+from ccts_dist.tracking.spooling.delivery import RejectedByServerError, ServerUnavailableError
+from ccts_dist.tracking.spooling.spooled_run import SpooledRun, is_newest
 from ccts_dist.tracking.uri import artifact_location
 
 prepare_mlflow()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ccts_dist.errors import ConfigError, TrackingError
 from ccts_dist.redaction import without_credentials
-from ccts_dist.tracking.delivery import RejectedByServerError, ServerUnavailableError, deliver
-from ccts_dist.tracking.spool import Spool
-from ccts_dist.tracking.spooled_run import FOLDER, QUEUES, SpooledRun, spooled_runs
+from ccts_dist.tracking.spooling.delivery import RejectedByServerError, ServerUnavailableError, deliver
+from ccts_dist.tracking.spooling.spool import Spool
+from ccts_dist.tracking.spooling.spooled_run import FOLDER, QUEUES, SpooledRun, spooled_runs
 from ccts_dist.tracking.uri import resolve_tracking_uri
 
 _BATCH_EVENTS = 1_000

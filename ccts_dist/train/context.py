@@ -9,7 +9,7 @@ from ccts_dist.config import RunConfig
 from ccts_dist.distributed import run_on_all_ranks
 from ccts_dist.model.folder import save_model
 from ccts_dist.tracking.protocol import Tracking
-from ccts_dist.train.checkpoint import TrainState
+from ccts_dist.train.checkpoints.checkpoint import TrainState
 from ccts_dist.train.experiment import Experiment
 from ccts_dist.train.optim import Schedule
 from ccts_dist.train.resilience.storage_errors import writing

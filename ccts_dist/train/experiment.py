@@ -25,7 +25,7 @@ from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.shards.stores.remote import check_cache_holds
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
 from ccts_dist.tracking.uri import resolve_tracking_uri
-from ccts_dist.train.checkpoint import checkpoints_folder
+from ccts_dist.train.checkpoints.checkpoint import checkpoints_folder
 from ccts_dist.train.distilling import check_fit, distill_terms
 from ccts_dist.train.feature_cache import hears_nothing, keep_frames
 from ccts_dist.train.optim import check_warmup

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccts_dist.arithmetic import exact_float32
 from ccts_dist.config import RunConfig, SpeechConfig, TextConfig, kept_branches, speech_tables
+from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.distributed import Ranks, best_device, broadcast_object, gather_objects, run_on_all_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.atomic import file_sha256

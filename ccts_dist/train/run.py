@@ -26,7 +26,7 @@ from ccts_dist.model.emotion import parameter_groups
 from ccts_dist.progress import log
 from ccts_dist.tracking import NoTracking, Tracking, open_tracking
 from ccts_dist.tracking.environment import installed_packages
-from ccts_dist.train.checkpoint import TrainState, read_manifest, read_state
+from ccts_dist.train.checkpoints.checkpoint import TrainState, read_manifest, read_state
 from ccts_dist.train.context import TrainContext
 from ccts_dist.train.curves import draw_training
 from ccts_dist.train.experiment import Experiment, check_experiment, open_experiment

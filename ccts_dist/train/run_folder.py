@@ -27,7 +27,7 @@ from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
 from ccts_dist.files.atomic import write_whole
-from ccts_dist.train.checkpoint import (
+from ccts_dist.train.checkpoints.checkpoint import (
     CheckpointManifest,
     checkpoints_folder,
     find_checkpoint,
@@ -35,7 +35,7 @@ from ccts_dist.train.checkpoint import (
     set_aside_beyond,
     sync_folder,
 )
-from ccts_dist.train.history import History
+from ccts_dist.train.checkpoints.history import History
 from ccts_dist.train.resilience.storage_errors import writing
 from ccts_dist.train.resolved import SAME_THRESHOLD, resolved
 

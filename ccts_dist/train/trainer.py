@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ccts_dist.config.credentials import public_tree
+from ccts_dist.device.transfer import SideStream
 from ccts_dist.distributed import PendingResult, barrier, capture, run_on_all_ranks, sum_over_ranks
 from ccts_dist.errors import StopRequested
 from ccts_dist.files.strict_json import json_text
@@ -16,11 +17,11 @@ from ccts_dist.model.folder import load_model
 from ccts_dist.progress import Progress, log
 from ccts_dist.records import Batch, StepBatches
 from ccts_dist.scoring.predict_split import pooled_scores, scores_to_tree
-from ccts_dist.train.checkpoint import CheckpointFiles, write_checkpoint
-from ccts_dist.train.checkpoint_writer import CheckpointWriter
+from ccts_dist.train.checkpoints.checkpoint import CheckpointFiles, write_checkpoint
+from ccts_dist.train.checkpoints.history import History
+from ccts_dist.train.checkpoints.writer import CheckpointWriter
 from ccts_dist.train.context import TrainContext, save_trained
 from ccts_dist.train.devices import peak_tflops
-from ccts_dist.train.history import History
 from ccts_dist.train.memory.peak import peaks_over_ranks_gb
 from ccts_dist.train.metrics import add_to_epoch, epoch_figures, finite, step_figures
 from ccts_dist.train.resilience.skipped_steps import count_damaged, give_up
@@ -30,7 +31,6 @@ from ccts_dist.train.steps.step import StepResult, train_step
 from ccts_dist.train.steps.two_rounds import TwoRounds
 from ccts_dist.train.steps.two_rounds import words as words_of_difference
 from ccts_dist.train.validation import Validator
-from ccts_dist.transfer import SideStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

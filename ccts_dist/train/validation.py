@@ -10,8 +10,8 @@ from ccts_dist.model.folder import LoadedModel
 from ccts_dist.progress import Progress, log
 from ccts_dist.scoring.predict_split import Scores, evaluate, pooled_scores
 from ccts_dist.shards.format.schema import escape_key
+from ccts_dist.train.checkpoints.history import History
 from ccts_dist.train.context import TrainContext, save_trained
-from ccts_dist.train.history import History
 from ccts_dist.train.memory.peak import peaks_over_ranks_gb
 from ccts_dist.train.metrics import finite
 from ccts_dist.train.resilience.skipped_steps import allow_damaged

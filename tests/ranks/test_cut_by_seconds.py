@@ -8,7 +8,7 @@ import pytest
 
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
-from ccts_dist.train.checkpoint import find_checkpoint, read_state
+from ccts_dist.train.checkpoints.checkpoint import find_checkpoint, read_state
 from ccts_dist.train.experiment import open_experiment
 from tests.launching import ROOT
 from tests.ranks.processes import run_on_ranks

@@ -14,8 +14,8 @@ from torch import nn
 from ccts_dist.config import parse_run
 from ccts_dist.distributed import barrier, rank_facts
 from ccts_dist.errors import OutputError
-from ccts_dist.train.checkpoint import CheckpointFiles, TrainState, find_checkpoint, write_checkpoint
-from ccts_dist.train.checkpoint_writer import CheckpointWriter
+from ccts_dist.train.checkpoints.checkpoint import CheckpointFiles, TrainState, find_checkpoint, write_checkpoint
+from ccts_dist.train.checkpoints.writer import CheckpointWriter
 from ccts_dist.train.zero.engine import Engine, Snapshot
 from tests.launching import ROOT, environment
 from tests.ranks.processes import run_on_ranks

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ccts_dist import distributed
-from ccts_dist.arithmetic import exact_float32, tf32, tf32_is_on
 from ccts_dist.config import FilterbankConfig
+from ccts_dist.device.arithmetic import exact_float32, tf32, tf32_is_on
 from ccts_dist.distributed import Ranks, named_device, take_device
 from ccts_dist.inference.predictor import load_student
 from ccts_dist.model import load_model

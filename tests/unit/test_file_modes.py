@@ -13,7 +13,7 @@ from ccts_dist.corpus.asr_transcripts import HeardFile
 from ccts_dist.model import build_model, save_model
 from ccts_dist.model.speech.modified_cpc import convert
 from ccts_dist.tracking.events import TagEvent
-from ccts_dist.tracking.spool import Spool
+from ccts_dist.tracking.spooling.spool import Spool
 from ccts_dist.train.resilience.heartbeat import Heartbeat, write_beat
 from tests.published_cpc import published, write_checkpoint
 from tests.unit.model_shapes import speech_config

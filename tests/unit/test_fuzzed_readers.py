@@ -25,7 +25,7 @@ from ccts_dist.shards.format.schema import label_variance_of, transcript_of
 from ccts_dist.shards.format.sealed_json import sealed_bytes
 from ccts_dist.shards.format.tars import walk_tar
 from ccts_dist.shards.format.teacher_cache import decode_output
-from ccts_dist.train.checkpoint import find_checkpoint, read_manifest, read_state
+from ccts_dist.train.checkpoints.checkpoint import find_checkpoint, read_manifest, read_state
 from tests import damage
 from tests.fuzzing import fuzz
 from tests.mutations import mutate_bytes, mutate_json, mutate_lines, mutate_tar, mutate_tree
@@ -319,7 +319,7 @@ def checkpoint(output: Path) -> Path:
     import hashlib
     from dataclasses import asdict
 
-    from ccts_dist.train.checkpoint import FORMAT_VERSION, TrainState
+    from ccts_dist.train.checkpoints.checkpoint import FORMAT_VERSION, TrainState
 
     folder = output / "checkpoints" / "step-00000003"
     folder.mkdir(parents=True)

@@ -12,12 +12,12 @@ import pytest
 from ccts_dist.errors import ConfigError, RegistryError, TrackingError
 from ccts_dist.registry import resolve_model
 from ccts_dist.tracking import mlflow_run
-from ccts_dist.tracking.delivery import ServerUnavailableError
 from ccts_dist.tracking.events import MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
 from ccts_dist.tracking.fetch_run import fetch_run
 from ccts_dist.tracking.mlflow_run import MlflowRun
 from ccts_dist.tracking.mlflow_sender import MlflowSender
-from ccts_dist.tracking.spooled_run import begin_run
+from ccts_dist.tracking.spooling.delivery import ServerUnavailableError
+from ccts_dist.tracking.spooling.spooled_run import begin_run
 from ccts_dist.tracking.sync import sync
 
 ANSWERS = (b"{}", b"[]", b"", b"<html>sign in</html>", b"\xff\xfe", b'{"run": 5}', b'{"run": {"info": {}}}')

@@ -16,7 +16,7 @@ from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.mlflow_run import MlflowRun
 from ccts_dist.tracking.run_file import read_run_file
-from ccts_dist.tracking.spooled_run import begin_run, spooled_runs
+from ccts_dist.tracking.spooling.spooled_run import begin_run, spooled_runs
 from ccts_dist.tracking.sync import Synced, sync
 
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccts_dist.tracking.delivery import RejectedByServerError, ServerUnavailableError, deliver
 from ccts_dist.tracking.events import Event, MetricEvent, ParamEvent, StatusEvent
-from ccts_dist.tracking.outbox import Outbox
-from ccts_dist.tracking.spool import Spool
+from ccts_dist.tracking.spooling.delivery import RejectedByServerError, ServerUnavailableError, deliver
+from ccts_dist.tracking.spooling.outbox import Outbox
+from ccts_dist.tracking.spooling.spool import Spool
 from tests.tiers import examples
 
 

@@ -24,7 +24,7 @@ from ccts_dist.tracking.events import (
     from_line,
     to_line,
 )
-from ccts_dist.tracking.spool import Spool
+from ccts_dist.tracking.spooling.spool import Spool
 from tests.tiers import examples
 
 EVENTS: tuple[Event, ...] = (
@@ -184,7 +184,7 @@ def test_whatever_the_order_of_puts_sends_and_restarts_each_event_comes_once_and
 
 
 def test_more_than_memory_holds_comes_back_from_disk_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccts_dist.tracking.spool._MOST_IN_MEMORY", 10)
+    monkeypatch.setattr("ccts_dist.tracking.spooling.spool._MOST_IN_MEMORY", 10)
     spool = _open(tmp_path, segment_bytes=400)
     for step in range(100):
         spool.put(_metric(step))

@@ -11,7 +11,13 @@ import pytest
 from ccts_dist.config import RunConfig, parse_run, run_to_tree
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
-from ccts_dist.train.checkpoint import TrainState, find_checkpoint, read_manifest, read_state, write_checkpoint
+from ccts_dist.train.checkpoints.checkpoint import (
+    TrainState,
+    find_checkpoint,
+    read_manifest,
+    read_state,
+    write_checkpoint,
+)
 from ccts_dist.train.run_folder import RunFolder, changed_keys
 
 ALONE = Ranks()

@@ -10,8 +10,8 @@ import pytest
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import OutputError
-from ccts_dist.train.checkpoint import CheckpointFiles, TrainState, find_checkpoint, read_state
-from ccts_dist.train.checkpoint_writer import CheckpointWriter
+from ccts_dist.train.checkpoints.checkpoint import CheckpointFiles, TrainState, find_checkpoint, read_state
+from ccts_dist.train.checkpoints.writer import CheckpointWriter
 from tests.plain_engine import train_plainly
 from tests.small_runs import build_two_kinds, write_run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.errors import OutputError
-from ccts_dist.train.history import History
+from ccts_dist.train.checkpoints.history import History
 
 
 def steps_of(path: Path) -> list[int]:

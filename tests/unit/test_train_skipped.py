@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ccts_dist.train.checkpoint import read_state
+from ccts_dist.train.checkpoints.checkpoint import read_state
 from ccts_dist.train.zero.engine import Update
 from tests import plain_engine
 from tests.small_runs import build_two_kinds, write_run

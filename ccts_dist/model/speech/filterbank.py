@@ -13,12 +13,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ccts_dist.config import FilterbankConfig, SpeechConfig
+from ccts_dist.device.transfer import queued
 from ccts_dist.model.layers import LayerFrames
 from ccts_dist.model.pooling import build_pooling, real_positions
 from ccts_dist.model.precision import exact_product, widened
 from ccts_dist.model.speech.feature_encoder import normalise_utterances
 from ccts_dist.records import SAMPLE_RATE_HZ
-from ccts_dist.transfer import queued
 
 FFT_SIZE = 1_024
 """Points of the spectrum: 64 ms, the longest window. They are 16 Hz apart, the lowest of 128 mel bands is 28 Hz wide:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.hubert.modeling_hubert import _compute_mask_indices
 
+from ccts_dist.device.transfer import queued
 from ccts_dist.model.pooling import real_positions
-from ccts_dist.transfer import queued
 
 
 class SpecAugment:

@@ -18,8 +18,8 @@ from ccts_dist.corpus import (
     read_ravdess,
     read_tess,
 )
-from ccts_dist.corpus.crema_d import CATEGORIES_FROM
-from ccts_dist.corpus.esd import LANGUAGES
+from ccts_dist.corpus.open.crema_d import CATEGORIES_FROM
+from ccts_dist.corpus.open.esd import LANGUAGES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from ccts_dist.distributed import gather_objects
 from ccts_dist.errors import ShardError, TrainingError
 from ccts_dist.progress import log
 from ccts_dist.records import StepBatches
-from ccts_dist.train.checkpoint import TrainState
+from ccts_dist.train.checkpoints.checkpoint import TrainState
 
 _MOST_KEYS = 256
 """Of a batch in an error message: more are a screen that nobody reads."""

@@ -18,7 +18,7 @@ from types import FrameType, TracebackType
 from ccts_dist.distributed import Ranks, is_lost_connection, write_nccl_record
 from ccts_dist.errors import STOPPED, CctsError, OutOfMemoryError, PeerLostError, StopRequested
 from ccts_dist.redaction import redact
-from ccts_dist.train.checkpoint import checkpoints_folder
+from ccts_dist.train.checkpoints.checkpoint import checkpoints_folder
 from ccts_dist.train.resilience.heartbeat import (
     LOST_A_PEER,
     STOPPED_BY_SIGNAL,

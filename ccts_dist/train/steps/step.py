@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ccts_dist.device.transfer import fetched, queued
 from ccts_dist.distributed import Ranks, derive_seed, seed_everything, sum_over_ranks
 from ccts_dist.losses.category import category_shares, cross_entropy_sums, mean_cross_entropy, over
 from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance_from_sums
@@ -39,7 +40,6 @@ from ccts_dist.train.speed.step_profile import SUMS, timed
 from ccts_dist.train.steps.step_metrics import Figures, Objective, StepResult
 from ccts_dist.train.steps.two_rounds import TwoRounds
 from ccts_dist.train.zero.engine import Update
-from ccts_dist.transfer import fetched, queued
 
 
 @runtime_checkable

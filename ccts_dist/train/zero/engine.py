@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccts_dist.arithmetic import exact_float32, tf32
 from ccts_dist.config import RunConfig
+from ccts_dist.device.arithmetic import exact_float32, tf32
 from ccts_dist.distributed import Ranks, agree_or_raise, barrier, run_on_all_ranks
 from ccts_dist.errors import CheckpointError, OutputError, is_first_rank
 from ccts_dist.files.safetensors_stream import Entry, StoredTensors, TensorFile

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from ccts_dist.distributed import Ranks, run_on_all_ranks
 from ccts_dist.errors import OutputError
-from ccts_dist.train.checkpoint import CheckpointFiles
+from ccts_dist.train.checkpoints.checkpoint import CheckpointFiles
 
 LEAVE_S = 30.0
 """Longest time that a rank on its way out after an error gives the thread to complete its checkpoint, in seconds."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import final
 
 from ccts_dist.tracking.events import Event
-from ccts_dist.tracking.spool import Spool
+from ccts_dist.tracking.spooling.spool import Spool
 
 Send = Callable[[Sequence[Event]], None]
 """Gives events of one kind, in order, to a server."""

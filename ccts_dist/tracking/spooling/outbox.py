@@ -8,9 +8,9 @@ import threading
 import time
 from typing import final
 
-from ccts_dist.tracking.delivery import Send, ServerUnavailableError, deliver
 from ccts_dist.tracking.events import Event
-from ccts_dist.tracking.spool import Spool
+from ccts_dist.tracking.spooling.delivery import Send, ServerUnavailableError, deliver
+from ccts_dist.tracking.spooling.spool import Spool
 
 log = logging.getLogger(__name__)
 

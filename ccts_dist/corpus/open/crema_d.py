@@ -15,7 +15,7 @@ from pathlib import Path
 from ccts_dist.corpus.cells import RowError, parse_number, printable, table_rows
 from ccts_dist.corpus.corpus import Corpus
 from ccts_dist.corpus.folders import find_entry
-from ccts_dist.corpus.recordings import NamedCorpus, Recording, read_recordings
+from ccts_dist.corpus.open.recordings import NamedCorpus, Recording, read_recordings
 from ccts_dist.corpus.speaker_splits import split_by_speaker
 from ccts_dist.errors import ConfigError, CorpusError
 

@@ -1,0 +1,1 @@
+"""What a device computes with, and copies between it and the host."""
