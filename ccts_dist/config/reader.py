@@ -240,6 +240,13 @@ def _check_together(run: RunConfig, source: str) -> None:
     check_checkpointing(run, source)
     check_input(run, source)
     check_frames(run, source)
+    _check_loss(run, source)
+    _check_teacher(run, source)
+    _check_names(run, source)
+    _check_splits(run, source)
+
+
+def _check_loss(run: RunConfig, source: str) -> None:
     weights = run.loss.target_weights
     if weights and len(weights) != len(run.model.targets):
         raise ConfigError(
@@ -262,6 +269,11 @@ def _check_together(run: RunConfig, source: str) -> None:
             f"{source}: loss.focal_gamma = {run.loss.focal_gamma} shapes the cross-entropy of model.categories, and "
             "there are none. Name some, or leave it out."
         )
+    if any(weight < 0 for weight in weights):
+        raise ConfigError(f"{source}: loss.target_weights = {list(weights)}: must be at least 0 each. Change them.")
+
+
+def _check_teacher(run: RunConfig, source: str) -> None:
     if run.data.teacher_cache and not run.model.targets:
         raise ConfigError(
             f"{source}: data.teacher_cache = {run.data.teacher_cache!r} needs model.targets, and there are "
@@ -272,8 +284,16 @@ def _check_together(run: RunConfig, source: str) -> None:
             f"{source}: data.teacher_cache = {run.data.teacher_cache!r} is named, and there is no [distill] to use it. "
             "Add the table [distill], or leave the teacher out."
         )
-    if any(weight < 0 for weight in weights):
-        raise ConfigError(f"{source}: loss.target_weights = {list(weights)}: must be at least 0 each. Change them.")
+    if run.distill is not None and not run.data.teacher_cache:
+        raise ConfigError(
+            f"{source}: [distill] needs a teacher, and data.teacher_cache is empty. "
+            'Name a teacher cache, or "merged", or leave [distill] out.'
+        )
+    if run.distill is not None:
+        check_distill(run.distill, run, source)
+
+
+def _check_names(run: RunConfig, source: str) -> None:
     for key, value in (
         ("run_name", run.run_name),
         ("output_dir", run.output_dir),
@@ -286,13 +306,9 @@ def _check_together(run: RunConfig, source: str) -> None:
             f"{source}: tracking.registered_model_name = {run.tracking.registered_model_name!r}: must hold none "
             "of / : . @ % and quotes, since it becomes part of models:/NAME@ALIAS. Change it."
         )
-    if run.distill is not None and not run.data.teacher_cache:
-        raise ConfigError(
-            f"{source}: [distill] needs a teacher, and data.teacher_cache is empty. "
-            'Name a teacher cache, or "merged", or leave [distill] out.'
-        )
-    if run.distill is not None:
-        check_distill(run.distill, run, source)
+
+
+def _check_splits(run: RunConfig, source: str) -> None:
     shared = set(run.data.train_splits) & {*run.data.valid_splits, *run.data.test_splits}
     if shared:
         raise ConfigError(

@@ -37,6 +37,32 @@ _BATCHES_AHEAD = 2
 """Read or being read per thread, beyond the one that the trainer has."""
 
 
+def _plan(
+    shard_set: ShardSet,
+    splits: Sequence[str],
+    batch: BatchConfig,
+    data: DataConfig,
+    targets: Sequence[str],
+    *,
+    seed: int,
+    shuffle: bool,
+    max_samples: int,
+) -> BatchSampler | MixedPlan:
+    order: dict[str, Any] = {
+        "global_batch_size": batch.global_batch_size,
+        "seed": seed,
+        "shuffle_buffer_size": data.shuffle_buffer_size,
+        "bucket_batches": data.bucket_batches,
+        "streams": data.num_partitions if shuffle else 1,
+        "shuffle": shuffle,
+        "max_samples": max_samples,
+    }
+    if batch.labelled_share is None or not shuffle:
+        return BatchSampler(shard_set, splits, **order)
+    scored = [target for target in targets if varied_target(target) is None]
+    return MixedPlan(shard_set, splits, targets=scored, labelled_share=batch.labelled_share, **order)
+
+
 class Loader:
     """Reads what the plan says for one rank.
 
@@ -89,22 +115,7 @@ class Loader:
         _check_names("target", "a label", rated, shard_set.manifest.targets, shard_set)
         _check_names("category", "a category", categories, shard_set.manifest.categories, shard_set)
         max_samples = round(data.max_duration_s * SAMPLE_RATE_HZ) if shuffle else 0
-        order: dict[str, Any] = {
-            "global_batch_size": batch.global_batch_size,
-            "seed": seed,
-            "shuffle_buffer_size": data.shuffle_buffer_size,
-            "bucket_batches": data.bucket_batches,
-            "streams": data.num_partitions if shuffle else 1,
-            "shuffle": shuffle,
-            "max_samples": max_samples,
-        }
-        self.plan: BatchSampler | MixedPlan
-        if shuffle and batch.labelled_share is not None:
-            scored = [target for target in targets if varied_target(target) is None]
-            share = batch.labelled_share
-            self.plan = MixedPlan(shard_set, splits, targets=scored, labelled_share=share, **order)
-        else:
-            self.plan = BatchSampler(shard_set, splits, **order)
+        self.plan = _plan(shard_set, splits, batch, data, targets, seed=seed, shuffle=shuffle, max_samples=max_samples)
         batch.passes(ranks.num_ranks, self.plan.largest_batch)  # refuses more ranks than utterances
         skip_damaged = data.on_corrupt == "skip"
         hearing = None
@@ -125,8 +136,7 @@ class Loader:
             pad_multiple=pad_multiple(data),
             skip_damaged=skip_damaged,
         )
-        self._batch, self._num_ranks = batch, ranks.num_ranks
-        self._num_threads = data.num_workers
+        self._batch, self._num_ranks, self._num_threads = batch, ranks.num_ranks, data.num_workers
         self._pool: ThreadPoolExecutor | None = None
         self._prefetched: tuple[int, int] | None = None
         # A node that has streams of its own cuts what they give among its own ranks.

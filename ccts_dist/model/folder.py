@@ -102,12 +102,7 @@ def save_model(
     try:
         unfinished.mkdir(parents=True)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, unfinished / WEIGHTS)
-        also = zip(encoders.extra_speech, encoders.extra_extractors, strict=True)
-        settings = {"speech_encoder": (encoders.speech, encoders.extractor), "text_encoder": (encoders.text,)}
-        for name, parts in (settings | {f"also_encoder_{number}": both for number, both in enumerate(also)}).items():
-            for part in parts:
-                if part is not None:
-                    part.save_pretrained(unfinished / name)
+        _save_settings(unfinished, encoders)
         if tokenizer is not None:
             tokenizer.save(unfinished / "tokenizer")
         digest = weights_digest(unfinished)
@@ -128,12 +123,26 @@ def save_model(
     except (OSError, SafetensorError):
         shutil.rmtree(unfinished, ignore_errors=True)  # makes room, where room was what it wanted
         raise
+    _put_in_place(unfinished, folder, replaced)
+    return digest
+
+
+def _put_in_place(unfinished: Path, folder: Path, replaced: Path) -> None:
     if folder.exists():
         folder.rename(replaced)
     unfinished.rename(folder)
     _sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-    return digest
+
+
+def _save_settings(folder: Path, encoders: EncoderConfigs) -> None:
+    """Configurations and feature extractors of the encoders, each in a folder of its own."""
+    extra = zip(encoders.extra_speech, encoders.extra_extractors, strict=True)
+    settings = {"speech_encoder": (encoders.speech, encoders.extractor), "text_encoder": (encoders.text,)}
+    for name, parts in (settings | {f"also_encoder_{number}": both for number, both in enumerate(extra)}).items():
+        for part in parts:
+            if part is not None:
+                part.save_pretrained(folder / name)
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> LoadedModel:

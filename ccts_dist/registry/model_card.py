@@ -26,6 +26,19 @@ the recording's number counted from 0. Limits, and the variables that change the
 """
 
 
+_LIMITS = (
+    "",
+    "## Limits and licence",
+    "",
+    "Ratings are the mean opinion of the raters of one corpus about short recordings in its language and setting. "
+    "They are not what a speaker feels, and must not decide about a person.",
+    "",
+    "The licence of the corpus and that of the pretrained encoders bind whoever uses these weights: many emotion "
+    "corpora allow research only. This card grants nothing.",
+    "",
+)
+
+
 def model_card(
     *,
     name: str,
@@ -80,18 +93,7 @@ def model_card(
     if not needs_text:
         columns = answer_columns(targets, categories)
         lines += ["", _ASKING.format(answer=", ".join(f'"{column}": ...' for column in columns)).rstrip()]
-    lines += [
-        "",
-        "## Limits and licence",
-        "",
-        "Ratings are the mean opinion of the raters of one corpus about short recordings in its language and setting. "
-        "They are not what a speaker feels, and must not decide about a person.",
-        "",
-        "The licence of the corpus and that of the pretrained encoders bind whoever uses these weights: many emotion "
-        "corpora allow research only. This card grants nothing.",
-        "",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_LIMITS])
 
 
 def _predicts(targets: tuple[str, ...], categories: tuple[str, ...], given: str, scale: str) -> str:

@@ -165,14 +165,18 @@ def resolved_values(
         values["model.text.vocab_size"] = vocabulary_size
     if peak:
         values["train.peak_tflops"] = peak
+    return values | _gate_values(run, condition)
+
+
+def _gate_values(run: RunConfig, condition: Condition | None) -> dict[str, Any]:
+    """The gate's threshold, share and robust fit, as far as it has them."""
+    values: dict[str, Any] = {}
     if run.distill is not None and run.distill.threshold is not None:
         values["distill.threshold"] = run.distill.threshold
     if run.distill is not None and run.distill.gate == "random":
         values["distill.reject_fraction"] = run.distill.reject_fraction
     gate = gate_of(run, condition) or {}
-    for name, numbers in gate.get("fit", {}).items():
-        values[f"distill.robust_{name}"] = numbers
-    return values
+    return values | {f"distill.robust_{name}": numbers for name, numbers in gate.get("fit", {}).items()}
 
 
 def gate_of(run: RunConfig, condition: Condition | None = None) -> dict[str, Any] | None:

@@ -158,10 +158,8 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     # The weights are in the model before the engine is made: see Engine.
     optimizer = build_optimizer(parameter_groups(session.model), run.optim, fused=torch.cuda.is_available())
     log(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
-    learning_rates, ds_config = (
-        rates_by_group(optimizer),
-        run_on_all_ranks(lambda: read_ds_config(Path(run.train.deepspeed))),
-    )
+    learning_rates = rates_by_group(optimizer)
+    ds_config = run_on_all_ranks(lambda: read_ds_config(Path(run.train.deepspeed)))
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
     is_told = ranks.is_first and run.tracking.backend != "none"
     flops = run_on_all_ranks(lambda: flops_of(session) if is_told else None)
@@ -172,20 +170,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     forecast = run_on_all_ranks(lambda: _introduce(session, share, recorded) if ranks.is_first else None)
     rounds = broadcast_object(None if forecast is None else forecast.rounds)
     state.graph_samples = rounds.recorded
-    values = resolved_values(
-        run,
-        session.model,
-        cuts=session.loader.cuts(),
-        largest_batch=session.loader.plan.largest_batch,
-        vocabulary_size=None if session.tokenizer is None else session.tokenizer.vocabulary_size,
-        total_steps=session.total_steps,
-        forward_rounds=rounds.words,
-        learning_rates=learning_rates,
-        device=device,
-        ds_config=ds_config,
-        num_ranks=ranks.num_ranks,
-        condition=session.condition,
-    )
+    values = _resolved_values(session, rounds.words, learning_rates, ds_config, device, ranks.num_ranks)
     engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=point)
     limit_waiting(run.train.comm_timeout_s)
     run_on_all_ranks(watch.check)
@@ -199,33 +184,63 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     tracking = run_on_all_ranks(lambda: _open_tracking(session, folder, values, resume=bool(resume)))
     if forecast is not None:
         tracking.metrics({"system/estimated_memory_gb": forecast.peak_bytes / 1e9}, state.step)
+    context = TrainContext(
+        session=session,
+        engine=engine,
+        schedule=schedule,
+        folder=folder,
+        tracking=tracking,
+        state=state,
+        watch=watch,
+        graph_samples=rounds.graph_samples,
+        flops=None if flops is None else flops.training,
+        resolved=values,
+    )
+    outcome = _train_to_end(context, optimizer, is_told=is_told)
+    if forecast is not None:
+        _say_outcome(outcome, forecast)
+    return outcome
+
+
+def _resolved_values(
+    session: Experiment,
+    forward_rounds: str,
+    learning_rates: Mapping[str, float],
+    ds_config: Mapping[str, Any],
+    device: torch.device,
+    num_ranks: int,
+) -> dict[str, Any]:
+    return resolved_values(
+        session.run,
+        session.model,
+        cuts=session.loader.cuts(),
+        largest_batch=session.loader.plan.largest_batch,
+        vocabulary_size=None if session.tokenizer is None else session.tokenizer.vocabulary_size,
+        total_steps=session.total_steps,
+        forward_rounds=forward_rounds,
+        learning_rates=learning_rates,
+        device=device,
+        ds_config=ds_config,
+        num_ranks=num_ranks,
+        condition=session.condition,
+    )
+
+
+def _train_to_end(context: TrainContext, optimizer: torch.optim.Optimizer, *, is_told: bool) -> Outcome:
+    """The trained run; its tracker is closed with how it ended, whatever happens."""
     status = "FAILED"
     try:
-        parts = TrainContext(
-            session=session,
-            engine=engine,
-            schedule=schedule,
-            folder=folder,
-            tracking=tracking,
-            state=state,
-            watch=watch,
-            graph_samples=rounds.graph_samples,
-            flops=None if flops is None else flops.training,
-            resolved=values,
-        )
-        outcome = Trainer(parts, optimizer).train()
-        if ranks.is_first and run.tracking.backend != "none":
-            _tell_outcome(tracking, folder)
+        outcome = Trainer(context, optimizer).train()
+        if is_told:
+            _tell_outcome(context.tracking, context.folder)
         status = "FINISHED"
+        return outcome
     except StopRequested:
         status = "KILLED"
         raise
     finally:
-        watch.at("telling the tracking server")
-        tracking.close(status)
-    if forecast is not None:
-        _say_outcome(outcome, forecast)
-    return outcome
+        context.watch.at("telling the tracking server")
+        context.tracking.close(status)
 
 
 def tries_largest(device: torch.device) -> bool:
