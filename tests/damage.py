@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 
 from ccts_dist.files.atomic import file_sha256
-from ccts_dist.shards.format.index import IndexWriter
+from ccts_dist.shards.format.index_writer import IndexWriter
 from ccts_dist.shards.format.sealed_json import sealed_bytes
 from ccts_dist.shards.format.tars import TarMember, crc32_of, walk_tar
 

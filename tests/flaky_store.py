@@ -14,8 +14,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ccts_dist.shards.stores.fetch_cache import FetchCache
 from ccts_dist.shards.stores.remote import RemoteStore
+from ccts_dist.shards.stores.retry import RetryPolicy
 from ccts_dist.shards.stores.store import FileStore
-from ccts_dist.shards.stores.transfer import RemoteRoot, RetryPolicy
+from ccts_dist.shards.stores.transfer import RemoteRoot
 
 SECRET = "wJalrXUtnFEMI"
 HASTY = RetryPolicy(attempts=4, stall_s=0.4, first_wait_s=0.01, longest_wait_s=0.02)

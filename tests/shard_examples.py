@@ -10,7 +10,7 @@ import soundfile
 from ccts_dist.records import DIMENSIONS, Condition, Rejected, TeacherOutput, Utterance
 from ccts_dist.shards import ShardSet, TeacherCache, TeacherFacts, open_shard_set, open_teacher_cache
 from ccts_dist.shards.build.builder import BuildSummary, build_shard_set
-from ccts_dist.shards.teacher_cache import write_cache_manifest, write_cache_shard
+from ccts_dist.shards.teacher_cache_writer import write_cache_manifest, write_cache_shard
 
 EMBEDDING_SIZE = 5
 TEACHER_DIGEST = "7" * 64

@@ -13,7 +13,8 @@ from ccts_dist.records import DIMENSIONS, Condition, StepBatches, TeacherOutput,
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.format.schema import TeacherFacts
 from ccts_dist.shards.shard_set import ShardSet
-from ccts_dist.shards.teacher_cache import TeacherCache, open_teacher_cache, write_cache_manifest, write_cache_shard
+from ccts_dist.shards.teacher_cache import TeacherCache, open_teacher_cache
+from ccts_dist.shards.teacher_cache_writer import write_cache_manifest, write_cache_shard
 
 NUM_TRAIN = 37
 

@@ -10,6 +10,7 @@ from ccts_dist.config.model_schema import (
     layer_number,
     num_trainable_layers,
 )
+from ccts_dist.config.optim_schema import OptimConfig
 from ccts_dist.config.reader import (
     complete_run,
     complete_tree,
@@ -25,7 +26,6 @@ from ccts_dist.config.schema import (
     DataConfig,
     DistillConfig,
     LossConfig,
-    OptimConfig,
     RunConfig,
     TrackingConfig,
     TrainConfig,

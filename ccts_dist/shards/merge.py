@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ccts_dist.errors import ConfigError, OutputError, ShardError, is_full
 from ccts_dist.files.atomic import file_sha256, write_whole
-from ccts_dist.shards.format.index import IndexWriter, rows_to_table
+from ccts_dist.shards.format.index import rows_to_table
+from ccts_dist.shards.format.index_writer import IndexWriter
 from ccts_dist.shards.format.readback import read_back
 from ccts_dist.shards.format.schema import (
     CONDITION_NAME,

@@ -22,7 +22,7 @@ from ccts_dist.progress import Progress, log
 from ccts_dist.records import Condition
 from ccts_dist.shards.format.schema import ShardEntry, TeacherFacts
 from ccts_dist.shards.shard_set import ShardSet
-from ccts_dist.shards.teacher_cache import (
+from ccts_dist.shards.teacher_cache_writer import (
     check_cache_is_of,
     finished_cache_shards,
     write_cache_manifest,

@@ -20,7 +20,8 @@ import numpy as np
 
 from ccts_dist.loader.sampler import BatchSampler
 from ccts_dist.records import DIMENSIONS
-from ccts_dist.shards.format.index import IndexPlace, IndexWriter, MemberPlaces, ShardRows, rows_to_table
+from ccts_dist.shards.format.index import IndexPlace, MemberPlaces, ShardRows, rows_to_table
+from ccts_dist.shards.format.index_writer import IndexWriter
 from ccts_dist.shards.format.schema import INDEX_NAME, MANIFEST_NAME, Manifest, ShardEntry, SplitTotals, shard_name
 from ccts_dist.shards.shard_set import open_shard_set
 

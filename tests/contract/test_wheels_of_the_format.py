@@ -15,7 +15,7 @@ from miniaudio import ffi, lib
 from webdataset.tariterators import base_plus_ext
 
 from ccts_dist.audio.convert import flac_facts
-from ccts_dist.shards.format.index import IndexWriter
+from ccts_dist.shards.format.index_writer import IndexWriter
 from ccts_dist.shards.format.schema import escape_key
 from ccts_dist.shards.format.tars import write_tar
 

@@ -13,7 +13,7 @@ import fsspec.config
 
 from ccts_dist.errors import run_main
 from ccts_dist.shards.stores.remote import open_store
-from ccts_dist.shards.stores.transfer import RetryPolicy
+from ccts_dist.shards.stores.retry import RetryPolicy
 
 
 @dataclass(frozen=True)

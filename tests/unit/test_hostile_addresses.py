@@ -9,7 +9,7 @@ from ccts_dist.config import read_run
 from ccts_dist.errors import CctsError, ConfigError
 from ccts_dist.limits import open_regular
 from ccts_dist.shards.stores.remote import open_store
-from ccts_dist.shards.stores.transfer import RetryPolicy
+from ccts_dist.shards.stores.retry import RetryPolicy
 
 RUN = Path(__file__).resolve().parents[2] / "launch/runs/demo/speech.toml"
 

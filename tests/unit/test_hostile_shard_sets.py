@@ -23,8 +23,9 @@ from ccts_dist.shards.format.schema import parse_manifest
 from ccts_dist.shards.format.tars import walk_tar
 from ccts_dist.shards.format.teacher_cache import parse_cache_manifest
 from ccts_dist.shards.stores.fetch_cache import FetchCache, Refusal, Reservation, cached_name
+from ccts_dist.shards.stores.retry import RetryPolicy
 from ccts_dist.shards.stores.store import LocalStore, NamedFile
-from ccts_dist.shards.stores.transfer import RemoteRoot, RetryPolicy
+from ccts_dist.shards.stores.transfer import RemoteRoot
 from tests import damage
 from tests.sound_sets import KEYS, SHARD, build_sound
 

@@ -18,7 +18,8 @@ from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.check.check import check_shard_set
 from ccts_dist.shards.check.findings import Finding
 from ccts_dist.shards.shard_set import read_shard_set
-from ccts_dist.shards.teacher_cache import open_teacher_cache, write_cache_manifest
+from ccts_dist.shards.teacher_cache import open_teacher_cache
+from ccts_dist.shards.teacher_cache_writer import write_cache_manifest
 from ccts_dist.teacher.refit_check import fit_again
 from tests import damage
 from tests.shard_examples import example_facts, example_shard_set

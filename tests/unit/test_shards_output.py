@@ -8,7 +8,7 @@ import pytest
 from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.shards.build.output import BUILDING, FolderOutput, Output, open_output
 from ccts_dist.shards.build.output_remote import AddressOutput
-from ccts_dist.shards.stores.transfer import RetryPolicy
+from ccts_dist.shards.stores.retry import RetryPolicy
 
 SECRET = "recognisable-secret"
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
 from ccts_dist.files.atomic import file_sha256
 from ccts_dist.shards import MemberPlaces, ShardRows, ShardSet, open_shard_set, read_member, read_utterance_json
-from ccts_dist.shards.format.index import IndexPlace, IndexWriter, RowGroups, rows_to_table, table_to_rows
+from ccts_dist.shards.format.index import IndexPlace, RowGroups, rows_to_table, table_to_rows
+from ccts_dist.shards.format.index_writer import IndexWriter
 from ccts_dist.shards.format.schema import MANIFEST_NAME
 from tests.shard_examples import example_shard_set, flip_bit
 from tests.tiers import examples

@@ -14,12 +14,8 @@ from ccts_dist.errors import ConfigError, TeacherError
 from ccts_dist.records import TeacherOutput
 from ccts_dist.shards import ShardSet, TeacherCache, open_merged_teacher, open_teacher_cache
 from ccts_dist.shards.format.teacher_cache import decode_output, encode_output, read_cache_manifest
-from ccts_dist.shards.teacher_cache import (
-    finished_cache_shards,
-    read_cached_outputs,
-    write_cache_manifest,
-    write_cache_shard,
-)
+from ccts_dist.shards.teacher_cache import read_cached_outputs
+from ccts_dist.shards.teacher_cache_writer import finished_cache_shards, write_cache_manifest, write_cache_shard
 from tests.shard_examples import (
     CONDITION,
     EMBEDDING_SIZE,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, ShardError
 from ccts_dist.shards.stores.address import check_address, is_address
 from ccts_dist.shards.stores.remote import open_store
-from ccts_dist.shards.stores.transfer import RetryPolicy
+from ccts_dist.shards.stores.retry import RetryPolicy
 from tests.flaky_store import (
     SECRET,
     Flaky,

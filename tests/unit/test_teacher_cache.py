@@ -18,7 +18,8 @@ from ccts_dist.losses.gate import condition_sums, fit_condition
 from ccts_dist.model import load_model
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
-from ccts_dist.shards.teacher_cache import open_teacher_cache, write_cache_shard
+from ccts_dist.shards.teacher_cache import open_teacher_cache
+from ccts_dist.shards.teacher_cache_writer import write_cache_shard
 from ccts_dist.teacher import CacheSummary, cache_teacher
 from ccts_dist.teacher.fit import read_shard_fit
 from ccts_dist.teacher.forward import cut_by_seconds, teacher_outputs

@@ -13,7 +13,8 @@ from ccts_dist.losses.gate import condition_sums, fit_condition
 from ccts_dist.shards.format.teacher_cache import read_cache_manifest
 from ccts_dist.shards.merge import merge_shards
 from ccts_dist.shards.shard_set import ShardSet
-from ccts_dist.shards.teacher_cache import open_teacher_cache, write_cache_manifest
+from ccts_dist.shards.teacher_cache import open_teacher_cache
+from ccts_dist.shards.teacher_cache_writer import write_cache_manifest
 from ccts_dist.teacher import cache_teacher
 from ccts_dist.teacher.fit import FitSums, fit_teacher, read_shard_fit
 from ccts_dist.teacher.refit_check import _differences, fit_again, refit_findings

@@ -21,7 +21,7 @@ from ccts_dist.records import DIMENSIONS, Condition, TeacherOutput
 from ccts_dist.scoring import gate_from
 from ccts_dist.shards import ShardSet, TeacherFacts
 from ccts_dist.shards.format.teacher_cache import encode_output
-from ccts_dist.shards.teacher_cache import write_cache_manifest
+from ccts_dist.shards.teacher_cache_writer import write_cache_manifest
 from ccts_dist.teacher.robust import fit_without_outliers
 from ccts_dist.train.experiment import Experiment, check_experiment, open_experiment
 from ccts_dist.train.resolved import gate_of

@@ -19,7 +19,8 @@ from ccts_dist.shards.build.output import BUILDING, Output
 from ccts_dist.shards.build.plan import PlanEntry, PlanRecord
 from ccts_dist.shards.build.recheck import note_sources
 from ccts_dist.shards.build.validate_input import rejected_line
-from ccts_dist.shards.format.index import IndexPlace, IndexWriter
+from ccts_dist.shards.format.index import IndexPlace
+from ccts_dist.shards.format.index_writer import IndexWriter
 from ccts_dist.shards.format.schema import (
     INDEX_NAME,
     MANIFEST_NAME,

@@ -20,8 +20,9 @@ from ccts_dist.progress import log
 from ccts_dist.shards.build.output import BUILDING
 from ccts_dist.shards.build.plan_shards import Part
 from ccts_dist.shards.format.schema import MANIFEST_NAME
+from ccts_dist.shards.stores.retry import RetryPolicy
 from ccts_dist.shards.stores.store import limit_of
-from ccts_dist.shards.stores.transfer import RemoteRoot, RetryPolicy, told_of
+from ccts_dist.shards.stores.transfer import RemoteRoot, told_of
 
 Answer = TypeVar("Answer")
 

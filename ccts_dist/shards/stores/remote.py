@@ -20,8 +20,9 @@ from ccts_dist.errors import CctsError, ConfigError, FetchError, ShardError, is_
 from ccts_dist.progress import SECONDS_BETWEEN_LINES, log
 from ccts_dist.shards.stores.address import is_address
 from ccts_dist.shards.stores.fetch_cache import FetchCache, Refusal, Reservation, cached_name
+from ccts_dist.shards.stores.retry import RetryPolicy
 from ccts_dist.shards.stores.store import FetchStatistics, FileStore, LocalStore, Opened, limit_of
-from ccts_dist.shards.stores.transfer import RemoteRoot, RetryPolicy, StoredFile
+from ccts_dist.shards.stores.transfer import RemoteRoot, StoredFile
 
 DEFAULT_CACHE_BYTES = 100 * 10**9
 THREADS = 4

@@ -28,6 +28,7 @@ from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, ShardE
 from ccts_dist.limits import LIMITS
 from ccts_dist.progress import log
 from ccts_dist.shards.stores.address import check_address
+from ccts_dist.shards.stores.retry import RetryPolicy
 
 _CHUNK_BYTES = 1 << 20
 _LOOK_S = 0.5
@@ -47,26 +48,6 @@ class StoredFile(Protocol):
     def size_bytes(self) -> int: ...
     @property
     def sha256(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """How long a store is believed in."""
-
-    attempts: int = 8
-    """Tries per file; with the waits below, a store may be away for a minute."""
-
-    stall_s: float = 30.0
-    """A transfer that brings no byte for so long is given up and tried again."""
-
-    first_wait_s: float = 0.5
-    """Before the second try; doubled before each next one. Every wait is shortened by up to a half, at random."""
-
-    longest_wait_s: float = 30.0
-
-    def wait_s(self, attempt: int, luck: float) -> float:
-        """Seconds to wait after a try that failed; ``attempt`` counts from 1, ``luck`` is on 0..1."""
-        return min(self.longest_wait_s, self.first_wait_s * 2 ** (attempt - 1)) * (0.5 + 0.5 * luck)
 
 
 @dataclass(frozen=True, slots=True)
