@@ -33,9 +33,13 @@ def whole_file(path: Path, *, while_written: str = "") -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Put ``data`` under ``path``, replacing what was there at one stroke, whoever else writes it meanwhile."""
-    with whole_file(path, while_written=secrets.token_hex(8)) as file:
+def write_whole(path: Path, data: bytes, *, shared: bool = False) -> None:
+    """Put ``data`` under ``path``, replacing what was there at one stroke.
+
+    Args:
+        shared: several processes may write it at the same time; one that is killed leaves a file that none writes over.
+    """
+    with whole_file(path, while_written=secrets.token_hex(8) if shared else "") as file:
         file.write(data)
 
 

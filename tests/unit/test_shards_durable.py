@@ -10,12 +10,12 @@ def test_writers_of_one_file_at_the_same_time_all_succeed_and_leave_one_whole(tm
     path = tmp_path / "plan.json"
     texts = [bytes([letter]) * 200_000 for letter in b"abcdefgh"]
     with ThreadPoolExecutor(len(texts)) as threads:
-        list(threads.map(lambda text: [write_whole(path, text) for _ in range(20)], texts))
+        list(threads.map(lambda text: [write_whole(path, text, shared=True) for _ in range(20)], texts))
     assert path.read_bytes() in texts
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_longest_name_that_a_file_system_takes_can_be_written(tmp_path: Path):
     path = tmp_path / ("n" * 255)
-    write_whole(path, b"whole")
+    write_whole(path, b"whole", shared=True)
     assert path.read_bytes() == b"whole"

@@ -124,7 +124,7 @@ class FolderOutput:
 
     def write(self, name: str, data: bytes) -> None:
         """See ``Output``."""
-        write_whole(self.root / name, data)
+        write_whole(self.root / name, data, shared=True)  # parts write the plan at the same time
 
     @contextmanager
     def workplace(self, name: str) -> Iterator[Path]:
