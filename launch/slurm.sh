@@ -93,7 +93,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--config")
 parser.add_argument("--set", action="append", default=[])
 args = parser.parse_known_args()[0]
-print(pathlib.Path(read_run(args.config, args.set).output).absolute())' "${@:2}" 2>/dev/null)
+print(pathlib.Path(read_run(args.config, args.set).output_dir).absolute())' "${@:2}" 2>/dev/null)
   if [[ $asked == yes ]]; then ask_ranks; fi # it could not, before
 fi
 

@@ -110,7 +110,7 @@ def make_loader(shard_set: ShardSet, *, ranks: Ranks | None = None, splits=("Tra
         shuffle_buffer_size=settings.pop("shuffle_buffer_size", 24),
         bucket_batches=2,
         num_partitions=settings.pop("streams", 1),
-        on_corrupt=settings.pop("damaged", "stop"),
+        on_corrupt=settings.pop("damaged", "raise"),
         max_duration_s=settings.pop("max_duration_s", 0.0),
     )
     return Loader(

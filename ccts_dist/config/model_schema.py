@@ -90,7 +90,7 @@ class SpeechConfig:
     gru_hidden: Count = 128
     """Hidden units of the GRU."""
 
-    gru_layers: Count = 2
+    gru_layers: Annotated[int, Between(1, 64)] = 2
     """Layers of the GRU."""
 
     attention_hidden: Count = 128
@@ -128,7 +128,7 @@ class TextConfig:
     gru_hidden: Count = 128
     """Hidden units of the GRU."""
 
-    gru_layers: Count = 2
+    gru_layers: Annotated[int, Between(1, 64)] = 2
     """Layers of the GRU."""
 
     attention_hidden: Count = 128

@@ -1,6 +1,6 @@
 """Training on damaged shards and caches: nothing damaged is trained on in silence.
 
-``damaged = "stop"`` ends both ranks with one message that names shard and key; ``"skip"`` goes on without the damaged
+``on_corrupt = "raise"`` ends both ranks with one message that names shard and key; ``"skip"`` goes on without the damaged
 utterances, counts them, and trains as if nobody had ever rated them.
 """
 

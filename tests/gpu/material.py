@@ -104,7 +104,7 @@ def write_run(path: Path, pack: Path, **sections: Mapping[str, Any]) -> Path:
         for name, values in layer.items():
             merged = {**tree.get(name, {}), **values}
             tree[name] = {key: value for key, value in merged.items() if value is not None}
-    if not tree["data"].get("teacher"):
+    if not tree["data"].get("teacher_cache"):
         tree.pop("distill", None)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(tomli_w.dumps(tree))

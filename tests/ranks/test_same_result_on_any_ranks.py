@@ -23,7 +23,7 @@ from tests.ranks.trainings import Job, run_trainings
 from tests.small_runs import LONG, build_two_kinds, make_cache, read_history, write_run
 from tests.small_teacher import save_small_teacher
 
-DISTIL = {"embedding_weight": 1.0, "prediction_weight": 0.5}
+DISTIL = {"embedding_weight": 1.0, "embedding_loss": "mse", "prediction_weight": 0.5}
 SETTINGS = {
     "without teacher": None,
     "distilled": {**DISTIL, "gate": "none"},

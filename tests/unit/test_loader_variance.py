@@ -23,7 +23,7 @@ def shard_set(tmp_path: Path) -> ShardSet:
     return build_two_kinds(tmp_path, num_train=12, beside=True)
 
 
-def loader(shard_set: ShardSet, *, targets: tuple[str, ...] = TARGETS, damaged: str = "stop") -> Loader:
+def loader(shard_set: ShardSet, *, targets: tuple[str, ...] = TARGETS, damaged: str = "raise") -> Loader:
     return Loader(
         shard_set, ("Train",), batch=BatchConfig(global_batch_size=4, micro_batch_size=4),
         data=DataConfig(shards=str(shard_set.root), num_workers=0, on_corrupt=damaged), targets=targets, seed=0,
