@@ -1,7 +1,7 @@
 """Training on damaged shards and caches: nothing damaged is trained on in silence.
 
-``on_corrupt = "raise"`` ends both ranks with one message that names shard and key; ``"skip"`` goes on without the damaged
-utterances, counts them, and trains as if nobody had ever rated them.
+``on_corrupt = "raise"`` ends both ranks with one message that names shard and key; ``"skip"`` goes on without the
+damaged utterances, counts them, and trains as if nobody had ever rated them.
 """
 
 import json
