@@ -9,13 +9,15 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
-# `make setup TORCH=cpu`: torch without CUDA, 2.7 GB on disk in place of 6.4. PyPI has none for Linux on x86-64, so it
-# comes from PyTorch's own index, or from TORCH_INDEX: another index's address, or a folder with the wheel.
+# `make setup TORCH=cpu TORCH_INDEX=...`: torch without CUDA, 2.7 GB on disk in place of 6.4. PyPI has none for Linux on
+# x86-64, so TORCH_INDEX is the address of PyTorch's index of CPU builds, or a folder with the wheel.
 TORCH := cuda
 ifeq ($(filter cpu cuda,$(TORCH)),)
 $(error TORCH=$(TORCH): must be cpu or cuda)
 endif
-TORCH_INDEX := https://download.pytorch.org/whl/cpu
+ifeq ($(TORCH)$(TORCH_INDEX),cpu)
+$(error TORCH=cpu: add TORCH_INDEX=, the address of PyTorch's index of CPU builds (its installation page has it) or a folder with the wheel)
+endif
 # The lock's version, or TORCH_VERSION=2.13.0.
 TORCH_VERSION = $(shell sed -nE 's/^torch==([0-9.]+).*/\1/p' requirements.lock)
 # Empty is off: without compiled modules every start of a rank takes 17 s longer.
