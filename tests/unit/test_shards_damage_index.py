@@ -152,6 +152,20 @@ def test_an_index_that_is_no_arrow_file_is_named(root: Path, data: bytes, blesse
     assert any(line.startswith("index.arrow - is ") for line in findings(root))
 
 
+def test_an_index_that_begins_with_no_columns_is_named(root: Path):
+    path = root / "index.arrow"
+    data = bytearray(path.read_bytes())
+    message = len(b"ARROW1\0\0") + 8  # behind the mark and the length of the message
+    table = message + int.from_bytes(data[message : message + 4], "little")
+    layout = table - int.from_bytes(data[table : table + 4], "little", signed=True)
+    kind = table + int.from_bytes(data[layout + 6 : layout + 8], "little")  # field 1: what the message is
+    assert data[kind] == 1, "a schema"
+    data[kind] = 200
+    path.write_bytes(data)
+    damage.bless_bytes(root)
+    assert "it does not begin with its columns" in "\n".join(map(str, findings(root)))
+
+
 def test_an_index_of_fewer_rows_is_named(root: Path):
     tables = damage.index_tables(root)
     damage.write_index(root, {shard: table.slice(1) for shard, table in tables.items()})

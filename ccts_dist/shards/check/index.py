@@ -84,7 +84,10 @@ class IndexFile:
             raise pa.ArrowInvalid("it does not begin with ARROW1")
         source = pa.BufferReader(self._header)
         source.seek(len(_MAGIC))
-        schema = pa.ipc.read_schema(pa.ipc.read_message(source))
+        message = pa.ipc.read_message(source)
+        if message.type != "schema":  # of which Arrow would read memory that is not there
+            raise pa.ArrowInvalid("it does not begin with its columns")
+        schema = pa.ipc.read_schema(message)
         names = schema.names  # raises where one is no text
         if len(set(names)) != len(names):
             raise pa.ArrowInvalid("it has a column twice")
