@@ -6,8 +6,8 @@ line. All of a file was heard by one model, asked for one language.
 
 import fcntl
 import json
-import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -224,8 +224,10 @@ def _read_line(line: bytes, where: str) -> AsrTranscript:
         raise _foreign(where, "a text is something else")
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers):
         raise _foreign(where, "a number is something else")
-    if not 0 <= tree["confidence"] <= 1 or not 0 <= tree["duration_s"] < math.inf:
+    if not 0 <= tree["confidence"] <= 1 or not 0 <= tree["duration_s"] <= sys.float_info.max:
         raise _foreign(where, f"confidence {tree['confidence']} or duration {tree['duration_s']} is off its range")
+    for name in ("confidence", "duration_s"):
+        tree[name] = float(tree[name])
     for name in ("model", "digest", "language"):  # the same on every line: held once
         tree[name] = tree[name] and intern(tree[name])
     return AsrTranscript(**tree)
