@@ -99,7 +99,7 @@ proof: $(if $(BASE),setup)  ## the demo's losses and weights at another revision
 
 lock:  ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --python-version 3.11 \
-	  --extra train --extra demo --extra s3 --extra onnx --extra dev --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	  --extra train --extra demo --extra s3 --extra onnx --extra lora --extra tensorboard --extra dev --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) demo
