@@ -1,4 +1,4 @@
-"""What passes between stages, and the words for it.
+"""What goes from stage to stage, and the words for it.
 
 Axis words in tensor annotations: ``batch`` utterances, ``samples`` of audio, ``frames`` of an encoder, ``tokens`` of a
 transcript, ``hidden`` features, ``dim`` emotion dimensions (or the named targets of a run).
@@ -127,7 +127,7 @@ class FrameBatch:
 class Batch:
     """The utterances of one forward pass on one rank (a micro-batch), padded.
 
-    Rows of weight 0 fill a pass that would be empty or stand for damaged utterances; they count nowhere.
+    Rows of weight 0 fill a micro-batch that would be empty or stand for damaged utterances; they count nowhere.
     """
 
     keys: tuple[str, ...]
@@ -193,11 +193,11 @@ def padded_samples(batch: Batch) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatches:
-    """One optimizer step's micro-batches on this rank, in the order of their passes."""
+    """One optimizer step's micro-batches on this rank, in order."""
 
     epoch: int
     step: int
     """Position within the epoch, from 0."""
 
-    passes: tuple[Batch, ...]
+    micro_batches: tuple[Batch, ...]
     """As many on every rank."""

@@ -32,7 +32,7 @@ class PlainEngine(Engine):
     ) -> None:
         del run
         self.model, self.optimizer = model, optimizer
-        self.passes, self.ranks, self.device = 1, ranks, torch.device("cpu")
+        self.num_micro_batches, self.ranks, self.device = 1, ranks, torch.device("cpu")
         if resume_from is not None:
             stored = torch.load(resume_from / _FILE, weights_only=True)
             model.load_state_dict(stored["model"])
@@ -44,8 +44,8 @@ class PlainEngine(Engine):
     def train(self, training: bool) -> None:
         self.model.train(training)
 
-    def start_step(self, num_passes: int) -> None:
-        self.passes, self._seen = num_passes, 0
+    def start_step(self, num_micro_batches: int) -> None:
+        self.num_micro_batches, self._seen = num_micro_batches, 0
 
     def backward(self, surrogate: Tensor) -> None:
         surrogate.backward()
@@ -53,7 +53,7 @@ class PlainEngine(Engine):
     def step(self) -> Update:
         self._seen += 1
         norm = 0.0
-        if self._seen == self.passes:
+        if self._seen == self.num_micro_batches:
             gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
             self.optimizer.step()

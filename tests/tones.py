@@ -129,8 +129,8 @@ def same_steps(ours: list[StepBatches], theirs: list[StepBatches]) -> bool:
     """Bit for bit, NaN like NaN; without pickling, where equal tensors may differ."""
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
-        assert (one.epoch, one.step, len(one.passes)) == (other.epoch, other.step, len(other.passes))
-        for a, b in zip(one.passes, other.passes, strict=True):
+        assert (one.epoch, one.step, len(one.micro_batches)) == (other.epoch, other.step, len(other.micro_batches))
+        for a, b in zip(one.micro_batches, other.micro_batches, strict=True):
             assert a.keys == b.keys
             for name in ("audio", "num_samples", "labels", "weight", "tokens", "num_tokens"):
                 torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0, equal_nan=True)

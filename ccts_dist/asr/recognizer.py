@@ -66,7 +66,7 @@ class Recognizer:
                 rows += [row] * len(cut)
                 windows += cut
         pieces: list[Piece | None] = [None] * len(windows)
-        for taken in self._passes([len(window) for window in windows]):
+        for taken in self._batches([len(window) for window in windows]):
             for at, piece in zip(taken, self._heard([windows[at] for at in taken]), strict=True):
                 pieces[at] = piece
         heard: list[list[Piece]] = [[] for _ in waves]
@@ -75,7 +75,7 @@ class Recognizer:
             heard[row].append(piece)
         return [self._words(own) if own else self._too_short(len(waves[row])) for row, own in enumerate(heard)]
 
-    def _passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Which windows share a forward pass: as many as the limit allows, of like or equal length."""
         most = max(1, int(self.batch_seconds * SAMPLE_RATE_HZ))
         taken: list[int] = []

@@ -118,7 +118,7 @@ class BatchConfig:
     "auto": one round in each step whose graphs fit in memory by the forecast. ZeRO-3 takes two. The loss is the same.
     """
 
-    def passes(self, num_ranks: int, largest_batch: int | None = None) -> int:
+    def gradient_accumulation_steps(self, num_ranks: int, largest_batch: int | None = None) -> int:
         """Fewest forward passes per optimizer step on each rank; refuses more ranks than utterances."""
         if self.global_batch_size < num_ranks:
             raise ConfigError(

@@ -115,7 +115,7 @@ def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
 def _predict(asked: Asked, evaluator: Evaluator, ranks: Ranks, name: str) -> _Predicted:
     clean, in_noise = [], []
     noises = [(noise, ratio) for noise in asked.noises or GENERATED for ratio in asked.snr_db]
-    with Progress(len(asked.splits) * (1 + len(noises)), name, unit="passes", visible=ranks.is_first) as progress:
+    with Progress(len(asked.splits) * (1 + len(noises)), name, unit="splits", visible=ranks.is_first) as progress:
         for split in asked.splits:
             clean.append(evaluator.split(split))
             progress.advance()

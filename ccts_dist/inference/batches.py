@@ -1,7 +1,7 @@
 """Recordings through a student in a stream: decoded ahead in threads, batched by duration, answered in their order.
 
-What is in memory at a time is bounded, whatever the number of recordings: two stretches of ``LOOK_AHEAD`` passes of
-audio (one is heard while the next one is decoded), and the passes under way.
+What is in memory at a time is bounded, whatever the number of recordings: two stretches of ``LOOK_AHEAD`` batches of
+audio (one is predicted while the next one is decoded), and the batches under way.
 """
 
 import os
@@ -67,7 +67,7 @@ class _Stretch:
     """Pieces in the order of the input, on their way through the student."""
 
     places: list[_Place | Unheard]
-    passes: list[tuple[list[int], Future[list[Prediction]]]]
+    batches: list[tuple[list[int], Future[list[Prediction]]]]
     """Of each pass, which places it answers."""
 
 
@@ -136,12 +136,12 @@ def answered_in_order(
 
         def begin(pieces: list[Piece | Unheard]) -> None:
             sound = [row for row, piece in enumerate(pieces) if isinstance(piece, Piece)]
-            passes = []
+            batches = []
             for batch in cut_batches([_length(pieces[row]) for row in sound], batch_seconds):
                 rows = [sound[one] for one in batch]
                 together = [piece for row in rows if isinstance(piece := pieces[row], Piece)]
-                passes.append((rows, threads.submit(hear, together)))
-            waiting.append(_Stretch(places=[_place(piece) for piece in pieces], passes=passes))
+                batches.append((rows, threads.submit(hear, together)))
+            waiting.append(_Stretch(places=[_place(piece) for piece in pieces], batches=batches))
 
         try:
             for pieces in stretches(source, _length, batch_seconds):
@@ -152,7 +152,7 @@ def answered_in_order(
             while waiting:
                 yield from _collect(waiting.popleft(), progress)
         finally:
-            for _, future in chain.from_iterable(stretch.passes for stretch in waiting):
+            for _, future in chain.from_iterable(stretch.batches for stretch in waiting):
                 future.cancel()
 
 
@@ -167,14 +167,14 @@ def _place(piece: Piece | Unheard) -> _Place | Unheard:
 
 
 def _collect(stretch: _Stretch, progress: Callable[[int], object]) -> Iterator[Answered | Unheard]:
-    """Wait for a stretch's passes, then give its answers in order."""
+    """Wait for the batches of a stretch, then give its answers in order."""
     found: dict[int, Prediction] = {}
     try:
-        for rows, future in stretch.passes:
+        for rows, future in stretch.batches:
             found |= zip(rows, future.result(), strict=True)
             progress(len(rows))
     finally:
-        for _, future in stretch.passes:
+        for _, future in stretch.batches:
             future.cancel()
     for row, place in enumerate(stretch.places):
         if isinstance(place, Unheard):
@@ -196,7 +196,7 @@ def _collect(stretch: _Stretch, progress: Callable[[int], object]) -> Iterator[A
 def twins_of(student: Predictor) -> Iterator[list[Predictor]]:
     """The student and, on a CPU of several cores, a twin; torch's threads are shared between them meanwhile.
 
-    Two passes side by side leave no core idle where one pass of a small model has too little work for all of them.
+    Two batches side by side leave no core idle where one batch of a small model has too little work for all of them.
     ``OMP_NUM_THREADS``, where it is set, is each one's number of threads.
     """
     cores, before = usable_cores(), torch.get_num_threads()

@@ -17,7 +17,7 @@ duration. Ctrl-C leaves FILE.partial, with the predictions so far.
 exit codes: 0 done, 1 files were skipped, it was stopped, or the registry failed, 2 a mistake in the input"""
 
 BATCH_SECONDS = 60.0
-"""Two passes run at a time on a CPU, so half of what ``Student.predict`` takes."""
+"""Two forward passes run at a time on a CPU, so half of what ``Student.predict`` takes."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -39,7 +39,7 @@ BATCH_SECONDS = 120.0
 """Padded seconds of one forward pass."""
 
 LOOK_AHEAD = 16
-"""Recordings are sorted by duration over so many passes' audio: 4 % padding on MSP-like durations."""
+"""Recordings are sorted by duration over the audio of so many batches: 4 % padding on MSP-like durations."""
 
 _FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 

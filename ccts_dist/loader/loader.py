@@ -19,7 +19,7 @@ from ccts_dist.loader.micro_batches import (
     MicroBatch,
     SecondsLimit,
     check_length,
-    choose_passes,
+    choose_num_micro_batches,
     split_global_batch,
     sum_up,
 )
@@ -116,7 +116,9 @@ class Loader:
         _check_names("category", "a category", categories, shard_set.manifest.categories, shard_set)
         max_samples = round(data.max_duration_s * SAMPLE_RATE_HZ) if shuffle else 0
         self.plan = _plan(shard_set, splits, batch, data, targets, seed=seed, shuffle=shuffle, max_samples=max_samples)
-        batch.passes(ranks.num_ranks, self.plan.largest_batch)  # refuses more ranks than utterances
+        batch.gradient_accumulation_steps(
+            ranks.num_ranks, self.plan.largest_batch
+        )  # refuses more ranks than utterances
         skip_damaged = data.on_corrupt == "skip"
         hearing = None
         if max_samples or augmenter is not None:
@@ -182,12 +184,12 @@ class Loader:
         return self._read(epoch, start_step)
 
     def _read(self, epoch: int, start_step: int) -> Iterator[StepBatches]:
-        passes: list[Batch] = []
+        micro_batches: list[Batch] = []
         for step, is_last, batch in self._batches(epoch, start_step):
-            passes.append(batch)
+            micro_batches.append(batch)
             if is_last:
-                yield StepBatches(epoch=epoch, step=step, passes=tuple(passes))
-                passes = []
+                yield StepBatches(epoch=epoch, step=step, micro_batches=tuple(micro_batches))
+                micro_batches = []
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[tuple[int, bool, Batch]]:
         """The batches from ``start_step`` on in order, read ahead by threads if there are any.
@@ -216,24 +218,26 @@ class Loader:
     def _own_parts(self, epoch: int, start_step: int) -> Iterator[tuple[int, bool, MicroBatch]]:
         for step in range(start_step, self.steps_per_epoch):
             self._fetch_ahead(epoch, step // self.plan.window_steps)
-            passes = self._parts(epoch, step)
-            for number, parts in enumerate(passes, 1):
-                yield step, number == len(passes), parts[self._place]
+            micro_batches = self._parts(epoch, step)
+            for number, parts in enumerate(micro_batches, 1):
+                yield step, number == len(micro_batches), parts[self._place]
 
     def _parts(self, epoch: int, step: int, batch: BatchConfig | None = None) -> list[list[MicroBatch]]:
-        """What this node reads of one step, by pass and rank of the node; ``batch`` in place of the run's sizes."""
+        """What this node reads of one step, by micro-batch and rank of the node; ``batch`` in place of the run's
+        sizes."""
         batch = self._batch if batch is None else batch
         rows = self.plan.global_batch(epoch, step, self.streams)
         if batch.micro_batch_seconds is None:
-            passes = batch.passes(self._num_ranks, self.plan.largest_batch)
-            return split_global_batch(rows, self._peers, passes, batch.micro_batch_size)
-        # Passes are as many on all nodes, so that one that reads its own streams looks at the others' durations too.
+            num_micro_batches = batch.gradient_accumulation_steps(self._num_ranks, self.plan.largest_batch)
+            return split_global_batch(rows, self._peers, num_micro_batches, batch.micro_batch_size)
+        # Micro-batches are as many on all nodes, so that one that reads its own streams looks at the others' durations
+        # too.
         shares = [
             rows if streams == self.streams else self.plan.global_batch(epoch, step, streams)
             for streams in self._of_nodes
         ]
-        passes = choose_passes(shares, self._peers, self._limit(shares, batch))
-        return split_global_batch(rows, self._peers, passes, batch.micro_batch_size, self.longest_of)
+        num_micro_batches = choose_num_micro_batches(shares, self._peers, self._limit(shares, batch))
+        return split_global_batch(rows, self._peers, num_micro_batches, batch.micro_batch_size, self.longest_of)
 
     def _limit(self, shares: Sequence[Sequence[SampleRef]], batch: BatchConfig) -> SecondsLimit:
         assert batch.micro_batch_seconds is not None
@@ -319,7 +323,7 @@ class Loader:
         return read_batch(self.largest_part(self._batch.micro_batch_size), self._reading, 0)
 
     def parts(self, epoch: int, step: int) -> list[list[MicroBatch]]:
-        """What the ranks of this node read of a step, by pass and rank; reads no audio."""
+        """What the ranks of this node read of a step, by micro-batch and rank; reads no audio."""
         return self._parts(epoch, step)
 
     def longest(self, part: MicroBatch) -> int:

@@ -1,7 +1,7 @@
-"""How a global batch is cut into one part per rank and pass, with nearly equal padded length.
+"""How a global batch is cut into one part per rank and micro-batch, with nearly equal padded length.
 
-By count the number of passes is given. By seconds it is chosen for each batch, so that the step is shortest: more
-passes mean less padding, and each costs something whatever it is given.
+By count the number of micro-batches is given. By seconds it is chosen for each batch, so that the step is shortest:
+more micro-batches mean less padding, and each costs something whatever it is given.
 """
 
 import math
@@ -52,13 +52,13 @@ class SecondsLimit:
 
 
 def split_global_batch(
-    rows: Sequence[SampleRef], num_ranks: int, passes: int, micro: int, padded: Callable[[int], int] = int
+    rows: Sequence[SampleRef], num_ranks: int, num_micro_batches: int, micro: int, padded: Callable[[int], int] = int
 ) -> list[list[MicroBatch]]:
-    """Cut a global batch into ``passes`` lists of ``num_ranks`` parts, none above ``micro`` utterances.
+    """Cut a global batch into ``num_micro_batches`` lists of ``num_ranks`` parts, none above ``micro`` utterances.
 
     The parts are runs of the batch sorted by duration, chosen so that the largest padded part is as small as runs
-    allow; parts of similar cost run side by side in one pass. A part is empty, and gets the copy, only when there are
-    fewer utterances than parts.
+    allow; parts of similar cost run side by side in one micro-batch of each rank. A part is empty, and gets the copy,
+    only when there are fewer utterances than parts.
 
     Args:
         padded: as ``SecondsLimit`` has it.
@@ -66,11 +66,11 @@ def split_global_batch(
     Raises:
         ConfigError: more utterances than the parts can hold.
     """
-    num_parts = num_ranks * passes
+    num_parts = num_ranks * num_micro_batches
     if not 0 < len(rows) <= num_parts * micro:
         raise ConfigError(
-            f"a global batch of {len(rows)} utterances does not fit {passes} passes on {num_ranks} ranks of at most "
-            f"batch.micro_batch_size={micro}. Raise batch.micro_batch_size or the number of passes."
+            f"a global batch of {len(rows)} utterances does not fit {num_micro_batches} micro-batches on {num_ranks} "
+            f"ranks of at most batch.micro_batch_size={micro}. Raise that, or the number of micro-batches."
         )
     longest_first = sorted(rows, key=lambda row: -row.num_samples)
     parts, start = [], 0
@@ -90,7 +90,7 @@ class Cuts:
     """With the most padded audio."""
 
     largest_step: tuple[MicroBatch, ...]
-    """One rank's passes of the step that gives a rank the most padded audio, in their order."""
+    """One rank's micro-batches of the step that gives a rank the most padded audio, in their order."""
 
     longest_samples: int
     """Of the longest utterance."""
@@ -98,34 +98,34 @@ class Cuts:
     most_utterances: int
     """Of the micro-batch that has the most of them."""
 
-    fewest_passes: int
-    most_passes: int
+    fewest_micro_batches: int
+    most_micro_batches: int
     padding: float
     """Share of padding in the audio of all."""
 
 
 def sum_up(steps: Iterable[Sequence[Sequence[MicroBatch]]]) -> Cuts:
-    """Some steps by pass and rank, of which there must be one."""
+    """Some steps by micro-batch and rank, of which there must be one."""
     largest: list[MicroBatch] = []
     longest = padded = real = most = 0
     of_ranks: list[tuple[MicroBatch, ...]] = []
-    nums_passes: list[int] = []
-    for passes in steps:
-        parts = [part for parts in passes for part in parts]
+    nums_micro_batches: list[int] = []
+    for micro_batches in steps:
+        parts = [part for parts in micro_batches for part in parts]
         longest = max(longest, *(part.rows[0].num_samples for part in parts))
         most = max(most, *(len(part.rows) for part in parts))
         padded += _padded(parts)
         real += sum(part.real_samples for part in parts)
-        nums_passes.append(len(passes))
+        nums_micro_batches.append(len(micro_batches))
         largest.append(max(parts, key=lambda part: part.padded_samples))
-        of_ranks.append(max(zip(*passes, strict=True), key=_padded))
+        of_ranks.append(max(zip(*micro_batches, strict=True), key=_padded))
     return Cuts(
         largest=max(largest, key=lambda part: part.padded_samples),
         largest_step=max(of_ranks, key=_padded),
         longest_samples=longest,
         most_utterances=most,
-        fewest_passes=min(nums_passes),
-        most_passes=max(nums_passes),
+        fewest_micro_batches=min(nums_micro_batches),
+        most_micro_batches=max(nums_micro_batches),
         padding=1.0 - real / padded,
     )
 
@@ -144,10 +144,10 @@ def check_length(num_samples: int, max_samples: int) -> None:
         )
 
 
-def choose_passes(shares: Sequence[Sequence[SampleRef]], num_ranks: int, limit: SecondsLimit) -> int:
-    """The number of passes that makes a step shortest, among those whose parts keep the limits.
+def choose_num_micro_batches(shares: Sequence[Sequence[SampleRef]], num_ranks: int, limit: SecondsLimit) -> int:
+    """The number of micro-batches that makes a step shortest, among those whose parts keep the limits.
 
-    Ranks wait for each other in every pass, so that a pass takes as long as its largest part.
+    Ranks wait for each other in every micro-batch, which takes as long as its largest part.
 
     Args:
         shares: the utterances of each node that reads its own; one for all where nodes share.
@@ -157,21 +157,26 @@ def choose_passes(shares: Sequence[Sequence[SampleRef]], num_ranks: int, limit: 
         ConfigError: an utterance is longer than the limit.
     """
     lengths = [sorted((limit.padded(row.num_samples) for row in rows), reverse=True) for rows in shares]
-    passes = max(_fewest_passes(share, num_ranks, limit) for share in lengths)
+    num_micro_batches = max(_fewest_micro_batches(share, num_ranks, limit) for share in lengths)
     real = max(sum(share) for share in lengths) / num_ranks
-    best, best_cost, worse = passes, _cost(lengths, num_ranks, passes, limit), 0
-    most = max(passes, -(-max(len(share) for share in lengths) // num_ranks))
-    # The padding that one more pass saves falls with their number, so that a few worse ones in a row are the end.
-    while passes < most and worse < _WORSE_IN_A_ROW and (passes + 1) * limit.overhead_samples + real < best_cost:
-        passes += 1
-        cost = _cost(lengths, num_ranks, passes, limit)
+    best, best_cost, worse = num_micro_batches, _cost(lengths, num_ranks, num_micro_batches, limit), 0
+    most = max(num_micro_batches, -(-max(len(share) for share in lengths) // num_ranks))
+    # The padding that one more micro-batch saves falls with their number, so that a few worse ones in a row are the
+    # end.
+    while (
+        num_micro_batches < most
+        and worse < _WORSE_IN_A_ROW
+        and (num_micro_batches + 1) * limit.overhead_samples + real < best_cost
+    ):
+        num_micro_batches += 1
+        cost = _cost(lengths, num_ranks, num_micro_batches, limit)
         worse += 1
         if cost < best_cost:
-            best, best_cost, worse = passes, cost, 0
+            best, best_cost, worse = num_micro_batches, cost, 0
     return best
 
 
-def _fewest_passes(lengths: Sequence[int], num_ranks: int, limit: SecondsLimit) -> int:
+def _fewest_micro_batches(lengths: Sequence[int], num_ranks: int, limit: SecondsLimit) -> int:
     check_length(lengths[0], limit.max_samples)
     runs = start = 0
     while start < len(lengths):
@@ -180,22 +185,22 @@ def _fewest_passes(lengths: Sequence[int], num_ranks: int, limit: SecondsLimit) 
     return -(-runs // num_ranks)
 
 
-def _cost(shares: Sequence[Sequence[int]], num_ranks: int, passes: int, limit: SecondsLimit) -> int:
+def _cost(shares: Sequence[Sequence[int]], num_ranks: int, num_micro_batches: int, limit: SecondsLimit) -> int:
     """Samples of padded audio that take as long as the step."""
-    slowest = [0] * passes
+    slowest = [0] * num_micro_batches
     for lengths in shares:
         padded, start = [], 0
-        for size in _sizes(lengths, num_ranks * passes, limit.micro):
+        for size in _sizes(lengths, num_ranks * num_micro_batches, limit.micro):
             padded.append(size * lengths[start])
             start += size
         padded.sort(reverse=True)
-        slowest = [max(pair) for pair in zip(slowest, _firsts(padded, num_ranks, passes), strict=True)]
-    return sum(slowest) + passes * limit.overhead_samples
+        slowest = [max(pair) for pair in zip(slowest, _firsts(padded, num_ranks, num_micro_batches), strict=True)]
+    return sum(slowest) + num_micro_batches * limit.overhead_samples
 
 
-def _firsts(padded: Sequence[int], num_ranks: int, passes: int) -> list[int]:
-    """The largest part of each pass; 0 where a pass has none but copies."""
-    return [padded[first] if first < len(padded) else 0 for first in range(0, num_ranks * passes, num_ranks)]
+def _firsts(padded: Sequence[int], num_ranks: int, num_micro_batches: int) -> list[int]:
+    """The largest part of each micro-batch; 0 where one has none but copies."""
+    return [padded[first] if first < len(padded) else 0 for first in range(0, num_ranks * num_micro_batches, num_ranks)]
 
 
 def _sizes(lengths: Sequence[int], num_parts: int, micro: int) -> list[int]:

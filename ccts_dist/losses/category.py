@@ -51,8 +51,9 @@ def cross_entropy_sums(
 ) -> Float64[Tensor, "2"]:
     """Cross-entropy in nats added up over the rows of ``categorised``, each by its share, and the shares added up.
 
-    The first carries gradient; both may be added over passes and ranks. Other rows are replaced by zeros, so that what
-    stands in them reaches neither value nor gradient; without any row the gradient is zero, of the same shape.
+    The first carries gradient; both may be added over micro-batches and ranks. Other rows are replaced by zeros, so
+    that what stands in them reaches neither value nor gradient; without any row the gradient is zero, of the same
+    shape.
 
     Args:
         scores: of each category, before any softmax.

@@ -1,4 +1,5 @@
-"""Concordance (CCC) of a batch from sums that may be added over passes and ranks, with its gradient in closed form.
+"""Concordance (CCC) of a batch from sums that may be added over micro-batches and ranks, with its gradient in closed
+form.
 
 The concordance of a global batch is no mean of the concordances of its parts, but everything it needs per dimension
 is six sums. They are float64: labels and predictions are on 0..1, so that raw sums of squares lose about 1e-16 of
@@ -98,9 +99,9 @@ def concordance(
 ) -> Float[Tensor, " dim"]:
     """CCC of each dimension over the rows of this batch, differentiable; NaN labels are left out per dimension.
 
-    These are the statistics of *these* rows. The concordance of a batch that is spread over ranks or passes comes
-    from ``concordance_sums`` added up, never from a mean of such values. Computed in float64 whatever comes in, and
-    returned so: the variance of a small bfloat16 batch is mostly rounding.
+    These are the statistics of *these* rows. The concordance of a batch that is spread over ranks or micro-batches
+    comes from ``concordance_sums`` added up, never from a mean of such values. Computed in float64 whatever comes in,
+    and returned so: the variance of a small bfloat16 batch is mostly rounding.
 
     Args:
         prediction: the model's, on the labels' scale.

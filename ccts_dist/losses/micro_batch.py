@@ -1,7 +1,7 @@
 """The cheaper objective: a CCC for each micro-batch, averaged.
 
-A micro-batch is one forward pass on one rank. Of all micro-batches m of a step, over ranks and passes, let M_j be those
-that have at least two labels of dimension j. The objective is
+A micro-batch is one forward pass on one rank. Of all micro-batches m of a step, on all ranks, let M_j
+be those that have at least two labels of dimension j. The objective is
 
     sum_j alpha_j / |M_j| * sum_{m in M_j} (1 - CCC_j(m)) + the distillation terms
 
@@ -9,9 +9,9 @@ A dimension for which M_j is empty contributes 0 and no gradient. The distillati
 over the kept rows of the global batch, whatever the cut; but not a CCC with the teacher, which needs all predictions.
 
 Each micro-batch needs its own statistics alone, and how many micro-batches and rows share a mean is known from labels
-and cache: so no prediction is needed twice, and a step of several passes is spared the round without gradient. What is
-lost: CCC(m) knows nothing of what lies between the micro-batches and is noisy on few rows, so that this is another loss
-with every other number of ranks or passes. With one micro-batch in all it is the exact one.
+and cache: so no prediction is needed twice, and a step of several micro-batches is spared the round without gradient.
+What is lost: CCC(m) knows nothing of what lies between the micro-batches and is noisy on few rows, so that this is
+another loss with every other number of ranks or micro-batches. With one micro-batch in all it is the exact one.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from ccts_dist.records import TeacherBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroCounts:
-    """What the means of a step divide by; needs no prediction, and adds up over passes and ranks."""
+    """What the means of a step divide by; needs no prediction, and adds up over micro-batches and ranks."""
 
     num_scored: Float64[Tensor, " dim"]
     """|M_j|: micro-batches that have at least two labels of the dimension."""
@@ -103,7 +103,7 @@ def micro_surrogate(
         embedding: the student's, of this micro-batch.
         label: NaN where nobody rated.
         weight: 1 for rows that count, 0 for others.
-        counts: of the whole step, added over passes and ranks.
+        counts: of the whole step, added over micro-batches and ranks.
         target_weights: alpha of each dimension.
         teacher: the teacher's outputs for the same rows; with ``kept`` and ``distill`` or not at all.
         kept: ``distill.kept`` of these rows.
@@ -123,7 +123,7 @@ def mean_concordance(summed: Float64[Tensor, " dim"], num_scored: Float64[Tensor
 def micro_ccc_loss(
     summed: Float64[Tensor, " dim"], num_scored: Float64[Tensor, " dim"], target_weights: Sequence[float]
 ) -> Float64[Tensor, ""]:
-    """The CCC part of the objective, from ``micro_concordance`` added up over passes and ranks."""
+    """The CCC part of the objective, from ``micro_concordance`` added up over micro-batches and ranks."""
     alpha = constant(target_weights, summed.device)
     loss = alpha * (1 - mean_concordance(summed, num_scored))
     return torch.where(num_scored > 0, loss, torch.zeros_like(loss)).sum()

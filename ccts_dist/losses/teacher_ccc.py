@@ -1,7 +1,7 @@
 """A student's concordance with its teacher: the CCC of the two models' predictions over a global batch.
 
-As the labels' CCC in ``ccc``, from sums that add up over passes and ranks, with the gradient in closed form; here each
-prediction has a share, as the gate gives it, and the moments are weighted by it.
+As the labels' CCC in ``ccc``, from sums that add up over micro-batches and ranks, with the gradient in closed form;
+here each prediction has a share, as the gate gives it, and the moments are weighted by it.
 """
 
 from collections.abc import Sequence

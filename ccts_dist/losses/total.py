@@ -8,9 +8,10 @@ mean_kept is over the rows that the gate keeps; where it gives shares, the mean 
 mean_kept of the squared difference over all targets; with a gate per dimension the mean over targets of such means over
 the rows that are kept there; or else sum_j alpha_j (1 - CCC_j) of student and teacher over what is kept.
 
-First every pass of every rank gives its ``batch_sums``, which are packed, added over passes and ranks, and unpacked.
-Then each pass backpropagates its ``surrogate``: the sum of the surrogates' gradients over all passes and ranks is
-exactly the gradient of the objective. Whoever averages gradients over ranks or passes has to undo that.
+First every micro-batch of every rank gives its ``batch_sums``, which are packed, added over micro-batches and ranks,
+and unpacked. Then each micro-batch backpropagates its ``surrogate``: the sum of the surrogates' gradients over all
+micro-batches and ranks is exactly the gradient of the objective. Whoever averages gradients over ranks or micro-batches
+has to undo that.
 """
 
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ def batch_sums(
     teacher: TeacherBatch | None = None,
     distill: DistillTerms | None = None,
 ) -> BatchSums:
-    """The sums of one pass; ``kept`` is None without a teacher. Carries no gradient.
+    """The sums of one micro-batch; ``kept`` is None without a teacher. Carries no gradient.
 
     Args:
         prediction: the student's.
@@ -197,11 +198,12 @@ def distill_sums(
     kept: Kept,
     distill: DistillTerms,
 ) -> DistanceSums:
-    """The distances of one pass's kept rows added up. Carries gradient; sums may be added over passes and ranks.
+    """The distances of one micro-batch's kept rows added up. Carries gradient; sums may be added over micro-batches and
+    ranks.
 
     Args:
-        prediction: the student's, of this pass.
-        embedding: the student's, of this pass.
+        prediction: the student's, of this micro-batch.
+        embedding: the student's, of this micro-batch.
         weight: 1 for rows that count, 0 for others.
         teacher: the teacher's outputs for the same rows.
         kept: ``distill.kept`` of these rows.
@@ -247,25 +249,26 @@ def surrogate(
     kept: Kept | None = None,
     distill: DistillTerms | None = None,
 ) -> tuple[Float[Tensor, ""], DistillParts]:
-    """A scalar to backpropagate for one pass; its value is not the loss, but the gradients add up to the loss's.
+    """A scalar to backpropagate for one micro-batch; its value is not the loss, but the gradients add up to the loss's.
 
     Rows that do not count are replaced by zeros, so that what stands in them reaches neither value nor gradient.
     The graph has the same shape on every rank: one without a row that counts or is kept replaces all of the same
     tensors, and its gradients are zeros.
 
     Args:
-        prediction: the student's, of this pass.
-        embedding: the student's, of this pass.
+        prediction: the student's, of this micro-batch.
+        embedding: the student's, of this micro-batch.
         label: NaN where nobody rated; a row without any label counts in the distillation only.
         weight: 1 for rows that count, 0 for others.
-        sums: of the global batch, this pass included.
+        sums: of the global batch, this micro-batch included.
         target_weights: alpha of each dimension; or a float64 tensor of them.
         teacher: the teacher's outputs for the same rows; with ``kept`` and ``distill`` or not at all.
         kept: ``distill.kept`` of these rows.
         distill: the distillation terms' settings; None for the CCC alone.
 
     Returns:
-        The scalar, and this pass's shares in the distillation terms; a term that is a CCC has none, see ``completed``.
+        The scalar, and this micro-batch's shares in the distillation terms; a term that is a CCC has none, see
+        ``completed``.
     """
     alpha = constant(target_weights, prediction.device)
     gradient = -alpha * concordance_gradient(sums.concordance, prediction, label, weight)
@@ -289,13 +292,13 @@ def surrogate(
 def total_loss(
     sums: BatchSums, target_weights: Sequence[float], parts: DistillParts, distill: DistillTerms | None
 ) -> Float64[Tensor, ""]:
-    """The step's objective, from the global sums and the parts added over all passes and ranks."""
+    """The step's objective, from the global sums and the parts added over all micro-batches and ranks."""
     ccc_loss = ccc_loss_from_sums(sums.concordance, target_weights)
     return with_distillation(ccc_loss, completed(parts, sums, target_weights), distill)
 
 
 def completed(parts: DistillParts, sums: BatchSums, target_weights: Sequence[float]) -> DistillParts:
-    """The distillation terms, from the parts added over all passes and ranks, and the global sums."""
+    """The distillation terms, from the parts added over all micro-batches and ranks, and the global sums."""
     if sums.agreement is None:
         return parts
     return replace(parts, prediction=agreement_loss(sums.agreement, target_weights))

@@ -89,13 +89,13 @@ def probe_layers(
         ShardError: a shard is damaged.
     """
     targets = tuple(dict.fromkeys(targets)) or shard_set.manifest.targets
-    passes = run_on_all_ranks(
-        lambda: _Passes(encoders, shard_set, splits, targets, ranks=ranks, device=device, micro=micro, workers=workers)
+    sweeps = run_on_all_ranks(
+        lambda: _Sweeps(encoders, shard_set, splits, targets, ranks=ranks, device=device, micro=micro, workers=workers)
     )
-    with passes.progress:
-        fits = passes.fit()
-        chosen = passes.choose(fits)
-        return passes.score(chosen)
+    with sweeps.progress:
+        fits = sweeps.fit()
+        chosen = sweeps.choose(fits)
+        return sweeps.score(chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +109,8 @@ class _Choice:
     valid_ccc: tuple[float, ...]
 
 
-class _Passes:
-    """The three passes, over splits that are known to have what is asked of them."""
+class _Sweeps:
+    """The three sweeps, over splits that are known to have what is asked of them."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class _Passes:
     def fit(self) -> dict[Layer, RidgeFits]:
         """The fits of every strength, by layer, from the training split; those of all targets side by side."""
         sums: dict[Layer, dict[Group, Tensor]] = {}
-        for batch, vectors in self._pass("train"):
+        for batch, vectors in self._sweep("train"):
             for layer, features in vectors.items():
                 of_layer = sums.setdefault(layer, {})
                 for group in self._groups:
@@ -175,7 +175,7 @@ class _Passes:
         """Each layer and target at the strength with the highest CCC on the validation split."""
         num_strengths = len(STRENGTHS)
         sums = {layer: self._zeros(len(SUM_ROWS), num_strengths * len(self.targets)) for layer in fits}
-        for batch, vectors in self._pass("valid"):
+        for batch, vectors in self._sweep("valid"):
             labels = batch.labels.repeat(1, num_strengths)
             for layer, features in vectors.items():
                 said = predict(features, fits[layer]).flatten(1)
@@ -200,7 +200,7 @@ class _Passes:
         """The chosen probes on the test split."""
         num_columns = len(choices) * len(self.targets)
         total = self._zeros(1 + max(self._speakers.values()), len(SUM_ROWS), num_columns)
-        for batch, vectors in self._pass("test"):
+        for batch, vectors in self._sweep("test"):
             said = torch.cat([predict(vectors[layer], choices[layer].fits)[:, 0] for layer in choices], dim=1)
             speakers = torch.tensor([self._speakers[key] for key in batch.keys], device=self._device)
             add_by_cluster(total, speakers, row_sums(said, batch.labels.repeat(1, len(choices)), batch.weight))
@@ -225,12 +225,12 @@ class _Passes:
                 )
         return ProbeResult(scores=tuple(scores), targets=self.targets, splits=self.splits, num_labels=self.num_labels)
 
-    def _pass(self, role: str) -> Iterator[tuple[Batch, Mapping[Layer, Tensor]]]:
+    def _sweep(self, role: str) -> Iterator[tuple[Batch, Mapping[Layer, Tensor]]]:
         """This rank's batches of a split, with what each layer makes of them."""
         loader = self._loaders[role]
         try:
             for step in lockstep(loader.epoch(0), loader.steps_per_epoch):
-                for batch in step.passes:
+                for batch in step.micro_batches:
                     moved = batch.to(self._device)
                     with torch.no_grad():
                         yield moved, self._encoders.vectors(moved)

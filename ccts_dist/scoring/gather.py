@@ -13,7 +13,7 @@ from ccts_dist.shards.shard_set import ShardSet
 
 
 class PredictionCollector:
-    """What this rank's passes over a split have said, row by row.
+    """What this rank's forward passes over a split predicted, row by row.
 
     Args:
         targets: names of the predictions' columns.

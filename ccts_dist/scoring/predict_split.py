@@ -138,8 +138,8 @@ def evaluate(
     damaged: list[str] = []
     with torch.no_grad(), exact_float32():
         for step in lockstep(loader.epoch(0), loader.steps_per_epoch, check=check):
-            outputs = [forward(batch.to(device)) for batch in step.passes]
-            for batch, (prediction, categories) in zip(step.passes, _on_host(outputs), strict=True):
+            outputs = [forward(batch.to(device)) for batch in step.micro_batches]
+            for batch, (prediction, categories) in zip(step.micro_batches, _on_host(outputs), strict=True):
                 sums.add(prediction, batch.labels, batch.weight)
                 beside.add(prediction, categories, batch)
                 damaged += batch.damaged

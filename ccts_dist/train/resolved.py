@@ -146,7 +146,7 @@ def resolved_values(
     peak = peak_tflops(device, run.train.precision, override=run.train.peak_tflops)
     values = {
         "batch.largest_global_batch": largest_batch,
-        "batch.micro_batches": [cuts.fewest_passes, cuts.most_passes],  # of a step, on each rank
+        "batch.micro_batches": [cuts.fewest_micro_batches, cuts.most_micro_batches],  # of a step, on each rank
         "batch.forward_rounds": forward_rounds or "one round: one micro-batch, or a loss for each",
         "data.pad_multiple_s": run.data.pad_multiple_s,
         "loss.target_weights": list(run.loss.target_weights),

@@ -291,8 +291,8 @@ class Trainer:
         ballot = capture(read, wish=self._is_time())
         if ballot.answer is None:
             return ballot, None
-        passes = ballot.answer.passes
-        return ballot, self._copies.run(lambda: tuple(batch.to(self._engine.device) for batch in passes))
+        micro_batches = ballot.answer.micro_batches
+        return ballot, self._copies.run(lambda: tuple(batch.to(self._engine.device) for batch in micro_batches))
 
     def _is_time(self) -> bool:
         """Whether this rank's clock asks for a checkpoint; rank 0's alone is asked."""

@@ -59,10 +59,10 @@ def planned(lengths: list[int], micro: int, group: int) -> StepsOf:
         starts = range(0, len(of_group) - size + 1, size)
         batches = [of_group[start : start + size] for start in starts]
         chosen = random.Random(0).sample(batches, min(MOST_STEPS, len(batches)))
-        passes = -(-size // (micro * num_ranks))
+        num_micro_batches = -(-size // (micro * num_ranks))
         return Steps(
             parts=[
-                split_global_batch([_row(number, lengths) for number in batch], num_ranks, passes, micro)
+                split_global_batch([_row(number, lengths) for number in batch], num_ranks, num_micro_batches, micro)
                 for batch in chosen
             ],
             per_epoch=-(-len(lengths) // size),

@@ -102,14 +102,15 @@ def mixing(corpus: DriftingCorpus, window: int, group: int, batch: int) -> dict[
     }
 
 
-def padding(corpus: DriftingCorpus, batch: int, ranks: int, passes: int) -> float:
+def padding(corpus: DriftingCorpus, batch: int, ranks: int, num_micro_batches: int) -> float:
     """Share of padding in random batches that are cut into so many micro-batches on each rank."""
     plan = BatchSampler(
         corpus, ("Train",), global_batch_size=batch, seed=1, shuffle_buffer_size=65_536, bucket_batches=1, streams=1
     )
-    micro = -(-batch // (ranks * passes)) * 4
+    micro = -(-batch // (ranks * num_micro_batches)) * 4
     steps = (
-        split_global_batch(plan.global_batch(0, step), ranks, passes, micro) for step in range(plan.steps_per_epoch)
+        split_global_batch(plan.global_batch(0, step), ranks, num_micro_batches, micro)
+        for step in range(plan.steps_per_epoch)
     )
     return sum_up(steps).padding
 
@@ -151,9 +152,12 @@ def main() -> None:
         )
     print("\n| global batch | ranks | micro-batches on each | utterances in one | padding |")
     print("|-------------:|------:|----------------------:|------------------:|--------:|")
-    for batch, ranks, passes in CUTS:
-        share = padding(corpus, batch, ranks, passes)
-        print(f"| {batch} | {ranks} | {passes} | about {batch // (ranks * passes)} | {share:.1%} |", flush=True)
+    for batch, ranks, num_micro_batches in CUTS:
+        share = padding(corpus, batch, ranks, num_micro_batches)
+        print(
+            f"| {batch} | {ranks} | {num_micro_batches} | about {batch // (ranks * num_micro_batches)} | {share:.1%} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -53,13 +53,13 @@ class Case:
     """One kind of step."""
 
     run_file: str
-    passes: int
+    num_micro_batches: int
 
 
 CASES = {
     "student": Case("speech.toml", 1),
     "distilled": Case("cts.toml", 1),
-    "distilled-4-passes": Case("cts.toml", 4),
+    "distilled-4-micro-batches": Case("cts.toml", 4),
 }
 
 
@@ -131,7 +131,7 @@ def _write_run(folder: Path, before: Path, case: Case, data: Path, steps: int) -
     }
     own: dict[str, dict[str, Any]] = {
         "data": {"shards": str(data / "shards"), "test_splits": []},
-        "batch": {"global_batch_size": UTTERANCES, "micro_batch_size": UTTERANCES // case.passes},
+        "batch": {"global_batch_size": UTTERANCES, "micro_batch_size": UTTERANCES // case.num_micro_batches},
         "train": {"epochs": 1_000, "max_steps": steps},
         "tracking": {"backend": "none", "registered_model_name": ""},
     }

@@ -127,7 +127,7 @@ def train_epoch(root: str, cache: str, window: int) -> dict[str, Any]:
     )
     losses, first_s, waited_first_s = [], 0.0, 0.0
     for step in loader.epoch(0):
-        for batch in step.passes:
+        for batch in step.micro_batches:
             if not losses:
                 first_s, waited_first_s = time.perf_counter() - began, shard_set.store.statistics.waiting_s
             output = model(batch.audio, batch.num_samples)

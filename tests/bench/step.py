@@ -29,7 +29,7 @@ from tests.bench.demo_student import finish, prepare, start, work_folder, write_
 SCRIPT = "tests/bench/under_launcher/time_steps.py"
 MICRO = 16
 CASES = {"1x1": (1, 1), "2x1": (2, 1), "2x2": (2, 2)}
-"""Ranks x passes."""
+"""Ranks x micro-batches."""
 
 
 def main() -> None:
@@ -40,8 +40,8 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     rows = []
     for case in options.cases.split(","):
-        num_ranks, passes = CASES[case]
-        rows.append((case, _measure(folder, num_ranks, passes, cores[:num_ranks], options)))
+        num_ranks, num_micro_batches = CASES[case]
+        rows.append((case, _measure(folder, num_ranks, num_micro_batches, cores[:num_ranks], options)))
         print(f"{case}: measured", file=sys.stderr)
     print(_table(rows))
 
@@ -52,7 +52,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, metavar="N", help="of each way; default 20")
     parser.add_argument("--steps", type=int, metavar="N", help="of a turn; default 10")
     parser.add_argument("--utterances", type=int, default=400, metavar="N", help="of the corpus (%(default)s)")
-    parser.add_argument("--cases", default=",".join(CASES), help="ranks x passes, with commas (%(default)s)")
+    parser.add_argument("--cases", default=",".join(CASES), help="ranks x micro-batches, with commas (%(default)s)")
     parser.add_argument("--work", type=Path, default=work_folder(), metavar="DIR", help="the corpus")
     options = parser.parse_args()
     if unknown := set(options.cases.split(",")) - CASES.keys():
@@ -63,12 +63,12 @@ def _options() -> argparse.Namespace:
 
 
 def _measure(
-    folder: Path, num_ranks: int, passes: int, cores: list[int], options: argparse.Namespace
+    folder: Path, num_ranks: int, num_micro_batches: int, cores: list[int], options: argparse.Namespace
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         config = write_run(
             Path(place) / "run.toml", folder, Path(place) / "run",
-            batch={"global_batch_size": MICRO * num_ranks, "micro_batch_size": MICRO // passes},
+            batch={"global_batch_size": MICRO * num_ranks, "micro_batch_size": MICRO // num_micro_batches},
         )  # fmt: skip
         out = Path(place) / "seconds.json"
         process = start(num_ranks, cores, SCRIPT, str(config), str(options.turns), str(options.steps), str(out))
@@ -81,7 +81,7 @@ def _table(rows: list[tuple[str, dict[str, Any]]]) -> str:
         f"Medians of {len(rows[0][1]['seconds']['global CCC'])} turns (range of the ratios); load now "
         f"{os.getloadavg()[0]:.1f}.",
         "",
-        "| ranks x passes | our step, ms | over | ratio |",
+        "| ranks x micro-batches | our step, ms | over | ratio |",
         "|:--|--:|:--|--:|",
     ]
     for name, told in rows:

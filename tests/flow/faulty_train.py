@@ -66,7 +66,7 @@ class PoisonedEngine(Engine):
     last: int
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        self.num_steps = self.num_passes = 0
+        self.num_steps = self.num_seen = 0
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if rank_facts().rank == 1:
             trained[-1].register_hook(self.poison)
@@ -79,8 +79,8 @@ class PoisonedEngine(Engine):
     def step(self) -> Update:
         before = self.digest()
         update = super().step()
-        self.num_passes += 1
-        if self.num_passes % self.passes == 0:
+        self.num_seen += 1
+        if self.num_seen % self.num_micro_batches == 0:
             self.num_steps += 1
             same = "unchanged" if self.digest() == before else "changed"
             # In one piece: both ranks write to the same pipe.

@@ -31,7 +31,8 @@ def config_for(place: Path, name: str) -> tuple[Path, Path, str]:
         data={"teacher_cache": str(place / "cache"), "num_workers": 1},
         model={"dropout": 0.2},
         distill={"embedding_weight": 1.0},
-        batch={"micro_batch_size": 4},  # two passes on two ranks: the first round repeats the second's random state
+        # Two micro-batches on two ranks: the first round repeats the second's random state.
+        batch={"micro_batch_size": 4},
         optim={"name": "adam", "learning_rate": 1e-3, "lr_scheduler": "onecycle", "max_grad_norm": 1.0},
         # Six epochs of four steps, so that step 9 lies in the middle of the third and a checkpoint after step 7.
         # Validations within epochs, at steps where there is a checkpoint and where there is none.

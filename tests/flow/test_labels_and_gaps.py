@@ -62,7 +62,7 @@ def test_a_batch_holds_labelled_half_labelled_and_unlabelled_utterances_as_the_m
         ranks=Ranks(),
     )
     (step,) = loader.epoch(0)
-    (batch,) = step.passes
+    (batch,) = step.micro_batches
     assert len(batch.keys) == NUM_TRAIN
     for key, label, category in zip(batch.keys, batch.labels.tolist(), batch.categories.tolist(), strict=True):
         number = int(key.removeprefix("take ").partition("/")[0])

@@ -96,7 +96,7 @@ def test_largest_part_is_that_of_the_plan_and_of_the_ranks(config):
     run = read_run(config, ["batch.micro_batch_size=3"])
     with check_experiment(run, 2) as session:
         part = session.loader.largest_part(3)
-        steps = [batch for step in session.loader.epoch(0) for batch in step.passes]
+        steps = [batch for step in session.loader.epoch(0) for batch in step.micro_batches]
         assert len(part.rows) <= 3
         assert part.padded_samples >= max(batch.audio.numel() for batch in steps)
         assert part.padded_samples <= 3 * MOST_SAMPLES

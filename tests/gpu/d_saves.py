@@ -106,7 +106,7 @@ def _move_no_weights(situation: Situation, stage: str) -> None:
     with training(_config(situation, stage, "fp32", f"bad-{stage}")) as ready:
         batches = next(iter(ready.session.loader.epoch(0)))
         before = ready.engine.full_state()
-        output = ready.engine.forward(batches.passes[0].to(ready.engine.device))
+        output = ready.engine.forward(batches.micro_batches[0].to(ready.engine.device))
         ready.engine.start_step(1)
         ready.engine.backward(output.prediction.sum() * float("nan"))
         check(ready.engine.step().skipped, "a gradient of NaN was not skipped")
@@ -125,7 +125,9 @@ def _step(ready: Training, batches: StepBatches) -> Any:
 
 
 def _louder(batches: StepBatches, factor: float) -> StepBatches:
-    return replace(batches, passes=tuple(replace(one, audio=one.audio * factor) for one in batches.passes))
+    return replace(
+        batches, micro_batches=tuple(replace(one, audio=one.audio * factor) for one in batches.micro_batches)
+    )
 
 
 def _check_same(ready: Training, before: dict[str, torch.Tensor], what: str) -> None:

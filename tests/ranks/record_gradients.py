@@ -15,11 +15,11 @@ class RecordingEngine(Engine):
     """The real engine; before the weights move for the first time it writes down the gradient."""
 
     output: Path
-    passes_seen = 0
+    micro_batches_seen = 0
 
     def step(self) -> Update:
-        self.passes_seen += 1
-        if self.passes_seen == self.passes:
+        self.micro_batches_seen += 1
+        if self.micro_batches_seen == self.num_micro_batches:
             names = [name for name, parameter in self._engine.module.named_parameters() if parameter.requires_grad]
             gradients = {name: self.full_gradient(name).clone() for name in names}
             if self.ranks.is_first:

@@ -99,7 +99,7 @@ def test_second_run_makes_nothing_and_decodes_nothing(place: Path, outputs):
     before = {path: path.stat().st_mtime_ns for path in (place / "frames").rglob("*.npy")}
     session = open_experiment(run, Ranks())
     try:
-        batch = next(session.loader.epoch(0)).passes[0]
+        batch = next(session.loader.epoch(0)).micro_batches[0]
     finally:
         session.close()
     assert {path: path.stat().st_mtime_ns for path in (place / "frames").rglob("*.npy")} == before
@@ -126,7 +126,7 @@ def test_damaged_frames_stop_the_run_or_give_the_row_weight_0(place: Path, outpu
         list(session.loader.epoch(0))
     session.close()
     session = open_experiment(read_run(place / "damaged.toml", ["data.on_corrupt=skip"]), Ranks())
-    batches = [batch for step in session.loader.epoch(0) for batch in step.passes]
+    batches = [batch for step in session.loader.epoch(0) for batch in step.micro_batches]
     session.close()
     assert sum(float((batch.weight == 0).sum()) for batch in batches) in (1, 2)  # one of each encoder, perhaps the same
 
@@ -159,7 +159,7 @@ def test_damaged_utterance_stops_the_making_or_has_no_frames(tmp_path: Path):
     with pytest.raises(ShardError, match="is damaged"):
         open_experiment(read_run(config), Ranks())
     session = open_experiment(read_run(config, ["data.on_corrupt=skip"]), Ranks())
-    batches = [batch for step in session.loader.epoch(0) for batch in step.passes]
+    batches = [batch for step in session.loader.epoch(0) for batch in step.micro_batches]
     session.close()
     left_out = [key for batch in batches for key, w in zip(batch.keys, batch.weight.tolist(), strict=True) if w == 0]
     assert left_out == [shard_set.rows(name).keys[2]]
@@ -171,7 +171,7 @@ def test_words_that_are_kept_do_not_mind_changed_audio(tmp_path: Path):
     run = read_run(config, ['augment.noises=["white"]'])
     assert not hears_nothing(run)
     session = open_experiment(run, Ranks())
-    batch = next(session.loader.epoch(0)).passes[0]
+    batch = next(session.loader.epoch(0)).micro_batches[0]
     session.close()
     assert set(batch.frames) == {"text"}
     assert batch.audio.shape[1] > 1

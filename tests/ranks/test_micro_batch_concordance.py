@@ -1,4 +1,4 @@
-"""CCC per micro-batch on two gloo ranks of two passes each, against the definition in float64 by one process."""
+"""CCC per micro-batch on two gloo ranks of two micro-batches each, against the definition in float64 by one process."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from tests.ranks.processes import run_on_ranks
 ALPHA = (0.4, 0.35, 0.25)
 ROWS = 13
 CUTS = {0: [(0, 5), (5, 7)], 1: [(7, 13), (12, 13)]}
-"""Rows of each rank's passes; rank 0's second has no labels, rank 1's second is a copy at weight 0."""
+"""Rows of each rank's micro-batches; rank 0's second has no labels, rank 1's second is a copy at weight 0."""
 
 DISTILL = DistillTerms(
     embedding_loss="mse",
@@ -50,8 +50,8 @@ class FloatEngine:
         embedding = torch.tanh(batch.audio.double() @ self.weights[0])
         return Output(embedding, embedding @ self.weights[1])
 
-    def start_step(self, num_passes: int) -> None:
-        self.num_passes = num_passes
+    def start_step(self, num_micro_batches: int) -> None:
+        self.num_micro_batches = num_micro_batches
 
     def backward(self, surrogate: Tensor) -> None:
         surrogate.backward()
@@ -82,14 +82,15 @@ def rows(first: int, last: int, *, counts: bool = True) -> Batch:
 
 
 def on_rank(distil: bool, broken: bool) -> tuple[StepResult, int, list[Tensor]]:
-    """One step on one rank: its result, the passes that were backpropagated, and the gradients over all ranks."""
+    """One step on one rank: its result, the micro-batches that were backpropagated, and the gradients over all
+    ranks."""
     engine = FloatEngine()
     (first, second) = CUTS[engine.ranks.rank]
-    passes = (rows(*first), rows(*second, counts=engine.ranks.rank == 0))
+    micro_batches = (rows(*first), rows(*second, counts=engine.ranks.rank == 0))
     if broken and engine.ranks.rank == 1:
-        passes[0].audio[0] = torch.nan
+        micro_batches[0].audio[0] = torch.nan
     objective = Objective(target_weights=ALPHA, distill=DISTILL if distil else None, scope="micro-batch")
-    result = train_step(engine, StepBatches(epoch=0, step=0, passes=passes), objective, seed=0)
+    result = train_step(engine, StepBatches(epoch=0, step=0, micro_batches=micro_batches), objective, seed=0)
     grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in engine.weights]
     return result, engine.num_steps, [sum_over_ranks(gradient) for gradient in grads]
 
@@ -121,7 +122,7 @@ def by_definition(distil: bool) -> tuple[float, list[Tensor]]:
 
 
 @pytest.mark.parametrize("case", ["ccc", "distilled"])
-def test_gradient_on_two_ranks_of_uneven_passes_is_that_of_the_definition(on_two_ranks, case: str):
+def test_gradient_on_two_ranks_of_uneven_micro_batches_is_that_of_the_definition(on_two_ranks, case: str):
     expected_loss, expected = by_definition(case == "distilled")
     for rank in on_two_ranks:
         result, num_steps, gradients = rank[case]

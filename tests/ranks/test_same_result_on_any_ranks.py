@@ -33,7 +33,7 @@ SETTINGS = {
 }
 LAUNCHED = "rank 0 gated out"
 MANY_PASSES = ("distilled", "soft", "a share left out")
-"""Runs that take four passes a step on one rank and one on two: that must not matter either."""
+"""Runs that take four micro-batches a step on one rank and one on two: that must not matter either."""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(sett
 
 @pytest.mark.long
 def test_losses_by_micro_batch_agree_where_the_micro_batches_are_the_same(place, without_launcher):
-    """Four passes of one rank and two of two ranks are the same four parts of a batch."""
+    """Four micro-batches of one rank and two of two ranks are the same four parts of a batch."""
     one, two = (output_of(place, "micro-batch", ranks) for ranks in (1, 2))
     compared = compare_runs(read_recorded(one), read_recorded(two), tolerance=1e-5)
     assert compared.num_steps == (12, 12)
@@ -133,7 +133,7 @@ def test_rank_0_has_batches_of_long_utterances_alone(place):
         data=DataConfig(shards="", num_workers=0, bucket_batches=1), targets=DIMENSIONS, seed=3,
         ranks=Ranks(rank=0, num_ranks=2),
     )  # fmt: skip
-    long_alone = [all(batch.num_samples >= LONG) for step in loader.epoch(0) for batch in step.passes]
+    long_alone = [all(batch.num_samples >= LONG) for step in loader.epoch(0) for batch in step.micro_batches]
     assert sum(long_alone) >= len(long_alone) / 2
 
 

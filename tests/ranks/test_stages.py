@@ -1,7 +1,7 @@
 """Every ds_config, fp32 and bf16, on two real ranks: the same losses, and checkpoints that any stage can go on from.
 
 The model has what makes ZeRO stumble: frozen parameters, two groups with learning rates of their own, sizes that no
-number of ranks divides, a GRU, LayerDrop in the encoder's configuration, and several passes per step.
+number of ranks divides, a GRU, LayerDrop in the encoder's configuration, and several micro-batches per step.
 """
 
 import json
@@ -70,7 +70,7 @@ def config_for(place: Path, name: str, stage: str, kind: tuple[str, str]) -> Pat
     return write_run(
         place / f"{name}.toml", place / "shards", place / "runs" / name,
         model={"embedding_dim": 7, "speech": {**speech, "scratch": scratch}},
-        # With SGD two passes on two ranks, with Adam one there and two on one rank.
+        # With SGD two micro-batches on two ranks, with Adam one there and two on one rank.
         batch={"global_batch_size": 12, "micro_batch_size": 3 if kind[0] == "sgd" else 6},
         optim={**OPTIMIZERS[kind[0]], "encoder_lr_scale": 0.25},
         train={"epochs": 13, "max_steps": STEPS, "precision": kind[1], "save_steps": SAVED_AT,

@@ -42,7 +42,7 @@ def run_trainings(jobs: Sequence[Job]) -> None:
         if job.continues is not None and rank_facts().is_first:
             copy_run(job.continues, Path(run.output_dir))
         barrier()
-        RecordingEngine.output, RecordingEngine.passes_seen = Path(run.output_dir), 0
+        RecordingEngine.output, RecordingEngine.micro_batches_seen = Path(run.output_dir), 0
         training.Engine = RecordingEngine if job.record_gradient else Engine
         training.train(run, rank_facts(), resume=job.resume)
 

@@ -145,7 +145,7 @@ def test_every_pass_without_gradient_is_exact_whatever_stands_outside(tmp_path: 
     student = load_student(folder, device=cpu)
     encoders = FrozenEncoders(loaded.model, None)
     (batch,) = (batch for _, batch in shard_batches(shard_set, rows, None, 60.0))
-    passes: dict[str, Callable[[], object]] = {
+    cases: dict[str, Callable[[], object]] = {
         "predict": lambda: student.predict([np.ones(4_000, np.float32)]),
         "probe": lambda: encoders.vectors(batch),
         "teacher": lambda: teacher_outputs(
@@ -153,7 +153,7 @@ def test_every_pass_without_gradient_is_exact_whatever_stands_outside(tmp_path: 
         ),
         "evaluate": lambda: evaluate_split(folder, tmp_path / "shards", "Test1", ranks=Ranks(), workers=0),
     }
-    for name, run in passes.items():
+    for name, run in cases.items():
         with tf32(), Seen() as seen:
             run()
         assert len(seen.flags) > 3, name

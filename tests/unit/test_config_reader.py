@@ -285,11 +285,11 @@ def test_layer_numbers_by_hand():
             layer_number(words)
 
 
-def test_passes_by_hand():
+def test_gradient_accumulation_steps_by_hand():
     batch = BatchConfig(global_batch_size=32, micro_batch_size=4)
-    assert [batch.passes(ranks) for ranks in (1, 2, 3, 8, 32)] == [8, 4, 3, 1, 1]
+    assert [batch.gradient_accumulation_steps(ranks) for ranks in (1, 2, 3, 8, 32)] == [8, 4, 3, 1, 1]
     with pytest.raises(ConfigError, match="global_batch_size=32 leaves some of 33 ranks without"):
-        batch.passes(33)
+        batch.gradient_accumulation_steps(33)
 
 
 def test_trainable_layers_by_hand():

@@ -80,7 +80,7 @@ def test_reading_with_threads_draws_nothing_from_the_global_generators(with_work
 def test_audio_labels_and_teacher_of_a_row_are_those_of_its_key(shard_set, cache):
     loader = make_loader(shard_set, encode_text=Words(), teacher=cache)
     for step in loader.epoch(0):
-        for batch in step.passes:
+        for batch in step.micro_batches:
             for row, key in enumerate(batch.keys):
                 number = int(key.removeprefix("u."))
                 expected, size = wave(number), int(batch.num_samples[row])
@@ -94,7 +94,7 @@ def test_audio_labels_and_teacher_of_a_row_are_those_of_its_key(shard_set, cache
 
 
 def test_columns_of_labels_are_the_targets_in_their_order(shard_set):
-    batch = next(make_loader(shard_set, targets=("dominance", "activation")).epoch(0)).passes[0]
+    batch = next(make_loader(shard_set, targets=("dominance", "activation")).epoch(0)).micro_batches[0]
     number = int(batch.keys[0].removeprefix("u."))
     assert batch.labels[0].tolist() == pytest.approx([(number + 2) / 60, number / 60])
 
@@ -102,7 +102,7 @@ def test_columns_of_labels_are_the_targets_in_their_order(shard_set):
 def test_categories_are_numbered_as_asked_and_unknown_ones_are_minus_one(shard_set):
     loader = make_loader(shard_set, categories=("Sad", "Happy"))
     for step in loader.epoch(0):
-        for batch in step.passes:
+        for batch in step.micro_batches:
             wanted = [{0: 1, 1: 0, 2: -1}[int(key.removeprefix("u.")) % 3] for key in batch.keys]
             assert batch.categories.tolist() == wanted
 
@@ -113,20 +113,20 @@ def test_unknown_category_is_refused_with_the_known_ones(shard_set):
 
 
 def test_without_text_branch_and_teacher_a_batch_has_neither(shard_set):
-    batch = next(make_loader(shard_set).epoch(0)).passes[0]
+    batch = next(make_loader(shard_set).epoch(0)).micro_batches[0]
     assert batch.tokens is None
     assert batch.num_tokens is None
     assert batch.teacher is None
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
-def test_ranks_share_every_global_batch_in_equally_many_passes(shard_set, num_ranks):
+def test_ranks_share_every_global_batch_in_equally_many_micro_batches(shard_set, num_ranks):
     loaders = [make_loader(shard_set, ranks=Ranks(rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
-    assert len({loader.cuts().most_passes for loader in loaders}) == 1
+    assert len({loader.cuts().most_micro_batches for loader in loaders}) == 1
     assert len({loader.plan.digest for loader in loaders}) == 1
     for steps in zip(*(loader.epoch(2) for loader in loaders), strict=True):
-        assert {len(step.passes) for step in steps} == {loaders[0].cuts().most_passes}
-        batches = [batch for step in steps for batch in step.passes]
+        assert {len(step.micro_batches) for step in steps} == {loaders[0].cuts().most_micro_batches}
+        batches = [batch for step in steps for batch in step.micro_batches]
         assert all(len(batch.keys) <= 3 for batch in batches)
         counted = [key for batch in batches for key, weight in zip(batch.keys, batch.weight, strict=True) if weight]
         assert sorted(counted) == sorted(row.key for row in loaders[0].plan.global_batch(2, steps[0].step))
@@ -148,8 +148,8 @@ def test_a_node_reads_its_own_streams_and_all_nodes_together_the_global_batch(sh
     for steps in zip(*(loader.epoch(1) for loader in loaders), strict=True):
         counted = []
         for rank, step in enumerate(steps):
-            assert len(step.passes) == loaders[0].cuts().most_passes
-            for batch in step.passes:
+            assert len(step.micro_batches) == loaders[0].cuts().most_micro_batches
+            for batch in step.micro_batches:
                 assert len(batch.keys) <= 3
                 own = [key for key, weight in zip(batch.keys, batch.weight, strict=True) if weight]
                 counted += own
@@ -159,7 +159,10 @@ def test_a_node_reads_its_own_streams_and_all_nodes_together_the_global_batch(sh
     for rank, loader in enumerate(loaders):
         for step in loader.epoch(5):
             again[rank // per_node] |= {
-                key for batch in step.passes for key, weight in zip(batch.keys, batch.weight, strict=True) if weight
+                key
+                for batch in step.micro_batches
+                for key, weight in zip(batch.keys, batch.weight, strict=True)
+                if weight
             }
     assert again == keys_of_node  # in every epoch the same ones
     assert sum(map(len, keys_of_node)) == NUM_TRAIN
@@ -173,7 +176,7 @@ def test_streams_that_the_nodes_do_not_divide_are_read_by_all(shard_set):
 def test_empty_part_is_one_row_of_weight_zero(shard_set):
     loader = make_loader(shard_set, splits=("Test1",), ranks=Ranks(rank=7, num_ranks=8))  # five utterances, eight ranks
     (step,) = loader.epoch(0)
-    assert [(len(batch.keys), batch.weight.tolist()) for batch in step.passes] == [(1, [0.0])]
+    assert [(len(batch.keys), batch.weight.tolist()) for batch in step.micro_batches] == [(1, [0.0])]
 
 
 def test_padding_is_that_of_the_batches_of_all_ranks(shard_set):
@@ -181,7 +184,7 @@ def test_padding_is_that_of_the_batches_of_all_ranks(shard_set):
         make_loader(shard_set, ranks=Ranks(rank=rank, num_ranks=2), shuffle_buffer_size=99, shuffle=False)
         for rank in (0, 1)
     ]
-    batches = [batch for loader in loaders for step in loader.epoch(1) for batch in step.passes]
+    batches = [batch for loader in loaders for step in loader.epoch(1) for batch in step.micro_batches]
     padded = sum(batch.audio.numel() for batch in batches)
     real = sum(int((batch.num_samples * batch.weight.long()).sum()) for batch in batches)
     assert loaders[0].padding(1) == loaders[1].padding(1) == pytest.approx(1 - real / padded)
@@ -239,7 +242,7 @@ def test_skipping_gives_a_damaged_utterance_weight_zero_and_silence_and_says_so(
     skipping = make_loader(shard_set, encode_text=Words(), teacher=cache, damaged="skip", workers=1)
     words = []
     for ours, theirs in zip(skipping.epoch(0), sound.epoch(0), strict=True):
-        for batch, whole in zip(ours.passes, theirs.passes, strict=True):
+        for batch, whole in zip(ours.micro_batches, theirs.micro_batches, strict=True):
             assert batch.keys == whole.keys
             bad = [number for number, one in enumerate(batch.keys) if one == key]
             good = [number for number, one in enumerate(batch.keys) if one != key]
@@ -266,7 +269,7 @@ def test_damaged_utterance_is_reported_once_and_not_by_the_copies_in_empty_parts
     batches = []
     for rank in range(8):
         loader = make_loader(shard_set, splits=("Test1",), ranks=Ranks(rank=rank, num_ranks=8), damaged="skip")
-        batches += next(loader.epoch(0)).passes
+        batches += next(loader.epoch(0)).micro_batches
     assert sum(batch.keys == (table.keys[shortest],) for batch in batches) == 4
     assert sorted(len(batch.damaged) for batch in batches) == [0] * 7 + [1]
 

@@ -48,7 +48,7 @@ def read_all(root: Path, *, damaged: str = "raise", cache: Path | None = None) -
     )
     keys, words = [], []
     for step in loader.epoch(0):
-        for batch in step.passes:
+        for batch in step.micro_batches:
             keys += [key for key, weight in zip(batch.keys, batch.weight.tolist(), strict=True) if weight]
             words += batch.damaged
     return keys, words

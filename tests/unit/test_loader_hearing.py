@@ -49,7 +49,7 @@ def heard(steps: list[StepBatches]) -> dict[str, np.ndarray]:
     """The audio of each utterance, by key; what comes twice, beside an empty part, must be the same."""
     found: dict[str, np.ndarray] = {}
     for step in steps:
-        for batch in step.passes:
+        for batch in step.micro_batches:
             for row, key in enumerate(batch.keys):
                 size = int(batch.num_samples[row])
                 assert not batch.audio[row, size:].any()
@@ -106,7 +106,7 @@ def test_plan_and_padding_go_by_what_is_heard(shard_set):
     padded = real = 0
     one_window = make_loader(shard_set, max_duration_s=CAP_S, shuffle_buffer_size=99)
     for step in one_window.epoch(0):
-        for batch in step.passes:
+        for batch in step.micro_batches:
             padded += batch.audio.numel()
             real += int((batch.num_samples * batch.weight.long()).sum())
     assert one_window.padding(0) == pytest.approx(1 - real / padded)
@@ -149,7 +149,7 @@ def test_the_longest_a_part_may_be_is_foreseen(shard_set):
         part = loader.largest_part(3)
         longest = loader.longest(part)
         assert longest == (CAP if most is None else -(-part.rows[0].num_samples * 10 // 8))
-        largest = max(batch.audio.numel() for step in loader.epoch(0) for batch in step.passes)
+        largest = max(batch.audio.numel() for step in loader.epoch(0) for batch in step.micro_batches)
         assert largest <= len(part.rows) * longest + 3, "lengths are rounded up"
     assert make_loader(shard_set).longest(part) == part.rows[0].num_samples
 
@@ -182,7 +182,7 @@ def test_epochs_differ_and_the_teachers_outputs_are_those_of_the_whole_clean_utt
     assert sum(not np.array_equal(one[key], two[key]) for key in one) > 0.8 * NUM_TRAIN
     for loader in (changed, plain):
         for step in loader.epoch(0):
-            for batch in step.passes:
+            for batch in step.micro_batches:
                 numbers = [float(key.removeprefix("u.")) for key in batch.keys]
                 assert torch.equal(batch.teacher.embedding[:, 0], torch.tensor(numbers))
 
@@ -216,7 +216,7 @@ def test_a_damaged_talker_stops_the_run_or_is_left_out_of_the_babble(root, tmp_p
     damaged = [
         words
         for step in augmented(shard_set, config, damaged="skip").epoch(0)
-        for batch in step.passes
+        for batch in step.micro_batches
         for words in batch.damaged
     ]
     assert len(damaged) == 1, "the utterance itself, and none of those that it was to talk over"

@@ -108,7 +108,7 @@ def test_batches_are_padded_to_the_multiple(tmp_path: Path):
         data = {"pad_multiple_s": multiple_s}
         config = write_run(tmp_path / "run.toml", tmp_path / "shards", tmp_path / "run", data=data)
         with check_experiment(read_run(config, ["batch.micro_batch_size=4"]), 1) as session:
-            batches = [batch for step in session.loader.epoch(0) for batch in step.passes]
+            batches = [batch for step in session.loader.epoch(0) for batch in step.micro_batches]
             lengths[multiple_s] = [batch.audio.shape[1] for batch in batches]
             longest = session.loader.longest(session.loader.largest_part(4))
             assert longest == max(lengths[multiple_s])

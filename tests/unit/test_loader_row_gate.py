@@ -50,7 +50,7 @@ def admitted(shard_set: ShardSet, gate: RowGate, tmp_path: Path, *, micro: int =
         )  # fmt: skip
         for number, found in enumerate(epochs):
             for step in loader.epoch(number):
-                for batch in step.passes:
+                for batch in step.micro_batches:
                     assert batch.teacher is not None
                     assert batch.teacher.admitted is not None
                     decisions = zip(batch.keys, batch.weight.tolist(), batch.teacher.admitted.tolist(), strict=True)

@@ -24,8 +24,8 @@ def by_seconds(shard_set: ShardSet, seconds: float = SECONDS, **settings) -> Loa
 
 
 def counted(steps: tuple[StepBatches, ...]) -> list[str]:
-    """Keys that count, over ranks and passes."""
-    batches = [batch for step in steps for batch in step.passes]
+    """Keys that count, over ranks and micro-batches."""
+    batches = [batch for step in steps for batch in step.micro_batches]
     return [key for batch in batches for key, w in zip(batch.keys, batch.weight.tolist(), strict=True) if w]
 
 
@@ -34,9 +34,9 @@ def test_every_rank_takes_as_many_micro_batches_and_none_is_above_the_limits(sha
     loaders = [by_seconds(shard_set, ranks=Ranks(rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
     numbers, seen = set(), []
     for steps in zip(*(loader.epoch(1) for loader in loaders), strict=True):
-        assert len({len(step.passes) for step in steps}) == 1
-        numbers.add(len(steps[0].passes))
-        for batch in (batch for step in steps for batch in step.passes):
+        assert len({len(step.micro_batches) for step in steps}) == 1
+        numbers.add(len(steps[0].micro_batches))
+        for batch in (batch for step in steps for batch in step.micro_batches):
             assert len(batch.keys) <= 8
             assert padded_samples(batch) <= SECONDS * SAMPLE_RATE_HZ
         batch = [row.key for row in loaders[0].plan.global_batch(1, steps[0].step)]
@@ -51,13 +51,13 @@ def test_what_is_foreseen_of_a_window_is_what_is_read(shard_set):
     loader = by_seconds(shard_set, shuffle_buffer_size=64)
     steps = list(loader.epoch(0))
     cuts = loader.cuts()
-    assert (cuts.fewest_passes, cuts.most_passes) == (
-        min(len(step.passes) for step in steps), max(len(step.passes) for step in steps)
+    assert (cuts.fewest_micro_batches, cuts.most_micro_batches) == (
+        min(len(step.micro_batches) for step in steps), max(len(step.micro_batches) for step in steps)
     )  # fmt: skip
-    padded = [sum(map(padded_samples, step.passes)) for step in steps]
+    padded = [sum(map(padded_samples, step.micro_batches)) for step in steps]
     assert sum(part.padded_samples for part in cuts.largest_step) == max(padded)
-    assert cuts.largest.padded_samples == max(padded_samples(batch) for step in steps for batch in step.passes)
-    real = sum(int(batch.num_samples.sum()) for step in steps for batch in step.passes)
+    assert cuts.largest.padded_samples == max(padded_samples(batch) for step in steps for batch in step.micro_batches)
+    real = sum(int(batch.num_samples.sum()) for step in steps for batch in step.micro_batches)
     assert cuts.padding == pytest.approx(1 - real / sum(padded))
     assert cuts.padding < make_loader(shard_set, micro_batch_size=12, global_batch_size=12).padding(0)
 
@@ -76,11 +76,11 @@ def test_nodes_that_read_their_own_streams_take_as_many_micro_batches(shard_set)
     ]
     own, numbers = [], set()
     for steps in zip(*(loader.epoch(0) for loader in loaders), strict=True):
-        assert len({len(step.passes) for step in steps}) == 1
+        assert len({len(step.micro_batches) for step in steps}) == 1
         assert sorted(counted(steps)) == sorted(r.key for r in loaders[0].plan.global_batch(0, steps[0].step))
         rows = [loader.plan.global_batch(0, steps[0].step, loader.streams) for loader in loaders]
         own.append(sum(row.num_samples for row in rows[0]) != sum(row.num_samples for row in rows[1]))
-        numbers.add(len(steps[0].passes))
+        numbers.add(len(steps[0].micro_batches))
     assert any(own), "nodes have audio of different lengths, and agree all the same"
     assert len(numbers) > 1
 
@@ -91,12 +91,12 @@ def test_utterance_longer_than_the_limit_is_refused_before_anything_is_read(shar
     ):
         by_seconds(shard_set, 0.3)
     capped = by_seconds(shard_set, 0.3, max_duration_s=0.3)
-    assert all(padded_samples(batch) <= 4_800 for step in capped.epoch(0) for batch in step.passes)
+    assert all(padded_samples(batch) <= 4_800 for step in capped.epoch(0) for batch in step.micro_batches)
 
 
 def test_utterance_that_is_scored_may_be_longer_and_is_then_alone(shard_set):
     steps = list(by_seconds(shard_set, 0.2, splits=("Test1",), shuffle=False).epoch(0))
     assert len(counted(tuple(steps))) == 5
-    long = [batch for step in steps for batch in step.passes if batch.audio.shape[1] > 0.2 * SAMPLE_RATE_HZ]
+    long = [batch for step in steps for batch in step.micro_batches if batch.audio.shape[1] > 0.2 * SAMPLE_RATE_HZ]
     assert long
-    assert all(padded_samples(batch) <= max(b.audio.shape[1] for b in long) for s in steps for batch in s.passes)
+    assert all(padded_samples(batch) <= max(b.audio.shape[1] for b in long) for s in steps for batch in s.micro_batches)

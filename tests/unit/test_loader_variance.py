@@ -34,7 +34,7 @@ def loader(shard_set: ShardSet, *, targets: tuple[str, ...] = TARGETS, damaged: 
 def test_label_is_the_variance_where_it_is_known(shard_set: ShardSet):
     seen = {}
     for step in loader(shard_set).epoch(0):
-        for batch in step.passes:
+        for batch in step.micro_batches:
             seen |= dict(zip(batch.keys, batch.labels.tolist(), strict=True))
     assert len(seen) == 12
     for key, (valence, variance, of_activation) in seen.items():
@@ -72,6 +72,6 @@ def test_damaged_json_stops_the_reading_or_gives_the_row_weight_0(shard_set: Sha
         read_label_variance(shard_set, shard_set.rows(name), 0)
     with pytest.raises(ShardError):
         list(loader(shard_set).epoch(0))
-    batches = [batch for step in loader(shard_set, damaged="skip").epoch(0) for batch in step.passes]
+    batches = [batch for step in loader(shard_set, damaged="skip").epoch(0) for batch in step.micro_batches]
     weights = {k: w for batch in batches for k, w in zip(batch.keys, batch.weight.tolist(), strict=True)}
     assert [k for k, w in weights.items() if w == 0] == [key]

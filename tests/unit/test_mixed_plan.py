@@ -88,7 +88,12 @@ def test_ranks_share_the_batches_that_one_alone_reads(shard_set: ShardSet):
             ranks=Ranks(rank=rank, num_ranks=num_ranks),
         )  # fmt: skip
         steps = [
-            {key for batch in step.passes for key, weight in zip(batch.keys, batch.weight, strict=True) if weight > 0}
+            {
+                key
+                for batch in step.micro_batches
+                for key, weight in zip(batch.keys, batch.weight, strict=True)
+                if weight > 0
+            }
             for step in loader.epoch(0)
         ]
         loader.close()

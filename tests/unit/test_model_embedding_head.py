@@ -91,6 +91,6 @@ def test_run_file_of_the_challenges_baseline_has_the_published_architecture():
     assert run.model.embedding_activation == "relu"
     # run_dim.sh: batches of 32 in four accumulated parts, each with a CCC of its own, summed over the dimensions.
     assert run.loss.scope == "micro-batch"
-    assert (run.batch.passes(1), run.batch.micro_batch_size) == (4, 8)
+    assert (run.batch.gradient_accumulation_steps(1), run.batch.micro_batch_size) == (4, 8)
     assert run.loss.target_weights == (1.0, 1.0, 1.0)
     assert (run.optim.name, run.optim.learning_rate, run.train.epochs) == ("adamw", 1e-5, 20)

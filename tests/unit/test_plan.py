@@ -112,13 +112,13 @@ def test_first_k_steps_plus_the_rest_is_the_epoch_after_resuming_twice(counts, c
 
 
 @given(counts=layouts, choices=choices, micro=st.integers(1, 8))
-def test_every_number_of_ranks_cuts_the_same_batches_into_equally_many_passes(counts, choices, micro):
+def test_every_number_of_ranks_cuts_the_same_batches_into_equally_many_micro_batches(counts, choices, micro):
     plan = make_plan(Counts(counts), **possible(counts, choices))
     batch = plan.global_batch(0, plan.steps_per_epoch - 1)
     for num_ranks in range(1, 17):
-        passes = -(-plan.largest_batch // (micro * num_ranks))
-        parts = [part for ranks in split_global_batch(batch, num_ranks, passes, micro) for part in ranks]
-        assert len(parts) == passes * num_ranks
+        num_micro_batches = -(-plan.largest_batch // (micro * num_ranks))
+        parts = [part for ranks in split_global_batch(batch, num_ranks, num_micro_batches, micro) for part in ranks]
+        assert len(parts) == num_micro_batches * num_ranks
         assert sorted(row.key for part in parts if part.counts for row in part.rows) == sorted(r.key for r in batch)
 
 

@@ -132,7 +132,7 @@ def _rows_of(planted, shards, split):
         data=probing.DataConfig(shards=str(shards.root), num_workers=0), targets=DIMENSIONS, seed=0, ranks=Ranks(),
         shuffle=False,
     )  # fmt: skip
-    ((batch,),) = (step.passes for step in loader.epoch(0))
+    ((batch,),) = (step.micro_batches for step in loader.epoch(0))
     return planted.vectors(batch), batch.labels.double().numpy()
 
 

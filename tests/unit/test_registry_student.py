@@ -177,7 +177,7 @@ def test_twins_share_their_weights_and_do_not_disturb_each_other(encoders: dict[
 
 
 def test_files_are_read_when_they_are_needed_and_not_all_before(student: Predictor, tmp_path: Path) -> None:
-    """Stretches of 16 passes: what is wrong with the last of many files shows after the first ones were heard."""
+    """Stretches of 16 batches: what is wrong with the last of many files shows after the first ones were heard."""
     heard = []
     hear = student.hear
 

@@ -110,7 +110,7 @@ def test_batches_in_any_order_make_a_table_in_the_order_of_the_shards(tmp_path: 
         )  # fmt: skip
         said = PredictionCollector(("activation", "valence", "dominance"), ("Happy", "Sad"))
         for step in loader.epoch(0):
-            for batch in step.passes:
+            for batch in step.micro_batches:
                 numbers = torch.tensor([float(key.removeprefix("u.")) for key in batch.keys])
                 odds = torch.stack([numbers % 2, 1 - numbers % 2], dim=1)
                 assert batch.tokens is not None

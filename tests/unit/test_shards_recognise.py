@@ -201,9 +201,9 @@ def test_windows_are_the_wave_and_neither_too_long_nor_too_short(num_samples: in
 @given(st.lists(st.integers(420, 4_000), max_size=30), st.booleans())
 def test_passes_hold_every_window_once_within_the_limit(lengths: list[int], pads: bool):
     recogniser = Recognizer(_Deaf(pads), name="", digest="", language=None, batch_seconds=0.5)
-    passes = list(recogniser._passes(lengths))
-    assert sorted(at for taken in passes for at in taken) == list(range(len(lengths)))
-    for taken in passes:
+    batches = list(recogniser._batches(lengths))
+    assert sorted(at for taken in batches for at in taken) == list(range(len(lengths)))
+    for taken in batches:
         assert len(taken) == 1 or len(taken) * max(lengths[at] for at in taken) <= 8_000
         assert pads or len({lengths[at] for at in taken}) == 1
 

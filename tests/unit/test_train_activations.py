@@ -33,7 +33,8 @@ def trace(config: ModelConfig, shape: BatchShape = SHAPE, **changes) -> int:
 
 
 def allocated_peak(config: ModelConfig, *shapes: BatchShape) -> int:
-    """Most bytes that torch's allocator had given out during real passes, gradients of weights handed back at once.
+    """Most bytes that torch's allocator had given out during real forward and backward passes, gradients of weights
+    handed back at once.
 
     All forward passes come before the first backward pass.
     """
@@ -83,7 +84,7 @@ def test_graphs_of_several_micro_batches_take_what_the_allocator_gave(pooling, c
     assert foreseen > max(one.peak for one in traced if one is not None)
 
 
-def test_graphs_add_up_until_their_backward_passes():
+def test_graphs_add_up_until_their_backward_pass():
     small, large = PassMemory(forward_peak=30, kept=20, peak=35), PassMemory(forward_peak=50, kept=40, peak=90)
     assert peak_of_graphs([large]) == 90
     assert peak_of_graphs([small, large]) == max(30, 20 + 50, 40 + 35, 90)

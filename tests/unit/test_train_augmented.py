@@ -42,7 +42,7 @@ def config_for(place: Path, name: str, changes: dict[str, dict], **sections: dic
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Everything at once, whole and resumed; and all but the masks, in four passes a step and in one."""
+    """Everything at once, whole and resumed; and all but the masks, in four micro-batches a step and in one."""
     place = tmp_path_factory.mktemp("augmented")
     make_cache(save_small_teacher(place / "teacher"), build_two_kinds(place), place / "cache")
     draws = np.random.default_rng(3)
@@ -103,7 +103,7 @@ def test_each_change_is_of_the_training_audio_and_of_nothing_else(place, change)
         for name in ("clean", change)
     ]
     clean, changed = sessions
-    own, others = ([batch for step in s.loader.epoch(0) for batch in step.passes] for s in sessions)
+    own, others = ([batch for step in s.loader.epoch(0) for batch in step.micro_batches] for s in sessions)
     audio = [
         {key: batch.audio[row, : batch.num_samples[row]] for batch in side for row, key in enumerate(batch.keys)}
         for side in (own, others)
@@ -121,7 +121,7 @@ def test_each_change_is_of_the_training_audio_and_of_nothing_else(place, change)
     assert teacher[0] == teacher[1]
     for loaders in ([s.valid_loader for s in sessions], [s.test_loader("Test1") for s in sessions]):
         for ours, theirs in zip(loaders[0].epoch(0), loaders[1].epoch(0), strict=True):
-            for a, b in zip(ours.passes, theirs.passes, strict=True):
+            for a, b in zip(ours.micro_batches, theirs.micro_batches, strict=True):
                 assert a.keys == b.keys
                 assert np.array_equal(a.audio, b.audio)
     assert clean.plan_digest == clean.loader.plan.digest

@@ -26,9 +26,14 @@ KERNELS = 1_390
 """Of a forward and backward pass."""
 
 
-def traffic(layout: ZeroLayout = ZERO2, *, passes: int = 1, rounds: int = 1, precision: str = "bf16"):
+def traffic(layout: ZeroLayout = ZERO2, *, num_micro_batches: int = 1, rounds: int = 1, precision: str = "bf16"):
     return gradient_traffic(
-        layout, parameters=PARAMETERS, trained=PARAMETERS, precision=precision, passes=passes, rounds=rounds
+        layout,
+        parameters=PARAMETERS,
+        trained=PARAMETERS,
+        precision=precision,
+        num_micro_batches=num_micro_batches,
+        rounds=rounds,
     )
 
 
@@ -54,7 +59,7 @@ def test_step_of_4_utterances_on_each_of_64_gpus_waits_for_its_host_and_the_netw
     # 63/64 of 1.9 GB over 80 % of the host's 50 GB/s, and 18 collectives of 6 x 10 us.
     assert cost.reduction_s == pytest.approx(1.896e9 * 63 / 64 / 40e9 + 18 * 60e-6)
     assert cost.waits_s == pytest.approx(0.0278 - cost.compute_s + 0.005)
-    one = step_cost(Work(flops=256 * 0.56e12, kernels=8.0 * KERNELS), traffic(passes=8), H100, 1)
+    one = step_cost(Work(flops=256 * 0.56e12, kernels=8.0 * KERNELS), traffic(num_micro_batches=8), H100, 1)
     assert one.reduction_s == 0
     efficiency = (256 / cost.seconds) / (64 * 256 / one.seconds)
     assert efficiency == pytest.approx(0.3672 / (64 * 0.0805), rel=0.01)  # 7 %
@@ -70,18 +75,18 @@ def test_ring_is_as_fast_as_its_slowest_link():
 def test_stage_decides_what_is_moved():
     size = 2.0 * PARAMETERS
     assert (traffic().reduced, traffic().gathered, traffic().collectives) == (2 * size, size, 18)
-    two = traffic(passes=2, rounds=2)
+    two = traffic(num_micro_batches=2, rounds=2)
     assert (two.reduced, two.gathered, two.collectives) == (4 * size, size, 25)
-    one = traffic(replace(ZERO2, stage=1), passes=2)
+    one = traffic(replace(ZERO2, stage=1), num_micro_batches=2)
     assert (one.reduced, one.gathered, one.collectives) == (2 * size, size, 18)
-    plain = traffic(replace(ZERO2, stage=0), passes=2)
+    plain = traffic(replace(ZERO2, stage=0), num_micro_batches=2)
     assert (plain.reduced, plain.gathered, plain.collectives) == (2 * size, 0, 11)
     assert traffic(precision="fp32").reduced == 2 * traffic().reduced
     # 7 reductions, 7 gathers at a time, and the four small ones.
     three = ZeroLayout(stage=3, reduce_bucket=50_000_000, prefetch_bucket=50_000_000)
     assert (traffic(three).reduced, traffic(three).gathered, traffic(three).collectives) == (size, size, 18)
     # What may not stay is gathered for two rounds of forward passes and one of backward passes, with two micro-batches.
-    dropped = traffic(replace(three, most_live=100_000_000), passes=2, rounds=2)
+    dropped = traffic(replace(three, most_live=100_000_000), num_micro_batches=2, rounds=2)
     assert dropped.gathered == 6 * size
 
 
@@ -97,13 +102,13 @@ def test_overlapped_reduction_hides_behind_the_backward_pass():
 
 
 @pytest.mark.parametrize(
-    ("stage", "passes", "rounds", "beside"),
+    ("stage", "num_micro_batches", "rounds", "beside"),
     [(1, 1, 1, 2 / 3), (1, 4, 1, 2 / 12), (1, 4, 2, 2 / 16), (2, 4, 1, 2 / 3), (3, 4, 2, 1 / 2)],
 )
-def test_reduction_runs_beside_the_backward_passes_that_it_belongs_to(stage, passes, rounds, beside):
+def test_reduction_runs_beside_the_backward_passes_that_it_belongs_to(stage, num_micro_batches, rounds, beside):
     layout = ZeroLayout(stage=stage, overlap=True)
-    assert traffic(layout, passes=passes, rounds=rounds).beside == pytest.approx(beside)
-    assert traffic(replace(layout, overlap=False), passes=passes, rounds=rounds).beside == 0
+    assert traffic(layout, num_micro_batches=num_micro_batches, rounds=rounds).beside == pytest.approx(beside)
+    assert traffic(replace(layout, overlap=False), num_micro_batches=num_micro_batches, rounds=rounds).beside == 0
 
 
 def test_learning_rates_go_with_the_batch_and_with_its_root():

@@ -170,7 +170,7 @@ def test_run_files_numbers_are_filled_in():
     )
     resolved = resolve_ds_config({"zero_optimization": {"stage": 2}, "bf16": {"enabled": "auto"}}, run)
     assert resolved["train_micro_batch_size_per_gpu"] == 8
-    assert resolved["gradient_accumulation_steps"] == 1  # the engine marks the last pass of a step itself
+    assert resolved["gradient_accumulation_steps"] == 1  # the engine marks the last micro-batch of a step itself
     assert resolved["gradient_clipping"] == 0.5
     assert resolved["bf16"] == {"enabled": True, "check_grad_overflow": True}
     assert resolved["zero_force_ds_cpu_optimizer"] is False

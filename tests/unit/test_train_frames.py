@@ -70,7 +70,7 @@ def test_frames_of_words_leave_the_augmentation_of_the_audio_as_it_was(tmp_path:
             )
         )  # fmt: skip
         with closing(open_experiment(run, Ranks())) as session:
-            (batch,) = next(iter(session.loader.epoch(0))).passes
+            (batch,) = next(iter(session.loader.epoch(0))).micro_batches
             heard[name] = batch.audio
             assert set(batch.frames) == ({"text"} if frames else set())
     torch.testing.assert_close(heard["kept"], heard["plain"], rtol=0, atol=0)

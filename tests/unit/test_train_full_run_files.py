@@ -33,7 +33,7 @@ def peak_bytes(run: RunConfig, num_ranks: int) -> int:
         run.optim,
         precision=run.train.precision,
         num_ranks=num_ranks,
-        passes=run.batch.passes(num_ranks),
+        num_micro_batches=run.batch.gradient_accumulation_steps(num_ranks),
         activations=Activations(training=rows * activations_of_a_row(), scoring=0, shape=""),
         on_gpu=True,
         async_save=run.train.async_save,
@@ -59,7 +59,7 @@ def test_student_fits_with_one_micro_batch_and_nothing_recomputed(path):
     num_ranks, gpu_bytes = (4, 80e9) if path.stem.endswith("-80gb") else (8, 40e9)
     assert run.model == read_run(STUDENTS[0]).model
     assert not run.model.gradient_checkpointing
-    assert run.batch.passes(num_ranks) == 1
+    assert run.batch.gradient_accumulation_steps(num_ranks) == 1
     assert 0.4 * gpu_bytes < peak_bytes(run, num_ranks) < gpu_bytes
 
 

@@ -53,7 +53,7 @@ class PlainEngine:
     def forward(self, batch: Batch) -> Any:
         return self.model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens)
 
-    def start_step(self, num_passes: int) -> None:
+    def start_step(self, num_micro_batches: int) -> None:
         pass
 
     def backward(self, surrogate: Tensor) -> None:
@@ -110,7 +110,7 @@ def test_host_waits_for_a_step_no_more_often_than_its_sums_need(
 ):
     """The step of an engine that waits for nothing; DeepSpeed's own norm of the gradient comes on top."""
     with session_of(place, name, micro=micro) as session:
-        assert session.loader.cuts().most_passes == 16 // micro
+        assert session.loader.cuts().most_micro_batches == 16 // micro
         waits = waits_of_step(session, graph_samples)
     assert waits.total() <= ceiling, waits
 

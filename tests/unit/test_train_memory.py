@@ -26,7 +26,7 @@ SHIPPED = sorted(Path("ds_configs").glob("*.json"))
 
 
 def estimate(layout: ZeroLayout, optim: OptimConfig = ADAM, *, sizes: ModelSizes = SIZES, **changes) -> Estimate:
-    settings = {"precision": "fp32", "num_ranks": 2, "passes": 1, "on_gpu": False}
+    settings = {"precision": "fp32", "num_ranks": 2, "num_micro_batches": 1, "on_gpu": False}
     activations = Activations(training=5_000, scoring=700, shape="2 x 1.0 s")
     return estimate_memory(sizes, layout, optim, activations=activations, **settings | changes)
 
@@ -65,8 +65,11 @@ def test_stage_2_in_bf16_has_two_bytes_for_weights_and_gradients_and_four_for_wh
     assert part(whole, "all weights", "saving a model") == 4 * 1_000  # a model's folder is in fp32
 
 
-def test_several_passes_hold_the_sum_so_far_beside_the_last_pass():
-    once, twice = (estimate(ZeroLayout(stage=2, reduce_bucket=60), passes=passes) for passes in (1, 4))
+def test_several_micro_batches_hold_the_sum_so_far_beside_the_last_micro_batch():
+    once, twice = (
+        estimate(ZeroLayout(stage=2, reduce_bucket=60), num_micro_batches=num_micro_batches)
+        for num_micro_batches in (1, 4)
+    )
     backward = "forward and backward"
     assert part(twice, "gradients", backward) - part(once, "gradients", backward) == 4 * 450
 

@@ -38,7 +38,9 @@ def batch(lengths: list[int], weights: list[float]) -> Batch:
     )
 
 
-BATCHES = StepBatches(epoch=0, step=0, passes=(batch([16_000, 8_000], [1.0, 1.0]), batch([4_000, 4_000], [1.0, 0.0])))
+BATCHES = StepBatches(
+    epoch=0, step=0, micro_batches=(batch([16_000, 8_000], [1.0, 1.0]), batch([4_000, 4_000], [1.0, 0.0]))
+)
 """Of 40,000 samples 28,000 count: 1.75 s; the row of weight 0 is padding."""
 
 
@@ -102,7 +104,7 @@ def test_model_flops_are_of_real_audio_and_transcripts_per_rank(monkeypatch: pyt
     clock = Clock()
     flops = RowFlops(base=1e9, per_sample=1e8, per_squared_sample=1e4, per_token=1e10, per_squared_token=1e9)
     read = replace(batch([16_000, 8_000, 30_000], [1.0, 1.0, 0.0]), num_tokens=torch.tensor([5, 3, 9]))
-    monkeypatch.setitem(globals(), "BATCHES", StepBatches(epoch=0, step=0, passes=(read,)))
+    monkeypatch.setitem(globals(), "BATCHES", StepBatches(epoch=0, step=0, micro_batches=(read,)))
     meters = [
         ThroughputMonitor(Ranks(rank=rank, num_ranks=2), CPU, flops=flops, peak_tflops=20.0, clock=clock)
         for rank in (0, 1)

@@ -22,10 +22,10 @@ def test_loss_and_gradient_are_those_of_the_definition_and_each_pass_is_run_once
     assert engine.num_steps == 3
     means, distances, predictions = torch.zeros(3, dtype=torch.float64), [], []
     for number in (0, 2):
-        batch = batches.passes[number]
+        batch = batches.micro_batches[number]
         counts = batch.weight > 0
         means = means + concordance(reference.forward(batch).prediction[counts], batch.labels[counts]) / 2
-    for batch in batches.passes:
+    for batch in batches.micro_batches:
         assert batch.teacher is not None
         kept = DISTILL.kept(batch.teacher, batch.labels, batch.weight)
         output = reference.forward(batch)

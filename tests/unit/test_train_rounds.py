@@ -11,7 +11,7 @@ import pytest
 from ccts_dist.config import BatchConfig, parse_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.micro_batches import Cuts, SecondsLimit, choose_passes, split_global_batch, sum_up
+from ccts_dist.loader.micro_batches import Cuts, SecondsLimit, choose_num_micro_batches, split_global_batch, sum_up
 from ccts_dist.train.steps import rounds
 from ccts_dist.train.steps.rounds import (
     GraphMemory,
@@ -104,9 +104,9 @@ def test_no_step_of_msp_like_durations_on_8_ranks_needs_a_second_round_on_80_gb(
     steps = []
     for first in range(0, len(durations), 256):
         rows = rows_of(*durations[first : first + 256])
-        steps.append(split_global_batch(rows, 8, choose_passes([rows], 8, limit), 32))
+        steps.append(split_global_batch(rows, 8, choose_num_micro_batches([rows], 8, limit), 32))
     cuts = sum_up(steps)
-    assert cuts.most_passes > 1, "with one micro-batch there is nothing to decide"
+    assert cuts.most_micro_batches > 1, "with one micro-batch there is nothing to decide"
     decision = decide_rounds("auto", cuts, stage=1, memory=memory, rank_bytes=80 * 10**9)
     heaviest = sum(part.padded_samples for part in cuts.largest_step)
     assert heaviest <= decision.graph_samples

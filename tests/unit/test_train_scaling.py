@@ -60,7 +60,7 @@ def test_step_is_that_of_the_rank_with_most_to_compute(session: Experiment, flop
         max(len(part.rows) * flops.training.of_row(part.rows[0].num_samples) for part in loader.parts(0, step)[0])
         for step in range(loader.steps_per_epoch)
     ]
-    assert (row.num_ranks, row.global_batch_size, row.passes, row.steps_per_epoch) == (4, 8, 1, 8)
+    assert (row.num_ranks, row.global_batch_size, row.num_micro_batches, row.steps_per_epoch) == (4, 8, 1, 8)
     assert row.cost.compute_s == pytest.approx(sum(slowest) / len(slowest) / 0.5e9)
     assert row.cost.waits_s == 0
 
@@ -69,7 +69,7 @@ def test_second_round_of_forward_passes_is_computed_as_well(config: Path, flops:
     with check_experiment(read_run(config, ["batch.micro_batch_size=1", "batch.forward_rounds=two"]), 4) as session:
         assumed = read_assumptions(SLOW).completed("fp32")
         row = CostModel(session.run, sizes_of(session.model), flops, assumed, _steps_of(session)).row(4, 8)
-        assert row.passes == 2
+        assert row.num_micro_batches == 2
         slowest = [
             max(
                 sum(
@@ -86,8 +86,8 @@ def test_second_round_of_forward_passes_is_computed_as_well(config: Path, flops:
 def test_table_has_one_gpu_a_host_and_all_of_them(session: Experiment):
     rows = table(scaling_lines(session, [*SLOW, "gpus_per_host=2"], 4))
     assert list(rows)[:3] == [(1, 8), (2, 8), (4, 8)]
-    passes, compute, reduction, waits, step, epoch, utterances, efficiency = rows[1, 8]
-    assert (passes, reduction, waits, efficiency) == (1, 0, 0, 100)
+    num_micro_batches, compute, reduction, waits, step, epoch, utterances, efficiency = rows[1, 8]
+    assert (num_micro_batches, reduction, waits, efficiency) == (1, 0, 0, 100)
     assert step == compute
     assert epoch == pytest.approx(8 * step / 1e3, abs=0.1)
     assert utterances == pytest.approx(8 / (step / 1e3), abs=1)

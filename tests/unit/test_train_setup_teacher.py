@@ -144,7 +144,7 @@ def test_share_to_leave_out_is_left_out_of_an_epoch(shard_set, tmp_path, share: 
         open_experiment(read_run(write(tmp_path, shard_set, cache, reject_fraction=share)), Ranks())
     ) as session:
         assert session.objective.distill == distill
-        batches = itertools.chain.from_iterable(step.passes for step in session.loader.epoch(0))
+        batches = itertools.chain.from_iterable(step.micro_batches for step in session.loader.epoch(0))
         kept = [distill.kept(batch.teacher, batch.labels, batch.weight) for batch in batches if batch.teacher]
     assert sum(len(one) for one in kept) == NUM_TRAIN
     assert sum(int((~one).sum()) for one in kept) == expected
@@ -200,7 +200,7 @@ def decisions(session: Experiment) -> dict[str, bool]:
     assert distill is not None
     found = {}
     for step in session.loader.epoch(0):
-        for batch in step.passes:
+        for batch in step.micro_batches:
             assert batch.teacher is not None
             kept = distill.kept(batch.teacher, batch.labels, batch.weight)
             found.update(zip(batch.keys, kept.tolist(), strict=True))

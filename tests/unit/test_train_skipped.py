@@ -16,8 +16,8 @@ class SkippingEngine(plain_engine.PlainEngine):
 
     num_steps = 0
 
-    def start_step(self, num_passes: int) -> None:
-        super().start_step(num_passes)
+    def start_step(self, num_micro_batches: int) -> None:
+        super().start_step(num_micro_batches)
         self.num_steps += 1
 
     def step(self) -> Update:

@@ -1,4 +1,4 @@
-"""One step by plain torch: any cut into passes gives the gradient of the loss of the whole batch."""
+"""One step by plain torch: any cut into micro-batches gives the gradient of the loss of the whole batch."""
 
 import sys
 import zlib
@@ -50,8 +50,8 @@ class PlainEngine:
         embedding = self.dropout(self.embed(batch.audio.double()))
         return Output(embedding, self.predict(embedding), self.tell(embedding))
 
-    def start_step(self, num_passes: int) -> None:
-        self.num_passes = num_passes
+    def start_step(self, num_micro_batches: int) -> None:
+        self.num_micro_batches = num_micro_batches
 
     def backward(self, surrogate: Tensor) -> None:
         surrogate.backward()
@@ -101,7 +101,7 @@ def rows(batch: Batch, start: int, stop: int) -> Batch:
 
 def step_of(batch: Batch, cuts: list[int]) -> StepBatches:
     return StepBatches(
-        epoch=0, step=0, passes=tuple(rows(batch, a, b) for a, b in zip([0, *cuts], [*cuts, 12], strict=True))
+        epoch=0, step=0, micro_batches=tuple(rows(batch, a, b) for a, b in zip([0, *cuts], [*cuts, 12], strict=True))
     )
 
 
@@ -125,7 +125,7 @@ def direct_loss(engine: PlainEngine, batch: Batch, distil: DistillTerms | None) 
 @pytest.mark.parametrize("cuts", [[], [6], [1, 5], [3, 6, 9]])
 @pytest.mark.parametrize("distil", EVERY_WAY.values(), ids=EVERY_WAY)
 @pytest.mark.parametrize("graph_samples", [TWO_ROUNDS, sys.maxsize])
-def test_any_cut_into_passes_gives_the_whole_batchs_gradient_and_loss(cuts, distil, graph_samples):
+def test_any_cut_into_micro_batches_gives_the_whole_batchs_gradient_and_loss(cuts, distil, graph_samples):
     batch = whole_batch()
     engine = PlainEngine()
     objective = Objective(target_weights=WEIGHTS, distill=distil)
@@ -171,7 +171,7 @@ def test_distillation_terms_are_the_global_batchs_where_the_ccc_is_a_micro_batch
     assert cut.prediction_loss == pytest.approx(whole.prediction_loss, rel=1e-9)
 
 
-def test_second_round_of_passes_repeats_the_random_state_of_the_first():
+def test_second_round_of_micro_batches_repeats_the_random_state_of_the_first():
     engine = PlainEngine(dropout=0.5)
     objective = Objective(target_weights=WEIGHTS)
     train_step(engine, step_of(whole_batch(), [4, 8]), objective, seed=0, graph_samples=TWO_ROUNDS)
@@ -188,14 +188,14 @@ def test_one_round_has_the_random_state_and_the_gradient_of_two():
     assert torch.allclose(one.gradient(), two.gradient(), rtol=1e-12, atol=1e-12)
 
 
-def test_graphs_are_kept_where_the_padded_audio_of_all_passes_is_within_the_limit():
+def test_graphs_are_kept_where_the_padded_audio_of_all_micro_batches_is_within_the_limit():
     """Twelve rows of four samples: 48 in all."""
     for graph_samples, num_forward in ((47, 6), (48, 3)):
         engine = PlainEngine()
         objective = Objective(target_weights=WEIGHTS)
         train_step(engine, step_of(whole_batch(), [4, 8]), objective, seed=0, graph_samples=graph_samples)
         assert len(engine.draws) == num_forward
-        assert engine.num_passes == engine.num_steps == 3
+        assert engine.num_micro_batches == engine.num_steps == 3
     alone = PlainEngine()
     train_step(alone, step_of(whole_batch(), []), Objective(target_weights=WEIGHTS), seed=0, graph_samples=0)
     assert len(alone.draws) == 1, "one pass is differentiated at once"
@@ -206,7 +206,7 @@ def test_random_state_depends_on_seed_epoch_step_and_rank():
     for seed, epoch, step, rank in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)):
         engine = PlainEngine()
         engine.ranks = Ranks(rank=rank, num_ranks=2)
-        batches = StepBatches(epoch=epoch, step=step, passes=(whole_batch(),))
+        batches = StepBatches(epoch=epoch, step=step, micro_batches=(whole_batch(),))
         train_step(engine, batches, Objective(target_weights=WEIGHTS), seed=seed)
         draws += engine.draws
     assert len(set(draws)) == 5
@@ -221,7 +221,7 @@ def test_key_checksum_is_of_the_rows_that_count_however_they_are_cut():
     assert len(checksums) == 1
     fewer = train_step(
         PlainEngine(),
-        StepBatches(epoch=0, step=0, passes=(rows(batch, 0, 11),)),
+        StepBatches(epoch=0, step=0, micro_batches=(rows(batch, 0, 11),)),
         Objective(target_weights=WEIGHTS),
         seed=0,
     )
@@ -311,10 +311,10 @@ def test_numbers_beside_the_loss_are_asked_for_while_the_device_is_at_work_on_th
 
 def test_batches_that_have_been_copied_are_taken_as_they_are():
     batches, halves = step_of(whole_batch(), [6]), PlainEngine()
-    doubled = tuple(replace(batch, audio=2 * batch.audio) for batch in batches.passes)
+    doubled = tuple(replace(batch, audio=2 * batch.audio) for batch in batches.micro_batches)
     objective = Objective(target_weights=WEIGHTS)
     copied = train_step(PlainEngine(), batches, objective, seed=0, moved=lambda: doubled)
-    direct = train_step(halves, replace(batches, passes=doubled), objective, seed=0)
+    direct = train_step(halves, replace(batches, micro_batches=doubled), objective, seed=0)
     assert copied == direct
 
 

@@ -68,12 +68,14 @@ def test_few_files_are_decoded_before_they_are_asked_for(tmp_path: Path) -> None
     assert all(isinstance(one, Piece) for one in stream)
 
 
-@pytest.mark.parametrize("passes", [1, 2])
-def test_answers_come_in_order_with_times_and_are_those_of_each_piece_alone(student: Predictor, passes: int) -> None:
+@pytest.mark.parametrize("num_students", [1, 2])
+def test_answers_come_in_order_with_times_and_are_those_of_each_piece_alone(
+    student: Predictor, num_students: int
+) -> None:
     pieces = _pieces([int(length) for length in np.random.default_rng(1).integers(400, 9_000, 60)])
     source: list[Piece | Unheard] = [*pieces[:20], Unheard(name="bad", reason="is cut", number=99), *pieces[20:]]
     dealt: list[int] = []
-    students = [student, student.twin()][:passes]
+    students = [student, student.twin()][:num_students]
     answers = list(answered_in_order(source, students, batch_seconds=1.0, progress=dealt.append))
     assert [one.number for one in answers] == [one.number for one in source]
     assert sum(dealt) == len(source)
@@ -89,7 +91,7 @@ def test_answers_come_in_order_with_times_and_are_those_of_each_piece_alone(stud
 
 
 def test_what_is_drawn_and_not_yet_answered_is_bounded(student: Predictor) -> None:
-    """Passes of 0.5 s: a stretch is 16 of them, so 8 s of audio, and two stretches at most are on their way."""
+    """Batches of 0.5 s: a stretch is 16 of them, so 8 s of audio, and two stretches at most are on their way."""
     drawn = 0
 
     def source() -> Iterator[Piece]:
@@ -128,12 +130,12 @@ def test_audio_is_let_go_of_when_it_has_been_heard(student: Predictor) -> None:
 
 
 def test_a_pass_that_fails_ends_the_stream_and_its_threads(student: Predictor) -> None:
-    passes = 0
+    num_batches = 0
 
     def hear(waves: list[torch.Tensor]) -> list[Prediction]:
-        nonlocal passes
-        passes += 1
-        if passes > 1:
+        nonlocal num_batches
+        num_batches += 1
+        if num_batches > 1:
             raise ConfigError("does not fit")
         return student.hear(waves)
 
@@ -142,7 +144,7 @@ def test_a_pass_that_fails_ends_the_stream_and_its_threads(student: Predictor) -
     before = threading.active_count()
     with pytest.raises(ConfigError, match="does not fit"):
         list(answered_in_order(_pieces([8_000] * 64), [broken], batch_seconds=0.5))
-    assert passes == 2, "what was queued is not heard any more"
+    assert num_batches == 2, "what was queued is not heard any more"
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)

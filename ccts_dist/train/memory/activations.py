@@ -48,20 +48,20 @@ class PassMemory:
     """Those of the graph that waits for its backward pass; next to nothing without gradient."""
 
     peak: int
-    """Most of them alive at a time in both passes."""
+    """Most of them alive at a time, forward and backward."""
 
 
-def peak_of_graphs(passes: Sequence[PassMemory]) -> int:
+def peak_of_graphs(graphs: Sequence[PassMemory]) -> int:
     """Most bytes alive at a time when all forward passes come before the first backward pass.
 
     With one micro-batch its own peak. Else the graphs of all are there when the last forward pass ends, and each goes
     with its backward pass, in the order of the forward passes.
     """
     held = most = 0
-    for one in passes:
+    for one in graphs:
         most = max(most, held + one.forward_peak)
         held += one.kept
-    for one in passes:
+    for one in graphs:
         held -= one.kept
         most = max(most, held + one.peak)
     return most

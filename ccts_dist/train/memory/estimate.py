@@ -142,7 +142,7 @@ def estimate_memory(
     *,
     precision: str,
     num_ranks: int,
-    passes: int,
+    num_micro_batches: int,
     activations: Activations,
     on_gpu: bool,
     tests: bool = True,
@@ -152,12 +152,12 @@ def estimate_memory(
 
     Args:
         precision: "fp32" or "bf16".
-        passes: forward passes per step and rank.
+        num_micro_batches: forward passes per step and rank.
         on_gpu: where the model is; the parts of the host are then told apart.
         tests: whether the best model is scored on test splits at the end; it is read in any case.
         async_save: whether checkpoints are written from a copy.
     """
-    numbers = _Numbers(sizes, layout, optim, precision, num_ranks, passes, on_gpu)
+    numbers = _Numbers(sizes, layout, optim, precision, num_ranks, num_micro_batches, on_gpu)
     parts = [
         *_weights(numbers),
         *_gradients(numbers),
@@ -192,11 +192,16 @@ class _Numbers:
         optim: OptimConfig,
         precision: str,
         num_ranks: int,
-        passes: int,
+        num_micro_batches: int,
         on_gpu: bool,
     ) -> None:
         self.sizes, self.layout, self.optim = sizes, layout, optim
-        self.precision, self.num_ranks, self.passes, self.on_gpu = precision, num_ranks, passes, on_gpu
+        self.precision, self.num_ranks, self.num_micro_batches, self.on_gpu = (
+            precision,
+            num_ranks,
+            num_micro_batches,
+            on_gpu,
+        )
         self.low = 2 if precision == "bf16" else 4
         self.parameters, self.trained = sizes.parameters, sizes.trained
         self.own = self.share(self.trained)
@@ -246,9 +251,9 @@ def _gradients(n: _Numbers) -> list[Part]:
     elif n.stage == 1:
         parts = [(n.low * n.trained, "whole on each rank", (_BACKWARD,)), (n.low * n.own, n.divided, (_BACKWARD,))]
     elif n.stage == 2:
-        # With several passes DeepSpeed holds the sum so far beside the pass that is being reduced.
-        copies = 2 if n.passes > 1 else 1
-        words = f"{n.divided}, sum and last pass" if copies == 2 else n.divided
+        # With several micro-batches DeepSpeed holds the sum so far beside the micro-batch that is being reduced.
+        copies = 2 if n.num_micro_batches > 1 else 1
+        words = f"{n.divided}, sum and last micro-batch" if copies == 2 else n.divided
         parts = [(copies * n.low * n.own, words, (_BACKWARD,))]
     else:
         parts = [(n.low * n.own, n.divided, _TRAINING)]

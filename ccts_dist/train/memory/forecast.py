@@ -75,7 +75,7 @@ class Forecast:
             recorded: see ``train.rounds.decide_rounds``.
         """
         batch, cuts = self._run.batch, self._session.loader.cuts()
-        always_one = batch.micro_batch_seconds is None and cuts.most_passes == 1
+        always_one = batch.micro_batch_seconds is None and cuts.most_micro_batches == 1
         if always_one or self._run.loss.scope == "micro-batch":
             return
         self.rounds = decide_rounds(
@@ -140,15 +140,15 @@ class Forecast:
 
     def _faster(self, limit: int) -> str:
         """Settings with which layers are not recomputed or micro-batches are fewer, and that fit too; "" for none."""
-        now, passes = self._as_is, self._passes(self._as_is.micro)
+        now, num_micro_batches = self._as_is, self._num_micro_batches(self._as_is.micro)
         for checkpointing in (False, True) if now.checkpointing else (False,):
             choice = replace(now, checkpointing=checkpointing)
             # Another cut of the batch is another loss where each micro-batch has its own.
             largest = self._largest_micro(choice, limit) if self._run.loss.scope == "global" else now.micro
             if largest == 0:
                 continue
-            fewest = min(passes, self._passes(largest))
-            if fewest < passes or largest < now.micro:
+            fewest = min(num_micro_batches, self._num_micro_batches(largest))
+            if fewest < num_micro_batches or largest < now.micro:
                 choice = replace(choice, micro=-(-self._batch_size // (fewest * self._session.ranks.num_ranks)))
             size = self._estimate(choice).peak()[1]
             if choice == now or size > limit:
@@ -156,8 +156,8 @@ class Forecast:
             changes, saved = [], []
             if choice.micro != now.micro:
                 changes.append(f"batch.micro_batch_size = {choice.micro}")
-            if fewest < passes:
-                saved.append(f"{fewest} micro-batch{'es' * (fewest > 1)} a step in place of {passes}")
+            if fewest < num_micro_batches:
+                saved.append(f"{fewest} micro-batch{'es' * (fewest > 1)} a step in place of {num_micro_batches}")
             if checkpointing != now.checkpointing:
                 changes.append("model.gradient_checkpointing = false")
                 saved.append("no recomputation of layers")
@@ -169,9 +169,9 @@ class Forecast:
     def _batch_size(self) -> int:
         return self._session.loader.plan.largest_batch
 
-    def _passes(self, micro: int) -> int:
+    def _num_micro_batches(self, micro: int) -> int:
         """Most micro-batches of a step on each rank."""
-        return self._session.loader.cuts(micro_batch_size=micro).most_passes
+        return self._session.loader.cuts(micro_batch_size=micro).most_micro_batches
 
     def _alternatives(self, limit: int) -> list[tuple[int, str]]:
         """Single changes of the run file and what a rank then needs, the most helpful first."""
@@ -221,7 +221,7 @@ class Forecast:
             self._run.optim,
             precision=choice.precision,
             num_ranks=self._session.ranks.num_ranks,
-            passes=self._passes(choice.micro),
+            num_micro_batches=self._num_micro_batches(choice.micro),
             activations=self._activations(choice) or Activations(training=0, scoring=0, shape="unknown"),
             on_gpu=self._on_gpu,
             tests=bool(self._run.data.test_splits),

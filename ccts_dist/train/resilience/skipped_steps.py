@@ -19,7 +19,9 @@ def give_up(state: TrainState, batches: StepBatches) -> None:
     Raises:
         TrainingError: on all ranks alike, with the keys of the global batch.
     """
-    own = [(key, w) for batch in batches.passes for key, w in zip(batch.keys, batch.weight.tolist(), strict=True)]
+    own = [
+        (key, w) for batch in batches.micro_batches for key, w in zip(batch.keys, batch.weight.tolist(), strict=True)
+    ]
     keys = sorted(key for theirs in gather_objects([key for key, w in own if w > 0]) for key in theirs)
     shown = ", ".join(keys[:_MOST_KEYS]) + (f" and {len(keys) - _MOST_KEYS} more" if len(keys) > _MOST_KEYS else "")
     raise TrainingError(
@@ -38,7 +40,7 @@ def count_damaged(state: TrainState, num_damaged: int, batches: StepBatches, run
     if not num_damaged:
         return
     state.epoch_sums["damaged"] = state.epoch_sums.get("damaged", 0.0) + num_damaged
-    own = [words for batch in batches.passes for words in batch.damaged]
+    own = [words for batch in batches.micro_batches for words in batch.damaged]
     damaged = [words for theirs in gather_objects(own) for words in theirs]
     allow_damaged(damaged, int(state.epoch_sums["damaged"]), f"epoch {state.epoch + 1}", run, visible=visible)
 

@@ -148,24 +148,24 @@ class StepCost:
 
 
 def gradient_traffic(
-    layout: ZeroLayout, *, parameters: int, trained: int, precision: str, passes: int, rounds: int
+    layout: ZeroLayout, *, parameters: int, trained: int, precision: str, num_micro_batches: int, rounds: int
 ) -> Traffic:
     """What DeepSpeed 0.19 moves for a step.
 
-    At stage 2 it all-reduces each bucket in every pass and keeps its part (``use_multi_rank_bucket_allreduce``); at
-    stages 0 and 1 it does so once a step. Stages 1 and 2 gather the weights that were moved.
+    At stage 2 it all-reduces each bucket in every micro-batch and keeps its part (``use_multi_rank_bucket_allreduce``);
+    at stages 0 and 1 it does so once a step. Stages 1 and 2 gather the weights that were moved.
 
     Args:
         parameters: numbers of the model, of which ``trained`` are moved.
-        passes: micro-batches of each rank.
+        num_micro_batches: micro-batches of each rank.
         rounds: of forward passes; 2 where a first one collects the predictions.
     """
     size = 2 if precision == "bf16" else 4
     buckets = ceil(trained / layout.reduce_bucket)
-    reductions = passes if layout.stage >= 2 else 1
+    reductions = num_micro_batches if layout.stage >= 2 else 1
     # A backward pass takes two units, a forward pass of each round one. Where gradients are added up first, they are
-    # reduced in the last pass alone.
-    beside = 2 / (2 + rounds) * reductions / passes if layout.overlap else 0.0
+    # reduced in the last micro-batch alone.
+    beside = 2 / (2 + rounds) * reductions / num_micro_batches if layout.overlap else 0.0
     if layout.stage < 3:
         return Traffic(
             reduced=2.0 * size * trained * reductions,
@@ -174,11 +174,13 @@ def gradient_traffic(
             beside=beside,
         )
     # Weights are gathered once where all may stay, else before each forward and each backward pass.
-    gathers = 1 if parameters <= layout.most_live else passes * (rounds + 1)
+    gathers = 1 if parameters <= layout.most_live else num_micro_batches * (rounds + 1)
     return Traffic(
-        reduced=float(size * trained * passes),
+        reduced=float(size * trained * num_micro_batches),
         gathered=float(size * parameters * gathers),
-        collectives=buckets * passes + ceil(parameters / layout.prefetch_bucket) * gathers + _SMALL_COLLECTIVES,
+        collectives=buckets * num_micro_batches
+        + ceil(parameters / layout.prefetch_bucket) * gathers
+        + _SMALL_COLLECTIVES,
         beside=beside,
     )
 

@@ -42,7 +42,7 @@ class Row:
 
     num_ranks: int
     global_batch_size: int
-    passes: int
+    num_micro_batches: int
     """Most in a step."""
 
     steps_per_epoch: int
@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """Some steps of a run on some ranks, by pass and rank, that stand for all."""
+    """Some steps of a run on some ranks, by micro-batch and rank, that stand for all."""
 
     parts: Sequence[Sequence[Sequence[MicroBatch]]]
     per_epoch: int
@@ -165,7 +165,7 @@ class CostModel:
         return Row(
             num_ranks=num_ranks,
             global_batch_size=steps.global_batch_size,
-            passes=max(map(len, steps.parts)),
+            num_micro_batches=max(map(len, steps.parts)),
             steps_per_epoch=steps.per_epoch,
             cost=StepCost(
                 compute_s=sum(cost.compute_s for cost in costs) / len(costs),
@@ -175,13 +175,13 @@ class CostModel:
         )
 
     def _step(
-        self, passes: Sequence[Sequence[MicroBatch]], longest: Callable[[MicroBatch], int], num_ranks: int
+        self, micro_batches: Sequence[Sequence[MicroBatch]], longest: Callable[[MicroBatch], int], num_ranks: int
     ) -> StepCost:
-        """A step, by pass and rank."""
-        rounds = self._rounds(len(passes))
+        """A step, by micro-batch and rank."""
+        rounds = self._rounds(len(micro_batches))
         of_ranks = [
             sum(len(part.rows) * self._flops_of(longest(part), rounds) for part in parts)
-            for parts in zip(*passes, strict=True)
+            for parts in zip(*micro_batches, strict=True)
         ]
         kernels = self._flops.training_kernels + (rounds - 1) * self._flops.forward_kernels
         traffic = gradient_traffic(
@@ -189,10 +189,10 @@ class CostModel:
             parameters=self._sizes.parameters,
             trained=self._sizes.trained,
             precision=self._run.train.precision,
-            passes=len(passes),
+            num_micro_batches=len(micro_batches),
             rounds=rounds,
         )
-        work = Work(flops=max(of_ranks), kernels=float(kernels * len(passes)))
+        work = Work(flops=max(of_ranks), kernels=float(kernels * len(micro_batches)))
         return step_cost(work, traffic, self._assumed, num_ranks)
 
     def _flops_of(self, samples: int, rounds: int) -> float:
@@ -200,11 +200,11 @@ class CostModel:
         once = self._flops.training.of_row(samples, self._tokens)
         return once + (rounds - 1) * self._flops.forward.of_row(samples, self._tokens)
 
-    def _rounds(self, passes: int) -> int:
+    def _rounds(self, num_micro_batches: int) -> int:
         """Of forward passes; where the forecast of memory decides about them, as if all graphs fit."""
         asked = self._run.batch.forward_rounds
         two = asked == "two" or self._layout.stage == 3
-        return 2 if passes > 1 and two and self._run.loss.scope == "global" else 1
+        return 2 if num_micro_batches > 1 and two and self._run.loss.scope == "global" else 1
 
     def _suggestion(self, now: Row, single: Row, num_utterances: int) -> list[str]:
         """The smallest global batch, by doubling, that keeps all GPUs busy, and learning rates to go with it.
@@ -242,13 +242,13 @@ class CostModel:
 
 def _table(rows: Sequence[Row], single: Row) -> list[str]:
     """Rows of figures; milliseconds are those of the mean step."""
-    heads = ("GPUs", "batch", "passes", "compute ms", "reduction ms", "waits ms", "step ms", "epoch s", "utt/s", "eff.")
+    heads = ("GPUs", "batch", "micro", "compute ms", "reduction ms", "waits ms", "step ms", "epoch s", "utt/s", "eff.")
     lines = ["  " + " ".join(f"{head:>{max(7, len(head))}}" for head in heads)]
     for row in rows:
         cost = row.cost
         milliseconds = (1e3 * value for value in (cost.compute_s, cost.reduction_s, cost.waits_s, cost.seconds))
         cells = [
-            *(str(number) for number in (row.num_ranks, row.global_batch_size, row.passes)),
+            *(str(number) for number in (row.num_ranks, row.global_batch_size, row.num_micro_batches)),
             *(f"{value:.1f}" for value in milliseconds),
             f"{row.steps_per_epoch * cost.seconds:.1f}",
             f"{row.utterances_per_s:.0f}",

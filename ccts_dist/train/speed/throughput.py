@@ -65,8 +65,8 @@ class ThroughputMonitor:
 
         It is longer in the steps in which nodes are looked at, on which all ranks agree by the sums of the one before.
         """
-        padded = sum(float(len(batch.keys) * batch.num_samples.max()) for batch in batches.passes)
-        counted, *moments = torch.stack([_lengths(batch) for batch in batches.passes]).sum(0).tolist()
+        padded = sum(float(len(batch.keys) * batch.num_samples.max()) for batch in batches.micro_batches)
+        counted, *moments = torch.stack([_lengths(batch) for batch in batches.micro_batches]).sum(0).tolist()
         wants_look = self._decides and self._clock() - self._looked_at >= SECONDS_BETWEEN_LOOKS
         if wants_look:
             self._looked_at = self._clock()

@@ -135,7 +135,7 @@ def warn_of_sorted_batches(run: RunConfig) -> dict[str, str]:
 
 def describe_micro_batches(batch: BatchConfig, cuts: Cuts) -> str:
     """How many micro-batches a step has on a rank, and how large they may be."""
-    fewest, most = cuts.fewest_passes, cuts.most_passes
+    fewest, most = cuts.fewest_micro_batches, cuts.most_micro_batches
     number = f"{most}" if fewest == most else f"{fewest} to {most}"
     seconds = "" if batch.micro_batch_seconds is None else f" and {batch.micro_batch_seconds:g} s"
     return f"{number} of at most {batch.micro_batch_size} utterances{seconds}"

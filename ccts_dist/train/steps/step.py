@@ -1,5 +1,5 @@
-"""One optimizer step: the exact loss of the global batch, whatever ranks and passes it is spread over; or, where the
-run file asks for it, a CCC for each micro-batch."""
+"""One optimizer step: the exact loss of the global batch, whatever ranks and micro-batches it is spread over; or, where
+the run file asks for it, a CCC for each micro-batch."""
 
 import math
 import sys
@@ -52,14 +52,14 @@ class StepEngine(Protocol):
     def forward(self, batch: Batch) -> Any:
         """Embedding and prediction, and scores of categories if the batch has any."""
 
-    def start_step(self, num_passes: int) -> None:
-        """Announce how many passes the step has."""
+    def start_step(self, num_micro_batches: int) -> None:
+        """Announce how many micro-batches the step has."""
 
     def backward(self, surrogate: Tensor) -> None:
         """Add to the global gradient."""
 
     def step(self) -> Update:
-        """Count a pass; move the weights after the last."""
+        """Count a micro-batch; move the weights after the last."""
         ...
 
 
@@ -68,14 +68,14 @@ class _Part:
     """This rank's part of a step."""
 
     engine: StepEngine
-    passes: tuple[Batch, ...]
+    micro_batches: tuple[Batch, ...]
     """On the engine's device."""
 
     read: tuple[Batch, ...]
     """The same as they were read: on the host, which need not wait for them."""
 
     kept: tuple[Tensor | None, ...]
-    """What of each pass is distilled."""
+    """What of each micro-batch is distilled."""
 
     objective: Objective
     place: tuple[int, ...]
@@ -83,14 +83,14 @@ class _Part:
 
     aside: Callable[[], Tensor]
     one_round: bool
-    """Whether the graphs of all passes are kept until the loss is known."""
+    """Whether the graphs of all micro-batches are kept until the loss is known."""
 
     rounds: TwoRounds | None
 
     def forward(self, number: int) -> Any:
-        """One pass, with its own random state."""
+        """One forward pass, with its own random state."""
         seed_everything(derive_seed("forward", *self.place, number))
-        return self.engine.forward(self.passes[number])
+        return self.engine.forward(self.micro_batches[number])
 
     def backward(
         self,
@@ -100,15 +100,16 @@ class _Part:
         whole: Any,
         num_categorised: Tensor,
     ) -> tuple[Tensor, Update]:
-        """Backpropagate one pass and count it; its shares, as ``_pack_shares`` gives them, and what the step has done.
+        """Backpropagate one micro-batch and count it; its shares, as ``_pack_shares`` gives them, and what the step has
+        done.
 
         Args:
             surrogate: ``losses.total``'s or ``losses.micro_batch``'s.
-            output: of this pass.
+            output: of this micro-batch.
             whole: what the surrogate has to know of the whole step.
             num_categorised: rows of the whole step that have a category, or their weights added up.
         """
-        batch = self.passes[number]
+        batch = self.micro_batches[number]
         value, share = surrogate(
             output.prediction,
             output.embedding,
@@ -127,16 +128,16 @@ class _Part:
         return _pack_shares(share, category.detach()), self.engine.step()
 
     def cross_entropy(self, number: int, output: Any) -> Tensor:
-        """Of one pass, as ``cross_entropy_sums`` gives it; zeros without categories."""
-        batch = self.passes[number]
+        """Of one micro-batch, as ``cross_entropy_sums`` gives it; zeros without categories."""
+        batch = self.micro_batches[number]
         if batch.categories is None:
             return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)
         return cross_entropy_sums(output.categories, batch.categories, batch.weight, self.objective.category)
 
     @torch.no_grad()
     def distances(self, number: int, output: Any) -> Tensor:
-        """Of one pass's output from the teacher's, added up over kept rows; zeros without a teacher."""
-        batch, kept, distill = self.passes[number], self.kept[number], self.objective.distill
+        """Of one micro-batch's output from the teacher's, added up over kept rows; zeros without a teacher."""
+        batch, kept, distill = self.micro_batches[number], self.kept[number], self.objective.distill
         if distill is None or kept is None or batch.teacher is None:
             return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)
         sums = distill_sums(output.prediction, output.embedding, batch.weight, batch.teacher, kept, distill)
@@ -156,13 +157,14 @@ def train_step(
 ) -> StepResult:
     """Move the weights by the gradient of the loss of the global batch of which ``batches`` are this rank's part.
 
-    With several passes and the exact loss, all forward passes come before the first backward pass, since the loss needs
-    the sums of all predictions. Where their graphs fit in memory they wait for it; else the first round is one without
-    gradient, and a second one repeats it pass by pass. Each forward draws its random state from (seed, epoch, step,
-    rank, pass), so that the second round repeats the first, and so that resuming needs no generator's state.
+    With several micro-batches and the exact loss, all forward passes come before the first backward pass, since the
+    loss needs the sums of all predictions. Where their graphs fit in memory they wait for it; else the first round is
+    one without gradient, and a second one repeats it micro-batch by micro-batch. Each forward draws its random state
+    from (seed, epoch, step, rank, micro-batch), so that the second round repeats the first, and so that resuming needs
+    no generator's state.
 
     A loss that is not finite is seen by all ranks alike, since all see the same sums: then none backpropagates. With
-    scope "micro-batch" that holds for the first pass; a later one's makes the reduced gradient not finite.
+    scope "micro-batch" that holds for the first micro-batch; a later one's makes the reduced gradient not finite.
 
     The host waits for the device once a round, for all sums in one copy; what follows from them it computes itself.
 
@@ -174,30 +176,30 @@ def train_step(
         graph_samples: most samples of padded audio whose graphs fit in memory at a time. How many rounds a rank takes
             need not be what others take: no collective lies in a forward pass, but under ZeRO-3, where it must be 0.
     """
-    one_round = len(batches.passes) == 1 or sum(map(padded_samples, batches.passes)) <= graph_samples
-    passes = tuple(batch.to(engine.device) for batch in batches.passes) if moved is None else moved()
-    assert passes, "a step has at least one pass"
+    one_round = len(batches.micro_batches) == 1 or sum(map(padded_samples, batches.micro_batches)) <= graph_samples
+    micro_batches = tuple(batch.to(engine.device) for batch in batches.micro_batches) if moved is None else moved()
+    assert micro_batches, "a step has at least one micro-batch"
     part = _Part(
         engine=engine,
-        passes=passes,
-        read=batches.passes,
-        kept=tuple(_kept(batch, objective.distill) for batch in passes),
+        micro_batches=micro_batches,
+        read=batches.micro_batches,
+        kept=tuple(_kept(batch, objective.distill) for batch in micro_batches),
         objective=objective,
         place=(seed, batches.epoch, batches.step, engine.ranks.rank),
         aside=aside if callable(aside) else lambda: torch.zeros(0, dtype=torch.float64) if aside is None else aside,
         one_round=one_round,
         rounds=rounds,
     )
-    engine.start_step(len(passes))
+    engine.start_step(len(micro_batches))
     return _micro_batch_step(part) if objective.scope == "micro-batch" else _global_step(part)
 
 
 def _global_step(part: _Part) -> StepResult:
-    """By the CCC of the global batch: all predictions' sums first, then a backward for each pass."""
+    """By the CCC of the global batch: all predictions' sums first, then a backward for each micro-batch."""
     objective = part.objective
     outputs: list[Any] = []
     collected: list[tuple[Tensor, ...]] = []
-    for number, batch in enumerate(part.passes):
+    for number, batch in enumerate(part.micro_batches):
         with torch.set_grad_enabled(part.one_round):
             output = part.forward(number)
         own_sums = batch_sums(
@@ -232,7 +234,7 @@ def _global_step(part: _Part) -> StepResult:
     if math.isfinite(figures.loss(objective)):
         there = unpack_sums(queued(packed, part.engine.device), objective.distill)
         num_categorised = queued(cross_entropy[1], part.engine.device)
-        for number in range(len(part.passes)):
+        for number in range(len(part.micro_batches)):
             output = outputs[number] if outputs[number] is not None else part.forward(number)
             outputs[number] = None
             if not part.one_round and part.rounds is not None:
@@ -242,13 +244,13 @@ def _global_step(part: _Part) -> StepResult:
 
 
 def _micro_batch_step(part: _Part) -> StepResult:
-    """By the mean of the micro-batches' CCCs: one forward and one backward for each pass."""
+    """By the mean of the micro-batches' CCCs: one forward and one backward for each micro-batch."""
     objective = part.objective
     first = part.forward(0)
-    concordances = _own_concordance(first, part.passes[0])
+    concordances = _own_concordance(first, part.micro_batches[0])
     divided = [
         pack_counts(micro_counts(batch.labels, batch.weight, kept))
-        for batch, kept in zip(part.passes, part.kept, strict=True)
+        for batch, kept in zip(part.micro_batches, part.kept, strict=True)
     ]
     known = torch.tensor([sum(_num_categorised(batch, objective) for batch in part.read)], dtype=torch.float64)
     summed, packed, categorised_rows, counts, aside = _summed(
@@ -261,7 +263,7 @@ def _micro_batch_step(part: _Part) -> StepResult:
     parts: list[Tensor] = []
     update = None
     if torch.isfinite(summed).all():
-        for number, batch in enumerate(part.passes):
+        for number, batch in enumerate(part.micro_batches):
             output = first if number == 0 else part.forward(number)
             if number > 0:
                 later = later + _own_concordance(output, batch)
@@ -270,7 +272,7 @@ def _micro_batch_step(part: _Part) -> StepResult:
     shares = torch.full((3,), math.nan, dtype=torch.float64)
     if parts:
         shares = torch.zeros_like(shares)
-        if objective.distill is not None or part.passes[0].categories is not None or len(parts) > 1:
+        if objective.distill is not None or part.micro_batches[0].categories is not None or len(parts) > 1:
             later, shares = _summed(later, torch.stack(parts).sum(0))
             summed = summed + later
     figures = Figures(
@@ -291,16 +293,18 @@ def _own_concordance(output: Any, batch: Batch) -> Tensor:
     return micro_concordance(output.prediction, batch.labels, batch.weight)
 
 
-def _counts(passes: Sequence[Batch]) -> Tensor:
+def _counts(micro_batches: Sequence[Batch]) -> Tensor:
     """Checksum of the keys that count, and number of damaged utterances."""
     # Exact in float64 below 2^53, that is for two million keys.
     keys = (
         zlib.crc32(key.encode())
-        for batch in passes
+        for batch in micro_batches
         for key, weight in zip(batch.keys, batch.weight.tolist(), strict=True)
         if weight > 0
     )
-    return torch.tensor([float(sum(keys)), float(sum(len(batch.damaged) for batch in passes))], dtype=torch.float64)
+    return torch.tensor(
+        [float(sum(keys)), float(sum(len(batch.damaged) for batch in micro_batches))], dtype=torch.float64
+    )
 
 
 def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
@@ -317,7 +321,8 @@ def _num_categorised(batch: Batch, objective: Objective) -> float:
 
 
 def _pack_shares(distilled: DistillParts, category: Tensor) -> Tensor:
-    """One pass's shares in the terms that are means over rows: of the embedding, the prediction, the category."""
+    """One micro-batch's shares in the terms that are means over rows: of the embedding, the prediction, the
+    category."""
     return torch.stack([distilled.embedding, distilled.prediction, category])
 
 

@@ -26,12 +26,12 @@ class TwoRounds:
         self._is_over = False
 
     def first(self, number: int, prediction: Tensor) -> None:
-        """The predictions of a pass in the round without gradient."""
+        """The predictions of a micro-batch in the round without gradient."""
         if not self._is_over:
             self._predictions[number] = prediction.detach()
 
     def second(self, number: int, prediction: Tensor) -> None:
-        """Those of the same pass in the round with gradient."""
+        """Those of the same micro-batch in the round with gradient."""
         if number in self._predictions:
             self._widest.append((prediction.detach() - self._predictions.pop(number)).abs().amax())
 

@@ -93,7 +93,7 @@ class Engine:
         undo_first_step(self._engine.optimizer, optimizer)
         _forget_shared_buffer(ranks)
         self.ranks = ranks
-        self.passes, self._passes_left = 1, 0
+        self.num_micro_batches, self._micro_batches_left = 1, 0
         self._memory = MemoryWords(run, ranks)
         self.device: torch.device = self._accelerator.device
         # Under stage 0 in float32 DeepSpeed looks at no norm: see ``_norm_of_plain_gradients``.
@@ -144,19 +144,19 @@ class Engine:
         """Training mode on or off."""
         self._engine.train(training)
 
-    def start_step(self, num_passes: int) -> None:
-        """Announce that the gradient of the next step comes from so many passes; as many on every rank."""
-        self.passes = self._passes_left = num_passes
+    def start_step(self, num_micro_batches: int) -> None:
+        """Announce that the gradient of the next step comes from so many micro-batches; as many on every rank."""
+        self.num_micro_batches = self._micro_batches_left = num_micro_batches
 
     @timed(BACKWARD)
     def backward(self, surrogate: Tensor) -> None:
-        """Add one pass's gradient to the global gradient: the *sum* over all passes and ranks.
+        """Add one micro-batch's gradient to the global gradient: the *sum* over all micro-batches and ranks.
 
-        DeepSpeed takes the mean over ranks, which the factor undoes, and none over passes, whose number varies: its
-        configuration has one, and the last pass is marked by hand. Forward passes of others may have come between a
-        pass's own and this.
+        DeepSpeed takes the mean over ranks, which the factor undoes, and none over micro-batches, whose number varies:
+        its configuration has one, and the last micro-batch is marked by hand. Forward passes of others may have come
+        between a micro-batch's own and this.
         """
-        self._engine.set_gradient_accumulation_boundary(self._passes_left == 1)
+        self._engine.set_gradient_accumulation_boundary(self._micro_batches_left == 1)
         # What a forward pass resets, it resets for the backward pass that follows; a second one would find it used.
         reset = getattr(self._engine.optimizer, "clear_backward_seen_flag", None)
         if reset is not None:
@@ -166,13 +166,13 @@ class Engine:
 
     @timed(OPTIMIZER)
     def step(self) -> Update:
-        """Count a pass; after the last of a step, reduce the gradient and move the weights.
+        """Count a micro-batch; after the last of a step, reduce the gradient and move the weights.
 
         A gradient that is not finite on any rank moves no weights, under every stage and in both precisions.
         """
         skipped_before = self._engine.skipped_steps
-        is_last = self._passes_left == 1
-        self._passes_left -= 1
+        is_last = self._micro_batches_left == 1
+        self._micro_batches_left -= 1
         if self._is_plain and is_last:
             self._norm = self._norm_of_plain_gradients()
         with self._memory.named("the optimizer's step"):

@@ -51,6 +51,6 @@ def batches(folder: Path, workers: int) -> Iterator[Padded]:
         ranks=Ranks(),
     )
     for step in loader.epoch(0):
-        for batch in step.passes:
+        for batch in step.micro_batches:
             yield Padded(batch.audio, batch.num_samples, batch.keys, batch.labels)
     loader.close()

@@ -54,8 +54,8 @@ def main() -> None:
                     ways[name](batch)
                 if turn > 0:  # the first one warms up
                     seconds[name].append(time.perf_counter() - began)
-        told = {"seconds": seconds, "steps": len(batches), "passes": len(batches[0].passes)}
-        told["loss"] = _time_losses(batches[0].passes[0], session.objective)
+        told = {"seconds": seconds, "steps": len(batches), "num_micro_batches": len(batches[0].micro_batches)}
+        told["loss"] = _time_losses(batches[0].micro_batches[0], session.objective)
         if ranks.is_first:
             out.write_text(json.dumps(told))
         barrier()
@@ -69,8 +69,8 @@ def _ways(session: Experiment, engine: Engine) -> dict[str, Step]:
         return lambda batches: _check(train_step(engine, batches, by_scope[scope], seed=0).loss)
 
     def with_engine(batches: StepBatches) -> None:
-        engine.start_step(len(batches.passes))
-        for batch in batches.passes:
+        engine.start_step(len(batches.micro_batches))
+        for batch in batches.micro_batches:
             engine.backward(_plain_loss(engine.forward(batch), batch, objective))
             engine.step()
 
@@ -89,7 +89,7 @@ def _bare_torch(session: Experiment) -> Step:
 
     def step(batches: StepBatches) -> None:
         optimizer.zero_grad()
-        for batch in batches.passes:
+        for batch in batches.micro_batches:
             _plain_loss(model(batch.audio, batch.num_samples), batch, objective).backward()
         if run.optim.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), run.optim.max_grad_norm)

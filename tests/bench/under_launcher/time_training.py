@@ -72,7 +72,7 @@ def _ours(run: RunConfig, clock: Clock, total: int) -> dict[str, float]:
     for batches in islice(steps(), total):
         result = train_step(engine, batches, session.objective, seed=run.seed)
         assert result.update is not None
-        clock.step_ended(sum(int(batch.num_samples[batch.weight > 0].sum()) for batch in batches.passes))
+        clock.step_ended(sum(int(batch.num_samples[batch.weight > 0].sum()) for batch in batches.micro_batches))
     told = clock.told()
     session.close()
     return told

@@ -1,4 +1,4 @@
-"""A global batch in one piece, or cut into passes and over ranks: the same losses, weights and gradient."""
+"""A global batch in one piece, or cut into micro-batches and over ranks: the same losses, weights and gradient."""
 
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from tests.small_teacher import save_small_teacher
 pytestmark = pytest.mark.long
 
 CUTS = {"1x1": (1, 16), "1x4": (1, 4), "2x2": (2, 4), "4x1": (4, 4)}
-"""Ranks x passes: number of ranks, and most utterances of a pass."""
+"""Ranks x micro-batches: number of ranks, and most utterances of one."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """For each cut, 50 steps of SGD and two of Adam; the distilled loss, whose gate leaves whole passes out."""
-    place = tmp_path_factory.mktemp("passes")
+    """For each cut, 50 steps of SGD and two of Adam; the distilled loss, whose gate leaves whole micro-batches out."""
+    place = tmp_path_factory.mktemp("micro-batches")
     make_cache(save_small_teacher(place / "teacher"), build_two_kinds(place), place / "cache")
     for num_ranks in sorted({ranks for ranks, _ in CUTS.values()}):
         jobs = []
