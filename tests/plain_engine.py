@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ class PlainEngine(Engine):
         optimizer: torch.optim.Optimizer,
         run: RunConfig,
         *,
+        ds_config: Mapping[str, Any],
         ranks: Ranks,
         resume_from: Path | None = None,
     ) -> None:
-        del run
+        del run, ds_config
         self.model, self.optimizer = model, optimizer
         self.num_micro_batches, self.ranks, self.device = 1, ranks, torch.device("cpu")
         if resume_from is not None:

@@ -82,8 +82,6 @@ class Loader:
         encode_text: transcript to token numbers, for models with a text branch. Called by several threads.
         teacher: cached teacher outputs, for students.
         gate: decides by key or transcript who is distilled; None where residuals do.
-        frames: by branch of the model, where frames of encoders that were run before come from.
-        has_audio: False where no branch hears audio: it is then not decoded.
         augmenter: changes the audio, epoch by epoch; None leaves it as it is.
         shuffle: False for evaluation and the teacher pass, which hear utterances whole.
 
@@ -106,8 +104,6 @@ class Loader:
         encode_text: EncodeText | None = None,
         teacher: TeacherSource | None = None,
         gate: RowGate | None = None,
-        frames: Mapping[str, FrameSource] | None = None,
-        has_audio: bool = True,
         augmenter: Augmenter | None = None,
         shuffle: bool = True,
     ) -> None:
@@ -132,8 +128,6 @@ class Loader:
             encode_text=encode_text,
             teacher=teacher,
             gate=gate,
-            frames=frames or {},
-            has_audio=has_audio,
             hearing=hearing,
             pad_multiple=pad_multiple(data),
             skip_damaged=skip_damaged,
@@ -154,6 +148,16 @@ class Loader:
         self._shuffle = shuffle
         if shuffle and batch.micro_batch_seconds is not None:
             self._check_longest(shard_set, splits, max_samples)
+
+    def use_features(self, features: Mapping[str, FrameSource], *, needs_audio: bool) -> None:
+        """Read the features of encoders that were run before, from the next epoch on.
+
+        Args:
+            features: by branch of the model; with "text" among them transcripts are not read.
+            needs_audio: some other branch takes audio; without, it is not decoded.
+        """
+        encode_text = None if "text" in features else self._reading.encode_text
+        self._reading = replace(self._reading, frames=features, has_audio=needs_audio, encode_text=encode_text)
 
     @property
     def num_utterances(self) -> int:

@@ -2,40 +2,37 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ccts_dist.audio.augment import Augmenter
 from ccts_dist.config import RunConfig
-from ccts_dist.distributed import Ranks, derive_seed, gather_objects, run_on_all_ranks, seed_everything
-from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
-from ccts_dist.loader.decode import read_transcript
+from ccts_dist.distributed import Ranks, derive_seed, run_on_all_ranks, seed_everything
+from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.loader.row_gate import KeysGate, RowGate
 from ccts_dist.losses.category import CategoryTerm
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
-from ccts_dist.model.text.tokenizer import PIECES, Tokenizer, load_tokenizer, train_tokenizer
+from ccts_dist.model.text.tokenizer import Tokenizer
 from ccts_dist.records import Condition
-from ccts_dist.scoring.predict_split import Extras, bin_edges
-from ccts_dist.shards.feature_cache import FrameCache
-from ccts_dist.shards.shard_set import ShardSet, open_shard_set
-from ccts_dist.shards.stores.remote import check_cache_holds
-from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
+from ccts_dist.scoring.predict_split import Extras
+from ccts_dist.shards.shard_set import ShardSet
+from ccts_dist.shards.teacher_cache import TeacherCache
 from ccts_dist.tracking.uri import resolve_tracking_uri
-from ccts_dist.train.checkpoints.checkpoint import checkpoints_folder
-from ccts_dist.train.distilling import check_fit, distill_terms
-from ccts_dist.train.feature_cache import hears_nothing, keep_frames
+from ccts_dist.train.inputs.feature_cache import cache_features
+from ccts_dist.train.inputs.gates import open_row_gate
+from ccts_dist.train.inputs.loaders import open_augmenter, open_loader, open_training_loader
+from ccts_dist.train.inputs.shards import evaluation_bins, open_shards
+from ccts_dist.train.inputs.teacher import distill_terms, open_teacher
+from ccts_dist.train.inputs.tokenizer import open_tokenizer
 from ccts_dist.train.optim import check_warmup
-from ccts_dist.train.resilience.storage_errors import writing
 from ccts_dist.train.resolved import resolved_on_ranks, target_weights
-from ccts_dist.train.row_gates import open_row_gate
 from ccts_dist.train.steps.rounds import describe_micro_batches, warn_of_sorted_batches
 from ccts_dist.train.steps.step import Objective
-from ccts_dist.train.steps.trainable_loss import check_batches, check_labels
-from ccts_dist.train.zero.ds_config import check_calls, check_compiled, check_ds_config
+from ccts_dist.train.zero.ds_config import check_calls, open_ds_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +40,11 @@ class Experiment:
     """One training on one rank, ready for the engine."""
 
     run: RunConfig
+    """With every value that it uses: see ``resolved``."""
+
+    ds_config: Mapping[str, Any]
+    """As read from ``train.deepspeed``."""
+
     ranks: Ranks
     shard_set: ShardSet
     teacher: TeacherCache | None
@@ -85,12 +87,12 @@ class Experiment:
         return Extras(
             categories=self.run.model.categories,
             category_weight=self.run.loss.category_weight if self.run.model.categories else 0.0,
-            bins=_bins(self.run, self.shard_set),
+            bins=evaluation_bins(self.run, self.shard_set),
         )
 
     def test_loader(self, split: str) -> Loader:
         """One of the test splits, in evaluation order."""
-        return open_loader(self.run, self.shard_set, (split,), self.tokenizer, None, self.ranks, training=False)
+        return open_loader(self.run, self.shard_set, (split,), self.ranks, tokenizer=self.tokenizer)
 
     def close(self) -> None:
         """Let threads go that read or fetch, also those that wait for a store."""
@@ -131,13 +133,14 @@ def open_experiment(run: RunConfig, ranks: Ranks) -> Experiment:
     """Everything the run needs; fails on all ranks alike. Every rank must call it.
 
     Raises:
-        CctsError: whatever is wrong with run file, shards, cache, encoders or ds_config; see design of each.
+        CctsError: whatever is wrong with run file, shards, cache, encoders or ds_config; see each module of ``inputs``.
     """
-    shard_set = run_on_all_ranks(lambda: _open_shards(run))
-    run_on_all_ranks(lambda: _train_tokenizer(run, shard_set, Path(run.output_dir)) if ranks.is_first else None)
-    session = run_on_all_ranks(lambda: _build(run, shard_set, ranks, Path(run.output_dir)))
-    _agree_on_sounds(session)
-    return _with_frames(_with_resolved_run(session, ranks))
+    experiment = _open(run, ranks, Path(run.output_dir), here=ranks)
+    if run.data.feature_cache:
+        cache_features(experiment.run, experiment.model, experiment.tokenizer, experiment.shard_set, ranks).use_in(
+            experiment.loader, experiment.valid_loader
+        )
+    return experiment
 
 
 @contextmanager
@@ -147,216 +150,64 @@ def check_experiment(run: RunConfig, num_ranks: int) -> Iterator[Experiment]:
         raise ConfigError(f"--ranks {num_ranks}: must be at least 1. Say how many ranks the run shall have.")
     if run.tracking.backend == "mlflow":
         resolve_tracking_uri(run.tracking.tracking_uri)
-    shard_set = _open_shards(run)
-    ranks = Ranks(num_ranks=num_ranks)
     with tempfile.TemporaryDirectory() as folder:
-        _train_tokenizer(run, shard_set, Path(folder))
-        session = _build(run, shard_set, ranks, Path(folder))
+        experiment = _open(run, Ranks(num_ranks=num_ranks), Path(folder), here=Ranks())
         try:
-            yield _with_resolved_run(session, Ranks())
+            yield experiment
         finally:
-            session.close()
+            experiment.close()
 
 
-def _agree_on_sounds(session: Experiment) -> None:
-    """Raises: ConfigError, on all ranks alike, when hosts have other files in the folders of [augment]."""
-    if session.augmenter is None:
-        return
-    if len(set(gather_objects(session.augmenter.digest))) > 1:
-        session.close()
-        raise ConfigError(
-            "augment.noises and augment.impulse_responses: ranks do not see the same files there. Name folders on "
-            "storage that all ranks share, or equal copies of them."
+def _open(run: RunConfig, ranks: Ranks, folder: Path, *, here: Ranks) -> Experiment:
+    """The experiment, its encoders not yet run.
+
+    Args:
+        ranks: those that the run is for.
+        folder: where a tokenizer that is trained is written.
+        here: those that open it, all of which must call this.
+    """
+    ds_config = run_on_all_ranks(lambda: open_ds_config(run))
+    shard_set = run_on_all_ranks(lambda: open_shards(run))
+    tokenizer = open_tokenizer(run, shard_set, folder, here)
+    teacher = run_on_all_ranks(lambda: open_teacher(run, shard_set, ranks))
+    run, condition = resolved_on_ranks(run, teacher, shard_set, here)
+    gate, gate_words = open_row_gate(run, shard_set, here)
+    augmenter = open_augmenter(run)
+    loader = run_on_all_ranks(
+        lambda: open_training_loader(
+            run, shard_set, ranks, tokenizer=tokenizer, teacher=teacher, gate=gate, augmenter=augmenter
         )
-
-
-def _open_shards(run: RunConfig) -> ShardSet:
-    """The shard set, once its splits and labels can carry the run; also the checks that need nothing more."""
-    check_compiled(run)
-    check_ds_config(run)
-    shard_set = open_shard_set(run.data.shards, **_cache_of(run))
-    shard_set.shards_of(run.data.test_splits)
-    _bins(run, shard_set)
-    check_labels(run, shard_set)
-    return shard_set
-
-
-def _bins(run: RunConfig, shard_set: ShardSet) -> tuple[float, ...]:
-    return bin_edges(run.evaluation.bins, shard_set.manifest.scale, source="evaluation.bins")
-
-
-def _cache_of(run: RunConfig) -> dict[str, Any]:
-    """Where shards of a store are kept on this node."""
-    data = run.data
-    return {
-        "cache": Path(data.shard_cache) if data.shard_cache else None,
-        "cache_bytes": int(data.shard_cache_gb * 1e9),
-    }
-
-
-def _build(run: RunConfig, shard_set: ShardSet, ranks: Ranks, output: Path) -> Experiment:
-    teacher = _open_teacher(run, shard_set, ranks)
-    tokenizer = _open_tokenizer(run, output)
-    seed_everything(derive_seed("model", run.seed))
-    augmenter = Augmenter(run.augment, run.seed) if run.augment is not None else None
-    loader = open_loader(run, shard_set, run.data.train_splits, tokenizer, teacher, ranks, augmenter, training=True)
-    check_batches(run, loader)
-    check_cache_holds(int(run.data.shard_cache_gb * 1e9), loader.bytes_at_once())
-    model = build_model(run.model, vocabulary_size=tokenizer.vocabulary_size if tokenizer else None)
-    check_calls(Path(run.train.deepspeed), model)
-    session = Experiment(
+    )
+    valid_loader = run_on_all_ranks(
+        lambda: open_loader(run, shard_set, run.data.valid_splits, ranks, tokenizer=tokenizer)
+    )
+    experiment = Experiment(
         run=run,
+        ds_config=ds_config,
         ranks=ranks,
         shard_set=shard_set,
         teacher=teacher,
         tokenizer=tokenizer,
-        model=model,
+        model=run_on_all_ranks(lambda: _build_model(run, ds_config, tokenizer)),
         loader=loader,
-        valid_loader=open_loader(run, shard_set, run.data.valid_splits, tokenizer, None, ranks, training=False),
-        augmenter=augmenter,
+        valid_loader=valid_loader,
         objective=Objective(
             target_weights=target_weights(run),
             category_weight=run.loss.category_weight,
             category=CategoryTerm(class_weights=run.loss.class_weights, focal_gamma=run.loss.focal_gamma),
-            distill=distill_terms(run, teacher),
+            distill=distill_terms(run, teacher, condition),
             scope=run.loss.scope,
         ),
-    )
-    check_warmup(run.optim, session.total_steps)
-    return session
-
-
-def open_loader(
-    run: RunConfig,
-    shard_set: ShardSet,
-    splits: Sequence[str],
-    tokenizer: Tokenizer | None,
-    teacher: TeacherCache | None,
-    ranks: Ranks,
-    augmenter: Augmenter | None = None,
-    *,
-    gate: RowGate | None = None,
-    frames: Mapping[str, FrameCache] | None = None,
-    training: bool,
-) -> Loader:
-    """A loader as the run file describes it."""
-    reads_text = tokenizer is not None and "text" not in (frames or {})
-    return Loader(
-        shard_set,
-        splits,
-        batch=run.batch,
-        data=run.data,
-        targets=run.model.targets,
-        seed=run.seed,
-        ranks=ranks,
-        categories=run.model.categories,
-        encode_text=tokenizer.encode if tokenizer is not None and reads_text else None,
-        teacher=teacher,
-        gate=gate,
-        frames=frames,
-        has_audio=not (frames and hears_nothing(run)),
         augmenter=augmenter,
-        shuffle=training,
+        gate=gate,
+        gate_words=gate_words,
     )
+    run_on_all_ranks(lambda: check_warmup(run.optim, experiment.total_steps))
+    return experiment
 
 
-def _open_teacher(run: RunConfig, shard_set: ShardSet, ranks: Ranks) -> TeacherCache | None:
-    if run.distill is None:
-        return None
-    if run.data.teacher_cache == "merged":
-        teacher = open_merged_teacher(shard_set)
-    else:
-        teacher = open_teacher_cache(run.data.teacher_cache, shard_set, **_cache_of(run))
-    if tuple(teacher.targets) != run.model.targets:
-        raise TeacherError(
-            f"data.teacher_cache = {run.data.teacher_cache!r} predicts {list(teacher.targets)}, model.targets is "
-            f"{list(run.model.targets)}: must be the same, in this order. Change model.targets or the teacher."
-        )
-    if teacher.embedding_size != run.model.embedding_dim:
-        raise TeacherError(
-            f"data.teacher_cache = {run.data.teacher_cache!r} has embeddings of {teacher.embedding_size}, "
-            f"model.embedding_dim is {run.model.embedding_dim}: must be equal. Set model.embedding_dim = "
-            f"{teacher.embedding_size}."
-        )
-    check_fit(run, teacher, shard_set)
-    shards = shard_set.shards_of(run.data.train_splits)
-    teacher.check_outputs([shard.name for shard in shards][ranks.rank :: ranks.num_ranks])
-    return teacher
-
-
-def _with_resolved_run(session: Experiment, ranks: Ranks) -> Experiment:
-    """The session whose run, objective and loader have the gate that is used; every rank must call it."""
-    run, condition = resolved_on_ranks(session.run, session.teacher, session.shard_set, ranks)
-    distill = session.objective.distill
-    if distill is None or run.distill is None or condition is None:
-        return replace(session, run=run)
-    threshold = distill.threshold if run.distill.threshold is None else run.distill.threshold
-    objective = replace(session.objective, distill=replace(distill, condition=condition, threshold=threshold))
-    session = replace(session, run=run, objective=objective)
-    gate, words = open_row_gate(run, session.shard_set, ranks)
-    if gate is None:
-        return session
-    loader = run_on_all_ranks(lambda: _training_loader(replace(session, gate=gate), None))
-    session.loader.close()
-    return replace(session, gate=gate, gate_words=words, loader=loader)
-
-
-def _training_loader(session: Experiment, frames: Mapping[str, FrameCache] | None) -> Loader:
-    splits, of = session.run.data.train_splits, (session.tokenizer, session.teacher, session.ranks, session.augmenter)
-    return open_loader(session.run, session.shard_set, splits, *of, gate=session.gate, frames=frames, training=True)
-
-
-def _with_frames(session: Experiment) -> Experiment:
-    """The session whose loaders give the frames of frozen encoders, if its run keeps them; every rank must call it."""
-    run, shard_set, ranks = session.run, session.shard_set, session.ranks
-    if not run.data.feature_cache:
-        return session
-    kept = keep_frames(run, session.model, session.tokenizer, shard_set, ranks)
-
-    splits = run.data.valid_splits
-    train = run_on_all_ranks(lambda: _training_loader(session, kept))
-    valid = run_on_all_ranks(
-        lambda: open_loader(run, shard_set, splits, session.tokenizer, None, ranks, frames=kept, training=False)
-    )
-    return replace(session, loader=train, valid_loader=valid)
-
-
-def _train_tokenizer(run: RunConfig, shard_set: ShardSet, output: Path) -> None:
-    """Train the small text encoder's SentencePiece model on the training transcripts; on rank 0.
-
-    One that is there is kept once the run has a checkpoint; before, it may be of a start that failed.
-    """
-    text = run.model.text
-    folder = output / "tokenizer"
-    if text is None or text.encoder != "scratch":
-        return
-    if (folder / PIECES).is_file() and any(checkpoints_folder(output).glob("step-*")):
-        return
-    transcripts = list(_transcripts(run, shard_set))
-    if not any(transcripts):
-        raise ConfigError(
-            f"{shard_set.root}: no utterance of {list(run.data.train_splits)} has a transcript, and [model.text] needs "
-            "them. Build the shards with transcripts, or leave [model.text] out."
-        )
-    with writing(folder):
-        train_tokenizer(transcripts, text, folder)
-
-
-def _transcripts(run: RunConfig, shard_set: ShardSet) -> Iterator[str]:
-    """Of the training splits; those that are damaged are left out if the run skips them, and counted by its loader."""
-    for shard in shard_set.shards_of(run.data.train_splits):
-        rows = shard_set.rows(shard.name)
-        for row in range(len(rows)):
-            try:
-                yield read_transcript(shard_set, rows, row)
-            except ShardError as error:
-                if run.data.on_corrupt != "skip" or isinstance(error, FetchError):
-                    raise
-
-
-def _open_tokenizer(run: RunConfig, output: Path) -> Tokenizer | None:
-    text = run.model.text
-    if text is None:
-        return None
-    folder = str(output / "tokenizer") if text.encoder == "scratch" else text.encoder
-    return load_tokenizer(folder, max_tokens=text.max_tokens)
+def _build_model(run: RunConfig, ds_config: Mapping[str, Any], tokenizer: Tokenizer | None) -> EmotionModel:
+    seed_everything(derive_seed("model", run.seed))
+    model = build_model(run.model, vocabulary_size=tokenizer.vocabulary_size if tokenizer else None)
+    check_calls(run.train.deepspeed, ds_config, model)
+    return model

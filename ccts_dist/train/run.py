@@ -1,6 +1,7 @@
 """A run from its file to its outcome, in order."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,9 @@ from ccts_dist.train.run_folder import DS_CONFIG, RunFolder
 from ccts_dist.train.speed.flops import flops_of
 from ccts_dist.train.speed.scaling import scaling_lines
 from ccts_dist.train.speed.step_profile import check_profiled_steps
-from ccts_dist.train.steps.rounds import memory_of_a_rank
+from ccts_dist.train.steps.rounds import Rounds, memory_of_a_rank
 from ccts_dist.train.steps.trainable_loss import label_warnings
 from ccts_dist.train.trainer import Outcome, Trainer
-from ccts_dist.train.zero.ds_config import read_ds_config
 from ccts_dist.train.zero.engine import Engine
 
 
@@ -99,7 +99,10 @@ def train(run: RunConfig, ranks: Ranks, *, resume: str) -> Outcome:
     ) as watch:
         try:
             run_on_all_ranks(lambda: check_precision(run, device))
-            return _train_watched(run, ranks, resume, watch)
+            with RunFolder(run, ranks := agree_on_nodes(ranks), resume=bool(resume)) as folder:
+                watch.follow(folder.path)
+                with _stopping_in(folder, ranks, watch):
+                    return _train_in(folder, run, ranks, resume, watch)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise MemoryWords(run, ranks).error(watch.place, error) from error
@@ -124,18 +127,17 @@ def check_precision(run: RunConfig, device: torch.device) -> None:
         )
 
 
-def _train_watched(run: RunConfig, ranks: Ranks, resume: str, watch: Watchdog) -> Outcome:
-    ranks = agree_on_nodes(ranks)
-    with RunFolder(run, ranks, resume=bool(resume)) as folder:
-        watch.follow(folder.path)
-        try:
-            return _train_in(folder, run, ranks, resume, watch)
-        except StopRequested as request:
-            watch.saved()
-            if ranks.is_first:
-                _take_away(folder.path / STOP_FILE)
-            barrier()  # the first rank that leaves has its peers ended by the launcher
-            raise StopRequested(stopped_words(str(request), folder.path)) from request
+@contextmanager
+def _stopping_in(folder: RunFolder, ranks: Ranks, watch: Watchdog) -> Iterator[None]:
+    """Say how to go on when a stop was asked for: by then what was trained is in a complete checkpoint."""
+    try:
+        yield
+    except StopRequested as request:
+        watch.saved()
+        if ranks.is_first:
+            _take_away(folder.path / STOP_FILE)
+        barrier()  # the first rank that leaves has its peers ended by the launcher
+        raise StopRequested(stopped_words(str(request), folder.path)) from request
 
 
 def _take_away(request: Path) -> None:
@@ -147,31 +149,30 @@ def _take_away(request: Path) -> None:
 
 
 def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watch: Watchdog) -> Outcome:
+    """The training in order: data and model, memory, engine, tracker, steps."""
     watch.at("setting up")
     device = best_device(ranks)
-    if not torch.cuda.is_available():
+    if device.type == "cpu":
         log(f"{'ranks':24} {describe_cpu_ranks(ranks.num_ranks)}", visible=ranks.is_first)
     session = open_experiment(run, ranks)
     run = session.run
     run_on_all_ranks(watch.check)
     check_profiled_steps(run.train.profile, session.total_steps)
+
     # The weights are in the model before the engine is made: see Engine.
     optimizer = build_optimizer(parameter_groups(session.model), run.optim, fused=torch.cuda.is_available())
-    log(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
     learning_rates = rates_by_group(optimizer)
-    ds_config = run_on_all_ranks(lambda: read_ds_config(Path(run.train.deepspeed)))
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
-    is_told = ranks.is_first and run.tracking.backend != "none"
-    flops = run_on_all_ranks(lambda: flops_of(session) if is_told else None)
+    log(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
+
     point = folder.find_resume_point(resume, run, session.plan_digest, log) if resume else None
     state = TrainState() if point is None else read_state(point)
-    recorded = state.graph_samples if point is not None and read_manifest(point).num_ranks == ranks.num_ranks else None
-    share = min(gather_objects(memory_of_a_rank(ranks, on_gpu=torch.cuda.is_available())))
-    forecast = run_on_all_ranks(lambda: _introduce(session, share, recorded) if ranks.is_first else None)
-    rounds = broadcast_object(None if forecast is None else forecast.rounds)
-    state.graph_samples = rounds.recorded
-    values = _resolved_values(session, rounds.words, learning_rates, ds_config, device, ranks.num_ranks)
-    engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=point)
+    is_tracked = ranks.is_first and run.tracking.backend != "none"
+    flops = run_on_all_ranks(lambda: flops_of(session) if is_tracked else None)
+    forecast, rounds = _decide_rounds(session, state, point)
+    values = _resolved_values(session, rounds.words, learning_rates, device)
+
+    engine = Engine(session.model, optimizer, run, ds_config=session.ds_config, ranks=ranks, resume_from=point)
     limit_waiting(run.train.comm_timeout_s)
     run_on_all_ranks(watch.check)
     if tries_largest(engine.device):
@@ -179,11 +180,13 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     if point is not None:
         schedule.restore(state.schedule)
         log(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
+
     folder.write_file("run.toml", public_toml(run))
-    folder.write_file(DS_CONFIG, json_text(ds_config, indent=1))
+    folder.write_file(DS_CONFIG, json_text(session.ds_config, indent=1))
     tracking = run_on_all_ranks(lambda: _open_tracking(session, folder, values, resume=bool(resume)))
     if forecast is not None:
         tracking.metrics({"system/estimated_memory_gb": forecast.peak_bytes / 1e9}, state.step)
+
     context = TrainContext(
         session=session,
         engine=engine,
@@ -196,19 +199,28 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         flops=None if flops is None else flops.training,
         resolved=values,
     )
-    outcome = _train_to_end(context, optimizer, is_told=is_told)
+    outcome = _train_to_end(context, optimizer, is_tracked=is_tracked)
     if forecast is not None:
-        _say_outcome(outcome, forecast)
+        _log_outcome(outcome, forecast)
     return outcome
 
 
+def _decide_rounds(session: Experiment, state: TrainState, point: Path | None) -> tuple[Forecast | None, Rounds]:
+    """The memory forecast, on rank 0 alone, and with it how the forward passes of a step are taken.
+
+    A checkpoint of as many ranks goes on as it began: ``state`` takes and gives what is recorded of it.
+    """
+    ranks = session.ranks
+    recorded = state.graph_samples if point is not None and read_manifest(point).num_ranks == ranks.num_ranks else None
+    rank_bytes = min(gather_objects(memory_of_a_rank(ranks, on_gpu=torch.cuda.is_available())))
+    forecast = run_on_all_ranks(lambda: _introduce(session, rank_bytes, recorded) if ranks.is_first else None)
+    rounds = broadcast_object(None if forecast is None else forecast.rounds)
+    state.graph_samples = rounds.recorded
+    return forecast, rounds
+
+
 def _resolved_values(
-    session: Experiment,
-    forward_rounds: str,
-    learning_rates: Mapping[str, float],
-    ds_config: Mapping[str, Any],
-    device: torch.device,
-    num_ranks: int,
+    session: Experiment, forward_rounds: str, learning_rates: Mapping[str, float], device: torch.device
 ) -> dict[str, Any]:
     return resolved_values(
         session.run,
@@ -220,26 +232,26 @@ def _resolved_values(
         forward_rounds=forward_rounds,
         learning_rates=learning_rates,
         device=device,
-        ds_config=ds_config,
-        num_ranks=num_ranks,
+        ds_config=session.ds_config,
+        num_ranks=session.ranks.num_ranks,
         condition=session.condition,
     )
 
 
-def _train_to_end(context: TrainContext, optimizer: torch.optim.Optimizer, *, is_told: bool) -> Outcome:
+def _train_to_end(context: TrainContext, optimizer: torch.optim.Optimizer, *, is_tracked: bool) -> Outcome:
     """The trained run; its tracker is closed with how it ended, whatever happens."""
     status = "FAILED"
     try:
         outcome = Trainer(context, optimizer).train()
-        if is_told:
-            _tell_outcome(context.tracking, context.folder)
+        if is_tracked:
+            _track_outcome(context.tracking, context.folder)
         status = "FINISHED"
         return outcome
     except StopRequested:
         status = "KILLED"
         raise
     finally:
-        context.watch.at("telling the tracking server")
+        context.watch.at("sending to the tracking server")
         context.tracking.close(status)
 
 
@@ -261,7 +273,7 @@ def try_largest(engine: Engine, session: Experiment, watch: Watchdog) -> None:
     engine.try_out(batch.to(engine.device))
 
 
-def _say_outcome(outcome: Outcome, forecast: Forecast) -> None:
+def _log_outcome(outcome: Outcome, forecast: Forecast) -> None:
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
     test = f"CCC {test}" if test or "categories" not in outcome.test_scores else _uar_in_words(outcome)
     log(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test {test}")
@@ -283,7 +295,7 @@ def _uar_in_words(outcome: Outcome) -> str:
     return f"unweighted accuracy {nan if uar is None else uar:.3f}"
 
 
-def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:
+def _track_outcome(tracking: Tracking, folder: RunFolder) -> None:
     tracking.artifact(folder.path / "summary.json")
     try:
         tracking.artifact(draw_training(folder.path), "plots")

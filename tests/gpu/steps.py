@@ -63,7 +63,9 @@ def training(
         before_engine(session)
         optimizer = build_optimizer(parameter_groups(session.model), run.optim)
         began = time.monotonic()
-        engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=resume_from)
+        engine = Engine(
+            session.model, optimizer, run, ds_config=session.ds_config, ranks=ranks, resume_from=resume_from
+        )
         engine.train(True)
         yield Training(run=run, session=session, engine=engine, seconds=time.monotonic() - began)
     finally:

@@ -16,6 +16,7 @@ from ccts_dist.distributed import barrier, rank_facts
 from ccts_dist.errors import OutputError
 from ccts_dist.train.checkpoints.checkpoint import CheckpointFiles, TrainState, find_checkpoint, write_checkpoint
 from ccts_dist.train.checkpoints.writer import CheckpointWriter
+from ccts_dist.train.zero.ds_config import read_ds_config
 from ccts_dist.train.zero.engine import Engine, Snapshot
 from tests.launching import ROOT, environment
 from tests.ranks.processes import run_on_ranks
@@ -70,7 +71,8 @@ def build_engine(stage: str, precision: str) -> Engine:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
     optimizer = torch.optim.AdamW([{"params": model.parameters(), "lr": 1e-2, "name": "rest"}], weight_decay=0.1)
-    return Engine(model, optimizer, run, ranks=rank_facts())
+    ds_config = read_ds_config(Path(run.train.deepspeed))
+    return Engine(model, optimizer, run, ds_config=ds_config, ranks=rank_facts())
 
 
 def shared_buffers() -> list[str]:

@@ -10,8 +10,8 @@ import soundfile
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import CheckpointError, ConfigError
-from ccts_dist.train import experiment as setup
 from ccts_dist.train.experiment import open_experiment
+from ccts_dist.train.inputs import loaders as inputs
 from ccts_dist.train.run_folder import RunFolder
 from tests.plain_engine import train_plainly
 from tests.small_runs import SPEECH, build_two_kinds, make_cache, read_history, write_run
@@ -90,7 +90,7 @@ def test_sounds_that_have_changed_are_noticed_on_resuming(place):
 
 
 def test_ranks_that_see_other_sounds_are_refused(place, monkeypatch):
-    monkeypatch.setattr(setup, "gather_objects", lambda digest: [digest, "another rank's"])
+    monkeypatch.setattr(inputs, "gather_objects", lambda digest: [digest, "another rank's"])
     with pytest.raises(ConfigError, match="ranks do not see the same files"):
         open_experiment(read_run(config_for(place, "own", CHANGES["noise"])), Ranks())
     open_experiment(read_run(config_for(place, "own", CHANGES["clean"])), Ranks()).close()

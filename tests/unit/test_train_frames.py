@@ -12,7 +12,7 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.model import build_model
 from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.train.experiment import open_experiment
-from ccts_dist.train.feature_cache import keep_frames
+from ccts_dist.train.inputs.feature_cache import cache_features
 from tests.small_runs import SPEECH, build_two_kinds, write_run
 
 FROZEN = {"trainable": "none", "train_feature_encoder": False}
@@ -36,7 +36,7 @@ def files_of(run: RunConfig, shard_set: ShardSet) -> list[Path]:
     """The files of frames that this run adds to its folder; the encoder is the same each time."""
     before = set(Path(run.data.feature_cache).rglob("*.frames.npy"))
     torch.manual_seed(run.seed)
-    keep_frames(run, build_model(run.model), None, shard_set, Ranks())
+    cache_features(run, build_model(run.model), None, shard_set, Ranks())
     return sorted(set(Path(run.data.feature_cache).rglob("*.frames.npy")) - before)
 
 

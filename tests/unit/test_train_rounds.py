@@ -132,12 +132,12 @@ def test_settings_that_nothing_would_come_of_are_refused():
 
 
 def test_one_round_is_refused_under_zero_3():
-    from ccts_dist.train.zero.ds_config import check_ds_config
+    from ccts_dist.train.zero.ds_config import open_ds_config
 
     asked = {"batch": {"forward_rounds": "one"}}
-    check_ds_config(run_with(**asked, train={"deepspeed": "ds_configs/zero2.json"}))
+    open_ds_config(run_with(**asked, train={"deepspeed": "ds_configs/zero2.json"}))
     with pytest.raises(ConfigError, match=r"'one' with ds_configs/zero3.json: ZeRO-3 takes .* use stage 2 or lower"):
-        check_ds_config(run_with(**asked, train={"deepspeed": "ds_configs/zero3.json"}))
+        open_ds_config(run_with(**asked, train={"deepspeed": "ds_configs/zero3.json"}))
     assert Path("ds_configs/zero3.json").is_file()
 
 

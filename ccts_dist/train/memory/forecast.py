@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
-from pathlib import Path
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
@@ -13,7 +12,6 @@ from ccts_dist.train.experiment import Experiment
 from ccts_dist.train.memory.activations import BatchShape, trace_pass, trace_peak
 from ccts_dist.train.memory.estimate import Activations, Estimate, Part, describe_peak, estimate_memory
 from ccts_dist.train.steps.rounds import NO_ROUNDS, GraphMemory, decide_rounds
-from ccts_dist.train.zero.ds_config import read_ds_config
 from ccts_dist.train.zero.partitioning import ZeroLayout, read_layout, sizes_of
 
 
@@ -45,7 +43,7 @@ class Forecast:
         )
         self._encoders = session.model.encoder_configs
         self._as_is = _Choice(
-            layout=read_layout(read_ds_config(Path(self._run.train.deepspeed))),
+            layout=read_layout(session.ds_config),
             precision="bf16" if self._run.train.precision == "bf16" else "fp32",
             checkpointing=self._run.model.gradient_checkpointing,
             micro=self._run.batch.micro_batch_size,

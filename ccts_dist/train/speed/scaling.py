@@ -5,7 +5,6 @@ The work of a step comes from the shard set: its durations, in the order of the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from textwrap import wrap
 
 import torch
@@ -15,7 +14,8 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.micro_batches import MicroBatch
 from ccts_dist.train.devices import DEVICES, find_device
-from ccts_dist.train.experiment import Experiment, open_loader
+from ccts_dist.train.experiment import Experiment
+from ccts_dist.train.inputs.loaders import open_loader
 from ccts_dist.train.speed.cost import (
     Assumptions,
     StepCost,
@@ -26,8 +26,7 @@ from ccts_dist.train.speed.cost import (
     step_cost,
 )
 from ccts_dist.train.speed.flops import ModelFlops, flops_of
-from ccts_dist.train.zero.ds_config import read_ds_config
-from ccts_dist.train.zero.partitioning import ModelSizes, read_layout, sizes_of
+from ccts_dist.train.zero.partitioning import ModelSizes, ZeroLayout, read_layout, sizes_of
 
 _STEPS = 32
 """Steps of the first window that stand for all."""
@@ -87,7 +86,7 @@ def scaling_lines(session: Experiment, pairs: Sequence[str], num_ranks: int) -> 
     flops = flops_of(session, recomputation=True)
     if flops is None:
         return ["cost model: operations of this encoder cannot be counted on shapes alone"]
-    model = CostModel(run, sizes_of(session.model), flops, assumed, _steps_of(session))
+    model = CostModel(run, sizes_of(session.model), flops, assumed, read_layout(session.ds_config), _steps_of(session))
     return model.lines(num_ranks, session.loader.num_utterances)
 
 
@@ -95,7 +94,7 @@ def _steps_of(session: Experiment) -> StepsOf:
     def steps_of(num_ranks: int, global_batch_size: int) -> Steps:
         run = replace(session.run, batch=replace(session.run.batch, global_batch_size=global_batch_size))
         ranks, splits = Ranks(num_ranks=num_ranks), run.data.train_splits
-        loader = open_loader(run, session.shard_set, splits, None, None, ranks, training=True)
+        loader = open_loader(run, session.shard_set, splits, ranks, shuffle=True)
         steps = range(min(_STEPS, loader.plan.window_steps, loader.steps_per_epoch))
         return Steps(
             parts=[loader.parts(0, step) for step in steps],
@@ -123,14 +122,21 @@ class CostModel:
         sizes: of its model.
         flops: of its model, recomputed layers included.
         assumed: complete.
+        layout: of ZeRO.
         steps_of: what the ranks are given.
     """
 
     def __init__(
-        self, run: RunConfig, sizes: ModelSizes, flops: ModelFlops, assumed: Assumptions, steps_of: StepsOf
+        self,
+        run: RunConfig,
+        sizes: ModelSizes,
+        flops: ModelFlops,
+        assumed: Assumptions,
+        layout: ZeroLayout,
+        steps_of: StepsOf,
     ) -> None:
         self._run, self._sizes, self._flops, self._assumed, self._steps_of = run, sizes, flops, assumed, steps_of
-        self._layout = read_layout(read_ds_config(Path(run.train.deepspeed)))
+        self._layout = layout
         self._tokens = 0 if run.model.text is None else run.model.text.max_tokens
 
     def lines(self, num_ranks: int, num_utterances: int) -> list[str]:

@@ -113,27 +113,39 @@ def read_ds_config(path: Path) -> dict[str, Any]:
     return tree
 
 
-def check_ds_config(run: RunConfig) -> None:
-    """Refuse a run whose ds_config cannot be read, or asks for what the run file rules out.
+def open_ds_config(run: RunConfig) -> dict[str, Any]:
+    """The ds_config of a run, once it carries what the run file asks for.
 
     Raises:
-        ConfigError: as ``read_ds_config``; or stage 3, and one round of forward passes.
+        ConfigError: as ``read_ds_config``; or stage 3 with one round of forward passes, or with compiled layers, whose
+            hooks would fetch weights between a layer's operators.
     """
-    stage = read_ds_config(Path(run.train.deepspeed))["zero_optimization"]["stage"]
-    if stage == 3 and run.batch.forward_rounds == "one":
+    ds_config = read_ds_config(Path(run.train.deepspeed))
+    if ds_config["zero_optimization"]["stage"] < 3:
+        return ds_config
+    if run.train.torch_compile:
+        raise ConfigError(
+            f"train.torch_compile = true with train.deepspeed = '{run.train.deepspeed}': layers cannot be compiled "
+            "under ZeRO-3. Use stage 2 or lower, or leave it out."
+        )
+    if run.batch.forward_rounds == "one":
         raise ConfigError(
             f"batch.forward_rounds = 'one' with {run.train.deepspeed}: ZeRO-3 takes each micro-batch's backward pass "
             "right after its forward pass. Leave it out, or use stage 2 or lower."
         )
+    return ds_config
 
 
-def check_calls(path: Path, model: EmotionModel) -> None:
+def check_calls(path: str, ds_config: Mapping[str, Any], model: EmotionModel) -> None:
     """Refuse encoders that would have ranks wait for each other for ever.
+
+    Args:
+        path: of the ds_config, for the error.
 
     Raises:
         ConfigError: stage 3, and an encoder that is called once for each utterance.
     """
-    if read_ds_config(path)["zero_optimization"]["stage"] < 3:
+    if ds_config["zero_optimization"]["stage"] < 3:
         return
     for branch in (model.speech, *model.also):
         if isinstance(branch, ExtractedBranch) and branch.calls_vary:
@@ -141,21 +153,6 @@ def check_calls(path: Path, model: EmotionModel) -> None:
                 f"{path}: ZeRO-3 needs ranks that call each layer equally often, and a "
                 f"{branch.encoder.config.model_type} encoder is called once for each utterance. Use stage 2 or lower."
             )
-
-
-def check_compiled(run: RunConfig) -> None:
-    """Refuse to compile what ZeRO-3 takes apart.
-
-    Raises:
-        ConfigError: ``train.torch_compile`` under stage 3, whose hooks fetch weights between a layer's operators; or
-            what ``read_ds_config`` refuses.
-    """
-    stage = read_ds_config(Path(run.train.deepspeed))["zero_optimization"]["stage"]
-    if run.train.torch_compile and stage == 3:
-        raise ConfigError(
-            f"train.torch_compile = true with train.deepspeed = '{run.train.deepspeed}': layers cannot be compiled "
-            "under ZeRO-3. Use stage 2 or lower, or leave it out."
-        )
 
 
 def _check_layout(path: Path, zero: dict[str, Any]) -> None:
@@ -206,7 +203,7 @@ def _is_auto(value: Any) -> bool:
     return value == "auto"
 
 
-def resolve_ds_config(tree: dict[str, Any], run: RunConfig) -> dict[str, Any]:
+def resolve_ds_config(tree: Mapping[str, Any], run: RunConfig) -> dict[str, Any]:
     """The ds_config with the run file's numbers filled in."""
     resolved = {key: value for key, value in tree.items() if key not in OWNED_BY_RUN_FILE}
     resolved |= {

@@ -29,7 +29,7 @@ from ccts_dist.train.memory.out_of_memory import MemoryWords
 from ccts_dist.train.resilience.storage_errors import writing
 from ccts_dist.train.speed.step_profile import BACKWARD, FORWARD, OPTIMIZER, timed
 from ccts_dist.train.steps.regional_compile import compile_layers
-from ccts_dist.train.zero.ds_config import launcher_warnings, read_ds_config, resolve_ds_config
+from ccts_dist.train.zero.ds_config import launcher_warnings, resolve_ds_config
 from ccts_dist.train.zero.extension_build import compile_once
 from ccts_dist.train.zero.state import WEIGHTS, ZeroState, undo_first_step
 
@@ -62,12 +62,14 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         run: RunConfig,
         *,
+        ds_config: Mapping[str, Any],
         ranks: Ranks,
         resume_from: Path | None = None,
     ) -> None:
         """Every rank must make it.
 
         Args:
+            ds_config: as ``read_ds_config`` gives it.
             resume_from: a folder that ``save`` wrote, on any number of ranks and under any ZeRO stage.
 
         Raises:
@@ -84,7 +86,7 @@ class Engine:
             run_on_all_ranks(lambda: _load_whole(model, stored[WEIGHTS]))
         if run.train.torch_compile:
             compile_layers(model)
-        self._accelerator = _accelerator(run)
+        self._accelerator = _accelerator(run, ds_config)
         # Our loader stays out of prepare(): Accelerate would read it on rank 0 alone and broadcast.
         self._engine: Any
         self._engine, _ = self._accelerator.prepare(model, optimizer)
@@ -326,7 +328,7 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _accelerator(run: RunConfig) -> Any:
+def _accelerator(run: RunConfig, ds_config: Mapping[str, Any]) -> Any:
     """Accelerate, over DeepSpeed as the run file and its ds_config want it."""
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
@@ -342,7 +344,7 @@ def _accelerator(run: RunConfig) -> Any:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    tree = resolve_ds_config(read_ds_config(Path(run.train.deepspeed)), run)
+    tree = resolve_ds_config(ds_config, run)
     return Accelerator(
         # The plugin is passed by hand: plain `deepspeed` does not set the variable that `accelerate launch` sets.
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=tree, gradient_accumulation_steps=1),

@@ -1,4 +1,4 @@
-"""Before training: run the frozen encoders once over what will be heard, and let the loaders read what they gave."""
+"""Cached features: frozen encoders run once, before training, over all that is trained and validated on."""
 
 import fcntl
 import hashlib
@@ -21,6 +21,7 @@ from ccts_dist.distributed import Ranks, best_device, broadcast_object, gather_o
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.atomic import file_sha256
 from ccts_dist.loader.collate import EncodeText
+from ccts_dist.loader.loader import Loader
 from ccts_dist.model import EmotionModel
 from ccts_dist.model.branches import SpeechBranch, TextBranch
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
@@ -37,16 +38,26 @@ _FORMAT = 1
 """Goes into every encoder's digest: frames that were made in another way are not read."""
 
 
-def hears_nothing(run: RunConfig) -> bool:
-    """Whether audio need not be decoded: every branch that would hear it has its frames kept."""
-    kept = kept_branches(run.model).keys() - {"text"}
-    return bool(run.data.feature_cache and kept) and len(kept) == len(speech_tables(run.model))
+@dataclass(frozen=True, slots=True)
+class CachedFeatures:
+    """The features of every frozen encoder."""
+
+    caches: Mapping[str, FrameCache]
+    """By branch of the model."""
+
+    needs_audio: bool
+    """False where all speech encoders are cached: audio need not be decoded."""
+
+    def use_in(self, *loaders: Loader) -> None:
+        """Let the loaders read them in place of what those encoders take."""
+        for loader in loaders:
+            loader.use_features(self.caches, needs_audio=self.needs_audio)
 
 
-def keep_frames(
+def cache_features(
     run: RunConfig, model: EmotionModel, tokenizer: Tokenizer | None, shard_set: ShardSet, ranks: Ranks
-) -> dict[str, FrameCache]:
-    """The frames of every frozen encoder for training and validation; what is missing is made. Every rank must call it.
+) -> CachedFeatures:
+    """The features of every frozen encoder for training and validation, made where missing. Every rank must call it.
 
     The ranks share the shards, one each at a time, so that an error ends all of them; killed, it goes on where it was.
 
@@ -56,7 +67,7 @@ def keep_frames(
         ConfigError: the ranks do not share the folder.
     """
     shards = list(shard_set.shards_of((*run.data.train_splits, *run.data.valid_splits)))
-    caches = {}
+    caches: dict[str, FrameCache] = {}
     for name, config in kept_branches(run.model).items():
         branch = model.get_submodule(name)
         assert isinstance(branch, SpeechBranch | ExtractedBranch | TextBranch)
@@ -75,7 +86,7 @@ def keep_frames(
         with _alone(work.folder, ranks):
             _make(work, name, shards, ranks)
         caches[name] = run_on_all_ranks(lambda work=work: _open(work.folder, shards))
-    return caches
+    return CachedFeatures(caches, needs_audio=len(caches.keys() - {"text"}) < len(speech_tables(run.model)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
