@@ -101,7 +101,7 @@ def help_text() -> str:
         "",
         f"{PROGRAM} COMMAND --help describes a command. {PROGRAM} --version prints the version.",
         "On several ranks a launcher starts the command's file:",
-        f"  deepspeed --num_gpus 2 $({PROGRAM} path train) --config RUN.toml",
+        f"  deepspeed --num_gpus 2 $({PROGRAM} path train) RUN.toml",
         "exit codes: 0 done, 1 failed, 2 wrong input, 75 stopped on request with a complete checkpoint",
     ]
     return "\n".join(lines)

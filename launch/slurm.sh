@@ -87,12 +87,10 @@ export PATH
 # The run folder of a training; nothing where there is none, or where the ranks will say what is wrong with it.
 if [[ ${1##*/} == train.py ]]; then
   output=$("$python" -c '
-import argparse, pathlib
+import pathlib
+from ccts_dist.commands.train import parse_args
 from ccts_dist.config import read_run
-parser = argparse.ArgumentParser()
-parser.add_argument("--config")
-parser.add_argument("--set", action="append", default=[])
-args = parser.parse_known_args()[0]
+args = parse_args(None)
 print(pathlib.Path(read_run(args.config, args.set).output_dir).absolute())' "${@:2}" 2>/dev/null)
   if [[ $asked == yes ]]; then ask_ranks; fi # it could not, before
 fi

@@ -24,7 +24,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "cannot hold",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="a model folder, models:/NAME@ALIAS or runs:/RUN_ID")
+    parser.add_argument(
+        "--model", "-m", required=True, help="a run folder, a model folder, models:/NAME@ALIAS or runs:/RUN_ID"
+    )
     parser.add_argument("--format", choices=("transformers", "onnx"), required=True, help="what to write")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")

@@ -21,7 +21,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", required=True, help="model folder, models:/NAME@ALIAS, encoder's folder or hub name, or RUN.toml")
+    add("--model", "-m", required=True, help="run folder, model folder, models:/NAME@ALIAS, encoder's folder or "
+        "hub name, or RUN.toml")  # fmt: skip
     add("--shards", required=True, help="folder or address of the shard set")
     add("--train", nargs="+", required=True, metavar="SPLIT", help="splits that the probes are fitted on")
     add("--valid", nargs="+", required=True, metavar="SPLIT", help="splits that choose the strength of the penalty")

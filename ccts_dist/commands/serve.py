@@ -24,7 +24,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("model", help="a model folder, models:/NAME@ALIAS or runs:/RUN_ID")
+    add("place", nargs="?", metavar="MODEL", help="a run folder (its best model), a model folder, models:/NAME@ALIAS "
+        "or runs:/RUN_ID")  # fmt: skip
+    add("--model", "-m", help="the same, as other commands take it")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: this machine only)")
     add("--port", type=int, default=5001, help="0 for any that is free (default: 5001)")
     add("--audio-root", default="", metavar="DIR", help="serve paths below this folder (default: no paths)")
@@ -38,7 +40,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max-head-seconds", default="", metavar="S", help="in which a request's head must come (default: 10)")
     add("--max-body-seconds", default="", metavar="S", help="in which a body must come, or 16 KiB/s more (default: 20)")
     add("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if (args.place is None) == (args.model is None):
+        parser.error("give the model to serve once: MODEL or --model MODEL")
+    args.model = args.place or args.model
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from ccts_dist.config.rules import (
     check_schedule,
 )
 from ccts_dist.config.schema import RunConfig
+from ccts_dist.config.synonyms import key_meant
 from ccts_dist.errors import ConfigError
 from ccts_dist.limits import read_limited
 from ccts_dist.redaction import remember
@@ -33,6 +34,9 @@ from ccts_dist.shipped import find_run_file
 
 _LARGEST = (1 << 63) - 1
 """Whole number. A float cannot be made of any, and torch takes none beyond."""
+
+_SLIP = 0.85
+"""Likeness above which an unknown key is a slip of the pen, whatever it means elsewhere."""
 
 
 def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -49,7 +53,7 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         tree = tomllib.loads(read_limited(find_run_file(Path(path)), "run file").decode())
     except OSError as error:
         reason = f"cannot read the run file ({error.strerror})"
-        raise ConfigError(f"{path}: {reason}. Give --config an existing file.") from error
+        raise ConfigError(f"{path}: {reason}. Name an existing file.") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: not a TOML file that can be read: nested too deeply. Mend the file.") from error
     except ValueError as error:  # no TOML, no UTF-8, NUL in the path, a number of more than 4,300 digits
@@ -146,10 +150,8 @@ def _build(cls: type, tree: Any, path: tuple[str, ...], source: str) -> Any:
     names = [f.name for f in dataclasses.fields(cls)]
     for key, value in tree.items():
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.4)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(names)}."
             dotted = _printable(".".join((*path, str(key))))
-            raise ConfigError(f"{source}: unknown key {dotted} = {_short(value)}. {hint}")
+            raise ConfigError(f"{source}: unknown key {dotted} = {_short(value)}. {_hint(str(key), names)}")
     values = {}
     for f in dataclasses.fields(cls):
         dotted = (*path, f.name)
@@ -158,6 +160,16 @@ def _build(cls: type, tree: Any, path: tuple[str, ...], source: str) -> Any:
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{source}: {'.'.join(dotted)} is missing, and has no default. Add it.")
     return cls(**values)
+
+
+def _hint(key: str, names: Sequence[str]) -> str:
+    """What an unknown key of a table with these names most likely means."""
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+    if near and difflib.SequenceMatcher(None, key, near[0]).ratio() > _SLIP:
+        return f"Did you mean {near[0]!r}?"
+    if meant := key_meant(key):
+        return f"Did you mean {meant}?"
+    return f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(names)}."
 
 
 def _is_text(text: str) -> bool:

@@ -12,6 +12,7 @@ from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig, read_run
 from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.distributed import derive_seed, seed_everything
 from ccts_dist.errors import ConfigError
+from ccts_dist.files.model_folders import model_folder
 from ccts_dist.loader.collate import EncodeText
 from ccts_dist.model import EmotionModel, Tokenizer, build_model, load_model, load_tokenizer
 from ccts_dist.model.folder import DESCRIPTION
@@ -87,14 +88,15 @@ def open_encoders(
     Those of a run file are as they are before training, and all their layers are there whatever ``layers`` says.
 
     Args:
-        place: a model folder, a run file (``*.toml``), or what ``model.speech.encoder`` may be.
+        place: a model folder, a run folder for its best model, a run file (``*.toml``), or what
+            ``model.speech.encoder`` may be.
         normalise: of a folder or hub name, as ``model.speech.do_normalize``.
 
     Raises:
         ConfigError: none of these, or a text encoder from scratch, which has no tokenizer before training.
         CheckpointError: a model folder that is not whole.
     """
-    place = str(place)
+    place = str(model_folder(Path(place))) if Path(place).is_dir() else str(place)
     if (Path(place) / DESCRIPTION).is_file():
         loaded = load_model(place, device)
         return FrozenEncoders(loaded.model, loaded.tokenizer, pooling=pooling)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.files.model_folders import model_folder
 from ccts_dist.inference.predictor import AUDIO, CATEGORY, PATH, answer_columns
 from ccts_dist.model import load_model
 from ccts_dist.registry.lineage import (
@@ -100,7 +101,7 @@ def find_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         ConfigError: there is no model.
     """
-    model = folder / "best" if (folder / "best").is_dir() else folder
+    model = model_folder(folder)
     if not (model / WEIGHTS_FILE).is_file():
         raise ConfigError(
             f"{folder}: holds no model ({WEIGHTS_FILE} in the folder itself or in best/). "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ccts_dist.account import user_cache
 from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
 from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.files.model_folders import model_folder
 from ccts_dist.redaction import without_credentials
 from ccts_dist.registry.model_uri import (
     DIGEST_TAG,
@@ -45,11 +46,11 @@ class PulledModel:
 
 
 def resolve_model(model: str, *, tracking_uri: str = "", cache: Path | None = None) -> Path:
-    """The folder of a model: ``model`` itself if it is one, else the fetched and checked package of what it names.
+    """The folder of a model: ``model`` itself or its ``best/``, else the fetched and checked package of what it names.
 
     Args:
-        model: a folder, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or ``runs:/RUN_ID`` for what was registered
-            of that run last.
+        model: a model folder, a run folder for its best model, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or
+            ``runs:/RUN_ID`` for what was registered of that run last.
         tracking_uri: server; "" for the default.
         cache: where fetched models are kept; None for ``ccts_dist/models`` in the user's cache folder.
 
@@ -80,10 +81,10 @@ def pull_model(model: str, *, tracking_uri: str = "", cache: Path | None = None)
     if named is None:
         if not Path(model).is_dir():
             raise ConfigError(
-                f"model {model!r}: no such folder. Give a model folder, {SCHEME}NAME@ALIAS, {SCHEME}NAME/VERSION or "
-                f"{RUN_SCHEME}RUN_ID."
+                f"model {model!r}: no such folder. Give a run folder, a model folder, {SCHEME}NAME@ALIAS, "
+                f"{SCHEME}NAME/VERSION or {RUN_SCHEME}RUN_ID."
             )
-        return PulledModel(folder=Path(model), version="")
+        return PulledModel(folder=model_folder(Path(model)), version="")
     uri = resolve_tracking_uri(tracking_uri)
     with asking_the_server(uri, f"looking up {model}"):
         client = _open_store(uri, model)

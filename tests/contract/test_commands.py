@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ccts_dist.commands import serve
+
 OPTIONS = {
     "launch/train.py": "--assume --check --config --gpu-memory --ranks --resume --set",
     "launch/cache_teacher.py": "--batch-seconds --fit-splits --out --shards --splits --teacher --timeout-s",
@@ -26,7 +28,7 @@ OPTIONS = {
     ),
     "launch/serve.py": (
         "--audio-root --host --max-body-seconds --max-connections --max-head-seconds --max-recording-bytes "
-        "--max-recordings --max-request-bytes --max-requests --max-seconds --max-waiting-bytes --port --uri"
+        "--max-recordings --max-request-bytes --max-requests --max-seconds --max-waiting-bytes --model --port --uri"
     ),
     "launch/sync.py": "--uri",
     "shards/build.py": "",  # its sub-commands have the options
@@ -77,3 +79,16 @@ def test_help_and_mistakes_in_options_do_not_wait_for_torch(path, options):
     script += "finally: assert 'torch' not in sys.modules and 'pyarrow' not in sys.modules, 'imported'"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == (2 if options == ["--no-such-option"] else 0), done.stderr
+
+
+@pytest.mark.parametrize("words", [["runs/student"], ["--model", "runs/student"], ["-m", "runs/student"]])
+def test_serve_takes_its_model_by_place_or_by_name(words):
+    assert serve.parse_args([*words, "--port", "0"]).model == "runs/student"
+
+
+@pytest.mark.parametrize("words", [[], ["a", "--model", "b"]])
+def test_serve_takes_one_model(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        serve.parse_args(words)
+    assert ended.value.code == 2
+    assert "give the model to serve once" in capsys.readouterr().err

@@ -45,10 +45,12 @@ def losses(place: Path, launcher: str) -> list[float]:
         data={"teacher_cache": str(place / "cache")},
         batch={"micro_batch_size": 8},
         distill={"gate": "any-dimension"},
-        train={"epochs": 1, "max_steps": 3},
+        train={"epochs": 1},
     )  # fmt: skip
+    steps = "train.max_steps=3"
+    by_option, by_place = ["--config", str(config), "--set", steps], [str(config), steps]
     done = subprocess.run(
-        [*command(launcher), TRAIN, "--config", str(config)],
+        [*command(launcher), TRAIN, *(by_option if launcher == "alone" else by_place)],
         cwd=ROOT,
         env=environment(),
         capture_output=True,

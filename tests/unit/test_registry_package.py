@@ -191,6 +191,16 @@ def test_a_folder_is_its_own_model_and_has_no_version(tmp_path: Path) -> None:
         resolve_model("absent")
 
 
+def test_a_run_folder_means_its_best_model(tmp_path: Path) -> None:
+    best = _model_folder(tmp_path / "run" / "best")
+    _model_folder(tmp_path / "run" / "last")
+    assert resolve_model(str(tmp_path / "run")) == best
+    assert resolve_model(str(best)) == best
+    model = _model_folder(tmp_path / "model")
+    (model / "best").mkdir()
+    assert resolve_model(str(model)) == model
+
+
 def test_a_run_folder_gives_its_best_model_with_run_file_figures_and_run(tmp_path: Path) -> None:
     _model_folder(tmp_path / "best")
     (tmp_path / "run.toml").write_text("")

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,18 @@ def test_the_command_names_bad_files_and_answers_the_good_ones(
     assert [answer["file"] for answer in json.loads(said.out)] == [files[0], files[2]]
     lines = said.err.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [["error", file] for file in (files[1], files[3], files[4])]
+
+
+def test_the_command_takes_a_run_folder_and_the_short_form(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "a.wav", _noise(4_000), 16_000)
+    shutil.copytree(folder, tmp_path / "run" / "best")
+    answers = []
+    for words in (["--model", str(folder)], ["-m", str(tmp_path / "run")]):
+        assert run_main(command.main, [*words, "--format", "json", str(tmp_path / "a.wav")]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
 
 
 def test_a_model_that_reads_transcripts_is_no_student(tmp_path: Path) -> None:
