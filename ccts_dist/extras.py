@@ -5,6 +5,7 @@ import importlib.util
 _EXTRAS = {
     "train": ("accelerate", "deepspeed"),
     "mlflow": ("mlflow", "alembic", "google", "pandas", "requests", "sqlalchemy"),
+    "lora": ("peft",),
 }
 """Import names by extra; those of "mlflow" after the first come with it."""
 
@@ -19,7 +20,7 @@ def words_for_missing(package: str) -> str:
     extra = next((extra for extra, names in _EXTRAS.items() if top in names), "")
     if not extra:
         return ""
-    named = top if extra == "train" else "mlflow"
+    named = "mlflow" if extra == "mlflow" else top
     return f"the package {named} is not installed. Install the extra: pip install 'ccts-dist[{extra}]'"
 
 

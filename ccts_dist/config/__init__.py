@@ -8,6 +8,7 @@ from ccts_dist.config.model_schema import (
     SpeechConfig,
     TextConfig,
     layer_number,
+    lora_rank,
     num_trainable_layers,
 )
 from ccts_dist.config.optim_schema import OptimConfig
@@ -50,6 +51,7 @@ __all__ = [
     "complete_tree",
     "kept_branches",
     "layer_number",
+    "lora_rank",
     "num_trainable_layers",
     "parse_model",
     "parse_run",

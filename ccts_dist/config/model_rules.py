@@ -56,7 +56,7 @@ def _check_branch(branch: SpeechConfig | TextConfig, table: str) -> None:
         num_trainable_layers(branch.trainable)
     except ValueError:
         raise ConfigError(
-            f"{table}.trainable = {branch.trainable!r}: must be 'none', 'all' or 'top:N'. Change it."
+            f"{table}.trainable = {branch.trainable!r}: must be 'none', 'all', 'top:N' or 'lora:R'. Change it."
         ) from None
     try:
         layer_number(branch.layers)

@@ -56,7 +56,9 @@ class SpeechConfig:
 
     trainable: str = "all"
     """Transformer layers that are trained: "none", "all" or "top:N", the N highest of those in use and the parts above
-    them. The paper's teachers and frozen rows have "none", its tuned students "top:6"."""
+    them. The paper's teachers and frozen rows have "none", its tuned students "top:6". "lora:R" trains low-rank
+    adapters of rank R beside frozen weights, in the query and value projections of every layer (of "wavlm", in the
+    feed-forward layers); needs the extra "lora". Models are saved with adapters merged into their weights."""
 
     layers: str = "last"
     """Layer whose frames are pooled. "last": the encoder's output. "layer:N": the output of its layer N, counted from 1
@@ -185,15 +187,21 @@ class ModelConfig:
     text: TextConfig | None = None
 
 
+def lora_rank(trainable: str) -> int | None:
+    """The R of "lora:R"; None for all else."""
+    kind, _, rank = trainable.partition(":")
+    return int(rank) if kind == "lora" and rank.isdecimal() and int(rank) >= 1 else None
+
+
 def num_trainable_layers(trainable: str) -> int | None:
-    """Transformer layers counted from the top that ``trainable`` names; None for all of them.
+    """Transformer layers counted from the top whose own weights ``trainable`` names; None for all of them.
 
     Raises:
-        ValueError: not "none", "all" or "top:N" with N of at least 1.
+        ValueError: not "none", "all", "lora:R" or "top:N" with numbers of at least 1.
     """
     if trainable == "all":
         return None
-    if trainable == "none":
+    if trainable == "none" or lora_rank(trainable) is not None:
         return 0
     kind, _, number = trainable.partition(":")
     if kind != "top" or not number.isdecimal() or int(number) < 1:

@@ -12,6 +12,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from ccts_dist.config import ModelConfig, SpeechConfig, speech_tables
 from ccts_dist.errors import ConfigError
+from ccts_dist.model.adapters import add_adapters
 from ccts_dist.model.branches import SpeechBranch, TextBranch
 from ccts_dist.model.encoder_check import try_out
 from ccts_dist.model.encoders import (
@@ -176,11 +177,26 @@ def build_model(config: ModelConfig, *, vocabulary_size: int | None = None) -> E
     """
     speech = [_load_speech(table, branch) for table, branch in speech_tables(config).items()]
     text = None if config.text is None else load_text_encoder(config.text, vocabulary_size)
-    return EmotionModel(config, speech=speech, text=text).train()
+    return with_adapters(EmotionModel(config, speech=speech, text=text)).train()
+
+
+def with_adapters(model: EmotionModel) -> EmotionModel:
+    """The same model, for training: its encoders have the adapters that "lora:R" asks for.
+
+    Raises:
+        ConfigError: an encoder that can have none.
+        ModuleNotFoundError: peft is not installed, and there is such an encoder.
+    """
+    for (table, config), branch in zip(speech_tables(model.config).items(), (model.speech, *model.also), strict=False):
+        if isinstance(branch, SpeechBranch | ExtractedBranch):
+            add_adapters(branch.encoder, config.trainable, table=table)
+    if model.text is not None and model.config.text is not None:
+        add_adapters(model.text.encoder, model.config.text.trainable, table="model.text")
+    return model
 
 
 def rebuild_model(config: ModelConfig, encoders: EncoderConfigs) -> EmotionModel:
-    """A model of that shape with random weights, for a state to be loaded into; needs neither hub nor folders."""
+    """A model of that shape with random weights and no adapters, for a saved state; needs neither hub nor folders."""
     tables = speech_tables(config)
     shapes = (encoders.speech, *encoders.extra_speech)[: len(tables)]
     normalise = (encoders.normalise, *encoders.also_normalise)[: len(tables)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import run_on_all_ranks
+from ccts_dist.model.adapters import merged_weights
 from ccts_dist.model.folder import save_model
 from ccts_dist.tracking.protocol import Tracking
 from ccts_dist.train.checkpoints.checkpoint import TrainState
@@ -60,7 +61,7 @@ def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> 
     """
     session, run = parts.session, parts.run
     parts.watch.at(f"saving the {name} model")
-    weights = parts.engine.full_state()
+    weights = merged_weights(parts.engine.full_state())
     manifest = session.shard_set.manifest
     extra = {
         "run": run.run_name,

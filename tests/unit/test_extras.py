@@ -11,6 +11,7 @@ from ccts_dist.extras import missing_for_training, words_for_missing
 LINES = {
     "deepspeed.ops": "the package deepspeed is not installed. Install the extra: pip install 'ccts-dist[train]'",
     "mlflow.entities": "the package mlflow is not installed. Install the extra: pip install 'ccts-dist[mlflow]'",
+    "peft": "the package peft is not installed. Install the extra: pip install 'ccts-dist[lora]'",
     "sqlalchemy": "the package mlflow is not installed. Install the extra: pip install 'ccts-dist[mlflow]'",
 }
 

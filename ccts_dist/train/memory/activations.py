@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
-from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model
+from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model, with_adapters
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
 
 _Branch = TypeVar("_Branch", SpeechConfig, TextConfig)
@@ -111,7 +111,8 @@ def shape_model(
     fake_mode = FakeTensorMode()
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
-            model = rebuild_model(_without_gru(config), _simplified(encoders, on_gpu=on_gpu)).train(training)
+            model = rebuild_model(_without_gru(config), _simplified(encoders, on_gpu=on_gpu))
+            with_adapters(model).train(training)
         with fake_mode:
             _make_fake(model, dtype)
         yield model, fake_mode
