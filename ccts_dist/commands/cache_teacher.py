@@ -17,7 +17,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "exit codes: 0 done, 1 failed, 2 a mistake in the input (named in one line on stderr)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--teacher", required=True, metavar="MODEL", help="a model folder, or models:/NAME@ALIAS")
+    parser.add_argument(
+        "--teacher", required=True, metavar="MODEL", help="a model folder, models:/NAME@ALIAS or hf://ORG/NAME"
+    )
     parser.add_argument("--shards", required=True, metavar="SHARDS", help="folder or address of the shard set")
     parser.add_argument("--out", type=Path, required=True, metavar="CACHE", help="folder that all ranks share")
     parser.add_argument("--splits", nargs="+", default=[], help="splits to cache (default: all)")

@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("model", help="a model folder, models:/NAME@ALIAS or runs:/RUN_ID")
+    add("model", help="a model folder, models:/NAME@ALIAS, runs:/RUN_ID or hf://ORG/NAME")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: this machine only)")
     add("--port", type=int, default=5001, help="0 for any that is free (default: 5001)")
     add("--audio-root", default="", metavar="DIR", help="serve paths below this folder (default: no paths)")

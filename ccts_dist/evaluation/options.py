@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", action="append", required=True, help="a model folder, models:/NAME@ALIAS or models:/NAME/VERSION; "
+    add("--model", action="append", required=True, help="a model folder, models:/NAME@ALIAS or hf://ORG/NAME; "
         "with several the first is compared with each of the others, in pairs")  # fmt: skip
     add("--shards", required=True, metavar="OUT", help="folder or address of the shard set")
     add("--split", action="append", required=True, help="which split; may be repeated")

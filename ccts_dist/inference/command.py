@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", required=True, help="a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID")
+    add("--model", required=True, help="a model folder, models:/NAME@ALIAS, runs:/RUN_ID or hf://ORG/NAME")
     add("files", nargs="+", metavar="FILE", help="audio files, and folders: all audio files in them and below")
     add("--format", choices=FORMATS, default="table", help="json: an array, jsonl: an object a line (%(default)s)")
     add("--out", type=Path, metavar="FILE", help="output file (default: stdout)")
