@@ -46,6 +46,7 @@ GROUPS = {
         "predict": Command("predict activation, valence and dominance of recordings"),
         "serve": Command("serve predictions over HTTP", leaves=True),
         "export": Command("write a student for transformers or ONNX"),
+        "push": Command("put a model on Hugging Face's hub"),
         "register": Command("put a model into the MLflow registry, or promote one", on_ranks=True),
     },
     "files": {

@@ -18,7 +18,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--teacher", required=True, metavar="MODEL", help="a run folder, a model folder, or models:/NAME@ALIAS"
+        "--teacher",
+        required=True,
+        metavar="MODEL",
+        help="a run folder, a model folder, models:/NAME@ALIAS or hf://ORG/NAME",
     )
     parser.add_argument("--shards", required=True, metavar="SHARDS", help="folder or address of the shard set")
     parser.add_argument("--out", type=Path, required=True, metavar="CACHE", help="folder that all ranks share")

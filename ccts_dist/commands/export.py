@@ -11,21 +11,26 @@ from ccts_dist.invocation import CommandParser
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(
-        description="Write a speech-only model as a folder that transformers opens (the encoder for AutoModel, the "
-        "head, and a short program that needs no ccts_dist), or as one ONNX file for any batch and length. The export "
-        "predicts recordings of several lengths, alone and in batches. It is kept only if it agrees with torch to "
-        "1e-4.",
+        description="Write a speech-only model as a folder for AutoModelForAudioClassification and pipeline(), or as "
+        "one ONNX file for any batch and length. The folder is of a class of transformers where one computes the same "
+        "(mean pooling, one linear head). Otherwise it is the model folder with its own code beside it, and needs "
+        "trust_remote_code=True. The export predicts recordings of several lengths, alone and in batches. It is kept "
+        "only if it agrees with torch to 1e-4.",
         epilog="examples:\n"
         "  python launch/export.py --model runs/student/best --format onnx --out student-onnx\n"
         "  python launch/export.py --model models:/emotion@champion --format transformers --out student-hf\n"
-        "  python student-hf/emotion.py a.wav\n"
+        "  python -c \"from transformers import pipeline; print(pipeline('audio-classification', 'student-hf', "
+        "trust_remote_code=True)('a.wav'))\"\n"
         "ONNX needs pip install ccts-dist[onnx].\n"
         "exit codes: 0 done, 1 the predictions differ or the registry failed, 2 a mistake, or a model that the format "
         "cannot hold",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--model", "-m", required=True, help="a run folder, a model folder, models:/NAME@ALIAS or runs:/RUN_ID"
+        "--model",
+        "-m",
+        required=True,
+        help="a run folder, a model folder, models:/NAME@ALIAS, runs:/RUN_ID or hf://ORG/NAME",
     )
     parser.add_argument("--format", choices=("transformers", "onnx"), required=True, help="what to write")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")

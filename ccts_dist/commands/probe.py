@@ -21,8 +21,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", "-m", required=True, help="run folder, model folder, models:/NAME@ALIAS, encoder's folder or "
-        "hub name, or RUN.toml")  # fmt: skip
+    add("--model", "-m", required=True, help="run folder, model folder, models:/NAME@ALIAS, hf://ORG/NAME, "
+        "encoder's folder or hub name, or RUN.toml")  # fmt: skip
     add("--shards", required=True, help="folder or address of the shard set")
     add("--train", nargs="+", required=True, metavar="SPLIT", help="splits that the probes are fitted on")
     add("--valid", nargs="+", required=True, metavar="SPLIT", help="splits that choose the strength of the penalty")
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     with gc_paused():
         from ccts_dist.distributed import best_device, process_group, rank_facts, run_on_all_ranks
         from ccts_dist.probe import ProbeSplits, open_encoders, probe_layers
-        from ccts_dist.registry import parse_model_name, pull_model_on_ranks
+        from ccts_dist.registry import is_address, pull_model_on_ranks
         from ccts_dist.report.layer_report import make_folder, write_layers
         from ccts_dist.shards.shard_set import open_shard_set
     splits = ProbeSplits(train=tuple(args.train), valid=tuple(args.valid), test=tuple(args.test))
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         device = best_device(ranks)
         shard_set = run_on_all_ranks(lambda: open_shard_set(args.shards))
         run_on_all_ranks(lambda: make_folder(args.out) if ranks.is_first else None)
-        place = pull_model_on_ranks(args.model, ranks).folder if parse_model_name(args.model) else args.model
+        place = pull_model_on_ranks(args.model, ranks).folder if is_address(args.model) else args.model
         encoders = run_on_all_ranks(
             lambda: open_encoders(place, device, normalise=args.normalise, pooling=args.pooling)
         )

@@ -24,8 +24,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("place", nargs="?", metavar="MODEL", help="a run folder (its best model), a model folder, models:/NAME@ALIAS "
-        "or runs:/RUN_ID")  # fmt: skip
+    add("place", nargs="?", metavar="MODEL", help="a run folder (its best model), a model folder, models:/NAME@ALIAS, "
+        "runs:/RUN_ID or hf://ORG/NAME")  # fmt: skip
     add("--model", "-m", help="the same, as other commands take it")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: this machine only)")
     add("--port", type=int, default=5001, help="0 for any that is free (default: 5001)")

@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", "-m", action="append", required=True, help="a run folder (its best model), a model folder, "
-        "models:/NAME@ALIAS or models:/NAME/VERSION; "
+        "models:/NAME@ALIAS, models:/NAME/VERSION or hf://ORG/NAME; "
         "with several the first is compared with each of the others, in pairs")  # fmt: skip
     add("--shards", required=True, metavar="OUT", help="folder or address of the shard set")
     add("--split", action="append", required=True, help="which split; may be repeated")

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ccts_dist.errors import ConfigError, ExportError, OutputError, is_full
 from ccts_dist.export.answers import Answers, Exported, answers_of
-from ccts_dist.export.folder import LOST, write_transformers
+from ccts_dist.export.card import CardSettings, exported_card
+from ccts_dist.export.folder import CODE, is_of_transformers, write_own_class, write_own_code
 from ccts_dist.export.onnx import write_onnx
 from ccts_dist.model import LoadedModel, load_model
 from ccts_dist.records import SAMPLE_RATE_HZ
+from ccts_dist.registry.publish import find_checkpoint
 from ccts_dist.registry.pull import resolve_model
 
 Format = Literal["transformers", "onnx"]
@@ -42,17 +44,24 @@ class ExportReport:
 
 
 def export_model(
-    model: str, format: Format, out: Path, *, tracking_uri: str = "", tolerance: float = TOLERANCE
+    model: str,
+    format: Format,
+    out: Path,
+    *,
+    tracking_uri: str = "",
+    tolerance: float = TOLERANCE,
+    card: CardSettings | None = None,
 ) -> ExportReport:
     """Write a student to the folder ``out`` in another format, unless its answers differ from torch's.
 
     Both sides answer recordings of several lengths, alone and in batches. A folder that is there is whole.
 
     Args:
-        model: a model folder, or the name of a registered model.
+        model: a model folder, or an address of one.
         out: must not exist.
         tracking_uri: server of registered models; "" for the default.
         tolerance: largest difference that is let through.
+        card: of a folder for the hub, which the library too must read: it has the model's own files.
 
     Raises:
         ConfigError: ``out`` is there already, a model that the format cannot hold, or a package that is missing.
@@ -60,15 +69,16 @@ def export_model(
     """
     if out.exists():
         raise ConfigError(f"--out {out}: is there already. Name a new folder, or remove it.")
-    loaded = load_model(resolve_model(model, tracking_uri=tracking_uri))
+    source = resolve_model(model, tracking_uri=tracking_uri)
+    loaded = load_model(source)
     if loaded.config.text is not None or loaded.config.speech is None:
         raise ConfigError(
             f"model {model!r} reads transcripts: only students, which hear and do not read, are exported."
         )
-    if not loaded.config.targets:
+    if format == "onnx" and not loaded.config.targets:
         raise ConfigError(
-            f"model {model!r} predicts categories alone, and an export gives ratings of targets. Use it with "
-            "launch/predict.py or launch/serve.py, or name a model with targets."
+            f"model {model!r} predicts categories alone, and an ONNX export gives ratings of targets. Use "
+            "--format transformers, or name a model with targets."
         )
     batches = list(_batches())
     expected = [answers_of(loaded, *batch) for batch in batches]
@@ -76,7 +86,11 @@ def export_model(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        exported = (write_onnx if format == "onnx" else write_transformers)(loaded, unfinished)
+        own_class = format == "transformers" and card is None and is_of_transformers(loaded)
+        if format == "onnx":
+            exported = write_onnx(loaded, unfinished)
+        else:
+            exported = write_own_class(loaded, unfinished) if own_class else write_own_code(loaded, source, unfinished)
         difference = _largest_difference(exported, batches, expected)
         if not difference <= tolerance:
             raise ExportError(
@@ -84,6 +98,14 @@ def export_model(
                 "use the model with ccts_dist, or report it with the encoder's configuration."
             )
         _write_facts(loaded, unfinished, format, difference)
+        if format == "transformers":
+            text = exported_card(
+                loaded,
+                card or CardSettings(name=out.name, place="FOLDER"),
+                own_class=own_class,
+                metrics=find_checkpoint(source).metrics,
+            )
+            (unfinished / "README.md").write_text(text, encoding="utf-8")
         for weights in unfinished.glob("*.safetensors"):
             shutil.copymode(unfinished / FACTS, weights)  # safetensors' own is 0600, whatever the umask
         unfinished.rename(out)
@@ -97,8 +119,17 @@ def export_model(
         largest_difference=difference,
         num_recordings=sum(map(len, _LENGTHS)),
         num_batches=len(_LENGTHS),
-        lost=() if format == "onnx" else LOST,
+        lost=_lost(format, own_class=own_class),
     )
+
+
+def _lost(format: Format, *, own_class: bool) -> tuple[str, ...]:
+    if format == "onnx":
+        return ()
+    lost = "Audio must be mono; it is not rounded to 16 bit, and bad audio is not refused."
+    if own_class:
+        return (lost, "One recording at a time, and none shorter than a frame: transformers' classes let padding in.")
+    return (lost, f"Only with trust_remote_code=True: transformers runs {CODE}, which is in the folder.")
 
 
 def _batches() -> Sequence[tuple[Tensor, Tensor]]:
@@ -118,6 +149,8 @@ def _largest_difference(
     for batch, answers in zip(batches, expected, strict=True):
         found = exported(*batch)
         for name, answer in answers.items():
+            if not answer.numel() or (name == "embedding" and name not in found):
+                continue  # transformers' own classes give none
             difference = float((found[name] - answer).abs().max())
             if math.isnan(difference):
                 return difference

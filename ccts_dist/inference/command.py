@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", "-m", required=True, help="a run folder (its best model), a model folder, models:/NAME@ALIAS, "
-        "models:/NAME/VERSION or runs:/RUN_ID")  # fmt: skip
+        "models:/NAME/VERSION, runs:/RUN_ID or hf://ORG/NAME")  # fmt: skip
     add("files", nargs="+", metavar="FILE", help="audio files, and folders: all audio files in them and below")
     add("--format", choices=FORMATS, default="table", help="json: an array, jsonl: an object a line (%(default)s)")
     add("--out", type=Path, metavar="FILE", help="output file (default: stdout)")

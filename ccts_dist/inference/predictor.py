@@ -54,8 +54,8 @@ def load_student(
         student.embed([samples], sample_rate_hz=44_100)     an array [1 hidden]
 
     Args:
-        model: a model folder, a run folder for its best model, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; the
-            latter are fetched and checked.
+        model: a model folder, a run folder for its best model, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``
+            or ``hf://ORG/NAME@REVISION``; the latter are fetched and checked.
         tracking_uri: server of registered models; "" for the default.
         device: where it shall run; None for a GPU if there is one.
 

@@ -47,6 +47,19 @@ def files_digests(folder: Path, *, weights: str) -> dict[str, str]:
     return {name: weights if name == WEIGHTS else file_sha256(path) for name, path in paths.items()}
 
 
+def model_files(folder: Path) -> list[str]:
+    """Paths of all files that belong to a model within its folder, which has been loaded; others may lie beside them.
+
+    Raises:
+        OSError, ValueError: the description cannot be read.
+    """
+    files = parse_json(read_limited(folder / DESCRIPTION, DESCRIPTION)).get("files")
+    if files is None:  # of an earlier version
+        below = (path for path in folder.glob("*/**/*") if path.is_file())
+        files = [WEIGHTS, *(path.relative_to(folder).as_posix() for path in below)]
+    return sorted([*files, DESCRIPTION])
+
+
 def description_bytes(tree: Mapping[str, Any]) -> bytes:
     """The file of a description, sealed."""
     return sealed_bytes({"format_version": FORMAT_VERSION, **tree})

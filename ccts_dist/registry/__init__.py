@@ -3,13 +3,21 @@
 from ccts_dist.inference.predictor import Predictor, load_student
 from ccts_dist.registry.model_uri import parse_model_name
 from ccts_dist.registry.publish import register
-from ccts_dist.registry.pull import PulledModel, pull_model, pull_model_on_ranks, resolve_model, resolve_version
+from ccts_dist.registry.pull import (
+    PulledModel,
+    is_address,
+    pull_model,
+    pull_model_on_ranks,
+    resolve_model,
+    resolve_version,
+)
 from ccts_dist.scoring.evaluator import evaluate_split
 
 __all__ = [
     "Predictor",
     "PulledModel",
     "evaluate_split",
+    "is_address",
     "load_student",
     "parse_model_name",
     "pull_model",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.registry.hub import HUB_SCHEME
 from ccts_dist.registry.model_uri import asking_the_server
 from ccts_dist.registry.pull import PulledModel
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
@@ -25,6 +26,11 @@ def attach(file: Path, pulled: PulledModel, *, tracking_uri: str = "") -> str:
         ConfigError: the folder's run was not tracked.
         RegistryError: the server failed or refused.
     """
+    if pulled.version.startswith(HUB_SCHEME):
+        raise ConfigError(
+            f"{pulled.version}: comes from the hub, which has no run of it to put anything into. Leave --track out, or "
+            "name a registered model."
+        )
     tracked = TrackedRun() if pulled.version else _run_of_folder(pulled.folder)
     uri = tracked.uri(tracking_uri) if tracked.run_id else resolve_tracking_uri(tracking_uri)
     with large_transfers(), asking_the_server(uri, f"putting {file.name} into the model's run"):

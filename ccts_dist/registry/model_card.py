@@ -6,6 +6,9 @@ from math import isfinite
 from typing import Any
 
 from ccts_dist.inference.predictor import answer_columns
+from ccts_dist.model import LoadedModel
+from ccts_dist.registry.card_data import with_metadata
+from ccts_dist.registry.lineage import epoch_of, preprocessing_of
 
 _ASKING = """\
 ## Asking it over HTTP
@@ -51,6 +54,7 @@ def model_card(
     facts: Mapping[str, Any],
     preprocessing: Mapping[str, Any],
     metrics: Mapping[str, Any] | None,
+    usage: str = "",
 ) -> str:
     """What a stranger must know before using the model, in Markdown.
 
@@ -65,6 +69,7 @@ def model_card(
         facts: where it comes from: digests, teacher, splits.
         preprocessing: what is done to audio before the model hears it.
         metrics: figures of the run, nested as the run wrote them; None if unknown.
+        usage: section on how to use it; "" for requests over HTTP, where it can be served.
     """
     low, high = scale
     given = "speech and its transcript" if needs_text else "speech alone"
@@ -90,10 +95,49 @@ def model_card(
         lines += [f"- {figure}: {value}" for figure, value in _flat(metrics)]
     else:
         lines.append("The run left none. Measure it: `launch/evaluate.py --model MODEL --shards SHARDS --split SPLIT`.")
-    if not needs_text:
+    if usage:
+        lines += ["", usage.rstrip()]
+    elif not needs_text:
         columns = answer_columns(targets, categories)
         lines += ["", _ASKING.format(answer=", ".join(f'"{column}": ...' for column in columns)).rstrip()]
     return "\n".join([*lines, *_LIMITS])
+
+
+def card_of(
+    loaded: LoadedModel,
+    *,
+    name: str,
+    lineage: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+    usage: str = "",
+    **metadata: Any,
+) -> str:
+    """The card of a model with its metadata for the hub.
+
+    Args:
+        name: of the model.
+        lineage: as ``lineage_of`` gives it.
+        metrics, usage: see ``model_card``.
+        metadata: library, tags, license and language; see ``with_metadata``.
+    """
+    known = {key: value for key, value in lineage.items() if key != "run_name" and value not in ("", None, [], {})}
+    training = {"epoch": epoch_of(loaded.extra), "valid_ccc": loaded.extra.get("valid_ccc")}
+    config = loaded.config
+    body = model_card(
+        name=name,
+        targets=config.targets,
+        categories=config.categories,
+        scale=loaded.scale,
+        needs_text=config.text is not None,
+        num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+        run_name=lineage["run_name"],
+        facts=known | {key: value for key, value in training.items() if value is not None},
+        preprocessing=preprocessing_of(loaded),
+        metrics=metrics,
+        usage=usage,
+    )
+    corpus = str(lineage.get("corpus") or "")
+    return with_metadata(body, name=name, config=config, corpus=corpus, metrics=metrics, **metadata)
 
 
 def _predicts(targets: tuple[str, ...], categories: tuple[str, ...], given: str, scale: str) -> str:

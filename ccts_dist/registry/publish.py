@@ -18,12 +18,11 @@ from ccts_dist.model import load_model
 from ccts_dist.registry.lineage import (
     LINEAGE_FILE,
     PREPROCESSING_FILE,
-    epoch_of,
     lineage_of,
     preprocessing_of,
     version_tags,
 )
-from ccts_dist.registry.model_card import model_card
+from ccts_dist.registry.model_card import card_of
 from ccts_dist.registry.model_uri import DIGEST_TAG, PACKAGE, asking_the_server, check_alias, check_name, move_alias
 from ccts_dist.registry.package import METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
@@ -159,31 +158,13 @@ def _fill_package(
     loaded = load_model(found.model)  # a model that cannot be loaded is not registered
     run_name = loaded.extra.get("run", "") or ("" if found.run_file is None else read_run(found.run_file).run_name)
     lineage, preprocessing = lineage_of(loaded, run_id, run_name, run_tags), preprocessing_of(loaded)
-    known = {key: value for key, value in lineage.items() if key != "run_name" and value not in ("", None, [], {})}
-    card = model_card(
-        name=name,
-        targets=loaded.config.targets,
-        categories=loaded.config.categories,
-        scale=loaded.scale,
-        needs_text=loaded.config.text is not None,
-        num_parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
-        run_name=run_name,
-        facts=known | _of_training(loaded.extra),
-        preprocessing=preprocessing,
-        metrics=found.metrics,
-    )
+    card = card_of(loaded, name=name, lineage=lineage, metrics=found.metrics)
     documents = {LINEAGE_FILE: lineage, PREPROCESSING_FILE: preprocessing}
     digests = write_package(
         found.model, package, card=card, run_file=found.run_file, metrics=found.metrics, documents=documents
     )
     columns = answer_columns(loaded.config.targets, loaded.config.categories)
     return digests, version_tags(loaded, lineage, preprocessing), columns
-
-
-def _of_training(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Epoch, counted from 1, and validation CCC of the weights, as far as their folder has them."""
-    facts = {"epoch": epoch_of(extra), "valid_ccc": extra.get("valid_ccc")}
-    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _save_mlflow_model(package: Path, out: Path, columns: Sequence[str]) -> None:

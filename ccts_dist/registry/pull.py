@@ -17,6 +17,7 @@ from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.files.model_folders import model_folder
 from ccts_dist.redaction import without_credentials
+from ccts_dist.registry.hub import HUB_SCHEME, parse_hub_name, pin_hub_model, pull_hub_model
 from ccts_dist.registry.model_uri import (
     DIGEST_TAG,
     PACKAGE,
@@ -42,15 +43,17 @@ class PulledModel:
 
     folder: Path
     version: str
-    """"NAME/3" for a registered model, "" for a folder that the user named."""
+    """"NAME/3" for a registered model, ``hf://ORG/NAME@COMMIT`` for one of the hub, "" for a folder that the user
+    named."""
 
 
 def resolve_model(model: str, *, tracking_uri: str = "", cache: Path | None = None) -> Path:
     """The folder of a model: ``model`` itself or its ``best/``, else the fetched and checked package of what it names.
 
     Args:
-        model: a model folder, a run folder for its best model, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or
-            ``runs:/RUN_ID`` for what was registered of that run last.
+        model: a model folder, a run folder for its best model, ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``,
+            ``runs:/RUN_ID`` for what was registered of that run last, or ``hf://ORG/NAME[@REVISION]`` of Hugging
+            Face's hub.
         tracking_uri: server; "" for the default.
         cache: where fetched models are kept; None for ``ccts_dist/models`` in the user's cache folder.
 
@@ -61,11 +64,24 @@ def resolve_model(model: str, *, tracking_uri: str = "", cache: Path | None = No
     return pull_model(model, tracking_uri=tracking_uri, cache=cache).folder
 
 
+def is_address(model: str) -> bool:
+    """True for a model of the registry or the hub, which is fetched; False for a folder.
+
+    Raises:
+        ConfigError: it begins like an address and is none.
+    """
+    return parse_hub_name(model) is not None or parse_model_name(model) is not None
+
+
 def resolve_version(model: str, *, tracking_uri: str = "") -> str:
-    """ "NAME/3" for what ``models:/...`` or ``runs:/...`` means now; "" for a folder.
+    """ "NAME/3" for what ``models:/...`` or ``runs:/...`` means now, ``hf://...@COMMIT`` for a model of the hub; "" for
+    a folder.
 
     An alias may move between two calls: ``pull_model`` gives folder and version that belong together.
     """
+    on_hub = parse_hub_name(model)
+    if on_hub is not None:
+        return str(pin_hub_model(on_hub))
     named = parse_model_name(model)
     if named is None:
         return ""
@@ -77,12 +93,17 @@ def resolve_version(model: str, *, tracking_uri: str = "") -> str:
 
 def pull_model(model: str, *, tracking_uri: str = "", cache: Path | None = None) -> PulledModel:
     """As ``resolve_model``, together with the version; an alias is looked up once."""
+    cache = _default_cache() if cache is None else cache
+    on_hub = parse_hub_name(model)
+    if on_hub is not None:
+        pinned = pin_hub_model(on_hub)
+        return PulledModel(folder=pull_hub_model(pinned, cache), version=str(pinned))
     named = parse_model_name(model)
     if named is None:
         if not Path(model).is_dir():
             raise ConfigError(
                 f"model {model!r}: no such folder. Give a run folder, a model folder, {SCHEME}NAME@ALIAS, "
-                f"{SCHEME}NAME/VERSION or {RUN_SCHEME}RUN_ID."
+                f"{SCHEME}NAME/VERSION, {RUN_SCHEME}RUN_ID or {HUB_SCHEME}ORG/NAME."
             )
         return PulledModel(folder=model_folder(Path(model)), version="")
     uri = resolve_tracking_uri(tracking_uri)
@@ -91,7 +112,6 @@ def pull_model(model: str, *, tracking_uri: str = "", cache: Path | None = None)
         found = _look_up(client, named, model, uri)
     version = f"{found.name}/{found.version}"
     digests = _digests_of(found)
-    cache = _default_cache() if cache is None else cache
     folder = _fetch(client, found, digests, uri, cache, source=f"the registry's tag of {SCHEME}{version}")
     return PulledModel(folder=folder, version=version)
 
@@ -101,7 +121,9 @@ def pull_model_on_ranks(model: str, ranks: Ranks, *, tracking_uri: str = "", cac
 
     def pinned() -> str:
         version = resolve_version(model, tracking_uri=tracking_uri) if ranks.is_first else ""
-        return f"{SCHEME}{version}" if version else model
+        if not version or version.startswith(HUB_SCHEME):
+            return version or model
+        return f"{SCHEME}{version}"
 
     model = broadcast_object(run_on_all_ranks(pinned))
 

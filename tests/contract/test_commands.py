@@ -20,6 +20,7 @@ OPTIONS = {
     ),
     "launch/export.py": "--format --model --out --uri",
     "launch/register.py": "--alias --checkpoint --force --margin --name --promote --shards --split --target --uri",
+    "launch/push.py": "--language --license --private --revision --uri",
     "launch/predict.py": "--batch-seconds --device --embeddings --format --hop --model --out --picture --uri --window",
     "launch/probe.py": "--micro --model --normalise --out --pooling --shards --targets --test --train --valid",
     "launch/reproduce.py": (
