@@ -125,7 +125,7 @@ class EmotionPipeline(AudioClassificationPipeline):
         if function_to_apply is None:
             function_to_apply = "none" if self.model.config.targets else "softmax"
         return super().postprocess(
-            model_outputs, top_k=top_k or self.model.config.num_labels, function_to_apply=function_to_apply
+            model_outputs, top_k=top_k or len(self.model.config.id2label or ()), function_to_apply=function_to_apply
         )
 
 
