@@ -6,6 +6,7 @@ _EXTRAS = {
     "train": ("accelerate", "deepspeed"),
     "mlflow": ("mlflow", "alembic", "google", "pandas", "requests", "sqlalchemy"),
     "lora": ("peft",),
+    "tensorboard": ("tensorboard",),
 }
 """Import names by extra; those of "mlflow" after the first come with it."""
 
@@ -24,11 +25,11 @@ def words_for_missing(package: str) -> str:
     return f"the package {named} is not installed. Install the extra: pip install 'ccts-dist[{extra}]'"
 
 
-def missing_for_training(*, tracked: bool) -> str:
+def missing_for_training(*, backend: str) -> str:
     """The error line for the first package that a training lacks; "" when all are there.
 
     Args:
-        tracked: the run is tracked by MLflow.
+        backend: of ``[tracking]``, such as "mlflow+tensorboard"; "none" needs no package.
     """
-    needed = (*_EXTRAS["train"], *(("mlflow",) if tracked else ()))
+    needed = (*_EXTRAS["train"], *(name for name in ("mlflow", "tensorboard") if name in backend))
     return next((words_for_missing(name) for name in needed if importlib.util.find_spec(name) is None), "")

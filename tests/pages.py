@@ -69,6 +69,8 @@ def whole_result() -> Result:
     return Result(
         shards_digest="5" * 64,
         scale=(1.0, 7.0),
+        corpus="MSP-Podcast 1.12",
+        bins=(3.0, 5.0),
         models=tuple(
             ModelResult(
                 name=name,
@@ -93,4 +95,9 @@ def whole_beside(result: Result, folder: Path) -> Beside:
         step: {"valid/loss": 1 / (1 + step / 90), "valid/ccc_valence": step / 1500, "valid/ccc_activation": 0.6}
         for step in range(100, 901, 100)
     }
-    return Beside(worst={"Test1": tuple(worst)}, run="runs/student", steps=steps, validations=validations)
+    facts = {
+        "date": "2026-12-01 06:00 UTC",
+        "command": f"evaluate.py --out {'long/' * 60}",
+        "versions": "ccts-dist 0.2.0",
+    }
+    return Beside(worst={"Test1": tuple(worst)}, facts=facts, run="runs/student", steps=steps, validations=validations)

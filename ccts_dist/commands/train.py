@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         from ccts_dist.config import read_run
 
     run = read_run(args.config, args.set)
-    missing = "" if args.check else missing_for_training(tracked=run.tracking.backend == "mlflow")
+    missing = "" if args.check else missing_for_training(backend=run.tracking.backend)
     if missing:
         raise ConfigError(missing)
     with gc_paused():

@@ -305,8 +305,12 @@ class TrainConfig:
 class TrackingConfig:
     """Tracking: the server, and the name under which it lists the run."""
 
-    backend: Literal["mlflow", "none"] = "mlflow"
-    """Tracking backend; "none" writes the history to the run folder alone."""
+    backend: Literal["mlflow", "tensorboard", "mlflow+tensorboard", "none"] = "mlflow"
+    """Tracking backend. TensorBoard's event files are written to ``tensorboard/`` of the run folder. "none" writes the
+    history to the run folder alone."""
+
+    every_steps: Count = 1
+    """Steps between two reports of training metrics to the tracker; the history in the run folder has every step."""
 
     tracking_uri: str = ""
     """Address of the tracking server. "" for MLFLOW_TRACKING_URI, and without that the SQLite file ``mlflow.db`` in the

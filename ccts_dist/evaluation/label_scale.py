@@ -20,3 +20,9 @@ def ends_of(target: str, scale: tuple[float, float]) -> tuple[float, float]:
     """The lowest and highest label that there can be: of a variance, half of the raters at each end."""
     low, high = scale
     return scale if varied_target(target) is None else (0.0, (high - low) ** 2 / 4)
+
+
+def width_of(target: str, scale: tuple[float, float]) -> float:
+    """What a difference of 1 on 0..1 is on the scale of ``on_scale``."""
+    low, high = scale
+    return high - low if varied_target(target) is None else (high - low) ** 2

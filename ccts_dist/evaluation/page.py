@@ -1,36 +1,61 @@
-"""An evaluation as one page that stands by itself."""
+"""An evaluation as one page that stands by itself; its text and form are in ``templates/``."""
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import isfinite
+from pathlib import Path
+from typing import Any
 
 from ccts_dist.evaluation.extracts import Extract
-from ccts_dist.evaluation.label_scale import on_scale
+from ccts_dist.evaluation.label_scale import on_scale, width_of
 from ccts_dist.evaluation.pictures import (
+    Picture,
+    draw_calibration,
     draw_curves,
-    draw_gap,
+    draw_intervals,
     draw_noise,
     draw_predictions,
     draw_residuals,
 )
-from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
-from ccts_dist.report.html import Cell, Markup, heading, page, paragraph, pictures, player, table, with_small
+from ccts_dist.evaluation.run import Result, SplitResult
+from ccts_dist.records import varied_target
 from ccts_dist.report.recorded import as_figure
-from ccts_dist.report.score_tables import categories_to_rows
 from ccts_dist.scoring import (
     MEAN,
+    UAR,
     Difference,
     Interval,
+    PredictionTable,
     TeacherColumns,
     concordances,
+    confusion,
     few_speakers,
+    in_bins,
     unweighted_accuracy,
 )
 
-_MOST_SPEAKERS = 10
-
 _MOST_POINTS = 400
 """Of a curve, which is wider than any screen's picture of it."""
+
+_TERMS = {
+    "CCC": "concordance correlation coefficient",
+    "Pearson": "correlation, whatever mean and spread",
+    "C_b": "what a shift and another spread leave of Pearson's correlation: CCC = Pearson x C_b",
+    "Spearman": "correlation of ranks",
+    "MAE": "mean absolute error, on the scale of ratings",
+}
+_SECTIONS = {
+    "predictions": "Predictions",
+    "classes": "Classes",
+    "teacher": "A and the teacher",
+    "noise": "In noise",
+    "parts": "Parts",
+    "speakers": "Speakers",
+    "worst": "Worst utterances",
+}
+_GROUPS = {"gender": "Gender", "duration": "Duration", "transcript": "Length of transcript"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +64,9 @@ class Beside:
 
     worst: Mapping[str, tuple[Extract, ...]] = field(default_factory=dict)
     """By split, of the first model."""
+
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """How the page was made: date, command, versions."""
 
     run: str = ""
     """The run whose curves are drawn; "" for none."""
@@ -51,97 +79,167 @@ class Beside:
 
 def make_page(result: Result, beside: Beside) -> str:
     """The page: the first model on each split, what it is compared with, and how it was trained; HTML."""
-    first, *others = result.models
-    title = f"Evaluation of {first.pulled.version or first.name}"
-    parts = [heading(title, 1), _facts(result)]
-    for number, split in enumerate(first.splits):
-        rivals = [(model, model.splits[number]) for model in others]
-        parts += _of_split(f"s{number}", first, split, rivals, result.scale)
-        parts += _of_utterances(split, beside.worst.get(split.split, ()), result.scale)
-    if beside.run:
-        parts += _of_training(beside)
-    return page(title, parts)
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    def stretched(interval: Interval, target: str) -> Interval:
+        times = width_of(target, result.scale)
+        return Interval(value=times * interval.value, low=times * interval.low, high=times * interval.high)
 
-def _facts(result: Result) -> Markup:
-    models = ", ".join(
-        f"{model.pulled.version or model.name} (weights {model.weights_sha256[:12]})" for model in result.models
+    environment = Environment(
+        loader=PackageLoader("ccts_dist.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters |= {
+        "figure": lambda value, digits=3: f"{value:.{digits}f}" if isfinite(value) else "none",
+        "signed": _signed,
+        "base64": lambda data: base64.b64encode(data).decode(),
+        "rating": lambda value, target: f"{on_scale(target, float(value), result.scale):.2f}",
+        "wider": lambda value, target: width_of(target, result.scale) * value,
+        "stretched": stretched,
+    }
+    first = result.models[0]
+    return environment.get_template("report.html.jinja").render(
+        title=f"Evaluation of {first.pulled.version or '/'.join(Path(first.name).absolute().parts[-2:])}",
+        result=result,
+        beside=beside,
+        models=list(zip(_letters(), result.models, strict=False)),
+        splits=[_view(result, number, beside) for number in range(len(first.splits))],
+        terms=_TERMS,
+        training=_of_training(beside) if beside.run else [],
+    )
+
+
+def _view(result: Result, number: int, beside: Beside) -> dict[str, Any]:
+    """What the page shows of a split."""
+    own, anchor, scale = result.models[0].splits[number], f"s{number}", result.scale
+    table, classes = own.table, list(_classes(own.table, result))
+    rated = [one for one in own.figures if one.num_labels]
+    view: dict[str, Any] = {
+        "own": own,
+        "anchor": anchor,
+        "warning": few_speakers(table.num_speakers),
+        "cards": [{"title": f"CCC, {one.target}", "interval": one.ccc} for one in own.figures]
+        or [{"title": "Unweighted accuracy", "interval": one["uar"]} for one in classes],
+        "predictions": [
+            draw_predictions(f"{anchor}p{at}", own.split, table, one, scale) for at, one in enumerate(rated)
+        ]
+        + [draw_calibration(f"{anchor}c{at}", own.split, table, one.target, scale) for at, one in enumerate(rated)],
+        "classes": classes,
+        "rivals": [
+            _rival(f"{anchor}v{letter}", letter, own, model.splits[number])
+            for letter, model in zip(_letters(), result.models, strict=False)
+            if model is not result.models[0]
+        ],
+        "gap": [],
+        "noise": [draw_noise(f"{anchor}n{at}", own, one.target) for at, one in enumerate(rated) if own.in_noise],
+        "parts": [_parts(f"{anchor}g{at}", own, at) for at in range(len(own.figures))],
+        "worst": beside.worst.get(own.split, ()),
+        **_teacher(anchor, own, scale),
+    }
+    view["verdicts"] = [rival["verdict"] for rival in view["rivals"]]
+    sections = {
+        "predictions": own.figures, "classes": classes, **{one["name"]: one for one in view["rivals"]},
+        "teacher": view["gap"], "noise": view["noise"], "parts": own.figures, "speakers": own.speakers,
+        "worst": view["worst"],
+    }  # fmt: skip
+    view["sections"] = [
+        (f"{anchor}-{name}", _SECTIONS.get(name, f"A and {name}")) for name, one in sections.items() if one
+    ]
+    return view
+
+
+def verdict(own: str, other: str, found: Sequence[Difference], split: str) -> str:
+    """Better, worse or not distinguishable, by the mean over targets (the last of ``found``); in one sentence."""
+    last = found[-1]
+    what = {MEAN: "mean CCC", UAR: UAR}.get(last.target, f"CCC of {last.target}")
+    figures = f"{what} {last.first:.3f} against {last.second:.3f}, difference {_signed(last.gain.value)}"
+    if not last.gain.is_known:
+        return f"{own} and {other} cannot be compared on {split} without an interval: {figures}."
+    word = "better than" if last.gain.low > 0 else "worse than" if last.gain.high < 0 else "not distinguishable from"
+    ends = f"{_signed(last.gain.low)} to {_signed(last.gain.high)}"
+    return f"{own} is {word} {other} on {split}: {figures} ({ends})."
+
+
+def _rival(name: str, letter: str, own: SplitResult, rival: SplitResult) -> dict[str, Any]:
+    ours, theirs = ({one.target: one.ccc for one in split.figures} for split in (own, rival))
+    rows = [(one, {"A": ours[one], letter: theirs[one]}) for one in ours if one in theirs]
+    caption = f"A and {letter}, with 95 % intervals"
+    return {
+        "name": letter,
+        "rows": rival.gains,
+        "verdict": verdict("A", letter, rival.gains, own.split),
+        "pictures": [draw_intervals(name, {"": rows}, f"CCC on {own.split}", caption)] if rows else [],
+    }
+
+
+def _teacher(anchor: str, own: SplitResult, scale: tuple[float, float]) -> dict[str, Any]:
+    if own.table.teacher is None:
+        return {}
+    targets = [one.target for one in own.teacher_gap if one.target != MEAN]
+    columns = [own.table.targets.index(target) for target in targets]
+    theirs = concordances(own.table.teacher_sums()[:, :, columns])
+    rows = [
+        (target, {"A": own.figures[column].ccc, "teacher": found})
+        for target, column, found in zip(targets, columns, theirs, strict=True)
+    ]
+    what = f"CCC on {own.split}"
+    return {
+        "gate": gate_in_words(own.table.teacher),
+        "gap": [_turned(one) for one in own.teacher_gap],
+        "gap_picture": [draw_intervals(f"{anchor}t", {"": rows}, what, "A and the teacher, with 95 % intervals")],
+        "residuals": [
+            draw_residuals(f"{anchor}r{column}", own.split, own.table, target, scale)
+            for target, column in zip(targets, columns, strict=True)
+        ],
+    }
+
+
+def _turned(gap: Difference) -> Difference:
+    """Second minus first."""
+    gain = Interval(value=-gap.gain.value, low=-gap.gain.high, high=-gap.gain.low)
+    return replace(gap, first=gap.second, second=gap.first, gain=gain)
+
+
+def _parts(name: str, own: SplitResult, column: int) -> Picture:
+    target = own.table.targets[column]
+    groups = {
+        heading: [(group.name, {"A": group.ccc[column]}) for group in own.groups if group.kind == kind]
+        for kind, heading in _GROUPS.items()
+    }
+    ends = [end for group in own.groups for one in group.ccc for end in (one.value, one.low, one.high) if isfinite(end)]
+    limits = (min(ends) - 0.02, max(ends) + 0.02) if ends else None
+    whole = own.figures[column].ccc.value
+    caption = f"{target} by part of {own.split}; dotted: all of it"
+    return draw_intervals(name, groups, "CCC, 95 %", caption, limits=limits, whole=whole if isfinite(whole) else None)
+
+
+def _classes(table: PredictionTable, result: Result) -> Iterator[dict[str, Any]]:
+    """The categories of the model, and each rating in bins where those were asked for."""
+    if table.known_categories and any(one in table.known_categories for one in table.categories):
+        yield _class_figures("categories", table)
     low, high = result.scale
-    return paragraph(
-        f"Models: {models}. Shard set {result.shards_digest[:12]}, rated {low:g} to {high:g}. Intervals are 95 %, from "
-        "speakers drawn with replacement; utterances of unknown speakers are drawn one by one."
-    )
+    ends = (low, *result.bins, high)
+    names = [f"{left:g} to {right:g}" for left, right in pairwise(ends)]
+    edges = [(edge - low) / (high - low) for edge in result.bins]
+    for target in table.targets if edges else ():
+        if varied_target(target) is None:
+            yield _class_figures(f"{target} in bins", in_bins(table, target, edges, names))
 
 
-def _of_split(
-    name: str, model: ModelResult, split: SplitResult, rivals: Sequence[tuple[ModelResult, SplitResult]],
-    scale: tuple[float, float],
-) -> Iterator[Markup]:  # fmt: skip
-    table_, num_speakers = split.table, split.table.num_speakers
-    yield heading(split.split)
-    yield paragraph(f"{len(table_)} utterances, {num_speakers} speakers.")
-    if words := few_speakers(num_speakers):
-        yield paragraph(words, note=True)
-    if not table_.targets:
-        yield from _of_categories(split, rivals, model)
-        return
-    yield table(f"How good the predictions are, {split.split}",
-        ("target", "CCC", "Pearson", "C_b", "Spearman", "mean error, 0..1", "labels"),
-        [
-            (one.target, *map(_cell, (one.ccc, one.pearson, one.bias)), f"{one.spearman:.3f}", _cell(one.mae),
-             one.num_labels)
-            for one in split.figures
-        ],
-    )  # fmt: skip
-    yield pictures([
-        draw_predictions(f"{name}p{number}", split.split, table_, one, scale)
-        for number, one in enumerate(split.figures) if one.num_labels
-    ])  # fmt: skip
-    for rival, of_rival in rivals:
-        yield table(
-            f"{model.name} less {rival.name}, {split.split}",
-            ("target", "this", "other", "gain"),
-            [_gain(one) for one in of_rival.gains],
-        )
-    yield from _of_teacher(name, split)
-    if split.in_noise:
-        yield heading("In noise", 3)
-        yield pictures([
-            draw_noise(f"{name}n{number}", split, one.target)
-            for number, one in enumerate(split.figures) if one.num_labels
-        ])  # fmt: skip
-    yield heading("Parts", 3)
-    yield table(f"CCC by gender, duration and length of the transcript, {split.split}",
-        ("part", *table_.targets, "utterances", "speakers"),
-        [
-            (group.name, *map(_cell, group.ccc), group.num_utterances, group.num_speakers) for group in split.groups
-        ],
-    )  # fmt: skip
-    if split.speakers:
-        yield table(f"Speakers whose CCC is lowest, and how far predictions lie above their labels, {split.split}",
-            ("speaker", *table_.targets, "utterances"),
-            [
-                (one.speaker, *(with_small(f"{ccc:.3f}", f"{shift:+.3f}")
-                 for ccc, shift in zip(one.ccc, one.shift, strict=True)), one.num_utterances)
-                for one in split.speakers[:_MOST_SPEAKERS]
-            ],
-            long=(0,),
-        )  # fmt: skip
-
-
-def _of_categories(
-    split: SplitResult, rivals: Sequence[tuple[ModelResult, SplitResult]], model: ModelResult
-) -> Iterator[Markup]:
-    """Of a model without targets."""
-    found = unweighted_accuracy(split.table)
-    yield table(f"How well categories are told apart, {split.split}", ("", "unweighted accuracy"),
-                [(model.name, _cell(found))])  # fmt: skip
-    yield table(f"Recall by category, {split.split}", ("category", "recall", "utterances"),
-                categories_to_rows(split.scores))  # fmt: skip
-    for rival, of_rival in rivals:
-        yield table(f"{model.name} less {rival.name}, {split.split}", ("", "this", "other", "gain"),
-                    [_gain(one) for one in of_rival.gains])  # fmt: skip
+def _class_figures(title: str, table: PredictionTable) -> dict[str, Any]:
+    counts = confusion(table)
+    rows = counts.by_class()
+    return {
+        "title": title,
+        "uar": unweighted_accuracy(table),
+        "accuracy": counts.weighted_accuracy(),
+        "f1": counts.macro_f1(),
+        "rows": rows,
+        "num": int(sum(map(sum, rows.values()))),
+    }
 
 
 def gate_in_words(teacher: TeacherColumns) -> str:
@@ -154,68 +252,14 @@ def gate_in_words(teacher: TeacherColumns) -> str:
     return f"Gate: {teacher.gate.in_words()} ({whose}). {teacher.kept.mean():.1%} of the {passed} {counted}."
 
 
-def _of_teacher(name: str, split: SplitResult) -> Iterator[Markup]:
-    teacher = split.table.teacher
-    if teacher is None:
-        return
-    targets = [one.target for one in split.teacher_gap if one.target != MEAN]
-    columns = [split.table.targets.index(target) for target in targets]
-    found = concordances(split.table.teacher_sums()[:, :, columns])
-    yield heading("Beside the teacher", 3)
-    yield paragraph(gate_in_words(teacher))
-    yield table(
-        f"The teacher less this model, {split.split}",
-        ("target", "teacher", "model", "gap"),
-        [_gain(one) for one in split.teacher_gap],
-    )
-    drawn = [draw_gap(f"{name}g", split, found, targets)]
-    drawn += [draw_residuals(f"{name}r{column}", split.split, split.table, target)
-              for column, target in zip(columns, targets, strict=True)]  # fmt: skip
-    yield pictures(drawn)
-
-
-def _of_utterances(split: SplitResult, worst: Sequence[Extract], scale: tuple[float, float]) -> Iterator[Markup]:
-    if not worst:
-        return
-    rows = split.table
-
-    def rating(target: str, value: float) -> str:
-        return f"{on_scale(target, float(value), scale):.2f}"
-
-    lines: list[tuple[Cell, ...]] = []
-    for one in worst:
-        who = with_small(rows.keys[one.row], f"{rows.speakers[one.row] or 'unknown'}, {rows.duration_s[one.row]:.1f} s")
-        if one.flac:
-            who = Markup(who.text + player(one.flac, f"Recording {rows.keys[one.row]}").text)
-        figures = [
-            with_small(rating(target, prediction), f"label {rating(target, label)}" if label == label else "no label")
-            for target, prediction, label in zip(
-                rows.targets, rows.predictions[one.row], rows.labels[one.row], strict=True
-            )
-        ]
-        lines.append(
-            (who, f"{one.error:.3f}", *figures, *([one.transcript] if any(e.transcript for e in worst) else []))
-        )
-    words = ("transcript",) if any(one.transcript for one in worst) else ()
-    yield heading("Worst utterances", 3)
-    yield table(f"Predictions farthest from their labels, on the scale of the ratings, {split.split}",
-                ("utterance", "mean error, 0..1", *rows.targets, *words), lines,
-                long=(0, len(rows.targets) + 2))  # fmt: skip
-
-
-def _of_training(beside: Beside) -> Iterator[Markup]:
-    yield heading("Training")
-    yield paragraph(f"The run {beside.run}.")
-    drawn = []
-    for number, (begins, rows, what) in enumerate([
+def _of_training(beside: Beside) -> list[Picture]:
+    panels = (
         ("train/loss", beside.steps, "training loss"),
         ("valid/loss", beside.validations, "validation loss"),
         ("valid/ccc_", beside.validations, "CCC on validation"),
-    ]):  # fmt: skip
-        curves = _curves(begins, rows)
-        if curves:
-            drawn.append(draw_curves(f"t{number}", curves, what))
-    yield pictures(drawn)
+    )
+    drawn = [(f"t{number}", _curves(begins, rows), what) for number, (begins, rows, what) in enumerate(panels)]
+    return [draw_curves(name, curves, what) for name, curves, what in drawn if curves]
 
 
 def _curves(begins: str, rows: Mapping[int, Mapping[str, object]]) -> dict[str, tuple[list[float], list[float]]]:
@@ -236,11 +280,11 @@ def _thinned(values: list[float]) -> list[float]:
     return [sum(some) / len(some) for some in (values[at : at + each] for at in range(0, len(values), each))]
 
 
-def _cell(interval: Interval) -> Markup:
-    ends = f"{interval.low:.3f} to {interval.high:.3f}" if interval.is_known else "no interval"
-    return with_small(f"{interval.value:.3f}", ends)
+def _letters() -> Iterator[str]:
+    """A, B, ... Z, then A1, B1, ..."""
+    for round_ in range(1_000):
+        yield from (f"{chr(ord('A') + number)}{round_ or ''}" for number in range(26))
 
 
-def _gain(one: Difference) -> tuple[Cell, ...]:
-    ends = f"{one.gain.low:+.3f} to {one.gain.high:+.3f}" if one.gain.is_known else "no interval"
-    return one.target, f"{one.first:.3f}", f"{one.second:.3f}", with_small(f"{one.gain.value:+.3f}", ends)
+def _signed(value: float, digits: int = 3) -> str:
+    return f"{value:+.{digits}f}".replace("-", "\u2212") if isfinite(value) else "none"

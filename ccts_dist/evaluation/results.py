@@ -1,16 +1,23 @@
 """The results of an evaluation: as files for other programs, and in words."""
 
 import math
+import platform
+import shlex
+import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ccts_dist import __version__
 from ccts_dist.errors import ConfigError
 from ccts_dist.evaluation.extracts import with_contents, worst_utterances
 from ccts_dist.evaluation.options import Asked
 from ccts_dist.evaluation.page import Beside, gate_in_words, make_page
 from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
 from ccts_dist.files.strict_json import json_text
+from ccts_dist.redaction import redact
 from ccts_dist.report.markdown_table import format_table
 from ccts_dist.report.recorded import read_run_of, read_validations
 from ccts_dist.report.score_tables import scores_to_text
@@ -61,9 +68,20 @@ def beside_of(asked: Asked, result: Result) -> Beside:
             for one in result.models[0].splits
         }
     if not asked.run:
-        return Beside(worst=worst)
+        return Beside(worst=worst, facts=_facts())
     run = read_run_of(asked.run, tracking_uri=asked.uri)
-    return Beside(worst=worst, run=asked.run, steps=run.steps, validations=read_validations(asked.run))
+    validations = read_validations(asked.run)
+    return Beside(worst=worst, facts=_facts(), run=asked.run, steps=run.steps, validations=validations)
+
+
+def _facts() -> dict[str, str]:
+    """How the page is made."""
+    versions = (f"{name} {version(name)}" for name in ("torch", "transformers"))
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "versions": f"ccts-dist {__version__}, {', '.join(versions)}, Python {platform.python_version()}",
+    }
 
 
 def write_results(out: Path, result: Result, beside: Beside) -> None:

@@ -80,6 +80,12 @@ class Result:
     models: tuple[ModelResult, ...]
     """The first is the one that counts."""
 
+    corpus: str = ""
+    """Name and release."""
+
+    bins: tuple[float, ...] = ()
+    """Edges on the scale of the ratings, between which classes were asked for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Predicted:
@@ -109,7 +115,13 @@ def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
         splits = run_on_all_ranks(lambda: _splits(asked, evaluator, predicted, first))  # noqa: B023 - called at once
         found.append(ModelResult(name=name, pulled=pulled, weights_sha256=evaluator.weights_sha256, splits=splits))
     low, high = shard_set.manifest.scale
-    return Result(shards_digest=shard_set.digest, scale=(low, high), models=tuple(found))
+    return Result(
+        shards_digest=shard_set.digest,
+        corpus=f"{shard_set.manifest.corpus} {shard_set.manifest.release}".strip(),
+        scale=(low, high),
+        bins=asked.bins,
+        models=tuple(found),
+    )
 
 
 def _predict(asked: Asked, evaluator: Evaluator, ranks: Ranks, name: str) -> _Predicted:

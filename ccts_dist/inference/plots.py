@@ -1,9 +1,11 @@
 """The curves of a recording's windows as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError, without_controls
 from ccts_dist.inference.windows import Curve
+from ccts_dist.plotting import color_of, drawing, save_picture, scale_ticks
 from ccts_dist.shards.plots import KINDS
 
 _DOTS = 60
@@ -49,7 +51,9 @@ def picture_in(folder: Path, curve: Curve, taken: set[str]) -> Path:
 
 
 def draw_curve(path: Path, curve: Curve, *, targets: tuple[str, ...], scale: tuple[float, float]) -> None:
-    """Draw each target over time, and its mean as a line.
+    """Draw each target over time, and its mean as a dashed line.
+
+    A last window that is nearer than half a hop is a mark without a line.
 
     The picture's title and a description in words are in the file, as SVG, PNG and PDF have places for them.
 
@@ -61,37 +65,41 @@ def draw_curve(path: Path, curve: Curve, *, targets: tuple[str, ...], scale: tup
     Raises:
         ConfigError: the file cannot be written.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and only pictures need it
-    from matplotlib.figure import Figure
-
     minutes = curve.end_s > 600
     times = [time / 60 if minutes else time for time in curve.middles_s]
-    figure = Figure(figsize=(9, 0.8 + 1.7 * len(targets)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(targets), 1, sharex=True, squeeze=False)[:, 0]
-    figure.suptitle(_title(curve))
-    mean = curve.mean()
-    for target, axes in zip(targets, panels, strict=True):
-        values = [row[curve.numbers.index(target)] for row in curve.ratings]
-        axes.plot(times, values, "o-" if len(values) <= _DOTS else "-", markersize=3, linewidth=1.0)
-        axes.axhline(mean[target], color="grey", linewidth=0.8, linestyle="--")
-        axes.set_ylabel(target)
-        if not target.endswith(".variance"):
-            axes.set_ylim(min(scale[0], *values), max(scale[1], *values))
-        axes.margins(x=0.01)
-    panels[-1].set_xlabel("minutes" if minutes else "seconds")
+    mean, whole = curve.mean(), _num_regular(times)
     kind = path.suffix.lower()
     words = {"Title": _title(curve), "Subject" if kind == ".pdf" else "Description": description(curve, targets)}
     if kind != ".png":
         words |= {"CreationDate" if kind == ".pdf" else "Date": None}  # the same curve, the same file
-    try:
-        with mpl.rc_context({"svg.hashsalt": "ccts-dist"}):
-            figure.savefig(path, metadata=words)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be written ({error.strerror}). Name another place with --picture."
-        ) from error
+    with drawing(width=9.0, height=0.8 + 1.7 * len(targets), page=False) as figure:
+        panels = figure.subplots(len(targets), 1, sharex=True, squeeze=False)[:, 0]
+        figure.suptitle(_title(curve), x=0.01, ha="left")
+        for number, (target, axes) in enumerate(zip(targets, panels, strict=True)):
+            values = [row[curve.numbers.index(target)] for row in curve.ratings]
+            color = color_of(target, number)
+            axes.plot(times[:whole], values[:whole], "o-" if len(values) <= _DOTS else "-", markersize=3, color=color)
+            axes.plot(times[whole:], values[whole:], "o", markersize=4, color=color, fillstyle="none")
+            axes.axhline(mean[target], color=color, linewidth=1.0, linestyle="--")
+            axes.annotate(f"mean {mean[target]:.2f}", (1.005, mean[target]), xycoords=("axes fraction", "data"),
+                          va="center", fontsize="small")  # fmt: skip
+            axes.set_ylabel(target)
+            if not target.endswith(".variance"):
+                axes.set_yticks(scale_ticks(*scale))
+                axes.set_ylim(min(scale[0], *values), max(scale[1], *values))
+            axes.margins(x=0.01)
+        hollow = "; hollow: the last window, which ends with the recording" if whole < len(times) else ""
+        panels[-1].set_xlabel(("minutes" if minutes else "seconds") + hollow)
+        save_picture(figure, path, metadata=words)
+
+
+def _num_regular(times: Sequence[float]) -> int:
+    """How many windows, from the first on, are a hop apart: the last may lie nearer, since it ends with the recording.
+
+    A line to it would be a stroke upwards or downwards.
+    """
+    near = len(times) > 2 and times[-1] - times[-2] < 0.5 * (times[1] - times[0])
+    return len(times) - near
 
 
 def _title(curve: Curve) -> str:

@@ -71,6 +71,12 @@ def check_package(package: Path) -> None:
         RegistryError: names the file and both digests.
     """
     path = package / DIGESTS_FILE
+    digests = _read_digests(package)
+    check_digests(package, {**digests, DIGESTS_FILE: file_sha256(path)}, source=str(path))
+
+
+def _read_digests(package: Path) -> dict[str, str]:
+    path = package / DIGESTS_FILE
     try:
         digests = parse_json(read_limited(path, DIGESTS_FILE))
         if not isinstance(digests, dict) or not all(
@@ -79,16 +85,24 @@ def check_package(package: Path) -> None:
             raise ValueError("no object of a SHA-256 by path")
     except (OSError, ValueError) as error:
         raise RegistryError(f"{path}: not readable: {error}. Pull or register the model again.") from error
-    check_digests(package, {**digests, DIGESTS_FILE: file_sha256(path)}, source=str(path))
+    return digests
 
 
 def check_digests(folder: Path, digests: Mapping[str, str], *, source: str) -> None:
     """Hold every file of a folder against the digests that ``source`` gives; no file may be missing or added.
 
+    Args:
+        digests: by path; of ``digests.json`` alone, it is that file's digests that the others are held against.
+
     Raises:
         RegistryError: names the first file that differs and both digests.
     """
     found = {path.relative_to(folder).as_posix(): path for path in files_of(folder)}
+    if set(digests) == {DIGESTS_FILE}:
+        if DIGESTS_FILE in found and file_sha256(found[DIGESTS_FILE]) == digests[DIGESTS_FILE]:
+            digests, source = _read_digests(folder) | dict(digests), f"{DIGESTS_FILE}, which {source} vouches for,"
+        else:
+            found = {name: path for name, path in found.items() if name == DIGESTS_FILE}
     for name, expected in sorted(digests.items()):
         actual = file_sha256(found[name]) if name in found else "missing"
         if actual != expected:

@@ -24,7 +24,7 @@ from ccts_dist.registry.lineage import (
 )
 from ccts_dist.registry.model_card import card_of
 from ccts_dist.registry.model_uri import DIGEST_TAG, PACKAGE, asking_the_server, check_alias, check_name, move_alias
-from ccts_dist.registry.package import METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
+from ccts_dist.registry.package import CARD_FILE, DIGESTS_FILE, METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file
 from ccts_dist.tracking.uri import artifact_location
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _SUMMARY_FILE = "summary.json"
 """What training leaves in its run folder."""
 
+_LONGEST_DESCRIPTION = 5_000
 _EXPERIMENT = "ccts"
 """Holds models whose run is unknown to the server."""
 
@@ -215,7 +216,7 @@ def _store(
     from mlflow.exceptions import MlflowException
 
     # Named by content: registering another model of the same run must not overwrite this one.
-    place = f"models/{digests['digests.json'][:16]}"
+    place = f"models/{digests[DIGESTS_FILE][:16]}"
     client.log_artifacts(run_id, os.fspath(model), place)
     try:
         client.create_registered_model(name)
@@ -223,8 +224,10 @@ def _store(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
-    digest_tags = {f"{DIGEST_TAG}{path}": digest for path, digest in digests.items()}
-    created = client.create_model_version(name, source, run_id, tags={**digest_tags, **tags})
+    # The digest of the list of digests stands for all of them.
+    tags = {f"{DIGEST_TAG}{DIGESTS_FILE}": digests[DIGESTS_FILE], **tags}
+    card = (model / "artifacts" / PACKAGE / CARD_FILE).read_text(encoding="utf-8")
+    created = client.create_model_version(name, source, run_id, tags=tags, description=shortened(card))
     if not created.version:
         raise RegistryError(
             f"registering {name!r}: the server answers, but not as MLflow does. See what listens there."
@@ -232,3 +235,15 @@ def _store(
     if alias:
         move_alias(client, name, alias, created.version)
     return str(created.version)
+
+
+def shortened(card: str) -> str:
+    """A model card as a version's description: whole lines, since databases hold 5,000 characters of it.
+
+    >>> shortened("# a")
+    '# a'
+    """
+    if len(card) <= _LONGEST_DESCRIPTION:
+        return card
+    rest = f"\n\nThe rest is in `{CARD_FILE}`."
+    return card[: _LONGEST_DESCRIPTION - len(rest)].rpartition("\n")[0] + rest

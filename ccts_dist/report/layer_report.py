@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.strict_json import json_text
+from ccts_dist.plotting import color_of, drawing, legend_above, save_picture
 from ccts_dist.probe import LayerScore, ProbeResult
 from ccts_dist.report.markdown_table import format_table
 
@@ -85,35 +86,28 @@ def write_layers(out: Path, result: ProbeResult, *, model: str, shards: str) -> 
 
 def draw_layers(path: Path, result: ProbeResult, *, title: str) -> None:
     """Draw CCC by layer, a panel for each encoder and a line for each target, shaded between the interval's ends."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and only pictures need it
-    from matplotlib.figure import Figure
-
     encoders = list(dict.fromkeys(score.layer.encoder for score in result.scores))
-    figure = Figure(figsize=(1.5 + 5.5 * len(encoders), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    (panels,) = figure.subplots(1, len(encoders), sharey=True, squeeze=False)
-    for encoder, axes in zip(encoders, panels, strict=True):
-        for target in result.targets:
-            scores = [score for score in result.scores if (score.layer.encoder, score.target) == (encoder, target)]
-            numbers = [score.layer.number for score in scores]
-            (line,) = axes.plot(numbers, [score.ccc for score in scores], "o-", markersize=3, label=target)
-            bounds = [score.interval for score in scores if score.interval is not None]
-            if len(bounds) == len(scores):
-                axes.fill_between(
-                    numbers,
-                    [low for low, _ in bounds],
-                    [high for _, high in bounds],
-                    alpha=0.15,
-                    color=line.get_color(),
+    with drawing(width=1.5 + 4.5 * len(encoders), height=3.8, page=False) as figure:
+        figure.suptitle(title, x=0.01, ha="left")
+        (panels,) = figure.subplots(1, len(encoders), sharey=True, squeeze=False)
+        for encoder, axes in zip(encoders, panels, strict=True):
+            for place, target in enumerate(result.targets):
+                scores = [score for score in result.scores if (score.layer.encoder, score.target) == (encoder, target)]
+                numbers, color = [score.layer.number for score in scores], color_of(target, place)
+                mark = "os^Dv"[place % 5]
+                axes.plot(
+                    numbers, [score.ccc for score in scores], marker=mark, markersize=4, color=color, label=target
                 )
-        axes.set_title(encoder, fontsize="medium")
-        axes.set_xlabel("layer (0: what enters the first)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel(f"CCC on {' and '.join(result.splits.test)}")
-    panels[0].legend(fontsize="small")
-    figure.savefig(path)
+                bounds = [score.interval for score in scores if score.interval is not None]
+                if len(bounds) == len(scores):
+                    low, high = zip(*bounds, strict=True)
+                    axes.fill_between(numbers, low, high, alpha=0.15, color=color, linewidth=0)
+            axes.set_title(encoder)
+            axes.set_xlabel("layer (0: what enters the first)")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        panels[0].set_ylabel(f"CCC on {' and '.join(result.splits.test)}")
+        legend_above(figure, panels[0], side="right")
+        save_picture(figure, path)
 
 
 def _by_layer(result: ProbeResult) -> list[Sequence[LayerScore]]:

@@ -1,11 +1,16 @@
 """How well categories are told apart: unweighted accuracy (UAR), the mean recall of those that occur."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.scoring.bootstrap_intervals import Interval, bootstrap
+from ccts_dist.scoring.measures import ConfusionSums, binned
 from ccts_dist.scoring.prediction_table import PredictionTable
 from ccts_dist.scoring.speakers import sums_by_speaker
 from ccts_dist.scoring.target_metrics import Difference
@@ -17,6 +22,38 @@ UAR = "unweighted accuracy"
 def unweighted_accuracy(table: PredictionTable, *, seed: int = 0) -> Interval:
     """The mean recall of the model's categories that occur, with its interval over speakers; NaN where none does."""
     return bootstrap(_sums(table, table), _first, seed=seed)[0]
+
+
+def confusion(table: PredictionTable) -> ConfusionSums:
+    """How often each of the model's categories was predicted as which, of utterances whose category it knows."""
+    found, places = ConfusionSums(table.known_categories), {one: at for at, one in enumerate(table.known_categories)}
+    pairs = [
+        (places[predicted], places[true])
+        for true, predicted in zip(table.categories, table.predicted_categories, strict=True)
+        if true in places
+    ]
+    predicted, true = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
+    found.add(predicted, true)
+    return found
+
+
+def in_bins(table: PredictionTable, target: str, edges: Sequence[float], names: Sequence[str]) -> PredictionTable:
+    """The table with the bins of one target's labels and predictions in the place of categories.
+
+    Args:
+        edges: rising, on 0..1; see ``measures.binned``.
+        names: of the bins, one more than edges.
+    """
+    place = table.targets.index(target)
+    labels, predictions = (torch.from_numpy(values[:, place].copy()) for values in (table.labels, table.predictions))
+    known = np.isfinite(table.labels[:, place]) & np.isfinite(table.predictions[:, place])
+    true, predicted = binned(labels, edges).tolist(), binned(predictions, edges).tolist()
+    return replace(
+        table,
+        categories=tuple(names[number] if there else None for number, there in zip(true, known, strict=True)),
+        predicted_categories=tuple(names[number] for number in predicted),
+        known_categories=tuple(names),
+    )
 
 
 def uar_difference(first: PredictionTable, second: PredictionTable, *, seed: int = 0) -> Difference:

@@ -1,12 +1,18 @@
 """A shard set as a picture: hours by split, label histograms, durations."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.plotting import MODEL, OTHER, REJECTED, TEACHER, drawing, legend_above, save_picture
 from ccts_dist.shards.statistics import NUM_BINS, SplitStatistics
 
 KINDS = (".png", ".svg", ".pdf")
+
+_COLORS = (MODEL, OTHER, TEACHER, "#7d6fd1", "#a48a1e", REJECTED)
+_WIDTHS = (1, 2, 5, 10, 20, 50, 100, 600)
+_MOST_BINS = 40
 
 
 def check_picture(path: Path) -> None:
@@ -27,35 +33,53 @@ def draw_set(path: Path, title: str, splits: Sequence[SplitStatistics]) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and only pictures need it
-    from matplotlib.figure import Figure
-
     check_picture(path)
     targets = list(splits[0].labels) if splits else []
-    figure = Figure(figsize=(3.6 * (2 + len(targets)), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    hours, durations, *labels = figure.subplots(1, 2 + len(targets))
-    hours.barh([split.split for split in splits], [split.hours for split in splits])
-    hours.invert_yaxis()
-    hours.set_xlabel("hours")
-    for split in splits:
-        longest = max(split.durations, default=0)
-        share = [100 * split.durations.get(second, 0) / split.num_utterances for second in range(longest + 1)]
-        durations.stairs(share, range(longest + 2), label=split.split)
-    durations.set_xlabel("seconds")
-    durations.set_ylabel("% of utterances")
-    edges = [number / NUM_BINS for number in range(NUM_BINS + 1)]
-    for target, axes in zip(targets, labels, strict=True):
+    num_columns = min(3, 2 + len(targets))
+    num_rows = -(-(2 + len(targets)) // num_columns)
+    with drawing(width=3.6 * num_columns, height=0.6 + 2.7 * num_rows, page=False) as figure:
+        figure.suptitle(title, x=0.01, ha="left")
+        places = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
+        hours, durations, *labels = places
+        colors = {split.split: _COLORS[number % len(_COLORS)] for number, split in enumerate(splits)}
+        hours.barh(list(colors), [split.hours for split in splits], color=list(colors.values()))
+        hours.invert_yaxis()
+        hours.grid(visible=False, axis="y")
+        hours.set_xlabel("hours")
+        width = _bin_width(splits)
         for split in splits:
-            label = split.labels[target]
-            if label.num_labelled:
-                axes.stairs([100 * count / label.num_labelled for count in label.histogram], edges, label=split.split)
-        axes.set_xlabel(f"{target}, 0..1")
-        axes.set_ylabel("% of labels")
-    if len(splits) > 1:
-        durations.legend(fontsize="small", loc="best")
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}). Name another file with --picture.") from error
+            shares, edges = duration_shares(split, width)
+            durations.stairs(shares, edges, label=split.split, color=colors[split.split], linewidth=1.4)
+        durations.set_xlabel(f"duration, bins of {width / 10:g} s")
+        durations.set_ylabel("% of utterances")
+        edges = [number / NUM_BINS for number in range(NUM_BINS + 1)]
+        for target, axes in zip(targets, labels, strict=False):
+            for split in splits:
+                label = split.labels[target]
+                if label.num_labelled:
+                    shares = [100 * count / label.num_labelled for count in label.histogram]
+                    axes.stairs(shares, edges, color=colors[split.split], linewidth=1.4)
+            axes.set_xlabel(f"{target}, 0..1")
+            axes.set_ylabel("% of labels")
+        for axes in labels[len(targets) :]:
+            axes.remove()
+        if len(splits) > 1:
+            legend_above(figure, durations, columns=len(splits), side="right")
+        save_picture(figure, path)
+
+
+def duration_shares(split: SplitStatistics, width: int) -> tuple[list[float], list[float]]:
+    """Percent of a split's utterances in each bin of ``width`` tenths of a second, and the bins' edges in seconds."""
+    counts = Counter[int]()
+    for tenth, count in split.duration_tenths.items():
+        counts[tenth // width] += count
+    bins = range(min(counts, default=0), max(counts, default=0) + 1)
+    shares = [100 * counts[number] / split.num_utterances for number in bins]
+    return shares, [number * width / 10 for number in (*bins, bins[-1] + 1)]
+
+
+def _bin_width(splits: Sequence[SplitStatistics]) -> int:
+    """In tenths of a second: the smallest round one with which there are few enough bins."""
+    longest = max((max(split.duration_tenths, default=0) for split in splits), default=0)
+    shortest = min((min(split.duration_tenths, default=0) for split in splits), default=0)
+    return next((width for width in _WIDTHS if (longest - shortest) / width <= _MOST_BINS), _WIDTHS[-1])

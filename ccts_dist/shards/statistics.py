@@ -53,6 +53,9 @@ class SplitStatistics:
     durations: Mapping[int, int]
     """Utterances by their whole seconds."""
 
+    duration_tenths: Mapping[int, int]
+    """Utterances by their whole tenths of a second."""
+
     categories: Mapping[str, int]
     """The most frequent first."""
 
@@ -100,6 +103,7 @@ def split_statistics(shard_set: ShardSet, split: str) -> SplitStatistics:
         shortest_s=sums.shortest / SAMPLE_RATE_HZ,
         longest_s=sums.longest / SAMPLE_RATE_HZ,
         durations=dict(sorted(sums.durations.items())),
+        duration_tenths=dict(sorted(sums.tenths.items())),
         categories=dict(sums.categories.most_common()),
         labels={target: _moments(sums.moments[target], sums.histograms[target]) for target in sums.moments},
     )
@@ -138,7 +142,7 @@ class _Sums:
         self.histograms = {target: np.zeros(NUM_BINS, np.int64) for target in targets}
         self.speakers: set[str] = set()
         self.categories = Counter[str]()
-        self.durations = Counter[int]()
+        self.durations, self.tenths = Counter[int](), Counter[int]()
         self.without_speaker = self.unlabelled = self.longest = 0
         self.shortest = math.inf
 
@@ -150,8 +154,9 @@ class _Sums:
         self.categories.update(category for category in rows.categories if category is not None)
         self.shortest = min(self.shortest, int(rows.num_samples.min()))
         self.longest = max(self.longest, int(rows.num_samples.max()))
-        seconds, counts = np.unique(rows.num_samples // SAMPLE_RATE_HZ, return_counts=True)
-        self.durations.update(dict(zip(seconds.tolist(), counts.tolist(), strict=True)))
+        for found, samples in ((self.durations, SAMPLE_RATE_HZ), (self.tenths, SAMPLE_RATE_HZ // 10)):
+            values, counts = np.unique(rows.num_samples // samples, return_counts=True)
+            found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         labelled = np.zeros(len(rows), bool)
         for target, total in self.moments.items():
             known = ~np.isnan(rows.labels[target])

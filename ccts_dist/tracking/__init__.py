@@ -1,10 +1,11 @@
-"""What is reported of a run and where: a small protocol, MLflow behind it, and nothing."""
+"""Tracking of runs: a small protocol, with MLflow, TensorBoard, both or nothing behind it."""
 
 from pathlib import Path
 
 from ccts_dist.config.schema import TrackingConfig
 from ccts_dist.tracking.null import NoTracking
 from ccts_dist.tracking.protocol import Status, Tracking
+from ccts_dist.tracking.several import SeveralTrackings
 
 __all__ = ["NoTracking", "Status", "Tracking", "open_tracking"]
 
@@ -23,9 +24,17 @@ def open_tracking(config: TrackingConfig, *, run_name: str, output: Path, resume
 
     Raises:
         ConfigError: an address or experiment that MLflow refuses.
+        ModuleNotFoundError: the package of the backend is not installed.
     """
     if config.backend == "none":
         return NoTracking()
-    from ccts_dist.tracking.mlflow_run import open_mlflow_run
+    opened: list[Tracking] = []
+    if "mlflow" in config.backend:
+        from ccts_dist.tracking.mlflow_run import open_mlflow_run
 
-    return open_mlflow_run(config, run_name=run_name, output=output, resume=resume)
+        opened.append(open_mlflow_run(config, run_name=run_name, output=output, resume=resume))
+    if "tensorboard" in config.backend:
+        from ccts_dist.tracking.tensorboard_run import TensorBoardRun
+
+        opened.append(TensorBoardRun(output, run_name=run_name, resume=resume))
+    return opened[0] if len(opened) == 1 else SeveralTrackings(*opened)

@@ -2,8 +2,22 @@
 
 import platform
 import re
+import shutil
 import sys
 from pathlib import Path
+
+from ccts_dist.redaction import redact
+from ccts_dist.tracking.mlflow_client import prepare_mlflow
+
+
+def source_tags() -> dict[str, str]:
+    """Program, git commit and user of this process, under the names that MLflow's pages look for."""
+    prepare_mlflow()
+    from mlflow.tracking.context.git_context import GitRunContext
+    from mlflow.tracking.context.registry import resolve_tags
+
+    without = [] if shutil.which("git") else [GitRunContext]  # which would complain
+    return {key: redact(value) for key, value in resolve_tags(ignore=without).items()}
 
 
 def installed_packages() -> str:

@@ -33,6 +33,22 @@ class TagEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class DatasetEvent:
+    """One data set that the run reads, as MLflow lists them."""
+
+    name: str
+    digest: str
+    source: str
+    """Folder or address, without user and password."""
+
+    profile: str
+    """JSON: what is in it."""
+
+    context: str
+    """What it is used for, such as "training"."""
+
+
+@dataclass(frozen=True, slots=True)
 class FileEvent:
     """A file to keep, read when it is sent."""
 
@@ -58,7 +74,7 @@ class StatusEvent:
     timestamp_ms: int
 
 
-Event = MetricEvent | ParamEvent | TagEvent | FileEvent | TextEvent | StatusEvent
+Event = MetricEvent | ParamEvent | TagEvent | DatasetEvent | FileEvent | TextEvent | StatusEvent
 
 ALONE = (FileEvent, TextEvent, StatusEvent)
 """Kinds of which one at a time is sent."""
@@ -67,6 +83,7 @@ _KINDS: dict[str, type[Event]] = {
     "metric": MetricEvent,
     "param": ParamEvent,
     "tag": TagEvent,
+    "dataset": DatasetEvent,
     "file": FileEvent,
     "text": TextEvent,
     "status": StatusEvent,

@@ -5,7 +5,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
@@ -14,9 +14,19 @@ from ccts_dist.config.schema import TrackingConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import Condition
 from ccts_dist.redaction import redact, redact_addresses, without_credentials
-from ccts_dist.tracking.events import FileEvent, MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
+from ccts_dist.tracking.environment import source_tags
+from ccts_dist.tracking.events import (
+    DatasetEvent,
+    FileEvent,
+    MetricEvent,
+    ParamEvent,
+    StatusEvent,
+    TagEvent,
+    TextEvent,
+)
+from ccts_dist.tracking.mlflow_parent import NOTE
 from ccts_dist.tracking.mlflow_sender import MlflowSender
-from ccts_dist.tracking.protocol import Status
+from ccts_dist.tracking.protocol import Status, flat_settings
 from ccts_dist.tracking.run_file import forget_run_file, read_run_file
 from ccts_dist.tracking.spooling.delivery import RejectedByServerError, ServerUnavailableError
 from ccts_dist.tracking.spooling.outbox import Outbox
@@ -109,7 +119,7 @@ class MlflowRun:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Settings; one that a continued run has with another value is logged as the tag ``changed.<key>``."""
-        self._events.put(*(ParamEvent(key, redact_addresses(text)) for key, text in _flat(values)))
+        self._events.put(*(ParamEvent(key, redact_addresses(text)) for key, text in flat_settings(values)))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Measured values; kept once per (key, step)."""
@@ -129,6 +139,10 @@ class MlflowRun:
         """A small file by its content."""
         self._files.put(TextEvent(text, name))
 
+    def description(self, text: str) -> None:
+        """Markdown, shown above the run's figures."""
+        self.tags({NOTE: text})
+
     def inputs(
         self,
         *,
@@ -136,8 +150,11 @@ class MlflowRun:
         splits: Mapping[str, int],
         cache_digest: str = "",
         condition: Condition | None = None,
+        corpus: str = "",
+        shards: str = "",
+        cache: str = "",
     ) -> None:
-        """Digests as tags ``data.*``, and everything in the artifact ``inputs/data.json``."""
+        """Data sets in MLflow's form, digests as tags ``data.*``, and all in the artifact ``inputs/data.json``."""
         data = {
             "shard_set_digest": shard_set_digest,
             "splits": dict(splits),
@@ -145,8 +162,12 @@ class MlflowRun:
             "condition": None if condition is None else asdict(condition),
         }
         self.tags({"data.shard_set_digest": shard_set_digest, "data.splits": json.dumps(dict(splits))})
+        profile = json.dumps({"splits": dict(splits), "utterances": sum(splits.values())})
+        sets = [DatasetEvent(corpus or "shard set", shard_set_digest, without_credentials(shards), profile, "training")]
         if cache_digest:
             self.tags({"data.cache_digest": cache_digest})
+            sets.append(DatasetEvent("teacher cache", cache_digest, without_credentials(cache), "{}", "distillation"))
+        self._events.put(*sets)
         self.text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "inputs/data.json")
 
     def flush(self) -> None:
@@ -193,6 +214,7 @@ def open_mlflow_run(config: TrackingConfig, *, run_name: str, output: Path, resu
             experiment=config.experiment_name,
             parent=config.parent_run_name,
             tracking_uri=uri,
+            tags=source_tags(),
         )
         if tracked.run_id:  # of a folder without spools
             run = replace(run, run_id=tracked.run_id, is_new=False)
@@ -201,11 +223,3 @@ def open_mlflow_run(config: TrackingConfig, *, run_name: str, output: Path, resu
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)

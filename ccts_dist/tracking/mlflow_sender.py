@@ -13,6 +13,7 @@ What was sent counts as delivered when the server shows it: a gateway may answer
 """
 
 import hashlib
+import json
 import logging
 import sys
 import threading
@@ -26,15 +27,25 @@ from google.protobuf.json_format import ParseError
 from sqlalchemy.exc import SQLAlchemyError
 
 from ccts_dist.redaction import redact, shown_cause, without_credentials
-from ccts_dist.tracking.events import Event, FileEvent, MetricEvent, ParamEvent, StatusEvent, TagEvent, TextEvent
+from ccts_dist.tracking.events import (
+    DatasetEvent,
+    Event,
+    FileEvent,
+    MetricEvent,
+    ParamEvent,
+    StatusEvent,
+    TagEvent,
+    TextEvent,
+)
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client, prepare_mlflow
+from ccts_dist.tracking.mlflow_parent import PARENT_ID, describe_parent
 from ccts_dist.tracking.run_file import TrackedRun, write_run_file
 from ccts_dist.tracking.spooling.delivery import RejectedByServerError, ServerUnavailableError
 from ccts_dist.tracking.spooling.spooled_run import SpooledRun, is_newest
 from ccts_dist.tracking.uri import artifact_location
 
 prepare_mlflow()
-from mlflow.entities import Metric, Param, Run, RunTag  # noqa: E402 - after the settings that it reads
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag  # noqa: E402 - after the settings that it reads
 from mlflow.exceptions import MlflowException, RestException  # noqa: E402
 
 if TYPE_CHECKING:
@@ -45,12 +56,14 @@ log = logging.getLogger(__name__)
 _LONGEST_PARAM = 6000  # MLflow's limits, in characters and in entries of one call
 _LONGEST_TAG = 5000
 _MOST_PARAMS = 100
+_LONGEST_DATASET = 500
+_LONGEST_DIGEST = 36
+_CONTEXT = "mlflow.data.context"
 _FOR_GOOD = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 _TOO_LARGE = 413
 _NOT_MLFLOW = "it answers, but not as an MLflow server does: see which program or gateway listens there"
 _TOKEN = "ccts_dist.token"
 _PARENT = "ccts_dist.parent"
-_PARENT_ID = "mlflow.parentRunId"
 
 
 @final
@@ -110,6 +123,8 @@ class MlflowSender:
                 self._send_params([event for event in events if isinstance(event, ParamEvent)])
             elif isinstance(first, TagEvent):
                 self._send_tags({event.key: event.value for event in events if isinstance(event, TagEvent)})
+            elif isinstance(first, DatasetEvent):
+                self._send_datasets([event for event in events if isinstance(event, DatasetEvent)])
             elif isinstance(first, StatusEvent):
                 self._send_status(first)
             else:
@@ -163,11 +178,11 @@ class MlflowSender:
             found = self._client.search_runs([experiment_id], f"tags.`{_TOKEN}` = '{self._run.token}'")
             if found:
                 return found[0]
-        tags = {_TOKEN: self._run.token}
+        tags = {**self._run.tags, _TOKEN: self._run.token}
         if self._run.run_id:
             tags["ccts_dist.continues"] = self._run.run_id
         if self._run.parent:
-            tags[_PARENT_ID] = self._parent_id(experiment_id)
+            tags[PARENT_ID] = self._parent_id(experiment_id)
         return self._client.create_run(
             experiment_id, run_name=self._run.run_name, tags=tags, start_time=self._run.began_ms
         )
@@ -238,12 +253,33 @@ class MlflowSender:
         if tags:
             _expect(tags.keys() <= self._read_run().data.tags.keys())
 
+    def _send_datasets(self, events: Sequence[DatasetEvent]) -> None:
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    event.name[:_LONGEST_DATASET],
+                    event.digest[:_LONGEST_DIGEST],
+                    "http" if event.source.startswith("http") else "local",
+                    json.dumps({"uri": event.source}),
+                    profile=event.profile,
+                ),
+                [InputTag(_CONTEXT, event.context)],
+            )
+            for event in events
+        ]
+        self._client.log_inputs(self.run_id, datasets=inputs)
+        there = {(one.dataset.name, one.dataset.digest) for one in self._read_run().inputs.dataset_inputs}
+        _expect({(one.dataset.name, one.dataset.digest) for one in inputs} <= there)
+
     def _send_status(self, event: StatusEvent) -> None:
         if event.status == "RUNNING":
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self._client.set_terminated(self.run_id, event.status, end_time=event.timestamp_ms)
-        _expect(self._read_run().info.status == event.status)
+        run = self._read_run()
+        _expect(run.info.status == event.status)
+        if event.status != "RUNNING":
+            describe_parent(self._client, run)
 
     def _read_run(self) -> Run:
         run = self._client.get_run(self.run_id)

@@ -32,6 +32,9 @@ class NoTracking:
     def text(self, text: str, name: str) -> None:
         """Does nothing."""
 
+    def description(self, text: str) -> None:
+        """Does nothing."""
+
     def inputs(
         self,
         *,
@@ -39,6 +42,9 @@ class NoTracking:
         splits: Mapping[str, int],
         cache_digest: str = "",
         condition: Condition | None = None,
+        corpus: str = "",
+        shards: str = "",
+        cache: str = "",
     ) -> None:
         """Does nothing."""
 

@@ -1,6 +1,7 @@
 """What a training run tells about itself, whoever listens."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -45,6 +46,10 @@ class Tracking(Protocol):
         """A small file by its content; ``name`` may be within folders."""
         ...
 
+    def description(self, text: str) -> None:
+        """The run in a few words for people, in Markdown; takes the place of an earlier description."""
+        ...
+
     def inputs(
         self,
         *,
@@ -52,8 +57,17 @@ class Tracking(Protocol):
         splits: Mapping[str, int],
         cache_digest: str = "",
         condition: Condition | None = None,
+        corpus: str = "",
+        shards: str = "",
+        cache: str = "",
     ) -> None:
-        """What the run is trained on: the shard set, its splits with their utterances, teacher cache and condition."""
+        """What the run is trained on: the shard set, its splits with their utterances, teacher cache and condition.
+
+        Args:
+            corpus: name and release.
+            shards: folder or address of the shard set.
+            cache: of the teacher cache.
+        """
         ...
 
     def flush(self) -> None:
@@ -63,3 +77,12 @@ class Tracking(Protocol):
     def close(self, status: Status) -> None:
         """Send the rest and end the run. Waits for an absent server, but not for long; calling it again is harmless."""
         ...
+
+
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys of tables within tables, each with its value as text: JSON, unless it is text already."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)

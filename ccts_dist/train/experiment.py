@@ -148,7 +148,7 @@ def check_experiment(run: RunConfig, num_ranks: int) -> Iterator[Experiment]:
     """Everything as ``num_ranks`` ranks would open it, without a process group and without touching the run folder."""
     if num_ranks < 1:
         raise ConfigError(f"--ranks {num_ranks}: must be at least 1. Say how many ranks the run shall have.")
-    if run.tracking.backend == "mlflow":
+    if "mlflow" in run.tracking.backend:
         resolve_tracking_uri(run.tracking.tracking_uri)
     with tempfile.TemporaryDirectory() as folder:
         experiment = _open(run, Ranks(num_ranks=num_ranks), Path(folder), here=Ranks())

@@ -30,6 +30,7 @@ from ccts_dist.tracking.environment import installed_packages
 from ccts_dist.train.checkpoints.checkpoint import TrainState, read_manifest, read_state
 from ccts_dist.train.context import TrainContext
 from ccts_dist.train.curves import draw_training
+from ccts_dist.train.description import describe_run
 from ccts_dist.train.experiment import Experiment, check_experiment, open_experiment
 from ccts_dist.train.memory.estimate import HOST_FLOOR
 from ccts_dist.train.memory.forecast import Forecast, memory_of_a_gpu
@@ -245,6 +246,7 @@ def _train_to_end(context: TrainContext, optimizer: torch.optim.Optimizer, *, is
         outcome = Trainer(context, optimizer).train()
         if is_tracked:
             _track_outcome(context.tracking, context.folder)
+            context.tracking.description(describe_run(context.session, outcome.test))
         status = "FINISHED"
         return outcome
     except StopRequested:
@@ -334,6 +336,7 @@ def _open_tracking(session: Experiment, folder: RunFolder, values: Mapping[str, 
         return NoTracking()
     run = session.run
     tracking = open_tracking(run.tracking, run_name=run.run_name, output=folder.path, resume=resume)
+    tracking.description(describe_run(session))
     tracking.params(public_tree(run) | {"num_ranks": session.ranks.num_ranks, "resolved": values})
     tracking.artifact(folder.path / "run.toml")
     tracking.artifact(folder.path / DS_CONFIG)
@@ -345,5 +348,8 @@ def _open_tracking(session: Experiment, folder: RunFolder, values: Mapping[str, 
         splits={name: splits[name].num_utterances for name in used},
         cache_digest=session.teacher.digest if session.teacher else "",
         condition=session.teacher.condition if session.teacher else None,
+        corpus=f"{session.shard_set.manifest.corpus} {session.shard_set.manifest.release}".strip(),
+        shards=run.data.shards,
+        cache=run.data.teacher_cache,
     )
     return tracking

@@ -316,7 +316,8 @@ class Trainer:
         add_to_epoch(self.state.epoch_sums, result, figures, metered)
         if not self._first:
             return
-        self._tracking.metrics(finite({**figures, **metered}), self.state.step)
+        if self.state.step % self._run.tracking.every_steps == 0:
+            self._tracking.metrics(finite({**figures, **metered}), self.state.step)
         assert self._history is not None
         self._history.write({"step": self.state.step, "epoch": batches.epoch, "keys": result.key_checksum, **figures})
 

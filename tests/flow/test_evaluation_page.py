@@ -1,5 +1,6 @@
 """The page of an evaluation in a real browser: wide and narrow, light and dark."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,8 +116,9 @@ def test_every_picture_has_words_and_fits_its_place(shown: tuple[Page, list[str]
     page, _ = shown
     pictures = page.locator("svg, img, audio, video, canvas")
     found = pictures.evaluate_all("all => all.map(one => [one.tagName, one.getAttribute('aria-label') || one.alt])")
-    # 3 predictions, the gap, 3 residuals, 3 noises, 3 curves; a player for each of five utterances.
-    assert [kind for kind, _ in found].count("svg") == 13
+    # 3 predictions, 3 calibrations, A and B, A and the teacher, 3 residuals, 3 noises, 3 parts, 3 curves; a player for
+    # each of five utterances.
+    assert [kind for kind, _ in found].count("svg") == 20
     assert [kind for kind, _ in found].count("AUDIO") == 5
     words = [alternative for _, alternative in found]
     assert all(len(one) > 20 for one in words)
@@ -139,6 +141,55 @@ def test_keys_and_words_of_a_corpus_are_shown_and_never_run(shown: tuple[Page, l
     cells = page.locator("td").all_inner_texts()
     assert any(HOSTILE in cell for cell in cells)
     assert any(LONG_KEY in cell for cell in cells)
+
+
+def test_summary_has_the_verdict_and_differences_are_a_minus_the_other(shown: tuple[Page, list[str]]):
+    page, _ = shown
+    summary = page.locator("#summary")
+    verdict = summary.locator(".verdict").inner_text()
+    assert re.fullmatch(
+        r"A is better than B on Test1: mean CCC 0\.\d{3} against 0\.\d{3}, difference \+0\.\d{3} \(.* to .*\)\.",
+        verdict,
+    )
+    assert summary.locator(".card").count() == 3
+    for name, rival in (("A and B", "B"), ("A and of the teacher", "teacher")):
+        rows = page.locator(f".wide[aria-label*='{name}'] tbody tr").all()
+        assert len(rows) == 4
+        for row in rows:
+            ours, theirs, gain = (
+                float(cell.split()[0].replace("\u2212", "-")) for cell in row.locator("td").all_inner_texts()
+            )
+            assert gain == pytest.approx(ours - theirs, abs=1.6e-3), rival
+
+
+def test_contents_lead_to_sections_and_terms_are_explained(shown: tuple[Page, list[str]]):
+    page, _ = shown
+    targets = page.locator("nav a").evaluate_all("all => all.map(one => one.getAttribute('href'))")
+    assert len(targets) == 10
+    assert all(page.locator(target).count() == 1 for target in targets)
+    page.locator("summary", has_text="Terms of this page").click()
+    assert page.get_by_text("Concordance correlation coefficient: 1 where").is_visible()
+    assert page.evaluate(OVERFLOWING) == []
+
+
+def test_bins_have_confusion_tables_whose_rows_add_up(shown: tuple[Page, list[str]]):
+    page, _ = shown
+    tables = page.locator(".wide[aria-label^='Confusion']").all()
+    assert len(tables) == 3
+    for row in tables[0].locator("tbody tr").all():
+        shares = [float(cell) for cell in row.locator(".cell").all_inner_texts()]
+        assert len(shares) == 3
+        assert sum(shares) == pytest.approx(1, abs=0.016)
+
+
+def test_print_has_no_contents_and_opens_what_is_folded(browser: Browser, report: Path):
+    page = browser.new_page(viewport={"width": 720, "height": 1000})
+    page.emulate_media(media="print")
+    page.goto(report.as_uri())
+    assert not page.locator("nav").is_visible()
+    assert not page.locator("audio").first.is_visible()
+    assert page.locator("dl").first.evaluate("one => one.getBoundingClientRect().height") > 100
+    page.close()
 
 
 def test_ids_of_pictures_do_not_meet(browser: Browser, report: Path):

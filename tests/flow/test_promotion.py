@@ -176,7 +176,7 @@ def test_promoted_model_that_was_altered_in_the_store_is_refused_with_file_and_d
 ):
     register(arena.good, "altered", tracking_uri=uri)
     assert run(contest(arena, "altered"), uri, tmp_path / "before").verdict == "first"
-    true = open_client(uri).get_model_version("altered", "1").tags["sha256.model.safetensors"]
+    true = open_client(uri).get_model_version("altered", "1").tags["weights_sha256"]
     alter(stored_weights("altered", "1", uri))
     refused = (
         rf"^model\.safetensors: its SHA-256 is [0-9a-f]{{64}}, and the registry's tag of models:/altered/1 says {true}"

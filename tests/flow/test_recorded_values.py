@@ -119,7 +119,7 @@ def test_evaluation_counts_by_the_gate_of_the_models_run(place: Path, threshold:
     if gate == "any-dimension":
         assert found["gate"] == {"name": "any-dimension", "threshold": threshold, "of_run": True}
         assert found["teacher_kept"] == 0.75  # of 64 labelled utterances, 16 are left out
-        assert f"Gate: any-dimension at {threshold:.4g} standard deviations (of this model&#x27;s run)" in page
+        assert f"Gate: any-dimension at {threshold:.4g} standard deviations (of this model&#39;s run)" in page
     else:
         assert found["gate"] == {"name": "per-dimension", "threshold": 0.5, "of_run": True}
         assert 0 < found["teacher_kept"] < 0.75

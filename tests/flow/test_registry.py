@@ -157,7 +157,11 @@ def test_a_version_belongs_to_its_run_and_its_tags_say_what_it_is(registry: Regi
     tags = version.tags
     assert (tags["targets"], tags["scale"], tags["run_name"]) == ("activation,valence,dominance", "1,7", "student")
     assert tags["shard_set_digest"] == "5ha2d5"
-    assert tags["weights_sha256"] == tags["sha256.model.safetensors"]
+    assert [tag for tag in tags if tag.startswith("sha256.")] == ["sha256.digests.json"]
+    assert len(tags["weights_sha256"]) == 64
+    card = next(registry.files.rglob("MODEL_CARD.md")).read_text(encoding="utf-8")
+    assert version.description is not None
+    assert version.description[:1000] == card[:1000]
     assert (tags["teacher_cache_digest"], tags["teacher_version"]) == ("cac4e", "teacher/3")
     assert (tags["teacher_weights_sha256"], tags["sample_rate_hz"]) == ("7eac4e5", "16000")
     assert tags["code_sha256"] == code_digest()
@@ -218,6 +222,24 @@ def test_an_unknown_name_alias_or_version_is_said_in_one_line(registry: Registry
     assert model in str(error.value)
 
 
+def test_a_version_with_a_digest_tag_for_each_file_as_earlier_ones_have_is_pulled(
+    registry: Registry, tmp_path: Path
+) -> None:
+    client = open_client(registry.uri)
+    new = client.get_model_version("emotion", "1")
+    folder = resolve_model("models:/emotion/1", tracking_uri=registry.uri, cache=tmp_path / "new")
+    tags = {f"sha256.{name}": digest for name, digest in json.loads((folder / "digests.json").read_text()).items()}
+    client.create_registered_model("earlier")
+    assert new.source is not None
+    client.create_model_version("earlier", new.source, registry.run_id, tags=tags | new.tags)
+    again = resolve_model("models:/earlier/1", tracking_uri=registry.uri, cache=tmp_path / "old")
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    wrong = tags | {"sha256.model.safetensors": "0" * 64}
+    client.create_model_version("earlier", new.source, registry.run_id, tags=wrong | new.tags)
+    with pytest.raises(RegistryError, match=r"^model\.safetensors: its SHA-256 is .* says 0000"):
+        resolve_model("models:/earlier/2", tracking_uri=registry.uri, cache=tmp_path / "old")
+
+
 def test_a_version_that_others_registered_has_no_digests_and_is_refused(registry: Registry, tmp_path: Path) -> None:
     client = open_client(registry.uri)
     client.create_registered_model("foreign")
@@ -235,7 +257,7 @@ def test_what_was_altered_in_the_store_is_refused_with_file_and_both_digests_bef
     _save_run_folder(folder, seed=1)
     version = register(folder / "best", "altered", alias="", tracking_uri=registry.uri)
     found = open_client(registry.uri).get_model_version("altered", version)
-    true = found.tags["sha256.model.safetensors"]
+    true = found.tags["weights_sha256"]
     assert found.source is not None
     (stored,) = registry.files.rglob(f"{found.source.rsplit('/', 1)[1]}/artifacts/package/model.safetensors")
     data = bytearray(stored.read_bytes())

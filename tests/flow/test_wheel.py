@@ -99,6 +99,9 @@ def test_shipped_files_are_those_of_the_checkout(wheel: Path):
     names = set(ZipFile(wheel).namelist())
     shipped = {f"runs/{path.relative_to('launch/runs')}" for path in Path("launch/runs").rglob("*.toml")}
     shipped |= {str(path) for path in Path("ds_configs").glob("*.json")} | {"runs/schema.json"}
+    templates = {str(path) for path in Path("ccts_dist").rglob("templates/*")}
+    assert len(templates) >= 4
+    assert templates <= names
     assert len(shipped) > 30
     assert {f"ccts_dist/shipped/{name}" for name in shipped} <= names
     assert {"ccts_dist/py.typed", "ccts_dist/commands/train.py"} <= names

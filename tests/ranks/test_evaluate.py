@@ -101,7 +101,8 @@ def test_page_has_words_and_sound_only_where_they_were_asked_for(outs: list[Path
     sound = [base64.b64encode(shard_set.member(rows, row, "flac")).decode() for row in range(len(rows))]
     assert any(one in asked for one in sound)
     for page in (asked, plain):
-        assert page.count("<svg ") == 3 + 1 + 3 + 3, "predictions, the gap, residuals, noise"
+        # Predictions, calibration, the other model, the teacher, residuals, noise, parts.
+        assert page.count("<svg ") == 3 + 3 + 1 + 1 + 3 + 3 + 3
 
 
 def test_shards_that_carry_a_teacher_need_no_cache(outs: list[Path], places: dict[str, Path], tmp_path: Path):

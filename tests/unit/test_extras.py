@@ -12,6 +12,8 @@ LINES = {
     "deepspeed.ops": "the package deepspeed is not installed. Install the extra: pip install 'ccts-dist[train]'",
     "mlflow.entities": "the package mlflow is not installed. Install the extra: pip install 'ccts-dist[mlflow]'",
     "peft": "the package peft is not installed. Install the extra: pip install 'ccts-dist[lora]'",
+    "tensorboard.compat": "the package tensorboard is not installed. Install the extra: "
+    "pip install 'ccts-dist[tensorboard]'",
     "sqlalchemy": "the package mlflow is not installed. Install the extra: pip install 'ccts-dist[mlflow]'",
 }
 
@@ -39,11 +41,14 @@ def test_any_other_package_that_is_missing_is_a_bug():
 
 
 def test_training_looks_for_its_packages_before_it_starts(monkeypatch: pytest.MonkeyPatch):
-    assert missing_for_training(tracked=True) == ""
+    assert missing_for_training(backend="mlflow+tensorboard") == ""
     lacking = "mlflow"
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == lacking else found(name))
-    assert missing_for_training(tracked=True) == LINES["mlflow.entities"]
-    assert missing_for_training(tracked=False) == ""
+    assert missing_for_training(backend="mlflow") == LINES["mlflow.entities"]
+    assert missing_for_training(backend="tensorboard") == ""
+    lacking = "tensorboard"
+    assert missing_for_training(backend="mlflow+tensorboard") == LINES["tensorboard.compat"]
+    assert missing_for_training(backend="mlflow") == ""
     lacking = "deepspeed"
-    assert missing_for_training(tracked=False) == LINES["deepspeed.ops"]
+    assert missing_for_training(backend="none") == LINES["deepspeed.ops"]

@@ -10,7 +10,7 @@ from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.registry.model_card import model_card
 from ccts_dist.registry.model_uri import ModelName, check_alias, check_name, parse_model_name
 from ccts_dist.registry.package import check_digests, check_package, write_package
-from ccts_dist.registry.publish import find_checkpoint, register
+from ccts_dist.registry.publish import find_checkpoint, register, shortened
 from ccts_dist.registry.pull import resolve_model, resolve_version
 
 HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
@@ -50,6 +50,38 @@ def test_a_package_holds_model_run_file_figures_and_card_with_a_digest_of_each(t
     assert json.loads((package / "metrics.json").read_text()) == {"ccc": 0.5}
     check_package(package)
     check_digests(package, digests, source="tags")
+
+
+def test_digest_of_the_list_of_digests_stands_for_all_of_them(tmp_path: Path) -> None:
+    package, digests = _package(tmp_path)
+    listed = (package / "digests.json").read_bytes()
+    one = {"digests.json": digests["digests.json"]}
+    check_digests(package, one, source="the tag")
+    (package / "model.safetensors").write_text("hullo")
+    with pytest.raises(
+        RegistryError, match=rf"^model\.safetensors: .* and digests\.json, which the tag vouches for, says {HELLO}"
+    ):
+        check_digests(package, one, source="the tag")
+    (package / "model.safetensors").write_text("hello")
+    (package / "more.json").write_text("{}")
+    with pytest.raises(RegistryError, match=r"^more\.json: .* says none: the file was added"):
+        check_digests(package, one, source="the tag")
+    (package / "more.json").unlink()
+    (package / "digests.json").write_bytes(listed + b" ")
+    with pytest.raises(RegistryError, match=rf"^digests\.json: .* and the tag says {one['digests.json']}"):
+        check_digests(package, one, source="the tag")
+    (package / "digests.json").unlink()
+    with pytest.raises(RegistryError, match=r"^digests\.json: its SHA-256 is missing"):
+        check_digests(package, one, source="the tag")
+
+
+def test_long_card_is_cut_at_a_line_for_databases(tmp_path: Path) -> None:
+    card = "\n".join(f"line {number}" for number in range(1_000))
+    short = shortened(card)
+    assert len(short) <= 5_000
+    assert short.endswith("\n\nThe rest is in `MODEL_CARD.md`.")
+    assert card.startswith(short.removesuffix("\n\nThe rest is in `MODEL_CARD.md`.") + "\n")
+    assert shortened("# card") == "# card"
 
 
 def test_figures_that_are_not_finite_are_null_in_a_package(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,48 @@ def test_inputs_name_digests_splits_and_condition(store: Store) -> None:
     assert (tags["data.shard_set_digest"], tags["data.cache_digest"]) == ("abc", "def")
     data = next(store.database.parent.glob(f"mlruns/*/{run.run_id}/artifacts/inputs/data.json"))
     assert json.loads(data.read_text(encoding="utf-8"))["condition"]["deviation"] == [0.1]
+
+
+def test_data_sets_source_and_description_stand_where_mlflows_pages_look_for_them(store: Store) -> None:
+    run = store.open()
+    splits = {"Train": 10, "Test1": 2}
+    for _ in range(2):  # as a resumed run does
+        run.inputs(shard_set_digest="a" * 64, splits=splits, cache_digest="c" * 64, corpus="MSP-Podcast 1.12",
+                   shards="https://user:secret@host/shards", cache="cache")  # fmt: skip
+    run.description("**A student**")
+    run.close("FINISHED")
+    found = open_client(store.config.tracking_uri).get_run(run.run_id)
+    sets = {one.dataset.name: one for one in found.inputs.dataset_inputs}
+    assert set(sets) == {"MSP-Podcast 1.12", "teacher cache"}
+    shards, cache = sets["MSP-Podcast 1.12"], sets["teacher cache"]
+    assert (shards.dataset.digest, shards.tags[0].value) == ("a" * 36, "training")
+    assert json.loads(shards.dataset.source) == {"uri": "https://host/shards"}
+    assert json.loads(shards.dataset.profile) == {"splits": splits, "utterances": 12}
+    assert (cache.dataset.digest, cache.tags[0].value) == ("c" * 36, "distillation")
+    tags = store.tags(run.run_id)
+    assert tags["mlflow.note.content"] == "**A student**"
+    assert tags["mlflow.user"]
+    assert tags["mlflow.source.name"].endswith(Path(sys.argv[0]).name)
+
+
+def test_parent_tells_the_results_of_all_its_runs_and_ends_with_the_last(store: Store) -> None:
+    store.config = replace(store.config, parent_run_name="table")
+    for number, figures in enumerate([{"test/ccc_valence": 0.25, "train/loss": 1.0}, {"test/ccc_valence": 0.5}]):
+        store.output = store.output.with_name(f"run{number}")
+        run = store.open(run_name=f"row | {number}")
+        run.metrics(figures, 7)
+        run.close("FINISHED" if number else "FAILED")
+    parent = store.tags(run.run_id)["mlflow.parentRunId"]
+    lines = store.tags(parent)["mlflow.note.content"].splitlines()
+    assert lines[0] == "CCC on the test splits:"
+    assert lines[2:] == [
+        "| run | status | valence |",
+        "| --- | --- | ---: |",
+        "| row / 0 | failed | 0.250 |",
+        "| row / 1 | finished | 0.500 |",
+    ]
+    (ended,) = store.ask("select end_time from runs where run_uuid = ?", parent)
+    assert ended == store.ask("select end_time from runs where run_uuid = ?", run.run_id)[0]
 
 
 def test_a_resumed_run_goes_on_and_holds_no_step_twice(store: Store) -> None:

@@ -3,11 +3,12 @@
 import io
 import math
 
+from ccts_dist.plotting import MODEL, OTHER, REJECTED, drawing, legend_above
 from ccts_dist.report.paired_intervals import estimate
 from ccts_dist.report.study.results import Results
 from ccts_dist.report.study.tables import JUDGED, difference
 
-STUDENTS = {"ts": ("T/S: every utterance distilled", "tab:blue", "o"), "cts": ("cT/S: on condition", "tab:orange", "s")}
+STUDENTS = {"ts": ("T/S: every utterance distilled", OTHER, "o"), "cts": ("cT/S: on condition", MODEL, "s")}
 APART = 0.5
 """The students' marks stand so many percent to each side of their share, so that bars do not hide each other."""
 
@@ -22,22 +23,15 @@ def draw_study(results: Results, percents: tuple[int, ...]) -> bytes:
         results: of the runs that are there.
         percents: shares of wrong transcripts; the first is the one at which speech only was trained.
     """
-    import matplotlib  # half a second, and only pictures need it
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    # Ids and dates that differ from drawing to drawing would make every run of the same study another file.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ccts-dist"}):
-        figure = Figure(figsize=(9, 3.8), layout="constrained", facecolor="white")
-        FigureCanvasSVG(figure)
+    with drawing(width=9.0, height=3.6, page=False) as figure:
         reached, lead = figure.subplots(1, 2)
         alone = estimate(list(results.ccc(percents[0], "speech", JUDGED).values()))
         if alone is not None:
-            reached.axhline(alone.mean, color="grey", linestyle="--", label="speech only")
+            reached.axhline(alone.mean, color=REJECTED, linestyle="--", label="speech only")
             if not math.isnan(alone.half_width):
                 low, high = alone.mean - alone.half_width, alone.mean + alone.half_width
-                reached.axhspan(low, high, color="grey", alpha=0.15, linewidth=0)
-        lead.axhline(0, color="grey", linestyle="--")
+                reached.axhspan(low, high, color=REJECTED, alpha=0.15, linewidth=0)
+        lead.axhline(0, color=REJECTED, linestyle="--")
         for system, (words, color, marker) in STUDENTS.items():
             shift = APART if system == "cts" else -APART
             style = {"color": color, "marker": marker, "markersize": 5, "capsize": 3, "linewidth": 1.2, "label": words}
@@ -59,9 +53,7 @@ def draw_study(results: Results, percents: tuple[int, ...]) -> bytes:
             axes.set_xlabel("wrong transcripts, %")
             axes.set_ylabel(words)
             axes.set_xticks(sorted(percents))
-            axes.grid(alpha=0.3)
-        handles, words = reached.get_legend_handles_labels()
-        figure.legend(handles, words, loc="outside upper center", ncols=3, fontsize="small")
+        legend_above(figure, reached)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()

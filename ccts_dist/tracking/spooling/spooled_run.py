@@ -7,7 +7,8 @@ import json
 import logging
 import time
 import uuid
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
@@ -43,6 +44,9 @@ class SpooledRun:
     run_id: str = ""
     """"" until a server knows the run."""
 
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of the run as it is made: program, commit and user."""
+
     is_new: bool = False
     """Made by this process, so that no server can know it yet."""
 
@@ -64,7 +68,15 @@ class SpooledRun:
         return known
 
 
-def begin_run(output: Path, *, run_name: str, experiment: str, parent: str, tracking_uri: str) -> SpooledRun:
+def begin_run(
+    output: Path,
+    *,
+    run_name: str,
+    experiment: str,
+    parent: str,
+    tracking_uri: str,
+    tags: Mapping[str, str] | None = None,
+) -> SpooledRun:
     """A new run in a run folder, written down."""
     numbers = [int(path.name) for path in _folders(output)]
     run = SpooledRun(
@@ -75,6 +87,7 @@ def begin_run(output: Path, *, run_name: str, experiment: str, parent: str, trac
         parent=parent,
         tracking_uri=without_credentials(tracking_uri),
         began_ms=time.time_ns() // 1_000_000,
+        tags=tags or {},
         is_new=True,
     )
     run.write()
@@ -112,6 +125,7 @@ def _read(folder: Path) -> SpooledRun:
             tracking_uri=str(stored["tracking_uri"]),
             began_ms=int(stored["began_ms"]),
             run_id=str(stored["run_id"]),
+            tags={str(key): str(value) for key, value in dict(stored.get("tags", {})).items()},
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

@@ -1,0 +1,44 @@
+"""A run in a few sentences, for the page of a tracker."""
+
+from collections.abc import Mapping
+from math import isfinite
+
+from ccts_dist.config import speech_tables
+from ccts_dist.train.experiment import Experiment
+
+
+def describe_run(session: Experiment, test: Mapping[str, float] | None = None) -> str:
+    """What is trained, on what, from what; and with ``test`` how good it is. Markdown.
+
+    Args:
+        session: the run.
+        test: figures of the test splits by target, once they are known.
+    """
+    run, manifest = session.run, session.shard_set.manifest
+    model, distill = run.model, run.distill
+    inputs = " and ".join(
+        what for what, given in (("speech", speech_tables(model)), ("transcripts", model.text)) if given
+    )
+    kind = f"**Model of {inputs}, without a teacher.**" if distill is None else f"**Student of {inputs}.**"
+    lines = [f"{kind} It predicts {', '.join((*model.targets, *model.categories))}."]
+    if distill is not None and session.teacher is not None:
+        gate = session.gate_words or distill.gate
+        lines.append(
+            f"Distilled from {session.teacher.facts.name}: weight {distill.embedding_weight:g} of the "
+            f"embedding, {distill.prediction_weight:g} of the prediction; gate {gate}."
+        )
+    splits = ", ".join(run.data.train_splits)
+    count = sum(manifest.splits[name].num_utterances for name in run.data.train_splits)
+    lines.append(
+        f"Trained on {count:,} utterances of {manifest.corpus} {manifest.release} ({splits}), {run.train.epochs} "
+        f"epochs at most, {session.total_steps:,} steps, on {session.ranks.num_ranks} rank(s), seed {run.seed}."
+    )
+    if test:
+        figures = ("-" if not isfinite(value) else f"{value:.3f}" for value in test.values())
+        lines += [
+            "",
+            f"| {' | '.join(('test splits', *test))} |",
+            f"|---|{'---:|' * len(test)}",
+            f"| {' | '.join(('CCC' if model.targets else 'figure', *figures))} |",
+        ]
+    return "\n".join(lines) + "\n"
