@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from ccts_dist.redaction import redact
 from ccts_dist.tracking.mlflow_client import prepare_mlflow
@@ -16,7 +17,7 @@ def source_tags() -> dict[str, str]:
     from mlflow.tracking.context.git_context import GitRunContext
     from mlflow.tracking.context.registry import resolve_tags
 
-    without = [] if shutil.which("git") else [GitRunContext]  # which would complain
+    without: list[Any] = [] if shutil.which("git") else [GitRunContext]  # which would complain
     return {key: redact(value) for key, value in resolve_tags(ignore=without).items()}
 
 

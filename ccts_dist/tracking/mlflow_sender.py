@@ -83,6 +83,7 @@ class MlflowSender:
         self._connecting = threading.Lock()
         self._is_connected = False
         self._attempts = 0
+        self._own_parent = ""
         self._params: dict[str, str] = {}
         self._last_step: dict[str, int] = {}
         self._opened: MlflowClient | None = None
@@ -194,11 +195,12 @@ class MlflowSender:
         wanted = f"tags.`{_PARENT}` = '{digest}'"
         found = self._client.search_runs([experiment_id], wanted)
         if not found:
-            own = self._client.create_run(experiment_id, run_name=name, tags={_PARENT: digest}).info.run_id
-            self._client.set_terminated(own, "FINISHED")
+            self._own_parent = self._client.create_run(experiment_id, run_name=name, tags={_PARENT: digest}).info.run_id
+            self._client.set_terminated(self._own_parent, "FINISHED")
             found = self._client.search_runs([experiment_id], wanted)
-            if _first(found) != own:
-                self._client.delete_run(own)
+        if self._own_parent not in ("", _first(found)):  # also one of an attempt that failed half-way
+            self._client.delete_run(self._own_parent)
+        self._own_parent = ""
         return _first(found)
 
     def _create_experiment(self) -> str:
@@ -268,7 +270,7 @@ class MlflowSender:
             for event in events
         ]
         self._client.log_inputs(self.run_id, datasets=inputs)
-        there = {(one.dataset.name, one.dataset.digest) for one in self._read_run().inputs.dataset_inputs}
+        there = {(one.dataset.name, one.dataset.digest) for one in _inputs_of(self._read_run())}
         _expect({(one.dataset.name, one.dataset.digest) for one in inputs} <= there)
 
     def _send_status(self, event: StatusEvent) -> None:
@@ -343,6 +345,10 @@ def _store_errors() -> tuple[type[Exception], ...]:
     if boto3 is not None:
         found.append(boto3.exceptions.Boto3Error if hasattr(boto3, "exceptions") else boto3.Boto3Error)
     return tuple(found)
+
+
+def _inputs_of(run: Run) -> Sequence[DatasetInput]:
+    return [] if run.inputs is None else run.inputs.dataset_inputs
 
 
 def _first(runs: Sequence[Run]) -> str:
