@@ -32,6 +32,7 @@ GROUPS = {
         "merge": Command("merge a shard set and its teacher cache"),
     },
     "training": {
+        "init": Command("write a first run file for a shard set"),
         "train": Command("train the model of a run file: text, speech, teacher or student", on_ranks=True),
         "cache-teacher": Command("store a teacher's embeddings and predictions of a shard set", on_ranks=True),
         "sync": Command("send a run's metrics that its tracking server lacks"),

@@ -1,0 +1,1 @@
+"""A run file to start from, written for a shard set."""
