@@ -1,12 +1,14 @@
 """Tiers of tests; shapes and types of ``ccts_dist`` signatures, which are checked while tests run, and only then."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.checked import check_signatures
+from tests.ready_store import copy_tables
 from tests.tiers import EXAMPLES, TIERS, is_in, may_have, tier_of
 
 # Before torch: several tests run at once, and threads that spin for one another's cores took twice the time of one.
@@ -49,3 +51,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = {item for item in items if any(is_in(item, tier) for tier in tiers)}
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = [item for item in items if item in chosen]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ready_store(request: pytest.FixtureRequest) -> None:
+    """Where MLflow is used at all: none of the fast tests makes a store in the tests' own process."""
+    if "mlflow" in sys.modules and request.config.getoption("--tier") != ["fast"]:
+        copy_tables()
