@@ -34,6 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(max(tiers, key=EXAMPLES.__getitem__) if tiers else "integration")
     modules = [f"ccts_dist.{name}" for name in NUMERIC] if tiers == ["fast"] else "ccts_dist"
     check_signatures(modules)
+    if tiers and config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        from tests.forked import share_server  # after check_signatures
+
+        share_server()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing import popen_forkserver
+from multiprocessing import popen_forkserver, resource_tracker
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.forkserver import ForkServer
@@ -32,12 +32,50 @@ from typing import Any, NoReturn
 import fsspec.config
 import huggingface_hub.constants
 
-_SERVER = ForkServer()
+SHARED = "CCTS_TESTS_FORK_SERVER"
+"""In the environment of pytest's workers: the address of the server that all of them fork from."""
+
+
+class _Server(ForkServer):
+    """The process that commands are forked from: this one's own, or the one whose address it was given."""
+
+    def ensure_running(self) -> None:
+        address = os.environ.get(SHARED)
+        if address is None:
+            super().ensure_running()
+        elif self._forkserver_address is None:  # type: ignore[has-type]
+            resource_tracker.ensure_running()
+            self._forkserver_address = address
+            # In place of the pipe whose end tells the server to go: whoever started it holds that.
+            self._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+
+    def share(self) -> None:
+        """Start it for processes that this one is about to start; what it says is heard nowhere."""
+        kept = [os.dup(number) for number in (1, 2)]
+        silent = os.open(os.devnull, os.O_WRONLY)
+        try:
+            for number in (1, 2):
+                os.dup2(silent, number)
+            self.ensure_running()
+        finally:
+            for number, file in zip((1, 2), kept, strict=True):
+                os.dup2(file, number)
+                os.close(file)
+            os.close(silent)
+        os.environ[SHARED] = str(self._forkserver_address)
+
+
+_SERVER = _Server()
 # The second is no module, and passed over: it makes the fork server's command line long enough for those of commands.
 _SERVER.set_forkserver_preload(["tests.preloaded", "-" * 8_000])
 
 
 _ONE_AT_A_TIME = threading.Lock()
+
+
+def share_server() -> None:
+    """Have processes that this one starts from now on fork from one server: its imports cost ten seconds of a core."""
+    _SERVER.share()
 
 
 class ForkedProcess(ForkServerProcess):
