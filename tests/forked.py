@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import popen_forkserver, resource_tracker
@@ -296,15 +296,24 @@ def _die_of(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-class _Child:
-    """What DeepSpeed's launchers take for the ``Popen`` of a rank, or of the launcher below."""
+class Child:
+    """A child of this process: what a launcher takes for the ``Popen`` of a rank, or of the launcher below."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], *, prepare: Callable[[], None] = lambda: None
+    ) -> None:
+        """Fork the command; ``prepare`` is called in the new process first."""
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             sys.modules["subprocess"] = subprocess
+            prepare()
             _run(command, env)
+
+    def send_signal(self, number: int) -> None:
+        """To a command that still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def poll(self) -> int | None:
         return self._wait(os.WNOHANG)
@@ -326,7 +335,7 @@ def _fork_children() -> None:
 
     def start(command: Any, *args: Any, **named: Any) -> Any:
         if command[0] == sys.executable and set(named) == {"env"}:
-            return _Child(command, named["env"])
+            return Child(command, named["env"])
         return real(command, *args, **named)
 
     sys.modules["subprocess"] = SimpleNamespace(**{**vars(subprocess), "Popen": start})  # type: ignore[assignment]
