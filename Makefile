@@ -29,7 +29,8 @@ PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder --durations 10
 WORKERS := -n 3
 # Begun first, so that no process is left alone with one of them at the end.
 LONGEST := tests/flow/test_first_light_rehearsal.py tests/flow/test_thirty_kills.py tests/ranks/test_stages.py \
-  tests/flow/test_demo_study.py tests/flow/test_whole_way.py tests/flow/test_stopping.py
+  tests/flow/test_demo_study.py tests/flow/test_whole_way.py tests/flow/test_servers.py tests/flow/test_stopping.py \
+  tests/unit/test_train_compiled.py
 # Two ranks of HuBERT-large want the memory for themselves.
 LARGEST := tests/flow/test_real_size.py
 
@@ -49,7 +50,7 @@ $(UV_INSTALL) --no-deps $(if $(wildcard $(TORCH_INDEX)),--no-index --find-links,
 rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
 endef
 
-.PHONY: help setup demo test test-integration test-long say-test check proof lock clean
+.PHONY: help setup demo test test-integration test-long test-rest say-test check proof lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -79,6 +80,10 @@ test-integration: setup  ## real ranks and whole commands
 
 test-long: setup  ## kills, clusters, servers, tables, and many more examples of each property
 	$(PYTEST) $(WORKERS) --tier long --ignore $(LARGEST) $(LONGEST) tests
+	$(BIN)/pytest --tier long $(LARGEST)
+
+test-rest: setup  ## both of these in one go, as CI runs them: shorter by minutes
+	$(PYTEST) $(WORKERS) --tier integration --tier long --ignore $(LARGEST) $(LONGEST) tests
 	$(BIN)/pytest --tier long $(LARGEST)
 
 say-test:

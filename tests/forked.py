@@ -17,10 +17,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing import popen_forkserver
+from multiprocessing import popen_forkserver, resource_tracker
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.forkserver import ForkServer
@@ -32,12 +32,50 @@ from typing import Any, NoReturn
 import fsspec.config
 import huggingface_hub.constants
 
-_SERVER = ForkServer()
+SHARED = "CCTS_TESTS_FORK_SERVER"
+"""In the environment of pytest's workers: the address of the server that all of them fork from."""
+
+
+class _Server(ForkServer):
+    """The process that commands are forked from: this one's own, or the one whose address it was given."""
+
+    def ensure_running(self) -> None:
+        address = os.environ.get(SHARED)
+        if address is None:
+            super().ensure_running()
+        elif self._forkserver_address is None:  # type: ignore[has-type]
+            resource_tracker.ensure_running()
+            self._forkserver_address = address
+            # In place of the pipe whose end tells the server to go: whoever started it holds that.
+            self._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+
+    def share(self) -> None:
+        """Start it for processes that this one is about to start; what it says is heard nowhere."""
+        kept = [os.dup(number) for number in (1, 2)]
+        silent = os.open(os.devnull, os.O_WRONLY)
+        try:
+            for number in (1, 2):
+                os.dup2(silent, number)
+            self.ensure_running()
+        finally:
+            for number, file in zip((1, 2), kept, strict=True):
+                os.dup2(file, number)
+                os.close(file)
+            os.close(silent)
+        os.environ[SHARED] = str(self._forkserver_address)
+
+
+_SERVER = _Server()
 # The second is no module, and passed over: it makes the fork server's command line long enough for those of commands.
 _SERVER.set_forkserver_preload(["tests.preloaded", "-" * 8_000])
 
 
 _ONE_AT_A_TIME = threading.Lock()
+
+
+def share_server() -> None:
+    """Have processes that this one starts from now on fork from one server: its imports cost ten seconds of a core."""
+    _SERVER.share()
 
 
 class ForkedProcess(ForkServerProcess):
@@ -258,15 +296,24 @@ def _die_of(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-class _Child:
-    """What DeepSpeed's launchers take for the ``Popen`` of a rank, or of the launcher below."""
+class Child:
+    """A child of this process: what a launcher takes for the ``Popen`` of a rank, or of the launcher below."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], *, prepare: Callable[[], None] = lambda: None
+    ) -> None:
+        """Fork the command; ``prepare`` is called in the new process first."""
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             sys.modules["subprocess"] = subprocess
+            prepare()
             _run(command, env)
+
+    def send_signal(self, number: int) -> None:
+        """To a command that still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def poll(self) -> int | None:
         return self._wait(os.WNOHANG)
@@ -288,7 +335,7 @@ def _fork_children() -> None:
 
     def start(command: Any, *args: Any, **named: Any) -> Any:
         if command[0] == sys.executable and set(named) == {"env"}:
-            return _Child(command, named["env"])
+            return Child(command, named["env"])
         return real(command, *args, **named)
 
     sys.modules["subprocess"] = SimpleNamespace(**{**vars(subprocess), "Popen": start})  # type: ignore[assignment]

@@ -1,6 +1,6 @@
 """Readers under inputs without end: a process of their own with little memory, a bounded time, and every input kept.
 
-Seconds of CPU time for each reader: ``CCTS_FUZZ_S``, 2 by default, 600 for a thorough run. The first input is another
+Seconds of CPU time for each reader: ``CCTS_FUZZ_S``, 1 by default, 600 for a thorough run. The first input is another
 one each day; ``CCTS_FUZZ_SEED`` names one.
 """
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from ccts_dist.errors import CctsError
 
-SECONDS = float(os.environ.get("CCTS_FUZZ_S", "2"))
+SECONDS = float(os.environ.get("CCTS_FUZZ_S", "1"))
 FIRST = int(os.environ.get("CCTS_FUZZ_SEED", date.today().toordinal()))
 MOST_BYTES = 1 << 30
 """That a reader may take beside what its process had."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests.forked import INNER_LAUNCHER, Forked
+from tests.forked import INNER_LAUNCHER, SHARED, Forked
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -25,7 +25,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(BIN.parent / "torch_extensions")),
         "HF_HUB_OFFLINE": "1",
     }
-    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    apart = ("RANK", "WORLD_SIZE", "LOCAL_RANK", SHARED)
+    kept = {name: value for name, value in os.environ.items() if name not in apart}
     return {**kept, **own, **(extra or {})}
 
 

@@ -11,7 +11,9 @@ from tests.tiers import FOLDERS, TIERS, examples, folder_tier, may_have, tier_of
 BY_HAND = {"gpu", "bench"}
 """Folders whose programs are started by hand: no machine of CI has a GPU, and none is quiet enough to be timed."""
 
-TARGETS = {"fast": "test", "integration": "test-integration", "long": "test-long"}
+TARGETS = [("fast", "test"), ("integration", "test-integration"), ("long", "test-long")]
+BOTH = "test-rest"
+"""The target of the tiers that are not fast, which CI runs in one go."""
 
 
 def recipe(target: str) -> str:
@@ -27,20 +29,25 @@ def test_every_folder_with_tests_has_a_tier() -> None:
     assert set(FOLDERS.values()) <= set(TIERS)
 
 
-@pytest.mark.parametrize("tier", TIERS)
-def test_every_tier_is_run_by_its_target_which_names_each_place_of_its_tests(tier: str) -> None:
-    words = recipe(TARGETS[tier])
+@pytest.mark.parametrize(("tier", "target"), [*TARGETS, ("integration", BOTH), ("long", BOTH)])
+def test_every_tier_is_run_by_its_target_which_names_each_place_of_its_tests(tier: str, target: str) -> None:
+    words = recipe(target)
     assert f"--tier {tier}" in words
     given = re.findall(r"(?<!=)\btests(?:/\w+)?(?= |\n)", words)
     paths = [path for path in (ROOT / "tests").rglob("test_*.py") if path.parent.name not in BY_HAND]
     for path in paths:
         if may_have(path, tier):
-            assert any(path.is_relative_to(ROOT / folder) for folder in given), f"{path}: not run by {TARGETS[tier]}"
+            assert any(path.is_relative_to(ROOT / folder) for folder in given), f"{path}: not run by {target}"
 
 
 def test_ci_calls_the_targets_and_the_one_of_the_readme_first() -> None:
     called = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert called == ["test", "check", "test-integration", "test-long"]
+    assert called == ["test", "check", BOTH]
+    assert [tier for tier, _ in TARGETS] == list(TIERS)
+
+
+def test_what_two_targets_run_of_the_long_tests_one_runs_too() -> None:
+    assert recipe("test-long").replace("--tier long", "--tier integration --tier long", 1) == recipe(BOTH)
 
 
 @pytest.mark.long
@@ -58,5 +65,6 @@ def test_a_test_outside_the_folders_has_no_tier(tmp_path: Path) -> None:
 
 
 def test_number_of_examples_follows_the_tier(request: pytest.FixtureRequest) -> None:
-    expected = {"fast": 12, "integration": 60, "long": 180, None: 60}[request.config.getoption("--tier")]
+    number = {"fast": 12, "integration": 60, "long": 180}
+    expected = max((number[tier] for tier in request.config.getoption("--tier")), default=60)
     assert examples(60).max_examples == expected

@@ -41,11 +41,11 @@ def mlflow_server(
         *("--artifacts-destination", files or str(folder / "files")),
         *options,
     ]
-    # The command is forked; the server itself, which it starts, begins from nothing. Its job helpers would be nine
-    # processes of 240 MB.
+    # Its job helpers would be nine processes of 240 MB.
     more = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **(environment or {})}
     log = folder / "server.log"
-    server = Forked([sys.executable, "-m", "mlflow", *words], cwd=Path.cwd(), env=os.environ | more, stdout=log)
+    command = [sys.executable, "-m", "tests.flow.forked_mlflow", *words]
+    server = Forked(command, cwd=Path.cwd(), env=os.environ | more, stdout=log)
     try:
         wait_until_healthy(server, port, log)
         yield f"http://127.0.0.1:{port}"

@@ -14,6 +14,7 @@ from ccts_dist.config import ModelConfig
 from ccts_dist.model import build_model, save_model
 from tests.forked import Forked
 from tests.launching import ROOT, environment, inner_launcher, run_forked
+from tests.ready_store import MIGRATE
 from tests.small_runs import build_two_kinds, read_history, write_run
 from tests.unit import model_shapes
 
@@ -57,7 +58,7 @@ def test_ten_trainings_registrations_and_lookups_at_once_in_an_empty_folder_all_
     wave = str(next(material.glob("Test1-*.wav")))
     lookup = _python("predict", "--model", "models:/emotion@candidate", wave)
     everything = [*trainings, *registrations, *[lookup] * NUM_LOOKUPS]
-    env = environment({"MLFLOW_TRACKING_URI": "", "XDG_CACHE_HOME": str(tmp_path / "cache")})
+    env = environment({"MLFLOW_TRACKING_URI": "", "XDG_CACHE_HOME": str(tmp_path / "cache"), **MIGRATE})
     started = [Forked(command, cwd=place, env=env, stderr=subprocess.STDOUT) for command in everything]
     words = [process.communicate(600.0)[0] for process in started]
     codes = [process.wait() for process in started]

@@ -11,6 +11,7 @@ import torch
 from ccts_dist.config import ModelConfig
 from ccts_dist.model import build_model, save_model
 from tests.launching import ROOT, run_forked
+from tests.ready_store import MIGRATE
 from tests.small_runs import build_two_kinds, make_cache
 from tests.small_teacher import save_small_teacher
 from tests.unit import model_shapes
@@ -63,7 +64,7 @@ def test_command_on_a_full_disk_ends_with_one_line_and_exit_code_1(name: str, ma
     if name in ("embeddings", "export", "evaluate"):  # a few kilobytes are enough for these
         (full / "filler").write_bytes(bytes(28 * 1024))
     args = [word.format(m=material, d=full) for word in words]
-    done = run_forked([sys.executable, str(ROOT / script), *args], env={"MLFLOW_TRACKING_URI": ""})
+    done = run_forked([sys.executable, str(ROOT / script), *args], env={"MLFLOW_TRACKING_URI": "", **MIGRATE})
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert (done.returncode, len(errors)) == (1, 1), done.stderr
     assert "Traceback" not in done.stderr
