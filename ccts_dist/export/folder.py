@@ -19,6 +19,7 @@ from ccts_dist.model import LoadedModel
 from ccts_dist.model.branches import SpeechBranch
 from ccts_dist.model.encoders import quiet_transformers
 from ccts_dist.model.pooling import VARIANCE_FLOOR
+from ccts_dist.model.speech.emotion2vec import MODEL_TYPE as EMOTION2VEC
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
 from ccts_dist.model.speech.filterbank import FilterbankBranch
 from ccts_dist.model.speech.modified_cpc import MODEL_TYPE as MODIFIED_CPC
@@ -61,7 +62,7 @@ def write_transformers(loaded: LoadedModel, folder: Path) -> Exported:
     assert config is not None
     if loaded.config.extra_speech:
         raise ConfigError("--format transformers: several speech encoders are no one model. Use --format onnx.")
-    if not isinstance(branch, SpeechBranch) or branch.encoder.config.model_type == MODIFIED_CPC:
+    if not isinstance(branch, SpeechBranch) or branch.encoder.config.model_type in (MODIFIED_CPC, EMOTION2VEC):
         kind = "filterbank" if isinstance(branch, FilterbankBranch) else cast(Any, branch).encoder.config.model_type
         why = "hears through a feature extractor" if isinstance(branch, ExtractedBranch) else "is not in transformers"
         raise ConfigError(f"--format transformers: a {kind} encoder {why}. Use ccts_dist.")
