@@ -41,11 +41,11 @@ class SpeechConfig:
 
     encoder: str
     """Folder or hub name of a transformers speech encoder. Types "hubert", "wav2vec2", "wavlm", "data2vec-audio",
-    "unispeech", "unispeech-sat", "wav2vec2-conformer", "sew", "sew-d" and our "modified-cpc" encode the waveform in
-    batches. Any other that gives frames takes features from the feature extractor saved with it. Of those, "whisper"
-    (its encoder, in pieces of 30 s, filled up) and "wav2vec2-bert" run in batches. All others are checked when they are
-    loaded; they encode one utterance at a time, and not under ZeRO-3. "scratch" for random weights shaped by
-    ``scratch``; "filterbank" for a small encoder of log-mel energies, shaped by ``filterbank``."""
+    "unispeech", "unispeech-sat", "wav2vec2-conformer", "sew", "sew-d" and our "modified-cpc" and "emotion2vec" encode
+    the waveform in batches. Any other that gives frames takes features from the feature extractor saved with it. Of
+    those, "whisper" (its encoder, in pieces of 30 s, filled up) and "wav2vec2-bert" run in batches. All others are
+    checked when they are loaded; they encode one utterance at a time, and not under ZeRO-3. "scratch" for random
+    weights shaped by ``scratch``; "filterbank" for a small encoder of log-mel energies, shaped by ``filterbank``."""
 
     scratch: Mapping[str, Any] = field(default_factory=dict)
     """Shape for encoder = "scratch": ``model_type`` ("hubert", ...; of those that encode the waveform in batches) and

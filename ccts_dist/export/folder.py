@@ -28,6 +28,7 @@ from ccts_dist.model.branches import SpeechBranch
 from ccts_dist.model.description import model_files
 from ccts_dist.model.encoders import BATCHED_TYPES, quiet_transformers
 from ccts_dist.model.pooling import VARIANCE_FLOOR
+from ccts_dist.model.speech.emotion2vec import MODEL_TYPE as EMOTION2VEC
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
 from ccts_dist.model.speech.filterbank import ENERGY_FLOOR, FilterbankBranch
 from ccts_dist.model.speech.modified_cpc import MODEL_TYPE as MODIFIED_CPC
@@ -162,7 +163,7 @@ def _settings(branch: _Branch, table: SpeechConfig, shape_folder: Path) -> dict[
         shape = asdict(table.filterbank or FilterbankConfig())
         return settings | {"filterbank": {**shape, "channels": list(shape["channels"]), "energy_floor": ENERGY_FLOOR}}
     kind = branch.encoder.config.model_type
-    if kind == MODIFIED_CPC:
+    if kind in (MODIFIED_CPC, EMOTION2VEC):
         raise ConfigError(f"--format transformers: a {kind} encoder is not in transformers. Use --format onnx.")
     removed, skipped = _parts_without(branch.encoder)
     shape = parse_json(read_limited(shape_folder / "config.json", "config.json"))

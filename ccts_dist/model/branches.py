@@ -28,7 +28,7 @@ from ccts_dist.model.layers import (
 )
 from ccts_dist.model.pooling import build_pooling, real_positions
 from ccts_dist.model.speech.conv_padding import zero_before_convolutions
-from ccts_dist.model.speech.feature_encoder import FrontEnd, normalise_utterances
+from ccts_dist.model.speech.feature_encoder import WAVEFORM_NORM_EPS, FrontEnd, normalise_utterances
 from ccts_dist.model.speech.spec_augment import SpecAugment
 from ccts_dist.records import FrameBatch
 
@@ -56,6 +56,7 @@ class SpeechBranch(nn.Module):
         super().__init__()
         settings = encoder.config
         self.normalise = normalise
+        self._norm_eps = getattr(settings, "waveform_norm_eps", WAVEFORM_NORM_EPS)
         self.front_end = FrontEnd(
             cast(nn.Module, encoder.feature_extractor), list(settings.conv_kernel), list(settings.conv_stride)
         )
@@ -175,7 +176,7 @@ class SpeechBranch(nn.Module):
 
     def _prepare(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
         if self.normalise:
-            audio = normalise_utterances(audio, num_samples)
+            audio = normalise_utterances(audio, num_samples, eps=self._norm_eps)
         else:
             audio = audio.masked_fill(~real_positions(num_samples, audio.shape[1]), 0.0)
         if audio.shape[1] < self._needed:

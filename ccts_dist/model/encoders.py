@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from ccts_dist.config import SpecAugmentConfig, SpeechConfig
 from ccts_dist.encoder_settings import check_settings
 from ccts_dist.errors import ConfigError
+from ccts_dist.model.speech.emotion2vec import MODEL_TYPE as EMOTION2VEC
 from ccts_dist.model.speech.modified_cpc import MODEL_TYPE as MODIFIED_CPC
 from ccts_dist.model.weight_check import check_loaded, check_not_quantized
 from ccts_dist.records import SAMPLE_RATE_HZ
@@ -43,8 +44,9 @@ SPEECH_TYPES = (
     "sew",
     "sew-d",
     MODIFIED_CPC,
+    EMOTION2VEC,
 )
-"""Model types, transformers' and one of ours, that convolve the waveform, and whose frames are known here not to depend
+"""Model types, transformers' and two of ours, that convolve the waveform, and whose frames are known here not to depend
 on padding."""
 
 BATCHED_TYPES = ("wav2vec2-bert",)
@@ -361,8 +363,10 @@ def _check_speech_config(config: PreTrainedConfig, speech: SpeechConfig) -> None
             f"model.speech.encoder = {speech.encoder!r} has add_adapter = true, whose strided convolutions mix padding "
             "into frames. Name an encoder without an adapter."
         )
-    if augments(config) and config.model_type == MODIFIED_CPC:
-        raise ConfigError(f"model.speech.spec_augment: a {MODIFIED_CPC} encoder masks nothing. Leave it out.")
+    if augments(config) and config.model_type in (MODIFIED_CPC, EMOTION2VEC):
+        raise ConfigError(
+            f"model.speech.spec_augment: an encoder of type {config.model_type} masks nothing. Leave it out."
+        )
     if augments(config) and config.mask_feature_prob > 0 and config.mask_feature_length > config.hidden_size:
         raise ConfigError(
             f"model.speech: mask_feature_length = {config.mask_feature_length} is longer than hidden_size = "

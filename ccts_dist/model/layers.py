@@ -97,7 +97,9 @@ class EncoderLayers:
         if number is None:
             return ChosenLayers(mixture=LayerMixture(self._num_layers + 1))
         # An encoder with shared layers would keep them untrained; DeBERTa's fails without any.
-        lowest = 1 if self._layers is None or self._encoder.config.model_type.startswith("deberta") else 0
+        # emotion2vec's learnt tokens reach no frame without one.
+        needs_one = self._encoder.config.model_type.startswith(("deberta", "emotion2vec"))
+        lowest = 1 if self._layers is None or needs_one else 0
         if not lowest <= number <= self._num_layers:
             raise ConfigError(
                 f"{self._table}.layers = {layers!r}: the encoder has layers {lowest} to {self._num_layers}. Name one."

@@ -114,6 +114,13 @@ SPEECH_FAMILIES: dict[str, dict[str, Any]] = {
     },
     "sew": {"model_type": "sew"},
     "sew-d": {"model_type": "sew-d", "position_buckets": 4, "max_position_embeddings": 16},
+    "emotion2vec": {
+        "model_type": "emotion2vec",
+        "num_conv_pos_embeddings": 3,
+        "conv_pos_kernel_size": 5,
+        "num_conv_pos_embedding_groups": 4,
+        "num_extra_tokens": 3,
+    },
     "modified-cpc": {"model_type": "modified-cpc", "conv_dim": [16, 16, 32], "conv_padding": [3, 2, 2]},
 }
 """One small encoder for each way in which the real ones of a family differ."""

@@ -16,9 +16,12 @@ from ccts_dist.model.pooling import real_positions
 from ccts_dist.model.precision import exact_product, widened
 from ccts_dist.model.speech.modified_cpc import PaddedConvLayer
 
+WAVEFORM_NORM_EPS = 1e-7
+"""Of transformers' Wav2Vec2FeatureExtractor: added to the variance of a waveform before its root is taken."""
+
 
 def normalise_utterances(
-    audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
+    audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"], *, eps: float = WAVEFORM_NORM_EPS
 ) -> Float[Tensor, "batch samples"]:
     """Each row with zero mean and unit variance over its real samples, and zero after them; silence stays zero."""
     real = real_positions(num_samples, audio.shape[1])
@@ -27,7 +30,7 @@ def normalise_utterances(
     mean = audio.sum(dim=1, keepdim=True) / count
     centred = (audio - mean).masked_fill(~real, 0.0)
     variance = centred.square().sum(dim=1, keepdim=True) / count
-    return centred * (variance + 1e-7).rsqrt()  # 1e-7: transformers' Wav2Vec2FeatureExtractor
+    return centred * (variance + eps).rsqrt()
 
 
 class MaskedGroupNorm(nn.Module):

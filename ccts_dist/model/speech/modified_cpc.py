@@ -6,17 +6,12 @@ published checkpoint is one file that torch pickled; made into a folder, it is n
     python -m ccts_dist.model.speech.modified_cpc 60k_epoch4-d0f474de.pt FOLDER
 """
 
-import argparse
-import json
-import pickle
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, no_type_check
 
 import torch
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,19 +22,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from ccts_dist.errors import ConfigError, run_main
 from ccts_dist.model.pooling import real_positions
 from ccts_dist.model.precision import widened
+from ccts_dist.model.speech.published import READ_ERRORS, refuse_existing, run_converter, save_folder
 
 MODEL_TYPE = "modified-cpc"
-
-# What torch and transformers raise on a file that is no checkpoint, or one of another shape.
-_READ_ERRORS = (
-    OSError,
-    pickle.UnpicklingError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    StrictDataclassError,
-)
 
 
 @no_type_check  # run-time checkers would hold its constructor to the fields; transformers passes more
@@ -202,25 +187,19 @@ def convert(checkpoint: Path, folder: Path) -> None:
         ConfigError: no such file, not such a checkpoint, or of a kind other than layer norm and LSTM; or the folder is
             there already.
     """
-    if folder.exists():
-        raise ConfigError(f"{folder}: is there already. Name a new folder.")
+    refuse_existing(folder)
     try:
         published = torch.load(checkpoint, map_location="cpu", weights_only=True)["weights"]
         config, tensors = _shape_of(published), _renamed(published)
         model = ModifiedCpcModel(config)
         model.load_state_dict(tensors)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         words = " ".join(str(error).split())[:240]
         raise ConfigError(
             f"{checkpoint}: no Modified CPC checkpoint with layer norm and LSTMs: {words}. Give the one that "
             "facebookresearch's CPC_audio names."
         ) from error
-    model.save_pretrained(folder)
-    # It was trained on waves as they are.
-    said = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False, "sampling_rate": 16_000}
-    (folder / "preprocessor_config.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
-    for weights in folder.glob("*.safetensors"):
-        shutil.copymode(folder / "preprocessor_config.json", weights)  # safetensors' own is 0600, whatever the umask
+    save_folder(model, folder, do_normalize=False)  # it was trained on waves as they are
 
 
 def _shape_of(published: Mapping[str, Tensor]) -> ModifiedCpcConfig:
@@ -256,18 +235,9 @@ def _renamed(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code."""
-    parser = argparse.ArgumentParser(
-        description="Make a folder that model.speech.encoder can name out of a published Modified CPC checkpoint.",
-        epilog="example:\n  python -m ccts_dist.model.speech.modified_cpc 60k_epoch4-d0f474de.pt "
-        "msp/encoders/modified-cpc",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("checkpoint", type=Path, help="file of facebookresearch's CPC_audio")
-    parser.add_argument("folder", type=Path, help="where to; must not be there yet")
-    args = parser.parse_args(argv)
-    convert(args.checkpoint, args.folder)
-    print(f"{args.folder}: name it in a run file as model.speech.encoder")
-    return 0
+    example = "python -m ccts_dist.model.speech.modified_cpc 60k_epoch4-d0f474de.pt msp/encoders/modified-cpc"
+    file = "file of facebookresearch's CPC_audio"
+    return run_converter(argv, convert, of="Modified CPC", file=file, example=example)
 
 
 if __name__ == "__main__":
