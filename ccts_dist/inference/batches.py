@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,8 +20,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int16
 
-from ccts_dist.audio.convert import Decoded, decode_audio, to_wave
+from ccts_dist.audio.convert import decode_audio, to_wave
 from ccts_dist.audio.limits import MAX_DURATION_S
+from ccts_dist.files.read_ahead import read_ahead
 from ccts_dist.inference.predictor import Prediction, Predictor, cut_batches, stretches
 from ccts_dist.inference.recordings import Unheard, shown
 from ccts_dist.records import SAMPLE_RATE_HZ
@@ -73,27 +75,14 @@ class _Stretch:
 
 def decoded_ahead(files: Sequence[Path], num_threads: int) -> Generator[Piece | Unheard, None, None]:
     """Each file's audio, in their order, decoded by so many threads a few files ahead."""
-    waiting: deque[tuple[int, Path, Future[Decoded | str]]] = deque()
-
-    def take() -> Piece | Unheard:
-        number, path, future = waiting.popleft()
-        decoded = future.result()
-        if isinstance(decoded, str):
-            return Unheard(name=shown(path), reason=decoded, number=number)
-        return Piece(name=shown(path), number=number, start=0, whole=decoded.whole)
-
+    decode = partial(decode_audio, max_duration_s=MAX_DURATION_S)
+    jobs = (((number, path), partial(decode, path)) for number, path in enumerate(files))
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as threads:
-        try:
-            for number, path in enumerate(files):
-                future = threads.submit(decode_audio, path, max_duration_s=MAX_DURATION_S)
-                waiting.append((number, path, future))
-                if len(waiting) > 2 * num_threads:
-                    yield take()
-            while waiting:
-                yield take()
-        finally:
-            for _, _, future in waiting:
-                future.cancel()
+        for (number, path), decoded in read_ahead(threads, jobs, 2 * num_threads):
+            if isinstance(decoded, str):
+                yield Unheard(name=shown(path), reason=decoded, number=number)
+            else:
+                yield Piece(name=shown(path), number=number, start=0, whole=decoded.whole)
 
 
 def answered_in_order(

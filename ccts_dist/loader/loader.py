@@ -1,10 +1,9 @@
 """This rank's padded micro-batches, step by step, from any position of the plan."""
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from ccts_dist.audio.augment import Augmenter
 from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
+from ccts_dist.files.read_ahead import read_ahead
 from ccts_dist.loader.collate import EncodeText, FrameSource, Reading, TeacherSource, read_batch, rounded_up
 from ccts_dist.loader.micro_batches import (
     Cuts,
@@ -185,46 +185,32 @@ class Loader:
                 f"cannot start at epoch {epoch}, step {start_step}: epochs count from 0 and have "
                 f"{self.steps_per_epoch} steps."
             )
-        return self._read(epoch, start_step)
+        return self._steps(epoch, start_step)
 
-    def _read(self, epoch: int, start_step: int) -> Iterator[StepBatches]:
+    def _steps(self, epoch: int, start_step: int) -> Iterator[StepBatches]:
+        """Each step once its micro-batches are read, by threads a few micro-batches ahead if there are any."""
+        jobs = self._jobs(epoch, start_step)
+        if self._num_threads == 0:
+            batches = ((key, read()) for key, read in jobs)
+        else:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="loader")
+            batches = read_ahead(self._pool, jobs, (1 + _BATCHES_AHEAD) * self._num_threads - 1)
         micro_batches: list[Batch] = []
-        for step, is_last, batch in self._batches(epoch, start_step):
+        for (step, is_last), batch in batches:
             micro_batches.append(batch)
             if is_last:
                 yield StepBatches(epoch=epoch, step=step, micro_batches=tuple(micro_batches))
                 micro_batches = []
 
-    def _batches(self, epoch: int, start_step: int) -> Iterator[tuple[int, bool, Batch]]:
-        """The batches from ``start_step`` on in order, read ahead by threads if there are any.
-
-        Each with its step, and whether it is the last of that.
-        """
-        parts = self._own_parts(epoch, start_step)
-        if self._num_threads == 0:
-            yield from ((step, is_last, read_batch(part, self._reading, epoch)) for step, is_last, part in parts)
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="loader")
-        waiting: deque[tuple[int, bool, Future[Batch]]] = deque()
-        try:
-            while True:
-                for step, is_last, part in islice(parts, (1 + _BATCHES_AHEAD) * self._num_threads - len(waiting)):
-                    waiting.append((step, is_last, self._pool.submit(read_batch, part, self._reading, epoch)))
-                if not waiting:
-                    return
-                step, is_last, future = waiting.popleft()
-                yield step, is_last, future.result()
-        finally:
-            for _, _, future in waiting:
-                future.cancel()
-
-    def _own_parts(self, epoch: int, start_step: int) -> Iterator[tuple[int, bool, MicroBatch]]:
+    def _jobs(self, epoch: int, start_step: int) -> Iterator[tuple[tuple[int, bool], Callable[[], Batch]]]:
+        """What reads each of this rank's micro-batches, with its step and whether it is the last of that."""
         for step in range(start_step, self.steps_per_epoch):
             self._fetch_ahead(epoch, step // self.plan.window_steps)
             micro_batches = self._parts(epoch, step)
             for number, parts in enumerate(micro_batches, 1):
-                yield step, number == len(micro_batches), parts[self._place]
+                read = partial(read_batch, parts[self._place], self._reading, epoch)
+                yield (step, number == len(micro_batches)), read
 
     def _parts(self, epoch: int, step: int, batch: BatchConfig | None = None) -> list[list[MicroBatch]]:
         """What this node reads of one step, by micro-batch and rank of the node; ``batch`` in place of the run's

@@ -4,10 +4,10 @@ A shard is a task of its own: any process can make it, in any order, on any mach
 """
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow as pa
 from ccts_dist.audio.convert import Converted, convert_audio
 from ccts_dist.errors import ShardError
 from ccts_dist.files.atomic import file_sha256
+from ccts_dist.files.read_ahead import read_ahead
 from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards.build.output import BUILDING, Output
 from ccts_dist.shards.build.plan_shards import PlannedShard
@@ -216,20 +217,9 @@ def _convert(utterances: Sequence[Utterance], settings: MakeSettings) -> Iterato
         for utterance in utterances:
             yield utterance, _converted(utterance, settings)
         return
-    waiting: deque[tuple[Utterance, Future[Converted | str]]] = deque()
+    jobs = ((utterance, partial(_converted, utterance, settings)) for utterance in utterances)
     with ThreadPoolExecutor(settings.num_threads) as threads:
-        try:
-            for utterance in utterances:
-                waiting.append((utterance, threads.submit(_converted, utterance, settings)))
-                if len(waiting) > 2 * settings.num_threads:
-                    ready, future = waiting.popleft()
-                    yield ready, future.result()
-            while waiting:
-                ready, future = waiting.popleft()
-                yield ready, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+        yield from read_ahead(threads, jobs, 2 * settings.num_threads)
 
 
 def _converted(utterance: Utterance, settings: MakeSettings) -> Converted | str:
