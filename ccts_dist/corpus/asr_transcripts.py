@@ -4,7 +4,6 @@ It grows line by line and is synced to disk each time, so that a recogniser that
 line. All of a file was heard by one model, asked for one language.
 """
 
-import fcntl
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.files.locking import lock
 from ccts_dist.limits import LIMITS, open_regular
 from ccts_dist.records import Rejected, Utterance
 
@@ -174,15 +174,9 @@ def _open_alone(path: Path) -> Any:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     except OSError as error:
         raise _unwritable(path, error) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock(file):
         file.close()
-        raise ConfigError(
-            f"{path}: another process is adding to it. Wait for it, or name another file with --out."
-        ) from None
-    except OSError:
-        pass  # a file system without locks
+        raise ConfigError(f"{path}: another process is adding to it. Wait for it, or name another file with --out.")
     return file
 
 

@@ -4,7 +4,6 @@ The ranks share the shards out among themselves. A shard is written whole or not
 goes on with the shards that are missing; what is in a shard depends on the teacher and the source shard alone.
 """
 
-import fcntl
 import platform
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import torch
 
 from ccts_dist.distributed import Ranks, broadcast_object, gather_objects, run_on_all_ranks, sum_over_ranks
 from ccts_dist.errors import ConfigError, TeacherError
+from ccts_dist.files.locking import lock
 from ccts_dist.model import LoadedModel, load_model
 from ccts_dist.progress import Progress, log
 from ccts_dist.records import Condition
@@ -206,25 +206,19 @@ def _only_pass(work: _Work) -> Iterator[None]:
             return None
         try:
             work.out.mkdir(parents=True, exist_ok=True)
-            lock = open(work.out / ".lock", "ab")  # noqa: SIM115
+            file = open(work.out / ".lock", "ab")  # noqa: SIM115
         except OSError as error:
             raise TeacherError(f"{work.out}: cannot be written ({error.strerror}). Name another folder.") from error
+        if not lock(file):
+            file.close()
+            raise TeacherError(f"{work.out}: another pass is at work here. Wait for it, or name another folder.")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise TeacherError(
-                f"{work.out}: another pass is at work here. Wait for it, or name another folder."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        try:
-            lock.truncate(0)
-            lock.write(token.encode())
-            lock.flush()
+            file.truncate(0)
+            file.write(token.encode())
+            file.flush()
         except OSError as error:
             raise TeacherError(f"{work.out}: cannot be written ({error.strerror}). Make room there.") from error
-        return lock
+        return file
 
     def look() -> None:
         try:
@@ -237,13 +231,13 @@ def _only_pass(work: _Work) -> Iterator[None]:
                 "folder on storage that all ranks share."
             )
 
-    lock = run_on_all_ranks(take)
+    file = run_on_all_ranks(take)
     try:
         run_on_all_ranks(look)
         yield
     finally:
-        if lock is not None:
-            lock.close()
+        if file is not None:
+            file.close()
 
 
 def _finished_shards(work: _Work) -> set[str]:

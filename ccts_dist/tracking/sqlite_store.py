@@ -4,12 +4,12 @@ Processes that do so at once ruin each other's file, and one that is killed mean
 can open.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from ccts_dist.files.locking import lock
 from ccts_dist.tracking.uri import artifact_root, sqlite_uri
 
 
@@ -68,8 +68,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Wait for other processes that make a store in the folder; a file system without locks lets each make one."""
     place = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(place, fcntl.LOCK_EX)
+        lock(place, wait=True)
         yield
     finally:
         os.close(place)

@@ -14,7 +14,6 @@ summary.json      written when training has ended: scores and seconds
 curves.png        likewise, of a run that is tracked
 """
 
-import fcntl
 import math
 import uuid
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
 from ccts_dist.files.atomic import write_whole
+from ccts_dist.files.locking import lock
 from ccts_dist.train.checkpoints.checkpoint import (
     CheckpointManifest,
     checkpoints_folder,
@@ -104,13 +104,11 @@ class RunFolder:
             raise ConfigError(
                 f"output = '{self.path}': cannot be written ({error.strerror}). Name a folder that can."
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not lock(self._lock):
             self.close()
             raise ConfigError(
                 f"output = '{self.path}': another job is training in it. Wait for it, or name another folder."
-            ) from error
+            )
         if not resume and any(checkpoints_folder(self.path).glob("step-*")):
             self.close()
             raise ConfigError(

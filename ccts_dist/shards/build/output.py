@@ -1,15 +1,15 @@
 """Where a build is written: a local folder here, an object store in ``output_remote``."""
 
-import fcntl
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.atomic import file_sha256, write_whole
+from ccts_dist.files.locking import lock
 from ccts_dist.shards.build.plan_shards import Part
 from ccts_dist.shards.stores.remote import is_address
 
@@ -98,22 +98,18 @@ class FolderOutput:
             raise ConfigError(
                 f"{self.root}: cannot be made ({error.strerror}). Name another folder with --out."
             ) from error
-        with open(folder / "lock", "a+b") as lock:
-            self._lock(lock.fileno(), fcntl.LOCK_EX if part is None else fcntl.LOCK_SH, "another builder")
+        with open(folder / "lock", "a+b") as whole:
+            self._lock(whole, "another builder", shared=part is not None)
             if part is None:
                 yield
                 return
             with open(folder / f"part-{part.number}-of-{part.of}.lock", "a+b") as own:
-                self._lock(own.fileno(), fcntl.LOCK_EX, f"another builder of part {part}")
+                self._lock(own, f"another builder of part {part}")
                 yield
 
-    def _lock(self, descriptor: int, kind: int, who: str) -> None:
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{self.root}: {who} is at work here. Wait for it, or name another folder.") from None
-        except OSError:
-            pass  # a file system without locks
+    def _lock(self, file: BinaryIO, who: str, *, shared: bool = False) -> None:
+        if not lock(file, shared=shared):
+            raise ConfigError(f"{self.root}: {who} is at work here. Wait for it, or name another folder.")
 
     def read(self, name: str) -> bytes | None:
         """See ``Output``."""

@@ -11,7 +11,6 @@ the truth after a kill: events are then sent again, and server or sender has to 
 """
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import final
 
+from ccts_dist.files.locking import lock
 from ccts_dist.tracking.events import ALONE, Event, MetricEvent, from_line, in_words, to_line
 
 log = logging.getLogger(__name__)
@@ -156,16 +156,14 @@ class Spool:
             if self._lock != _NONE:
                 return True
             try:
-                lock = os.open(self._path("lock"), os.O_WRONLY | os.O_CREAT, 0o666)
+                file = os.open(self._path("lock"), os.O_WRONLY | os.O_CREAT, 0o666)
             except OSError as error:  # without a disk there is nobody else who could send this
                 self._warn(error)
                 return True
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(lock)
+            if not lock(file):
+                os.close(file)
                 return False
-            self._lock = lock
+            self._lock = file
             sent, steps = self._read_sent()
             if sent > self._sent:  # another process has sent meanwhile
                 self._sent, self._sent_steps, self._read = sent, steps, max(sent, self._read)

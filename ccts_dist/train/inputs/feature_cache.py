@@ -1,12 +1,11 @@
 """Cached features: frozen encoders run once, before training, over all that is trained and validated on."""
 
-import fcntl
 import hashlib
 import json
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +19,7 @@ from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.distributed import Ranks, best_device, broadcast_object, gather_objects, run_on_all_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.atomic import file_sha256
+from ccts_dist.files.locking import lock
 from ccts_dist.loader.collate import EncodeText
 from ccts_dist.loader.loader import Loader
 from ccts_dist.model import EmotionModel
@@ -159,17 +159,16 @@ def _alone(folder: Path, ranks: Ranks) -> Iterator[None]:
             return None
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / ".lock").open("ab")
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        return lock
+            file = (folder / ".lock").open("ab")
+        lock(file, wait=True)
+        return file
 
-    lock = run_on_all_ranks(take)
+    file = run_on_all_ranks(take)
     try:
         yield
     finally:
-        if lock is not None:
-            lock.close()
+        if file is not None:
+            file.close()
 
 
 def _open(folder: Path, shards: Sequence[ShardEntry]) -> FrameCache:
