@@ -23,7 +23,8 @@ _of_the_command: list[Any] = []
 
 
 def _start(command: Sequence[str], *, env: Mapping[str, str], **as_usual: Any) -> Child | subprocess.Popen[str]:
-    if command[:3] == [sys.executable, "-m", "uvicorn"]:
+    # The one that asks for passwords is not forked: the command has counters of it, which can be there once.
+    if command[:3] == [sys.executable, "-m", "uvicorn"] and command[-1] == "mlflow.server.fastapi_app:app":
         return Child(command, env, prepare=_forget)
     return subprocess.Popen(command, env=env, **as_usual)
 
