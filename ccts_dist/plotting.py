@@ -100,7 +100,7 @@ def span_decades(values: Iterable[float]) -> bool:
         low, high = min(value, low or value), max(value, high or value)
         if value <= 0:
             return False
-    return low is not None and high is not None and high > 10 * low
+    return low is not None and high is not None and bool(high > 10 * low)
 
 
 def legend_above(figure: Any, axes: Any, *, columns: int = 3, side: str = "left") -> None:

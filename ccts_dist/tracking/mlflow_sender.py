@@ -268,7 +268,8 @@ class MlflowSender:
             for event in events
         ]
         self._client.log_inputs(self.run_id, datasets=inputs)
-        there = {(one.dataset.name, one.dataset.digest) for one in self._read_run().inputs.dataset_inputs}
+        shown = self._read_run().inputs
+        there = {(one.dataset.name, one.dataset.digest) for one in (shown.dataset_inputs if shown else ())}
         _expect({(one.dataset.name, one.dataset.digest) for one in inputs} <= there)
 
     def _send_status(self, event: StatusEvent) -> None:
