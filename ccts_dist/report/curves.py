@@ -26,7 +26,7 @@ def draw_curves(path: Path, a: RecordedRun, b: RecordedRun, comparison: Comparis
         curves, apart = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         for letter, run, style, color in (("A", a, "-", MODEL), ("B", b, "--", OTHER)):
             values = [as_figure(row.get(key)) for row in run.steps.values()]
-            curves.plot(list(run.steps), values, style, color=color, label=f"{letter}: {run.name}")
+            curves.plot(list(run.steps), values, style, color=color, linewidth=1, label=f"{letter}: {run.name}")
         if span_decades(value for line in curves.lines for value in line.get_ydata() if math.isfinite(value)):
             curves.set_yscale("log")
             curves.yaxis.set_major_formatter("{x:g}")

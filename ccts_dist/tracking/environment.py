@@ -18,7 +18,7 @@ def source_tags() -> dict[str, str]:
     from mlflow.tracking.context.registry import resolve_tags
 
     without: list[Any] = [] if shutil.which("git") else [GitRunContext]  # which would complain
-    return {key: redact(value) for key, value in resolve_tags(ignore=without).items()}
+    return {key: redact(str(value)) for key, value in resolve_tags(ignore=without).items()}
 
 
 def installed_packages() -> str:

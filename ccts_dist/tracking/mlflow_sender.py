@@ -64,6 +64,7 @@ _TOO_LARGE = 413
 _NOT_MLFLOW = "it answers, but not as an MLflow server does: see which program or gateway listens there"
 _TOKEN = "ccts_dist.token"
 _PARENT = "ccts_dist.parent"
+_MADE_FOR = "ccts_dist.made_for"
 
 
 @final
@@ -83,7 +84,6 @@ class MlflowSender:
         self._connecting = threading.Lock()
         self._is_connected = False
         self._attempts = 0
-        self._own_parent = ""
         self._params: dict[str, str] = {}
         self._last_step: dict[str, int] = {}
         self._opened: MlflowClient | None = None
@@ -195,13 +195,15 @@ class MlflowSender:
         wanted = f"tags.`{_PARENT}` = '{digest}'"
         found = self._client.search_runs([experiment_id], wanted)
         if not found:
-            self._own_parent = self._client.create_run(experiment_id, run_name=name, tags={_PARENT: digest}).info.run_id
-            self._client.set_terminated(self._own_parent, "FINISHED")
+            tags = {_PARENT: digest, _MADE_FOR: self._run.token}
+            own = self._client.create_run(experiment_id, run_name=name, tags=tags)
+            self._client.set_terminated(own.info.run_id, "FINISHED")
             found = self._client.search_runs([experiment_id], wanted)
-        if self._own_parent not in ("", _first(found)):  # also one of an attempt that failed half-way
-            self._client.delete_run(self._own_parent)
-        self._own_parent = ""
-        return _first(found)
+        first = _first(found)
+        for run in found:  # also those of attempts that failed half-way
+            if run.data.tags.get(_MADE_FOR) == self._run.token and run.info.run_id != first:
+                self._client.delete_run(run.info.run_id)
+        return first
 
     def _create_experiment(self) -> str:
         name = self._run.experiment

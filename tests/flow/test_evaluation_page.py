@@ -138,7 +138,7 @@ def test_keys_and_words_of_a_corpus_are_shown_and_never_run(shown: tuple[Page, l
     page, _ = shown
     assert page.title() == "Evaluation of emotion/4"
     assert page.locator("script, img").count() == 0
-    cells = page.locator("td").all_inner_texts()
+    cells = page.locator("td, th").all_inner_texts()
     assert any(HOSTILE in cell for cell in cells)
     assert any(LONG_KEY in cell for cell in cells)
 

@@ -126,7 +126,7 @@ def test_data_sets_source_and_description_stand_where_mlflows_pages_look_for_the
 
 
 def test_parent_tells_the_results_of_all_its_runs_and_ends_with_the_last(store: Store) -> None:
-    store.config = replace(store.config, parent_run_name="table")
+    store.config = replace(store.config, parent_run_name="table of results")
     for number, figures in enumerate([{"test/ccc_valence": 0.25, "train/loss": 1.0}, {"test/ccc_valence": 0.5}]):
         store.output = store.output.with_name(f"run{number}")
         run = store.open(run_name=f"row | {number}")
