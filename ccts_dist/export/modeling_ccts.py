@@ -124,9 +124,8 @@ class EmotionPipeline(AudioClassificationPipeline):
         """Ratings and probabilities as they come; scores of categories alone through a softmax."""
         if function_to_apply is None:
             function_to_apply = "none" if self.model.config.targets else "softmax"
-        return super().postprocess(
-            model_outputs, top_k=top_k or len(self.model.config.id2label or ()), function_to_apply=function_to_apply
-        )
+        labels: Any = self.model.config.id2label
+        return super().postprocess(model_outputs, top_k=top_k or len(labels), function_to_apply=function_to_apply)
 
 
 class _Branch(nn.Module):

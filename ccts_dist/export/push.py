@@ -12,7 +12,7 @@ from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.export.card import CardSettings
 from ccts_dist.export.command import export_model
 from ccts_dist.model import load_model
-from ccts_dist.model.description import model_files
+from ccts_dist.model.description import DESCRIPTION, model_files, names_its_files
 from ccts_dist.registry.hub import HUB_SCHEME, HubName, asking_the_hub, check_repo
 from ccts_dist.registry.lineage import lineage_of
 from ccts_dist.registry.model_card import card_of
@@ -76,6 +76,12 @@ def push_model(
         if re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*", code) is None:
             raise ConfigError(f"--language {code!r}: must be a code such as en or pt-BR. Change it.")
     source = find_checkpoint(resolve_model(model, tracking_uri=tracking_uri)).model
+    load_model(source)  # a model that cannot be loaded is not pushed
+    if not names_its_files(source):
+        raise ConfigError(
+            f"{source}: was saved by an earlier version, whose {DESCRIPTION} names no files: nobody "
+            "could check what is fetched. Train or save it with this version."
+        )
     card = CardSettings(name=repo.rpartition("/")[2], place=repo, license=license, language=language)
     with tempfile.TemporaryDirectory(prefix="ccts-push-") as scratch:
         folder = Path(scratch) / "model"

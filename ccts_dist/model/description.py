@@ -60,6 +60,15 @@ def model_files(folder: Path) -> list[str]:
     return sorted([*files, DESCRIPTION])
 
 
+def names_its_files(folder: Path) -> bool:
+    """False for a model of an earlier version, whose description has a digest of the weights alone.
+
+    Raises:
+        OSError, ValueError: the description cannot be read.
+    """
+    return isinstance(parse_json(read_limited(folder / DESCRIPTION, DESCRIPTION)).get("files"), dict)
+
+
 def description_bytes(tree: Mapping[str, Any]) -> bytes:
     """The file of a description, sealed."""
     return sealed_bytes({"format_version": FORMAT_VERSION, **tree})

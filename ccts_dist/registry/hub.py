@@ -5,10 +5,10 @@ commit is fetched. ``model.json`` shows that the files belong together; who wrot
 """
 
 import glob
-import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +26,16 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
 
 from ccts_dist.errors import CheckpointError, ConfigError, RegistryError
-from ccts_dist.model.description import DESCRIPTION, WEIGHTS, model_files, read_description
+from ccts_dist.files.atomic import file_sha256
+from ccts_dist.model.description import DESCRIPTION, WEIGHTS, model_files, names_its_files, read_description
 from ccts_dist.model.folder import weights_digest
 from ccts_dist.redaction import redact, shown_cause
 
@@ -106,7 +112,8 @@ def pull_hub_model(named: HubName, cache: Path) -> Path:
     described = _fetch(named, [DESCRIPTION]) / DESCRIPTION
     if not described.is_file():
         raise RegistryError(f"{named}: has no {DESCRIPTION}, so it was not put there by launch/push.py. Name another.")
-    kept = cache / f"hub-{hashlib.sha256(described.read_bytes()).hexdigest()}"
+    names = _names_of(described.parent, named)
+    kept = cache / f"hub-{file_sha256(described)}"
     if kept.is_dir() and not kept.is_symlink():
         try:
             _check(kept, named)
@@ -114,7 +121,6 @@ def pull_hub_model(named: HubName, cache: Path) -> Path:
             shutil.rmtree(kept)  # damaged in the cache: taken from the hub's again
         else:
             return kept
-    names = _names_of(described.parent, named)
     snapshot = _fetch(named, [glob.escape(name) for name in names])
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -176,8 +182,21 @@ def _reason(error: Exception) -> str:
 
 
 def _fetch(named: HubName, patterns: list[str]) -> Path:
-    with asking_the_hub(f"fetching {named}"):
+    with asking_the_hub(f"fetching {named}"), _bars_on_terminals_only():
         return Path(snapshot_download(named.repo, revision=named.revision or None, allow_patterns=patterns))
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """The hub's progress bars would stand in logs, and once per rank."""
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _names_of(folder: Path, named: HubName) -> list[str]:
@@ -187,7 +206,7 @@ def _names_of(folder: Path, named: HubName) -> list[str]:
         RegistryError: one that is no part of a model, or none at all.
     """
     try:
-        names = [name for name in model_files(folder) if name != DESCRIPTION]
+        names = [name for name in model_files(folder) if name != DESCRIPTION] if names_its_files(folder) else []
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise RegistryError(f"{named}: its {DESCRIPTION} cannot be read: {error}. Push the model again.") from error
     if WEIGHTS not in names or not all(isinstance(name, str) for name in names):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from huggingface_hub import ModelCard
 
 from ccts_dist.config import ModelConfig, TrackingConfig
 from ccts_dist.errors import ConfigError, RegistryError
@@ -149,6 +150,8 @@ def test_a_version_holds_no_pickle_no_path_of_this_machine_and_a_card(registry: 
         assert str(registry.run_folder.parent) not in text, name
     card = (mlmodel.parent / "artifacts/package/MODEL_CARD.md").read_text(encoding="utf-8")
     assert "test / valence: 0.4000" in card
+    results = {one.metric_name: one.metric_value for one in ModelCard(card).data.eval_results or ()}
+    assert results["CCC of valence"] == 0.4
 
 
 def test_a_version_belongs_to_its_run_and_its_tags_say_what_it_is(registry: Registry) -> None:

@@ -110,7 +110,7 @@ def test_its_answers_are_a_category_and_probabilities(outputs: dict[str, Path]):
 
 def test_what_needs_targets_is_refused_in_one_line(outputs: dict[str, Path], tmp_path: Path):
     best = outputs["one"] / "best"
-    with pytest.raises(ConfigError, match="predicts categories alone, and an export gives ratings"):
+    with pytest.raises(ConfigError, match="predicts categories alone, and an ONNX export gives ratings"):
         export_model(str(best), "onnx", tmp_path / "export")
     shard_set = open_shard_set(outputs["one"].parents[1] / "shards")
     with pytest.raises(TeacherError, match="predicts no target, only categories"):
