@@ -1,7 +1,6 @@
 """A training watched from outside while it runs: each rank's memory as the kernel has it, and when steps ended."""
 
 import itertools
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.forked import Forked
 from tests.launching import ROOT, environment
 
 
@@ -26,11 +26,15 @@ class Watched:
 
 
 def watch(command: Sequence[str], history: Path, *, timeout_s: float, env: Mapping[str, str] | None = None) -> Watched:
-    """Run a command to its end, looking at its ranks now and then; fail with its words unless it exits with 0."""
+    """Run a launcher to its end, looking at its ranks now and then; fail with its words unless it exits with 0.
+
+    It is forked: see ``tests.forked``. What it was forked from counts in the memory of a rank, as imports do.
+    """
     peaks: dict[int, int] = {}
     times: list[float] = []
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(env), stdout=said, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryDirectory() as place:
+        said = Path(place) / "words"
+        process = Forked(command, cwd=ROOT, env=environment(env), stdout=said)
         deadline = time.monotonic() + timeout_s
         for look in itertools.count():
             if process.poll() is not None:
@@ -42,16 +46,14 @@ def watch(command: Sequence[str], history: Path, *, timeout_s: float, env: Mappi
             times += [time.monotonic()] * (steps - len(times))
             if time.monotonic() > deadline:
                 _end(process)
-                said.seek(0)
-                raise AssertionError(f"did not end in {timeout_s} s\n{said.read().decode()[-8000:]}")
+                raise AssertionError(f"did not end in {timeout_s} s\n{said.read_text(errors='replace')[-8000:]}")
             time.sleep(0.05)
-        said.seek(0)
-        words = said.read().decode()
+        words = said.read_text(errors="replace")
     assert process.returncode == 0, f"exit code {process.returncode}\n{words[-8000:]}"
     return Watched(words=words, peak_bytes=peaks, step_times=tuple(times))
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Forked) -> None:
     ours = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for one in ours:
         one.kill()
