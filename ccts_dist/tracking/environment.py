@@ -5,7 +5,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from ccts_dist.redaction import redact
 from ccts_dist.tracking.mlflow_client import prepare_mlflow
@@ -14,11 +13,12 @@ from ccts_dist.tracking.mlflow_client import prepare_mlflow
 def source_tags() -> dict[str, str]:
     """Program, git commit and user of this process, under the names that MLflow's pages look for."""
     prepare_mlflow()
+    from mlflow.tracking.context.default_context import DefaultRunContext
     from mlflow.tracking.context.git_context import GitRunContext
-    from mlflow.tracking.context.registry import resolve_tags
 
-    without: list[Any] = [] if shutil.which("git") else [GitRunContext]  # which would complain
-    return {key: redact(str(value)) for key, value in resolve_tags(ignore=without).items()}
+    # Without git on the machine MLflow would warn.
+    contexts = [DefaultRunContext(), *([GitRunContext()] if shutil.which("git") else [])]
+    return {key: redact(str(value)) for one in contexts if one.in_context() for key, value in one.tags().items()}
 
 
 def installed_packages() -> str:
