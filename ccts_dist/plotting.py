@@ -86,7 +86,7 @@ def drawing(name: str = "ccts-dist", *, width: float = 3.7, height: float = 2.9,
 def scale_ticks(low: float, high: float) -> list[float]:
     """Ticks of a rating scale, both ends among them: whole numbers if a few are equally far apart, else quarters.
 
-    >>> scale_ticks(1, 7)
+    >>> scale_ticks(1.0, 7.0)
     [1.0, 3.0, 5.0, 7.0]
     """
     spaces = next((count for count in (4, 3, 6, 5, 2) if (high - low) % count == 0), 4)
