@@ -194,7 +194,9 @@ class MlflowSender:
         wanted = f"tags.`{_PARENT}` = '{digest}'"
         found = self._client.search_runs([experiment_id], wanted)
         if not found:
-            own = self._client.create_run(experiment_id, run_name=name, tags={_PARENT: digest}).info.run_id
+            own = self._client.create_run(
+                experiment_id, run_name=name, tags={**self._run.tags, _PARENT: digest}
+            ).info.run_id
             self._client.set_terminated(own, "FINISHED")
             found = self._client.search_runs([experiment_id], wanted)
             if _first(found) != own:
