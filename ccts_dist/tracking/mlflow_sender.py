@@ -195,7 +195,7 @@ class MlflowSender:
         wanted = f"tags.`{_PARENT}` = '{digest}'"
         found = self._client.search_runs([experiment_id], wanted)
         if not found:
-            tags = {_PARENT: digest, _MADE_FOR: self._run.token}
+            tags = {**self._run.tags, _PARENT: digest, _MADE_FOR: self._run.token}
             own = self._client.create_run(experiment_id, run_name=name, tags=tags)
             self._client.set_terminated(own.info.run_id, "FINISHED")
             found = self._client.search_runs([experiment_id], wanted)

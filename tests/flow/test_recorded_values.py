@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
@@ -21,7 +22,7 @@ from ccts_dist.shards.format.sealed_json import sealed_bytes
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.train.experiment import check_experiment
 from tests.plain_engine import train_plainly
-from tests.small_runs import build_two_kinds, make_cache, read_validations, write_run
+from tests.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
 from tests.small_teacher import save_small_teacher
 
 OPEN = {"gate": "any-dimension", "reject_fraction": 0.25, "embedding_weight": 0.1}
@@ -37,8 +38,8 @@ def place(tmp_path_factory) -> Path:
             place / "run.toml", place / "shards", place / "run",
             data={"teacher_cache": str(place / "cache")}, distill=OPEN, batch={"micro_batch_size": 8},
             train={"epochs": 3, "max_steps": 0},
-            tracking={"backend": "mlflow", "tracking_uri": f"sqlite:///{place}/mlflow.db",
-                "experiment_name": "recorded"},
+            tracking={"backend": "mlflow+tensorboard", "tracking_uri": f"sqlite:///{place}/mlflow.db",
+                "experiment_name": "recorded", "every_steps": 2},
         )
     )  # fmt: skip
     return place
@@ -91,6 +92,23 @@ def test_tracker_has_the_threshold_and_every_other_value_that_was_open(place: Pa
     assert kept["train.device"] == "cpu"
     assert kept["optim.learning_rate_rest"] == 1e-2
     assert kept["model.speech.do_normalize"] is False
+
+
+def test_both_trackers_have_every_second_step_and_mlflow_says_what_the_run_is(place: Path):
+    client, run_id = MlflowClient(f"sqlite:///{place}/mlflow.db"), read_run_file(place / "run").run_id
+    even = list(range(2, 13, 2))
+    assert [one.step for one in client.get_metric_history(run_id, "train/loss")] == even
+    board = EventAccumulator(str(place / "run" / "tensorboard" / "0001")).Reload()
+    assert [one.step for one in board.Scalars("train/loss")] == even
+    assert board.Images("plots/curves")
+    assert [row["step"] for row in read_history(place / "run")] == list(range(1, 13))
+    run = client.get_run(run_id)
+    description = run.data.tags["mlflow.note.content"]
+    assert description.startswith("**Student of speech.** It predicts activation, valence, dominance.")
+    assert "gate any-dimension" in description
+    test = tree(place / "run" / "summary.json")["test"]
+    assert f"| CCC | {' | '.join(f'{value:.3f}' for value in test.values())} |" in description
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} > {"teacher cache"}
 
 
 def test_ds_config_is_kept_beside_the_run_file_that_names_it(place: Path):
