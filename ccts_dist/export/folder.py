@@ -267,7 +267,7 @@ def _run(model: PreTrainedModel, folder: Path, *, shortest: int, loaded: LoadedM
     Args:
         shortest: samples to which shorter rows are filled up, as the user of such a folder has to.
     """
-    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     num_targets = len(loaded.config.targets)
 
     @torch.inference_mode()

@@ -89,7 +89,7 @@ def test_defaults_are_those_of_the_paper():
             "loss.category_weight = 0.0 leaves model.categories untrained",
         ),
         ({"evaluation": {"bins": ["low"]}}, r"evaluation.bins\[0\] = 'low': must be a number"),
-        ({"model": {"speech": {"encoder": "e", "trainable": "top:0"}}}, "must be 'none', 'all' or 'top:N'"),
+        ({"model": {"speech": {"encoder": "e", "trainable": "top:0"}}}, "must be 'none', 'all', 'top:N' or 'lora:R'"),
         ({"model": {"speech": {"encoder": "scratch"}}}, "go together"),
         ({"model": {"speech": {"encoder": "e", "scratch": {"model_type": "hubert"}}}}, "go together"),
         ({"model": {"speech": {"encoder": "e", "layers": "layer:x"}}}, "must be 'last', 'layer:N' or 'weighted'"),
