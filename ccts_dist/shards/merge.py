@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ccts_dist.errors import ConfigError, OutputError, ShardError, is_full
 from ccts_dist.files.atomic import file_sha256, write_whole
+from ccts_dist.shards.format.dataset_card import CARD_NAME, dataset_card, is_dataset_card
 from ccts_dist.shards.format.index import rows_to_table
 from ccts_dist.shards.format.index_writer import IndexWriter
 from ccts_dist.shards.format.readback import read_back
@@ -97,6 +98,9 @@ def _write_merged(
         teacher=replace(cache.facts, cache_digest=cache.digest),
     )
     data = manifest.to_bytes()
+    card = root / CARD_NAME
+    if not card.exists() or is_dataset_card(card.read_bytes()):  # the user's own stays
+        write_whole(card, dataset_card(manifest))
     write_whole(root / MANIFEST_NAME, data)
     return hashlib.sha256(data).hexdigest()
 

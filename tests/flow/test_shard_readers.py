@@ -145,3 +145,27 @@ def test_datasets_counts_every_utterance_without_being_told_the_features(utteran
     files = {"train": paths_of(open_shard_set(tmp_path / "shards"))}
     loaded = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
     assert sorted(loaded["__key__"]) == sorted(escape_key(u.key) for u in known)
+
+
+def test_datasets_sees_the_splits_of_a_folder(utterances: list[Utterance], shard_set: ShardSet, tmp_path: Path):
+    """And the columns: what is null in the first utterances is not null for ever."""
+    folder = shard_set.path(shard_set.manifest.shards[0].name).parent
+    splits = datasets.load_dataset(str(folder), cache_dir=str(tmp_path))
+    counted = {split: totals.num_utterances for split, totals in shard_set.manifest.splits.items()}
+    assert {split: len(rows) for split, rows in splits.items()} == counted
+    assert len(counted) > 1
+    by_key = {escape_key(utterance.key): utterance for utterance in utterances}
+    for rows in splits.values():
+        for sample in rows.cast_column("flac", datasets.Audio(decode=False)).to_list():
+            check_utterance(by_key[sample["__key__"]], sample["flac"]["bytes"], sample["json"])
+
+
+def test_datasets_sees_the_teacher_in_a_folder_of_merged_shards(
+    utterances: list[Utterance], shard_set: ShardSet, tmp_path: Path
+):
+    merge_shards(shard_set, example_cache(tmp_path / "cache", shard_set), tmp_path / "merged")
+    rows = datasets.load_dataset(str(tmp_path / "merged"), split="Train", cache_dir=str(tmp_path / "hf"))
+    by_key = {escape_key(utterance.key): utterance for utterance in utterances}
+    for sample in rows.cast_column("flac", datasets.Audio(decode=False)).to_list():
+        output = example_output(by_key[sample["__key__"]].key)
+        np.testing.assert_array_equal(sample["teacher.npy"][:5], output.embedding)

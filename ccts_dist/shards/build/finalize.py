@@ -19,6 +19,7 @@ from ccts_dist.shards.build.output import BUILDING, Output
 from ccts_dist.shards.build.plan import PlanEntry, PlanRecord
 from ccts_dist.shards.build.recheck import note_sources
 from ccts_dist.shards.build.validate_input import rejected_line
+from ccts_dist.shards.format.dataset_card import CARD_NAME, dataset_card, is_dataset_card
 from ccts_dist.shards.format.index import IndexPlace
 from ccts_dist.shards.format.index_writer import IndexWriter
 from ccts_dist.shards.format.schema import (
@@ -140,6 +141,9 @@ def finish_build(
     if now is None or now.input_digest != plan.input_digest:
         raise ShardError(f"{output.where}: another builder has been at work here meanwhile. Build it again, alone.")
     note_sources(output, {shard.name: shard.source_digest for shard in made})
+    there = output.read(CARD_NAME)
+    if there is None or is_dataset_card(there):  # the user's own stays
+        output.write(CARD_NAME, dataset_card(manifest))
     data = manifest.to_bytes()
     output.write(MANIFEST_NAME, data)
     return _summary(manifest, data, rejected)
