@@ -21,6 +21,7 @@ import torch  # noqa: E402
 
 from ccts_dist.train.zero.engine import _import_deepspeed  # noqa: E402
 from tests.ready_store import copy_tables, use_a_store  # noqa: E402
+from tests.remembered import remember_forecasts  # noqa: E402
 
 MODULES = (
     "accelerate.utils.deepspeed",
@@ -95,5 +96,6 @@ copy_tables()
 with tempfile.TemporaryDirectory(prefix="ccts-preloaded-") as _place:
     _draw(Path(_place))
     use_a_store(Path(_place))
+remember_forecasts()
 gc.enable()
 gc.freeze()
