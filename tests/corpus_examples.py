@@ -101,7 +101,7 @@ def write_lines(path: Path, lines: Iterable[str | bytes], *, end: bytes = b"\n",
 
 def iemocap(root: Path) -> Example:
     """IEMOCAP: two sessions, three dialogs; rater lines, junk and sub-folders as in the release."""
-    said, rejected = {}, {}
+    printed, rejected = {}, {}
     for session, dialog, blocks in (
         ("Session1", "Ses01F_impro01", ["F000 neu 2.5 2.0 3.5", "M000 xxx 4.0 3.0 3.0", "F001 ang 1.0 5.0 4.5"]),
         ("Session1", "Ses01M_script01_1", ["F000 hap 4.5 4.0 3.0"]),
@@ -126,7 +126,7 @@ def iemocap(root: Path) -> Example:
             transcripts += [line.encode("latin-1"), b"M: (laughter)"]
             low = val - 0.5 < 1
             spread = [val + 0.5, val if low else val - 0.5]
-            said[key] = Said(
+            printed[key] = Said(
                 split=session,
                 ratings={"activation": act, "valence": val, "dominance": dom},
                 transcript=f"It's caf\xe9 {at}, really.",
@@ -147,7 +147,7 @@ def iemocap(root: Path) -> Example:
     write_lines(junk / "Categorical" / "Ses01F_impro01_e1_cat.txt", ["Ses01F_impro01_F000 :Neutral state; ()"])
     write_lines(root / "Session1" / "sentences" / "wav" / "Ses01F_impro01" / "._Ses01F_impro01_F000.wav", [b"\x00\x05"])
     write_lines(root / "Documentation" / "readme.txt", ["IEMOCAP"])
-    return Example(path=root, root=root, utterances=said, rejected=rejected, scale=(1.0, 5.0))
+    return Example(path=root, root=root, utterances=printed, rejected=rejected, scale=(1.0, 5.0))
 
 
 def _iemocap_faults(session: Path, dialog: str) -> tuple[list[str], dict[str, str]]:
@@ -193,7 +193,7 @@ KEYS = ("a.5_1.wav", "dir/sub dir/x", "%2F 100%", "ключ 键 🔑", COMPOSED,
 
 def _manifest_rows() -> tuple[dict[str, Said], list[dict]]:
     """Good rows with the keys of ``KEYS``; every third without a label, every fourth without one of the two."""
-    said, rows = {}, []
+    printed, rows = {}, []
     for number, key in enumerate(KEYS):
         ratings = {"joy": float(number % 5), "calm": 2.5}
         if number % 3 == 2:
@@ -201,7 +201,7 @@ def _manifest_rows() -> tuple[dict[str, Said], list[dict]]:
         elif number % 4 == 1:
             del ratings["joy"]
         variance = {"calm": 0.5} if "calm" in ratings else {}
-        said[key] = Said(
+        printed[key] = Said(
             split="Test set/1" if number % 2 else "Train",
             ratings=ratings,
             transcript=f'said "{number}", \xe4nd\nmore',
@@ -211,7 +211,7 @@ def _manifest_rows() -> tuple[dict[str, Said], list[dict]]:
             raters=None if number == 1 else 4,
             variance=variance,
         )
-        one = said[key]
+        one = printed[key]
         rows.append(
             {
                 "key": key,
@@ -227,13 +227,13 @@ def _manifest_rows() -> tuple[dict[str, Said], list[dict]]:
                 "calm.variance": variance.get("calm"),
             }
         )
-    return said, rows
+    return printed, rows
 
 
 def manifest(path: Path) -> Example:
     """A manifest in CSV or, by its name's ending, JSON lines; targets joy and calm on 0..4."""
     as_json = path.suffix == ".jsonl"
-    said, rows = _manifest_rows()
+    printed, rows = _manifest_rows()
     for number, row in enumerate(rows):
         write_recording(path.parent / row["audio"], number)
     rows[3]["audio"] = str((path.parent / rows[3]["audio"]).absolute())
@@ -279,7 +279,7 @@ def manifest(path: Path) -> Example:
         rejected |= {"\\udce9": "key is not UTF-8"}
         lines.insert(0, ",".join(columns))
     write_lines(path, lines, start=b"\xef\xbb\xbf")
-    return Example(path=path, root=path.parent, utterances=said, rejected=rejected, scale=(0.0, 4.0))
+    return Example(path=path, root=path.parent, utterances=printed, rejected=rejected, scale=(0.0, 4.0))
 
 
 def _quoted(cell: object) -> str:

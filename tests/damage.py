@@ -63,7 +63,7 @@ def bless(root: Path) -> None:
 
 
 def bless_bytes(root: Path) -> None:
-    """Make a manifest agree with its files, of whatever bytes: batches stay where they were said to lie."""
+    """Make a manifest agree with its files, of whatever bytes: batches stay where they were reported to lie."""
 
     def agree(document: dict[str, Any]) -> None:
         data = (root / "index.arrow").read_bytes()
@@ -79,7 +79,7 @@ def bless_bytes(root: Path) -> None:
 
 
 def bless_crc(root: Path, shard: str) -> None:
-    """Make the checksums in the index agree with a damaged tar too, so that only the contents are left to tell."""
+    """Make the checksums in the index agree with a damaged tar too, so that only the contents are left to report."""
     table = index_tables(root)[shard]
     for column in [name for name in table.schema.names if name.endswith(".crc32")]:
         member = column.removesuffix(".crc32")
@@ -105,7 +105,7 @@ def bless_condition(cache: Path) -> None:
 
 
 def index_places(path: Path) -> list[dict[str, Any]]:
-    """Where each batch of an index lies, as manifests say it, from the file itself."""
+    """Where each batch of an index lies, as manifests state it, from the file itself."""
     data = path.read_bytes()
     file = pa.BufferReader(data)
     file.seek(MAGIC_BYTES)

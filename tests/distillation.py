@@ -12,7 +12,7 @@ from ccts_dist.losses.total import DistillTerms
 from ccts_dist.records import TeacherBatch
 
 LOSS_GATES = tuple(gate for gate in GATES if gate not in ROW_GATES[1:])
-"""Gates that the loss tells apart: of those whose decisions come with the batch it knows the decisions alone."""
+"""Gates that the loss distinguishes: of those whose decisions come with the batch it knows the decisions alone."""
 
 
 def rows_of(teacher: TeacherBatch, rows: slice) -> TeacherBatch:
@@ -71,10 +71,10 @@ def direct_distillation(
 def _shares(prediction: Tensor, label: Tensor, distill: DistillTerms, admitted: Tensor | None) -> tuple[Tensor, Tensor]:
     """Of rows in the embedding term, and of predictions in the other."""
     condition = distill.condition
-    w, b, deviation = (
-        torch.tensor(numbers, dtype=torch.float64) for numbers in (condition.w, condition.b, condition.deviation)
+    w, b, residual_std = (
+        torch.tensor(numbers, dtype=torch.float64) for numbers in (condition.w, condition.b, condition.residual_std)
     )
-    ratio = torch.nan_to_num(w * prediction + b - label, nan=0.0).abs() / deviation
+    ratio = torch.nan_to_num(w * prediction + b - label, nan=0.0).abs() / residual_std
     within = (ratio <= distill.threshold).double()
     if distill.gate in ROW_GATES:
         assert admitted is not None

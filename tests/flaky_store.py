@@ -1,4 +1,5 @@
-"""A store in memory that fails as it is told, through fsspec like any other; fixtures and what tests say to it."""
+"""A store in memory that fails as it is reported, through fsspec like any other; fixtures and what tests state to
+it."""
 
 import hashlib
 import os
@@ -32,12 +33,12 @@ class Listed:
 
 
 def listed(name: str, data: bytes) -> Listed:
-    """What an honest manifest says of ``data``."""
+    """What an honest manifest states of ``data``."""
     return Listed(name, len(data), hashlib.sha256(data).hexdigest())
 
 
 def content(number: int, size: int = 3_000_000) -> bytes:
-    """Bytes that tell files apart, more than one piece of a transfer."""
+    """Bytes that report files apart, more than one piece of a transfer."""
     return bytes([number]) * size
 
 

@@ -166,7 +166,7 @@ class Forked:
 def _begin(
     command: list[str], cwd: str, env: dict[str, str], inside: int | None, *targets: Target | Connection
 ) -> None:
-    assert "tests.preloaded" in sys.modules, "python -c 'import tests.preloaded' says why it is not there"
+    assert "tests.preloaded" in sys.modules, "python -c 'import tests.preloaded' gives the reason it is not there"
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it may have children
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -42,7 +42,7 @@ def fuzz(
     Args:
         mutate: makes an input.
         read: the reader.
-        allowed: further errors that the reader says it raises.
+        allowed: further errors that the reader states it raises.
     """
     report, write = os.pipe()
     child = os.fork()
@@ -53,16 +53,16 @@ def fuzz(
             try:
                 words.write(str(_fuzz(mutate, read, found, (CctsError, *allowed))))
                 code = 0
-            except BaseException:  # noqa: BLE001 - told to the parent, whatever it is
+            except BaseException:  # noqa: BLE001 - reported to the parent, whatever it is
                 words.write(traceback.format_exc())
         os._exit(code)
     os.close(write)
     with os.fdopen(report) as words:
-        told = words.read()
+        reported = words.read()
     _, status = os.waitpid(child, 0)
-    assert status == 0, f"{told}\nthe process ended with {status}; the input is {found}"
-    print(f"{told} inputs")
-    return int(told)
+    assert status == 0, f"{reported}\nthe process ended with {status}; the input is {found}"
+    print(f"{reported} inputs")
+    return int(reported)
 
 
 def _fuzz(mutate: Mutate, read: Callable[[bytes], object], found: Path, allowed: tuple[type[Exception], ...]) -> int:

@@ -22,7 +22,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 
 # The convolutions of the real ones (a frame every 20 ms) at a twentieth of their width; twelve layers, so that "top:6"
-# means what it says.
+# means what it states.
 SHAPE = {
     "hidden_size": 24,
     "num_hidden_layers": 12,

@@ -16,7 +16,7 @@ from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 
 SAMPLE_RATE_HZ = 16_000
 
-# What config.json of facebook/hubert-large-ll60k says, where transformers' own defaults differ.
+# What config.json of facebook/hubert-large-ll60k states, where transformers' own defaults differ.
 LARGE: dict[str, Any] = {
     "activation_dropout": 0.0,
     "attention_dropout": 0.1,

@@ -15,7 +15,7 @@ def msp_name(number: int) -> str:
 
 def msp_podcast_1_6(root: Path) -> Example:
     """Release 1.6: ``labels_concensus.csv``, the split Validation, single ratings in columns, no transcripts."""
-    said, rows, detailed = {}, [], []
+    printed, rows, detailed = {}, [], []
     for number, split in enumerate(["Train", "Train", "Train", "Validation", "Test1", "Test2"]):
         key, ratings = msp_name(number), [(number, 4, 1), (number + 1, 5, 1), (number + 2, 7, 2)]
         ratings = [tuple(max(1, rating) for rating in one) for one in ratings]
@@ -26,7 +26,7 @@ def msp_podcast_1_6(root: Path) -> Example:
             f'{key}.wav,WORKER{rater:04d},Neutral,"Neutral,Concerned",{a},{v},{d}'
             for rater, (a, v, d) in enumerate(ratings)
         ]
-        said[key] = Said(
+        printed[key] = Said(
             split=split,
             ratings={"activation": act, "valence": val, "dominance": dom},
             speaker=None if number == 2 else speaker,
@@ -64,12 +64,12 @@ def msp_podcast_1_6(root: Path) -> Example:
     write_lines(root / "Labels" / "labels_concensus.csv", [header, *rows])
     header = "FileName,Workers,EmoClass_Major,EmoClass_Second,EmoAct,EmoVal,EmoDom"
     write_lines(root / "Labels" / "labels_detailed.csv", [header, *detailed])
-    return Example(path=root, root=root, utterances=said, rejected=rejected | {msp_name(0): "duplicate of line 2"})
+    return Example(path=root, root=root, utterances=printed, rejected=rejected | {msp_name(0): "duplicate of line 2"})
 
 
 def msp_podcast_1_11(root: Path) -> Example:
     """Release 1.11: Development, transcripts, ratings in one cell; Test3 in ``Partitions.txt`` alone; from Windows."""
-    said, rows, detailed = {}, [], ["FileName,EmoDetail"]
+    printed, rows, detailed = {}, [], ["FileName,EmoDetail"]
     partitions = ["Partitions of the corpus", ""]
     for number, split in enumerate(["Train", "Train", "Development", "Test1", "Test2"]):
         key, transcript = msp_name(number), f"well, it's “{number}” ä"
@@ -81,7 +81,7 @@ def msp_podcast_1_11(root: Path) -> Example:
         partitions.append(f"{split}; {key}.wav")
         write_recording(root / "Audios" / f"{key}.wav", number, rate=44_100 if number == 1 else 16_000, channels=1)
         write_lines(root / "Transcripts" / f"{key}.txt", [transcript])
-        said[key] = Said(
+        printed[key] = Said(
             split=split,
             ratings={"activation": 2.5, "valence": number + 1, "dominance": 6.75},
             transcript=transcript,
@@ -92,12 +92,12 @@ def msp_podcast_1_11(root: Path) -> Example:
             variance={"activation": 0.25, "valence": 0.0, "dominance": 0.0625},
         )
     (root / "Transcripts" / f"{msp_name(4)}.txt").unlink()
-    said[msp_name(4)] = replace(said[msp_name(4)], transcript="")
+    printed[msp_name(4)] = replace(printed[msp_name(4)], transcript="")
     withheld = msp_name(50)
     write_recording(root / "Audios" / f"{withheld}.wav", 50, channels=2)
     write_lines(root / "Transcripts" / f"{withheld}.txt", ["who knows"])
     partitions.append(f"Test3; {withheld}.wav")
-    said[withheld] = Said(split="Test3", transcript="who knows")
+    printed[withheld] = Said(split="Test3", transcript="who knows")
     latin, stray, quoted = (f"MSP-PODCAST_9003_{at:04d}" for at in range(3))
     for key in (latin, stray, quoted):
         write_recording(root / "Audios" / f"{key}.wav", 3)
@@ -115,12 +115,12 @@ def msp_podcast_1_11(root: Path) -> Example:
     write_lines(root / "Labels" / "labels_detailed.csv", detailed, end=b"\r\n")
     write_lines(root / "Partitions.txt", partitions, end=b"\r\n")
     rejected = {latin: "transcript is not UTF-8", stray: "SpkrID is not UTF-8", "line 10": "a quote is not closed"}
-    return Example(path=root, root=root, utterances=said, rejected=rejected, resampled=1, mixed_down=1)
+    return Example(path=root, root=root, utterances=printed, rejected=rejected, resampled=1, mixed_down=1)
 
 
 def msp_podcast_2_0(root: Path) -> Example:
     """Release 2.0: Test3 without labels, speaker Unknown, columns in another order; audio with upper-case endings."""
-    said, rows = {}, []
+    printed, rows = {}, []
     splits = ["Train", "Development", "Test1", "Test2", "Test3", "Test3", "Test3"]
     withheld = {4: ("", "", "", ""), 5: ("Unknown", "Unknown", "Unknown", "Unknown"), 6: ("", "0", "0", "0")}
     for number, split in enumerate(splits):
@@ -129,7 +129,7 @@ def msp_podcast_2_0(root: Path) -> Example:
         speaker = "Unknown" if number % 2 else "33"
         rows.append(f'"{split}","{key}.wav","{speaker}",Unknown,{dom},{act},{val},"{category}",3.25,"x, y"')
         ratings = {"activation": 1.0, "valence": 7.0, "dominance": 4.2}
-        said[key] = Said(
+        printed[key] = Said(
             split=split,
             ratings={} if number in withheld else ratings,
             transcript=f"number {number}",
@@ -146,12 +146,17 @@ def msp_podcast_2_0(root: Path) -> Example:
     header = "Split_Set,FileName,SpkrID,Gender,EmoDom,EmoAct,EmoVal,EmoClass,Duration,Note"
     write_lines(root / "Labels" / "labels_consensus.csv", [header, *rows])
     rejected = {off: "EmoDom 0.5 is off the scale 1..7", extra: "11 cells, and the header has 10"}
-    return Example(path=root, root=root, utterances=said, rejected=rejected)
+    return Example(path=root, root=root, utterances=printed, rejected=rejected)
 
 
 def msp_podcast_text(root: Path) -> Example:
     """The oldest form: three text files, raters' lines below each utterance's, ``Audio`` instead of ``Audios``."""
-    said, labels, partitions, speakers = {}, [], ["", "Train ; no file"], ["Speaker_5; Female", "Speaker_6; Male", ""]
+    printed, labels, partitions, speakers = (
+        {},
+        [],
+        ["", "Train ; no file"],
+        ["Speaker_5; Female", "Speaker_6; Male", ""],
+    )
     for number, split in enumerate(["Train", "Train", "Validation", "Test1"]):
         key = msp_name(number)
         labels += [
@@ -163,7 +168,7 @@ def msp_podcast_text(root: Path) -> Example:
         partitions.append(f"{split}; {key}.wav")
         speakers.append(f"{key}.wav; {'Unknown' if number == 3 else 5 + number % 2}")
         ratings = {"activation": 2.5, "valence": 4.0} | ({} if number == 1 else {"dominance": 3.0})
-        said[key] = Said(
+        printed[key] = Said(
             split=split,
             ratings=ratings,
             speaker=None if number == 3 else str(5 + number % 2),
@@ -195,4 +200,4 @@ def msp_podcast_text(root: Path) -> Example:
     write_lines(root / "Labels" / "labels.txt", labels, end=b"\r\n")
     write_lines(root / "Partitions.txt", partitions)
     write_lines(root / "Speaker_ids.txt", speakers)
-    return Example(path=root, root=root, utterances=said, rejected=rejected)
+    return Example(path=root, root=root, utterances=printed, rejected=rejected)

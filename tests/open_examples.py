@@ -19,14 +19,14 @@ _SHARES = ("anger", "disgust", "fear", "happy", "neutral", "sad")
 def ravdess(root: Path) -> Example:
     """Ten actors; songs and video beside the speech, which are passed over; a copy and impossible codes."""
     splits = {"01 02 03 04 05 06": "Train", "07 08": "Development", "09 10": "Test"}
-    said = {}
+    printed = {}
     for actors, split in splits.items():
         for actor in actors.split():
             woman = actor in ["02", "04", "06", "08", "10"]
             for code, category, strong in (("03-01-01-01-02-01", "neutral", 0), ("03-01-06-02-01-02", "fearful", 1)):
                 key = f"{code}-{actor}"
                 record(root / f"Actor_{actor}" / f"{key}.wav", int(actor))
-                said[key] = Said(
+                printed[key] = Said(
                     split=split,
                     ratings={"intensity": 1.0 + strong},
                     transcript="Kids are talking by the door" if strong else "Dogs are sitting by the door",
@@ -42,7 +42,7 @@ def ravdess(root: Path) -> Example:
     return Example(
         path=root,
         root=root,
-        utterances=said,
+        utterances=printed,
         rejected={
             "03-01-09-01-01-01-01": "emotion 09 is not from 01 to 08",
             "03-01-01-03-01-01-01": "intensity 03 is not from 01 to 02",
@@ -55,7 +55,7 @@ def ravdess(root: Path) -> Example:
 
 def emodb(root: Path) -> Example:
     """All ten speakers, with the folders of labels beside ``wav``."""
-    said = {}
+    printed = {}
     speakers = {
         **dict.fromkeys(("03", "10", "11", "08", "09", "13"), "Train"),
         **dict.fromkeys(("12", "14"), "Development"),
@@ -65,7 +65,7 @@ def emodb(root: Path) -> Example:
         letter, category = list(zip("WLEAFTN", _EMODB, strict=True))[number % 7]
         key = f"{speaker}a01{letter}" + ("b" if number % 2 else "")
         record(root / "wav" / f"{key}.wav", number)
-        said[key] = Said(
+        printed[key] = Said(
             split=split,
             transcript="Der Lappen liegt auf dem Eisschrank.",
             speaker=speaker,
@@ -76,7 +76,7 @@ def emodb(root: Path) -> Example:
     record(root / "wav" / "03a03Wa.wav", 1)
     write_lines(root / "lablaut" / "03a01Fa.lablaut", ["signal 03a01Fa"])
     rejected = {"17a01Wa": "speaker 17 is none of", "03a03Wa": "sentence a03 is none of"}
-    return Example(path=root, root=root, utterances=said, rejected=rejected, scale=(0.0, 1.0))
+    return Example(path=root, root=root, utterances=printed, rejected=rejected, scale=(0.0, 1.0))
 
 
 _EMODB = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral")
@@ -84,7 +84,7 @@ _EMODB = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutra
 
 def tess(root: Path) -> Example:
     """Both speakers, the spellings of the folders as they are, and the name that lacks a letter."""
-    said = {}
+    printed = {}
     for path, speaker, word, category in (
         ("OAF_angry/OAF_back_angry", "OAF", "back", "angry"),
         ("OAF_neutral/OA_bite_neutral", "OAF", "bite", "neutral"),
@@ -93,7 +93,7 @@ def tess(root: Path) -> Example:
         ("YAF_sad/YAF_home_sad", "YAF", "home", "sad"),
     ):
         record(root / "TESS" / f"{path}.wav", 1, rate=24_414)
-        said[path.rpartition("/")[2]] = Said(
+        printed[path.rpartition("/")[2]] = Said(
             split=speaker, transcript=f"Say the word {word}", speaker=speaker, gender="Female", category=category
         )
     record(root / "copy" / "OAF_angry" / "OAF_back_angry.wav", 1)
@@ -101,7 +101,7 @@ def tess(root: Path) -> Example:
     return Example(
         path=root,
         root=root,
-        utterances=said,
+        utterances=printed,
         rejected={
             "OAF_back_angry": "duplicate of TESS/OAF_angry/OAF_back_angry.wav",
             "OAF_back_cross": "emotion cross is none of",
@@ -115,7 +115,7 @@ def crema_d(root: Path) -> Example:
     """Six actors and their votes: by voice, by face and by both; ties, a clip without votes, a count that is none."""
     header = ["", "A", "D", "F", "H", "N", "S", "fileName", "numResponses", "agreement", "emoVote", "meanEmoResp"]
     rows = [",".join(f'"{column}"' for column in header)]
-    said = {}
+    printed = {}
     for number, (key, counts, split, gender) in enumerate(
         (
             ("1001_IEO_ANG_LO", "5 5 0 0 1 1", "Train", "Male"),
@@ -137,7 +137,7 @@ def crema_d(root: Path) -> Example:
             rows.append(f'"{200_000 + number}",0,0,0,0,9,0,"{key}",9,1,"N",50.5')
             rows.append(f'"{300_000 + number}",0,9,0,0,0,0,"{key}",9,1,"D",50.5')
         shares = {name: votes[at] / total for at, name in enumerate(_SHARES)} if votes else {}
-        said[key] = Said(
+        printed[key] = Said(
             split=split,
             ratings=shares,
             transcript=_CREMA_SENTENCES[key[5:8]],
@@ -158,7 +158,7 @@ def crema_d(root: Path) -> Example:
     sexes = enumerate(("Male", "Female", "Female", "Female", "Male"), start=1001)
     people = [f'{actor},51,"{sex}","Caucasian","Not Hispanic"' for actor, sex in sexes]
     write_lines(root / "VideoDemographics.csv", ['"ActorID","Age","Sex","Race","Ethnicity"', *people])
-    return Example(path=root, root=root, utterances=said, rejected=rejected, scale=(0.0, 1.0))
+    return Example(path=root, root=root, utterances=printed, rejected=rejected, scale=(0.0, 1.0))
 
 
 _CREMA_SENTENCES = {
@@ -174,7 +174,7 @@ _CREMA_EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happ
 
 def esd(root: Path) -> Example:
     """Speakers of both languages; one with the folders of the release's own splits; text files of three encodings."""
-    said = {}
+    printed = {}
     for speaker, split, gender, encoding in (
         ("0001", "Train", "Female", "gb18030"),
         ("0004", "Train", "Male", "utf-16"),
@@ -193,7 +193,7 @@ def esd(root: Path) -> Example:
             spelt = {"Neutral": "中立", "Angry": "生气", "Surprise": "惊喜"}[emotion] if speaker < "0011" else emotion
             if number < 2:
                 lines.append(f"{key}\t{sentence}\t{spelt}")
-            said[key] = Said(
+            printed[key] = Said(
                 split=split, transcript=sentence if number < 2 else "", speaker=speaker, gender=gender, category=emotion
             )
         text = "\r\n".join([*lines, "", "no key"])
@@ -202,14 +202,14 @@ def esd(root: Path) -> Example:
     record(folder / "Cross" / "0011_000009.wav", 1)
     record(folder / "Angry" / "0021_000009.wav", 1)
     rejected = {"0011_000009": "lies in no folder named", "0021_000009": "speaker 0021 is not from 0001 to 0020"}
-    return Example(path=root, root=root, utterances=said, rejected=rejected, scale=(0.0, 1.0))
+    return Example(path=root, root=root, utterances=printed, rejected=rejected, scale=(0.0, 1.0))
 
 
 def meld(root: Path) -> Example:
     """Three splits with equal names of clips, audio beside the video; a clip of video alone, and rows with faults."""
     columns = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
     times = '8,21,"00:16:16,059","00:16:21,731"'
-    said = {}
+    printed = {}
     for split, folder in (
         ("train", "train_splits"),
         ("dev", "dev_splits_complete"),
@@ -225,7 +225,7 @@ def meld(root: Path) -> Example:
             rows.append(
                 f'{number},"Oh my God, he\x92s  lost it.\nTotally.",Rachel,{emotion},{sentiment},0,{number},{times}'
             )
-            said[f"{split}_{clip}"] = Said(
+            printed[f"{split}_{clip}"] = Said(
                 split=split,
                 ratings={"sentiment": label},
                 transcript="Oh my God, he\N{RIGHT SINGLE QUOTATION MARK}s lost it. Totally.",
@@ -246,14 +246,14 @@ def meld(root: Path) -> Example:
         "test_dia0_utt1": "duplicate of line 4",
         "test_dia2_utt0": "Sentiment 'so' is none of negative, neutral, positive",
     }
-    return Example(path=root, root=root, utterances=said, rejected=rejected, scale=(-1.0, 1.0))
+    return Example(path=root, root=root, utterances=printed, rejected=rejected, scale=(-1.0, 1.0))
 
 
 def cmu_mosei(root: Path) -> Example:
     """Recordings of three, two and two segments, one with its transcript; a row of no fold and impossible intervals."""
     second = NUM_SAMPLES / 16_000
     rows = [",file,index,start,end,label2a,label2b,label6,label7,split"]
-    said = {}
+    printed = {}
     for number, name in enumerate(("-3g5yACwYnA", "a_b___c", "257771")):
         path = root / "Raw" / "Audio" / "Full" / "WAV_16000" / f"{name}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +266,7 @@ def cmu_mosei(root: Path) -> Example:
             shown = -0.1 if not index else start  # some intervals begin before their recording
             rows.append(f"{index},{name},{index},{shown},{end},0,0,{(0, 1, 5)[index]},{sentiment},{number}")
             lines.append(f"{name}___{7 - index}___{shown}___{end}___And so,  that's\tit {index}___")
-            said[f"{name}_{index}"] = Said(
+            printed[f"{name}_{index}"] = Said(
                 split=("train", "valid", "test")[number],
                 ratings={"sentiment": float(sentiment)},
                 transcript="" if number else f"And so, that's it {index}___",
@@ -281,7 +281,7 @@ def cmu_mosei(root: Path) -> Example:
     rejected = {
         f"{cells.split(',')[0]}_{index}": reason for index, (cells, reason) in enumerate(_MOSEI_FAULTS, start=10)
     }
-    return Example(path=root, root=root, utterances=said, rejected=rejected, scale=(-3.0, 3.0))
+    return Example(path=root, root=root, utterances=printed, rejected=rejected, scale=(-3.0, 3.0))
 
 
 _MOSEI_FAULTS = (
@@ -299,7 +299,7 @@ _MOSEI_FAULTS = (
 def emobox(root: Path) -> Example:
     """A fold of three files, with parts of a recording, a label map above it, and lines with faults."""
     fold, wav = root / "data" / "small" / "fold_2", "downloads/small/wav"
-    said = {}
+    printed = {}
     for split, labels in (("train", "a h"), ("valid", "h a"), ("test", "a a")):
         lines = []
         for number, label in enumerate(labels.split()):
@@ -312,7 +312,7 @@ def emobox(root: Path) -> Example:
                 soundfile.write(path, noise, 16_000)
                 row |= {"start_time": 0.05, "end_time": 0.1}
             lines.append(json.dumps(row))
-            said[key] = Said(split=split, category={"a": "Angry", "h": "Happy"}[label])
+            printed[key] = Said(split=split, category={"a": "Angry", "h": "Happy"}[label])
         if split == "train":
             lines += [json.dumps(row | change | {"key": key}) for key, change, _ in _EMOBOX_FAULTS] + ["{", "", "[]"]
         write_lines(fold / f"small_{split}_fold_2.jsonl", lines)
@@ -323,7 +323,7 @@ def emobox(root: Path) -> Example:
     return Example(
         path=fold,
         root=root,
-        utterances=said,
+        utterances=printed,
         rejected=rejected | {first: "not a JSON object", last: "not a JSON object"},
         scale=(0.0, 1.0),
     )

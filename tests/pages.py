@@ -15,8 +15,8 @@ from ccts_dist.scoring import (
     TeacherColumns,
     concordances,
     differences,
-    figures_of,
     groups_of,
+    metrics_of,
     speaker_scores,
     teacher_gap,
 )
@@ -35,13 +35,13 @@ def split_result(table: PredictionTable, *, beside: PredictionTable | None = Non
             errors = np.random.default_rng([len(noise), int(ratio)]).normal(
                 0, 0.6 / (1 + ratio / 5), table.labels.shape
             )
-            heard = replace(table, predictions=table.predictions + errors)
-            in_noise.append(InNoise(noise=noise, snr_db=ratio, ccc=concordances(heard.sums())))
+            received = replace(table, predictions=table.predictions + errors)
+            in_noise.append(InNoise(noise=noise, snr_db=ratio, ccc=concordances(received.sums())))
     return SplitResult(
         split="Test1",
         scores=Scores(ccc={}, pearson={}, mae={}, num_labels={}, sums={}, damaged=(), loss=0.5),
         table=table,
-        figures=figures_of(table),
+        metrics=metrics_of(table),
         groups=groups_of(table),
         speakers=speaker_scores(table),
         in_noise=tuple(in_noise),
@@ -60,8 +60,8 @@ def whole_result() -> Result:
     prediction = np.nan_to_num(table.labels, nan=0.5) + np.random.default_rng(7).normal(0, 0.08, table.labels.shape)
     residual = prediction - table.labels
     widest = tuple((2 * np.nanstd(residual, axis=0)).tolist())
-    kept = ~(np.abs(residual) > np.array(widest)).any(axis=1)
-    teacher = TeacherColumns(prediction=prediction, residual=residual, kept=kept, widest=widest)
+    gate_mask = ~(np.abs(residual) > np.array(widest)).any(axis=1)
+    teacher = TeacherColumns(prediction=prediction, residual=residual, gate_mask=gate_mask, widest=widest)
     models = [
         ("models:/emotion@candidate", "emotion/4", replace(table, teacher=teacher), None),
         ("models:/emotion@champion", "emotion/3", rival, table),

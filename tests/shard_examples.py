@@ -18,7 +18,7 @@ CONDITION = Condition(
     targets=DIMENSIONS,
     w=(1.0, 0.5, 2.0),
     b=(0.0, 0.25, -0.5),
-    deviation=(0.1, 0.2, 0.3),
+    residual_std=(0.1, 0.2, 0.3),
     num_rows=(4, 4, 4),
     splits=("Train",),
 )
@@ -73,7 +73,7 @@ def example_shard_set(folder: Path, count: int = 12) -> ShardSet:
 
 
 def example_output(key: str) -> TeacherOutput:
-    """What the example's teacher says of an utterance: a function of its key."""
+    """What the example's teacher states of an utterance: a function of its key."""
     numbers = np.random.default_rng(list(key.encode())).normal(size=EMBEDDING_SIZE + len(DIMENSIONS))
     numbers = numbers.astype(np.float32)
     return TeacherOutput(embedding=numbers[:EMBEDDING_SIZE], prediction=numbers[EMBEDDING_SIZE:])
@@ -87,7 +87,7 @@ def example_facts() -> TeacherFacts:
         targets=DIMENSIONS,
         embedding_size=EMBEDDING_SIZE,
         embedding_mean=(0.0, 0.1, 0.2, 0.3, 0.4),
-        embedding_deviation=(1.0,) * EMBEDDING_SIZE,
+        embedding_std=(1.0,) * EMBEDDING_SIZE,
         condition_sha256="",
     )
 

@@ -159,7 +159,7 @@ def save_moonshine(folder: Path, *, seed: int = 0) -> Path:
 
 
 def chirps(num_samples: int, *, seed: int) -> Float32[np.ndarray, " samples"]:
-    """A wave whose pitch and loudness wander, so that a model says different things along it."""
+    """A wave whose pitch and loudness wander, so that a model states different things along it."""
     draw = np.random.default_rng(seed)
     knots = max(2, num_samples // 1_600)
     at = np.linspace(0, 1, num_samples)

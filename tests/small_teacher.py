@@ -60,7 +60,7 @@ def build_small_shards(
 def save_small_teacher(
     folder: Path, *, seed: int = 0, with_text: bool = True, weights: Mapping[str, float] | None = None, **extra: Any
 ) -> Path:
-    """An untrained teacher's model folder; its train_splits are ``("Train",)`` unless ``extra`` says otherwise.
+    """An untrained teacher's model folder; its train_splits are ``("Train",)`` unless ``extra`` states otherwise.
 
     Args:
         weights: parameters by name, to be filled with one number.

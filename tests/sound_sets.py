@@ -34,8 +34,8 @@ def build_shards(out: Path, folder: Path, change: Callable[[Path, int], object] 
     for number, utterance in enumerate(utterances):
         if change is not None:
             change(utterance.audio, number)
-    left_out = Rejected(key="gone", reason="the audio file is missing", source="gone.wav")
-    build_example([left_out, *utterances], out, folder, shard_bytes=40_000, max_rejected=0.5)
+    rejected = Rejected(key="gone", reason="the audio file is missing", source="gone.wav")
+    build_example([rejected, *utterances], out, folder, shard_bytes=40_000, max_rejected=0.5)
 
 
 def build_other_shards(out: Path, folder: Path) -> None:
@@ -44,5 +44,5 @@ def build_other_shards(out: Path, folder: Path) -> None:
 
 
 def findings(root: str | Path, teacher: str | Path | None = None, *, fast: bool = False) -> list[str]:
-    """What the checker says, line by line."""
+    """What the checker states, line by line."""
     return [str(finding) for finding in check_shard_set(root, teacher, fast=fast)]

@@ -89,11 +89,11 @@ def number_teacher(folder: Path, shard_set: ShardSet) -> TeacherCache:
         targets=DIMENSIONS,
         embedding_size=4,
         embedding_mean=(0.0,) * 4,
-        embedding_deviation=(1.0,) * 4,
+        embedding_std=(1.0,) * 4,
         condition_sha256="",
     )
     three = (1.0, 1.0, 1.0)
-    fit = Condition(targets=DIMENSIONS, w=three, b=three, deviation=three, num_rows=(9, 9, 9), splits=("Train",))
+    fit = Condition(targets=DIMENSIONS, w=three, b=three, residual_std=three, num_rows=(9, 9, 9), splits=("Train",))
     write_cache_manifest(folder, shard_set, facts, splits=("Train",), condition=fit, sums={})
     return open_teacher_cache(folder, shard_set)
 
@@ -109,7 +109,7 @@ def make_loader(shard_set: ShardSet, *, ranks: Ranks | None = None, splits=("Tra
         num_workers=settings.pop("workers", 0),
         shuffle_buffer_size=settings.pop("shuffle_buffer_size", 24),
         bucket_batches=2,
-        num_partitions=settings.pop("streams", 1),
+        num_partitions=settings.pop("partitions", 1),
         on_corrupt=settings.pop("damaged", "raise"),
         max_duration_s=settings.pop("max_duration_s", 0.0),
     )

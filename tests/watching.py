@@ -29,8 +29,8 @@ def watch(command: Sequence[str], history: Path, *, timeout_s: float, env: Mappi
     """Run a command to its end, looking at its ranks now and then; fail with its words unless it exits with 0."""
     peaks: dict[int, int] = {}
     times: list[float] = []
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(env), stdout=said, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryFile() as printed:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(env), stdout=printed, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + timeout_s
         for look in itertools.count():
             if process.poll() is not None:
@@ -42,11 +42,11 @@ def watch(command: Sequence[str], history: Path, *, timeout_s: float, env: Mappi
             times += [time.monotonic()] * (steps - len(times))
             if time.monotonic() > deadline:
                 _end(process)
-                said.seek(0)
-                raise AssertionError(f"did not end in {timeout_s} s\n{said.read().decode()[-8000:]}")
+                printed.seek(0)
+                raise AssertionError(f"did not end in {timeout_s} s\n{printed.read().decode()[-8000:]}")
             time.sleep(0.05)
-        said.seek(0)
-        words = said.read().decode()
+        printed.seek(0)
+        words = printed.read().decode()
     assert process.returncode == 0, f"exit code {process.returncode}\n{words[-8000:]}"
     return Watched(words=words, peak_bytes=peaks, step_times=tuple(times))
 

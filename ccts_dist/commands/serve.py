@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max-connections", default="", metavar="N", help="at a time; the longest silent one gives way (default: 512)")
     add("--max-head-seconds", default="", metavar="S", help="in which a request's head must come (default: 10)")
     add("--max-body-seconds", default="", metavar="S", help="in which a body must come, or 16 KiB/s more (default: 20)")
-    add("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
+    add("--tracking-uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
     return parser.parse_args(argv)
 
 
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
     limits = {f"CCTS_{name.upper()}": value for name, value in vars(args).items() if name.startswith(("max_", "audio"))}
     given = {name: value for name, value in limits.items() if value}
-    serve(args.model, host=args.host, port=args.port, environment=os.environ | given, tracking_uri=args.uri)
+    serve(args.model, host=args.host, port=args.port, environment=os.environ | given, tracking_uri=args.tracking_uri)
     return 0
 
 

@@ -15,7 +15,7 @@ from ccts_dist.evaluation.pictures import (
 )
 from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
 from ccts_dist.report.html import Cell, Markup, heading, page, paragraph, pictures, player, table, with_small
-from ccts_dist.report.recorded import as_figure
+from ccts_dist.report.recorded import metric_value
 from ccts_dist.report.score_tables import categories_to_rows
 from ccts_dist.scoring import (
     MEAN,
@@ -91,12 +91,12 @@ def _of_split(
         [
             (one.target, *map(_cell, (one.ccc, one.pearson, one.bias)), f"{one.spearman:.3f}", _cell(one.mae),
              one.num_labels)
-            for one in split.figures
+            for one in split.metrics
         ],
     )  # fmt: skip
     yield pictures([
         draw_predictions(f"{name}p{number}", split.split, table_, one, scale)
-        for number, one in enumerate(split.figures) if one.num_labels
+        for number, one in enumerate(split.metrics) if one.num_labels
     ])  # fmt: skip
     for rival, of_rival in rivals:
         yield table(
@@ -109,7 +109,7 @@ def _of_split(
         yield heading("In noise", 3)
         yield pictures([
             draw_noise(f"{name}n{number}", split, one.target)
-            for number, one in enumerate(split.figures) if one.num_labels
+            for number, one in enumerate(split.metrics) if one.num_labels
         ])  # fmt: skip
     yield heading("Parts", 3)
     yield table(f"CCC by gender, duration and length of the transcript, {split.split}",
@@ -135,7 +135,7 @@ def _of_categories(
 ) -> Iterator[Markup]:
     """Of a model without targets."""
     found = unweighted_accuracy(split.table)
-    yield table(f"How well categories are told apart, {split.split}", ("", "unweighted accuracy"),
+    yield table(f"How well categories are distinguished, {split.split}", ("", "unweighted accuracy"),
                 [(model.name, _cell(found))])  # fmt: skip
     yield table(f"Recall by category, {split.split}", ("category", "recall", "utterances"),
                 categories_to_rows(split.scores))  # fmt: skip
@@ -149,9 +149,9 @@ def gate_in_words(teacher: TeacherColumns) -> str:
     whose = (
         "of this model's run" if teacher.gate.of_run else "the default, since no distillation of this model is known"
     )
-    passed = "predictions" if teacher.kept.ndim == 2 else "utterances"
+    passed = "predictions" if teacher.gate_mask.ndim == 2 else "utterances"
     counted = "on average as a share" if teacher.gate.name == "soft" else "pass"
-    return f"Gate: {teacher.gate.in_words()} ({whose}). {teacher.kept.mean():.1%} of the {passed} {counted}."
+    return f"Gate: {teacher.gate.in_words()} ({whose}). {teacher.gate_mask.mean():.1%} of the {passed} {counted}."
 
 
 def _of_teacher(name: str, split: SplitResult) -> Iterator[Markup]:
@@ -187,14 +187,14 @@ def _of_utterances(split: SplitResult, worst: Sequence[Extract], scale: tuple[fl
         who = with_small(rows.keys[one.row], f"{rows.speakers[one.row] or 'unknown'}, {rows.duration_s[one.row]:.1f} s")
         if one.flac:
             who = Markup(who.text + player(one.flac, f"Recording {rows.keys[one.row]}").text)
-        figures = [
+        metrics = [
             with_small(rating(target, prediction), f"label {rating(target, label)}" if label == label else "no label")
             for target, prediction, label in zip(
                 rows.targets, rows.predictions[one.row], rows.labels[one.row], strict=True
             )
         ]
         lines.append(
-            (who, f"{one.error:.3f}", *figures, *([one.transcript] if any(e.transcript for e in worst) else []))
+            (who, f"{one.error:.3f}", *metrics, *([one.transcript] if any(e.transcript for e in worst) else []))
         )
     words = ("transcript",) if any(one.transcript for one in worst) else ()
     yield heading("Worst utterances", 3)
@@ -223,10 +223,10 @@ def _curves(begins: str, rows: Mapping[int, Mapping[str, object]]) -> dict[str, 
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for step, row in rows.items():
         for key, value in row.items():
-            if key.startswith(begins) and isfinite(as_figure(value)):
+            if key.startswith(begins) and isfinite(metric_value(value)):
                 steps, values = curves.setdefault(key.removeprefix(begins).strip("_") or "loss", ([], []))
                 steps.append(float(step))
-                values.append(as_figure(value))
+                values.append(metric_value(value))
     return {name: (_thinned(steps), _thinned(values)) for name, (steps, values) in curves.items()}
 
 

@@ -52,14 +52,14 @@ def draw_residuals(name: str, split: str, table: PredictionTable, target: str) -
     assert table.teacher is not None
     place = table.targets.index(target)
     residual, widest = table.teacher.residual[:, place], table.teacher.widest[place]
-    kept = table.teacher.kept[:, place] if table.teacher.kept.ndim == 2 else table.teacher.kept > 0
+    gate_mask = table.teacher.gate_mask[:, place] if table.teacher.gate_mask.ndim == 2 else table.teacher.gate_mask > 0
     there = ~np.isnan(residual)
     edges = np.histogram_bin_edges(residual[there], bins=int(np.clip(there.sum() ** 0.5, _FEWEST_BINS, _MOST_BINS)))
-    left_out = int((there & ~kept).sum())
+    num_rejected = int((there & ~gate_mask).sum())
     with drawing(name) as figure:
         axes = figure.subplots()
-        parts = [residual[there & kept], residual[there & ~kept]]
-        axes.hist(parts, edges, stacked=True, label=["passes the gate", "left out"], color=COLOURS[:2])
+        parts = [residual[there & gate_mask], residual[there & ~gate_mask]]
+        axes.hist(parts, edges, stacked=True, label=["passes the gate", "rejected"], color=COLOURS[:2])
         axes.set_ylim(top=1.25 * axes.get_ylim()[1])  # room for the legend
         for side in () if np.isnan(widest) else (-widest, widest):
             axes.axvline(side, color=COLOURS[1], linestyle="--", linewidth=1)
@@ -67,7 +67,7 @@ def draw_residuals(name: str, split: str, table: PredictionTable, target: str) -
         axes.set_ylabel("utterances")
         axes.legend(fontsize="small")
         words = (
-            f"{target} on {split}: residuals of the teacher's fit; {left_out} of {int(there.sum())} utterances are "
+            f"{target} on {split}: residuals of the teacher's fit; {num_rejected} of {int(there.sum())} utterances are "
             f"left out by the gate ({table.teacher.gate.in_words()})"
             + ("." if np.isnan(widest) else f", which for {target} lies at {widest:.3f} to both sides.")
         )
@@ -76,7 +76,7 @@ def draw_residuals(name: str, split: str, table: PredictionTable, target: str) -
 
 def draw_gap(name: str, split: SplitResult, teacher: Sequence[Interval], targets: Sequence[str]) -> Picture:
     """CCC of the model and of its teacher, target by target, with intervals."""
-    ours = {one.target: one.ccc for one in split.figures}
+    ours = {one.target: one.ccc for one in split.metrics}
     with drawing(name) as figure:
         axes = figure.subplots()
         rows = np.arange(len(targets))
@@ -101,7 +101,7 @@ def draw_gap(name: str, split: SplitResult, teacher: Sequence[Interval], targets
 def draw_noise(name: str, split: SplitResult, target: str) -> Picture:
     """CCC of one target by signal-to-noise ratio, a line for each noise, and without noise."""
     place = split.table.targets.index(target)
-    clean = split.figures[place].ccc
+    clean = split.metrics[place].ccc
     words = []
     with drawing(name) as figure:
         axes = figure.subplots()

@@ -1,8 +1,8 @@
 """Emotion of a recording, with torch, transformers and safetensors: ``python emotion.py a.wav`` in this folder.
 
 The encoder is a plain transformers model (``AutoModel.from_pretrained(folder)``); ``head.safetensors`` and
-``head.json`` make ratings of its frames. One recording at a time: some encoders hear padding. transformers' own classes
-with a head refuse the folder: they would draw another head at random.
+``head.json`` make ratings of its frames. One recording at a time: some encoders process padding. transformers' own
+classes with a head refuse the folder: they would draw another head at random.
 """
 
 import json
@@ -72,8 +72,8 @@ class Emotion:
         mean = (weights * frames).sum(dim=0)
         if kind in ("mean", "self-attention"):
             return mean
-        deviation = ((weights * (frames - mean).square()).sum(dim=0) + self.facts["variance_floor"]).sqrt()
-        return torch.cat([mean, deviation])
+        std = ((weights * (frames - mean).square()).sum(dim=0) + self.facts["variance_floor"]).sqrt()
+        return torch.cat([mean, std])
 
 
 if __name__ == "__main__":

@@ -63,12 +63,14 @@ def write_transformers(loaded: LoadedModel, folder: Path) -> Exported:
         raise ConfigError("--format transformers: several speech encoders are no one model. Use --format onnx.")
     if not isinstance(branch, SpeechBranch) or branch.encoder.config.model_type == MODIFIED_CPC:
         kind = "filterbank" if isinstance(branch, FilterbankBranch) else cast(Any, branch).encoder.config.model_type
-        why = "hears through a feature extractor" if isinstance(branch, ExtractedBranch) else "is not in transformers"
+        why = (
+            "takes input from a feature extractor" if isinstance(branch, ExtractedBranch) else "is not in transformers"
+        )
         raise ConfigError(f"--format transformers: a {kind} encoder {why}. Use ccts_dist.")
     if hasattr(branch.encoder.config, "squeeze_factor"):
         raise ConfigError(
-            f"--format transformers: of a {branch.encoder.config.model_type} encoder transformers alone hears frames "
-            "that are left out here. Use --format onnx."
+            f"--format transformers: of a {branch.encoder.config.model_type} encoder transformers alone processes "
+            "frames that are left out here. Use --format onnx."
         )
     encoder = _whole_encoder(branch)
     with quiet_transformers():
@@ -77,7 +79,7 @@ def write_transformers(loaded: LoadedModel, folder: Path) -> Exported:
         feature_size=1,
         sampling_rate=SAMPLE_RATE_HZ,
         padding_value=0.0,
-        do_normalize=branch.normalise,
+        do_normalize=branch.do_normalize,
         return_attention_mask=False,
     ).save_pretrained(folder)
     _refuse_other_heads(folder)

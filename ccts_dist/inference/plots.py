@@ -20,17 +20,17 @@ def pictures_are_in_folder(place: Path, num_recordings: int) -> bool:
     if kind in KINDS and not place.is_dir():
         if num_recordings > 1:
             raise ConfigError(
-                f"--picture {place}: is one picture, and there are {num_recordings} recordings. Name a folder."
+                f"--plot {place}: is one picture, and there are {num_recordings} recordings. Name a folder."
             )
         return False
     if kind and not place.is_dir():
         raise ConfigError(
-            f"--picture {place}: pictures are {', '.join(KINDS)} files. Name such a file, or a folder without a dot."
+            f"--plot {place}: pictures are {', '.join(KINDS)} files. Name such a file, or a folder without a dot."
         )
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--picture {place}: cannot be made ({error.strerror}). Name another folder.") from error
+        raise ConfigError(f"--plot {place}: cannot be made ({error.strerror}). Name another folder.") from error
     return True
 
 
@@ -89,9 +89,7 @@ def draw_curve(path: Path, curve: Curve, *, targets: tuple[str, ...], scale: tup
         with mpl.rc_context({"svg.hashsalt": "ccts-dist"}):
             figure.savefig(path, metadata=words)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be written ({error.strerror}). Name another place with --picture."
-        ) from error
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}). Name another place with --plot.") from error
 
 
 def _title(curve: Curve) -> str:

@@ -57,13 +57,13 @@ def model_card(
     Args:
         name: under which the model is registered.
         targets: what it predicts, in order.
-        categories: emotions that it tells apart; may be empty.
+        categories: emotions that it distinguishes; may be empty.
         scale: lowest and highest rating of its corpus.
         needs_text: it reads transcripts beside audio.
         num_parameters: of the whole model.
         run_name: the run it comes from; "" if unknown.
         facts: where it comes from: digests, teacher, splits.
-        preprocessing: what is done to audio before the model hears it.
+        preprocessing: what is done to audio before the model reads it.
         metrics: figures of the run, nested as the run wrote them; None if unknown.
     """
     low, high = scale
@@ -79,7 +79,7 @@ def model_card(
         f"- run: {run_name or 'unknown'}",
         *(f"- {fact}: {_text(value)}" for fact, value in facts.items()),
         "",
-        "## What it hears",
+        "## What it reads",
         "",
         *(f"- {what}: {_text(value)}" for what, value in preprocessing.items()),
         "",
@@ -89,7 +89,9 @@ def model_card(
     if metrics:
         lines += [f"- {figure}: {value}" for figure, value in _flat(metrics)]
     else:
-        lines.append("The run left none. Measure it: `launch/evaluate.py --model MODEL --shards SHARDS --split SPLIT`.")
+        lines.append(
+            "The run left none. Measure it: `launch/evaluate.py --model MODEL --shards SHARDS --splits SPLIT`."
+        )
     if not needs_text:
         columns = answer_columns(targets, categories)
         lines += ["", _ASKING.format(answer=", ".join(f'"{column}": ...' for column in columns)).rstrip()]

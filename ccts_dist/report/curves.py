@@ -5,11 +5,11 @@ from pathlib import Path
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.report.comparison import Comparison, difference
-from ccts_dist.report.recorded import RecordedRun, as_figure
+from ccts_dist.report.recorded import RecordedRun, metric_value
 
 
 def draw_curves(path: Path, a: RecordedRun, b: RecordedRun, comparison: Comparison) -> None:
-    """Draw the judged figure of both runs, and below it the difference in the steps they have in common.
+    """Draw the compared figure of both runs, and below it the difference in the steps they have in common.
 
     The difference is drawn on a logarithmic scale, with the tolerance as a line; steps without any difference, or with
     an infinite one, are left out of it.
@@ -25,12 +25,13 @@ def draw_curves(path: Path, a: RecordedRun, b: RecordedRun, comparison: Comparis
     FigureCanvasAgg(figure)
     curves, apart = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     for letter, run, style in (("A", a, "-"), ("B", b, "--")):
-        values = [as_figure(row.get(key)) for row in run.steps.values()]
+        values = [metric_value(row.get(key)) for row in run.steps.values()]
         curves.plot(list(run.steps), values, style, label=f"{letter}: {run.name}", linewidth=1.2)
     curves.set_ylabel(key)
     curves.legend(fontsize="small")
     far = {
-        step: difference(*(as_figure(run.steps[step].get(key)) for run in (a, b))) for step in comparison.common_steps
+        step: difference(*(metric_value(run.steps[step].get(key)) for run in (a, b)))
+        for step in comparison.common_steps
     }
     drawn = {step: value for step, value in far.items() if 0 < value < math.inf}
     apart.set_ylabel("difference")
@@ -47,10 +48,10 @@ def draw_curves(path: Path, a: RecordedRun, b: RecordedRun, comparison: Comparis
             apart.legend(fontsize="small")
     else:
         apart.text(0.5, 0.5, "no difference", ha="center", va="center", transform=apart.transAxes)
-    if comparison.judged.parts_at is not None:
+    if comparison.primary.diverges_at is not None:
         for axes in (curves, apart):
-            axes.axvline(comparison.judged.parts_at, color="tab:red", linewidth=0.8)
+            axes.axvline(comparison.primary.diverges_at, color="tab:red", linewidth=0.8)
     try:
         figure.savefig(path)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}). Name another file with --picture.") from error
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}). Name another file with --plot.") from error

@@ -75,7 +75,7 @@ def with_small(words: str, below: str) -> Markup:
 
 
 def player(flac: bytes, name: str) -> Markup:
-    """A recording that can be heard."""
+    """A recording that can be read."""
     import base64
 
     data = base64.b64encode(flac).decode()

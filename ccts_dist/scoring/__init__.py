@@ -14,7 +14,7 @@ from ccts_dist.scoring.target_metrics import (
     concordances,
     differences,
     few_speakers,
-    figures_of,
+    metrics_of,
     teacher_gap,
 )
 from ccts_dist.scoring.teacher_gate import with_teacher
@@ -37,10 +37,10 @@ __all__ = [
     "concordances",
     "differences",
     "few_speakers",
-    "figures_of",
     "gate_from",
     "groups_of",
     "joined",
+    "metrics_of",
     "read_table",
     "speaker_scores",
     "sums_by_speaker",

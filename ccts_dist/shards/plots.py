@@ -16,9 +16,9 @@ def check_picture(path: Path) -> None:
         ConfigError: another kind of picture, or no folder to put it in.
     """
     if path.suffix.lower() not in KINDS:
-        raise ConfigError(f"{path}: pictures are {', '.join(KINDS)} files. Name such a file with --picture.")
+        raise ConfigError(f"{path}: pictures are {', '.join(KINDS)} files. Name such a file with --plot.")
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}. Name a file in one that is there with --picture.")
+        raise ConfigError(f"{path}: there is no folder {path.parent}. Name a file in one that is there with --plot.")
 
 
 def draw_set(path: Path, title: str, splits: Sequence[SplitStatistics]) -> None:
@@ -58,4 +58,4 @@ def draw_set(path: Path, title: str, splits: Sequence[SplitStatistics]) -> None:
     try:
         figure.savefig(path)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}). Name another file with --picture.") from error
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}). Name another file with --plot.") from error

@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from ccts_dist.config.renamed import with_present_metrics
 from ccts_dist.train.resilience.storage_errors import writing
 
 NAME = "curves.png"
@@ -14,8 +15,8 @@ _PANELS = (
     ("loss", ("train/loss", "valid/loss", "train/loss_ccc", "train/loss_embedding", "train/loss_prediction")),
     ("CCC, training batches", ("train/ccc_",)),
     ("CCC, or unweighted accuracy, validation", ("valid/ccc_", "valid/uar")),
-    ("share distilled, and gradient norm", ("train/kept_share", "train/gradient_norm")),
-    ("learning rate", ("train/learning_rate_",)),
+    ("share distilled, and gradient norm", ("distill/fraction", "train/grad_norm")),
+    ("learning rate", ("train/lr_",)),
 )
 """What is drawn together; a name that ends in ``_`` stands for all that begin so."""
 
@@ -65,4 +66,4 @@ def curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[int], l
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [with_present_metrics(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

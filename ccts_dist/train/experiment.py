@@ -27,7 +27,7 @@ from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, op
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.checkpoints.checkpoint import checkpoints_folder
 from ccts_dist.train.distilling import check_fit, distill_terms
-from ccts_dist.train.feature_cache import hears_nothing, keep_frames
+from ccts_dist.train.feature_cache import keep_frames, needs_no_audio
 from ccts_dist.train.optim import check_warmup
 from ccts_dist.train.resilience.storage_errors import writing
 from ccts_dist.train.resolved import resolved_on_ranks, target_weights
@@ -119,7 +119,7 @@ class Experiment:
         if distill is not None and self.run.distill is not None and self.run.distill.threshold is not None:
             share = self.run.distill.reject_fraction
             why = f", to leave out {share:.1%}" if share else ""
-            kind = "robust " if self.run.distill.deviation == "robust" else ""
+            kind = "robust " if self.run.distill.residual_scale == "robust" else ""
             of = f" of {', '.join(self.run.distill.gate_targets)}" if self.run.distill.gate_targets else ""
             numbers["threshold"] = f"{distill.threshold:.4f} {kind}standard deviations{of} ({distill.gate}){why}"
         if self.gate_words:
@@ -144,7 +144,7 @@ def open_experiment(run: RunConfig, ranks: Ranks) -> Experiment:
 def check_experiment(run: RunConfig, num_ranks: int) -> Iterator[Experiment]:
     """Everything as ``num_ranks`` ranks would open it, without a process group and without touching the run folder."""
     if num_ranks < 1:
-        raise ConfigError(f"--ranks {num_ranks}: must be at least 1. Say how many ranks the run shall have.")
+        raise ConfigError(f"--ranks {num_ranks}: must be at least 1. Give how many ranks the run shall have.")
     if run.tracking.backend == "mlflow":
         resolve_tracking_uri(run.tracking.tracking_uri)
     shard_set = _open_shards(run)
@@ -254,7 +254,7 @@ def open_loader(
         teacher=teacher,
         gate=gate,
         frames=frames,
-        has_audio=not (frames and hears_nothing(run)),
+        has_audio=not (frames and needs_no_audio(run)),
         augmenter=augmenter,
         shuffle=training,
     )
@@ -311,12 +311,12 @@ def _with_frames(session: Experiment) -> Experiment:
     run, shard_set, ranks = session.run, session.shard_set, session.ranks
     if not run.data.feature_cache:
         return session
-    kept = keep_frames(run, session.model, session.tokenizer, shard_set, ranks)
+    cached = keep_frames(run, session.model, session.tokenizer, shard_set, ranks)
 
     splits = run.data.valid_splits
-    train = run_on_all_ranks(lambda: _training_loader(session, kept))
+    train = run_on_all_ranks(lambda: _training_loader(session, cached))
     valid = run_on_all_ranks(
-        lambda: open_loader(run, shard_set, splits, session.tokenizer, None, ranks, frames=kept, training=False)
+        lambda: open_loader(run, shard_set, splits, session.tokenizer, None, ranks, frames=cached, training=False)
     )
     return replace(session, loader=train, valid_loader=valid)
 

@@ -1,4 +1,4 @@
-"""Before training: run the frozen encoders once over what will be heard, and let the loaders read what they gave."""
+"""Before training: run the frozen encoders once over what will be read, and let the loaders read what they gave."""
 
 import fcntl
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccts_dist.config import RunConfig, SpeechConfig, TextConfig, kept_branches, speech_tables
+from ccts_dist.config import RunConfig, SpeechConfig, TextConfig, cached_branches, speech_tables
 from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.distributed import Ranks, best_device, broadcast_object, gather_objects, run_on_all_ranks
 from ccts_dist.errors import ConfigError
@@ -37,10 +37,10 @@ _FORMAT = 1
 """Goes into every encoder's digest: frames that were made in another way are not read."""
 
 
-def hears_nothing(run: RunConfig) -> bool:
-    """Whether audio need not be decoded: every branch that would hear it has its frames kept."""
-    kept = kept_branches(run.model).keys() - {"text"}
-    return bool(run.data.feature_cache and kept) and len(kept) == len(speech_tables(run.model))
+def needs_no_audio(run: RunConfig) -> bool:
+    """Whether audio need not be decoded: every branch that would read it has its frames kept."""
+    cached = cached_branches(run.model).keys() - {"text"}
+    return bool(run.data.feature_cache and cached) and len(cached) == len(speech_tables(run.model))
 
 
 def keep_frames(
@@ -57,7 +57,7 @@ def keep_frames(
     """
     shards = list(shard_set.shards_of((*run.data.train_splits, *run.data.valid_splits)))
     caches = {}
-    for name, config in kept_branches(run.model).items():
+    for name, config in cached_branches(run.model).items():
         branch = model.get_submodule(name)
         assert isinstance(branch, SpeechBranch | ExtractedBranch | TextBranch)
         digest = run_on_all_ranks(lambda branch=branch, config=config: _digest(branch, config, run, tokenizer))
@@ -180,7 +180,7 @@ def _digest(
     settings: dict[str, Any] = {"format": _FORMAT, "layers": config.layers, "type": run.data.feature_cache_dtype}
     parts: dict[str, nn.Module] = {"encoder": branch.encoder}
     if isinstance(branch, SpeechBranch):
-        settings["normalise"] = branch.normalise
+        settings["normalise"] = branch.do_normalize
         parts["front_end"] = branch.front_end
     elif isinstance(branch, ExtractedBranch):
         settings["extractor"] = branch.extractor.to_dict()
@@ -197,7 +197,7 @@ def _digest(
 
 
 def _without_names(shape: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without what says where it came from and who wrote it."""
+    """A configuration without what names where it came from and who wrote it."""
     return {key: value for key, value in shape.items() if key not in ("_name_or_path", "transformers_version")}
 
 

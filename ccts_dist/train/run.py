@@ -96,14 +96,14 @@ def train(run: RunConfig, ranks: Ranks, *, resume: str) -> Outcome:
     on_gpu = device.type == "cuda"
     with Watchdog(
         ranks, timeout_s=run.train.comm_timeout_s, stop_grace_s=run.train.stop_grace_s, on_gpu=on_gpu
-    ) as watch:
+    ) as watchdog:
         try:
             run_on_all_ranks(lambda: check_precision(run, device))
-            return _train_watched(run, ranks, resume, watch)
+            return _train_watched(run, ranks, resume, watchdog)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                raise MemoryWords(run, ranks).error(watch.place, error) from error
-            lost = watch.explain(error) if isinstance(error, RuntimeError) else None
+                raise MemoryWords(run, ranks).error(watchdog.place, error) from error
+            lost = watchdog.explain(error) if isinstance(error, RuntimeError) else None
             if lost is None:
                 raise
             raise lost from error
@@ -124,21 +124,21 @@ def check_precision(run: RunConfig, device: torch.device) -> None:
         )
 
 
-def _train_watched(run: RunConfig, ranks: Ranks, resume: str, watch: Watchdog) -> Outcome:
+def _train_watched(run: RunConfig, ranks: Ranks, resume: str, watchdog: Watchdog) -> Outcome:
     ranks = agree_on_nodes(ranks)
     with RunFolder(run, ranks, resume=bool(resume)) as folder:
-        watch.follow(folder.path)
+        watchdog.follow(folder.path)
         try:
-            return _train_in(folder, run, ranks, resume, watch)
+            return _train_in(folder, run, ranks, resume, watchdog)
         except StopRequested as request:
-            watch.saved()
+            watchdog.saved()
             if ranks.is_first:
-                _take_away(folder.path / STOP_FILE)
+                _remove(folder.path / STOP_FILE)
             barrier()  # the first rank that leaves has its peers ended by the launcher
             raise StopRequested(stopped_words(str(request), folder.path)) from request
 
 
-def _take_away(request: Path) -> None:
+def _remove(request: Path) -> None:
     """Remove a file that asked the run to stop; the checkpoint is safe whether or not that can be done."""
     try:
         request.unlink(missing_ok=True)
@@ -146,14 +146,14 @@ def _take_away(request: Path) -> None:
         log(f"{request} cannot be removed ({error.strerror}). Remove it, or the next start stops at once.")
 
 
-def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watch: Watchdog) -> Outcome:
-    watch.at("setting up")
+def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watchdog: Watchdog) -> Outcome:
+    watchdog.at("setting up")
     device = best_device(ranks)
     if not torch.cuda.is_available():
         log(f"{'ranks':24} {describe_cpu_ranks(ranks.num_ranks)}", visible=ranks.is_first)
     session = open_experiment(run, ranks)
     run = session.run
-    run_on_all_ranks(watch.check)
+    run_on_all_ranks(watchdog.check)
     check_profiled_steps(run.train.profile, session.total_steps)
     # The weights are in the model before the engine is made: see Engine.
     optimizer = build_optimizer(parameter_groups(session.model), run.optim, fused=torch.cuda.is_available())
@@ -161,8 +161,8 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     learning_rates = rates_by_group(optimizer)
     ds_config = run_on_all_ranks(lambda: read_ds_config(Path(run.train.deepspeed)))
     schedule = build_schedule(optimizer, run.optim, session.total_steps)
-    is_told = ranks.is_first and run.tracking.backend != "none"
-    flops = run_on_all_ranks(lambda: flops_of(session) if is_told else None)
+    is_tracked = ranks.is_first and run.tracking.backend != "none"
+    flops = run_on_all_ranks(lambda: flops_of(session) if is_tracked else None)
     point = folder.find_resume_point(resume, run, session.plan_digest, log) if resume else None
     state = TrainState() if point is None else read_state(point)
     recorded = state.graph_samples if point is not None and read_manifest(point).num_ranks == ranks.num_ranks else None
@@ -173,9 +173,9 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     values = _resolved_values(session, rounds.words, learning_rates, ds_config, device, ranks.num_ranks)
     engine = Engine(session.model, optimizer, run, ranks=ranks, resume_from=point)
     limit_waiting(run.train.comm_timeout_s)
-    run_on_all_ranks(watch.check)
+    run_on_all_ranks(watchdog.check)
     if tries_largest(engine.device):
-        try_largest(engine, session, watch)
+        try_largest(engine, session, watchdog)
     if point is not None:
         schedule.restore(state.schedule)
         log(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
@@ -191,14 +191,14 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         folder=folder,
         tracking=tracking,
         state=state,
-        watch=watch,
+        watchdog=watchdog,
         graph_samples=rounds.graph_samples,
         flops=None if flops is None else flops.training,
         resolved=values,
     )
-    outcome = _train_to_end(context, optimizer, is_told=is_told)
+    outcome = _train_to_end(context, optimizer, is_tracked=is_tracked)
     if forecast is not None:
-        _say_outcome(outcome, forecast)
+        _log_outcome(outcome, forecast)
     return outcome
 
 
@@ -226,20 +226,20 @@ def _resolved_values(
     )
 
 
-def _train_to_end(context: TrainContext, optimizer: torch.optim.Optimizer, *, is_told: bool) -> Outcome:
+def _train_to_end(context: TrainContext, optimizer: torch.optim.Optimizer, *, is_tracked: bool) -> Outcome:
     """The trained run; its tracker is closed with how it ended, whatever happens."""
     status = "FAILED"
     try:
         outcome = Trainer(context, optimizer).train()
-        if is_told:
-            _tell_outcome(context.tracking, context.folder)
+        if is_tracked:
+            _report_outcome(context.tracking, context.folder)
         status = "FINISHED"
         return outcome
     except StopRequested:
         status = "KILLED"
         raise
     finally:
-        context.watch.at("telling the tracking server")
+        context.watchdog.at("telling the tracking server")
         context.tracking.close(status)
 
 
@@ -248,20 +248,20 @@ def tries_largest(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def try_largest(engine: Engine, session: Experiment, watch: Watchdog) -> None:
+def try_largest(engine: Engine, session: Experiment, watchdog: Watchdog) -> None:
     """Take the forward and backward pass of the plan's largest micro-batch before any step, and change nothing.
 
     Raises:
         OutOfMemoryError: on this rank alone: it does not fit.
         CctsError: on all ranks alike: it cannot be read.
     """
-    watch.at("trying the largest micro-batch")
+    watchdog.at("trying the largest micro-batch")
     batch = run_on_all_ranks(session.loader.read_largest)
     engine.train(True)
     engine.try_out(batch.to(engine.device))
 
 
-def _say_outcome(outcome: Outcome, forecast: Forecast) -> None:
+def _log_outcome(outcome: Outcome, forecast: Forecast) -> None:
     test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
     test = f"CCC {test}" if test or "categories" not in outcome.test_scores else _uar_in_words(outcome)
     log(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test {test}")
@@ -283,7 +283,7 @@ def _uar_in_words(outcome: Outcome) -> str:
     return f"unweighted accuracy {nan if uar is None else uar:.3f}"
 
 
-def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:
+def _report_outcome(tracking: Tracking, folder: RunFolder) -> None:
     tracking.artifact(folder.path / "summary.json")
     try:
         tracking.artifact(draw_training(folder.path), "plots")
@@ -292,7 +292,7 @@ def _tell_outcome(tracking: Tracking, folder: RunFolder) -> None:
 
 
 def _introduce(session: Experiment, rank_bytes: int, recorded: int | None) -> Forecast:
-    """Say every number that follows from the run file, and what a rank will need of the memory it has."""
+    """Report every number that follows from the run file, and what a rank will need of the memory it has."""
     forecast = Forecast(session, on_gpu=torch.cuda.is_available())
     forecast.decide_rounds(rank_bytes, recorded)
     for line in (*_described(session), *forecast.lines()):

@@ -51,9 +51,9 @@ def main() -> None:
         folder = Path(scratch)
         audio_s = _build(folder, 32 if quick else 128)
         began = time.perf_counter()
-        kept = _session(folder, "frames")
+        cached = _session(folder, "frames")
         making = time.perf_counter() - began
-        ways = {"encoder run in every step": _session(folder, ""), "frames kept": kept}
+        ways = {"encoder run in every step": _session(folder, ""), "frames kept": cached}
         took: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(turns):
             for way, session in ways.items():

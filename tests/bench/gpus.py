@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=84_000, metavar="N", help="of the corpus (%(default)s)")
     options = parser.parse_args()
     run = read_run(RUN, options.set)
-    encoders = EncoderConfigs(speech=HubertConfig(**LARGE | {"layerdrop": 0.0}), normalise=True)
+    encoders = EncoderConfigs(speech=HubertConfig(**LARGE | {"layerdrop": 0.0}), do_normalize=True)
     with torch.device("meta"):
         sizes = sizes_of(rebuild_model(run.model, encoders))
     flops = count_flops(run.model, encoders, samples=10 * SAMPLE_RATE_HZ, recomputation=True)

@@ -115,8 +115,8 @@ def _measure(side: str, config: Path, place: Path, size: int, steps: int) -> dic
         env=environment,
         check=True,
     )
-    told = json.loads(out.read_text())
-    return {"wall": told["audio_s"] / told["wall_s"], "cpu": told["audio_s"] / told["cpu_s"]}
+    reported = json.loads(out.read_text())
+    return {"wall": reported["audio_s"] / reported["wall_s"], "cpu": reported["audio_s"] / reported["cpu_s"]}
 
 
 def _table(rows: list[tuple[int, list[dict[str, dict[str, float]]]]]) -> str:

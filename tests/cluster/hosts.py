@@ -97,14 +97,15 @@ def missing(programs: Mapping[str, str]) -> str:
 
 
 class Started:
-    """A command that runs in a host; what it says goes to a file, since its children may keep a pipe open for ever."""
+    """A command that runs in a host; what it states goes to a file, since its children may keep a pipe open for
+    ever."""
 
     def __init__(self, process: subprocess.Popen[bytes] | Forked, words: Path) -> None:
         self._process, self._words = process, words
 
     @property
     def words(self) -> str:
-        """What it has said so far."""
+        """What it has reported so far."""
         return self._words.read_text(errors="replace")
 
     @property
@@ -129,7 +130,7 @@ class Host:
     name: str
     address: str
     folder: Path
-    """For what its commands say."""
+    """For what its commands state."""
 
     pid: int
     """Of its first process, as it is known out here."""
@@ -159,7 +160,7 @@ class Host:
         return variables
 
     def run(self, *argv: str, env: Mapping[str, str] | None = None, timeout_s: float = 30.0) -> str:
-        """Run a command in this host to its end, which must be a good one; what it said."""
+        """Run a command in this host to its end, which must be a good one; what it reported."""
         started = self.start(*argv, env=env)
         code = started.wait(timeout_s)
         assert code == 0, f"{self.name}: {' '.join(argv)}: exit code {code}\n{started.words}"

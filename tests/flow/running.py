@@ -96,7 +96,7 @@ class Running:
             time.sleep(0.1)
 
     def words(self) -> str:
-        """What all ranks said."""
+        """What all ranks reported."""
         return self.log.read_text(errors="replace")[-12_000:]
 
     def lines(self, beginning: str) -> list[str]:
@@ -111,7 +111,7 @@ def num_steps(output: Path) -> int:
 
 
 def history_inode(output: Path) -> int:
-    """Tells one file of history from another; 0 for none."""
+    """Reports one file of history from another; 0 for none."""
     try:
         return (output / "history.jsonl").stat().st_ino
     except FileNotFoundError:

@@ -79,7 +79,7 @@ class S3Server:
                 filesystem.pipe_file(f"{place}/{path.name}", path.read_bytes())
 
     def treat(self, rule: Rule) -> None:
-        """From now on, treat requests as a rule says."""
+        """From now on, treat requests as a rule states."""
         with open(self.folder / _RULES, "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(rule)) + "\n")
 

@@ -46,14 +46,22 @@ def full(tmp_path: Path) -> Iterator[Path]:
 
 
 COMMANDS = {
-    "merge": ("shards/merge.py", "--shards", "{m}/shards", "--teacher", "{m}/cache", "--out", "{d}/merged"),
+    "merge": ("shards/merge.py", "--shards", "{m}/shards", "--teacher-cache", "{m}/cache", "--out", "{d}/merged"),
     "export": ("launch/export.py", "--model", "{m}/model", "--format", "transformers", "--out", "{d}/export"),
     "evaluate": (
         *("launch/evaluate.py", "--model", "{m}/model", "--shards", "{m}/shards"),
-        *("--split", "Test1", "--out", "{d}/evaluation"),
+        *("--splits", "Test1", "--out", "{d}/evaluation"),
     ),
     "embeddings": ("launch/predict.py", "--model", "{m}/model", "--embeddings", "{d}/e.npy", "{m}"),
-    "registry": ("launch/register.py", "--checkpoint", "{m}/model", "--name", "x", "--uri", "sqlite:///{d}/mlflow.db"),
+    "registry": (
+        "launch/register.py",
+        "--checkpoint",
+        "{m}/model",
+        "--name",
+        "x",
+        "--tracking-uri",
+        "sqlite:///{d}/mlflow.db",
+    ),
 }
 
 

@@ -89,7 +89,7 @@ def test_tracker_has_the_threshold_and_every_other_value_that_was_open(place: Pa
     assert kept["train.zero_stage"] == 2
     assert kept["train.num_ranks"] == 1
     assert kept["train.device"] == "cpu"
-    assert kept["optim.learning_rate_rest"] == 1e-2
+    assert kept["optim.lr_head"] == 1e-2
     assert kept["model.speech.do_normalize"] is False
 
 
@@ -112,17 +112,17 @@ def test_evaluation_counts_by_the_gate_of_the_models_run(place: Path, threshold:
         described["extra"]["distill"] = {"gate": "per-dimension", "threshold": 0.5, "reject_fraction": 0.0}
         (model / "model.json").write_bytes(sealed_bytes(described))
     asked = Asked(models=(str(model),), shards=str(place / "shards"), splits=("Train",), out=tmp_path,
-                  teacher=str(place / "cache"))  # fmt: skip
+                  teacher_cache=str(place / "cache"))  # fmt: skip
     result = run_evaluation(asked, Ranks())
     write_results(tmp_path, result, Beside())
     found, page = tree(tmp_path / "metrics.json")["splits"]["Train"], (tmp_path / "report.html").read_text()
     if gate == "any-dimension":
         assert found["gate"] == {"name": "any-dimension", "threshold": threshold, "of_run": True}
-        assert found["teacher_kept"] == 0.75  # of 64 labelled utterances, 16 are left out
+        assert found["distilled_fraction"] == 0.75  # of 64 labelled utterances, 16 are left out
         assert f"Gate: any-dimension at {threshold:.4g} standard deviations (of this model&#x27;s run)" in page
     else:
         assert found["gate"] == {"name": "per-dimension", "threshold": 0.5, "of_run": True}
-        assert 0 < found["teacher_kept"] < 0.75
+        assert 0 < found["distilled_fraction"] < 0.75
         assert "Gate: per-dimension at 0.5 standard deviations" in result_in_words(result)
 
 

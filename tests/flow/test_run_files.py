@@ -30,7 +30,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shard_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardSet]:
-    """As the builder makes them, by the corpus that it is told."""
+    """As the builder makes them, by the corpus that it is reported."""
     place = tmp_path_factory.mktemp("corpora")
     corpora = {
         "msp-podcast": write_msp_podcast(place / "MSP-Podcast", MSP_SPLITS),

@@ -53,7 +53,7 @@ def test_losses_weights_and_validations_agree_on_any_ranks(outputs: dict[str, Pa
     one, two = (read_history(outputs[name]) for name in ("one", "two"))
     assert len(one) == len(two) == 12
     assert [row["keys"] for row in one] == [row["keys"] for row in two]
-    for name in ("train/loss", "train/loss_category", "train/gradient_norm"):
+    for name in ("train/loss", "train/loss_category", "train/grad_norm"):
         np.testing.assert_allclose([row[name] for row in one], [row[name] for row in two], rtol=2e-4)
     assert not any(name.startswith(("train/ccc", "train/loss_ccc")) for name in one[0])
     first, second = (load_file(outputs[name] / "best" / "model.safetensors") for name in ("one", "two"))
@@ -78,7 +78,7 @@ def test_best_model_is_the_one_of_the_highest_unweighted_accuracy(outputs: dict[
 
 def test_its_evaluation_has_recalls_with_intervals_and_no_ccc(outputs: dict[str, Path], tmp_path: Path):
     best, shards = str(outputs["one"] / "best"), str(outputs["one"].parents[1] / "shards")
-    arguments = ["--model", best, "--model", str(outputs["two"] / "best"), "--shards", shards, "--split", "Test1"]
+    arguments = ["--model", best, "--model", str(outputs["two"] / "best"), "--shards", shards, "--splits", "Test1"]
     asked = asked_of(command.parse_args([*arguments, "--out", str(tmp_path)]))
     result = run_evaluation(asked, Ranks())
     write_results(tmp_path, result, Beside())
@@ -96,7 +96,7 @@ def test_its_evaluation_has_recalls_with_intervals_and_no_ccc(outputs: dict[str,
     assert tree["categories"]["unweighted_accuracy"] == pytest.approx(np.mean(recalls))
     assert (table.targets, table.known_categories) == ((), tuple(NAMES))
     page = (tmp_path / "report.html").read_text()
-    assert "How well categories are told apart" in page
+    assert "How well categories are distinguished" in page
     assert "Recall by category" in page
 
 

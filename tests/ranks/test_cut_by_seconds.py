@@ -98,7 +98,8 @@ def test_number_of_micro_batches_differs_from_step_to_step(place):
 def test_losses_cut_by_seconds_are_those_cut_by_count_under_every_stage(place, num_ranks):
     """Each stage with each number of ranks, and both with each number of rounds, of which ZeRO-3 has one.
 
-    All three at once say nothing new: rounds are taken before the stage reduces, and ranks share a batch before either.
+    All three at once state nothing new: rounds are taken before the stage reduces, and ranks share a batch before
+    either.
     """
     cases = [(stage, ROUNDS[(stage + num_ranks) % 3] if stage < 3 else "auto") for stage in STAGES]
     run_on_ranks(run_trainings, num_ranks, jobs_for(place, num_ranks, cases), timeout_s=900)

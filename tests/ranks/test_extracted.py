@@ -1,4 +1,5 @@
-"""Encoders that hear through a feature extractor: the same training on any ranks, under any stage, from kept frames."""
+"""Encoders that take input from a feature extractor: the same training on any ranks, under any stage, from kept
+frames."""
 
 from pathlib import Path
 

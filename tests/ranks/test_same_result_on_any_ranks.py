@@ -105,11 +105,11 @@ def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(sett
     assert steps[0]["train/loss"] != steps[-1]["train/loss"], "nothing was learnt, so nothing was compared"
     assert all(np.isfinite(step["train/loss"]) for step in steps), "two runs without a loss agree as well"
     if setting == LAUNCHED:
-        kept = [step["train/kept_share"] for step in steps]
-        assert min(kept) > 0
-        assert sum(kept[:4]) / 4 == pytest.approx(0.5, abs=0.1), "the short ones are kept, the long ones are not"
+        fractions = [step["distill/fraction"] for step in steps]
+        assert min(fractions) > 0
+        assert sum(fractions[:4]) / 4 == pytest.approx(0.5, abs=0.1), "the short ones are kept, the long ones are not"
     if setting == "a share left out":
-        shares = [step[f"train/kept_share_{target}"] for step in steps for target in DIMENSIONS]
+        shares = [step[f"distill/fraction_{target}"] for step in steps for target in DIMENSIONS]
         assert 0.6 < sum(shares) / len(shares) < 1, "of 40 % some dimension is left out, of none all"
 
 

@@ -162,7 +162,7 @@ EXTRACTED_FAMILIES: dict[str, tuple[dict[str, Any], FeatureExtractionMixin]] = {
         ParakeetFeatureExtractor(),
     ),
 }
-"""Encoders that hear what a feature extractor makes of audio, and that extractor."""
+"""Encoders that read what a feature extractor makes of audio, and that extractor."""
 
 _DEBERTA = {
     "relative_attention": True,
@@ -190,7 +190,7 @@ TEXT_MECHANISMS = ("bert", "deberta-v3")
 
 
 def save_speech_encoder(folder: Path, family: str, *, do_normalize: bool = False) -> PreTrainedModel:
-    """Write a family's small encoder as transformers would; its weights are random, and large enough to tell."""
+    """Write a family's small encoder as transformers would; its weights are random, and large enough to report."""
     encoder = _random_encoder(SPEECH | SPEECH_FAMILIES[family] | {"apply_spec_augment": False})
     encoder.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": do_normalize}))
@@ -198,7 +198,7 @@ def save_speech_encoder(folder: Path, family: str, *, do_normalize: bool = False
 
 
 def save_extracted_encoder(folder: Path, family: str, **changes: Any) -> PreTrainedModel:
-    """Write the small model of a family that hears through a feature extractor, and give its encoder."""
+    """Write the small model of a family that takes input from a feature extractor, and give its encoder."""
     shape, extractor = EXTRACTED_FAMILIES[family]
     return save_extracted(folder, shape | changes, extractor)
 
@@ -224,7 +224,7 @@ def most_calls(part: nn.Module, run: Callable[[], object]) -> int:
     calls: Counter[nn.Module] = Counter()
     with ExitStack() as hooks:
         for layer in layers:
-            if isinstance(layer, nn.LSTM):  # its hooks do not hear of recomputing, which begins beneath them
+            if isinstance(layer, nn.LSTM):  # its hooks do not read of recomputing, which begins beneath them
                 counted = MagicMock(side_effect=lambda *_, layer=layer: calls.update([layer]))
                 hooks.enter_context(patch.object(layer, "check_forward_args", counted))
             else:

@@ -210,7 +210,10 @@ def test_defaults_are_those_of_the_paper():
         (taught(gate_targets=["mood"]), r"distill.gate_targets = \['mood'\]: must name some of model.targets"),
         (taught(gate_targets=["valence"] * 2), "each once. Change the list"),
         (taught(gate="none", gate_targets=["valence"]), "distill.gate = 'none' looks at no residual"),
-        (taught(gate="none", deviation="robust"), "distill.deviation = 'robust': distill.gate = 'none' looks at no"),
+        (
+            taught(gate="none", residual_scale="robust"),
+            "distill.residual_scale = 'robust': distill.gate = 'none' looks at no",
+        ),
         (taught(reject_fraction=1.0), r"distill.reject_fraction = 1\.0: must be between 0 and 0\.99"),
         (
             taught(gate="per-dimension"),

@@ -1,4 +1,4 @@
-"""The page of all keys is the one that the dataclasses give, and says something of each of them."""
+"""The page of all keys is the one that the dataclasses give, and states something of each of them."""
 
 import typing
 from pathlib import Path
@@ -43,8 +43,8 @@ def meaning_of(table: str, key: str) -> str:
 
 
 def test_meaning_of_an_encoder_names_every_type_that_is_taken():
-    told = meaning_of("model.speech", "encoder")
-    assert [name for name in (*SPEECH_TYPES, *KNOWN_TYPES) if f'"{name}"' not in told] == []
+    reported = meaning_of("model.speech", "encoder")
+    assert [name for name in (*SPEECH_TYPES, *KNOWN_TYPES) if f'"{name}"' not in reported] == []
 
 
 @pytest.mark.parametrize(
@@ -58,5 +58,5 @@ def test_meaning_of_an_encoder_names_every_type_that_is_taken():
 def test_every_choice_has_words_of_its_own_in_the_meaning(table: str, config: type, key: str):
     choices = typing.get_args(typing.get_type_hints(config)[key])
     assert len(choices) >= 4
-    told = meaning_of(table, key)
-    assert [choice for choice in choices if f'"{choice}"' not in told] == []
+    reported = meaning_of(table, key)
+    assert [choice for choice in choices if f'"{choice}"' not in reported] == []

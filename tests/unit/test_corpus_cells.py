@@ -56,12 +56,12 @@ def test_an_unclosed_quote_at_the_end_costs_its_line(tmp_path: Path):
         ("NaN ", "is NaN"),
     ],
 )
-def test_what_is_no_number_is_told_in_words(cell: str, words: str):
+def test_what_is_no_number_is_reported_in_words(cell: str, words: str):
     with pytest.raises(ValueError, match=words):
         parse_number(cell)
 
 
-def test_rating_off_the_scale_is_told_with_the_scale():
+def test_rating_off_the_scale_is_reported_with_the_scale():
     assert parse_label(" 4 ", (1.0, 7.0)) == 0.5
     with pytest.raises(ValueError, match=r"^-inf is off the scale 1\.\.7$"):
         parse_label("-inf", (1.0, 7.0))
@@ -80,7 +80,7 @@ def test_variance_divides_by_the_number_of_ratings():
         ("\udce9", "is not UTF-8"),
     ],
 )
-def test_text_that_cannot_be_stored_is_told(text: str, fault: str):
+def test_text_that_cannot_be_stored_is_reported(text: str, fault: str):
     assert text_fault(text) == fault
 
 

@@ -129,7 +129,7 @@ def test_web_data_set_gives_its_members_as_columns(tmp_path: Path):
     path.parent.mkdir()
     with tarfile.open(path, "w") as tar:
         for number in range(3):
-            for name, data in ((f"{number}.flac", flac(number)), (f"{number}.txt", f"said {number}".encode())):
+            for name, data in ((f"{number}.flac", flac(number)), (f"{number}.txt", f"reported {number}".encode())):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -138,7 +138,7 @@ def test_web_data_set_gives_its_members_as_columns(tmp_path: Path):
     assert [one.key for one in corpus.utterances] == ["0", "1", "2"]
     for number, one in enumerate(corpus.utterances):
         assert isinstance(one, Utterance)
-        assert (one.transcript, one.audio.read_bytes()) == (f"said {number}", flac(number))
+        assert (one.transcript, one.audio.read_bytes()) == (f"reported {number}", flac(number))
 
 
 def test_splits_by_speaker_take_the_place_of_the_data_sets(tmp_path: Path):

@@ -19,14 +19,14 @@ Make = Callable[..., Corpus]
 def session_of(tmp_path: Path) -> Make:
     """Writes one session with one wave file (never opened) and these lines of evaluation, and reads it."""
 
-    def make(*lines: str | bytes, said: bytes = b"") -> Corpus:
+    def make(*lines: str | bytes, printed: bytes = b"") -> Corpus:
         session, dialog = tmp_path / "Session3", KEY.rpartition("_")[0]
         for folder in ("dialog/EmoEvaluation", "dialog/transcriptions", f"sentences/wav/{dialog}"):
             (session / folder).mkdir(parents=True, exist_ok=True)
         (session / "sentences" / "wav" / dialog / f"{KEY}.wav").touch()
         data = b"\n".join(line.encode() if isinstance(line, str) else line for line in lines)
         (session / "dialog" / "EmoEvaluation" / f"{dialog}.txt").write_bytes(data)
-        (session / "dialog" / "transcriptions" / f"{dialog}.txt").write_bytes(said)
+        (session / "dialog" / "transcriptions" / f"{dialog}.txt").write_bytes(printed)
         return read_iemocap(tmp_path, release="full")
 
     return make
@@ -71,19 +71,19 @@ def test_empty_mean_leaves_that_target_out(session_of: Make):
     assert first(session_of(HEADER.replace("3.0000", ""))).labels == {"valence": 0.25, "dominance": 0.875}
 
 
-@pytest.mark.parametrize("said", [b"caf\xc3\xa9 \xe2\x80\x99s", b"caf\xe9 \x92s"])
-def test_transcripts_are_utf8_or_windows_text(session_of: Make, said: bytes):
-    corpus = session_of(HEADER, said=b"\xef\xbb\xbf" + KEY.encode() + b" [006.2901-008.2357]: " + said + b"\r\n")
+@pytest.mark.parametrize("printed", [b"caf\xc3\xa9 \xe2\x80\x99s", b"caf\xe9 \x92s"])
+def test_transcripts_are_utf8_or_windows_text(session_of: Make, printed: bytes):
+    corpus = session_of(HEADER, printed=b"\xef\xbb\xbf" + KEY.encode() + b" [006.2901-008.2357]: " + printed + b"\r\n")
     assert first(corpus).transcript == "caf\xe9 \N{RIGHT SINGLE QUOTATION MARK}s"
 
 
 def test_bytes_that_are_neither_are_read_as_latin_1(session_of: Make):
-    assert first(session_of(HEADER, said=KEY.encode() + b" [0-1]: a\x81b\xe9")).transcript == "a\x81b\xe9"
+    assert first(session_of(HEADER, printed=KEY.encode() + b" [0-1]: a\x81b\xe9")).transcript == "a\x81b\xe9"
 
 
 def test_of_two_transcripts_the_first_is_taken(session_of: Make):
-    said = f"{KEY} [0-1]: one\n{KEY} [0-1]: two\nno turn at all\n"
-    assert first(session_of(HEADER, said=said.encode())).transcript == "one"
+    printed = f"{KEY} [0-1]: one\n{KEY} [0-1]: two\nno turn at all\n"
+    assert first(session_of(HEADER, printed=printed.encode())).transcript == "one"
 
 
 def test_without_transcripts_they_are_empty(session_of: Make, tmp_path: Path):
@@ -138,7 +138,7 @@ def test_utterance_that_comes_twice_is_rejected_the_second_time(session_of: Make
     assert double.reason == f"line 3: duplicate of {source} line 1, which comes first"
 
 
-def test_missing_audio_is_told_with_where_it_was_looked_for(session_of: Make):
+def test_missing_audio_is_reported_with_where_it_was_looked_for(session_of: Make):
     _, rejected = session_of(HEADER, HEADER.replace("M012", "F001")).utterances
     audio = "Session3/sentences/wav/Ses03F_script01_2/Ses03F_script01_2_F001.wav"
     assert rejected == Rejected(key="Ses03F_script01_2_F001", reason="missing audio", source=audio)

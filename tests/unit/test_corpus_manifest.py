@@ -89,7 +89,7 @@ def test_commas_semicolons_and_tabs_separate_cells(csv_of: Write, delimiter: str
     assert only(read_manifest(csv_of(*lines))).labels == {"valence": 0.5}
 
 
-def test_json_lines_say_the_same_as_csv(csv_of: Write, json_of: Write):
+def test_json_lines_state_the_same_as_csv(csv_of: Write, json_of: Write):
     from_csv = read_manifest(csv_of("key,audio,split,speaker,valence", "k,a.wav,Dev,7,5.5", "l,b.wav,Dev,,"))
     row = {"key": "k", "audio": "a.wav", "split": "Dev", "speaker": 7, "valence": 5.5}
     assert read_manifest(json_of(row, {"key": "l", "audio": "b.wav", "split": "Dev"})) == from_csv
@@ -152,14 +152,14 @@ def test_audio_in_a_folder_that_cannot_be_listed_rejects_its_row(csv_of: Write):
 
 
 def test_line_breaks_in_a_transcript_stay_as_they_are(csv_of: Write, json_of: Write):
-    said = "one\rtwo\r\nthree\nfour"
+    printed = "one\rtwo\r\nthree\nfour"
     path = csv_of("key,audio,transcript")
-    path.write_bytes(b'key,audio,transcript\r\nk,a.wav,"' + said.encode() + b'"\r\nl,a.wav,five\r\n')
+    path.write_bytes(b'key,audio,transcript\r\nk,a.wav,"' + printed.encode() + b'"\r\nl,a.wav,five\r\n')
     first, second = read_manifest(path).utterances
     assert isinstance(first, Utterance)
     assert isinstance(second, Utterance)
-    assert (first.transcript, second.transcript) == (said, "five")
-    assert only(read_manifest(json_of({"key": "k", "audio": "a.wav", "transcript": said}))).transcript == said
+    assert (first.transcript, second.transcript) == (printed, "five")
+    assert only(read_manifest(json_of({"key": "k", "audio": "a.wav", "transcript": printed}))).transcript == printed
 
 
 def test_text_among_numbers_rejects_its_row(csv_of: Write):
@@ -250,7 +250,7 @@ def test_missing_manifest_is_refused(tmp_path: Path):
         read_manifest(tmp_path / "m.csv")
 
 
-def test_column_of_words_is_refused_with_what_to_say(csv_of: Write):
+def test_column_of_words_is_refused_with_what_to_state(csv_of: Write):
     with pytest.raises(CorpusError, match=r"column 'note' holds no number, so it is no target.*--targets x$"):
         read_manifest(csv_of("key,audio,note,x", "k,a.wav,fine,4"))
 

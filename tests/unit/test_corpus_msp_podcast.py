@@ -51,7 +51,7 @@ def test_ratings_of_one_to_seven_become_labels_of_zero_to_one(corpus_of, tmp_pat
     assert (utterance.split, utterance.speaker, utterance.gender, utterance.category) == ("Train", "127", "Female", "H")
 
 
-def test_corpus_says_its_name_scale_and_targets(corpus_of, tmp_path):
+def test_corpus_states_its_name_scale_and_targets(corpus_of, tmp_path):
     corpus_of(GOOD)
     corpus = read_msp_podcast(tmp_path, release="1.12")
     assert (corpus.name, corpus.release, corpus.scale, corpus.targets) == (

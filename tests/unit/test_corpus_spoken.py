@@ -228,7 +228,7 @@ def test_setting_off_its_range_is_refused(setting, rule):
         SpokenConfig(**setting)
 
 
-def test_sentence_sounds_the_same_whatever_was_said_before():
+def test_sentence_sounds_the_same_whatever_was_reported_before():
     first, rate_hz = synthesise("the train was awful today", VOICE)
     synthesise("so great and weird at noon", Voice(name="gmw/en+m3", rate_wpm=300, pitch=90, pitch_range=5))
     again, _ = synthesise("the train was awful today", VOICE)
@@ -296,6 +296,6 @@ def test_espeak_without_its_data_is_refused(monkeypatch, tmp_path):
         synthesise("hello", VOICE)
 
 
-def test_death_of_a_speaking_process_is_told():
+def test_death_of_a_speaking_process_is_reported():
     with pytest.raises(CorpusError, match="a process of the speech synthesis died"), spoken._mapper(2) as each:
         list(each(os._exit, [1, 1]))

@@ -1,4 +1,4 @@
-"""What an evaluation says of single utterances, and on which scale."""
+"""What an evaluation states of single utterances, and on which scale."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from ccts_dist.evaluation.label_scale import ends_of, on_scale
 from tests.tables import make_table
 
 
-def test_rating_and_variance_of_raters_are_told_on_the_corpus_scale():
+def test_rating_and_variance_of_raters_are_reported_on_the_corpus_scale():
     # On 1..7 a label of .25 is 2.5, and a variance of .01 is 36 times that.
     assert on_scale("valence", 0.25, (1.0, 7.0)) == pytest.approx(2.5)
     assert on_scale("valence.variance", 0.01, (1.0, 7.0)) == pytest.approx(0.36)

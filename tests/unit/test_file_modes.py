@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from ccts_dist.config import ModelConfig
-from ccts_dist.corpus.asr_transcripts import HeardFile
+from ccts_dist.corpus.asr_transcripts import TranscriptFile
 from ccts_dist.model import build_model, save_model
 from ccts_dist.model.speech.modified_cpc import convert
 from ccts_dist.tracking.events import TagEvent
 from ccts_dist.tracking.spooling.spool import Spool
-from ccts_dist.train.resilience.heartbeat import Heartbeat, write_beat
+from ccts_dist.train.resilience.heartbeat import Heartbeat, write_heartbeat
 from tests.published_cpc import published, write_checkpoint
 from tests.unit.model_shapes import speech_config
 
@@ -36,12 +36,12 @@ def spool(folder: Path) -> None:
     Spool(folder, "events").put(TagEvent("note", "x"))
 
 
-def beat(folder: Path) -> None:
-    write_beat(folder, Heartbeat(rank=0, host="here", pid=1, started=7, number=3, place_number=5))
+def heartbeat(folder: Path) -> None:
+    write_heartbeat(folder, Heartbeat(rank=0, host="here", pid=1, started=7, number=3, place_number=5))
 
 
 def transcripts(folder: Path) -> None:
-    with HeardFile(folder / "a-heard.jsonl", digest="1" * 64, language=None) as file:
+    with TranscriptFile(folder / "a-asr.jsonl", digest="1" * 64, language=None) as file:
         file.add([])
 
 
@@ -52,7 +52,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
-@pytest.mark.parametrize("write", [model_folder, modified_cpc, spool, beat, transcripts])
+@pytest.mark.parametrize("write", [model_folder, modified_cpc, spool, heartbeat, transcripts])
 def test_files_have_the_mode_that_the_umask_asks_for(write: Callable[[Path], None], umask: int, tmp_path: Path):
     torch.manual_seed(0)
     write(tmp_path)

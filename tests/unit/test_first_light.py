@@ -33,16 +33,16 @@ def run(tmp_path: Path, rest: str, *, limit_s: float = 60.0) -> dict:
     """A part in a process of its own that does this after its first item."""
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(supervision.ROOT)}
     command = [sys.executable, "-c", BEGUN + rest]
-    told = supervision.run_part(PART, limit_s, command, tmp_path, tmp_path, env)
-    assert json.loads((tmp_path / "X.json").read_text()) == told
-    assert told["items"][0] == {**told["items"][0], "name": "first", "status": PASSED, "figures": {"n": 3}}
-    return told
+    reported = supervision.run_part(PART, limit_s, command, tmp_path, tmp_path, env)
+    assert json.loads((tmp_path / "X.json").read_text()) == reported
+    assert reported["items"][0] == {**reported["items"][0], "name": "first", "status": PASSED, "figures": {"n": 3}}
+    return reported
 
 
 def test_part_that_ends_well_has_passed(tmp_path):
-    told = run(tmp_path, "outcome.show('speed', 12.345)\noutcome.write(finished=True)\n")
-    assert (told["status"], told["passed"], told["failed"], told["reason"]) == (PASSED, 1, 0, "")
-    assert told["shown"] == {"speed": "12.3"}
+    reported = run(tmp_path, "outcome.show('speed', 12.345)\noutcome.write(finished=True)\n")
+    assert (reported["status"], reported["passed"], reported["failed"], reported["reason"]) == (PASSED, 1, 0, "")
+    assert reported["shown"] == {"speed": "12.3"}
 
 
 @pytest.mark.parametrize(
@@ -55,17 +55,17 @@ def test_part_that_ends_well_has_passed(tmp_path):
     ],
 )
 def test_part_that_ends_badly_has_failed_and_keeps_its_items(tmp_path, rest, reason):
-    told = run(tmp_path, rest)
-    assert told["status"] == FAILED
-    assert told["reason"].startswith(reason)
+    reported = run(tmp_path, rest)
+    assert reported["status"] == FAILED
+    assert reported["reason"].startswith(reason)
 
 
 @pytest.mark.integration
 def test_part_that_hangs_is_ended_at_its_limit_with_all_that_it_started(tmp_path):
     pids = tmp_path / "pids"
     hang = f"os.fork()\nPath({str(pids)!r}).open('a').write(f'{{os.getpid()}} ')\ntime.sleep(600)\n"
-    told = run(tmp_path, hang, limit_s=8.0)
-    assert (told["status"], told["reason"]) == (FAILED, "ran longer than its 8 s")
+    reported = run(tmp_path, hang, limit_s=8.0)
+    assert (reported["status"], reported["reason"]) == (FAILED, "ran longer than its 8 s")
     alive = [Path(f"/proc/{pid}/status") for pid in pids.read_text().split()]
     assert len(alive) == 2
     while any(status.exists() and "zombie" not in status.read_text() for status in alive):
@@ -84,8 +84,8 @@ def test_item_that_does_not_apply_is_skipped_and_numbers_that_json_lacks_are_wor
 
 
 def test_table_has_a_line_for_every_part_and_the_reason_of_every_failure():
-    bad = supervision.judge(PART, {"items": []}, "was killed by SIGKILL", 2.0)
-    good = supervision.judge(PART, {"finished": True, "shown": {"speed": "3/s"}}, "", 61.2)
+    bad = supervision.verdict_of(PART, {"items": []}, "was killed by SIGKILL", 2.0)
+    good = supervision.verdict_of(PART, {"finished": True, "shown": {"speed": "3/s"}}, "", 61.2)
     assert table("A device", [good, bad]).splitlines()[2:] == [
         "| part | s | verdict | items | figures |",
         "|:--|--:|:--|:--|:--|",
@@ -108,10 +108,10 @@ def test_limits_keep_the_first_five_parts_under_420_s_and_all_under_15_minutes()
 
 
 def test_differences_are_relative_above_one_and_what_is_not_finite_is_refused():
-    step = {"loss": 2.0, "ccc_loss": 0.5, "gradient_norm": 100.0, "kept": 8.0}
-    off = {"loss": 2.1, "ccc_loss": 0.4, "gradient_norm": 101.0, "kept": 8.0}
+    step = {"loss": 2.0, "ccc_loss": 0.5, "gradient_norm": 100.0, "num_distilled": 8.0}
+    off = {"loss": 2.1, "ccc_loss": 0.4, "gradient_norm": 101.0, "num_distilled": 8.0}
     # |2.1 - 2| / 2, |.4 - .5| / 1, |101 - 100| / 100
-    expected = {"loss": 0.05, "ccc_loss": 0.1, "gradient_norm": 0.01, "kept": 0.0}
+    expected = {"loss": 0.05, "ccc_loss": 0.1, "gradient_norm": 0.01, "num_distilled": 0.0}
     assert b_losses.far_apart([step, off], [step, step]) == pytest.approx(expected)
     with pytest.raises(AssertionError, match="loss is not finite"):
         b_losses.far_apart([{**step, "loss": float("nan")}], [step])

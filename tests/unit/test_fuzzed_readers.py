@@ -14,7 +14,7 @@ import tomli_w
 import torch
 
 from ccts_dist.config import ModelConfig, read_run
-from ccts_dist.corpus.asr_transcripts import AsrTranscript, read_heard
+from ccts_dist.corpus.asr_transcripts import AsrTranscript, read_transcripts
 from ccts_dist.corpus.iemocap import read_iemocap
 from ccts_dist.corpus.manifest import read_manifest as read_table
 from ccts_dist.corpus.msp_podcast.reader import read_msp_podcast
@@ -288,8 +288,8 @@ def test_files_of_a_recognizer(tmp_path: Path):
     sound = json.dumps(asdict(one), sort_keys=True).encode() + b"\n"
 
     def read(data: bytes) -> None:
-        (tmp_path / "a-heard.jsonl").write_bytes(data)
-        read_heard(tmp_path / "a-heard.jsonl")
+        (tmp_path / "a-asr.jsonl").write_bytes(data)
+        read_transcripts(tmp_path / "a-asr.jsonl")
 
     assert fuzz(lambda draw: mutate_json(draw, sound) + b"\n", read, tmp_path / "found") > 0
 

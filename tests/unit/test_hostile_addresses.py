@@ -40,7 +40,9 @@ ADDRESSES = (
 @pytest.mark.parametrize("address", ADDRESSES, ids=lambda address: ascii(address)[:30])
 def test_an_address_that_names_no_store_is_refused_in_one_line(tmp_path: Path, address: str):
     with pytest.raises(CctsError) as refused:
-        open_store(address, cache=tmp_path, patience=RetryPolicy(attempts=1, stall_s=2.0)).read_bytes("manifest.json")
+        open_store(address, cache=tmp_path, retry_policy=RetryPolicy(attempts=1, stall_s=2.0)).read_bytes(
+            "manifest.json"
+        )
     assert "\n" not in str(refused.value).replace(address, "")
 
 
@@ -51,7 +53,7 @@ def test_a_text_of_a_run_file_that_no_path_can_hold_is_refused(key: str, text: s
         read_run(RUN, [f"{key}={text}"])
 
 
-def test_a_name_that_no_file_can_have_is_told_as_the_system_tells_others(tmp_path: Path):
+def test_a_name_that_no_file_can_have_is_reported_as_the_system_reports_others(tmp_path: Path):
     for name in ("a\0b", "\ud800", "a" * 300):
         with pytest.raises(OSError, match=r"no name that a file can have|File name too long"):
             open_regular(os.path.join(tmp_path, name))

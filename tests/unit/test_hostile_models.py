@@ -67,15 +67,15 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
 
 
 def test_every_call_that_could_run_a_folders_code_forbids_it():
-    """``recognition.ears`` passes one dict to all of its calls."""
+    """``recognition.models`` passes one dict to all of its calls."""
     found = dict(calls())
     assert len(found) >= 12
     for where, call in found.items():
         keywords = {word.arg: ast.unparse(word.value) for word in call.keywords}
         forbidden = keywords.get("trust_remote_code") == "False"
         assert forbidden or keywords.get(None) == "options", where
-    ears = (PACKAGE / "asr/models.py").read_text(encoding="utf-8")
-    assert '"trust_remote_code": False}' in ears
+    models = (PACKAGE / "asr/models.py").read_text(encoding="utf-8")
+    assert '"trust_remote_code": False}' in models
 
 
 OWN_CODE = """
@@ -96,7 +96,7 @@ def with_code(place: Path, marker: Path, model_type: str = "own") -> None:
 def test_a_folder_with_code_of_its_own_is_neither_run_nor_asked_about(
     folder: Path, tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """transformers asks on the terminal unless it is told; a "y" that stands there would be taken."""
+    """transformers asks on the terminal unless it is forbidden; a "y" that stands there would be taken."""
     marker = tmp_path / "was-run"
     with_code(folder / "speech_encoder", marker, model_type)
     bless(folder)
@@ -144,7 +144,7 @@ def test_every_byte_of_a_saved_model_has_a_digest(folder: Path, name: str):
 
 def test_a_setting_that_changes_answers_is_noticed(folder: Path):
     edit(folder / CONFIG, layer_norm_eps=9.0)
-    with pytest.raises(CheckpointError, match=r"config.json: SHA-256 is .*, model.json says"):
+    with pytest.raises(CheckpointError, match=r"config.json: SHA-256 is .*, model.json states"):
         load_model(folder)
 
 

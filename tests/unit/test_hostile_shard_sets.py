@@ -1,4 +1,4 @@
-"""Shard sets and caches that somebody made to do harm: sealed, so that no digest tells, and planted beside ours."""
+"""Shard sets and caches that somebody made to do harm: sealed, so that no digest reports, and planted beside ours."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Reading what the plan says: real shards, decoded, padded, in this thread and in others."""
+"""Reading what the plan states: real shards, decoded, padded, in this thread and in others."""
 
 import io
 import threading
@@ -132,14 +132,16 @@ def test_ranks_share_every_global_batch_in_equally_many_micro_batches(shard_set,
         assert sorted(counted) == sorted(row.key for row in loaders[0].plan.global_batch(2, steps[0].step))
 
 
-@pytest.mark.parametrize(("num_nodes", "per_node", "streams"), [(2, 1, 2), (2, 2, 4), (3, 1, 6), (4, 2, 4)])
-def test_a_node_reads_its_own_streams_and_all_nodes_together_the_global_batch(shard_set, num_nodes, per_node, streams):
+@pytest.mark.parametrize(("num_nodes", "per_node", "partitions"), [(2, 1, 2), (2, 2, 4), (3, 1, 6), (4, 2, 4)])
+def test_a_node_reads_its_own_partitions_and_all_nodes_together_the_global_batch(
+    shard_set, num_nodes, per_node, partitions
+):
     num_ranks = num_nodes * per_node
     loaders = [
         make_loader(
             shard_set,
             ranks=Ranks(rank=rank, num_ranks=num_ranks, num_nodes=num_nodes),
-            streams=streams,
+            partitions=partitions,
             workers=rank % 2,
         )
         for rank in range(num_ranks)
@@ -169,8 +171,8 @@ def test_a_node_reads_its_own_streams_and_all_nodes_together_the_global_batch(sh
 
 
 def test_streams_that_the_nodes_do_not_divide_are_read_by_all(shard_set):
-    loader = make_loader(shard_set, ranks=Ranks(rank=1, num_ranks=2, num_nodes=2), streams=3)
-    assert loader.streams == range(3)
+    loader = make_loader(shard_set, ranks=Ranks(rank=1, num_ranks=2, num_nodes=2), partitions=3)
+    assert loader.partitions == range(3)
 
 
 def test_empty_part_is_one_row_of_weight_zero(shard_set):
@@ -236,7 +238,7 @@ def test_flipped_bit_is_one_line_at_the_step_it_belongs_to(root, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_skipping_gives_a_damaged_utterance_weight_zero_and_silence_and_says_so(root, tmp_path, cache):
+def test_skipping_gives_a_damaged_utterance_weight_zero_and_silence_and_reports_so(root, tmp_path, cache):
     shard_set, shard, key = damaged_copy(root, tmp_path, lambda payload, _: payload[:-1] + bytes([payload[-1] ^ 1]))
     sound = make_loader(open_shard_set(root), encode_text=Words(), teacher=cache)
     skipping = make_loader(shard_set, encode_text=Words(), teacher=cache, damaged="skip", workers=1)
@@ -294,12 +296,12 @@ def flac_of(samples: np.ndarray, rate: int) -> bytes:
     ("payload", "words"),
     [
         (b"no flac at all", r"cannot be decoded"),
-        (flac_of(np.zeros(100, dtype=np.int16), 16_000), r"has 100 samples at 16000 Hz in 1 channel.*the index says"),
+        (flac_of(np.zeros(100, dtype=np.int16), 16_000), r"has 100 samples at 16000 Hz in 1 channel.*the index states"),
         (flac_of(np.zeros(100, dtype=np.int16), 8_000), r"has 100 samples at 8000 Hz in 1 channel"),
         (flac_of(np.zeros((100, 2), dtype=np.int16), 16_000), r"has 100 samples at 16000 Hz in 2 channel"),
     ],
 )
-def test_audio_that_is_not_what_the_index_says_is_refused(root, tmp_path, payload, words):
+def test_audio_that_is_not_what_the_index_states_is_refused(root, tmp_path, payload, words):
     def replace(old: bytes, places) -> bytes:
         new = payload.ljust(len(old), b"\0")
         checksums = places.crc32.copy()

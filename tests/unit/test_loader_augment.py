@@ -153,7 +153,7 @@ def test_turning_one_thing_on_leaves_the_draws_of_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["noise", "reverb"])
-def test_as_many_utterances_are_changed_as_the_probability_says(tmp_path, what):
+def test_as_many_utterances_are_changed_as_the_probability_states(tmp_path, what):
     soundfile.write(tmp_path / "room.wav", np.array([1.0, 0.5, 0.25]), 16_000)
     sources = {"noise": {"noises": ("white",)}, "reverb": {"impulse_responses": (str(tmp_path),)}}[what]
     wave = tone(500)

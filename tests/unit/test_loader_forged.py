@@ -1,4 +1,4 @@
-"""Sets that a faulty tool has written and sealed, so that no digest tells: every one is refused in words, or read.
+"""Sets that a faulty tool has written and sealed, so that no digest reports: every one is refused in words, or read.
 
 Ranks agree on a project's error and stop together; any other ends one of them alone.
 """
@@ -33,7 +33,7 @@ def root(sound: Path, tmp_path: Path) -> Path:
 
 
 def read_all(root: Path, *, damaged: str = "raise", cache: Path | None = None) -> tuple[list[str], list[str]]:
-    """The keys that an epoch gives, and what it says of damage."""
+    """The keys that an epoch gives, and what it states of damage."""
     shard_set = open_shard_set(root)
     loader = Loader(
         shard_set,
@@ -70,7 +70,7 @@ def test_the_set_is_read_as_it_was_built(root: Path):
         ("json.size", -1, "of -1 bytes"),
         ("num_samples", 1 << 60, f"audio of {KEYS[1]!r} has 1152921504606846976 samples"),
         ("num_samples", 0, f"audio of {KEYS[1]!r} has 0 samples"),
-        ("num_samples", 1639, "samples, and the manifest says"),
+        ("num_samples", 1639, "samples, and the manifest states"),
         ("label.valence", 5.0, f"label 'valence' of {KEYS[1]!r} is 5.0, not 0..1"),
         ("label.valence", float("inf"), "is inf, not 0..1"),
         ("key", None, "column 'key' has no value everywhere"),
@@ -139,10 +139,10 @@ def test_json_that_is_no_utterances_is_damage_to_stop_at_or_to_skip(root: Path, 
     damage.bless_crc(root, SHARD)
     with pytest.raises(ShardError, match=f"{SHARD}: json of {KEYS[1]!r} cannot be read.*{words}"):
         read_all(root)
-    keys, told = read_all(root, damaged="skip")
+    keys, reported = read_all(root, damaged="skip")
     assert len(set(keys)) == 11
-    assert len(told) == 1
-    assert words in told[0]
+    assert len(reported) == 1
+    assert words in reported[0]
 
 
 def drop_shard(document: dict) -> None:
@@ -152,15 +152,15 @@ def drop_shard(document: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (drop_shard, "says that split 'Train' has 9 utterances, and its shards have 6"),
+        (drop_shard, "states that split 'Train' has 9 utterances, and its shards have 6"),
         (lambda document: document["shards"][0].update(num_utterances=1 << 70), "with a number beyond 64 bits"),
         (lambda document: document["shards"][0].update(num_utterances=-6), "has -6 for num_utterances of"),
         (lambda document: document["shards"][0].update(num_samples=1 << 60), f"has {1 << 60} for num_samples of"),
         (lambda document: document["shards"][0].update(size_bytes=1 << 62), f"has {1 << 62} for size_bytes of"),
         (lambda document: document["splits"].pop("Development"), "lists shards of splits that it does not name"),
-        (lambda document: document["shards"][0]["index"].update(size=1 << 62), f"said to take {1 << 62} bytes"),
+        (lambda document: document["shards"][0]["index"].update(size=1 << 62), f"reported to take {1 << 62} bytes"),
         (lambda document: document["shards"][0]["index"].update(size=-1), "cannot read its rows"),
-        (lambda document: document["shards"][0]["index"].update(offset=1 << 62), f"said to take {1 << 62} bytes"),
+        (lambda document: document["shards"][0]["index"].update(offset=1 << 62), f"reported to take {1 << 62} bytes"),
         (lambda document: document["shards"][1]["index"].update(offset=1 << 70), "with a number beyond 64 bits"),
         (lambda document: document["shards"][0].update(sha256="\0"), "must be a SHA-256 in hexadecimal digits"),
         (lambda document: document.update(members=["flac", "x"]), "column 'x.offset' is absent"),

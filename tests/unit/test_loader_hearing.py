@@ -1,4 +1,4 @@
-"""What training hears of utterances: windows of the long ones, changed audio; the same on any ranks and threads."""
+"""What training is given of utterances: windows of the long ones, changed audio; the same on any ranks and threads."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -45,7 +45,7 @@ def cache(shard_set: ShardSet, tmp_path_factory) -> TeacherCache:
     return number_teacher(tmp_path_factory.mktemp("cache"), shard_set)
 
 
-def heard(steps: list[StepBatches]) -> dict[str, np.ndarray]:
+def received(steps: list[StepBatches]) -> dict[str, np.ndarray]:
     """The audio of each utterance, by key; what comes twice, beside an empty part, must be the same."""
     found: dict[str, np.ndarray] = {}
     for step in steps:
@@ -73,7 +73,7 @@ def place_of(window: np.ndarray, whole: np.ndarray) -> int:
 
 def test_long_utterances_are_cut_to_windows_whose_place_changes_with_the_epoch(shard_set):
     loader = make_loader(shard_set, max_duration_s=CAP_S)
-    epochs = [heard(list(loader.epoch(epoch))) for epoch in range(3)]
+    epochs = [received(list(loader.epoch(epoch))) for epoch in range(3)]
     moved = 0
     for key in epochs[0]:
         whole = clean(key)
@@ -91,15 +91,15 @@ def test_windows_may_lie_anywhere(shard_set):
     loader = make_loader(shard_set, max_duration_s=CAP_S)
     row = next(row for row in loader.plan.global_batch(0, 0) if int(row.table.num_samples[row.row]) > CAP + 100)
     whole = int(row.table.num_samples[row.row])
-    hearing = loader._reading.hearing
-    assert hearing is not None
-    starts = [hearing.excerpt(row, epoch).start / (whole - CAP) for epoch in range(300)]
+    waveform_reader = loader._reading.waveform_reader
+    assert waveform_reader is not None
+    starts = [waveform_reader.excerpt(row, epoch).start / (whole - CAP) for epoch in range(300)]
     assert min(starts) < 0.05
     assert max(starts) > 0.95
     assert np.mean(starts) == pytest.approx(0.5, abs=0.07)
 
 
-def test_plan_and_padding_go_by_what_is_heard(shard_set):
+def test_plan_and_padding_go_by_what_is_read(shard_set):
     whole, capped = make_loader(shard_set), make_loader(shard_set, max_duration_s=CAP_S)
     assert whole.plan.digest != capped.plan.digest
     assert max(row.num_samples for step in range(5) for row in capped.plan.global_batch(0, step)) == CAP
@@ -117,9 +117,9 @@ def test_a_plan_without_a_cap_is_the_one_it_was(shard_set):
     assert make_loader(shard_set).plan.digest == make_loader(shard_set, max_duration_s=0.0).plan.digest
 
 
-def test_evaluation_hears_utterances_whole(shard_set):
+def test_evaluation_reads_utterances_whole(shard_set):
     loader = make_loader(shard_set, max_duration_s=CAP_S, shuffle=False)
-    for key, audio in heard(list(loader.epoch(0))).items():
+    for key, audio in received(list(loader.epoch(0))).items():
         np.testing.assert_array_equal(audio, clean(key))
 
 
@@ -131,7 +131,7 @@ def augmented(shard_set: ShardSet, config: AugmentConfig = ALL, **settings) -> L
 def test_speed_changes_the_length_within_the_cap(shard_set, cap):
     loader = augmented(shard_set, AugmentConfig(speed=(0.8, 1.25)), max_duration_s=cap)
     lengths = set()
-    for key, audio in heard(list(loader.epoch(0))).items():
+    for key, audio in received(list(loader.epoch(0))).items():
         whole = len(clean(key))
         possible = {-(-whole * 5 // 4), -(-whole * 4 // 5)}
         if cap:
@@ -159,14 +159,14 @@ def test_the_longest_a_part_may_be_is_foreseen(shard_set):
 def test_an_utterance_sounds_the_same_on_any_ranks_threads_and_after_a_resume(
     shard_set, num_ranks, workers, epoch, start
 ):
-    alone = heard(list(augmented(shard_set, max_duration_s=CAP_S).epoch(epoch)))
+    alone = received(list(augmented(shard_set, max_duration_s=CAP_S).epoch(epoch)))
     together: dict[str, np.ndarray] = {}
     for rank in range(num_ranks):
         loader = augmented(
             shard_set, max_duration_s=CAP_S, workers=workers, ranks=Ranks(rank=rank, num_ranks=num_ranks),
             micro_batch_size=8,
         )  # fmt: skip
-        together |= heard(list(loader.epoch(epoch, start)))
+        together |= received(list(loader.epoch(epoch, start)))
         loader.close()
     assert len(together) > 0
     if start == 0:
@@ -178,7 +178,7 @@ def test_an_utterance_sounds_the_same_on_any_ranks_threads_and_after_a_resume(
 def test_epochs_differ_and_the_teachers_outputs_are_those_of_the_whole_clean_utterance(shard_set, cache):
     changed = augmented(shard_set, teacher=cache, max_duration_s=CAP_S)
     plain = make_loader(shard_set, teacher=cache)
-    one, two = heard(list(changed.epoch(0))), heard(list(changed.epoch(1)))
+    one, two = received(list(changed.epoch(0))), received(list(changed.epoch(1)))
     assert sum(not np.array_equal(one[key], two[key]) for key in one) > 0.8 * NUM_TRAIN
     for loader in (changed, plain):
         for step in loader.epoch(0):
@@ -189,7 +189,7 @@ def test_epochs_differ_and_the_teachers_outputs_are_those_of_the_whole_clean_utt
 
 def test_noise_comes_at_its_ratio_in_the_batch(shard_set):
     loader = augmented(shard_set, AugmentConfig(noises=("babble",), snr_db=(6.0, 6.0)))
-    for key, audio in heard(list(loader.epoch(0))).items():
+    for key, audio in received(list(loader.epoch(0))).items():
         own = clean(key)
         ratio = 10 * np.log10(np.mean(own**2) / np.mean((audio - own) ** 2))
         assert ratio == pytest.approx(6.0, abs=0.1)

@@ -121,7 +121,7 @@ def real_samples_alone(batch: Batch) -> bool:
     return all(not row[count:].any() for row, count in zip(batch.audio, batch.num_samples.tolist(), strict=True))
 
 
-def test_lengths_are_rounded_on_gpus_unless_the_run_file_says_otherwise(monkeypatch: pytest.MonkeyPatch):
+def test_lengths_are_rounded_on_gpus_unless_the_run_file_states_otherwise(monkeypatch: pytest.MonkeyPatch):
     data = DataConfig(shards="s")
     assert pad_multiple(data) == 1
     assert pad_multiple(replace(data, pad_multiple_s=0.1)) == 1_600

@@ -72,13 +72,13 @@ def test_threads_and_a_start_within_the_epoch_change_nothing(shard_set, tmp_path
 
 def test_nodes_that_read_their_own_streams_take_as_many_micro_batches(shard_set):
     loaders = [
-        by_seconds(shard_set, 0.5, streams=2, ranks=Ranks(rank=rank, num_ranks=2, num_nodes=2)) for rank in range(2)
+        by_seconds(shard_set, 0.5, partitions=2, ranks=Ranks(rank=rank, num_ranks=2, num_nodes=2)) for rank in range(2)
     ]
     own, numbers = [], set()
     for steps in zip(*(loader.epoch(0) for loader in loaders), strict=True):
         assert len({len(step.micro_batches) for step in steps}) == 1
         assert sorted(counted(steps)) == sorted(r.key for r in loaders[0].plan.global_batch(0, steps[0].step))
-        rows = [loader.plan.global_batch(0, steps[0].step, loader.streams) for loader in loaders]
+        rows = [loader.plan.global_batch(0, steps[0].step, loader.partitions) for loader in loaders]
         own.append(sum(row.num_samples for row in rows[0]) != sum(row.num_samples for row in rows[1]))
         numbers.add(len(steps[0].micro_batches))
     assert any(own), "nodes have audio of different lengths, and agree all the same"

@@ -73,7 +73,7 @@ def test_files_that_cannot_be_used_are_named_with_their_reasons(tmp_path):
     write(tmp_path / "good.wav", ramp(1000))
     whole = write(tmp_path / "cut.wav", ramp(1000)).read_bytes()
     (tmp_path / "cut.wav").write_bytes(whole[:1000])
-    (tmp_path / "text.wav").write_text("no audio at all, whatever its name says")
+    (tmp_path / "text.wav").write_text("no audio at all, whatever its name states")
     write(tmp_path / "empty.wav", ramp(0))
     with pytest.raises(ConfigError, match="3 of 4 files cannot be used") as caught:
         SoundFolder(tmp_path, key=KEY)

@@ -40,14 +40,14 @@ def test_label_is_the_variance_where_it_is_known(shard_set: ShardSet):
     for key, (valence, variance, of_activation) in seen.items():
         number = int(key.removeprefix("Train_"))
         assert 0 <= valence <= 1
-        assert of_activation != of_activation, "nobody said how far the raters of activation were apart"
+        assert of_activation != of_activation, "nobody reported how far the raters of activation were apart"
         if number % 3 == 1:
             assert variance != variance
         else:
             assert variance == pytest.approx(0.11 if number % 2 else 0.01)
 
 
-def test_targets_that_are_variances_are_told_from_those_that_are_ratings():
+def test_targets_that_are_variances_are_reported_from_those_that_are_ratings():
     assert varied_target("valence.variance") == "valence"
     assert varied_target("valence") is None
     assert varied_target(".variance") is None

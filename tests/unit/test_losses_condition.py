@@ -31,9 +31,9 @@ PREDICTION = torch.tensor([[0.0], [0.5], [1.0]], dtype=torch.float64)
 LABEL = torch.tensor([[0.2], [0.3], [0.7]], dtype=torch.float64)
 
 
-def one_dimension(*, deviation: float = 0.1) -> Condition:
+def one_dimension(*, residual_std: float = 0.1) -> Condition:
     return Condition(
-        targets=("valence",), w=(0.5,), b=(0.15,), deviation=(deviation,), num_rows=(3,), splits=("Train",)
+        targets=("valence",), w=(0.5,), b=(0.15,), residual_std=(residual_std,), num_rows=(3,), splits=("Train",)
     )
 
 
@@ -41,7 +41,7 @@ def test_fit_of_three_utterances_is_the_one_worked_by_hand():
     condition = fit_condition(condition_sums(PREDICTION, LABEL), ("valence",), ("Train",))
     assert condition.w[0] == pytest.approx(0.5, abs=1e-14)
     assert condition.b[0] == pytest.approx(0.15, abs=1e-14)
-    assert condition.deviation[0] == pytest.approx(math.sqrt(0.005), abs=1e-14)
+    assert condition.residual_std[0] == pytest.approx(math.sqrt(0.005), abs=1e-14)
     assert condition.num_rows == (3,)
     assert condition.targets == ("valence",)
     assert condition.splits == ("Train",)
@@ -69,7 +69,7 @@ def test_fit_is_least_squares_with_residuals_of_mean_zero():
     assert condition.w[0] == pytest.approx(solution[0].item(), abs=1e-10)
     assert condition.b[0] == pytest.approx(solution[1].item(), abs=1e-10)
     assert residual.mean(0).abs().max() < 1e-12
-    assert condition.deviation == pytest.approx(residual.std(0, unbiased=False).tolist(), abs=1e-10)
+    assert condition.residual_std == pytest.approx(residual.std(0, unbiased=False).tolist(), abs=1e-10)
 
 
 def test_teacher_that_predicts_one_value_gets_slope_zero_and_the_labels_deviation():
@@ -77,7 +77,7 @@ def test_teacher_that_predicts_one_value_gets_slope_zero_and_the_labels_deviatio
     condition = fit_condition(condition_sums(prediction, LABEL), ("valence",), ("Train",))
     assert condition.w == (0.0,)
     assert condition.b[0] == pytest.approx(0.4)
-    assert condition.deviation[0] == pytest.approx(LABEL.std(unbiased=False).item())
+    assert condition.residual_std[0] == pytest.approx(LABEL.std(unbiased=False).item())
 
 
 def test_fit_of_two_labels_is_refused_and_names_the_target():
@@ -97,8 +97,8 @@ def test_fit_of_predictions_that_are_not_finite_is_refused(value: float):
 
 def test_one_dimension_beyond_the_threshold_leaves_the_row_out():
     residual = torch.tensor([[0.19, 0.3], [0.21, 0.0], [-0.21, 0.0], [0.0, -0.41], [0.0, 0.39]])
-    kept = gate_any_dimension(residual, (0.1, 0.2), 2.0)
-    assert kept.tolist() == [True, False, False, False, True]
+    gate_mask = gate_any_dimension(residual, (0.1, 0.2), 2.0)
+    assert gate_mask.tolist() == [True, False, False, False, True]
 
 
 def test_residual_of_just_the_threshold_is_kept():
@@ -110,7 +110,7 @@ def test_missing_label_passes_the_gate_but_not_for_other_dimensions():
     assert gate_any_dimension(residual, (0.1, 0.1), 2.0).tolist() == [True, False, True]
 
 
-def test_gate_per_dimension_judges_each_dimension_by_itself_and_a_missing_label_passes():
+def test_gate_per_dimension_decides_each_dimension_by_itself_and_a_missing_label_passes():
     residual = torch.tensor([[0.19, 0.3], [0.21, 0.5], [NAN, -0.41]])
     assert gate_per_dimension(residual, (0.1, 0.2), 2.0).tolist() == [[True, True], [False, False], [True, False]]
 
@@ -139,21 +139,21 @@ def test_gate_none_keeps_all():
 
 def test_rows_of_weight_zero_are_never_kept():
     weight = torch.tensor([1.0, 0.0, 1.0])
-    condition = one_dimension(deviation=0.04)
-    kept = {
+    condition = one_dimension(residual_std=0.04)
+    gate_mask = {
         gate: apply_gate(gate, 2.0, condition, PREDICTION, LABEL, weight).tolist() for gate in ("none", "any-dimension")
     }
     # Residuals -.05, .1, -.05 against 2 * .04.
-    assert kept == {"none": [True, False, True], "any-dimension": [True, False, True]}
+    assert gate_mask == {"none": [True, False, True], "any-dimension": [True, False, True]}
     assert apply_gate("any-dimension", 2.0, condition, PREDICTION, LABEL, torch.ones(3)).tolist() == [True, False, True]
     assert apply_gate("any-dimension", 1.0, condition, PREDICTION, LABEL, weight).tolist() == [False, False, False]
 
 
 def test_soft_and_per_dimension_keep_nothing_of_rows_of_weight_zero_and_all_of_rows_without_labels():
     weight, label = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([[0.2], [0.3], [NAN]], dtype=torch.float64)
-    soft = apply_gate("soft", 2.0, one_dimension(deviation=0.05), PREDICTION, label, weight)
+    soft = apply_gate("soft", 2.0, one_dimension(residual_std=0.05), PREDICTION, label, weight)
     assert soft.tolist() == pytest.approx([math.exp(-0.5), 0, 1])
-    each = apply_gate("per-dimension", 0.5, one_dimension(deviation=0.05), PREDICTION, label, weight)
+    each = apply_gate("per-dimension", 0.5, one_dimension(residual_std=0.05), PREDICTION, label, weight)
     assert each.tolist() == [[False], [False], [True]]
 
 
@@ -172,13 +172,13 @@ def test_shares_of_rows_and_of_predictions_in_every_form_of_kept():
 def test_decisions_that_come_with_the_batch_are_kept_where_rows_count():
     admitted, weight = torch.tensor([True, False, True]), torch.tensor([1.0, 1.0, 0.0])
     for gate in ROW_GATES:
-        kept = apply_gate(gate, 2.0, one_dimension(deviation=1e-6), PREDICTION, LABEL, weight, admitted)
-        assert kept.tolist() == [True, False, False], gate
+        gate_mask = apply_gate(gate, 2.0, one_dimension(residual_std=1e-6), PREDICTION, LABEL, weight, admitted)
+        assert gate_mask.tolist() == [True, False, False], gate
 
 
 def test_gate_on_one_target_lets_every_residual_of_the_others_pass():
     condition = Condition(
-        targets=("a", "b"), w=(1.0, 1.0), b=(0.0, 0.0), deviation=(0.1, 0.1), num_rows=(9, 9), splits=("Train",)
+        targets=("a", "b"), w=(1.0, 1.0), b=(0.0, 0.0), residual_std=(0.1, 0.1), num_rows=(9, 9), splits=("Train",)
     )
     prediction, label = torch.tensor([[0.0, 0.9], [0.9, 0.0], [0.0, 0.0]]), torch.zeros(3, 2)
     for targets, expected in ((("a",), [True, False, True]), (("b",), [False, True, True]), ((), [False, False, True])):
@@ -201,8 +201,8 @@ def test_independent_gaussian_residuals_lose_thirteen_in_a_hundred():
     prediction = torch.rand(100_000, 3, generator=generator)
     label = 0.4 * prediction + 0.3 + 0.1 * torch.randn(100_000, 3, generator=generator)
     condition = fit_condition(condition_sums(prediction, label), ("activation", "valence", "dominance"), ("Train",))
-    kept = apply_gate("any-dimension", 2.0, condition, prediction, label, torch.ones(100_000))
-    assert 1 - kept.double().mean().item() == pytest.approx(0.130, abs=0.005)
+    gate_mask = apply_gate("any-dimension", 2.0, condition, prediction, label, torch.ones(100_000))
+    assert 1 - gate_mask.double().mean().item() == pytest.approx(0.130, abs=0.005)
 
 
 def left_out_by_least_squares(prediction: np.ndarray, label: np.ndarray, threshold: float) -> np.ndarray:
@@ -231,8 +231,8 @@ def test_gates_leave_out_exactly_what_an_independent_least_squares_reference_lea
     parts = [condition_sums(p[rows], y[rows]) for rows in (slice(0, 7), slice(7, 1_900), slice(1_900, None))]
     condition = fit_condition(reduce(torch.add, parts), ("a", "b", "c"), ("Train",))
     for labels in (y, y.float()):  # as the index has them, and as a batch has them
-        kept = apply_gate("any-dimension", threshold, condition, p, labels, torch.ones(len(y)))
-        np.testing.assert_array_equal(np.flatnonzero(~kept.numpy()), np.flatnonzero(beyond.any(1)))
+        gate_mask = apply_gate("any-dimension", threshold, condition, p, labels, torch.ones(len(y)))
+        np.testing.assert_array_equal(np.flatnonzero(~gate_mask.numpy()), np.flatnonzero(beyond.any(1)))
         each = apply_gate("per-dimension", threshold, condition, p, labels, torch.ones(len(y)))
         np.testing.assert_array_equal(~each.numpy(), beyond)
     assert 0.05 < beyond.any(1).mean() < 0.7

@@ -89,11 +89,11 @@ def test_squared_differences_are_zero_where_they_are_not_chosen_whatever_stands_
 
 def test_standardise_gives_mean_zero_and_deviation_one():
     embedding = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
-    mean, deviation = torch.tensor([2.0, 5.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    mean, residual_std = torch.tensor([2.0, 5.0], dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
     # The second feature never varies: it is centred and left at its own scale.
-    assert standardize(embedding, mean, deviation).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
-    assert standardize(embedding + 1, mean, deviation).tolist() == [[0.0, 1.0], [2.0, 1.0]]
-    assert math.isfinite(standardize(embedding, mean, deviation).sum().item())
+    assert standardize(embedding, mean, residual_std).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
+    assert standardize(embedding + 1, mean, residual_std).tolist() == [[0.0, 1.0], [2.0, 1.0]]
+    assert math.isfinite(standardize(embedding, mean, residual_std).sum().item())
 
 
 FEATURES, ROWS = 128, 32

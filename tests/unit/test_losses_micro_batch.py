@@ -26,7 +26,7 @@ from tests.distillation import direct_distillation, every_way, rows_of
 NAN = math.nan
 ALPHA = (0.5, 0.2, 0.3)
 CONDITION = Condition(
-    targets=("activation", "valence", "dominance"), w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), deviation=(0.3, 0.3, 0.3),
+    targets=("activation", "valence", "dominance"), w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), residual_std=(0.3, 0.3, 0.3),
     num_rows=(9, 9, 9), splits=("Train",),
 )  # fmt: skip
 DISTILL = DistillTerms(
@@ -50,7 +50,7 @@ def test_mean_over_the_micro_batches_that_have_two_labels_by_hand():
         packed += pack_counts(micro_counts(y, weight, None))
     counts = unpack_counts(packed)
     assert counts.num_scored.tolist() == [2, 1]
-    assert (counts.num_rows.item(), counts.num_kept.item()) == (5, 0)
+    assert (counts.num_rows.item(), counts.num_distilled.item()) == (5, 0)
     assert mean_concordance(summed, counts.num_scored).tolist() == pytest.approx([5 / 6, -1], abs=1e-6)
     # 0.75 * (1 - 5/6) + 0.25 * (1 + 1)
     assert micro_ccc_loss(summed, counts.num_scored, (0.75, 0.25)).item() == pytest.approx(0.625, abs=1e-6)
@@ -83,8 +83,8 @@ class Data:
         embedding = self.x[rows] @ self.weights[0]
         return embedding, embedding @ self.weights[1]
 
-    def kept(self, distill: DistillTerms | None) -> Tensor | None:
-        return None if distill is None else distill.kept(self.teacher, self.label, self.weight)
+    def gate_mask(self, distill: DistillTerms | None) -> Tensor | None:
+        return None if distill is None else distill.gate_mask(self.teacher, self.label, self.weight)
 
     def gradients(self) -> list[Tensor]:
         found = [parameter.grad for parameter in self.weights]
@@ -94,8 +94,8 @@ class Data:
 def by_surrogates(cuts: Sequence[slice], distill: DistillTerms | None) -> tuple[float, list[Tensor]]:
     """Loss and gradients, one micro-batch after the other."""
     data = Data()
-    kept = data.kept(distill)
-    own = [None if kept is None else kept[rows] for rows in cuts]
+    gate_mask = data.gate_mask(distill)
+    own = [None if gate_mask is None else gate_mask[rows] for rows in cuts]
     packed = [micro_counts(data.label[rows], data.weight[rows], k) for rows, k in zip(cuts, own, strict=True)]
     counts = unpack_counts(torch.stack([pack_counts(one) for one in packed]).sum(0), distill)
     summed, shares = torch.zeros(3, dtype=torch.float64), []
@@ -105,7 +105,7 @@ def by_surrogates(cuts: Sequence[slice], distill: DistillTerms | None) -> tuple[
         teacher = rows_of(data.teacher, rows)
         summed += micro_concordance(prediction, label, weight)
         value, share = micro_surrogate(
-            prediction, embedding, label, weight, counts, ALPHA, teacher=teacher, kept=k, distill=distill
+            prediction, embedding, label, weight, counts, ALPHA, teacher=teacher, gate_mask=k, distill=distill
         )
         value.backward()
         shares.append(share)
@@ -162,9 +162,9 @@ def test_surrogates_have_loss_and_gradient_of_the_definition(cuts, distill):
 
 
 def test_gate_of_the_example_lets_some_rows_through_and_not_others():
-    kept = Data().kept(DISTILL)
-    assert kept is not None
-    assert 0 < kept.sum() < ROWS
+    gate_mask = Data().gate_mask(DISTILL)
+    assert gate_mask is not None
+    assert 0 < gate_mask.sum() < ROWS
 
 
 def test_ccc_with_the_teacher_is_not_for_micro_batches():
@@ -179,14 +179,14 @@ def test_it_is_another_loss_with_another_cut():
 def test_counts_survive_packing():
     counts = MicroCounts(
         num_scored=torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64),
-        num_kept=torch.tensor(4.0, dtype=torch.float64),
+        num_distilled=torch.tensor(4.0, dtype=torch.float64),
         num_rows=torch.tensor(5.0, dtype=torch.float64),
     )
-    each = replace(counts, kept_in=torch.tensor([2.0, 6.0, 7.0], dtype=torch.float64))
+    each = replace(counts, num_distilled_per_dim=torch.tensor([2.0, 6.0, 7.0], dtype=torch.float64))
     again = unpack_counts(pack_counts(each), replace(DISTILL, gate="per-dimension"))
-    assert again.kept_in is not None
-    assert again.kept_in.tolist() == [2, 6, 7]
+    assert again.num_distilled_per_dim is not None
+    assert again.num_distilled_per_dim.tolist() == [2, 6, 7]
     again = unpack_counts(pack_counts(counts))
-    assert again.kept_in is None
+    assert again.num_distilled_per_dim is None
     assert again.num_scored.tolist() == [3, 1, 0]
-    assert (again.num_kept.item(), again.num_rows.item()) == (4, 5)
+    assert (again.num_distilled.item(), again.num_rows.item()) == (4, 5)

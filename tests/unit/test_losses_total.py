@@ -26,7 +26,7 @@ CONDITION = Condition(
     targets=("activation", "valence", "dominance"),
     w=(0.9, 1.0, 1.1),
     b=(0.05, 0.0, -0.05),
-    deviation=(0.2, 0.2, 0.2),
+    residual_std=(0.2, 0.2, 0.2),
     num_rows=(9, 9, 9),
     splits=("Train",),
 )
@@ -65,16 +65,16 @@ class Data:
     def teacher_of(self, rows: slice) -> TeacherBatch:
         return rows_of(self.teacher, rows)
 
-    def kept(self, distill: DistillTerms) -> Tensor:
-        return distill.kept(self.teacher, self.label, self.weight)
+    def gate_mask(self, distill: DistillTerms) -> Tensor:
+        return distill.gate_mask(self.teacher, self.label, self.weight)
 
     def in_parts(self, parts: list[slice], distill: DistillTerms | None) -> tuple[float, list[Tensor]]:
         """Loss and gradients by surrogates over the parts."""
-        kept = None if distill is None else self.kept(distill)
+        gate_mask = None if distill is None else self.gate_mask(distill)
         packed = []
         for rows in parts:
             _, prediction = self.student(rows)
-            own = None if kept is None else kept[rows]
+            own = None if gate_mask is None else gate_mask[rows]
             part = batch_sums(
                 prediction, self.label[rows], self.weight[rows], own, teacher=self.teacher_of(rows), distill=distill
             )
@@ -91,7 +91,7 @@ class Data:
                 sums,
                 ALPHA,
                 teacher=self.teacher_of(rows),
-                kept=None if kept is None else kept[rows],
+                gate_mask=None if gate_mask is None else gate_mask[rows],
                 distill=distill,
             )
             value.backward()
@@ -142,12 +142,12 @@ def test_soft_shares_weigh_the_distances_by_hand():
     # Two rows at squared distances 1 and 4, and squared prediction differences .25 and 1, with shares 1 and 1/4.
     student = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
     teacher = TeacherBatch(embedding=torch.zeros(2, 1), prediction=torch.zeros(2, 1))
-    kept = torch.tensor([1.0, 0.25], dtype=torch.float64)
-    sums = batch_sums(student / 2, torch.full((2, 1), NAN), torch.ones(2), kept)
-    assert sums.num_kept == 1.25
+    gate_mask = torch.tensor([1.0, 0.25], dtype=torch.float64)
+    sums = batch_sums(student / 2, torch.full((2, 1), NAN), torch.ones(2), gate_mask)
+    assert sums.num_distilled == 1.25
     _, share = surrogate(
         student / 2, student, torch.full((2, 1), NAN), torch.ones(2), sums, (1.0,),
-        teacher=teacher, kept=kept, distill=replace(DISTILL, gate="soft"),
+        teacher=teacher, gate_mask=gate_mask, distill=replace(DISTILL, gate="soft"),
     )  # fmt: skip
     assert share.embedding.item() == pytest.approx((1 + 4 / 4) / 1.25)
     assert share.prediction.item() == pytest.approx((0.25 + 1 / 4) / 1.25)
@@ -157,14 +157,14 @@ def test_gate_per_dimension_has_a_mean_for_each_dimension_by_hand():
     # Squared prediction differences (1, 4) and (9, 16); kept are 1, 9 of the first and none of the second.
     prediction = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
     teacher = TeacherBatch(embedding=torch.zeros(2, 1), prediction=torch.zeros(2, 2))
-    kept = torch.tensor([[True, False], [True, False]])
+    gate_mask = torch.tensor([[True, False], [True, False]])
     embedding, label = torch.tensor([[1.0], [3.0]], dtype=torch.float64), torch.full((2, 2), NAN)
-    sums = batch_sums(prediction, label, torch.ones(2), kept)
-    assert sums.kept_in is not None
-    assert sums.kept_in.tolist() == [2, 0]
+    sums = batch_sums(prediction, label, torch.ones(2), gate_mask)
+    assert sums.num_distilled_per_dim is not None
+    assert sums.num_distilled_per_dim.tolist() == [2, 0]
     _, share = surrogate(
         prediction, embedding, label, torch.ones(2), sums, (1.0, 1.0),
-        teacher=teacher, kept=kept, distill=replace(DISTILL, gate="per-dimension"),
+        teacher=teacher, gate_mask=gate_mask, distill=replace(DISTILL, gate="per-dimension"),
     )  # fmt: skip
     assert share.prediction.item() == pytest.approx(((1 + 9) / 2 + 0) / 2)
     assert share.embedding.item() == pytest.approx((1 + 9) / 2), "the embedding term takes every row"
@@ -176,13 +176,21 @@ def test_utterance_without_labels_is_distilled_wholly_and_not_scored(gate: str, 
     data = Data()
     data.label[[4, 5]] = NAN  # two, so that they have a CCC with the teacher
     distill = replace(DISTILL, gate=gate, prediction_loss=predictions)
-    kept = data.kept(distill)
-    assert (kept[[4, 5]] == 1).all()
+    gate_mask = data.gate_mask(distill)
+    assert (gate_mask[[4, 5]] == 1).all()
     for terms, label in ((None, data.label), (distill, torch.full_like(data.label, NAN))):
         embedding, prediction = (tensor.detach().requires_grad_() for tensor in data.student(slice(None)))
-        sums = batch_sums(prediction, label, data.weight, kept, teacher=data.teacher, distill=terms)
+        sums = batch_sums(prediction, label, data.weight, gate_mask, teacher=data.teacher, distill=terms)
         surrogate(
-            prediction, embedding, label, data.weight, sums, ALPHA, teacher=data.teacher, kept=kept, distill=terms
+            prediction,
+            embedding,
+            label,
+            data.weight,
+            sums,
+            ALPHA,
+            teacher=data.teacher,
+            gate_mask=gate_mask,
+            distill=terms,
         )[0].backward()
         assert prediction.grad is not None
         if terms is None:
@@ -195,10 +203,10 @@ def test_utterance_without_labels_is_distilled_wholly_and_not_scored(gate: str, 
 
 
 def test_gate_of_the_example_lets_some_rows_through_and_not_others():
-    kept = Data().kept(DISTILL)
-    assert 2 <= kept.sum() <= 10
-    assert kept[4], "a row without any label is distilled"
-    assert not kept[7], "a row of weight 0 is not"
+    gate_mask = Data().gate_mask(DISTILL)
+    assert 2 <= gate_mask.sum() <= 10
+    assert gate_mask[4], "a row without any label is distilled"
+    assert not gate_mask[7], "a row of weight 0 is not"
 
 
 def test_row_without_labels_counts_in_the_distillation_only():
@@ -208,11 +216,11 @@ def test_row_without_labels_counts_in_the_distillation_only():
     only = torch.zeros(12, dtype=torch.bool)
     only[4] = True
     sums = batch_sums(prediction, data.label, data.weight, only)
-    assert sums.num_kept == 1
+    assert sums.num_distilled == 1
     assert sums.num_rows == 11
     value, share = surrogate(
         prediction, embedding, data.label, data.weight, sums, (0.0, 0.0, 0.0),
-        teacher=data.teacher, kept=only, distill=replace(DISTILL, prediction_weight=0.0),
+        teacher=data.teacher, gate_mask=only, distill=replace(DISTILL, prediction_weight=0.0),
     )  # fmt: skip
     value.backward()
     assert embedding.grad is not None
@@ -235,7 +243,7 @@ def test_part_without_kept_rows_or_labels_still_reaches_every_parameter(distill:
     )
     value, share = surrogate(
         prediction, embedding, data.label[rows], data.weight[rows], sums, ALPHA,
-        teacher=data.teacher_of(rows), kept=none, distill=distill,
+        teacher=data.teacher_of(rows), gate_mask=none, distill=distill,
     )  # fmt: skip
     value.backward()
     assert value == 0
@@ -249,10 +257,18 @@ def test_row_of_weight_zero_leaks_neither_into_value_nor_into_gradients():
     embedding[7], prediction[7] = math.inf, NAN
     embedding.requires_grad_()
     prediction.requires_grad_()
-    kept = data.kept(DISTILL)
-    sums = batch_sums(prediction, data.label, data.weight, kept)
+    gate_mask = data.gate_mask(DISTILL)
+    sums = batch_sums(prediction, data.label, data.weight, gate_mask)
     value, share = surrogate(
-        prediction, embedding, data.label, data.weight, sums, ALPHA, teacher=data.teacher, kept=kept, distill=DISTILL
+        prediction,
+        embedding,
+        data.label,
+        data.weight,
+        sums,
+        ALPHA,
+        teacher=data.teacher,
+        gate_mask=gate_mask,
+        distill=DISTILL,
     )
     value.backward()
     assert torch.isfinite(value)
@@ -266,17 +282,17 @@ def test_row_of_weight_zero_leaks_neither_into_value_nor_into_gradients():
 def test_standardised_embeddings_are_compared_in_the_caches_units():
     data = Data()
     embedding, prediction = data.student(slice(None))
-    deviation = torch.tensor([2.0, 2.0, 2.0, 2.0], dtype=torch.float64)
-    kept = torch.ones(12, dtype=torch.bool)
-    sums = batch_sums(prediction, data.label, data.weight, kept)
+    residual_std = torch.tensor([2.0, 2.0, 2.0, 2.0], dtype=torch.float64)
+    gate_mask = torch.ones(12, dtype=torch.bool)
+    sums = batch_sums(prediction, data.label, data.weight, gate_mask)
     raw, scaled = (
         surrogate(
             prediction, embedding, data.label, data.weight, sums, ALPHA,
-            teacher=data.teacher, kept=kept, distill=distill,
+            teacher=data.teacher, gate_mask=gate_mask, distill=distill,
         )[1].embedding.item()
         for distill in (
             DISTILL,
-            replace(DISTILL, embedding_mean=torch.zeros(4, dtype=torch.float64), embedding_deviation=deviation),
+            replace(DISTILL, embedding_mean=torch.zeros(4, dtype=torch.float64), embedding_std=residual_std),
         )
     )  # fmt: skip
     assert scaled == pytest.approx(raw / 4)
@@ -285,31 +301,33 @@ def test_standardised_embeddings_are_compared_in_the_caches_units():
 def test_sums_survive_packing():
     sums = BatchSums(
         concordance=torch.arange(18, dtype=torch.float64).reshape(6, 3),
-        num_kept=torch.tensor(4.0, dtype=torch.float64),
+        num_distilled=torch.tensor(4.0, dtype=torch.float64),
         num_rows=torch.tensor(5.0, dtype=torch.float64),
     )
     packed = pack_sums(sums)
     assert packed.shape == (20,)
     again = unpack_sums(packed)
     assert torch.equal(again.concordance, sums.concordance)
-    assert (again.num_kept.item(), again.num_rows.item()) == (4, 5)
+    assert (again.num_distilled.item(), again.num_rows.item()) == (4, 5)
 
 
 def test_sums_of_a_gate_per_dimension_and_of_a_ccc_with_the_teacher_survive_packing():
     data, distill = Data(), replace(DISTILL, gate="per-dimension", prediction_loss="ccc")
     _, prediction = data.student(slice(None))
-    sums = batch_sums(prediction, data.label, data.weight, data.kept(distill), teacher=data.teacher, distill=distill)
-    assert sums.kept_in is not None
+    sums = batch_sums(
+        prediction, data.label, data.weight, data.gate_mask(distill), teacher=data.teacher, distill=distill
+    )
+    assert sums.num_distilled_per_dim is not None
     assert sums.agreement is not None
     packed = pack_sums(sums)
     assert packed.shape == (20 + 3 + 21,)
     again = unpack_sums(packed, distill)
-    assert again.kept_in is not None
+    assert again.num_distilled_per_dim is not None
     assert again.agreement is not None
-    assert torch.equal(again.kept_in, sums.kept_in)
+    assert torch.equal(again.num_distilled_per_dim, sums.num_distilled_per_dim)
     assert torch.equal(again.agreement, sums.agreement)
     assert torch.equal(again.concordance, sums.concordance)
-    assert (again.num_kept, again.num_rows) == (sums.num_kept, sums.num_rows)
+    assert (again.num_distilled, again.num_rows) == (sums.num_distilled, sums.num_rows)
 
 
 def test_surrogate_of_a_float32_student_is_float32():

@@ -17,7 +17,7 @@ pytestmark = [
 LENGTHS = [4_000, 16_000, 40_000]
 
 
-def heard(model_type: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def received(model_type: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What a base-size model makes of utterances in one batch, and of each alone."""
     torch.manual_seed(0)
     # No key but the type: transformers' defaults are the base configuration, with group norm but for data2vec.
@@ -47,7 +47,7 @@ def heard(model_type: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     ["hubert", "wav2vec2", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat", "wav2vec2-conformer", "sew"],
 )
 def test_predictions_at_the_real_base_configuration_are_the_same_alone_and_in_a_batch(model_type: str):
-    together, alone = heard(model_type)
+    together, alone = received(model_type)
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
 
 
@@ -56,7 +56,7 @@ def test_with_the_usual_group_norm_they_would_not_be(monkeypatch: pytest.MonkeyP
         return nn.functional.group_norm(hidden, hidden.shape[1], norm.weight, norm.bias, norm.eps)
 
     monkeypatch.setattr(MaskedGroupNorm, "forward", over_padding_too)
-    together, alone = heard("hubert")
+    together, alone = received("hubert")
     for name, ours in together.items():
         *shorter, longest = (ours - alone[name]).abs().amax(dim=1).tolist()
         assert min(shorter) > 1e-2, f"{name}: more than 0.05 was measured"

@@ -21,7 +21,7 @@ def built(**changes: object) -> EmotionModel:
     return build_model(replace(PLAIN, **changes))
 
 
-def heard(model: EmotionModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def received(model: EmotionModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         output = model(*utterances([2_000, 3_000, 4_000]))
     assert output.categories is not None
@@ -37,13 +37,13 @@ def test_embedding_is_normalized_and_then_activated_and_heads_read_it(norm: str,
     model = built(embedding_norm=norm, embedding_activation=activation).eval()
     linear = built().eval()
     linear.load_state_dict(model.state_dict(), strict=False)
-    embedding, prediction, categories = heard(model)
-    expected = heard(linear)[0]
+    embedding, prediction, categories = received(model)
+    expected = received(linear)[0]
     if norm == "layer":
         assert model.embedding_norm is not None
         torch.nn.init.normal_(model.embedding_norm.weight, 1.0, 0.1)
         expected = F.layer_norm(expected, (6,), model.embedding_norm.weight, model.embedding_norm.bias)
-        embedding, prediction, categories = heard(model)
+        embedding, prediction, categories = received(model)
     torch.testing.assert_close(embedding, ACTIVATIONS[activation](expected).detach())
     torch.testing.assert_close(prediction, model.prediction(embedding).detach())
     assert model.categories is not None
@@ -52,12 +52,12 @@ def test_embedding_is_normalized_and_then_activated_and_heads_read_it(norm: str,
 
 def test_dropout_behind_the_embedding_reaches_the_heads_and_not_the_embedding():
     model = built(embedding_dropout=0.5).train()
-    (one, first, scores), (other, second, other_scores) = heard(model), heard(model)
+    (one, first, scores), (other, second, other_scores) = received(model), received(model)
     torch.testing.assert_close(one, other)
     assert not torch.allclose(first, second)
     assert not torch.allclose(scores, other_scores)
     model.eval()
-    torch.testing.assert_close(heard(model)[1], heard(model)[1])
+    torch.testing.assert_close(received(model)[1], received(model)[1])
 
 
 def test_model_with_a_norm_and_an_activation_comes_back_from_its_folder(tmp_path: Path):
@@ -69,7 +69,7 @@ def test_model_with_a_norm_and_an_activation_comes_back_from_its_folder(tmp_path
         scale=(1.0, 7.0), extra={},
     )  # fmt: skip
     loaded = load_model(tmp_path / "model").model.eval()
-    for ours, theirs in zip(heard(model), heard(loaded), strict=True):
+    for ours, theirs in zip(received(model), received(loaded), strict=True):
         torch.testing.assert_close(ours, theirs)
     assert describe(model)["head"].parameters == describe(built())["head"].parameters + 12
 
@@ -81,7 +81,7 @@ def test_run_file_of_the_challenges_baseline_has_the_published_architecture():
         feat_extract_norm="layer", do_stable_layer_norm=True, layerdrop=0.0,
     )  # fmt: skip
     with torch.device("meta"):
-        model = rebuild_model(run.model, EncoderConfigs(speech=shape, normalise=True))
+        model = rebuild_model(run.model, EncoderConfigs(speech=shape, do_normalize=True))
     # net/ser.py: Linear(2048, 1024), LayerNorm(1024), ReLU, Dropout, Linear(1024, 3).
     assert describe(model)["head"].parameters == 2048 * 1024 + 1024 + 2 * 1024 + 1024 * 3 + 3
     # net/pooling.py: Linear(1024, 1024), and a vector of 1024 that weighs it.

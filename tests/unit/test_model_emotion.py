@@ -43,7 +43,7 @@ def test_fifty_utterances_of_mixed_length_predict_the_same_alone_and_in_one_batc
         alone = [model(audio[i : i + 1, :n], num_samples[i : i + 1]) for i, n in enumerate(MIXED)]
     torch.testing.assert_close(together.prediction, torch.cat([o.prediction for o in alone]), atol=1e-5, rtol=0)
     torch.testing.assert_close(together.embedding, torch.cat([o.embedding for o in alone]), atol=1e-5, rtol=0)
-    assert together.prediction.std(dim=0).min() > 1e-3  # else equality would say nothing
+    assert together.prediction.std(dim=0).min() > 1e-3  # else equality would state nothing
 
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own attention
@@ -205,12 +205,12 @@ def test_spec_augment_is_off_in_evaluation_and_for_a_frozen_encoder():
 )
 def test_masks_of_the_run_file_are_drawn_from_the_forwards_own_random_state(masks):
     model, batch = _speech_model(spec_augment=masks), utterances([16_000, 12_000])
-    said = {}
+    printed = {}
     for seed in (1, 2, 1):
         seed_everything(seed)
         now = model(*batch).prediction
-        assert torch.equal(said.setdefault(seed, now), now)
-    assert not torch.equal(said[1], said[2])
+        assert torch.equal(printed.setdefault(seed, now), now)
+    assert not torch.equal(printed[1], printed[2])
     plain = _speech_model()
     plain.load_state_dict(model.state_dict())
     assert torch.equal(model.eval()(*batch).prediction, plain.eval()(*batch).prediction)
@@ -272,7 +272,7 @@ def test_training_the_front_end_below_frozen_layers_is_refused():
         _speech_model(train_feature_encoder=True, trainable="top:1")
 
 
-def test_layer_drop_is_off_whatever_the_encoder_says():
+def test_layer_drop_is_off_whatever_the_encoder_states():
     model = _speech_model(shape={"layerdrop": 0.9})
     assert model.speech.encoder.config.layerdrop == 0.0
 
@@ -295,7 +295,7 @@ def test_parameter_groups_hold_each_trained_parameter_once():
     assert len(together) == len(set(together))
     assert set(together) == {id(p) for p in model.parameters() if p.requires_grad}
     outside = {id(p) for name, p in model.named_parameters() if not name.startswith(("speech.encoder", "text.encoder"))}
-    assert {id(p) for p in groups["rest"]} == outside - {id(p) for p in model.speech.front_end.parameters()}
+    assert {id(p) for p in groups["head"]} == outside - {id(p) for p in model.speech.front_end.parameters()}
 
 
 def test_encoder_group_is_empty_when_the_encoder_is_frozen():

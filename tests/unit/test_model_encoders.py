@@ -138,20 +138,20 @@ def test_spec_augment_of_the_run_file_goes_before_that_of_a_folder_and_of_scratc
 
 
 @pytest.mark.parametrize(
-    ("normalise", "file_says", "expected"),
+    ("do_normalize", "file_states", "expected"),
     [("auto", True, True), ("auto", False, False), ("on", False, True), ("off", True, False), ("off", None, False)],
 )
-def test_normalising_is_as_the_encoder_was_pretrained_unless_said(tmp_path, normalise, file_says, expected):
-    _save_hubert(tmp_path, do_normalize=file_says)
-    model = build_model(ModelConfig(speech=SpeechConfig(encoder=str(tmp_path), do_normalize=normalise)))
-    assert model.speech.normalise is expected
+def test_normalising_is_as_the_encoder_was_pretrained_unless_reported(tmp_path, do_normalize, file_states, expected):
+    _save_hubert(tmp_path, do_normalize=file_states)
+    model = build_model(ModelConfig(speech=SpeechConfig(encoder=str(tmp_path), do_normalize=do_normalize)))
+    assert model.speech.do_normalize is expected
 
 
 def test_normalising_is_off_from_scratch():
-    assert build_model(ModelConfig(speech=speech_config())).speech.normalise is False
+    assert build_model(ModelConfig(speech=speech_config())).speech.do_normalize is False
 
 
-def test_an_encoder_that_does_not_say_whether_it_normalises_is_refused(tmp_path):
+def test_an_encoder_that_does_not_state_whether_it_normalises_is_refused(tmp_path):
     _save_hubert(tmp_path, do_normalize=None)
     with pytest.raises(ConfigError, match=r'do_normalize = "auto".*has no readable preprocessor_config.json'):
         build_model(ModelConfig(speech=SpeechConfig(encoder=str(tmp_path))))
@@ -356,7 +356,7 @@ def test_a_quantized_encoder_is_refused_in_one_line(tmp_path, method):
 
 
 def test_a_library_that_an_encoder_lacks_is_named_in_one_line(tmp_path, monkeypatch):
-    """As transformers says it, of the model types that need more than torch."""
+    """As transformers states it, of the model types that need more than torch."""
     _save_hubert(tmp_path)
 
     def lacking(*_, **__):

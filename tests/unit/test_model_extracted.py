@@ -1,4 +1,4 @@
-"""Encoders that hear through a feature extractor: Whisper, w2v-BERT, and two that the library does not know."""
+"""Encoders that take input from a feature extractor: Whisper, w2v-BERT, and two that the library does not know."""
 
 import shutil
 
@@ -69,12 +69,12 @@ def test_predictions_are_the_same_alone_and_in_a_batch(tmp_path, family):
     model = build(tmp_path, family, pooling="attentive-statistics").eval()
     lengths = [*LENGTHS, 500, 40_000]
     audio, num_samples = utterances(lengths)
-    audio[0, lengths[0] :] = 7.0  # what stands in the padding is not heard
+    audio[0, lengths[0] :] = 7.0  # what stands in the padding is not read
     with torch.no_grad():
         together = model(audio, num_samples).prediction
         alone = [model(audio[i : i + 1, :n], num_samples[i : i + 1]).prediction for i, n in enumerate(lengths)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
-    assert together.std(dim=0).min() > 1e-4  # else equality would say nothing
+    assert together.std(dim=0).min() > 1e-4  # else equality would state nothing
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -96,7 +96,7 @@ def test_gradients_do_not_see_padding_whether_layers_are_recomputed_or_not(tmp_p
             torch.testing.assert_close(other[name], gradient, atol=1e-8, rtol=1e-5, msg=name)
 
 
-def test_what_an_extractor_says_of_padding_and_noise_does_not_reach_the_frames(tmp_path):
+def test_what_an_extractor_states_of_padding_and_noise_does_not_reach_the_frames(tmp_path):
     settings = {"w2v-bert": {"padding_side": "left", "return_attention_mask": False}, "whisper": {"dither": 0.01}}
     audio, num_samples = utterances(LENGTHS)
     for family, changes in settings.items():
@@ -110,7 +110,7 @@ def test_what_an_extractor_says_of_padding_and_noise_does_not_reach_the_frames(t
         torch.testing.assert_close(changed, plain)
 
 
-def test_longer_audio_than_whisper_hears_at_once_is_heard_in_pieces(tmp_path):
+def test_longer_audio_than_whisper_reads_at_once_is_read_in_pieces(tmp_path):
     encoder = save_extracted_encoder(tmp_path / "whisper", "whisper")
     branch = build(tmp_path, "whisper").eval().speech
     audio, num_samples = utterances([40_000, 100, 16_001])
@@ -183,7 +183,7 @@ def test_memory_is_foreseen(tmp_path, family, checkpointing):
     assert peak == pytest.approx(allocated_peak(settings, shape), rel=0.25)
 
 
-def test_a_batch_heard_one_by_one_is_refused_under_zero_3(tmp_path):
+def test_a_batch_read_one_by_one_is_refused_under_zero_3(tmp_path):
     for family in sorted(EXTRACTED_FAMILIES):
         model = build(tmp_path, family)
         for stage in (0, 1, 2, 3):
@@ -218,7 +218,7 @@ def test_an_encoder_without_an_extractor_of_audio_at_16_khz_is_refused(tmp_path)
         build_model(settings)
     assert "\n" not in str(error.value)
     EncodecFeatureExtractor(sampling_rate=24_000).save_pretrained(tmp_path / "whisper")
-    with pytest.raises(ConfigError, match="hears audio at 24000 Hz: must be 16000 Hz"):
+    with pytest.raises(ConfigError, match="reads audio at 24000 Hz: must be 16000 Hz"):
         build_model(settings)
 
 

@@ -58,10 +58,10 @@ def test_frames_by_hand():
     assert deep(torch.zeros(1, 16_000)).shape == (1, 22, 64)
 
 
-@pytest.mark.parametrize("normalise", ["on", "off"])
+@pytest.mark.parametrize("do_normalize", ["on", "off"])
 @pytest.mark.parametrize("pooling", ["gru", "statistics", "self-attention"])
-def test_predictions_are_the_same_alone_and_in_a_batch(pooling, normalise):
-    model = build(pooling=pooling, do_normalize=normalise).eval()
+def test_predictions_are_the_same_alone_and_in_a_batch(pooling, do_normalize):
+    model = build(pooling=pooling, do_normalize=do_normalize).eval()
     lengths = [1, 300, SHORTEST, 4_000, 16_000, 9_001]
     audio, num_samples = utterances(lengths)
     dirty = audio.clone()
@@ -84,19 +84,19 @@ def test_predictions_are_the_same_alone_and_in_a_batch(pooling, normalise):
         ({"stride": 1}, (1, 90, 64)),
     ],
 )
-def test_each_key_of_its_table_does_what_it_says(change, shape):
+def test_each_key_of_its_table_does_what_it_states(change, shape):
     bank = Filterbank(FilterbankConfig(**change))
     assert bank(torch.zeros(1, 16_000)).shape == shape
     assert bank.convolutions[0].in_channels == change.get("num_mel_bins", 40)
 
 
-def test_loudness_is_heard_unless_it_is_normalised():
+def test_loudness_is_read_unless_it_is_normalised():
     audio, num_samples = utterances([8_000])
-    for normalise, heard in (("auto", True), ("off", True), ("on", False)):
-        branch = build(do_normalize=normalise, pooling="mean").eval().speech
+    for do_normalize, received in (("auto", True), ("off", True), ("on", False)):
+        branch = build(do_normalize=do_normalize, pooling="mean").eval().speech
         with torch.no_grad():
             off = (branch(4 * audio, num_samples) - branch(audio, num_samples)).abs().max()
-        assert bool(off > 1e-3) is heard, normalise
+        assert bool(off > 1e-3) is received, do_normalize
 
 
 def test_it_is_trained_as_a_speech_encoder_and_all_of_it():

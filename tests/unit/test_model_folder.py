@@ -64,10 +64,10 @@ def test_a_saved_model_predicts_the_same_after_loading(tmp_path):
     assert loaded.digest == digest == weights_digest(tmp_path / "model")
 
 
-@pytest.mark.parametrize("normalise", ["on", "off"])
-def test_whether_utterances_are_normalised_is_remembered(tmp_path, normalise):
-    loaded = load_model(_save_speech(tmp_path / "model", do_normalize=normalise))
-    assert loaded.model.speech.normalise is (normalise == "on")
+@pytest.mark.parametrize("do_normalize", ["on", "off"])
+def test_whether_utterances_are_normalised_is_remembered(tmp_path, do_normalize):
+    loaded = load_model(_save_speech(tmp_path / "model", do_normalize=do_normalize))
+    assert loaded.model.speech.do_normalize is (do_normalize == "on")
 
 
 def test_a_model_is_trained_on_after_loading_as_it_was_before(speech_folder):
@@ -102,7 +102,7 @@ def test_altered_weights_are_refused_with_both_digests(speech_folder):
     damaged[-1] ^= 1
     path.write_bytes(damaged)
     found = weights_digest(speech_folder)
-    with pytest.raises(CheckpointError, match=f"SHA-256 is {found}, model.json says {expected}"):
+    with pytest.raises(CheckpointError, match=f"SHA-256 is {found}, model.json states {expected}"):
         load_model(speech_folder)
 
 

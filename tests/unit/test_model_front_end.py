@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from transformers import HubertConfig, HubertModel
 
-from ccts_dist.model.speech.feature_encoder import FrontEnd, MaskedGroupNormConvLayer, normalise_utterances
+from ccts_dist.model.speech.feature_encoder import FrontEnd, MaskedGroupNormConvLayer, normalize_utterances
 from tests.unit.model_shapes import LAYER_NORM, SPEECH, utterances
 
 
@@ -23,13 +23,13 @@ def _front_end(model):
 
 def test_normalising_is_over_real_samples_by_hand():
     audio = torch.tensor([[1.0, 3.0, 7.0], [5.0, 5.0, 5.0]])
-    normalised = normalise_utterances(audio, torch.tensor([2, 3]))
+    normalised = normalize_utterances(audio, torch.tensor([2, 3]))
     assert normalised[0].tolist() == pytest.approx([-1.0, 1.0, 0.0], abs=1e-6)
     assert normalised[1].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_normalising_an_empty_row_gives_zeros():
-    assert normalise_utterances(torch.ones(1, 4), torch.tensor([0])).tolist() == [[0.0] * 4]
+    assert normalize_utterances(torch.ones(1, 4), torch.tensor([0])).tolist() == [[0.0] * 4]
 
 
 def test_masked_group_norm_is_group_norm_on_an_unpadded_row():

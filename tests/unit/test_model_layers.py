@@ -83,7 +83,7 @@ def test_weighted_layers_start_as_their_plain_mean_and_are_learnt(tmp_path, fami
         torch.testing.assert_close(model.speech(audio, num_samples), expected, atol=1e-5, rtol=1e-5)
     model(audio, num_samples).prediction.sum().backward()
     assert model.speech.mixture.scores.grad.abs().sum() > 0
-    assert any(p is model.speech.mixture.scores for p in parameter_groups(model)["rest"])
+    assert any(p is model.speech.mixture.scores for p in parameter_groups(model)["head"])
 
 
 @pytest.mark.parametrize("layers", ["layer:1", "weighted"])

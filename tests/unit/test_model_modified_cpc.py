@@ -53,7 +53,7 @@ def test_norm_over_channels_by_hand():
 
 def test_published_checkpoint_gives_the_frames_of_the_formulas(folder: Path):
     model = build_model(ModelConfig(speech=SpeechConfig(encoder=str(folder), pooling="mean"))).eval()
-    assert not model.speech.normalise
+    assert not model.speech.do_normalize
     audio, num_samples = utterances([16_000])
     expected = frames_by_formula(published(), audio)
     assert expected.shape[1] == model.speech.num_frames(num_samples).item() == 100  # one each 10 ms

@@ -32,7 +32,7 @@ def test_the_vectors_stand_side_by_side_each_pooled_its_own_way():
     model = build(three()).eval()
     audio, num_samples = utterances(LENGTHS)
     with torch.no_grad():
-        vectors = [branch(audio, num_samples) for branch in (model.speech, *model.also)]
+        vectors = [branch(audio, num_samples) for branch in (model.speech, *model.extra_speech)]
         assert [vector.shape[1] for vector in vectors] == [32, 2 * 48, 16]
         expected = F.linear(torch.cat(vectors, dim=1), model.embedding.weight, model.embedding.bias)
         torch.testing.assert_close(model(audio, num_samples).embedding, expected)
@@ -51,8 +51,8 @@ def test_each_encoder_has_its_own_normalisation():
     banks = [SpeechConfig(encoder="filterbank", pooling="mean", do_normalize=word) for word in ("off", "on", "auto")]
     model = build(ModelConfig(embedding_dim=8, speech=banks[0], extra_speech=(banks[1], banks[2]))).eval()
     audio, num_samples = utterances(LENGTHS)
-    quiet = [branch(audio, num_samples) for branch in (model.speech, *model.also)]
-    loud = [branch(4 * audio, num_samples) for branch in (model.speech, *model.also)]
+    quiet = [branch(audio, num_samples) for branch in (model.speech, *model.extra_speech)]
+    loud = [branch(4 * audio, num_samples) for branch in (model.speech, *model.extra_speech)]
     changed = [bool((a - b).abs().max() > 1e-3) for a, b in zip(quiet, loud, strict=True)]
     assert changed == [True, False, True]
 
@@ -68,7 +68,7 @@ def test_all_of_them_are_trained_unless_frozen():
     assert {name for name, p in model.named_parameters() if p.grad is not None} == trained
     assert not any(name.startswith(("also.0.encoder", "also.0.front_end")) for name in trained)
     speech = {id(p) for p in parameter_groups(model)["speech"]}
-    inside = (model.speech.encoder, model.also[1].encoder)
+    inside = (model.speech.encoder, model.extra_speech[1].encoder)
     assert speech == {id(p) for encoder in inside for p in encoder.parameters() if p.requires_grad}
 
 
@@ -85,7 +85,7 @@ def test_they_come_back_from_their_folder(tmp_path):
     )
     loaded = load_model(tmp_path / "m")
     assert loaded.config == config
-    assert [branch.normalise for branch in loaded.model.also] == [True, True, False]
+    assert [branch.do_normalize for branch in loaded.model.extra_speech] == [True, True, False]
     batch = utterances(LENGTHS)
     with torch.no_grad():
         assert torch.equal(loaded.model(*batch).prediction, model(*batch).prediction)
@@ -112,7 +112,7 @@ def test_a_folder_of_before_there_were_several_still_loads(tmp_path):
         assert torch.equal(loaded.model(*batch).prediction, model(*batch).prediction)
 
 
-def test_mistakes_in_their_tables_are_told_by_the_tables_own_name(tmp_path):
+def test_mistakes_in_their_tables_are_reported_by_the_tables_own_name(tmp_path):
     def refused(**changes):
         with pytest.raises(ConfigError) as error:
             build(ModelConfig(speech=speech_config(), extra_speech=(speech_config(), speech_config(**changes))))
@@ -177,10 +177,10 @@ def test_heads_come_back_from_their_folder(tmp_path):
         assert torch.equal(load_model(tmp_path / "m").model(*batch).prediction, model(*batch).prediction)
 
 
-def test_groups_tell_speech_and_text_apart():
+def test_groups_report_speech_and_text_apart():
     model = build(both(speech=speech_config(trainable="top:1"), text=text_config()), vocabulary_size=VOCABULARY)
     groups = parameter_groups(model)
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)].rpartition(".layers.1.")[0] for p in groups["speech"]} == {"speech.encoder.encoder"}
     assert {names[id(p)][:13] for p in groups["text"]} == {"text.encoder."}
-    assert not any(names[id(p)].startswith(("speech.encoder", "text.encoder")) for p in groups["rest"])
+    assert not any(names[id(p)].startswith(("speech.encoder", "text.encoder")) for p in groups["head"])

@@ -88,7 +88,7 @@ def test_predictions_are_the_same_alone_and_in_a_batch(tmp_path, family):
         together = model(audio, num_samples).prediction
         alone = [model(audio[i : i + 1, :n], num_samples[i : i + 1]).prediction for i, n in enumerate(lengths)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
-    assert together.std(dim=0).min() > 1e-4  # else equality would say nothing
+    assert together.std(dim=0).min() > 1e-4  # else equality would state nothing
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,7 +14,7 @@ from tests.tiers import examples
 SENTENCES = [
     "what a wonderful day this is",
     "this is the worst thing that ever happened",
-    "I do not know what to say",
+    "I do not know what to state",
     "please come back tomorrow, the day is over",
 ]
 CONFIG = TextConfig(encoder="scratch", scratch={"model_type": "bert"}, vocab_size=60, max_tokens=12)

@@ -29,7 +29,7 @@ class Counts:
         self._counts = {f"Train-{number:06d}.tar": count for number, count in enumerate(counts)}
         self._seed = seed
         self.read: Counter[str] = Counter()
-        self.kept: dict[str, ShardRows] = {}
+        self.made: dict[str, ShardRows] = {}
 
     def shards_of(self, splits: Sequence[str]) -> tuple[ShardEntry, ...]:
         del splits
@@ -42,8 +42,8 @@ class Counts:
 
     def rows(self, shard: str) -> ShardRows:
         self.read[shard] += 1
-        if shard in self.kept:
-            return self.kept[shard]
+        if shard in self.made:
+            return self.made[shard]
         count = self._counts[shard]
         draws = np.random.default_rng((self._seed, int(shard[6:12])))
         # Like MSP-Podcast: 2 to 11 s, most of them short.
@@ -77,15 +77,15 @@ choices = st.fixed_dictionaries(
         "shuffle_buffer_size": st.integers(1, 200),
         "bucket_batches": st.integers(1, 9),
         "shuffle": st.booleans(),
-        "streams": st.integers(1, 4),
+        "partitions": st.integers(1, 4),
     }
 )
 
 
 def possible(counts: Sequence[int], choices: dict) -> dict:
-    """The choices with no more streams than the smallest batch has utterances."""
+    """The choices with no more partitions than the smallest batch has utterances."""
     smallest = sum(counts) // -(-sum(counts) // choices["global_batch_size"])
-    return choices | {"streams": min(choices["streams"], smallest)}
+    return choices | {"partitions": min(choices["partitions"], smallest)}
 
 
 @given(counts=layouts, choices=choices, epoch=st.integers(0, 5))
@@ -129,15 +129,15 @@ def test_every_number_of_ranks_cuts_the_same_batches_into_equally_many_micro_bat
     per_node=st.integers(1, 3),
 )
 def test_streams_give_equal_shares_and_a_node_never_more_than_its_part(counts, global_batch_size, nodes, per_node):
-    num_utterances, streams = sum(counts), nodes * per_node
+    num_utterances, partitions = sum(counts), nodes * per_node
     plan_steps = -(-num_utterances // global_batch_size)
-    assume(streams <= num_utterances // plan_steps)
-    plan = make_plan(Counts(counts), global_batch_size=global_batch_size, streams=streams)
-    of_stream: dict[tuple[str, int], int] = {}
+    assume(partitions <= num_utterances // plan_steps)
+    plan = make_plan(Counts(counts), global_batch_size=global_batch_size, partitions=partitions)
+    of_partition: dict[tuple[str, int], int] = {}
     for epoch in (0, 3):
         for step in range(plan.steps_per_epoch):
             batch = plan.global_batch(epoch, step)
-            shares = [plan.global_batch(epoch, step, range(s, s + 1)) for s in range(streams)]
+            shares = [plan.global_batch(epoch, step, range(s, s + 1)) for s in range(partitions)]
             assert sorted((r.shard, r.row) for share in shares for r in share) == sorted(
                 (r.shard, r.row) for r in batch
             )
@@ -145,14 +145,16 @@ def test_streams_give_equal_shares_and_a_node_never_more_than_its_part(counts, g
             for node in range(nodes):
                 own = plan.global_batch(epoch, step, range(node * per_node, (node + 1) * per_node))
                 assert len(own) <= -(-len(batch) // nodes)
-            for stream, share in enumerate(shares):
+            for partition, share in enumerate(shares):
                 for row in share:
-                    assert of_stream.setdefault((row.shard, row.row), stream) == stream  # in every epoch the same
+                    assert (
+                        of_partition.setdefault((row.shard, row.row), partition) == partition
+                    )  # in every epoch the same
 
 
 def test_a_node_reads_the_shards_of_its_own_streams_and_at_most_one_more():
     source = Counts([16] * 64)
-    plan = make_plan(source, streams=4, shuffle_buffer_size=64)
+    plan = make_plan(source, partitions=4, shuffle_buffer_size=64)
     read = set()
     for epoch in range(3):
         for step in range(plan.steps_per_epoch):
@@ -163,7 +165,7 @@ def test_a_node_reads_the_shards_of_its_own_streams_and_at_most_one_more():
 
 def test_shards_of_a_window_are_those_that_its_batches_come_from():
     source = Counts([7, 30, 12, 5, 22, 40])
-    plan = make_plan(source, shuffle_buffer_size=32, streams=2)
+    plan = make_plan(source, shuffle_buffer_size=32, partitions=2)
     for number in range(plan.windows_per_epoch):
         named = plan.shards_of_window(2, number)
         assert not source.read
@@ -176,7 +178,7 @@ def test_more_streams_than_a_batch_can_share_are_refused():
     with pytest.raises(
         ConfigError, match=r"data.num_partitions=9: a global batch of 8 utterances has no share for each"
     ):
-        make_plan(Counts([80]), streams=9)
+        make_plan(Counts([80]), partitions=9)
 
 
 def test_order_of_a_small_plan_stays_what_it_was():
@@ -185,7 +187,7 @@ def test_order_of_a_small_plan_stays_what_it_was():
     for shard, seconds in (("Train-000000.tar", [3, 2, 4]), ("Train-000001.tar", [5, 9, 8, 7])):
         rows = source.rows(shard)
         rows.num_samples[:] = [16_000 * count for count in seconds]
-        source.kept[shard] = rows
+        source.made[shard] = rows
     plan = make_plan(source, global_batch_size=3, seed=7)
     assert [[f"{r.shard[11]}{r.row}" for r in batch] for batch in epoch_of(plan, 0)] == [
         ["02", "10"],
@@ -216,7 +218,7 @@ def test_equal_durations_are_mixed_and_not_kept_in_key_order():
     source = Counts([64])
     rows = source.rows("Train-000000.tar")
     rows.num_samples[:] = 16_000
-    source.kept["Train-000000.tar"] = rows
+    source.made["Train-000000.tar"] = rows
     keys = [row.row for row in make_plan(source, bucket_batches=8).global_batch(0, 0)]
     assert keys != sorted(keys)
 
@@ -274,7 +276,7 @@ def test_digest_changes_with_everything_that_changes_the_order():
             "seed": 2,
             "shuffle_buffer_size": 65,
             "bucket_batches": 3,
-            "streams": 2,
+            "partitions": 2,
             "shuffle": False,
         }.items()
     ]

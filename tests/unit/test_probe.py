@@ -1,4 +1,5 @@
-"""A probe of all layers: it finds the layer that knows, fits on training rows alone, and hears each utterance once."""
+"""A probe of all layers: it finds the layer that knows, fits on training rows alone, and processes each utterance
+once."""
 
 import json
 import math
@@ -31,7 +32,7 @@ COUNTS = {"Train": 60, "Development": 30, "Test1": 30}
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Noise whose loudness says the activation; valence and dominance are drawn, every fifth has no valence."""
+    """Noise whose loudness states the activation; valence and dominance are drawn, every fifth has no valence."""
     folder = tmp_path_factory.mktemp("shards")
     generator = np.random.default_rng(1)
     made = []
@@ -63,10 +64,10 @@ class Planted:
     encode_text = None
 
     def __init__(self, knowing):
-        self.knowing, self.heard = knowing, []
+        self.knowing, self.received = knowing, []
 
     def vectors(self, batch):
-        self.heard += batch.keys
+        self.received += batch.keys
         loudness = batch.audio.abs().sum(dim=1) / batch.num_samples
         vectors = {}
         for number in range(4):
@@ -99,10 +100,10 @@ def test_layer_that_alone_carries_the_label_wins(shards, knowing):
     assert f"activation: best on Development at speech layer {knowing} (" in words
 
 
-def test_every_utterance_is_heard_once(shards):
+def test_every_utterance_is_read_once(shards):
     planted = Planted(1)
     probe(planted, shards, micro=7)
-    assert len(planted.heard) == len(set(planted.heard)) == sum(COUNTS.values())
+    assert len(planted.received) == len(set(planted.received)) == sum(COUNTS.values())
 
 
 def test_scores_are_those_of_least_squares_over_the_rows_themselves(shards):
@@ -143,9 +144,9 @@ def _labelled(rows, layer, place):
 
 
 def _least_squares(x, y, strength):
-    mean, deviation = x.mean(0), x.std(0)
-    above = np.concatenate([(x - mean) / deviation, np.sqrt(len(x) * strength) * np.eye(x.shape[1])])
-    weights = np.linalg.lstsq(above, np.concatenate([y - y.mean(), np.zeros(x.shape[1])]), rcond=None)[0] / deviation
+    mean, std = x.mean(0), x.std(0)
+    above = np.concatenate([(x - mean) / std, np.sqrt(len(x) * strength) * np.eye(x.shape[1])])
+    weights = np.linalg.lstsq(above, np.concatenate([y - y.mean(), np.zeros(x.shape[1])]), rcond=None)[0] / std
     return weights, y.mean() - mean @ weights
 
 
@@ -192,7 +193,7 @@ def test_splits_that_would_not_do_are_refused(shards, splits, words):
 def test_what_would_not_do_is_refused(shards):
     with pytest.raises(ConfigError, match="target 'warmth' is not a label"):
         probe(Planted(1), shards, targets=("warmth",))
-    with pytest.raises(ConfigError, match="--micro 0: must be at least 1"):
+    with pytest.raises(ConfigError, match="--batch-size 0: must be at least 1"):
         probe(Planted(1), shards, micro=0)
 
 
@@ -212,7 +213,7 @@ def test_real_encoders_of_a_model_with_words(shards, tmp_path):
     result = probe(open_encoders(teacher), shards)
     layers = list(dict.fromkeys((score.layer.encoder, score.layer.number) for score in result.scores))
     assert layers == [(name, number) for name in ("speech", "text") for number in range(3)]
-    # Loudness is in the lower layers of any encoder that does not normalise it away; "good rain" says nothing.
+    # Loudness is in the lower layers of any encoder that does not normalise it away; "good rain" states nothing.
     scores = {(score.layer.encoder, score.layer.number): score.ccc for score in by_layer(result, "activation")}
     assert all(abs(value) < 1e-6 for (name, _), value in scores.items() if name == "text")
 
@@ -230,10 +231,10 @@ def test_statistics_are_mean_and_deviation(tmp_path):
         torch.testing.assert_close(mean.vectors(batch)[layer], vector[:, :32])
 
 
-def test_folder_of_an_encoder_is_heard_as_a_run_file_would_hear_it(tmp_path):
+def test_folder_of_an_encoder_is_read_as_a_run_file_would_read_it(tmp_path):
     save_speech_encoder(tmp_path / "e", "hubert, group norm", do_normalize=True)
-    opened = [open_encoders(tmp_path / "e", normalise=how) for how in ("auto", "on", "off")]
-    assert [one._model.speech.normalise for one in opened] == [True, True, False]
+    opened = [open_encoders(tmp_path / "e", do_normalize=how) for how in ("auto", "on", "off")]
+    assert [one._model.speech.do_normalize for one in opened] == [True, True, False]
 
 
 def test_run_file_gives_its_encoders_as_training_would_begin(tmp_path):
@@ -270,16 +271,16 @@ def test_text_encoder_from_scratch_is_refused_before_it_is_trained(tmp_path):
         open_encoders(run)
 
 
-def test_further_encoders_are_heard_beside(shards):
+def test_further_encoders_are_read_beside(shards):
     torch.manual_seed(0)
     model = build_model(ModelConfig(embedding_dim=8, speech=speech_config(), extra_speech=(speech_config(),)))
     result = probe(FrozenEncoders(model, None), shards, targets=("activation",))
     assert [(score.layer.encoder, score.layer.number) for score in result.scores] == [
-        (name, number) for name in ("speech", "also 0") for number in range(3)
+        (name, number) for name in ("speech", "extra speech 0") for number in range(3)
     ]
 
 
-def test_files_say_the_same(shards, tmp_path):
+def test_files_state_the_same(shards, tmp_path):
     result = probe(Planted(2), shards)
     make_folder(tmp_path / "out")
     words = write_layers(tmp_path / "out", result, model="planted", shards="abc")

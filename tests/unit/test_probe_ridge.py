@@ -23,12 +23,12 @@ def rows(count=40, features=6, targets=2, seed=0):
 def least_squares(x, y, strength):
     """(weights, intercept) over the rows, in numpy, the penalty as rows of its own: |Z w - y|^2 + n strength |w|^2."""
     x, y = x.numpy(), y.numpy()
-    mean, deviation = x.mean(0), x.std(0)
-    z, count = (x - mean) / deviation, len(x)
+    mean, std = x.mean(0), x.std(0)
+    z, count = (x - mean) / std, len(x)
     above = np.concatenate([z, np.sqrt(count * strength) * np.eye(z.shape[1])])
     below = np.concatenate([y - y.mean(0), np.zeros((z.shape[1], y.shape[1]))])
     standardised = np.linalg.lstsq(above, below, rcond=None)[0]
-    weights = standardised / deviation[:, None]
+    weights = standardised / std[:, None]
     return weights, y.mean(0) - mean @ weights
 
 

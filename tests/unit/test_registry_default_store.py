@@ -18,7 +18,7 @@ COMMANDS = {
     "predict": ["--model", MODEL, "a.wav"],
     "export": ["--model", MODEL, "--format", "onnx", "--out", "export"],
     "serve": [MODEL, "--port", "0"],
-    "register": ["--promote", "--name", "demo-cts", "--shards", "demo/shards", "--split", "Test1"],
+    "register": ["--promote", "--name", "demo-cts", "--shards", "demo/shards", "--splits", "Test1"],
 }
 
 
@@ -51,4 +51,7 @@ def test_every_command_names_the_option_and_the_address_to_paste(
     assert run_main(script.main, COMMANDS[command]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {MODEL}: not in the registry at sqlite:///{tmp_path}/mlflow.db")
-    assert f"name another store with --uri or MLFLOW_TRACKING_URI; the demo's is --uri {demo_store}." in line
+    assert (
+        f"name another store with --tracking-uri or MLFLOW_TRACKING_URI; the demo's is --tracking-uri {demo_store}."
+        in line
+    )

@@ -1,4 +1,5 @@
-"""Exports of small students of every family say what torch says; what a format cannot hold is refused in one line."""
+"""Exports of small students of every family name what torch states; what a format cannot hold is refused in one
+line."""
 
 import json
 import subprocess
@@ -36,7 +37,7 @@ def _without_shape_checks() -> Iterator[None]:
 
 
 def _save(folder: Path, config: ModelConfig) -> str:
-    """A model folder; its weights are large enough to tell what each does."""
+    """A model folder; its weights are large enough to report what each does."""
     torch.manual_seed(0)
     model = build_model(config)
     with torch.no_grad():
@@ -53,8 +54,8 @@ def _student(speech: SpeechConfig, **changes: Any) -> ModelConfig:
 def _export(tmp_path: Path, config: ModelConfig, format: Format) -> float:
     report = export_model(_save(tmp_path / "model", config), format, tmp_path / "out")
     assert (report.num_recordings, report.num_batches) == (11, 5)
-    told = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert told["largest_difference_from_torch"] == report.largest_difference
+    reported = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert reported["largest_difference_from_torch"] == report.largest_difference
     return report.largest_difference
 
 
@@ -66,7 +67,7 @@ def test_an_onnx_file_answers_as_the_student_does_in_a_batch_of_any_length(tmp_p
     assert _export(tmp_path, config, "onnx") < 1e-4
     onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"), full_check=True)
     waves = [np.random.default_rng(n).normal(0, 0.1, 5_000 + 3_000 * n).astype(np.float32) for n in range(3)]
-    waves = [np.rint(wave * 32_768) / np.float32(32_768) for wave in waves]  # 16 bit, as recordings are heard
+    waves = [np.rint(wave * 32_768) / np.float32(32_768) for wave in waves]  # 16 bit, as recordings are processed
     expected = load_student(tmp_path / "model").predict(waves)
     audio = np.full((3, 20_000), 9.0, dtype=np.float32)
     for row, wave in enumerate(waves):
@@ -148,7 +149,7 @@ REFUSED: dict[str, tuple[Format, ModelConfig, str]] = {
     "SEW in transformers": (
         "transformers",
         _student(SPEECH(shape=model_shapes.SPEECH_FAMILIES["sew"])),
-        "of a sew encoder transformers alone hears frames that are left out here",
+        "of a sew encoder transformers alone processes frames that are left out here",
     ),
     "two encoders in transformers": (
         "transformers",

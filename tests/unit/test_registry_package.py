@@ -68,10 +68,10 @@ def test_an_altered_file_is_named_with_both_digests(tmp_path: Path) -> None:
     package, digests = _package(tmp_path)
     (package / "model.safetensors").write_text("hullo")
     with pytest.raises(
-        RegistryError, match=rf"^model\.safetensors: its SHA-256 is [0-9a-f]{{64}}, and tags says {HELLO}"
+        RegistryError, match=rf"^model\.safetensors: its SHA-256 is [0-9a-f]{{64}}, and tags states {HELLO}"
     ):
         check_digests(package, digests, source="tags")
-    with pytest.raises(RegistryError, match=r"model\.safetensors.*digests\.json says"):
+    with pytest.raises(RegistryError, match=r"model\.safetensors.*digests\.json states"):
         check_package(package)
 
 
@@ -116,7 +116,7 @@ def test_a_link_is_neither_packaged_nor_accepted(tmp_path: Path) -> None:
         check_digests(package, digests, source="tags")
 
 
-def test_the_card_says_what_is_predicted_on_which_scale_from_what() -> None:
+def test_the_card_states_what_is_predicted_on_which_scale_from_what() -> None:
     card = model_card(
         name="emotion",
         targets=("activation", "valence"),
@@ -138,7 +138,7 @@ def test_the_card_says_what_is_predicted_on_which_scale_from_what() -> None:
     assert "licence" in card
 
 
-def test_a_card_without_figures_says_how_to_measure_them() -> None:
+def test_a_card_without_figures_states_how_to_measure_them() -> None:
     card = model_card(
         name="a",
         targets=("valence",),

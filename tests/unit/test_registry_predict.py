@@ -104,7 +104,7 @@ def _write_kinds(folder: Path) -> dict[str, Path]:
     return {name: folder / f"{name}.wav" for name in kinds}
 
 
-def test_a_recording_is_heard_bit_by_bit_as_training_hears_it_from_a_shard(tmp_path: Path) -> None:
+def test_a_recording_is_read_bit_by_bit_as_training_reads_it_from_a_shard(tmp_path: Path) -> None:
     kinds = _write_kinds(tmp_path)
     utterances = [
         Utterance(key=name, audio=path, split="Train", labels={"valence": 0.5}, scale=(1.0, 7.0), transcript="")
@@ -115,12 +115,12 @@ def test_a_recording_is_heard_bit_by_bit_as_training_hears_it_from_a_shard(tmp_p
     (shard,) = shard_set.shards_of(["Train"])
     table = shard_set.rows(shard.name)
     for row, name in enumerate(table.keys):
-        heard = np.zeros(int(table.num_samples[row]), dtype=np.float32)
-        read_audio_of_shard(shard_set, table, row, heard)
-        np.testing.assert_array_equal(read_audio(kinds[name]).numpy(), heard, err_msg=name)
+        received = np.zeros(int(table.num_samples[row]), dtype=np.float32)
+        read_audio_of_shard(shard_set, table, row, received)
+        np.testing.assert_array_equal(read_audio(kinds[name]).numpy(), received, err_msg=name)
 
 
-def test_an_array_is_heard_as_the_16_bit_file_it_was_read_from(tmp_path: Path) -> None:
+def test_an_array_is_read_as_the_16_bit_file_it_was_read_from(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", _noise(4_000), 16_000, subtype="PCM_16")
     samples, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
     np.testing.assert_array_equal(read_audio(tmp_path / "a.wav").numpy(), samples)
@@ -172,9 +172,9 @@ def test_the_command_names_bad_files_and_answers_the_good_ones(
     soundfile.write(tmp_path / "short.wav", _noise(50), 16_000)
     files = [str(tmp_path / f"{name}.wav") for name in ("a", "odd", "b", "fast", "short")]
     assert run_main(command.main, ["--model", str(folder), "--format", "json", *files]) == 1
-    said = capsys.readouterr()
-    assert [answer["file"] for answer in json.loads(said.out)] == [files[0], files[2]]
-    lines = said.err.splitlines()
+    printed = capsys.readouterr()
+    assert [answer["file"] for answer in json.loads(printed.out)] == [files[0], files[2]]
+    lines = printed.err.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [["error", file] for file in (files[1], files[3], files[4])]
 
 

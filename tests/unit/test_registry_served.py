@@ -227,7 +227,7 @@ def test_rows_are_read_from_every_form_that_mlflow_makes_of_a_request() -> None:
         rows_of(two)
 
 
-def test_mlflow_is_told_a_status_of_400(served: Served) -> None:
+def test_mlflow_is_reported_a_status_of_400(served: Served) -> None:
     from mlflow.exceptions import MlflowException
 
     with pytest.raises(MlflowException, match="recording 0: 'audio' is int") as error:

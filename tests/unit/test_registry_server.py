@@ -78,16 +78,16 @@ class Running:
             line.sendall(data)
             yield line
 
-    def say(self, data: bytes) -> tuple[int, bytes]:
+    def send(self, data: bytes) -> tuple[int, bytes]:
         """Status and rest of what is answered before the server closes."""
         with self.connect(data) as line:
             return answer_of(line)
 
     def get(self, path: str) -> tuple[int, bytes]:
-        return self.say(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        return self.send(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
 
     def post(self, body: bytes, headers: bytes = b"") -> tuple[int, bytes]:
-        return self.say(POST + headers + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        return self.send(POST + headers + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
 
 def answer_of(line: socket.socket) -> tuple[int, bytes]:
@@ -150,8 +150,8 @@ def test_connections_above_the_limit_end_the_one_that_was_silent_longest(start: 
 def test_head_that_does_not_come_in_time_is_refused(start: Callable[..., Running]) -> None:
     server = start(head_seconds=0.1)
     ping = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
-    assert server.say(b"")[0] == 0
-    status, answer = server.say(POST + b"X-Slow: ")
+    assert server.send(b"")[0] == 0
+    status, answer = server.send(POST + b"X-Slow: ")
     assert status == 408
     assert b"the request's head did not come within 0.1 s" in answer
     for rest in (b"GET /", POST + b"X-Slow: "):  # after an answer
@@ -286,7 +286,7 @@ BAD_FRAMES: dict[str, tuple[bytes, int, bytes]] = {
 def test_frames_that_lie_or_cannot_be_are_refused_in_json_and_the_server_goes_on(start: Callable[..., Running]) -> None:
     server = start()
     for kind, (frame, status, reason) in BAD_FRAMES.items():
-        found, answer = server.say(POST + frame)
+        found, answer = server.send(POST + frame)
         assert (found, reason in answer) == (status, True), (kind, answer)
         if status != 431:  # its answer may be lost with what is still being sent
             assert "message" in json.loads(answer.partition(b"\r\n\r\n")[2]), kind
@@ -304,7 +304,7 @@ def test_methods_that_a_path_does_not_have_are_refused_with_those_it_has(start: 
         ("GET", "/elsewhere", 404),
     ]:
         request = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        found, answer = server.say(request.encode())
+        found, answer = server.send(request.encode())
         assert found == status, (method, answer)
         assert (b"\r\nallow: " in answer) == (status == 405)
 
@@ -314,7 +314,7 @@ def test_requests_sent_ahead_are_answered_in_order(start: Callable[..., Running]
     body = _good()
     ask = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
     last = b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    _, answer = server.say(ask + b"GET /elsewhere HTTP/1.1\r\nHost: x\r\n\r\n" + ask + last)
+    _, answer = server.send(ask + b"GET /elsewhere HTTP/1.1\r\nHost: x\r\n\r\n" + ask + last)
     assert [part.split()[0] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"404", b"200", b"200"]
 
 
@@ -327,7 +327,7 @@ def test_client_that_leaves_before_its_answer_stops_nothing(start: Callable[...,
     assert server.post(body)[0] == 200
 
 
-def test_more_requests_than_the_limit_are_told_to_come_again(start: Callable[..., Running]) -> None:
+def test_more_requests_than_the_limit_are_reported_to_come_again(start: Callable[..., Running]) -> None:
     server = start(requests=1)
     with server.app._served._one_at_a_time:  # the model is at work
         body = _good()
@@ -424,12 +424,12 @@ def test_openapi_document_lists_the_paths_and_the_answer(start: Callable[..., Ru
     document = json.loads(server.get("/openapi.json")[1].partition(b"\r\n\r\n")[2])
     for path, operations in document["paths"].items():
         for method in operations:
-            assert server.say(f"{method.upper()} {path} HTTP/1.0\r\n\r\n".encode())[0] in (200, 415)
+            assert server.send(f"{method.upper()} {path} HTTP/1.0\r\n\r\n".encode())[0] in (200, 415)
     answer = document["components"]["schemas"]["Answer"]["properties"]["predictions"]["items"]
     assert answer["required"] == list(student.columns)
 
 
-def test_server_says_what_it_is_asked_below_a_folder(start: Callable[..., Running], tmp_path: Path) -> None:
+def test_server_states_what_it_is_asked_below_a_folder(start: Callable[..., Running], tmp_path: Path) -> None:
     """Only with an audio root does the document offer paths."""
     with_root, without = start(audio_root=tmp_path), start()
     for server, offered in ((with_root, True), (without, False)):

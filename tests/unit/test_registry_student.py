@@ -52,7 +52,7 @@ def test_an_embedding_is_what_the_prediction_is_made_of(student: Predictor, fold
     assert student.embed([]).shape == (0, 8)
 
 
-def test_a_tensor_an_array_and_a_file_of_the_same_sound_are_heard_alike(student: Predictor, tmp_path: Path) -> None:
+def test_a_tensor_an_array_and_a_file_of_the_same_sound_are_read_alike(student: Predictor, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", _noise(22_050, channels=2), 44_100, subtype="PCM_16")
     samples, rate = soundfile.read(tmp_path / "a.wav", dtype="float32")
     whole, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
@@ -73,7 +73,7 @@ def test_a_tensor_an_array_and_a_file_of_the_same_sound_are_heard_alike(student:
         np.testing.assert_array_equal(read_audio(kind, rate).numpy(), read_audio(kinds[0]).numpy())
 
 
-def test_the_rate_of_an_array_says_how_long_it_lasts() -> None:
+def test_the_rate_of_an_array_states_how_long_it_lasts() -> None:
     samples = _noise(8_000)[:, 0]
     assert [len(read_audio(samples, rate)) for rate in (8_000, 16_000, 32_000)] == [16_000, 8_000, 4_000]
 
@@ -112,7 +112,7 @@ def test_a_device_that_is_not_there_is_refused_before_the_model_is_read(tmp_path
         load_student(tmp_path / "absent", device="warp:9")
 
 
-def test_weights_that_give_no_numbers_are_said_to_be_damaged(tmp_path: Path) -> None:
+def test_weights_that_give_no_numbers_are_reported_to_be_damaged(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
     model = build_model(config)
@@ -160,30 +160,30 @@ def test_twins_share_their_weights_and_do_not_disturb_each_other(encoders: dict[
     own, other = ({id(p): p for p in one._model.parameters()} for one in (student, twin))
     assert own.keys() == other.keys()
     waves = [torch.from_numpy(_noise(length, seed=length)[:, 0]) for length in LENGTHS]
-    expected = {number: student.hear([wave])[0].answer for number, wave in enumerate(waves)}
+    expected = {number: student.forward([wave])[0].answer for number, wave in enumerate(waves)}
     jobs = [(turn % len(waves), (turn * 3 + 1) % len(waves)) for turn in range(24)]
 
-    def hear(job: tuple[int, int], by: Predictor) -> bool:
-        heard = by.hear([waves[number] for number in job])
+    def forward(job: tuple[int, int], by: Predictor) -> bool:
+        received = by.forward([waves[number] for number in job])
         return all(
-            one.answer == pytest.approx(expected[number], abs=1e-5) for number, one in zip(job, heard, strict=True)
+            one.answer == pytest.approx(expected[number], abs=1e-5) for number, one in zip(job, received, strict=True)
         )
 
     with ThreadPoolExecutor(2) as threads:
-        side_by_side = list(threads.map(hear, jobs, [student, twin] * (len(jobs) // 2)))
-        one_student = list(threads.map(hear, jobs, [student] * len(jobs)))
+        side_by_side = list(threads.map(forward, jobs, [student, twin] * (len(jobs) // 2)))
+        one_student = list(threads.map(forward, jobs, [student] * len(jobs)))
     assert all(side_by_side)
     assert all(one_student)
 
 
 def test_files_are_read_when_they_are_needed_and_not_all_before(student: Predictor, tmp_path: Path) -> None:
-    """Stretches of 16 batches: what is wrong with the last of many files shows after the first ones were heard."""
-    heard = []
-    hear = student.hear
+    """Stretches of 16 batches: what is wrong with the last of many files shows after the first ones were processed."""
+    received = []
+    forward = student.forward
 
     soundfile.write(tmp_path / "a.wav", _noise(1_600), 16_000)
     watched = student.twin()
-    watched.hear = lambda waves: heard.append(len(waves)) or hear(waves)
+    watched.forward = lambda waves: received.append(len(waves)) or forward(waves)
     with pytest.raises(CorpusError, match=r"absent\.wav: the audio file is missing"):
         watched.predict([tmp_path / "a.wav"] * 40 + [tmp_path / "absent.wav"], batch_seconds=0.2)
-    assert heard == [2] * 16
+    assert received == [2] * 16

@@ -19,9 +19,9 @@ from launch.compare import main
 NAN, INF = math.nan, math.inf
 
 
-def recorded(losses: Sequence[float], *, first: int = 1, name: str = "run", **figures: Sequence[Any]) -> RecordedRun:
-    """A run with these losses; ``figures`` are further columns, "keys" if there are none."""
-    columns: dict[str, Sequence[Any]] = {"train/loss": losses, "keys": [7] * len(losses)} | figures
+def recorded(losses: Sequence[float], *, first: int = 1, name: str = "run", **metrics: Sequence[Any]) -> RecordedRun:
+    """A run with these losses; ``metrics`` are further columns, "keys" if there are none."""
+    columns: dict[str, Sequence[Any]] = {"train/loss": losses, "keys": [7] * len(losses)} | metrics
     steps = {
         first + place: {"step": first + place, **{key: values[place] for key, values in columns.items()}}
         for place in range(len(losses))
@@ -44,8 +44,8 @@ def lines_of(losses: Sequence[float]) -> list[dict[str, Any]]:
 def test_step_where_curves_part_and_their_largest_difference_by_hand():
     found = compare_runs(recorded([1.0, 0.5, 0.25, 0.25]), recorded([1.0, 0.625, 0.75, 0.5]), tolerance=0.2)
     assert not found.agrees
-    assert (found.judged.parts_at, found.judged.largest, found.judged.largest_at) == (3, 0.5, 3)
-    assert found.judged.last == (0.25, 0.5)
+    assert (found.primary.diverges_at, found.primary.largest, found.primary.largest_at) == (3, 0.5, 3)
+    assert found.primary.last == (0.25, 0.5)
     assert found.common_steps == (1, 2, 3, 4)
 
 
@@ -80,31 +80,33 @@ def test_run_that_lost_a_step_parts_there_unless_the_other_lost_it_too():
     lost = recorded([1.0, NAN, 1.0])
     assert compare_runs(lost, lost).agrees
     found = compare_runs(lost, recorded([1.0, 1.0, 1.0]), tolerance=1e9)
-    assert (found.judged.parts_at, found.judged.largest) == (2, INF)
+    assert (found.primary.diverges_at, found.primary.largest) == (2, INF)
 
 
 def test_figure_that_is_absent_in_a_step_of_one_run_parts_there():
-    b = recorded([1.0, 1.0], **{"train/gradient_norm": [3.0, 3.0]})
-    a = recorded([1.0, 1.0], **{"train/gradient_norm": [3.0, None]})
-    assert compare_runs(a, b, key="train/gradient_norm").judged.parts_at == 2
+    b = recorded([1.0, 1.0], **{"train/grad_norm": [3.0, 3.0]})
+    a = recorded([1.0, 1.0], **{"train/grad_norm": [3.0, None]})
+    assert compare_runs(a, b, key="train/grad_norm").primary.diverges_at == 2
 
 
-def test_first_figure_to_part_may_be_another_than_the_judged_one():
-    a = recorded([1.0, 1.0, 1.0], **{"train/gradient_norm": [2.0, 2.0, 2.0]})
-    b = recorded([1.0, 1.0, 1.5], **{"train/gradient_norm": [2.0, 2.5, 2.0]})
+def test_first_figure_to_part_may_be_another_than_the_compared_one():
+    a = recorded([1.0, 1.0, 1.0], **{"train/grad_norm": [2.0, 2.0, 2.0]})
+    b = recorded([1.0, 1.0, 1.5], **{"train/grad_norm": [2.0, 2.5, 2.0]})
     found = compare_runs(a, b)
-    assert found.judged.parts_at == 3
+    assert found.primary.diverges_at == 3
     assert found.first_to_part is not None
-    assert (found.first_to_part.figure, found.first_to_part.parts_at) == ("train/gradient_norm", 2)
-    assert "the first figure to part: train/gradient_norm, at step 2" in comparison_in_words(found)
-    assert compare_runs(a, b, key="train/gradient_norm").judged.parts_at == 2
+    assert (found.first_to_part.metric, found.first_to_part.diverges_at) == ("train/grad_norm", 2)
+    assert "the first figure to part: train/grad_norm, at step 2" in comparison_in_words(found)
+    assert compare_runs(a, b, key="train/grad_norm").primary.diverges_at == 2
     assert compare_runs(a, a).first_to_part is None
 
 
 def test_speeds_and_sizes_part_nothing_unless_asked_for():
-    a, b = (recorded([1.0], **{"train/utterances_per_s": [rate], "train/memory_gb": [rate]}) for rate in (10.0, 20.0))
-    assert [one.figure for one in compare_runs(a, b).figures] == ["train/loss"]
-    assert compare_runs(a, b, key="train/memory_gb").judged.largest == 10
+    a, b = (
+        recorded([1.0], **{"throughput/utterances_per_s": [rate], "train/memory_gb": [rate]}) for rate in (10.0, 20.0)
+    )
+    assert [one.metric for one in compare_runs(a, b).metrics] == ["train/loss"]
+    assert compare_runs(a, b, key="train/memory_gb").primary.largest == 10
 
 
 def test_step_at_which_the_global_batches_part_is_named():
@@ -123,9 +125,9 @@ def test_utterances_that_were_not_recorded_are_not_called_the_same():
 
 
 def test_figures_of_one_run_alone_are_named_not_compared():
-    found = compare_runs(recorded([1.0], **{"train/kept_share": [0.5]}), recorded([1.0]))
-    assert found.only_in == (("train/kept_share",), ())
-    assert "only in A: train/kept_share" in comparison_in_words(found)
+    found = compare_runs(recorded([1.0], **{"distill/fraction": [0.5]}), recorded([1.0]))
+    assert found.only_in == (("distill/fraction",), ())
+    assert "only in A: distill/fraction" in comparison_in_words(found)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +169,8 @@ def test_line_in_the_middle_that_is_no_step_is_refused(line):
         parse_history(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n', "some.jsonl")
 
 
-def test_command_compares_two_folders_says_all_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    summary = json.dumps({"steps": 3, "valid": {"valence": 0.5}, "kept_share": None})
+def test_command_compares_two_folders_states_all_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    summary = json.dumps({"steps": 3, "valid": {"valence": 0.5}, "distilled_fraction": None})
     a = write_run(tmp_path / "a", lines_of([1.0, 0.5, NAN]), run_toml='seed = 1\n[optim]\nname = "sgd"')
     b = write_run(
         tmp_path / "b",
@@ -177,25 +179,27 @@ def test_command_compares_two_folders_says_all_and_draws(tmp_path: Path, capsys:
         run_toml="seed = 2\n[optim]\n",
         summary_json=summary,
     )
-    assert main([str(a), str(b), "--picture", str(tmp_path / "curves.png")]) == 0
-    said = capsys.readouterr().out
+    assert main([str(a), str(b), "--plot", str(tmp_path / "curves.png")]) == 0
+    printed = capsys.readouterr().out
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    rows = {tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in said.splitlines() if line.startswith("|")}
+    rows = {
+        tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in printed.splitlines() if line.startswith("|")
+    }
     assert {("optim.name", "'sgd'", "(absent)"), ("seed", "1", "2")} <= rows
-    assert {("valid.valence", "-", "0.5", "inf"), ("kept_share", "-", "-", "0")} <= rows
+    assert {("valid.valence", "-", "0.5", "inf"), ("distilled_fraction", "-", "-", "0")} <= rows
     assert ("train/loss", "-", "0", "1", "-", "-", "0") in rows
-    assert f"B  {b}: 4 steps; its last line is half-written and left out" in said
-    assert "utterances: the same in each of the 3 common steps" in said
-    assert said.endswith("agrees within 1e-05 over all 3 common steps; largest difference 0, at step 1\n")
+    assert f"B  {b}: 4 steps; its last line is half-written and left out" in printed
+    assert "utterances: the same in each of the 3 common steps" in printed
+    assert printed.endswith("agrees within 1e-05 over all 3 common steps; largest difference 0, at step 1\n")
 
 
 def test_command_ends_with_1_when_the_runs_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     a, b = (write_run(tmp_path / name, lines_of([1.0, last])) for name, last in (("a", 0.5), ("b", 0.6)))
-    assert main([str(a), str(b), "--picture", str(tmp_path / "curves.svg")]) == 1
+    assert main([str(a), str(b), "--plot", str(tmp_path / "curves.svg")]) == 1
     assert "train/loss: parts at step 2 by more than 1e-05" in capsys.readouterr().out
     assert main([str(a), str(b), "--tolerance", "0.2"]) == 0
     one = write_run(tmp_path / "one", lines_of([1.25]))
-    assert main([str(a), str(one), "--tolerance", "0", "--picture", str(tmp_path / "one.pdf")]) == 1
+    assert main([str(a), str(one), "--tolerance", "0", "--plot", str(tmp_path / "one.pdf")]) == 1
     assert "settings: the same" in capsys.readouterr().out
 
 
@@ -232,14 +236,16 @@ def test_tracked_run_is_compared_with_a_folder(tmp_path: Path, capsys: pytest.Ca
     run_toml = 'seed = 1\n[optim]\nlearning_rate = 2e-3\n[data]\ntrain_splits = ["Train"]\n'
     summary = json.dumps({"test": {"valence": 0.5}})
     folder = write_run(tmp_path / "f", lines_of([1.0, 0.5, 0.2]), run_toml=run_toml, summary_json=summary)
-    assert main([f"runs:/{tracked.run_id}", str(folder), "--uri", uri]) == 1
-    said = capsys.readouterr().out
-    rows = {tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in said.splitlines() if line.startswith("|")}
+    assert main([f"runs:/{tracked.run_id}", str(folder), "--tracking-uri", uri]) == 1
+    printed = capsys.readouterr().out
+    rows = {
+        tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in printed.splitlines() if line.startswith("|")
+    }
     assert {("optim.learning_rate", "'0.001'", "0.002"), ("num_ranks", "'2'", "(absent)")} <= rows
     assert not {row for row in rows if row[0] in ("seed", "data.train_splits")}
     assert ("test.valence", "0.75", "0.5", "0.25") in rows
-    assert "utterances: not recorded" in said
-    assert "train/loss: parts at step 3" in said
+    assert "utterances: not recorded" in printed
+    assert "train/loss: parts at step 3" in printed
     for address in ("runs:/", "runs:/no/such", "runs:/0123"):
         with pytest.raises(ConfigError, match=f"{address}: "):
             read_run_of(address, tracking_uri=uri)

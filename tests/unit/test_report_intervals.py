@@ -24,7 +24,7 @@ def test_mean_and_interval_of_five_values_by_hand():
     assert found is not None
     # Squares off the mean: 4 + 1 + 0 + 1 + 4 = 10, over 4; the root of 2.5 over that of 5 is the root of a half.
     assert (found.mean, found.count) == (3.0, 5)
-    assert found.deviation == pytest.approx(math.sqrt(2.5))
+    assert found.std == pytest.approx(math.sqrt(2.5))
     assert found.half_width == pytest.approx(2.776 * math.sqrt(0.5), abs=5e-4)
     assert found.is_above_zero
 
@@ -40,7 +40,7 @@ def test_one_value_has_no_interval_and_none_no_estimate():
     found = estimate([0.5])
     assert found is not None
     assert (found.mean, found.count) == (0.5, 1)
-    assert math.isnan(found.deviation)
+    assert math.isnan(found.std)
     assert math.isnan(found.half_width)
     assert not found.is_above_zero
     assert estimate([]) is None

@@ -21,15 +21,15 @@ SUMS = {
 }
 
 
-def summary(path: Path, ccc: float, sums: list[float], kept_share: float | None = None) -> None:
+def summary(path: Path, ccc: float, sums: list[float], distilled_fraction: float | None = None) -> None:
     path.mkdir(parents=True)
     names = ("activation", "valence", "dominance")
-    told = {
+    reported = {
         "test": {name: ccc + 0.1 * number for number, name in enumerate(names)},
         "test_sums": dict.fromkeys(names, sums),
-        "kept_share": kept_share,
+        "distilled_fraction": distilled_fraction,
     }
-    (path / "summary.json").write_text(json.dumps(told))
+    (path / "summary.json").write_text(json.dumps(reported))
 
 
 def cells(line: str) -> list[str]:
@@ -59,7 +59,7 @@ def test_each_session_tests_once_and_never_where_it_trains():
 
 def test_row_brings_its_teacher_and_the_cache_and_no_other_row(tmp_path: Path):
     wanted = Reproduction(
-        table=MSP, folder=tmp_path, shards="s3://ours/msp", rows=(12,), seeds=(17, 18), overrides=("train.epochs=3",)
+        table=MSP, folder=tmp_path, shards="s3://ours/msp", only=(12,), seeds=(17, 18), overrides=("train.epochs=3",)
     )
     stages = _stages(wanted, wanted.runnable())
     assert [stage.name for stage in stages] == [
@@ -77,7 +77,7 @@ def test_row_brings_its_teacher_and_the_cache_and_no_other_row(tmp_path: Path):
 
 def test_students_are_run_with_each_distance_and_the_papers_norm_is_that_of_the_run_files(tmp_path: Path):
     args = build_parser().parse_args(
-        ["--table", "msp", "--out", str(tmp_path), "--rows", "10", "12", "--distances", "l2", "mse"]
+        ["--table", "msp", "--out", str(tmp_path), "--only", "10", "12", "--distances", "l2", "mse"]
     )
     wanted = reproduction_of(args)
     runs = {}
@@ -103,7 +103,7 @@ def test_run_files_name_what_decides_the_papers_figures(path: Path):
     tree, run = tomllib.loads(path.read_text()), read_run(path)
     branches = [tree["model"][name] for name in ("speech", "text") if name in tree["model"]]
     for branch in branches:
-        assert branch["encoder"] == "scratch" or "trainable" in branch, "frozen or tuned is for the file to say"
+        assert branch["encoder"] == "scratch" or "trainable" in branch, "frozen or tuned is for the file to state"
     if run.distill is not None:
         assert "embedding_loss" in tree["distill"]
         assert run.distill.embedding_loss == ("mse" if path.parent.name == "demo" else "l2")
@@ -115,7 +115,7 @@ def test_run_files_name_what_decides_the_papers_figures(path: Path):
 
 
 def test_every_fold_has_a_teacher_of_its_own(tmp_path: Path):
-    wanted = Reproduction(table=IEMOCAP, folder=tmp_path, rows=(6,))
+    wanted = Reproduction(table=IEMOCAP, folder=tmp_path, only=(6,))
     runs = {}
     for stage in _stages(wanted, wanted.runnable()):
         if stage.inputs:
@@ -128,11 +128,11 @@ def test_every_fold_has_a_teacher_of_its_own(tmp_path: Path):
         assert student.teacher_cache.endswith(f"row4-fold{number}-seed17")
 
 
-def test_corpus_is_built_first_with_what_a_recogniser_heard(tmp_path: Path):
-    wanted = Reproduction(table=MSP, folder=tmp_path, corpus=Path("MSP"), transcripts=Path("heard.jsonl"), rows=(8,))
+def test_corpus_is_built_first_with_what_a_recogniser_read(tmp_path: Path):
+    wanted = Reproduction(table=MSP, folder=tmp_path, corpus=Path("MSP"), transcripts=Path("asr.jsonl"), only=(8,))
     build = _stages(wanted, wanted.runnable())[0]
     assert build.command[1:] == (
-        "shards/build.py", "msp-podcast", "MSP", "--out", str(tmp_path / "shards"), "--transcripts", "heard.jsonl",
+        "shards/build.py", "msp-podcast", "MSP", "--out", str(tmp_path / "shards"), "--transcripts", "asr.jsonl",
     )  # fmt: skip
 
 
@@ -144,16 +144,16 @@ def test_row_that_lacks_its_encoder_is_left_out_and_taken_once_it_is_there(tmp_p
 
 
 def test_row_that_the_paper_has_not_is_refused():
-    with pytest.raises(ConfigError, match=r"--rows 2: the table msp has the rows 3, 4, .*, 12"):
+    with pytest.raises(ConfigError, match=r"--only 2: the table msp has the rows 3, 4, .*, 12"):
         MSP.choose([2])
 
 
 def test_figures_stand_beside_the_papers_with_their_spread(tmp_path: Path):
-    wanted = Reproduction(table=MSP, folder=tmp_path, rows=(12,), seeds=(1, 2))
+    wanted = Reproduction(table=MSP, folder=tmp_path, only=(12,), seeds=(1, 2))
     rows = wanted.runnable()
     for seed, ccc in ((1, 0.6), (2, 0.7)):
         summary(tmp_path / "runs" / f"09-teacher-seed{seed}", 0.5, SUMS["right"])
-        summary(tmp_path / "runs" / f"12-cts-seed{seed}", ccc, SUMS["right"], kept_share=0.9 - 0.1 * seed)
+        summary(tmp_path / "runs" / f"12-cts-seed{seed}", ccc, SUMS["right"], distilled_fraction=0.9 - 0.1 * seed)
     seconds = {f"{row}-seed{seed}": 10.4 for row in ("09-teacher", "12-cts") for seed in (1, 2)}
     header, _, teacher, student = map(cells, table_text(wanted, rows, seconds).splitlines()[2:])
     assert header[2:8] == ["A paper", "A ours", "A diff", "V paper", "V ours", "V diff"]
@@ -174,7 +174,7 @@ def test_figures_of_a_tracked_run_are_those_of_its_store(tmp_path: Path, monkeyp
     tracking = open_tracking(config, run_name="msp-08", output=output, resume=False)
     tracking.metrics({"test/ccc_activation": 0.5, "test/ccc_valence": 0.6, "test/ccc_dominance": 0.7}, 40)
     tracking.close("FINISHED")
-    wanted = Reproduction(table=MSP, folder=tmp_path, rows=(8,))
+    wanted = Reproduction(table=MSP, folder=tmp_path, only=(8,))
 
     def ours() -> list[str]:
         row = cells(table_text(wanted, wanted.runnable(), {output.name: 1.0}).splitlines()[-1])
@@ -189,7 +189,7 @@ def test_figures_of_a_tracked_run_are_those_of_its_store(tmp_path: Path, monkeyp
 
 
 def test_folds_are_averaged_and_pooled(tmp_path: Path):
-    wanted = Reproduction(table=IEMOCAP, folder=tmp_path, rows=(2,))
+    wanted = Reproduction(table=IEMOCAP, folder=tmp_path, only=(2,))
     for number in range(1, 6):
         # Three folds right, two wrong: CCC of the ten together is 2 cov / (var + var) = (3 - 2) / 5.
         summary(
@@ -203,7 +203,7 @@ def test_folds_are_averaged_and_pooled(tmp_path: Path):
 
 
 def test_some_folds_alone(tmp_path: Path):
-    wanted = Reproduction(table=IEMOCAP, folder=tmp_path, rows=(2,), fold_numbers=(5, 2))
+    wanted = Reproduction(table=IEMOCAP, folder=tmp_path, only=(2,), fold_numbers=(5, 2))
     assert [stage.name for stage in _stages(wanted, wanted.runnable())] == [
         "02-hubert-base-fold2-seed17", "02-hubert-base-fold5-seed17",
     ]  # fmt: skip

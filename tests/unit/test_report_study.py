@@ -15,8 +15,8 @@ from ccts_dist.report.command import build_parser, is_study, study_of
 from ccts_dist.report.stages import Stage
 from ccts_dist.report.study.files import write_results
 from ccts_dist.report.study.plan import Study, Task, order_of_shares, order_of_tasks, stages_of
-from ccts_dist.report.study.results import count_left_out
-from ccts_dist.report.study.study import Meter, _Workers, run_study, share_out
+from ccts_dist.report.study.results import count_rejected
+from ccts_dist.report.study.study import StudyProgress, _Workers, run_study, share_out
 
 SEEDS = (17, 18, 19, 20, 21)
 
@@ -29,17 +29,19 @@ def overrides(stage: Stage) -> list[str]:
     return [stage.command[at + 1] for at, word in enumerate(stage.command) if word == "--set"]
 
 
-def write_run(study: Study, percent: int, seed: int, system: str, valence: float, kept: float | None = None) -> None:
+def write_run(
+    study: Study, percent: int, seed: int, system: str, valence: float, fraction: float | None = None
+) -> None:
     folder = study.chain_folder(percent, seed) / "runs" / system
     folder.mkdir(parents=True)
-    told = {"test": {"activation": 0.5, "valence": valence, "dominance": 0.25}, "best_epoch": 3, "seconds": 1.5}
-    (folder / "summary.json").write_text(json.dumps(told | {"kept_share": kept}))
+    reported = {"test": {"activation": 0.5, "valence": valence, "dominance": 0.25}, "best_epoch": 3, "seconds": 1.5}
+    (folder / "summary.json").write_text(json.dumps(reported | {"distilled_fraction": fraction}))
 
 
-def write_left_out(study: Study, percent: int, seed: int, wrong: int, right: int) -> None:
-    told = {"num_wrong": percent, "num_right": 100 - percent, "wrong_left_out": wrong, "right_left_out": right}
-    (study.chain_folder(percent, seed) / "left_out.json").write_text(
-        json.dumps({"percent": percent, "seed": seed} | told)
+def write_gate_counts(study: Study, percent: int, seed: int, wrong: int, right: int) -> None:
+    reported = {"num_wrong": percent, "num_right": 100 - percent, "wrong_rejected": wrong, "right_rejected": right}
+    (study.chain_folder(percent, seed) / "gate_counts.json").write_text(
+        json.dumps({"percent": percent, "seed": seed} | reported)
     )
 
 
@@ -50,13 +52,13 @@ def study(tmp_path: Path) -> Study:
     for seed, more in ((17, 0.0), (18, 0.02)):
         for system, valence in (("text", 0.9), ("speech", 0.3), ("teacher", 0.8)):
             write_run(study, 10, seed, system, valence + more)
-        write_run(study, 10, seed, "ts", 0.40 + 2 * more, kept=1.0)
-        write_run(study, 10, seed, "cts", 0.45 + 2 * more, kept=0.75 + more)
-        write_left_out(study, 10, seed, wrong=8, right=9)
+        write_run(study, 10, seed, "ts", 0.40 + 2 * more, fraction=1.0)
+        write_run(study, 10, seed, "cts", 0.45 + 2 * more, fraction=0.75 + more)
+        write_gate_counts(study, 10, seed, wrong=8, right=9)
         write_run(study, 30, seed, "teacher", 0.7 + more)
-        write_run(study, 30, seed, "ts", 0.35 + 4 * more, kept=1.0)
-    write_run(study, 30, 17, "cts", 0.5, kept=0.6)
-    write_left_out(study, 30, 17, wrong=27, right=7)
+        write_run(study, 30, seed, "ts", 0.35 + 4 * more, fraction=1.0)
+    write_run(study, 30, 17, "cts", 0.5, fraction=0.6)
+    write_gate_counts(study, 30, 17, wrong=27, right=7)
     return study
 
 
@@ -96,7 +98,7 @@ def test_commands_of_a_chain_belong_together_and_touch_no_other():
         *stages_of(study, Task(percent=30)),
         *stages_of(study, Task(percent=30, seed=18)),
     )
-    assert shards.command[shards.command.index("--wrong") + 1] == "30"
+    assert shards.command[shards.command.index("--corrupt-transcripts") + 1] == "30"
     assert cache.command[cache.command.index("--teacher") + 1] == "s/wrong30/seed18/runs/teacher/best"
     for stage in (teacher, ts, cts):
         run = read_run(stage.inputs[0], overrides(stage))
@@ -118,7 +120,7 @@ def test_jobs_share_the_cores_out():
 
 def test_stages_run_on_the_cores_of_their_job_and_threads_are_given_back():
     before = os.sched_getaffinity(0)
-    workers = _Workers(Study(folder=Path("s"), jobs=len(before)), Meter([], 1))
+    workers = _Workers(Study(folder=Path("s"), jobs=len(before)), StudyProgress([], 1))
     show = [sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"]
     with workers._on_own_cores() as num_cores:
         assert subprocess.run(show, capture_output=True, text=True, check=True).stdout.strip() == "1"
@@ -128,16 +130,16 @@ def test_stages_run_on_the_cores_of_their_job_and_threads_are_given_back():
 
 def test_meter_foresees_the_rest_from_what_the_first_stages_took(capsys):
     stages = [Stage(name=name, command=()) for name in ("text", "speech", "speech")]
-    meter = Meter(stages, jobs=2)
-    assert meter.words(0.0) == "0 of 3 stages, 0 min gone, about 0 min to go"
-    meter.advance(stages[0], 140.0)  # twice the 70 s that text was thought to take: two speech of 360 s on two cores
+    progress = StudyProgress(stages, jobs=2)
+    assert progress.words(0.0) == "0 of 3 stages, 0 min gone, about 0 min to go"
+    progress.advance(stages[0], 140.0)  # twice the 70 s that text was thought to take: two speech of 360 s on two cores
     assert "study: 1 of 3 stages, 0 min gone, about 6 min to go" in capsys.readouterr().err
 
 
 def test_wrong_and_right_transcripts_are_counted_apart():
-    counted = count_left_out([True, True, True, False, False], [False, False, True, True, False], percent=60, seed=1)
+    counted = count_rejected([True, True, True, False, False], [False, False, True, True, False], percent=60, seed=1)
     assert (counted.num_wrong, counted.num_right) == (3, 2)
-    assert (counted.wrong_left_out, counted.right_left_out) == (2, 1)
+    assert (counted.wrong_rejected, counted.right_rejected) == (2, 1)
 
 
 def test_systems_have_mean_and_spread_over_seeds(study):
@@ -165,7 +167,7 @@ def test_shares_have_the_seeds_that_are_whole_and_the_one_run_without_transcript
     assert rows[1] == ["30 %", "0.700", "0.350", "0.500", "+0.050", "+0.200", "+0.150", "1"]
 
 
-def test_what_the_condition_leaves_out_is_told_by_whose_transcript_is_wrong(study):
+def test_what_the_condition_leaves_out_is_reported_by_whose_transcript_is_wrong(study):
     assert table(write_results(study), 3) == [
         ["10 %", "17.0%", "80.0%", "10.0%", "2"],
         ["30 %", "34.0%", "90.0%", "10.0%", "1"],
@@ -174,8 +176,8 @@ def test_what_the_condition_leaves_out_is_told_by_whose_transcript_is_wrong(stud
 
 def test_share_without_wrong_transcripts_has_no_share_of_them(tmp_path):
     study = Study(folder=tmp_path, seeds=(17,), percents=(0,))
-    write_run(study, 0, 17, "cts", 0.5, kept=0.9)
-    write_left_out(study, 0, 17, wrong=0, right=10)
+    write_run(study, 0, 17, "cts", 0.5, fraction=0.9)
+    write_gate_counts(study, 0, 17, wrong=0, right=10)
     assert table(write_results(study), 3) == [["0 %", "10.0%", "-", "10.0%", "1"]]
 
 
@@ -188,13 +190,13 @@ def test_study_of_which_nothing_is_there_has_its_tables_too(tmp_path):
 def test_every_run_is_left_as_csv_and_json(study):
     write_results(study)
     header, first, *others = (study.folder / "study.csv").read_text().splitlines()
-    assert header == "wrong_percent,seed,system,activation,valence,dominance,best_epoch,kept_share,seconds"
+    assert header == "wrong_percent,seed,system,activation,valence,dominance,best_epoch,distilled_fraction,seconds"
     assert first == "10,17,text,0.500000,0.900000,0.250000,3,,1.5"
     assert others[3] == "10,17,cts,0.500000,0.450000,0.250000,3,0.750000,1.5"
     assert len(others) == 14
-    told = json.loads((study.folder / "study.json").read_text())
-    assert (len(told["runs"]), len(told["left_out"])) == (15, 3)
-    assert told["runs"][0]["ccc"] == {"activation": 0.5, "valence": 0.9, "dominance": 0.25}
+    reported = json.loads((study.folder / "study.json").read_text())
+    assert (len(reported["runs"]), len(reported["gate_counts"])) == (15, 3)
+    assert reported["runs"][0]["ccc"] == {"activation": 0.5, "valence": 0.9, "dominance": 0.25}
 
 
 def test_picture_is_small_names_the_systems_and_is_the_same_every_time(study):
@@ -218,7 +220,7 @@ def test_failed_chain_is_named_and_the_others_are_run_to_their_end(tmp_path, mon
         return [Stage(name="text", command=("sh", "-c", ends))]
 
     monkeypatch.setattr("ccts_dist.report.study.study.stages_of", stages)
-    monkeypatch.setattr("ccts_dist.report.study.study.write_left_out", lambda *_: None)
+    monkeypatch.setattr("ccts_dist.report.study.study.write_gate_counts", lambda *_: None)
     study = Study(folder=tmp_path / "study", seeds=(17, 18, 19), percents=(10, 30), jobs=2)
     with pytest.raises(StageError, match=r"^text: ended with exit code 3\. Its whole output is in .*wrong10/seed18"):
         run_study(study)
@@ -236,7 +238,7 @@ def test_chains_of_a_corpus_that_cannot_be_made_are_not_run(tmp_path, monkeypatc
         return [Stage(name="text", command=("sh", "-c", "exit 3" if task == Task(percent=30) else "exit 0"))]
 
     monkeypatch.setattr("ccts_dist.report.study.study.stages_of", stages)
-    monkeypatch.setattr("ccts_dist.report.study.study.write_left_out", lambda *_: None)
+    monkeypatch.setattr("ccts_dist.report.study.study.write_gate_counts", lambda *_: None)
     study = Study(folder=tmp_path / "study", seeds=(17,), percents=(10, 30))
     with pytest.raises(StageError, match=r"^text: ended with exit code 3\. Its whole output is in .*wrong30/logs"):
         run_study(study)
@@ -247,7 +249,7 @@ def test_chains_of_a_corpus_that_cannot_be_made_are_not_run(tmp_path, monkeypatc
 def test_interrupted_study_ends_its_stage_and_begins_no_other(tmp_path, capfd):
     study = Study(folder=tmp_path, seeds=(17,))
     stage = Stage(name="text", command=())
-    workers = _Workers(study, Meter([stage, stage], 1))
+    workers = _Workers(study, StudyProgress([stage, stage], 1))
     workers._advance(stage, 1.0)
     workers.stop()
     with pytest.raises(StageError, match=r"the study was interrupted\. Run it again to go on"):
@@ -257,8 +259,10 @@ def test_interrupted_study_ends_its_stage_and_begins_no_other(tmp_path, capfd):
 def test_seeds_or_shares_make_the_demo_a_study():
     assert not is_study(asked())
     assert is_study(asked("--seeds", "17"))
-    assert is_study(asked("--collect"))
-    study = study_of(asked("--wrong", "0", "10", "30", "--jobs", "2", "--set", "train.epochs=1", "--utterances", "90"))
+    assert is_study(asked("--report-only"))
+    study = study_of(
+        asked("--corrupt-transcripts", "0", "10", "30", "--jobs", "2", "--set", "train.epochs=1", "--utterances", "90")
+    )
     assert (study.seeds, study.percents, study.jobs, study.num_utterances) == (SEEDS, (10, 30, 0), 2, 90)
     assert (study.folder, study.overrides) == (Path("demo/study"), ("train.epochs=1",))
     assert study_of(asked("--seeds", "3", "--out", "here")) == Study(folder=Path("here"), seeds=(3,))
@@ -267,12 +271,15 @@ def test_seeds_or_shares_make_the_demo_a_study():
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
-        (["--wrong", "101"], r"--wrong 101: a share of the transcripts in percent is from 0 to 100"),
+        (
+            ["--corrupt-transcripts", "101"],
+            r"--corrupt-transcripts 101: a share of the transcripts in percent is from 0 to 100",
+        ),
         (["--seeds", "17", "17"], r"--seeds: each of \[17, 17\] must be there, and only once"),
         (["--seeds", "17", "--jobs", "0"], r"--jobs 0: must be at least 1"),
         (["--jobs", "2"], r"the plain demo has no use for them. Add --seeds"),
         (["--out", "here"], r"the plain demo has no use for them. Add --seeds"),
-        (["--table", "msp", "--wrong", "10"], r"only --table demo has them, not msp"),
+        (["--table", "msp", "--corrupt-transcripts", "10"], r"only --table demo has them, not msp"),
     ],
 )
 def test_options_that_make_no_study_are_refused(words, rule):

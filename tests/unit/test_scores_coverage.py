@@ -10,11 +10,11 @@ def test_truth_is_that_of_the_population_worked_by_hand():
     assert TRUTH[:2] == pytest.approx((1.4 / 1.8225, 0.8 / 1.77), abs=1e-12)
 
 
-def test_most_talkative_tenth_of_the_uneven_speakers_says_two_fifths():
+def test_most_talkative_tenth_of_the_uneven_speakers_states_two_fifths():
     import numpy as np
 
-    said = draw_split(np.random.default_rng(0), 3_000, "uneven")[:, 0, 0].sort(descending=True).values
-    assert 0.35 < float(said[:300].sum() / said.sum()) < 0.45
+    printed = draw_split(np.random.default_rng(0), 3_000, "uneven")[:, 0, 0].sort(descending=True).values
+    assert 0.35 < float(printed[:300].sum() / printed.sum()) < 0.45
 
 
 @pytest.mark.long

@@ -13,8 +13,8 @@ from ccts_dist.scoring import (
     TeacherColumns,
     differences,
     few_speakers,
-    figures_of,
     groups_of,
+    metrics_of,
     speaker_scores,
     teacher_gap,
 )
@@ -36,7 +36,7 @@ def test_constant_prediction_has_no_bias_factor():
 
 def test_every_figure_lies_in_its_interval_and_ccc_is_pearson_times_bias():
     table = make_table(num_speakers=40)
-    for one in figures_of(table):
+    for one in metrics_of(table):
         for figure in (one.ccc, one.pearson, one.bias, one.mae):
             assert figure.low < figure.value < figure.high
         assert one.ccc.value == pytest.approx(one.pearson.value * one.bias.value, abs=1e-12)
@@ -48,16 +48,16 @@ def test_every_figure_lies_in_its_interval_and_ccc_is_pearson_times_bias():
 def test_target_that_nobody_rated_has_no_figures():
     table = make_table()
     table.labels[:, 1] = np.nan
-    _, none, _ = figures_of(table)
+    _, none, _ = metrics_of(table)
     assert none.num_labels == 0
     assert np.isnan([none.ccc.value, none.mae.value, none.spearman]).all()
     assert not none.ccc.is_known
 
 
-def test_pairs_tell_a_small_gain_that_single_intervals_do_not():
+def test_pairs_report_a_small_gain_that_single_intervals_do_not():
     worse = make_table(num_speakers=40)
     better = replace(worse, predictions=0.95 * worse.predictions + 0.05 * np.nan_to_num(worse.labels, nan=0.5))
-    ours, theirs = figures_of(better)[1].ccc, figures_of(worse)[1].ccc
+    ours, theirs = metrics_of(better)[1].ccc, metrics_of(worse)[1].ccc
     assert ours.low < theirs.high, "apart, their intervals overlap"
     gains = {one.target: one for one in differences(better, worse)}
     gain = gains["valence"].gain
@@ -72,7 +72,7 @@ def test_model_gains_nothing_over_itself():
         assert (one.gain.value, one.gain.low, one.gain.high) == pytest.approx((0, 0, 0), abs=1e-12)
 
 
-def test_gain_is_told_of_the_targets_that_both_predict():
+def test_gain_is_reported_of_the_targets_that_both_predict():
     fewer = make_table().only(("dominance", "valence"))
     assert [one.target for one in differences(make_table(), fewer)] == ["valence", "dominance", MEAN]
 
@@ -94,12 +94,15 @@ def test_other_utterances_or_no_common_target_are_no_pairs():
         differences(make_table(targets=("valence",)), make_table(targets=("arousal",)))
 
 
-def test_gap_to_a_teacher_is_told_of_what_it_predicts():
+def test_gap_to_a_teacher_is_reported_of_what_it_predicts():
     table = make_table(noise=0.3)
     prediction = np.nan_to_num(table.labels, nan=0.5)
     prediction[:, 1] = np.nan
     teacher = TeacherColumns(
-        prediction=prediction, residual=prediction - table.labels, kept=np.ones(len(table), bool), widest=(1.0,) * 3
+        prediction=prediction,
+        residual=prediction - table.labels,
+        gate_mask=np.ones(len(table), bool),
+        widest=(1.0,) * 3,
     )
     gaps = teacher_gap(replace(table, teacher=teacher))
     assert [one.target for one in gaps] == ["activation", "dominance", MEAN]

@@ -14,24 +14,24 @@ from ccts_dist.scoring.measures import SplitSums, ccc_of, mae_of, row_sums
 def split(count=60, seed=0):
     generator = torch.Generator().manual_seed(seed)
     label = torch.rand(count, 2, generator=generator)
-    said = 0.5 * label + 0.3 * torch.rand(count, 2, generator=generator)
+    printed = 0.5 * label + 0.3 * torch.rand(count, 2, generator=generator)
     label[3, 1] = torch.nan
     weight = torch.ones(count)
     weight[5] = 0
-    said[5] = torch.inf
-    return said, label, weight
+    printed[5] = torch.inf
+    return printed, label, weight
 
 
 def test_row_sums_add_up_to_those_of_the_loss():
-    said, label, weight = split()
-    torch.testing.assert_close(row_sums(said, label, weight).sum(0)[:6], concordance_sums(said, label, weight))
+    printed, label, weight = split()
+    torch.testing.assert_close(row_sums(printed, label, weight).sum(0)[:6], concordance_sums(printed, label, weight))
 
 
 def test_ccc_of_any_number_of_sums_at_once_is_that_of_a_split():
-    said, label, weight = split()
+    printed, label, weight = split()
     sums = SplitSums(("a", "b"))
-    sums.add(said, label, weight)
-    both = torch.stack([row_sums(said, label, weight).sum(0)] * 3, dim=1)
+    sums.add(printed, label, weight)
+    both = torch.stack([row_sums(printed, label, weight).sum(0)] * 3, dim=1)
     for row in ccc_of(both).tolist():
         assert row == pytest.approx(list(sums.ccc().values()), abs=1e-12)
 
@@ -67,15 +67,15 @@ def test_ends_lie_farther_out_with_few_speakers_as_worked_by_hand():
 
 
 def test_uneven_speakers_amount_to_fewer():
-    # One says 6, four say 1: 100 / 40.
+    # One states 6, four state 1: 100 / 40.
     assert _effective(torch.tensor([6.0, 1, 1, 1, 1], dtype=torch.float64)) == pytest.approx(2.5)
     assert _effective(torch.full((7,), 3.0, dtype=torch.float64)) == pytest.approx(7)
     assert _effective(torch.zeros(3, dtype=torch.float64)) == 0
 
 
 def test_interval_holds_the_figure_is_wider_with_fewer_speakers_and_comes_again():
-    said, label, weight = split(400)
-    rows = row_sums(said, label, weight)
+    printed, label, weight = split(400)
+    rows = row_sums(printed, label, weight)
     widths = []
     for num_speakers in (100, 8):
         # Sorted by label, so that few speakers differ more than many do within themselves.

@@ -21,7 +21,7 @@ def same(one: PredictionTable, other: PredictionTable) -> None:
         mine, theirs = getattr(one, field.name), getattr(other, field.name)
         if isinstance(mine, TeacherColumns):
             assert mine.widest == theirs.widest
-            for name in ("prediction", "residual", "kept"):
+            for name in ("prediction", "residual", "gate_mask"):
                 np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name), err_msg=name)
         elif isinstance(mine, np.ndarray):
             np.testing.assert_array_equal(mine, theirs, err_msg=field.name)
@@ -35,7 +35,7 @@ def whole_table() -> PredictionTable:
     teacher = TeacherColumns(
         prediction=table.predictions + 0.1,
         residual=table.predictions - table.labels,
-        kept=table.duration_s > 3,
+        gate_mask=table.duration_s > 3,
         widest=(0.25, 0.5, 0.125),
     )
     count = len(table)
@@ -68,7 +68,7 @@ def test_file_that_is_no_table_is_refused(tmp_path: Path):
             read_table(tmp_path / f"{name}.parquet")
 
 
-def test_table_that_cannot_be_written_is_said_with_its_path(tmp_path: Path):
+def test_table_that_cannot_be_written_is_reported_with_its_path(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"t\.parquet: cannot be written \(.*Not a directory\)"):
         write_table(tmp_path / "file" / "t.parquet", make_table())
@@ -108,14 +108,14 @@ def test_batches_in_any_order_make_a_table_in_the_order_of_the_shards(tmp_path: 
             shard_set, splits=("Test1",), shuffle=False, global_batch_size=size, micro_batch_size=2,
             encode_text=lambda text: [len(text.split())], categories=("Happy", "Sad"),
         )  # fmt: skip
-        said = PredictionCollector(("activation", "valence", "dominance"), ("Happy", "Sad"))
+        printed = PredictionCollector(("activation", "valence", "dominance"), ("Happy", "Sad"))
         for step in loader.epoch(0):
             for batch in step.micro_batches:
                 numbers = torch.tensor([float(key.removeprefix("u.")) for key in batch.keys])
                 odds = torch.stack([numbers % 2, 1 - numbers % 2], dim=1)
                 assert batch.tokens is not None
-                said.add(batch, numbers[:, None].expand(-1, 3), batch.tokens[:, 0], odds)
-        tables.append(said.table(shard_set, "Test1"))
+                printed.add(batch, numbers[:, None].expand(-1, 3), batch.tokens[:, 0], odds)
+        tables.append(printed.table(shard_set, "Test1"))
     same(*tables)
     (table, _) = tables
     numbers = [int(key.removeprefix("u.")) for key in table.keys]

@@ -1,4 +1,4 @@
-"""What a cached teacher says of a table's utterances."""
+"""Cached outputs of a teacher for a table's utterances."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,10 +45,10 @@ def test_residual_and_gate_are_those_of_the_condition_in_the_tables_own_order(sh
         # w, b of valence .5, .25; of activation 1, 0.
         expected = [0.5 * valence + 0.25 - table.labels[row, 0], np.nan, activation - table.labels[row, 2]]
         assert teacher.residual[row] == pytest.approx(expected, nan_ok=True)
-        within = [abs(expected[0]) <= 8 * CONDITION.deviation[1], abs(expected[2]) <= 8 * CONDITION.deviation[0]]
-        assert teacher.kept[row] == all(np.isnan(r) or ok for r, ok in zip(expected[::2], within, strict=True))
+        within = [abs(expected[0]) <= 8 * CONDITION.residual_std[1], abs(expected[2]) <= 8 * CONDITION.residual_std[0]]
+        assert teacher.gate_mask[row] == all(np.isnan(r) or ok for r, ok in zip(expected[::2], within, strict=True))
     assert teacher.widest == pytest.approx((1.6, np.nan, 0.8), nan_ok=True)
-    assert 0 < teacher.kept.sum() < len(table), "else the gate is not seen"
+    assert 0 < teacher.gate_mask.sum() < len(table), "else the gate is not seen"
 
 
 def test_wider_gate_lets_all_pass(shard_set: ShardSet, tmp_path: Path):
@@ -56,7 +56,7 @@ def test_wider_gate_lets_all_pass(shard_set: ShardSet, tmp_path: Path):
     table = table_of(shard_set, ("valence",))
     teacher = with_teacher(table, cache, shard_set, "Train", gate=Gate(threshold=1e6)).teacher
     assert teacher is not None
-    assert teacher.kept.all()
+    assert teacher.gate_mask.all()
 
 
 def test_teacher_of_other_targets_is_refused(shard_set: ShardSet, tmp_path: Path):
@@ -75,14 +75,14 @@ def test_gate_per_dimension_decides_on_each_prediction_in_the_tables_own_order(s
     assert found.teacher is not None
     wide = np.array(found.teacher.widest)
     expected = ~(np.abs(found.teacher.residual) > wide)  # what is NaN passes
-    np.testing.assert_array_equal(found.teacher.kept, expected)
+    np.testing.assert_array_equal(found.teacher.gate_mask, expected)
     assert not expected.all(), "else the gate is not seen"
     assert expected[~expected.all(axis=1)].any(), "a row that is out in one dimension stays in others"
     assert expected[:, 1].all()
     write_table(tmp_path / "t.parquet", found)
     read = read_table(tmp_path / "t.parquet").teacher
     assert read is not None
-    np.testing.assert_array_equal(read.kept, expected)
+    np.testing.assert_array_equal(read.gate_mask, expected)
     assert read.gate == gate
 
 
@@ -93,9 +93,9 @@ def test_gate_without_a_threshold_draws_no_line(shard_set: ShardSet, tmp_path: P
     teacher = with_teacher(table, cache, shard_set, "Train", gate=Gate(name=name)).teacher
     assert teacher is not None
     assert np.isnan(teacher.widest).all()
-    ratio = np.abs(teacher.residual[:, [0, 2]]) / np.array([CONDITION.deviation[1], CONDITION.deviation[0]])
+    ratio = np.abs(teacher.residual[:, [0, 2]]) / np.array([CONDITION.residual_std[1], CONDITION.residual_std[0]])
     share = np.exp(-(np.nanmax(np.nan_to_num(ratio), axis=1) ** 2) / 2) if name == "soft" else np.ones(len(table))
-    assert teacher.kept.astype(float) == pytest.approx(share)
+    assert teacher.gate_mask.astype(float) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_random_gate_of_a_model_decides_by_the_keys_of_the_split(shard_set: Shar
     gate = Gate(name="random", share=0.5, seed=3, of_run=True)
     found = with_teacher(table_of(shard_set, ("valence",)), cache, shard_set, "Train", gate=gate)
     assert found.teacher is not None
-    assert found.teacher.kept.tolist() == [uniform(3, key) >= 0.5 for key in found.keys]
-    assert 0 < found.teacher.kept.sum() < len(found)
+    assert found.teacher.gate_mask.tolist() == [uniform(3, key) >= 0.5 for key in found.keys]
+    assert 0 < found.teacher.gate_mask.sum() < len(found)
     assert gate.in_words() == "random, 0.5 rejected"
     write_table(tmp_path / "t.parquet", found)
     read = read_table(tmp_path / "t.parquet").teacher
@@ -148,7 +148,7 @@ def test_random_gate_of_a_model_decides_by_the_keys_of_the_split(shard_set: Shar
 def test_gate_on_one_target_and_a_robust_fit_hold_for_the_cache_they_were_made_of(shard_set: ShardSet, tmp_path: Path):
     cache = example_cache(tmp_path / "cache", shard_set)
     table = table_of(shard_set, ("valence", "activation"))
-    fit = {"w": [1.0, 0.5, 2.0], "b": [0.0, 0.25, -0.5], "deviation": [0.1, 0.02, 0.3]}
+    fit = {"w": [1.0, 0.5, 2.0], "b": [0.0, 0.25, -0.5], "residual_std": [0.1, 0.02, 0.3]}
     gate = Gate(threshold=8.0, targets=("valence",), fit=fit, fit_of=cache.digest, of_run=True)
     own = with_teacher(table, cache, shard_set, "Train", gate=gate).teacher
     other = with_teacher(table, cache, shard_set, "Train", gate=replace(gate, fit_of="another")).teacher
@@ -158,6 +158,6 @@ def test_gate_on_one_target_and_a_robust_fit_hold_for_the_cache_they_were_made_o
     assert other.widest == pytest.approx((1.6, np.nan), nan_ok=True)
     for found in (own, other):
         within = np.nan_to_num(np.abs(found.residual[:, 0])) <= found.widest[0]
-        np.testing.assert_array_equal(found.kept, within)
+        np.testing.assert_array_equal(found.gate_mask, within)
     assert own.gate.in_words() == "any-dimension at 8 robust standard deviations of valence"
     assert other.gate.in_words() == "any-dimension at 8 standard deviations of valence"

@@ -79,7 +79,7 @@ def test_audio_that_gives_no_frame_or_lasts_too_long_is_not_used(tmp_path: Path)
     assert long == "lasts 2.0 s, more than 2 s"
 
 
-def test_what_cannot_be_decoded_is_told_in_words_without_a_path(tmp_path: Path):
+def test_what_cannot_be_decoded_is_reported_in_words_without_a_path(tmp_path: Path):
     noise = tmp_path / "noise.wav"
     noise.write_bytes(b"no audio at all")
     empty = tmp_path / "empty.wav"
@@ -135,8 +135,8 @@ def test_every_encoding_comes_through(container: str, encoding: str):
     samples = decoded(encoded(container, encoding, tone()))
     assert isinstance(samples, np.ndarray), samples
     assert 16_000 <= len(samples) < 16_600  # IMA ADPCM fills its last block
-    heard = samples[:16_000] / 32_768
-    assert np.corrcoef(heard, tone())[0, 1] > 0.99
+    received = samples[:16_000] / 32_768
+    assert np.corrcoef(received, tone())[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
@@ -148,7 +148,7 @@ def test_a_file_that_ends_early_is_not_used(container: str, encoding: str, share
     assert reason.startswith(("is cut: ", "cannot be decoded ("))
 
 
-def test_what_is_missing_of_a_wav_is_told_in_bytes():
+def test_what_is_missing_of_a_wav_is_reported_in_bytes():
     assert decoded(encoded("wav", "PCM_16", tone())[:-1000]) == "is cut: 31000 of 32000 bytes of audio"
 
 
@@ -181,7 +181,7 @@ def test_a_wav_that_was_written_to_a_pipe_is_used(riff_size: int, data_size: int
     assert len(decoded(bytes(whole))) == 16_000
 
 
-def test_a_wav_that_says_it_is_empty_and_has_other_chunks_is_empty():
+def test_a_wav_that_states_it_is_empty_and_has_other_chunks_is_empty():
     whole = bytearray(encoded("wav", "PCM_16", np.zeros(0)))[:44] + b"LIST\x04\x00\x00\x00INFO"
     whole[4:8], whole[40:44] = struct.pack("<I", len(whole) - 8), bytes(4)
     assert decoded(bytes(whole)) == "holds no audio"

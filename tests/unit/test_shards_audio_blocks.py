@@ -1,4 +1,4 @@
-"""Audio in blocks is the audio of the whole, and damage is said in the same words."""
+"""Audio in blocks is the audio of the whole, and damage is reported in the same words."""
 
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def _spoil(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     "how", ["missing", "text", "empty", "short", "cut", "low rate", "not finite", "off scale", "out of phase"]
 )
-def test_damage_is_said_last_and_in_the_words_of_the_whole(
+def test_damage_is_reported_last_and_in_the_words_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(audio_file, "_BLOCK_VALUES", 5_000)

@@ -1,4 +1,4 @@
-"""The checker: what it is given, what it says, and damage in teacher caches and merged sets.
+"""The checker: what it is given, what it states, and damage in teacher caches and merged sets.
 
 Damage in shard sets: ``test_shards_damage.py`` and ``test_shards_damage_index.py``.
 """
@@ -82,13 +82,13 @@ def test_the_fast_check_opens_no_tar(root: Path, cache: Path, monkeypatch: pytes
     damage.lose(cache, "Train-000001.tar")
     damage.flip(root / "index.arrow", 1000)
     found = findings(root, cache, fast=True)
-    assert f"{SHARD} - has 30000 bytes, and the manifest says 30720" in found
+    assert f"{SHARD} - has 30000 bytes, and the manifest states 30720" in found
     assert "Train-000001.tar - is missing" in found
     assert "index.arrow - is stale or damaged: differs from the manifest's SHA-256" in found
     assert not any("cut" in line for line in found)
 
 
-def test_where_there_is_nothing_to_check_that_is_said(tmp_path: Path, root: Path):
+def test_where_there_is_nothing_to_check_that_is_reported(tmp_path: Path, root: Path):
     with pytest.raises(MissingShardsError, match="no shard set here"):
         check_shard_set(tmp_path / "none")
     with pytest.raises(TeacherError, match="no teacher cache here"):
@@ -108,17 +108,19 @@ def command(*arguments: str | Path) -> int:
     return run_main(script.main, [str(argument) for argument in arguments])
 
 
-def test_the_command_says_sound_and_notes_leftovers_apart(root: Path, cache: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_states_sound_and_notes_leftovers_apart(
+    root: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+):
     damage.leave_over(root)
     shard_set = open_shard_set(root)
     fitted, _ = fit_again(shard_set, open_teacher_cache(cache, shard_set))
     splits = list(shard_set.manifest.splits)
     write_cache_manifest(cache, shard_set, example_facts(), splits=splits, condition=fitted, sums={})
-    assert command(root, "--teacher", cache, "--threads", "2") == 0
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "note: .building - is left of a build that was interrupted: delete it\n" in said.err
-    assert f"sound: {root}, {cache}\n" in said.err
+    assert command(root, "--teacher-cache", cache, "--threads", "2") == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "note: .building - is left of a build that was interrupted: delete it\n" in printed.err
+    assert f"sound: {root}, {cache}\n" in printed.err
 
 
 def test_the_command_prints_a_line_per_finding_and_gives_one(root: Path, capsys: pytest.CaptureFixture[str]):
@@ -131,15 +133,15 @@ def test_the_command_prints_a_line_per_finding_and_gives_one(root: Path, capsys:
     assert capsys.readouterr().out.splitlines() == lines[:1]
 
 
-@pytest.mark.parametrize("arguments", [["none"], ["shards", "--teacher", "none"], ["shards", "--threads", "0"]])
+@pytest.mark.parametrize("arguments", [["none"], ["shards", "--teacher-cache", "none"], ["shards", "--threads", "0"]])
 def test_the_command_gives_two_and_one_line_where_there_is_nothing_to_check(
     root: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ):
     assert command(*(root if argument == "shards" else argument for argument in arguments)) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
 
 
 def test_a_set_that_is_read_through_an_address_is_checked_alike(
@@ -188,7 +190,7 @@ def swap_members(folder: Path) -> None:
         (lambda cache: damage.compress(cache, SHARD, "xz"), f"{SHARD} - is xz, not a plain tar"),
         (lambda cache: damage.empty(cache, SHARD), f"{SHARD} - is empty (0 bytes)"),
         (lambda cache: damage.change_index(cache, SHARD, "key", {0: "x"}), "of the cache: its keys are not those of"),
-        (lambda cache: damage.change_index(cache, SHARD, "teacher.npy.size", {1: -1}), "teacher.npy is said to lie"),
+        (lambda cache: damage.change_index(cache, SHARD, "teacher.npy.size", {1: -1}), "teacher.npy is stated to lie"),
     ],
 )
 def test_damage_in_a_cache_that_was_blessed_is_named(root: Path, cache: Path, harm: Callable, words: str):

@@ -1,4 +1,4 @@
-"""The checker against bytes of any kind: it says what is wrong, and neither fails, hangs nor takes the memory."""
+"""The checker against bytes of any kind: it names what is wrong, and neither fails, hangs nor takes the memory."""
 
 import resource
 import shutil

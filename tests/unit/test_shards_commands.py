@@ -1,4 +1,4 @@
-"""The commands in ``shards/``: their exit codes, and what they say."""
+"""The commands in ``shards/``: their exit codes, and what they state."""
 
 import csv
 import importlib.util
@@ -55,24 +55,24 @@ def test_every_command_has_a_help_and_stays_short():
 
 def test_a_corpus_is_built_checked_and_shown(msp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run("build", "msp-podcast", msp, "--out", tmp_path / "s", "--release", "1.11") == 0
-    said = capsys.readouterr().out
-    assert "Train: 2 utterances" in said
-    assert "0 rejected, 0 resampled, 0 mixed down" in said
+    printed = capsys.readouterr().out
+    assert "Train: 2 utterances" in printed
+    assert "0 rejected, 0 resampled, 0 mixed down" in printed
     assert open_shard_set(tmp_path / "s").manifest.release == "1.11"
     assert run("check", tmp_path / "s") == 0
     assert capsys.readouterr().out == ""
     assert run("info", tmp_path / "s") == 0
-    said = capsys.readouterr().out
-    assert "msp-podcast 1.11, rated 1 to 7" in said
-    assert "Train: 2 utterances, 0.00 h in 1 shards, 2 speakers, 0.25 to 0.25 s" in said
-    assert "  activation   |██        | mean 0.083, deviation 0.083 on 0..1, 2 labelled" in said
-    assert "  categories: N 2" in said
+    printed = capsys.readouterr().out
+    assert "msp-podcast 1.11, rated 1 to 7" in printed
+    assert "Train: 2 utterances, 0.00 h in 1 shards, 2 speakers, 0.25 to 0.25 s" in printed
+    assert "  activation   |██        | mean 0.083, standard deviation 0.083 on 0..1, 2 labelled" in printed
+    assert "  categories: N 2" in printed
 
 
 def test_info_is_printed_for_programs_and_drawn(msp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run("build", "msp-podcast", msp, "--out", tmp_path / "s", "--release", "1.11", "--processes", 1)
     capsys.readouterr()
-    assert run("info", tmp_path / "s", "--json", "--picture", tmp_path / "set.png") == 0
+    assert run("info", tmp_path / "s", "--json", "--plot", tmp_path / "set.png") == 0
     figures = json.loads(capsys.readouterr().out)
     assert (figures["corpus"], figures["release"], figures["scale"]) == ("msp-podcast", "1.11", [1.0, 7.0])
     (train, *_) = figures["splits"]
@@ -100,16 +100,16 @@ def test_a_plain_manifest_is_built_in_parts_and_joined(tmp_path: Path, capsys: p
     assert open_shard_set(tmp_path / "s").manifest.targets == ("joy",)
 
 
-def test_what_was_heard_fills_in_transcripts(tmp_path: Path):
+def test_what_was_read_fills_in_transcripts(tmp_path: Path):
     write_noise(tmp_path / "a.wav", 4000)
     (tmp_path / "corpus.csv").write_text("key,audio,split,joy\na,a.wav,Train,3\nb,a.wav,Train,3\n")
-    heard = {"digest": "0", "duration_s": 0.25, "language": None, "model": "m"}
+    received = {"digest": "0", "duration_s": 0.25, "language": None, "model": "m"}
     lines = [
-        json.dumps(heard | {"key": key, "transcript": key * 3, "confidence": confidence}, sort_keys=True) + "\n"
+        json.dumps(received | {"key": key, "transcript": key * 3, "confidence": confidence}, sort_keys=True) + "\n"
         for key, confidence in (("a", 0.9), ("b", 0.2))
     ]
-    (tmp_path / "heard.jsonl").write_text("".join(lines))
-    options = ["--transcripts", tmp_path / "heard.jsonl", "--min-confidence", "0.5", "--processes", "1"]
+    (tmp_path / "asr.jsonl").write_text("".join(lines))
+    options = ["--transcripts", tmp_path / "asr.jsonl", "--min-confidence", "0.5", "--processes", "1"]
     assert run("build", "manifest", tmp_path / "corpus.csv", "--out", tmp_path / "s", *options) == 0
     shard_set = open_shard_set(tmp_path / "s")
     rows = shard_set.rows("Train-000000.tar")
@@ -133,7 +133,7 @@ def test_damage_gives_one_and_a_line_per_finding(msp: Path, tmp_path: Path, caps
     [
         (["check", "none"], "error: none: no shard set here"),
         (["info", "none"], "error: none: no shard set here"),
-        (["merge", "--shards", "none", "--teacher", "c", "--out", "m"], "error: none: no shard set here"),
+        (["merge", "--shards", "none", "--teacher-cache", "c", "--out", "m"], "error: none: no shard set here"),
         (["build", "msp-podcast", "none", "--out", "s"], "error: none: no such folder"),
         (["build", "msp-podcast", "msp", "--out", "file/x"], "file/x: {place}/file is a file, not a folder"),
         (["build", "msp-podcast", "msp", "--out", "file"], "file: file is a file, not a folder"),
@@ -152,11 +152,14 @@ def test_damage_gives_one_and_a_line_per_finding(msp: Path, tmp_path: Path, caps
         (["build", "msp-podcast", "msp", "--out", "s", "--processes", "0"], "num_processes=0: must be at least 1"),
         (["build", "msp-podcast", "msp", "--out", "s", "--part", "0/4"], "--part 0/4: must be I/N with I from 1 to N"),
         (["build", "iemocap", "none", "--out", "s"], "error: none: no such folder"),
-        (["build", "iemocap", "none", "--out", "s", "--min-confidence", "0.5"], "--min-confidence: says what to leave"),
+        (
+            ["build", "iemocap", "none", "--out", "s", "--min-confidence", "0.5"],
+            "--min-confidence: names what to leave",
+        ),
         (["build", "manifest", "none.csv", "--out", "s"], "error: none.csv: "),
         (["build", "join", "none"], "none: no parts to join here"),
-        (["info", "none", "--picture", "x.txt"], "x.txt: pictures are .png, .svg, .pdf files"),
-        (["info", "none", "--picture", "none/x.png"], "none/x.png: there is no folder none"),
+        (["info", "none", "--plot", "x.txt"], "x.txt: pictures are .png, .svg, .pdf files"),
+        (["info", "none", "--plot", "none/x.png"], "none/x.png: there is no folder none"),
     ],
 )
 def test_a_mistake_gives_two_and_one_line(
@@ -186,7 +189,7 @@ def test_too_many_rejected_utterances_give_two(msp: Path, tmp_path: Path, capsys
 def test_shards_and_cache_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shard_set = example_shard_set(tmp_path)
     cache = example_cache(tmp_path / "cache", shard_set)
-    options = ["--shards", shard_set.root, "--teacher", cache.root, "--out", tmp_path / "m"]
+    options = ["--shards", shard_set.root, "--teacher-cache", cache.root, "--out", tmp_path / "m"]
     assert run("merge", *options) == 0
     merged = open_shard_set(tmp_path / "m")
     assert capsys.readouterr().out == f"{tmp_path / 'm'}: merged, digest {merged.digest[:12]}\n"

@@ -145,7 +145,7 @@ def test_members_of_an_utterance_in_another_order_are_named(root: Path, blessed:
         damage.bless(root)
     assert findings(root) == [
         f"{SHARD} {KEYS[1]} its members stand as json, flac, and must stand as flac, json",
-        f"{SHARD} {KEYS[1]} flac is not where the index says, nor are 1 other members: it is stale",
+        f"{SHARD} {KEYS[1]} flac is not where the index states, nor are 1 other members: it is stale",
     ]
 
 
@@ -286,7 +286,7 @@ def test_a_tar_that_no_manifest_names_is_named(root: Path):
     assert findings(root) == ["Train-000099.tar - is not in the manifest"]
 
 
-def test_what_an_interrupted_build_left_is_told_and_is_no_damage(root: Path):
+def test_what_an_interrupted_build_left_is_reported_and_is_no_damage(root: Path):
     names = damage.leave_over(root)
     found = check_shard_set(root)
     assert [finding.shard for finding in found] == names

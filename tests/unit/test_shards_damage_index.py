@@ -1,6 +1,6 @@
 """Damage in indexes, manifests, small files and the contents of members, named by the checker.
 
-Most of it "blessed": the manifest was made to agree, so that no digest tells. Tars: ``test_shards_damage.py``.
+Most of it "blessed": the manifest was made to agree, so that no digest reports. Tars: ``test_shards_damage.py``.
 """
 
 import json
@@ -58,7 +58,7 @@ def test_an_index_that_was_blessed_with_other_values_is_named_by_key_and_column(
     samples = 1600 + 40 * 4
     assert findings(root) == [
         "manifest.json - lists categories ['Happy']: ['Sad'] are missing there, and [] do not occur",
-        f"{SHARD} - has {total - samples + 17} samples in the index, and the manifest says {total}",
+        f"{SHARD} - has {total - samples + 17} samples in the index, and the manifest states {total}",
         f"{SHARD} {KEYS[0]} the index is stale: label 'valence' is 0.75 there and 0.5 in json",
         f"{SHARD} {KEYS[1]} the index is stale: speaker is None there and 'speaker 1' in json",
         f"{SHARD} {KEYS[2]} the index is stale: category is 'Sad' there and 'Happy' in json",
@@ -71,17 +71,17 @@ def test_an_index_that_was_blessed_with_other_values_is_named_by_key_and_column(
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [
-        ("flac.offset", -512, "flac is said to lie at byte -512 to"),
-        ("flac.offset", 1 << 60, "flac is said to lie at byte 1152921504606846976 to"),
-        ("flac.offset", 513, "flac is said to lie at byte 513 to"),
-        ("flac.size", -1, "flac is said to lie at byte"),
-        ("flac.size", (1 << 63) - 1, "flac is said to lie at byte"),
-        ("json.offset", 0, "json is said to lie at byte 0 to"),
+        ("flac.offset", -512, "flac is stated to lie at byte -512 to"),
+        ("flac.offset", 1 << 60, "flac is stated to lie at byte 1152921504606846976 to"),
+        ("flac.offset", 513, "flac is stated to lie at byte 513 to"),
+        ("flac.size", -1, "flac is stated to lie at byte"),
+        ("flac.size", (1 << 63) - 1, "flac is stated to lie at byte"),
+        ("json.offset", 0, "json is stated to lie at byte 0 to"),
         ("key", "", "has an empty key, or a control character in it"),
         ("key", "a\nb", "has an empty key, or a control character in it"),
         ("key", KEYS[0], "comes twice in the index"),
         ("label.valence", 1.5, "the index has 1.5 for label 'valence', which is not on 0..1"),
-        ("num_samples", -4, "the index says that it has -4 samples"),
+        ("num_samples", -4, "the index states that it has -4 samples"),
     ],
 )
 def test_absurd_rows_are_named_without_reading_any_tar(root: Path, column: str, value: object, words: str):
@@ -128,17 +128,20 @@ def shift(index: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda shards: shards[1].update(index=shards[0]["index"]), "Train-000001.tar - its rows are said to lie at"),
-        (lambda shards: shards[1]["index"].update(size=1 << 62), "Train-000001.tar - its rows are said to lie at"),
-        (lambda shards: shards[1]["index"].update(offset=-1), "Train-000001.tar - its rows are said to lie at byte -1"),
+        (lambda shards: shards[1].update(index=shards[0]["index"]), "Train-000001.tar - its rows are stated to lie at"),
+        (lambda shards: shards[1]["index"].update(size=1 << 62), "Train-000001.tar - its rows are stated to lie at"),
+        (
+            lambda shards: shards[1]["index"].update(offset=-1),
+            "Train-000001.tar - its rows are stated to lie at byte -1",
+        ),
         (lambda shards: shift(shards[1]["index"]), "do not follow those before them, which end at byte"),
         (lambda shards: shards.reverse(), "overlap those before them"),
         (lambda shards: shards.pop(), "its footer names 3 batches of rows, and the manifest 2 shards"),
-        (lambda shards: shards[0]["index"].update(offset=0), f"{SHARD} - its rows are said to lie at byte 0"),
+        (lambda shards: shards[0]["index"].update(offset=0), f"{SHARD} - its rows are stated to lie at byte 0"),
         (lambda shards: shards[0]["index"].update(offset=200), "index.arrow - is no Arrow file"),
     ],
 )
-def test_batches_that_lie_elsewhere_than_the_manifest_says_are_named(root: Path, change: Callable, words: str):
+def test_batches_that_lie_elsewhere_than_the_manifest_states_are_named(root: Path, change: Callable, words: str):
     damage.edit_manifest(root, lambda document: change(document["shards"]))
     assert any(words in line for line in findings(root, fast=True))
 
@@ -170,7 +173,7 @@ def test_an_index_of_fewer_rows_is_named(root: Path):
     tables = damage.index_tables(root)
     damage.write_index(root, {shard: table.slice(1) for shard, table in tables.items()})
     damage.bless(root)
-    assert f"{SHARD} - has 5 rows in index.arrow, and the manifest says 6" in findings(root)
+    assert f"{SHARD} - has 5 rows in index.arrow, and the manifest states 6" in findings(root)
 
 
 def test_an_index_of_other_columns_is_named(root: Path):
@@ -245,10 +248,10 @@ def test_a_shard_name_with_nul_is_named_and_never_opened(root: Path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_utterances": 5}, "has 6 rows in index.arrow, and the manifest says 5"),
+        ({"num_utterances": 5}, "has 6 rows in index.arrow, and the manifest states 5"),
         ({"num_utterances": -6}, f"has -6 for num_utterances of {SHARD}"),
-        ({"num_samples": 5}, "samples in the index, and the manifest says 5"),
-        ({"size_bytes": 1 << 70}, f"{SHARD} - has 30720 bytes, and the manifest says {1 << 70}"),
+        ({"num_samples": 5}, "samples in the index, and the manifest states 5"),
+        ({"size_bytes": 1 << 70}, f"{SHARD} - has 30720 bytes, and the manifest states {1 << 70}"),
         ({"sha256": "00"}, "sha256 must be a SHA-256 in hexadecimal digits, not '00'"),
         ({"split": "Development"}, "has a shard 'Train-000000.tar' of split 'Development': no name of a shard"),
         ({"name": "Train-000005.tar"}, "lists Train-000001.tar after number 5 of its split: out of order"),
@@ -263,7 +266,7 @@ def test_a_manifest_that_was_blessed_with_wrong_facts_of_a_shard_is_named(root: 
 def test_totals_of_a_split_that_do_not_add_up_are_named(root: Path):
     damage.edit_manifest(root, lambda document: document["splits"]["Train"].update(hours=7.0))
     (finding,) = findings(root)
-    assert finding.startswith("manifest.json - says that split 'Train' has 9 utterances and 7.0000 hours, and its")
+    assert finding.startswith("manifest.json - states that split 'Train' has 9 utterances and 7.0000 hours, and its")
 
 
 def test_rejected_utterances_that_were_changed_are_named(root: Path):
@@ -326,7 +329,7 @@ def test_audio_that_was_blessed_and_is_another_is_named(root: Path, at: int, byt
 
 
 def test_sound_that_was_damaged_before_its_checksum_was_made_is_named(root: Path):
-    """Its head is whole: only decoding tells."""
+    """Its head is whole: only decoding reports."""
     damage.flip_in_member(root, SHARD, 1, "flac")
     damage.bless_crc(root, SHARD)
     (finding,) = findings(root)

@@ -67,7 +67,7 @@ def test_the_merged_teacher_is_the_cache(shard_set: ShardSet, cache: TeacherCach
     teacher = open_merged_teacher(merged)
     assert (teacher.digest, teacher.condition, teacher.targets) == (cache.digest, cache.condition, cache.targets)
     np.testing.assert_array_equal(teacher.embedding_mean, cache.embedding_mean)
-    np.testing.assert_array_equal(teacher.embedding_deviation, cache.embedding_deviation)
+    np.testing.assert_array_equal(teacher.embedding_std, cache.embedding_std)
     for shard in shard_set.manifest.shards:
         for row, key in enumerate(shard_set.rows(shard.name).keys):
             assert teacher.read_bytes(shard.name, row, key) == cache.read_bytes(shard.name, row, key)

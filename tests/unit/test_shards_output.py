@@ -61,7 +61,7 @@ def test_what_arrives_otherwise_is_refused(tmp_path: Path):
     (tmp_path / "out").mkdir()
     with output.workplace("a.tar") as path:
         path.write_bytes(b"shard")
-        with pytest.raises(ShardError, match=r"a\.tar: is [0-9a-f]{12}, and the manifest says 000000000000"):
+        with pytest.raises(ShardError, match=r"a\.tar: is [0-9a-f]{12}, and the manifest states 000000000000"):
             output.publish(path, "a.tar", size_bytes=5, sha256="0" * 64)
 
 

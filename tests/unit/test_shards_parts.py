@@ -73,17 +73,17 @@ def test_parts_in_any_order_give_the_bytes_of_one_builder(
     assert (summary.rejected, summary.was_there) == (1, False)
 
 
-def test_a_part_says_what_it_did_and_is_kept_when_it_is_built_again(
+def test_a_part_states_what_it_did_and_is_kept_when_it_is_built_again(
     corpus: Path, utterances: list[Utterance], tmp_path: Path
 ):
     build = planned(utterances, tmp_path / "s", corpus)
     seen: list[int] = []
     first = build_part(build, Part(number=1, of=2), progress=seen.append)
     assert sum(seen) == build.num_utterances(Part(number=1, of=2)) == first.num_utterances + first.rejected
-    assert (first.num_kept, first.num_shards) == (0, len(build.shards[::2]))
+    assert (first.num_reused, first.num_shards) == (0, len(build.shards[::2]))
     assert "python shards/build.py join" in first.in_words(tmp_path / "s")
     again = build_part(build, Part(number=1, of=2))
-    assert again.num_kept == first.num_shards
+    assert again.num_reused == first.num_shards
     assert again.made_s == 0 < first.made_s
 
 
@@ -150,7 +150,7 @@ def test_a_copy_of_the_corpus_on_another_machine_may_make_a_part(
     assert files_of(tmp_path / "s") == whole
 
 
-def test_too_many_rejected_are_judged_when_the_parts_are_joined(
+def test_too_many_rejected_are_compared_when_the_parts_are_joined(
     corpus: Path, utterances: list[Utterance], tmp_path: Path
 ):
     build_parts(planned(utterances, tmp_path / "s", corpus), 2)
@@ -161,7 +161,7 @@ def test_too_many_rejected_are_judged_when_the_parts_are_joined(
     assert join_parts(tmp_path / "s", max_rejected=0.1).reasons == {"the audio file is missing": 1}
 
 
-def test_nothing_to_join_is_said(tmp_path: Path):
+def test_nothing_to_join_is_reported(tmp_path: Path):
     for ask in (join_parts, num_to_join):
         with pytest.raises(MissingShardsError, match="no parts to join here"):
             ask(tmp_path)
@@ -188,7 +188,7 @@ def test_a_part_of_a_finished_set_has_nothing_to_do(corpus: Path, utterances: li
     join_parts(tmp_path / "s", max_rejected=0.1)
     before = files_of(tmp_path / "s")
     late = build_part(build, Part(number=2, of=2))
-    assert late.num_kept == late.num_shards
+    assert late.num_reused == late.num_shards
     assert files_of(tmp_path / "s") == before
     with pytest.raises(ConfigError, match="holds a shard set of other input or settings"):
         build_part(planned(utterances[1:], tmp_path / "s", corpus), Part(number=1, of=2))

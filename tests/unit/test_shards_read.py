@@ -134,7 +134,7 @@ def test_shards_are_forgotten_the_longest_unused_first(tmp_path: Path):
 
 def test_an_index_that_is_not_the_manifests_is_seen_when_rows_are_read(tmp_path: Path):
     (listed,) = write_index(tmp_path / "i", {"a": 3})
-    with pytest.raises(ShardError, match=r"a: 3 rows in .*/i, and the manifest says 4. The index is stale"):
+    with pytest.raises(ShardError, match=r"a: 3 rows in .*/i, and the manifest states 4. The index is stale"):
         RowGroups(tmp_path / "i", [dataclasses.replace(listed, num_utterances=4)], decode_rows).get("a")
     with pytest.raises(ShardError, match=r"b: not in .*/i. Take a shard"):
         RowGroups(tmp_path / "i", [listed], decode_rows).get("b")
@@ -211,7 +211,7 @@ def test_a_cut_or_missing_index_is_refused_when_the_set_is_opened(tmp_path: Path
     shard_set = example_shard_set(tmp_path, count=4)
     size = shard_set.manifest.index_size_bytes
     os.truncate(shard_set.root / "index.arrow", size - 1)
-    with pytest.raises(ShardError, match=rf"index.arrow: has {size - 1} bytes, and the manifest says {size}"):
+    with pytest.raises(ShardError, match=rf"index.arrow: has {size - 1} bytes, and the manifest states {size}"):
         open_shard_set(shard_set.root)
     (shard_set.root / "index.arrow").unlink()
     with pytest.raises(ShardError, match=r"index.arrow: is missing, and"):

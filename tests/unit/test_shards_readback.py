@@ -30,7 +30,7 @@ def read(path: Path):
     return read_back(path, targets=("valence",), members=("flac", "json"))
 
 
-def test_rows_say_what_lies_in_the_tar(tmp_path: Path):
+def test_rows_state_what_lies_in_the_tar(tmp_path: Path):
     path = write(
         tmp_path, ("a", {"flac": FLAC, "json": record("a", valence=0.5)}), ("b", {"flac": FLAC, "json": record("b")})
     )
@@ -48,7 +48,7 @@ def test_rows_say_what_lies_in_the_tar(tmp_path: Path):
     ("samples", "words"),
     [
         ([("a", {"flac": FLAC})], r"a\.tar: 1 members, not 2 each"),
-        ([("a", {"flac": FLAC, "json": record("b")})], r"a\.tar: 'a' says it is 'b'"),
+        ([("a", {"flac": FLAC, "json": record("b")})], r"a\.tar: 'a' states it is 'b'"),
         ([("a", {"flac": FLAC, "json": record("a")})] * 2, r"a\.tar: a key comes twice"),
         ([("a", {"json": record("a"), "pickle": b""})], r"met file 'a\.json' where flac of 'a' must be"),
         ([("a", {"flac": FLAC}), ("b", {"json": record("b")})], r"met file 'b\.json' where json of 'a' must be"),

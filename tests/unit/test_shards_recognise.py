@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ccts_dist.asr.models import ctc_symbols, written_tokens
-from ccts_dist.asr.recognizer import Recognizer, Words, cut_windows, load_recogniser
+from ccts_dist.asr.recognizer import Recognizer, Words, cut_windows, load_recognizer
 from ccts_dist.errors import ConfigError
 from tests.small_recognisers import SYMBOLS, chirps, save_ctc, save_moonshine, save_whisper
 
@@ -37,22 +37,22 @@ LENGTHS = (4_000, 8_000, 12_345, 16_000, 16_000, 30_000, 70_000)
 
 
 def load(folder: Path, **choices) -> Recognizer:
-    return load_recogniser(str(folder), **({"device": "cpu"} | choices))
+    return load_recognizer(str(folder), **({"device": "cpu"} | choices))
 
 
-def words(heard: Words | str) -> Words:
-    assert isinstance(heard, Words)
-    return heard
+def words(transcripts: Words | str) -> Words:
+    assert isinstance(transcripts, Words)
+    return transcripts
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", MODELS)
-def test_an_utterance_is_heard_the_same_alone_and_in_any_batch(kind: str, tmp_path: Path):
-    recogniser = load(MODELS[kind](tmp_path / "model"), batch_seconds=20)
+def test_an_utterance_is_read_the_same_alone_and_in_any_batch(kind: str, tmp_path: Path):
+    recognizer = load(MODELS[kind](tmp_path / "model"), batch_seconds=20)
     waves = [chirps(length, seed=length) for length in LENGTHS]
-    alone = [words(recogniser.hear([wave])[0]) for wave in waves]
-    together = [words(one) for one in recogniser.hear(waves)]
-    backwards = [words(one) for one in recogniser.hear(waves[::-1])][::-1]
+    alone = [words(recognizer.transcribe([wave])[0]) for wave in waves]
+    together = [words(one) for one in recognizer.transcribe(waves)]
+    backwards = [words(one) for one in recognizer.transcribe(waves[::-1])][::-1]
     assert len({one.transcript for one in alone}) > 4
     for other in (together, backwards):
         assert [one.transcript for one in other] == [one.transcript for one in alone]
@@ -92,7 +92,7 @@ def test_ctc_confidence_is_the_mean_probability_of_the_frames_that_are_not_blank
     assert count == 4
 
 
-def test_ctc_of_blanks_alone_hears_nothing():
+def test_ctc_of_blanks_alone_reads_nothing():
     assert ctc_symbols(torch.tensor([[5.0, 0.0], [5.0, 0.0]]), 0) == ([], 0.0, 0)
 
 
@@ -117,68 +117,68 @@ def test_what_may_not_be_written_takes_no_share_of_the_probability():
 
 
 def test_ctc_keeps_double_letters_that_a_blank_parts(tmp_path: Path, monkeypatch):
-    recogniser = load(save_ctc(tmp_path / "model"))
-    said = [SYMBOLS.index(one) for one in ("h", "h", "e", "l", "<pad>", "l", "o", "|", "|", "<unk>", "s")]
-    ear = recogniser._ear
-    logits = torch.nn.functional.one_hot(torch.tensor(said), len(SYMBOLS)).float() * 100
-    monkeypatch.setattr(ear, "pieces", lambda waves: [ear._piece(logits) for _ in waves])
-    heard = words(recogniser.hear([chirps(4_000, seed=0)])[0])
-    assert heard.transcript == "hello s"
-    assert heard.confidence == pytest.approx(1.0)
+    recognizer = load(save_ctc(tmp_path / "model"))
+    printed = [SYMBOLS.index(one) for one in ("h", "h", "e", "l", "<pad>", "l", "o", "|", "|", "<unk>", "s")]
+    asr_model = recognizer._asr_model
+    logits = torch.nn.functional.one_hot(torch.tensor(printed), len(SYMBOLS)).float() * 100
+    monkeypatch.setattr(asr_model, "pieces", lambda waves: [asr_model._piece(logits) for _ in waves])
+    transcripts = words(recognizer.transcribe([chirps(4_000, seed=0)])[0])
+    assert transcripts.transcript == "hello s"
+    assert transcripts.confidence == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("save", [save_ctc, save_whisper])
 def test_confidence_of_a_long_recording_is_that_of_its_windows_together(save: Callable[[Path], Path], tmp_path: Path):
-    recogniser = load(save(tmp_path / "model"))
-    ear = recogniser._ear
-    ear.window_samples = 32_000
+    recognizer = load(save(tmp_path / "model"))
+    asr_model = recognizer._asr_model
+    asr_model.window_samples = 32_000
     wave = chirps(100_000, seed=3)
     with torch.inference_mode():
-        pieces = [piece for window in cut_windows(wave, 32_000) for piece in ear.pieces([window])]
+        pieces = [piece for window in cut_windows(wave, 32_000) for piece in asr_model.pieces([window])]
     assert len(pieces) == 4
     total, count = sum(piece.total for piece in pieces), sum(piece.count for piece in pieces)
-    heard = words(recogniser.hear([wave])[0])
+    transcripts = words(recognizer.transcribe([wave])[0])
     mean = total / count
-    assert heard.confidence == pytest.approx(math.exp(mean) if save is save_whisper else mean, abs=1e-5)
+    assert transcripts.confidence == pytest.approx(math.exp(mean) if save is save_whisper else mean, abs=1e-5)
     if save is save_ctc:
-        assert heard.transcript.split() == " ".join(piece.transcript for piece in pieces).split()
+        assert transcripts.transcript.split() == " ".join(piece.transcript for piece in pieces).split()
 
 
 def test_whisper_reads_its_own_window_at_once(tmp_path: Path):
-    assert load(save_whisper(tmp_path / "model"))._ear.window_samples == 2 * 16_000
+    assert load(save_whisper(tmp_path / "model"))._asr_model.window_samples == 2 * 16_000
 
 
 def test_control_characters_do_not_come_through(tmp_path: Path):
-    recogniser = load(save_whisper(tmp_path / "model"))
-    said = [words(one).transcript for one in recogniser.hear([chirps(9_000, seed=seed) for seed in range(20)])]
-    assert any(said)
-    assert not any(ord(one) < 32 or 127 <= ord(one) < 160 for text in said for one in text)
+    recognizer = load(save_whisper(tmp_path / "model"))
+    printed = [words(one).transcript for one in recognizer.transcribe([chirps(9_000, seed=seed) for seed in range(20)])]
+    assert any(printed)
+    assert not any(ord(one) < 32 or 127 <= ord(one) < 160 for text in printed for one in text)
 
 
 def test_whisper_without_a_limit_of_its_own_writes_more_than_twenty_tokens(tmp_path: Path):
-    recogniser = load(save_whisper(tmp_path / "model", max_length=None))
-    counts = [recogniser._ear.pieces([chirps(16_000, seed=seed)])[0].count for seed in range(10)]
+    recognizer = load(save_whisper(tmp_path / "model", max_length=None))
+    counts = [recognizer._asr_model.pieces([chirps(16_000, seed=seed)])[0].count for seed in range(10)]
     assert max(counts) > 20
 
 
-def test_the_language_that_is_asked_for_is_heard(tmp_path: Path):
+def test_the_language_that_is_asked_for_is_read(tmp_path: Path):
     folder = save_whisper(tmp_path / "model")
     waves = [chirps(16_000, seed=seed) for seed in range(8)]
-    by_code, by_name, german = (load(folder, language=one).hear(waves) for one in ("en", "English", "de"))
+    by_code, by_name, german = (load(folder, language=one).transcribe(waves) for one in ("en", "English", "de"))
     assert by_code == by_name
     assert by_code != german
 
 
-def test_a_wave_shorter_than_a_frame_is_named_and_the_others_are_heard(tmp_path: Path):
-    recogniser = load(save_ctc(tmp_path / "model"))  # kernels 40 and 20, strides 20 and 16: 40 + 19 * 20 samples
-    heard = recogniser.hear([chirps(419, seed=0), chirps(4_000, seed=1)])
-    assert heard[0] == "lasts 419 samples at 16000 Hz, fewer than the recogniser's first frame (420)"
-    assert words(heard[1]) == words(recogniser.hear([chirps(4_000, seed=1)])[0])
+def test_a_wave_shorter_than_a_frame_is_named_and_the_others_are_read(tmp_path: Path):
+    recognizer = load(save_ctc(tmp_path / "model"))  # kernels 40 and 20, strides 20 and 16: 40 + 19 * 20 samples
+    transcripts = recognizer.transcribe([chirps(419, seed=0), chirps(4_000, seed=1)])
+    assert transcripts[0] == "lasts 419 samples at 16000 Hz, fewer than the recognizer's first frame (420)"
+    assert words(transcripts[1]) == words(recognizer.transcribe([chirps(4_000, seed=1)])[0])
 
 
-def test_silence_is_heard_as_something(tmp_path: Path):
-    heard = words(load(save_ctc(tmp_path / "model")).hear([np.zeros(8_000, np.float32)])[0])
-    assert 0 <= heard.confidence <= 1
+def test_silence_is_read_as_something(tmp_path: Path):
+    transcripts = words(load(save_ctc(tmp_path / "model")).transcribe([np.zeros(8_000, np.float32)])[0])
+    assert 0 <= transcripts.confidence <= 1
 
 
 def test_a_wave_is_cut_in_the_middle_of_its_pause():
@@ -200,8 +200,8 @@ def test_windows_are_the_wave_and_neither_too_long_nor_too_short(num_samples: in
 
 @given(st.lists(st.integers(420, 4_000), max_size=30), st.booleans())
 def test_passes_hold_every_window_once_within_the_limit(lengths: list[int], pads: bool):
-    recogniser = Recognizer(_Deaf(pads), name="", digest="", language=None, batch_seconds=0.5)
-    batches = list(recogniser._batches(lengths))
+    recognizer = Recognizer(_Deaf(pads), name="", digest="", language=None, batch_seconds=0.5)
+    batches = list(recognizer._batches(lengths))
     assert sorted(at for taken in batches for at in taken) == list(range(len(lengths)))
     for taken in batches:
         assert len(taken) == 1 or len(taken) * max(lengths[at] for at in taken) <= 8_000
@@ -209,7 +209,7 @@ def test_passes_hold_every_window_once_within_the_limit(lengths: list[int], pads
 
 
 class _Deaf:
-    """Takes waves, hears nothing."""
+    """Takes waves, transcribes nothing."""
 
     window_samples, min_samples = 4_000, 1
 
@@ -223,31 +223,31 @@ class _Deaf:
         return 1.0
 
 
-def test_a_batch_that_does_not_fit_says_which_option_to_lower():
-    recogniser = Recognizer(_Deaf(True), name="", digest="", language=None, batch_seconds=9)
+def test_a_batch_that_does_not_fit_states_which_option_to_lower():
+    recognizer = Recognizer(_Deaf(True), name="", digest="", language=None, batch_seconds=9)
     with pytest.raises(ConfigError, match=r"2 windows of up to 0.2 s do not fit .*batch_seconds=9.*--batch-seconds"):
-        recogniser.hear([chirps(3_200, seed=0)] * 2)
+        recognizer.transcribe([chirps(3_200, seed=0)] * 2)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_a_batch_of_no_seconds_is_refused(seconds: float):
     with pytest.raises(ConfigError, match=r"batch_seconds=.*above 0"):
-        load_recogniser("anywhere", batch_seconds=seconds)
+        load_recognizer("anywhere", batch_seconds=seconds)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
 def test_a_device_that_is_not_there_is_refused(device: str):
     with pytest.raises(ConfigError, match=rf"device '{device}' cannot be used .*--device"):
-        load_recogniser("anywhere", device=device)
+        load_recognizer("anywhere", device=device)
 
 
-def test_damaged_weights_are_found_by_what_they_say(tmp_path: Path):
+def test_damaged_weights_are_found_by_what_they_state(tmp_path: Path):
     folder = save_ctc(tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.bias"][1] = torch.nan
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match="gives numbers that are not finite"):
-        load(folder).hear([chirps(4_000, seed=0)])
+        load(folder).transcribe([chirps(4_000, seed=0)])
 
 
 def test_an_encoder_that_never_learnt_to_recognise_is_refused(tmp_path: Path):
@@ -265,7 +265,7 @@ def edit(path: Path, **changes: object) -> None:
 def test_a_model_for_another_sample_rate_is_refused(tmp_path: Path):
     folder = save_ctc(tmp_path / "model")
     edit(folder / "preprocessor_config.json", sampling_rate=8_000)
-    with pytest.raises(ConfigError, match="hears audio of 8000 Hz: must be 16000"):
+    with pytest.raises(ConfigError, match="transcribes audio of 8000 Hz: must be 16000"):
         load(folder)
 
 

@@ -43,7 +43,7 @@ def test_folder_is_read_where_it_lies(tmp_path: Path) -> None:
     assert store.path(listed("a.tar", b"abc")) == tmp_path / "a.tar"
 
 
-def test_folder_without_the_file_is_told_by_its_name(tmp_path: Path) -> None:
+def test_folder_without_the_file_is_reported_by_its_name(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     with pytest.raises(MissingShardsError, match=r"manifest.json: cannot be read"):
         store.read_bytes("manifest.json")
@@ -61,7 +61,7 @@ def test_folder_has_nothing_to_fetch_or_forget(tmp_path: Path) -> None:
     assert (tmp_path / "a.tar").exists()
 
 
-def test_cache_lies_in_the_users_cache_folder_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_lies_in_the_users_cache_folder_unless_reported_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/scratch/cache")
     assert default_cache() == Path("/scratch/cache/ccts-dist/shards")
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -95,7 +95,7 @@ def test_closing_releases_readers_that_wait(tmp_path: Path, flaky: type[Flaky]) 
     file = put("a.tar", content(1))
     store = flaky_store(tmp_path)
     begun, go_on = threading.Event(), threading.Event()
-    told: list[str] = []
+    reported: list[str] = []
 
     def hold() -> None:
         begun.set()
@@ -104,7 +104,7 @@ def test_closing_releases_readers_that_wait(tmp_path: Path, flaky: type[Flaky]) 
     def wait() -> None:
         with pytest.raises(FetchError, match=r"a.tar: not fetched, because reading was stopped") as stopped:
             read(store, file)
-        told.append(str(stopped.value))
+        reported.append(str(stopped.value))
 
     flaky.troubles.append(hold)
     readers = [threading.Thread(target=wait) for _ in range(2)]  # one fetches, the other waits for it
@@ -116,7 +116,7 @@ def test_closing_releases_readers_that_wait(tmp_path: Path, flaky: type[Flaky]) 
     for reader in readers:
         reader.join(10)
     go_on.set()
-    assert len(told) == 2
+    assert len(reported) == 2
     assert read(store, file) == content(1)
 
 
@@ -256,7 +256,7 @@ def test_new_wishes_take_the_place_of_old_ones(tmp_path: Path, flaky: type[Flaky
     assert old.name not in flaky.opened
 
 
-def test_fault_ahead_of_need_is_left_to_the_reader_to_tell(tmp_path: Path) -> None:
+def test_fault_ahead_of_need_is_left_to_the_reader_to_report(tmp_path: Path) -> None:
     good = put("good.tar", content(1))
     missing = listed("missing.tar", content(2))
     store = flaky_store(tmp_path, threads=1)
@@ -272,8 +272,8 @@ def test_store_whose_last_user_is_a_thread_that_fetches_goes_without_a_word(
 ) -> None:
     """At the end of a process: the thread then lets its own store go, and must not wait for itself."""
     begun, go_on = threading.Event(), threading.Event()
-    told: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    reported: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
 
     def hold() -> None:
         begun.set()
@@ -289,7 +289,7 @@ def test_store_whose_last_user_is_a_thread_that_fetches_goes_without_a_word(
     assert gone() is not None
     go_on.set()
     until(lambda: gone() is None and "shard-fetch" not in {thread.name for thread in threading.enumerate()})
-    assert told == []
+    assert reported == []
 
 
 def test_closing_ends_transfers_and_leaves_nothing_half(tmp_path: Path, flaky: type[Flaky]) -> None:

@@ -154,7 +154,7 @@ def test_teacher_cache_under_an_address_reads_as_from_a_folder(
     names = [shard.name for shard in local.manifest.shards]
     assert there.bytes_to_fetch(names) == sum((tmp_path / "teacher" / name).stat().st_size for name in names)
     assert (there.digest, there.condition, cache.bytes_to_fetch(names)) == (cache.digest, cache.condition, 0)
-    there.prefetch([*names, "Test3-000000.tar"])  # one that it lacks is told of when it is read
+    there.prefetch([*names, "Test3-000000.tar"])  # one that it lacks is reported when it is read
     for name in names:
         for row, key in enumerate(local.rows(name).keys):
             assert there.read(name, row, key).embedding.tolist() == example_output(key).embedding.tolist()

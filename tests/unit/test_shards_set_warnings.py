@@ -1,4 +1,4 @@
-"""Sound shard sets whose scores would say less than they seem to: shared speakers, constant labels, clipped audio."""
+"""Sound shard sets whose scores would state less than they seem to: shared speakers, constant labels, clipped audio."""
 
 import json
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def test_share_of_samples_at_full_scale_above_which_a_recording_is_clipped():
     assert not is_clipped(np.full(9, 32_766, np.int16))
 
 
-def test_clipped_recordings_are_counted_in_the_manifest_and_said_by_build_info_and_check(tmp_path: Path, capsys):
+def test_clipped_recordings_are_counted_in_the_manifest_and_reported_by_build_info_and_check(tmp_path: Path, capsys):
     square = np.sign(np.sin(np.arange(1_600)))
     quiet = 0.1 * square
     for number, wave in enumerate((square, quiet, square)):
@@ -86,7 +86,7 @@ def test_clipped_recordings_are_counted_in_the_manifest_and_said_by_build_info_a
     out = str(tmp_path / "set")
     wanted = {
         "warning: 2 recordings have more than 50% of their samples at full scale: they are clipped, or of another "
-        "scale than their format says",
+        "scale than their format states",
         "warning: Train and Test1 share 1 of 1 and 1 speakers ('s'): a score on one after training on the other is not "
         "that of new speakers",
     }

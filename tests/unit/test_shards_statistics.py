@@ -26,7 +26,7 @@ def test_counts_durations_and_label_moments_by_hand(tmp_path: Path):
     valence = figures.labels["valence"]
     assert valence.num_labelled == 3
     assert valence.mean == pytest.approx(0.5)
-    assert valence.deviation == pytest.approx(math.sqrt((0.09 + 0.01 + 0.16) / 3))
+    assert valence.std == pytest.approx(math.sqrt((0.09 + 0.01 + 0.16) / 3))
     assert figures.labels["activation"].num_labelled == 0
     assert math.isnan(figures.labels["activation"].mean)
     assert valence.histogram == (0, 0, 1, 0, 1, 0, 0, 0, 0, 1)

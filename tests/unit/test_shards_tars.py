@@ -107,7 +107,7 @@ def test_bytes_of_any_kind_walk_or_raise_a_shard_error(tmp_path_factory: pytest.
         (b"Z", "member of unknown type b'Z'"),
     ],
 )
-def test_members_that_are_no_files_are_told_apart(tmp_path: Path, kind: bytes, word: str):
+def test_members_that_are_no_files_are_distinguished(tmp_path: Path, kind: bytes, word: str):
     member = tarfile.TarInfo("../out")
     member.type, member.linkname = kind, "/etc/passwd"
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as opened:
@@ -235,7 +235,7 @@ def test_a_long_name_without_a_member_is_refused(tmp_path: Path):
         list(walk_tar(tmp_path / "a.tar"))
 
 
-def test_what_a_global_header_says_is_not_believed(tmp_path: Path):
+def test_what_a_global_header_states_is_not_believed(tmp_path: Path):
     with tarfile.open(tmp_path / "a.tar", "w", pax_headers={"path": "b.flac", "size": "99"}) as opened:
         opened.addfile(tarfile.TarInfo("a.flac"))
     walked = [(member.name, member.kind, member.size) for member in walk_tar(tmp_path / "a.tar")]
@@ -243,7 +243,7 @@ def test_what_a_global_header_says_is_not_believed(tmp_path: Path):
     assert walked[1] == ("a.flac", "file", 0)
 
 
-def test_a_sparse_file_is_told_whatever_its_header_is_called(tmp_path: Path):
+def test_a_sparse_file_is_reported_whatever_its_header_is_called(tmp_path: Path):
     member = tarfile.TarInfo("a.flac")
     member.pax_headers = {"GNU.sparse.name": "b.flac", "GNU.sparse.size": "9"}
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as opened:

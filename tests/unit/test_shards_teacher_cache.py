@@ -86,7 +86,7 @@ def test_every_utterance_has_its_output(shard_set: ShardSet, cache: TeacherCache
     assert cache.condition == CONDITION
     assert (cache.embedding_size, cache.targets) == (EMBEDDING_SIZE, CONDITION.targets)
     np.testing.assert_array_equal(cache.embedding_mean, [0.0, 0.1, 0.2, 0.3, 0.4])
-    np.testing.assert_array_equal(cache.embedding_deviation, np.ones(EMBEDDING_SIZE))
+    np.testing.assert_array_equal(cache.embedding_std, np.ones(EMBEDDING_SIZE))
 
 
 def test_a_copy_in_another_process_reads_the_same(shard_set: ShardSet, cache: TeacherCache):
@@ -117,10 +117,10 @@ def test_damage_is_named_by_shard_and_key(shard_set: ShardSet, tmp_path: Path):
         cache.read(SHARD, 0, key)
 
 
-def test_a_cache_that_says_another_size_is_refused_when_read(shard_set: ShardSet, tmp_path: Path):
+def test_a_cache_that_states_another_size_is_refused_when_read(shard_set: ShardSet, tmp_path: Path):
     write_example_shards(tmp_path, shard_set)
     numbers = (1.0,) * 6
-    facts = dataclasses.replace(example_facts(), embedding_size=6, embedding_mean=numbers, embedding_deviation=numbers)
+    facts = dataclasses.replace(example_facts(), embedding_size=6, embedding_mean=numbers, embedding_std=numbers)
     write_cache_manifest(tmp_path, shard_set, facts, splits=["Train"], condition=CONDITION, sums={})
     key = shard_set.rows(SHARD).keys[0]
     with pytest.raises(
@@ -153,7 +153,10 @@ def test_a_folder_without_a_cache_a_damaged_and_a_newer_one_are_refused(shard_se
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("index.arrow", r"index\.arrow: has 9 bytes, and the manifest says"), ("condition.json", r"condition\.json: is ")],
+    [
+        ("index.arrow", r"index\.arrow: has 9 bytes, and the manifest states"),
+        ("condition.json", r"condition\.json: is "),
+    ],
 )
 def test_a_changed_or_missing_index_or_condition_is_refused(shard_set: ShardSet, tmp_path: Path, name: str, words: str):
     root = example_cache(tmp_path, shard_set).root
@@ -189,11 +192,11 @@ def test_a_corpus_that_grows_keeps_what_is_cached_of_its_unchanged_shards(tmp_pa
     cache = example_cache(tmp_path / "cache", small)
     build_example(make_utterances(tmp_path / "b", 20), tmp_path / "b" / "shards", tmp_path / "b")
     large = example_shard_set(tmp_path / "b", count=20)
-    kept = finished_cache_shards(cache.root, large, TEACHER_DIGEST)
+    gate_mask = finished_cache_shards(cache.root, large, TEACHER_DIGEST)
     before = {shard.sha256 for shard in small.manifest.shards}
     unchanged = {shard.name for shard in large.manifest.shards if shard.sha256 in before}
-    assert kept == unchanged
-    assert kept
+    assert gate_mask == unchanged
+    assert gate_mask
     with pytest.raises(TeacherError, match="it keeps what still fits"):
         open_teacher_cache(cache.root, large)
 

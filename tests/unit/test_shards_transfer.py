@@ -1,4 +1,4 @@
-"""Addresses that are taken, and one transfer: what fails, how often it is tried, what is said of it."""
+"""Addresses that are taken, and one transfer: what fails, how often it is tried, what is reported of it."""
 
 import errno
 import pickle
@@ -92,7 +92,7 @@ def test_plain_address_is_taken_as_it_stands_but_for_slashes_at_its_end(address:
     assert check_address(address + "//") == address
 
 
-def test_commands_and_addresses_are_told_from_folders() -> None:
+def test_commands_and_addresses_are_reported_from_folders() -> None:
     assert is_address("s3://bucket/set")
     assert is_address("pipe:cat x")
     assert not is_address("data/set")
@@ -171,15 +171,15 @@ class NoCredentialsError(Exception):
         (OSError(errno.ENOSPC, SECRET), "no space left on device in .*name another folder in data.shard_cache"),
     ],
 )
-def test_fault_that_will_not_pass_is_told_at_once_and_without_secrets(
+def test_fault_that_will_not_pass_is_reported_at_once_and_without_secrets(
     tmp_path: Path, flaky: type[Flaky], error: Exception, words: str
 ) -> None:
     file = put("a.tar", content(1))
     flaky.troubles.append(raises(error))
-    with pytest.raises(ShardError, match=words) as told:
+    with pytest.raises(ShardError, match=words) as reported:
         read(flaky_store(tmp_path), file)
-    assert SECRET not in str(told.value)
-    assert told.value.__context__ is None
+    assert SECRET not in str(reported.value)
+    assert reported.value.__context__ is None
     assert len(flaky.opened) == 1
 
 
@@ -210,7 +210,7 @@ def test_transfer_that_brings_nothing_is_given_up_and_tried_again(tmp_path: Path
 def test_other_bytes_under_the_name_are_refused_with_both_digests(tmp_path: Path, flaky: type[Flaky]) -> None:
     put("a.tar", content(2))
     wanted, found = listed("a.tar", content(1)), listed("a.tar", content(2))
-    with pytest.raises(ShardError, match=f"is {found.sha256[:12]}, and the manifest says {wanted.sha256[:12]}"):
+    with pytest.raises(ShardError, match=f"is {found.sha256[:12]}, and the manifest states {wanted.sha256[:12]}"):
         read(flaky_store(tmp_path), wanted)
     assert len(flaky.opened) == 2
     assert not [path for path in tmp_path.iterdir() if path.name != ".lock"]
@@ -219,7 +219,7 @@ def test_other_bytes_under_the_name_are_refused_with_both_digests(tmp_path: Path
 @pytest.mark.parametrize("size", [10, 2_999_999, 3_000_001, 9_000_000])
 def test_file_of_another_length_is_refused(tmp_path: Path, size: int) -> None:
     put("a.tar", content(1, size))
-    with pytest.raises(ShardError, match=f"has {size} bytes, and the manifest says 3000000"):
+    with pytest.raises(ShardError, match=f"has {size} bytes, and the manifest states 3000000"):
         read(flaky_store(tmp_path), listed("a.tar", content(1)))
 
 
@@ -248,6 +248,6 @@ def test_missing_manifest_is_the_users_mistake(tmp_path: Path) -> None:
 
 @given(attempt=st.integers(1, 60), luck=st.floats(0, 1))
 def test_waits_double_up_to_the_longest_and_shrink_by_half_at_most(attempt: int, luck: float) -> None:
-    patience = RetryPolicy(first_wait_s=0.5, longest_wait_s=30.0)
+    retry_policy = RetryPolicy(first_wait_s=0.5, longest_wait_s=30.0)
     whole = min(30.0, 0.5 * 2 ** (attempt - 1))
-    assert whole / 2 <= patience.wait_s(attempt, luck) <= whole
+    assert whole / 2 <= retry_policy.wait_s(attempt, luck) <= whole

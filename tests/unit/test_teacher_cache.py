@@ -61,7 +61,7 @@ def copied_cache(material: Material, tmp_path: Path) -> Path:
     return out
 
 
-def test_every_utterance_is_cached_as_the_teacher_says_it_alone(material: Material):
+def test_every_utterance_is_cached_as_the_teacher_states_it_alone(material: Material):
     shard_set, cache = material.shard_set, open_teacher_cache(material.cache, material.shard_set)
     loaded = load_model(material.teacher)
     assert loaded.tokenizer is not None
@@ -102,23 +102,23 @@ def test_condition_and_embedding_statistics_come_from_the_teachers_training_spli
     expected = fit_condition(sums, DIMENSIONS, ("Train",))
     assert cache.condition.splits == ("Train",)
     assert cache.condition.num_rows == expected.num_rows == (21, 18, 21)
-    for field in ("w", "b", "deviation"):
+    for field in ("w", "b", "residual_std"):
         assert getattr(cache.condition, field) == pytest.approx(getattr(expected, field), abs=1e-9)
     np.testing.assert_allclose(cache.embedding_mean, embedding.mean(0), atol=1e-12)
-    np.testing.assert_allclose(cache.embedding_deviation, embedding.std(0), atol=1e-12)
+    np.testing.assert_allclose(cache.embedding_std, embedding.std(0), atol=1e-12)
 
 
-def test_summary_tells_the_share_that_the_gate_leaves_out(material: Material):
+def test_summary_reports_the_share_that_the_gate_leaves_out(material: Material):
     condition = material.summary.condition
     _, prediction, label = outputs_and_labels(material, ("Train",))
     residual = np.array(condition.w) * prediction + np.array(condition.b) - label
-    out = (np.abs(residual) > 2 * np.array(condition.deviation)).any(1)
+    out = (np.abs(residual) > 2 * np.array(condition.residual_std)).any(1)
     assert material.summary.num_fit_rows == 21
-    assert material.summary.left_out == pytest.approx(out.mean())
-    assert f"leaves out {out.mean():.1%} of the 21 of Train" in material.summary.words()
+    assert material.summary.rejected_fraction == pytest.approx(out.mean())
+    assert f"rejects {out.mean():.1%} of the 21 of Train" in material.summary.words()
 
 
-def test_manifest_says_which_teacher_spoke(material: Material):
+def test_manifest_states_which_teacher_spoke(material: Material):
     facts = open_teacher_cache(material.cache, material.shard_set).facts
     assert (facts.name, facts.registry_version) == ("models:/teacher@a", "teacher/3")
     assert facts.weight_digest == load_model(material.teacher).digest
@@ -137,7 +137,7 @@ def test_teacher_without_a_text_branch_is_cached(material: Material, tmp_path: P
 def test_pass_over_a_finished_cache_keeps_everything(material: Material, tmp_path: Path):
     out = copied_cache(material, tmp_path)
     again = run_pass(material.teacher, material.shard_set, out, name="models:/teacher@a", registry_version="teacher/3")
-    assert again.num_shards_kept == again.num_shards == material.summary.num_shards
+    assert again.num_shards_reused == again.num_shards == material.summary.num_shards
     assert again.digest == material.summary.digest
     assert cache_bytes(out) == cache_bytes(material.cache)
 
@@ -150,7 +150,7 @@ def test_pass_does_again_only_the_shards_that_are_missing_or_damaged(material: M
     victim.unlink() if damage == "gone" else victim.write_bytes(victim.read_bytes()[:-512])
     before = other.stat().st_mtime_ns
     again = run_pass(material.teacher, material.shard_set, out, name="models:/teacher@a", registry_version="teacher/3")
-    assert again.num_shards_kept == again.num_shards - 1
+    assert again.num_shards_reused == again.num_shards - 1
     assert other.stat().st_mtime_ns == before
     assert cache_bytes(out) == cache_bytes(material.cache)
 
@@ -165,7 +165,7 @@ def test_grown_shard_set_keeps_the_shards_it_had(material: Material, tmp_path: P
     out = copied_cache(material, tmp_path)
     grown = build_small_shards(tmp_path / "corpus", SPLITS | {"Test1": 5})
     summary = run_pass(material.teacher, grown, out)
-    assert summary.num_shards_kept == material.summary.num_shards
+    assert summary.num_shards_reused == material.summary.num_shards
     assert summary.num_utterances == sum(SPLITS.values()) + 5
     open_teacher_cache(out, grown)
 
@@ -271,16 +271,16 @@ def test_folder_that_cannot_be_made_is_refused(material: Material, tmp_path: Pat
         run_pass(material.teacher, material.shard_set, tmp_path / "file" / "cache")
 
 
-def test_shard_that_cannot_be_written_is_told_and_what_is_finished_is_kept(material: Material, tmp_path: Path):
+def test_shard_that_cannot_be_written_is_reported_and_what_is_finished_is_kept(material: Material, tmp_path: Path):
     shards = sorted(material.shard_set.manifest.shards, key=lambda shard: (-shard.num_samples, shard.name))
     (tmp_path / shards[1].name).mkdir()  # a folder in the place of the second shard that is written
     with pytest.raises(TeacherError, match=rf"{shards[1].name}: cannot be written \(Is a directory\)"):
         run_pass(material.teacher, material.shard_set, tmp_path)
     os.rmdir(tmp_path / shards[1].name)
-    assert run_pass(material.teacher, material.shard_set, tmp_path).num_shards_kept == 1
+    assert run_pass(material.teacher, material.shard_set, tmp_path).num_shards_reused == 1
 
 
-def test_batch_that_does_not_fit_the_device_is_told_with_what_to_lower(material: Material):
+def test_batch_that_does_not_fit_the_device_is_reported_with_what_to_lower(material: Material):
     def out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("no room")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ccts_dist.errors import TeacherError
 from ccts_dist.records import Condition
-from ccts_dist.teacher.fit import FitSums, ShardFit, add_fit_sums, fit_teacher, num_left_out
+from ccts_dist.teacher.fit import FitSums, ShardFit, add_fit_sums, fit_teacher, num_rejected
 from tests.tiers import examples
 
 
@@ -28,7 +28,7 @@ def test_mean_and_deviation_of_the_embedding_are_those_of_all_rows_whatever_shar
         whole = add_fit_sums(whole, sums_of(embedding[low:high]))
     assert whole.num_rows == 60
     np.testing.assert_allclose(whole.mean, embedding.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(whole.deviation, embedding.std(0), rtol=1e-8)
+    np.testing.assert_allclose(whole.std, embedding.std(0), rtol=1e-8)
 
 
 def test_sums_have_names():
@@ -56,7 +56,7 @@ def test_number_left_out_counts_utterances_and_not_dimensions():
         label=np.array([[0.5, 0.5], [0.5, 0.5], [0.5, np.nan], [0.5, np.nan]]),
     )
     condition = Condition(
-        targets=("a", "b"), w=(1.0, 1.0), b=(0.0, 0.0), deviation=(0.1, 0.1), num_rows=(4, 2), splits=("Train",)
+        targets=("a", "b"), w=(1.0, 1.0), b=(0.0, 0.0), residual_std=(0.1, 0.1), num_rows=(4, 2), splits=("Train",)
     )
-    assert num_left_out(part, condition, 2.0) == 2
-    assert num_left_out(part, condition, 4.0) == 0
+    assert num_rejected(part, condition, 2.0) == 2
+    assert num_rejected(part, condition, 4.0) == 0

@@ -59,14 +59,14 @@ def test_the_condition_of_a_pass_is_found_again_and_agrees_with_numpy(made):
     again, _ = fit_again(shard_set, opened)
     assert again.num_rows == opened.condition.num_rows == (21, 18, 21)
     assert refit_findings(str(shard_set.root), str(cache)) == []
-    assert refit_findings(str(shard_set.root), None) == []  # no teacher, nothing to say
+    assert refit_findings(str(shard_set.root), None) == []  # no teacher, nothing to state
     rows = [(shard_set.rows(shard.name), shard.name) for shard in shard_set.shards_of(["Train"])]
     label = np.concatenate([own.labels["activation"] for own, _ in rows])
-    said = np.array(
+    printed = np.array(
         [opened.read(name, row, key).prediction[0] for own, name in rows for row, key in enumerate(own.keys)],
         np.float64,
     )
-    assert (again.w[0], again.b[0]) == pytest.approx(tuple(np.polyfit(said, label, 1)), rel=1e-6)
+    assert (again.w[0], again.b[0]) == pytest.approx(tuple(np.polyfit(printed, label, 1)), rel=1e-6)
 
 
 @pytest.mark.integration
@@ -75,7 +75,7 @@ def test_a_fit_on_as_many_other_utterances_is_found_in_cache_and_merged_shards(m
     opened = open_teacher_cache(cache, shard_set)
     true = opened.condition
     leaked = fit_on(shard_set, cache, "More", opened.targets)
-    assert leaked.num_rows == true.num_rows  # no count tells
+    assert leaked.num_rows == true.num_rows  # no count reports
     try:
         plant(shard_set, cache, leaked)
         found = [str(finding) for finding in refit_findings(str(shard_set.root), str(cache))]
@@ -84,15 +84,15 @@ def test_a_fit_on_as_many_other_utterances_is_found_in_cache_and_merged_shards(m
         assert f"w = {leaked.w[0]:.9g}, b = {leaked.b[0]:.9g}, and the labels and outputs there give w = " in found[0]
         merge_shards(shard_set, open_teacher_cache(cache, shard_set), tmp_path / "merged")
         assert [str(finding) for finding in refit_findings(str(tmp_path / "merged"), None)] == found
-        command = [sys.executable, "shards/check.py", str(shard_set.root), "--teacher", str(cache)]
-        said = run_forked(command)
-        assert (said.returncode, said.stdout.splitlines()) == (1, found)
+        command = [sys.executable, "shards/check.py", str(shard_set.root), "--teacher-cache", str(cache)]
+        printed = run_forked(command)
+        assert (printed.returncode, printed.stdout.splitlines()) == (1, found)
     finally:
         plant(shard_set, cache, true)
     assert refit_findings(str(shard_set.root), str(cache)) == []
 
 
-@pytest.mark.parametrize("name", ["num_rows", "w", "b", "deviation"])
+@pytest.mark.parametrize("name", ["num_rows", "w", "b", "residual_std"])
 def test_one_number_that_is_off_is_named(made, name: str):
     shard_set, cache = made
     true = open_teacher_cache(cache, shard_set).condition
@@ -120,10 +120,10 @@ def test_a_condition_on_too_few_labels_cannot_be(made):
     assert "cannot be the fit on Two: Target" in found.what
 
 
-def test_rounding_of_a_teacher_that_says_nearly_the_same_of_all_is_no_finding():
-    said = 0.5 + 5e-6 * np.random.default_rng(0).standard_normal(3_000).astype(np.float32)[:, None]
+def test_rounding_of_a_teacher_that_states_nearly_the_same_of_all_is_no_finding():
+    printed = 0.5 + 5e-6 * np.random.default_rng(0).standard_normal(3_000).astype(np.float32)[:, None]
     label = np.random.default_rng(1).random((3_000, 1))
-    sums = condition_sums(torch.from_numpy(said), torch.from_numpy(label))
+    sums = condition_sums(torch.from_numpy(printed), torch.from_numpy(label))
     other = sums.clone()
     other[3] *= 1 + 4e-16  # what another order of adding may change
     one, two = (fit_condition(given, ["valence"], ["Train"]) for given in (sums, other))

@@ -15,7 +15,7 @@ from ccts_dist.errors import TeacherError
 from ccts_dist.losses.gate import apply_gate
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards import ShardSet, TeacherCache, open_shard_set, open_teacher_cache
-from ccts_dist.teacher.threshold import _cut, kth_smallest, threshold_leaving_out
+from ccts_dist.teacher.threshold import _cut, kth_smallest, threshold_rejecting
 from tests.shard_examples import CONDITION, build_example, example_cache, flip_bit, make_utterances
 
 NUM_TRAIN = 24
@@ -49,7 +49,7 @@ def training_rows(shard_set: ShardSet, cache: TeacherCache) -> tuple[torch.Tenso
 
 
 def find(share: float, shard_set: ShardSet, cache: TeacherCache) -> float:
-    return threshold_leaving_out(share, cache, shard_set, ("Train",), ranks=Ranks())
+    return threshold_rejecting(share, cache, shard_set, ("Train",), ranks=Ranks())
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.01, 0), (0.05, 1), (0.25, 5), (0.5, 11), (0.95, 20)])
@@ -59,34 +59,34 @@ def test_gate_at_the_threshold_leaves_out_that_share_of_the_labelled_utterances(
     prediction, label = training_rows(shard_set, cache)
     assert len(label) == NUM_TRAIN
     threshold = find(share, shard_set, cache)
-    kept = apply_gate("any-dimension", threshold, CONDITION, prediction, label, torch.ones(NUM_TRAIN))
-    assert (~kept).sum() == expected  # floor of the share of 22 that have a label
-    assert kept[label.isnan().all(1)].all()
+    gate_mask = apply_gate("any-dimension", threshold, CONDITION, prediction, label, torch.ones(NUM_TRAIN))
+    assert (~gate_mask).sum() == expected  # floor of the share of 22 that have a label
+    assert gate_mask[label.isnan().all(1)].all()
     each = apply_gate("per-dimension", threshold, CONDITION, prediction, label, torch.ones(NUM_TRAIN))
-    assert torch.equal(each.all(1), kept)
+    assert torch.equal(each.all(1), gate_mask)
 
 
 def test_threshold_is_the_quantile_of_the_widest_residuals(shard_set: ShardSet, cache: TeacherCache):
     prediction, label = (tensor.double().numpy() for tensor in training_rows(shard_set, cache))
     residual = np.array(CONDITION.w) * prediction + np.array(CONDITION.b) - label
-    widest = np.nanmax(np.abs(residual[~np.isnan(label).all(1)]) / np.array(CONDITION.deviation), axis=1)
+    widest = np.nanmax(np.abs(residual[~np.isnan(label).all(1)]) / np.array(CONDITION.residual_std), axis=1)
     low, high = np.sort(widest)[[10, 11]]
     assert find(0.5, shard_set, cache) == pytest.approx((low + high) / 2, rel=1e-6)
 
 
 def test_only_the_training_splits_are_looked_at(shard_set: ShardSet, cache: TeacherCache):
-    both = threshold_leaving_out(0.5, cache, shard_set, ("Train", "Development"), ranks=Ranks())
+    both = threshold_rejecting(0.5, cache, shard_set, ("Train", "Development"), ranks=Ranks())
     assert both != find(0.5, shard_set, cache)
 
 
-def test_damaged_output_is_told_or_left_out_of_account(shard_set: ShardSet, cache: TeacherCache, tmp_path: Path):
+def test_damaged_output_is_reported_or_left_out_of_account(shard_set: ShardSet, cache: TeacherCache, tmp_path: Path):
     damaged = example_cache(tmp_path, shard_set)
     shard = shard_set.shards_of(("Train",))[1].name
     flip_bit(tmp_path / shard, 512 + 130)
     opened = open_teacher_cache(damaged.root, shard_set)
     with pytest.raises(TeacherError, match=rf"{shard}: teacher.npy of .* is damaged"):
         find(0.5, shard_set, opened)
-    threshold = threshold_leaving_out(0.5, opened, shard_set, ("Train",), ranks=Ranks(), skip_damaged=True)
+    threshold = threshold_rejecting(0.5, opened, shard_set, ("Train",), ranks=Ranks(), skip_damaged=True)
     assert 0 < threshold < math.inf
 
 
@@ -95,7 +95,7 @@ def test_splits_without_any_label_are_refused(tmp_path: Path):
     build_example(utterances, tmp_path / "shards", tmp_path)
     shard_set = open_shard_set(tmp_path / "shards")
     cache = example_cache(tmp_path / "cache", shard_set)
-    with pytest.raises(TeacherError, match=r"no utterance of Train has a label to judge by. Set distill.threshold"):
+    with pytest.raises(TeacherError, match=r"no utterance of Train has a label to compare with. Set distill.threshold"):
         find(0.5, shard_set, cache)
 
 

@@ -93,13 +93,15 @@ def test_the_run_folder_names_its_run_as_soon_as_it_is_open(store: Store) -> Non
 
 def test_inputs_name_digests_splits_and_condition(store: Store) -> None:
     run = store.open()
-    condition = Condition(targets=("valence",), w=(1.0,), b=(0.0,), deviation=(0.1,), num_rows=(10,), splits=("Train",))
+    condition = Condition(
+        targets=("valence",), w=(1.0,), b=(0.0,), residual_std=(0.1,), num_rows=(10,), splits=("Train",)
+    )
     run.inputs(shard_set_digest="abc", splits={"Train": 10}, cache_digest="def", condition=condition)
     run.close("FINISHED")
     tags = store.tags(run.run_id)
     assert (tags["data.shard_set_digest"], tags["data.cache_digest"]) == ("abc", "def")
     data = next(store.database.parent.glob(f"mlruns/*/{run.run_id}/artifacts/inputs/data.json"))
-    assert json.loads(data.read_text(encoding="utf-8"))["condition"]["deviation"] == [0.1]
+    assert json.loads(data.read_text(encoding="utf-8"))["condition"]["residual_std"] == [0.1]
 
 
 def test_a_resumed_run_goes_on_and_holds_no_step_twice(store: Store) -> None:
@@ -150,7 +152,7 @@ def test_without_resume_a_folder_gets_a_new_run(store: Store) -> None:
     assert first.run_id != second.run_id == read_run_file(store.output).run_id
 
 
-def test_a_run_that_was_deleted_at_the_server_is_begun_anew_and_says_from_where(
+def test_a_run_that_was_deleted_at_the_server_is_begun_anew_and_states_from_where(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = store.open()
@@ -199,8 +201,8 @@ def test_a_server_that_is_never_there_stops_nothing_and_what_was_meant_for_it_is
     assert not (tmp_path / "tracking.json").exists()
 
 
-def _never_heard(store: Store, steps: range, *, resume: bool = False) -> None:
-    """Tell a server that is not there of some steps, as a process that is then killed."""
+def _never_read(store: Store, steps: range, *, resume: bool = False) -> None:
+    """Report a server that is not there of some steps, as a process that is then killed."""
     dead = replace(store.config, tracking_uri="http://127.0.0.1:9")
     run = open_tracking(dead, run_name="demo", output=store.output, resume=resume)
     assert isinstance(run, MlflowRun)
@@ -214,22 +216,22 @@ def _never_heard(store: Store, steps: range, *, resume: bool = False) -> None:
     run._files.close(0.0)
 
 
-def test_what_no_server_heard_is_sent_later_in_order_and_nothing_twice(store: Store) -> None:
+def test_what_no_server_read_is_sent_later_in_order_and_nothing_twice(store: Store) -> None:
     """Two starts without a server, which repeat steps; the folder is moved before its run is sent."""
-    _never_heard(store, range(1, 8))
-    _never_heard(store, range(4, 12), resume=True)
+    _never_read(store, range(1, 8))
+    _never_read(store, range(4, 12), resume=True)
     (spooled,) = spooled_runs(store.output)
     assert spooled.run_id == ""
     store.output = store.output.rename(store.output.with_name("moved"))
-    said: list[str] = []
-    done = sync(store.output, uri=store.config.tracking_uri, say=said.append)
+    printed: list[str] = []
+    done = sync(store.output, uri=store.config.tracking_uri, report=printed.append)
     # Of each start a setting and a file, eleven steps, and that the second one went on.
     assert done == Synced(num_sent=2 + 2 + 11 + 1, num_refused=0)
     tracked = read_run_file(store.output)
     assert store.steps(tracked.run_id, "loss") == list(range(1, 12))
     assert store.params(tracked.run_id) == {"seed": "1"}
     assert list(store.database.parent.glob(f"mlruns/*/{tracked.run_id}/artifacts/plots/plot.txt"))
-    assert f"16 events for run {tracked.run_id} at {store.config.tracking_uri}" in said[0]
+    assert f"16 events for run {tracked.run_id} at {store.config.tracking_uri}" in printed[0]
     assert sync(store.output, uri=store.config.tracking_uri) == Synced(num_sent=0, num_refused=0)
     third = store.open(resume=True)
     assert third.run_id == tracked.run_id
@@ -319,7 +321,7 @@ def test_a_run_ends_when_it_ended_and_not_when_that_was_sent(store: Store) -> No
 
 
 def test_sync_while_the_server_is_still_away_keeps_all_and_fails_in_one_line(store: Store) -> None:
-    _never_heard(store, range(1, 4))
+    _never_read(store, range(1, 4))
     with pytest.raises(TrackingError, match=r"http://127.0.0.1:9 is away: .* 5 of 5 events of .* are kept"):
         sync(store.output)
 
@@ -349,7 +351,7 @@ def test_a_spooled_run_of_another_kind_is_refused_by_name(store: Store) -> None:
 
 
 def test_a_start_without_resume_leaves_the_earlier_run_alone(store: Store) -> None:
-    _never_heard(store, range(1, 4))
+    _never_read(store, range(1, 4))
     second = store.open()
     second.metrics({"loss": 7.0}, 1)
     second.close("FINISHED")

@@ -7,7 +7,7 @@ import pytest
 from ccts_dist.tracking.environment import installed_packages
 
 
-def test_packages_are_listed_with_the_versions_that_python_says_and_no_setting_of_the_machine(
+def test_packages_are_listed_with_the_versions_that_python_states_and_no_setting_of_the_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "recognisable")

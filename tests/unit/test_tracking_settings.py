@@ -53,12 +53,12 @@ def test_options_of_an_sqlite_address_are_no_part_of_its_file() -> None:
 
 
 def test_remedy_for_a_store_that_lacks_something_names_the_option_and_the_demos_address(tmp_path: Path) -> None:
-    words = "name another store with --uri or MLFLOW_TRACKING_URI"
+    words = "name another store with --tracking-uri or MLFLOW_TRACKING_URI"
     assert name_another_store(default_tracking_uri()) == words
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "mlflow.db").touch()
     demo = f"sqlite:///{tmp_path}/demo/mlflow.db"
-    assert name_another_store(default_tracking_uri()) == f"{words}; the demo's is --uri {demo}"
+    assert name_another_store(default_tracking_uri()) == f"{words}; the demo's is --tracking-uri {demo}"
     assert name_another_store(demo) == words, "it is there that something is missing"
 
 

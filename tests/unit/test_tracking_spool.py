@@ -204,7 +204,7 @@ def test_what_is_sent_leaves_the_disk(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("events-0*.jsonl"))) <= 2
 
 
-def test_steps_are_known_when_the_segments_that_told_of_them_are_gone(tmp_path: Path) -> None:
+def test_steps_are_known_when_the_segments_that_reported_of_them_are_gone(tmp_path: Path) -> None:
     spool = _open(tmp_path, segment_bytes=100)
     spool.put(_metric(7, "early"))
     for step in range(50):

@@ -85,7 +85,7 @@ def test_graphs_of_several_micro_batches_take_what_the_allocator_gave(pooling, c
 
 
 def test_graphs_add_up_until_their_backward_pass():
-    small, large = PassMemory(forward_peak=30, kept=20, peak=35), PassMemory(forward_peak=50, kept=40, peak=90)
+    small, large = PassMemory(forward_peak=30, retained=20, peak=35), PassMemory(forward_peak=50, retained=40, peak=90)
     assert peak_of_graphs([large]) == 90
     assert peak_of_graphs([small, large]) == max(30, 20 + 50, 40 + 35, 90)
     assert peak_of_graphs([large, small]) == 20 + 90  # the small graph waits for the large one's backward pass
@@ -125,7 +125,7 @@ def test_frozen_encoder_keeps_next_to_nothing():
     assert trace(speech_model(trainable="none")) < 0.5 * trace(speech_model(train_feature_encoder=True))
 
 
-# torch says so of WavLM's attention in every training too.
+# torch reports so of WavLM's attention in every training too.
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask and attn_mask")
 @pytest.mark.parametrize("family", sorted(SPEECH_FAMILIES))

@@ -9,7 +9,7 @@ from ccts_dist.train.memory.allocator import NAMES, prefer_expandable_segments
 from tests.launching import ROOT, environment
 
 
-def test_segments_expand_unless_the_environment_says_otherwise():
+def test_segments_expand_unless_the_environment_states_otherwise():
     mine: dict[str, str] = {}
     prefer_expandable_segments(mine)
     assert mine == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}

@@ -70,7 +70,7 @@ def test_losses_agree_however_a_batch_is_cut(place):
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], abs=1e-5)
 
 
-def test_a_resumed_run_hears_what_the_undisturbed_one_does(place):
+def test_a_resumed_run_reads_what_the_undisturbed_one_does(place):
     whole, resumed = place / "runs" / "whole", place / "runs" / "resumed"
     assert read_history(resumed) == read_history(whole)
     assert (resumed / "last/model.safetensors").read_bytes() == (whole / "last/model.safetensors").read_bytes()

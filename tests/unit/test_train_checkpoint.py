@@ -62,13 +62,13 @@ def test_half_written_and_altered_checkpoints_are_passed_over_and_named(tmp_path
     whole, altered = save(tmp_path, 1), save(tmp_path, 2)
     (altered / WEIGHTS).write_bytes(b"WEIGHTS")
     (tmp_path / "checkpoints" / "step-00000003.partial").mkdir()
-    heard: list[str] = []
-    found = find_checkpoint(tmp_path, heard.append)
+    received: list[str] = []
+    found = find_checkpoint(tmp_path, received.append)
     assert found is not None
     assert found[0] == whole
-    assert "step-00000003.partial" in heard[0]
-    assert "altered" in heard[1]
-    assert WEIGHTS in heard[1]
+    assert "step-00000003.partial" in received[0]
+    assert "altered" in received[1]
+    assert WEIGHTS in received[1]
 
 
 def test_what_kills_have_left_half_written_goes_with_the_next_checkpoint(tmp_path):
@@ -79,21 +79,21 @@ def test_what_kills_have_left_half_written_goes_with_the_next_checkpoint(tmp_pat
 
 
 def test_going_on_from_an_older_checkpoint_sets_the_later_ones_aside(tmp_path):
-    run, heard = run_in(tmp_path), []
+    run, received = run_in(tmp_path), []
     for step in (40, 50, 54):
         save(tmp_path, step, keep=3, run=run)
     older = tmp_path / "checkpoints" / "step-00000040"
     with RunFolder(run, ALONE, resume=True) as folder:
-        assert folder.find_resume_point(str(older), run, "plan", heard.append) == older
-    assert [words.split()[0] for words in heard] == ["step-00000050", "step-00000054"]
+        assert folder.find_resume_point(str(older), run, "plan", received.append) == older
+    assert [words.split()[0] for words in received] == ["step-00000050", "step-00000054"]
     save(tmp_path, 47, keep=2, run=run)
     left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert left == ["abandoned-step-00000050", "abandoned-step-00000054", "step-00000040", "step-00000047"]
     with RunFolder(run, ALONE, resume=True) as folder:
-        found = folder.find_resume_point("auto", run, "plan", heard.append)
+        found = folder.find_resume_point("auto", run, "plan", received.append)
         assert found == tmp_path / "checkpoints" / "step-00000047", "not what was left behind"
         again = tmp_path / "checkpoints" / "abandoned-step-00000054"
-        assert folder.find_resume_point(str(again), run, "plan", heard.append) == again, "it can still be taken"
+        assert folder.find_resume_point(str(again), run, "plan", received.append) == again, "it can still be taken"
 
 
 def test_damaged_checkpoint_that_was_passed_over_is_set_aside(tmp_path):
@@ -155,14 +155,14 @@ def test_saving_that_fails_leaves_the_previous_checkpoint_whole(tmp_path):
         write_checkpoint(
             tmp_path, TrainState(step=2), run={}, plan_digest="plan", ranks=ALONE, save_engine=disk_full, keep=1
         )
-    heard: list[str] = []
-    found = find_checkpoint(tmp_path, heard.append)
+    received: list[str] = []
+    found = find_checkpoint(tmp_path, received.append)
     assert found is not None
     assert found[0] == before
-    assert heard == [], "what was half written takes no room"
+    assert received == [], "what was half written takes no room"
 
 
-def test_storage_that_fails_before_and_after_the_weights_is_told_with_its_place(tmp_path):
+def test_storage_that_fails_before_and_after_the_weights_is_reported_with_its_place(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "checkpoints" / "step-00000002.partial").write_text("in the way")
     with pytest.raises(OutputError, match=r"step-00000002.partial: cannot be written .* --resume auto"):
@@ -265,10 +265,10 @@ def test_resuming_with_another_numerical_setting_is_refused(tmp_path, section, v
 def test_resuming_names_every_harmless_change(tmp_path):
     save(tmp_path, 1)
     run = run_in(tmp_path, train={"epochs": 3}, data={"shards": "elsewhere", "num_workers": 0})
-    heard: list[str] = []
+    received: list[str] = []
     with RunFolder(run, ALONE, resume=True) as folder:
-        assert folder.find_resume_point("auto", run, "plan", heard.append) is not None
-    assert [line.split(": ")[1] for line in heard] == ["data.num_workers", "data.shards", "train.epochs"]
+        assert folder.find_resume_point("auto", run, "plan", received.append) is not None
+    assert [line.split(": ")[1] for line in received] == ["data.num_workers", "data.shards", "train.epochs"]
 
 
 def test_checkpoint_of_a_version_that_knew_fewer_keys_is_gone_on_from(tmp_path):
@@ -277,10 +277,10 @@ def test_checkpoint_of_a_version_that_knew_fewer_keys_is_gone_on_from(tmp_path):
     manifest = json.loads(path.read_text())
     del manifest["run"]["optim"]["warmup_steps"], manifest["run"]["data"]["max_duration_s"]
     path.write_text(json.dumps(manifest))
-    run, heard = run_in(tmp_path), []
+    run, received = run_in(tmp_path), []
     with RunFolder(run, ALONE, resume=True) as folder:
-        assert folder.find_resume_point("auto", run, "plan", heard.append) is not None
-    assert heard == []
+        assert folder.find_resume_point("auto", run, "plan", received.append) is not None
+    assert received == []
 
 
 def test_sounds_may_have_moved_since_the_checkpoint(tmp_path):
@@ -309,13 +309,13 @@ def test_resuming_on_another_plan_is_refused(tmp_path):
         folder.find_resume_point("auto", run, "another plan", print)
 
 
-def test_resuming_on_another_number_of_ranks_is_said(tmp_path):
+def test_resuming_on_another_number_of_ranks_is_reported(tmp_path):
     path = save(tmp_path, 1)
-    run, heard = run_in(tmp_path), []
+    run, received = run_in(tmp_path), []
     with RunFolder(run, ALONE, resume=True) as folder:
         folder._ranks = dataclasses.replace(ALONE, num_ranks=3)
-        assert folder._find("auto", run, "plan", heard.append) == path
-    assert heard == ["changed since step-00000001: number of ranks: 1 -> 3"]
+        assert folder._find("auto", run, "plan", received.append) == path
+    assert received == ["changed since step-00000001: number of ranks: 1 -> 3"]
 
 
 def test_checkpoint_of_a_version_with_fewer_settings_is_resumed_as_long_as_they_are_at_their_defaults(tmp_path):
@@ -326,15 +326,15 @@ def test_checkpoint_of_a_version_with_fewer_settings_is_resumed_as_long_as_they_
     for key in ("reject_fraction", "prediction_loss"):
         del manifest["run"]["distill"][key]
     (path / "manifest.json").write_text(json.dumps(manifest))
-    heard: list[str] = []
+    received: list[str] = []
     with RunFolder(run, ALONE, resume=True) as folder:
-        assert folder.find_resume_point("auto", run, "plan", heard.append) == path
-        assert heard == []
+        assert folder.find_resume_point("auto", run, "plan", received.append) == path
+        assert received == []
         other = run_in(tmp_path, **sections | {"distill": {"reject_fraction": 0.1}})
         with pytest.raises(
             ConfigError, match=r"distill.reject_fraction = 0\.1: was 0\.0 when step-00000001 was written"
         ):
-            folder.find_resume_point("auto", other, "plan", heard.append)
+            folder.find_resume_point("auto", other, "plan", received.append)
 
 
 def with_threshold(run: RunConfig, threshold: float | None) -> RunConfig:
@@ -346,11 +346,11 @@ def with_threshold(run: RunConfig, threshold: float | None) -> RunConfig:
 def test_run_with_a_share_to_leave_out_goes_on_with_the_threshold_that_it_found(tmp_path, then: float):
     """Earlier versions recorded 2.0, whatever they had found."""
     asked = run_in(tmp_path, data={"shards": "s", "teacher_cache": "c"}, distill={"reject_fraction": 0.1})
-    path, heard = save(tmp_path, 1, run=with_threshold(asked, then)), []
+    path, received = save(tmp_path, 1, run=with_threshold(asked, then)), []
     now = with_threshold(asked, 1.875)
     with RunFolder(now, ALONE, resume=True) as folder:
-        assert folder.find_resume_point("auto", now, "plan", heard.append) == path
-        assert heard == []
+        assert folder.find_resume_point("auto", now, "plan", received.append) == path
+        assert received == []
 
 
 def test_run_whose_share_gives_another_threshold_than_before_is_not_resumed(tmp_path):
@@ -366,13 +366,13 @@ def test_run_whose_share_gives_another_threshold_than_before_is_not_resumed(tmp_
 
 def test_checkpoint_of_a_version_that_left_values_open_goes_on_with_the_same_values(tmp_path):
     path = save(tmp_path, 1, run=run_in(tmp_path, loss={"target_weights": []}))
-    run, heard = run_in(tmp_path, loss={"target_weights": [1 / 3] * 3}), []
+    run, received = run_in(tmp_path, loss={"target_weights": [1 / 3] * 3}), []
     with RunFolder(run, ALONE, resume=True) as folder:
-        assert folder.find_resume_point("auto", run, "plan", heard.append) == path
-        assert heard == []
+        assert folder.find_resume_point("auto", run, "plan", received.append) == path
+        assert received == []
         other = run_in(tmp_path, loss={"target_weights": [0.5, 0.25, 0.25]})
         with pytest.raises(ConfigError, match=r"loss.target_weights = \[0\.5, 0\.25, 0\.25\]: was"):
-            folder.find_resume_point("auto", other, "plan", heard.append)
+            folder.find_resume_point("auto", other, "plan", received.append)
 
 
 @pytest.mark.parametrize(("weight_decay", "then"), [(0.0, False), (0.1, True)])
@@ -386,12 +386,12 @@ def test_run_that_decayed_norms_and_biases_goes_on_only_by_doing_so(tmp_path, we
     def run(now: bool) -> RunConfig:
         return run_in(tmp_path, optim={"weight_decay": weight_decay, "decay_norms_and_biases": now})
 
-    heard: list[str] = []
+    received: list[str] = []
     with RunFolder(run(then), ALONE, resume=True) as folder:
-        assert folder.find_resume_point("auto", run(then), "plan", heard.append) == path
+        assert folder.find_resume_point("auto", run(then), "plan", received.append) == path
         with pytest.raises(ConfigError, match=f"decay_norms_and_biases = {not then}: was {then} when step-00000001"):
-            folder.find_resume_point("auto", run(not then), "plan", heard.append)
-    assert heard == []
+            folder.find_resume_point("auto", run(not then), "plan", received.append)
+    assert received == []
 
 
 def test_resuming_from_a_folder_that_is_not_there_is_the_users_mistake(tmp_path):

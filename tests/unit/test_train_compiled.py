@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.errors import BuildError
-from ccts_dist.train.zero.extension_build import OLDEST_BUILD_S, compile_once, compiled_folder, one_build_at_a_time
+from ccts_dist.train.zero.extension_build import OLDEST_BUILD_S, compile_once, extension_folder, one_build_at_a_time
 from tests.forked import Forked
 from tests.launching import ROOT, environment, run_forked
 
@@ -59,11 +59,11 @@ def test_library_that_a_killed_start_only_loaded_stays(tmp_path: Path, written_s
 
 
 def test_a_build_waits_for_another_and_leaves_it_alone(tmp_path: Path):
-    told = tmp_path / "told"
+    reported = tmp_path / "told"
     waiting = (
         "import sys, pathlib; from ccts_dist.train.zero.extension_build import one_build_at_a_time\n"
         "print('begun', flush=True)\n"
-        f"with one_build_at_a_time(pathlib.Path({str(tmp_path)!r})): pathlib.Path({str(told)!r}).touch()"
+        f"with one_build_at_a_time(pathlib.Path({str(tmp_path)!r})): pathlib.Path({str(reported)!r}).touch()"
     )
     with one_build_at_a_time(tmp_path):
         under_way = lock(tmp_path / "deepspeed_shm_comm" / "lock", 0.0)
@@ -72,11 +72,11 @@ def test_a_build_waits_for_another_and_leaves_it_alone(tmp_path: Path):
         with second.stdout:
             second.stdout.readline()
         time.sleep(0.5)
-        assert not told.exists()
+        assert not reported.exists()
         assert under_way.exists()
         under_way.unlink()
     assert second.wait(60) == 0
-    assert told.exists()
+    assert reported.exists()
 
 
 def test_folder_that_cannot_be_written_is_left_to_torch(tmp_path: Path):
@@ -97,9 +97,9 @@ def test_compiler_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_folder_is_the_one_torch_would_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    assert compiled_folder() == tmp_path
+    assert extension_folder() == tmp_path
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
-    assert compiled_folder().name == "torch_extensions"
+    assert extension_folder().name == "torch_extensions"
 
 
 @pytest.mark.long

@@ -14,10 +14,10 @@ from ccts_dist.train.speed.cost import (
     scaled_rates,
     step_cost,
 )
-from ccts_dist.train.zero.partitioning import ZeroLayout
+from ccts_dist.train.zero.partitioning import ZeroPartitioning
 
 PARAMETERS = 316_000_000
-ZERO2 = ZeroLayout(stage=2, reduce_bucket=50_000_000)
+ZERO2 = ZeroPartitioning(stage=2, reduce_bucket=50_000_000)
 H100 = Assumptions(
     peak_tflops=989.5, compute_efficiency=0.4, link_gbyte_s=450.0, host_gbit_s=400.0, link_efficiency=0.8,
     gpus_per_host=8.0, latency_us=10.0, launch_us=20.0, step_ms=5.0,
@@ -26,7 +26,7 @@ KERNELS = 1_390
 """Of a forward and backward pass."""
 
 
-def traffic(layout: ZeroLayout = ZERO2, *, num_micro_batches: int = 1, rounds: int = 1, precision: str = "bf16"):
+def traffic(layout: ZeroPartitioning = ZERO2, *, num_micro_batches: int = 1, rounds: int = 1, precision: str = "bf16"):
     return gradient_traffic(
         layout,
         parameters=PARAMETERS,
@@ -83,7 +83,7 @@ def test_stage_decides_what_is_moved():
     assert (plain.reduced, plain.gathered, plain.collectives) == (2 * size, 0, 11)
     assert traffic(precision="fp32").reduced == 2 * traffic().reduced
     # 7 reductions, 7 gathers at a time, and the four small ones.
-    three = ZeroLayout(stage=3, reduce_bucket=50_000_000, prefetch_bucket=50_000_000)
+    three = ZeroPartitioning(stage=3, reduce_bucket=50_000_000, prefetch_bucket=50_000_000)
     assert (traffic(three).reduced, traffic(three).gathered, traffic(three).collectives) == (size, size, 18)
     # What may not stay is gathered for two rounds of forward passes and one of backward passes, with two micro-batches.
     dropped = traffic(replace(three, most_live=100_000_000), num_micro_batches=2, rounds=2)
@@ -106,7 +106,7 @@ def test_overlapped_reduction_hides_behind_the_backward_pass():
     [(1, 1, 1, 2 / 3), (1, 4, 1, 2 / 12), (1, 4, 2, 2 / 16), (2, 4, 1, 2 / 3), (3, 4, 2, 1 / 2)],
 )
 def test_reduction_runs_beside_the_backward_passes_that_it_belongs_to(stage, num_micro_batches, rounds, beside):
-    layout = ZeroLayout(stage=stage, overlap=True)
+    layout = ZeroPartitioning(stage=stage, overlap=True)
     assert traffic(layout, num_micro_batches=num_micro_batches, rounds=rounds).beside == pytest.approx(beside)
     assert traffic(replace(layout, overlap=False), num_micro_batches=num_micro_batches, rounds=rounds).beside == 0
 

@@ -71,7 +71,7 @@ OVERRIDING = {
 def test_key_that_could_change_what_is_computed_is_refused(tmp_path, key):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2}, key: OVERRIDING[key]}))
-    with pytest.raises(ConfigError, match=f"ds.json: {key} = .*not one of the keys that say how the work is laid out"):
+    with pytest.raises(ConfigError, match=f"ds.json: {key} = .*not one of the keys that name how the work is laid out"):
         read_ds_config(path)
 
 
@@ -90,14 +90,14 @@ def test_key_that_could_change_what_is_computed_is_refused(tmp_path, key):
         ({"stage": 0, "offload_optimizer": {"device": "cpu"}}, "stage = 0: needs stage 1"),
     ],
 )
-def test_zero_optimization_may_only_say_how_the_work_is_laid_out(tmp_path, zero, words):
+def test_zero_optimization_may_only_state_how_the_work_is_laid_out(tmp_path, zero, words):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 2, **zero}}))
     with pytest.raises(ConfigError, match=re.escape(words)):
         read_ds_config(path)
 
 
-def test_every_key_that_may_be_said_is_one_that_deepspeed_reads():
+def test_every_key_that_may_be_reported_is_one_that_deepspeed_reads():
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.runtime.zero.offload_config import (
         DeepSpeedZeroOffloadOptimizerConfig,

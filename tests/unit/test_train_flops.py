@@ -109,8 +109,8 @@ def test_transcript_is_counted_by_its_tokens():
 
 def test_frames_that_are_read_cost_nothing_of_their_encoder():
     config = speech_model(trainable="none", train_feature_encoder=False)
-    kept = counted(config, kept=["speech"])
-    assert kept.forward.of_row(LENGTH) == pytest.approx(2 * (32 * 8 + 8 * 3), rel=1e-6)
+    cached = counted(config, cached=["speech"])
+    assert cached.forward.of_row(LENGTH) == pytest.approx(2 * (32 * 8 + 8 * 3), rel=1e-6)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -143,7 +143,7 @@ def test_hubert_large_takes_056_teraflop_for_an_utterance_of_five_and_a_half_sec
 
     def layers(number: int) -> float:
         shape = HubertConfig(**LARGE | {"layerdrop": 0.0, "num_hidden_layers": number})
-        flops = count_flops(config, EncoderConfigs(speech=shape, normalise=True), samples=88_000)
+        flops = count_flops(config, EncoderConfigs(speech=shape, do_normalize=True), samples=88_000)
         assert flops is not None
         return flops.training.of_row(88_000)
 

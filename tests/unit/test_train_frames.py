@@ -1,4 +1,4 @@
-"""Frames that are kept before training: as the run file says, each kind in a folder of its own."""
+"""Frames that are kept before training: as the run file states, each kind in a folder of its own."""
 
 from contextlib import closing
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_frames_of_words_leave_the_augmentation_of_the_audio_as_it_was(tmp_path:
         "scratch": {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
                     "intermediate_size": 32},
     }  # fmt: skip
-    heard = {}
+    received = {}
     for name, frames, noises in (("plain", "", ["white"]), ("kept", "frames", ["white"]), ("clean", "frames", [])):
         run = read_run(
             write_run(
@@ -71,7 +71,7 @@ def test_frames_of_words_leave_the_augmentation_of_the_audio_as_it_was(tmp_path:
         )  # fmt: skip
         with closing(open_experiment(run, Ranks())) as session:
             (batch,) = next(iter(session.loader.epoch(0))).micro_batches
-            heard[name] = batch.audio
+            received[name] = batch.audio
             assert set(batch.frames) == ({"text"} if frames else set())
-    torch.testing.assert_close(heard["kept"], heard["plain"], rtol=0, atol=0)
-    assert not torch.equal(heard["kept"], heard["clean"])
+    torch.testing.assert_close(received["kept"], received["plain"], rtol=0, atol=0)
+    assert not torch.equal(received["kept"], received["clean"])

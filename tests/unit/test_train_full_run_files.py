@@ -12,7 +12,7 @@ from ccts_dist.model.emotion import EncoderConfigs, rebuild_model
 from ccts_dist.train.memory.activations import BatchShape, trace_peak
 from ccts_dist.train.memory.estimate import Activations, estimate_memory
 from ccts_dist.train.zero.ds_config import read_ds_config
-from ccts_dist.train.zero.partitioning import read_layout, sizes_of
+from ccts_dist.train.zero.partitioning import read_partitioning, sizes_of
 from tests.large_student import LARGE
 
 LONGEST_S = 11.0
@@ -29,7 +29,7 @@ def peak_bytes(run: RunConfig, num_ranks: int) -> int:
     rows = min(run.batch.micro_batch_size, run.batch.global_batch_size // num_ranks)
     return estimate_memory(
         sizes,
-        read_layout(read_ds_config(Path(run.train.deepspeed))),
+        read_partitioning(read_ds_config(Path(run.train.deepspeed))),
         run.optim,
         precision=run.train.precision,
         num_ranks=num_ranks,

@@ -27,17 +27,17 @@ def test_loss_and_gradient_are_those_of_the_definition_and_each_pass_is_run_once
         means = means + concordance(reference.forward(batch).prediction[counts], batch.labels[counts]) / 2
     for batch in batches.micro_batches:
         assert batch.teacher is not None
-        kept = DISTILL.kept(batch.teacher, batch.labels, batch.weight)
+        gate_mask = DISTILL.gate_mask(batch.teacher, batch.labels, batch.weight)
         output = reference.forward(batch)
-        distances.append((output.embedding - batch.teacher.embedding)[kept].square().mean(1))
-        predictions.append((output.prediction - batch.teacher.prediction)[kept].square().mean(1))
+        distances.append((output.embedding - batch.teacher.embedding)[gate_mask].square().mean(1))
+        predictions.append((output.prediction - batch.teacher.prediction)[gate_mask].square().mean(1))
     loss = (torch.tensor(WEIGHTS) * (1 - means)).sum()
     loss = loss + 3.0 * torch.cat(distances).mean() + 2.0 * torch.cat(predictions).mean()
     loss.backward()
     assert result.loss == pytest.approx(loss.item(), abs=1e-6)
     assert result.ccc == pytest.approx(means.tolist(), abs=1e-6)
     assert torch.allclose(engine.gradient(), reference.gradient(), rtol=1e-6, atol=1e-9)
-    assert (result.num_rows, result.num_kept) == (11, len(torch.cat(distances)))
+    assert (result.num_rows, result.num_distilled) == (11, len(torch.cat(distances)))
 
 
 def test_one_micro_batch_in_all_is_the_exact_loss():
@@ -53,7 +53,7 @@ def test_utterances_are_counted_as_with_the_exact_loss():
     batches = step_of(whole_batch(), [3, 6])
     exact = train_step(PlainEngine(), batches, Objective(target_weights=WEIGHTS, distill=DISTILL), seed=0)
     own = train_step(PlainEngine(), batches, OBJECTIVE, seed=0)
-    for name in ("key_checksum", "num_rows", "num_kept", "num_damaged"):
+    for name in ("key_checksum", "num_rows", "num_distilled", "num_damaged"):
         assert getattr(own, name) == getattr(exact, name)
     assert own.embedding_loss == pytest.approx(exact.embedding_loss)
     assert own.loss != exact.loss

@@ -20,33 +20,33 @@ from ccts_dist.train.optim import (
 
 def optimizer_for(config: OptimConfig) -> torch.optim.Optimizer:
     encoder, head = nn.Linear(2, 2), nn.Linear(2, 1)
-    return build_optimizer({"speech": list(encoder.parameters()), "rest": list(head.parameters())}, config)
+    return build_optimizer({"speech": list(encoder.parameters()), "head": list(head.parameters())}, config)
 
 
 def test_encoder_gets_its_share_of_the_learning_rate():
     assert rates_by_group(optimizer_for(OptimConfig(learning_rate=4e-4, encoder_lr_scale=0.25))) == {
         "encoder": 1e-4,
-        "rest": 4e-4,
+        "head": 4e-4,
     }
 
 
 def test_frozen_encoder_leaves_no_empty_group():
-    trained = {"speech": [], "text": [], "rest": list(nn.Linear(2, 1).parameters())}
+    trained = {"speech": [], "text": [], "head": list(nn.Linear(2, 1).parameters())}
     for config in (OptimConfig(), OptimConfig(speech_lr_scale=0.5), OptimConfig(text_lr_scale=0.5)):
-        assert list(rates_by_group(build_optimizer(trained, config))) == ["rest"]
+        assert list(rates_by_group(build_optimizer(trained, config))) == ["head"]
 
 
 @pytest.mark.parametrize(
     ("factors", "rates"),
     [
-        ({}, {"encoder": 0.25, "rest": 1.0}),
-        ({"speech_lr_scale": 0.5}, {"speech": 0.5, "text": 0.25, "rest": 1.0}),
-        ({"text_lr_scale": 0.125}, {"speech": 0.25, "text": 0.125, "rest": 1.0}),
-        ({"speech_lr_scale": 0.5, "text_lr_scale": 0.125}, {"speech": 0.5, "text": 0.125, "rest": 1.0}),
+        ({}, {"encoder": 0.25, "head": 1.0}),
+        ({"speech_lr_scale": 0.5}, {"speech": 0.5, "text": 0.25, "head": 1.0}),
+        ({"text_lr_scale": 0.125}, {"speech": 0.25, "text": 0.125, "head": 1.0}),
+        ({"speech_lr_scale": 0.5, "text_lr_scale": 0.125}, {"speech": 0.5, "text": 0.125, "head": 1.0}),
     ],
 )
-def test_each_encoder_has_a_rate_of_its_own_if_the_run_file_says_so(factors, rates):
-    parts = {name: nn.Linear(2, 2) for name in ("speech", "text", "rest")}
+def test_each_encoder_has_a_rate_of_its_own_if_the_run_file_reports_so(factors, rates):
+    parts = {name: nn.Linear(2, 2) for name in ("speech", "text", "head")}
     trained = {name: list(part.parameters()) for name, part in parts.items()}
     optimizer = build_optimizer(trained, OptimConfig(learning_rate=1.0, encoder_lr_scale=0.25, **factors))
     assert rates_by_group(optimizer) == rates
@@ -71,22 +71,22 @@ def test_optimizer_is_the_one_that_is_named(name, kind):
     [(0.0, False, [0.0, 0.0]), (0.03, True, [0.03, 0.03]), (0.03, False, [0.03, 0.0, 0.03, 0.0])],
 )
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_weight_decay_holds_for_matrices_and_for_the_rest_if_the_run_file_says_so(name, weight_decay, every, decays):
+def test_weight_decay_holds_for_matrices_and_for_the_rest_if_the_run_file_reports_so(name, weight_decay, every, decays):
     config = OptimConfig(name=name, learning_rate=1.0, weight_decay=weight_decay, decay_norms_and_biases=every)
     optimizer = optimizer_for(config)
     assert [group["weight_decay"] for group in optimizer.param_groups] == decays
-    assert [group["name"] for group in optimizer.param_groups] == sorted(["encoder", "rest"] * (len(decays) // 2))
-    assert rates_by_group(optimizer) == {"encoder": 0.25, "rest": 1.0}
+    assert [group["name"] for group in optimizer.param_groups] == sorted(["encoder", "head"] * (len(decays) // 2))
+    assert rates_by_group(optimizer) == {"encoder": 0.25, "head": 1.0}
     split = len(decays) > 2
     for group in optimizer.param_groups if split else ():
         assert all((parameter.ndim > 1) == (group["weight_decay"] > 0) for parameter in group["params"])
     words = (", 2 without weight decay", ", 1 without weight decay") if split else ("", "")
-    assert describe_groups(optimizer) == f"encoder 0.25 (6 parameters{words[0]}), rest 1 (3 parameters{words[1]})"
+    assert describe_groups(optimizer) == f"encoder 0.25 (6 parameters{words[0]}), head 1 (3 parameters{words[1]})"
 
 
 def test_part_of_vectors_alone_is_one_group():
     config = OptimConfig(weight_decay=0.1)
-    (group,) = build_optimizer({"rest": [nn.Parameter(torch.zeros(3))]}, config).param_groups
+    (group,) = build_optimizer({"head": [nn.Parameter(torch.zeros(3))]}, config).param_groups
     assert group["weight_decay"] == 0.0
 
 
@@ -96,7 +96,7 @@ def test_fused_steps_are_those_of_plain_ones(name):
     for fused in (False, True):
         torch.manual_seed(0)
         model = nn.Linear(5, 3)
-        optimizer = build_optimizer({"rest": list(model.parameters())}, config, fused=fused)
+        optimizer = build_optimizer({"head": list(model.parameters())}, config, fused=fused)
         assert all(bool(group["fused"]) == fused for group in optimizer.param_groups)
         for _ in range(3):
             optimizer.zero_grad()
@@ -109,7 +109,7 @@ def test_fused_steps_are_those_of_plain_ones(name):
 def test_adamw_shrinks_a_weight_without_a_gradient_by_rate_times_decay():
     weight, bias = nn.Parameter(torch.tensor([[2.0]])), nn.Parameter(torch.tensor([2.0]))
     config = OptimConfig(name="adamw", learning_rate=0.1, weight_decay=0.25)
-    optimizer = build_optimizer({"rest": [weight, bias]}, config)
+    optimizer = build_optimizer({"head": [weight, bias]}, config)
     weight.grad, bias.grad = torch.zeros(1, 1), torch.zeros(1)
     optimizer.step()
     assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.25))
@@ -124,22 +124,22 @@ def test_plateau_lowers_the_rate_after_more_than_two_validations_without_a_fall(
     rates = []
     for loss in (1.0, 0.9, 0.9, 0.95, 0.91, 0.8):  # best 0.9, then three that do not fall below it
         schedule.after_validation(loss)
-        rates.append(rates_by_group(optimizer)["rest"])
+        rates.append(rates_by_group(optimizer)["head"])
     assert rates == [1.0, 1.0, 1.0, 1.0, factor, factor]
     assert rates_by_group(optimizer)["encoder"] == 0.25 * factor
 
 
 def test_plateau_before_its_first_validation_is_plain_json_and_goes_on_alike():
     config = OptimConfig(learning_rate=1.0, plateau_factor=0.5, plateau_patience=0)
-    optimizer = build_optimizer({"rest": [nn.Parameter(torch.zeros(1))]}, config)
+    optimizer = build_optimizer({"head": [nn.Parameter(torch.zeros(1))]}, config)
     state = json.loads(json_text(build_schedule(optimizer, config, 9).state()))
     assert state["best"] is None
     schedule = build_schedule(optimizer, config, 9)
     schedule.restore(state)
     schedule.after_validation(3.0)  # a fall from nothing
-    assert rates_by_group(optimizer) == {"rest": 1.0}
+    assert rates_by_group(optimizer) == {"head": 1.0}
     schedule.after_validation(3.0)
-    assert rates_by_group(optimizer) == {"rest": 0.5}
+    assert rates_by_group(optimizer) == {"head": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_one_cycle_peaks_at_the_learning_rate_and_ends_near_zero():
     rates = []
     for _ in range(120):  # steps beyond the end keep the last rate
         schedule.after_step()
-        rates.append(rates_by_group(optimizer)["rest"])
+        rates.append(rates_by_group(optimizer)["head"])
     assert max(rates) == pytest.approx(1e-3, rel=1e-3)
     assert rates[-1] < 1e-7
 
@@ -192,8 +192,8 @@ def rates_of(schedule: str, warmup_steps: int, *, total_steps: int, num_steps: i
     rates = []
     for _ in range(num_steps):
         now = rates_by_group(optimizer)
-        assert now["encoder"] == now["rest"] / 2
-        rates.append(now["rest"])
+        assert now["encoder"] == now["head"] / 2
+        rates.append(now["head"])
         plan.after_step()
     return rates
 
@@ -221,9 +221,9 @@ def test_a_constant_rate_without_warm_up_is_the_learning_rate_itself():
     schedule = build_schedule(optimizer, config, 5)
     for _ in range(9):
         schedule.after_step()
-        assert rates_by_group(optimizer) == {"encoder": 0.1 * 0.3, "rest": 0.1}
+        assert rates_by_group(optimizer) == {"encoder": 0.1 * 0.3, "head": 0.1}
     schedule.restore({"last_epoch": 4, "rates": [0.1 * 0.3, 0.1]})  # as earlier versions wrote it
-    assert rates_by_group(optimizer) == {"encoder": 0.1 * 0.3, "rest": 0.1}
+    assert rates_by_group(optimizer) == {"encoder": 0.1 * 0.3, "head": 0.1}
 
 
 def test_a_warm_up_that_training_would_end_in_is_refused():

@@ -129,6 +129,6 @@ def test_check_prints_the_model_with_its_assumptions(config: Path, capfd):
     assert line.startswith("error: device 'abacus': no figures are known of it. Name one of ")
 
 
-def test_check_without_ranks_says_nothing_of_speed(config: Path, capfd):
+def test_check_without_ranks_states_nothing_of_speed(config: Path, capfd):
     assert run_main(command.main, ["--config", str(config), "--check"]) == 0
     assert "cost model" not in capfd.readouterr().out

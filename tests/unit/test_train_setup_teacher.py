@@ -92,7 +92,7 @@ def test_condition_that_knows_labels_outside_the_training_splits_is_refused(shar
 
 
 def test_an_output_that_is_not_finite_ends_set_up_before_a_step_is_taken(shard_set, tmp_path):
-    """Sealed, so that no checksum tells: it would open the gate, or end one rank within a step."""
+    """Sealed, so that no checksum reports: it would open the gate, or end one rank within a step."""
     cache = plant(tmp_path / "cache", shard_set, CONDITION)
     shard = shard_set.manifest.shards_of("Train")[-1].name
     vector = np.full(EMBEDDING_SIZE + 3, np.nan, np.float32)
@@ -120,17 +120,17 @@ def test_every_setting_of_the_run_file_reaches_the_terms(shard_set, tmp_path):
         terms = session.objective.distill
     assert terms is not None
     assert {name: getattr(terms, name) for name in settings} == settings
-    assert (terms.embedding_mean, terms.embedding_deviation) == (None, None)
+    assert (terms.embedding_mean, terms.embedding_std) == (None, None)
 
 
 def test_standardised_embeddings_are_in_the_units_of_the_cache(shard_set, tmp_path):
-    facts = replace(example_facts(), embedding_deviation=(1.0, 2.0, 3.0, 4.0, 5.0))
+    facts = replace(example_facts(), embedding_std=(1.0, 2.0, 3.0, 4.0, 5.0))
     cache = plant(tmp_path / "cache", shard_set, CONDITION, facts)
     with check_experiment(read_run(write(tmp_path, shard_set, cache, standardize=True)), 1) as session:
         terms = session.objective.distill
     assert terms is not None
-    units = [one.tolist() for one in (terms.embedding_mean, terms.embedding_deviation) if one is not None]
-    assert units == [list(facts.embedding_mean), list(facts.embedding_deviation)]
+    units = [one.tolist() for one in (terms.embedding_mean, terms.embedding_std) if one is not None]
+    assert units == [list(facts.embedding_mean), list(facts.embedding_std)]
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 9), (0.1, 1), (0.75, 13)])
@@ -145,14 +145,14 @@ def test_share_to_leave_out_is_left_out_of_an_epoch(shard_set, tmp_path, share: 
     ) as session:
         assert session.objective.distill == distill
         batches = itertools.chain.from_iterable(step.micro_batches for step in session.loader.epoch(0))
-        kept = [distill.kept(batch.teacher, batch.labels, batch.weight) for batch in batches if batch.teacher]
-    assert sum(len(one) for one in kept) == NUM_TRAIN
-    assert sum(int((~one).sum()) for one in kept) == expected
+        gate_mask = [distill.gate_mask(batch.teacher, batch.labels, batch.weight) for batch in batches if batch.teacher]
+    assert sum(len(one) for one in gate_mask) == NUM_TRAIN
+    assert sum(int((~one).sum()) for one in gate_mask) == expected
 
 
 def test_without_a_share_nothing_of_the_cache_is_read_before_training(shard_set, tmp_path, monkeypatch):
     path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, CONDITION))
-    monkeypatch.setattr("ccts_dist.train.resolved.threshold_leaving_out", lambda *_, **__: pytest.fail("was read"))
+    monkeypatch.setattr("ccts_dist.train.resolved.threshold_rejecting", lambda *_, **__: pytest.fail("was read"))
     with check_experiment(read_run(path), 1) as session:
         assert session.objective.distill is not None
         assert session.objective.distill.threshold == 2.0
@@ -202,8 +202,8 @@ def decisions(session: Experiment) -> dict[str, bool]:
     for step in session.loader.epoch(0):
         for batch in step.micro_batches:
             assert batch.teacher is not None
-            kept = distill.kept(batch.teacher, batch.labels, batch.weight)
-            found.update(zip(batch.keys, kept.tolist(), strict=True))
+            gate_mask = distill.gate_mask(batch.teacher, batch.labels, batch.weight)
+            found.update(zip(batch.keys, gate_mask.tolist(), strict=True))
     return found
 
 
@@ -255,22 +255,22 @@ def test_robust_condition_is_found_from_the_cache_and_recorded(shard_set, tmp_pa
     expected = fit_without_outliers(
         torch.from_numpy(np.stack(prediction)), torch.from_numpy(np.concatenate(label)), DIMENSIONS, ("Train",)
     )
-    path = write(tmp_path, shard_set, cache, deviation="robust", threshold=0.5, gate_targets=["valence"])
+    path = write(tmp_path, shard_set, cache, residual_std="robust", threshold=0.5, gate_targets=["valence"])
     with closing(open_experiment(read_run(path), Ranks())) as session:
         condition = session.condition
         assert condition is not None
         assert condition.w == pytest.approx(expected.w)
-        assert condition.deviation == (np.inf, pytest.approx(expected.deviation[1]), np.inf)
+        assert condition.residual_std == (np.inf, pytest.approx(expected.residual_std[1]), np.inf)
         words = "0.5000 robust standard deviations of valence (any-dimension)"
         assert session.derived()["threshold"] == words
         recorded = gate_of(session.run, condition)
         assert recorded is not None
-        assert recorded["fit"]["deviation"] == [None, pytest.approx(expected.deviation[1]), None]
+        assert recorded["fit"]["residual_std"] == [None, pytest.approx(expected.residual_std[1]), None]
         assert not all(decisions(session).values())
         gate = gate_from(json.loads(json.dumps({"distill": recorded, "teacher_cache": session.teacher.digest})))
         assert gate.in_words() == "any-dimension at 0.5 robust standard deviations of valence"
         known = gate.on(session.teacher)[1]
-        assert (known.w, known.b, known.deviation) == (condition.w, condition.b, condition.deviation)
+        assert (known.w, known.b, known.residual_std) == (condition.w, condition.b, condition.residual_std)
 
 
 def test_gate_by_keys_distils_those_alone_and_refuses_a_file_without_any(shard_set, tmp_path):
@@ -279,7 +279,7 @@ def test_gate_by_keys_distils_those_alone_and_refuses_a_file_without_any(shard_s
     names.write_text("MSP/ü 0.wav\nMSP/ü 4.wav\nMSP/ü 3.wav\n", encoding="utf-8")  # the last one is in Development
     path = write(tmp_path, shard_set, cache, gate="keys", gate_keys=str(names))
     with closing(open_experiment(read_run(path), Ranks())) as session:
-        assert {key for key, kept in decisions(session).items() if kept} == {"MSP/ü 0.wav", "MSP/ü 4.wav"}
+        assert {key for key, gate_mask in decisions(session).items() if gate_mask} == {"MSP/ü 0.wav", "MSP/ü 4.wav"}
         assert session.derived()["gate"] == "keys: 2 of 18 utterances of Train are distilled"
         digest = session.plan_digest
     names.write_text("MSP/ü 0.wav\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from ccts_dist.train.zero.engine import Update
 from tests.distillation import LOSS_GATES, direct_distillation, every_way, rows_of
 
 CONDITION = Condition(
-    targets=DIMENSIONS, w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), deviation=(0.2, 0.2, 0.2), num_rows=(9, 9, 9),
+    targets=DIMENSIONS, w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), residual_std=(0.2, 0.2, 0.2), num_rows=(9, 9, 9),
     splits=("Train",),
 )  # fmt: skip
 WEIGHTS = (0.5, 0.3, 0.2)
@@ -139,34 +139,34 @@ def test_any_cut_into_micro_batches_gives_the_whole_batchs_gradient_and_loss(cut
     assert engine.num_steps == len(cuts) + 1
 
 
-def kept_by(gate: str, cuts: list[int], scope: Literal["global", "micro-batch"] = "global") -> StepResult:
+def gate_mask_by(gate: str, cuts: list[int], scope: Literal["global", "micro-batch"] = "global") -> StepResult:
     objective = Objective(target_weights=WEIGHTS, distill=replace(DISTILL, gate=gate), scope=scope)
     return train_step(PlainEngine(), step_of(whole_batch(), cuts), objective, seed=0)
 
 
 @pytest.mark.parametrize("scope", ["global", "micro-batch"])
 @pytest.mark.parametrize("cuts", [[], [3, 6, 9]])
-def test_step_tells_what_was_kept_by_each_gate(cuts: list[int], scope):
+def test_step_reports_what_was_kept_by_each_gate(cuts: list[int], scope):
     batch = whole_batch()
     assert batch.teacher is not None
     counts = batch.weight > 0
     residual = torch.nan_to_num(batch.teacher.prediction - batch.labels, nan=0.0)[counts].double().abs()
     within = residual <= 0.4
     assert 0 < within.all(1).sum() < within.sum() / 3 < 11, "the gates differ"
-    assert kept_by("none", cuts, scope).num_kept == 11
-    assert kept_by("any-dimension", cuts, scope).num_kept == within.all(1).sum()
-    assert kept_by("any-dimension", cuts, scope).kept_in == ()
-    each = kept_by("per-dimension", cuts, scope)
-    assert each.kept_in == tuple(within.sum(0).tolist())
-    assert each.num_kept == pytest.approx(within.sum().item() / 3)
+    assert gate_mask_by("none", cuts, scope).num_distilled == 11
+    assert gate_mask_by("any-dimension", cuts, scope).num_distilled == within.all(1).sum()
+    assert gate_mask_by("any-dimension", cuts, scope).num_distilled_per_dim == ()
+    each = gate_mask_by("per-dimension", cuts, scope)
+    assert each.num_distilled_per_dim == tuple(within.sum(0).tolist())
+    assert each.num_distilled == pytest.approx(within.sum().item() / 3)
     soft = torch.exp(-(residual.max(1).values ** 2) / (2 * 0.2**2)).sum()
-    assert kept_by("soft", cuts, scope).num_kept == pytest.approx(soft.item(), rel=1e-6)
+    assert gate_mask_by("soft", cuts, scope).num_distilled == pytest.approx(soft.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("gate", LOSS_GATES)
 def test_distillation_terms_are_the_global_batchs_where_the_ccc_is_a_micro_batchs(gate: str):
-    whole = kept_by(gate, [])
-    cut = kept_by(gate, [5, 6], "micro-batch")
+    whole = gate_mask_by(gate, [])
+    cut = gate_mask_by(gate, [5, 6], "micro-batch")
     assert cut.embedding_loss == pytest.approx(whole.embedding_loss, rel=1e-9)
     assert cut.prediction_loss == pytest.approx(whole.prediction_loss, rel=1e-9)
 
@@ -318,7 +318,7 @@ def test_batches_that_have_been_copied_are_taken_as_they_are():
     assert copied == direct
 
 
-def test_rounds_that_differ_by_more_than_rounding_are_told_once():
+def test_rounds_that_differ_by_more_than_rounding_are_reported_once():
     rounds, engine = TwoRounds(torch.float32), PlainEngine(dropout=0.5)
     objective, batches = Objective(target_weights=WEIGHTS), step_of(whole_batch(), [6])
     train_step(engine, batches, objective, seed=0, rounds=rounds, graph_samples=TWO_ROUNDS)

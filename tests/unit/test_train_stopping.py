@@ -36,7 +36,7 @@ def test_first_signal_is_the_request_and_handlers_come_back():
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_pipe_tells_of_a_signal_while_the_main_thread_is_busy_elsewhere():
+def test_pipe_reports_of_a_signal_while_the_main_thread_is_busy_elsewhere():
     signals = StopSignals()
     try:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -76,19 +76,19 @@ def patient():
         child.stdout.close()
 
 
-def told(child: subprocess.Popen[str], number: int) -> str:
+def reported(child: subprocess.Popen[str], number: int) -> str:
     child.send_signal(number)
     assert child.stdout is not None
     return child.stdout.readline()
 
 
 def test_interrupts_at_once_after_each_other_are_one_and_a_later_one_ends_the_process(patient):
-    assert told(patient, signal.SIGINT) == "SIGINT\n"
-    assert told(patient, signal.SIGINT) == "SIGINT\n"
-    assert told(patient, signal.SIGTERM) == "SIGINT\n"
+    assert reported(patient, signal.SIGINT) == "SIGINT\n"
+    assert reported(patient, signal.SIGINT) == "SIGINT\n"
+    assert reported(patient, signal.SIGTERM) == "SIGINT\n"
     time.sleep(2.1)
-    assert told(patient, signal.SIGTERM) == "SIGINT\n"
-    assert told(patient, signal.SIGINT) == ""
+    assert reported(patient, signal.SIGTERM) == "SIGINT\n"
+    assert reported(patient, signal.SIGINT) == ""
     assert patient.wait() == IMPATIENT_EXIT
 
 

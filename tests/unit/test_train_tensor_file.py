@@ -87,7 +87,7 @@ def test_missing_or_misshapen_tensors_and_no_safetensors_are_named(tmp_path):
         StoredTensors(path)
 
 
-def test_disk_that_is_full_is_told_with_the_place(tmp_path):
+def test_disk_that_is_full_is_reported_with_the_place(tmp_path):
     """/dev/full can be opened, and fails when it is written to, as a full disk does."""
     (tmp_path / "full").symlink_to("/dev/full")
     with (

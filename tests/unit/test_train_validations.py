@@ -128,12 +128,12 @@ def test_plateau_counts_validations_within_epochs_too(place):
     assert set(no_better) & {6, 9}, "one within an epoch"
     for step in read_history(output):
         power = sum(validated < step["step"] for validated in no_better)
-        assert step["train/learning_rate_rest"] == pytest.approx(0.1 * 0.75**power)
+        assert step["train/lr_head"] == pytest.approx(0.1 * 0.75**power)
 
 
 def test_warm_up_and_cosine_stand_in_the_history(place):
     (seldom,) = outputs(place, "seldom")
-    rates = [step["train/learning_rate_rest"] / 3e-3 for step in read_history(seldom)]
-    # A step's line tells the rate that the next one has: 2/5 after the first.
+    rates = [step["train/lr_head"] / 3e-3 for step in read_history(seldom)]
+    # A step's line reports the rate that the next one has: 2/5 after the first.
     assert rates[:5] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
     assert rates[-2] == pytest.approx(0.0495156, rel=1e-4)  # (1 + cos(pi 6 / 7)) / 2

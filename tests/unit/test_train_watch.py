@@ -9,7 +9,13 @@ import pytest
 
 from ccts_dist.distributed import Ranks, sum_over_ranks
 from ccts_dist.errors import StopRequested
-from ccts_dist.train.resilience.heartbeat import LOST_A_PEER, Heartbeat, beats_folder, read_beats, stuck_ranks
+from ccts_dist.train.resilience.heartbeat import (
+    LOST_A_PEER,
+    Heartbeat,
+    heartbeats_folder,
+    read_heartbeats,
+    stuck_ranks,
+)
 from ccts_dist.train.resilience.watchdog import _WAITS_ON_GPU, Watchdog, stopped_words, where
 from ccts_dist.train.zero.engine import Engine
 from ccts_dist.train.zero.state import ZeroState
@@ -79,7 +85,7 @@ def test_signal_is_raised_where_ranks_meet_and_names_its_rank():
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
-def test_words_name_step_and_checkpoint_or_say_that_there_is_none(tmp_path: Path):
+def test_words_name_step_and_checkpoint_or_state_that_there_is_none(tmp_path: Path):
     assert "before any step. Run the same" in stopped_words("SIGTERM on rank 1", tmp_path)
     for name in ("step-00000009", "step-00000012", "step-00000013.partial"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
@@ -106,13 +112,13 @@ import sys, time
 from pathlib import Path
 from ccts_dist.distributed import Ranks
 from ccts_dist.train.resilience import watchdog as module
-from ccts_dist.train.resilience.heartbeat import Heartbeat, beats_folder, write_beat
+from ccts_dist.train.resilience.heartbeat import Heartbeat, heartbeats_folder, write_heartbeat
 module._PATIENCE_S = 0.5
 with module.Watchdog(Ranks(num_ranks=2), timeout_s=600.0, stop_grace_s=60.0, on_gpu=True) as watch:
     watch.follow(Path(sys.argv[1]))
     watch.at("epoch 1/1, step 2", brief=True)
-    beat = Heartbeat(rank=1, host="elsewhere", pid=7, started=7, left="KeyError: 'x'")
-    write_beat(beats_folder(Path(sys.argv[1])), beat)
+    heartbeat = Heartbeat(rank=1, host="elsewhere", pid=7, started=7, left="KeyError: 'x'")
+    write_heartbeat(heartbeats_folder(Path(sys.argv[1])), heartbeat)
     exec(compile("def step(): time.sleep(600)\\nstep()", "/src/ccts_dist/train/engine.py", "exec"), {"time": time})
 """
 
@@ -128,11 +134,11 @@ def test_rank_that_waits_for_the_gpu_ends_soon_after_a_peer_has_left_and_blames_
         "no complete checkpoint yet. Mend the cause, and start again.\n"
     )
     # A peer that reaches its own limit in the same moment must not take this rank for the lost one.
-    assert read_beats(beats_folder(tmp_path), 2)[0].left == LOST_A_PEER
+    assert read_heartbeats(heartbeats_folder(tmp_path), 2)[0].left == LOST_A_PEER
 
 
 @pytest.mark.integration
-def test_process_that_is_stuck_ends_when_its_grace_is_over_and_says_what_remains(tmp_path: Path):
+def test_process_that_is_stuck_ends_when_its_grace_is_over_and_states_what_remains(tmp_path: Path):
     (tmp_path / "checkpoints" / "step-00000007").mkdir(parents=True)
     child = subprocess.Popen(
         [sys.executable, "-c", STUCK, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -16,7 +16,7 @@ from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.inference.batches import Answered, Piece, answered_in_order, decoded_ahead, twins_of
 from ccts_dist.inference.predictor import Prediction, Predictor, load_student
-from ccts_dist.inference.recordings import Unheard
+from ccts_dist.inference.recordings import Unreadable
 from ccts_dist.model import build_model, save_model
 from tests.unit import model_shapes
 
@@ -53,7 +53,7 @@ def test_files_come_decoded_in_their_order_with_the_bad_ones_in_their_place(tmp_
     decoded = list(decoded_ahead(files, 3))
     assert [one.number for one in decoded] == list(range(30))
     assert [one.name for one in decoded] == [str(path) for path in files]
-    bad = {one.number: one.reason for one in decoded if isinstance(one, Unheard)}
+    bad = {one.number: one.reason for one in decoded if isinstance(one, Unreadable)}
     assert bad == {7: "cannot be decoded (Format not recognised)", 8: "the audio file is missing"}
     assert all(one.whole[0] == one.number for one in decoded if isinstance(one, Piece))
 
@@ -73,18 +73,18 @@ def test_answers_come_in_order_with_times_and_are_those_of_each_piece_alone(
     student: Predictor, num_students: int
 ) -> None:
     pieces = _pieces([int(length) for length in np.random.default_rng(1).integers(400, 9_000, 60)])
-    source: list[Piece | Unheard] = [*pieces[:20], Unheard(name="bad", reason="is cut", number=99), *pieces[20:]]
+    source: list[Piece | Unreadable] = [*pieces[:20], Unreadable(name="bad", reason="is cut", number=99), *pieces[20:]]
     dealt: list[int] = []
     students = [student, student.twin()][:num_students]
     answers = list(answered_in_order(source, students, batch_seconds=1.0, progress=dealt.append))
     assert [one.number for one in answers] == [one.number for one in source]
     assert sum(dealt) == len(source)
     for one, piece in zip(answers, source, strict=True):
-        if isinstance(piece, Unheard):
+        if isinstance(piece, Unreadable):
             assert one is piece
             continue
         assert isinstance(one, Answered)
-        alone = student.hear([torch.from_numpy(piece.whole.astype(np.float32) / 32_768)])[0]
+        alone = student.forward([torch.from_numpy(piece.whole.astype(np.float32) / 32_768)])[0]
         assert one.answer == pytest.approx(alone.answer, abs=1e-5)
         assert np.allclose(one.embedding, alone.embedding, atol=1e-5)
         assert (one.start_s, one.end_s) == (piece.start / 16_000, (piece.start + len(piece.whole)) / 16_000)
@@ -105,10 +105,10 @@ def test_what_is_drawn_and_not_yet_answered_is_bounded(student: Predictor) -> No
         ahead.append(drawn - number)
     assert drawn == number == 1_000
     assert max(ahead) * 800 / 16_000 <= 2 * 8.0
-    assert max(ahead) * 800 / 16_000 > 8.0, "else nothing would be decoded while the student hears"
+    assert max(ahead) * 800 / 16_000 > 8.0, "else nothing would be decoded while the student processes"
 
 
-def test_audio_is_let_go_of_when_it_has_been_heard(student: Predictor) -> None:
+def test_audio_is_let_go_of_when_it_has_been_read(student: Predictor) -> None:
     """Counted by the arrays that are alive."""
     made: list[weakref.ref[np.ndarray]] = []
     most = 0
@@ -132,19 +132,19 @@ def test_audio_is_let_go_of_when_it_has_been_heard(student: Predictor) -> None:
 def test_a_pass_that_fails_ends_the_stream_and_its_threads(student: Predictor) -> None:
     num_batches = 0
 
-    def hear(waves: list[torch.Tensor]) -> list[Prediction]:
+    def forward(waves: list[torch.Tensor]) -> list[Prediction]:
         nonlocal num_batches
         num_batches += 1
         if num_batches > 1:
             raise ConfigError("does not fit")
-        return student.hear(waves)
+        return student.forward(waves)
 
     broken = student.twin()
-    broken.hear = hear
+    broken.forward = forward
     before = threading.active_count()
     with pytest.raises(ConfigError, match="does not fit"):
         list(answered_in_order(_pieces([8_000] * 64), [broken], batch_seconds=0.5))
-    assert num_batches == 2, "what was queued is not heard any more"
+    assert num_batches == 2, "what was queued is not processed any more"
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)

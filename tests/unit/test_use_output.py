@@ -42,7 +42,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     [
         ({"--out": "absent/a.csv"}, r"--out .*absent/a\.csv: there is no folder .*absent\. Make it first"),
         ({"--out": "."}, r"--out .*: is a folder\. Name a file in it"),
-        ({"--out": "x/../a.wav"}, r"--out .*a\.wav: is a recording to be heard\. Name another file"),
+        ({"--out": "x/../a.wav"}, r"--out .*a\.wav: is a recording to be processed\. Name another file"),
         ({"--out": "e.npy", "--embeddings": "./e.npy"}, r"--embeddings .*e\.npy: is what --out writes"),
     ],
 )

@@ -41,7 +41,7 @@ def test_each_window_is_answered_as_a_recording_of_its_own_and_their_mean_follow
     _write(tmp_path / "b.flac", 0.5)
     files = [str(tmp_path / name) for name in ("long.wav", "b.flac")]
     pictures, embeddings = tmp_path / "pictures", tmp_path / "e.npy"
-    args = ["--model", str(model), "--window", "2", "--hop", "1", "--format", "csv", "--picture", str(pictures)]
+    args = ["--model", str(model), "--window", "2", "--hop", "1", "--format", "csv", "--plot", str(pictures)]
     assert run_main(command.main, [*args, "--embeddings", str(embeddings), *files]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     spans = [(Path(row["file"]).name, row["kind"], float(row["start_s"]), float(row["end_s"])) for row in rows]
@@ -72,13 +72,13 @@ def test_a_recording_that_breaks_off_has_windows_but_no_mean_and_no_picture(
     path = tmp_path / "cut.flac"
     _write(path, 90.0)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    args = ["--model", str(model), "--window", "5", "--format", "jsonl", "--picture", str(tmp_path / "cut.svg")]
+    args = ["--model", str(model), "--window", "5", "--format", "jsonl", "--plot", str(tmp_path / "cut.svg")]
     assert run_main(command.main, [*args, str(path)]) == 1
-    said = capsys.readouterr()
-    rows = [json.loads(line) for line in said.out.splitlines()]
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
     assert {row["kind"] for row in rows} == {"window"}
     assert 3 <= len(rows) <= 9
-    (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: {path}: ")
     assert line.endswith(f"; without a mean, after {len(rows)} windows that are given. Left out.")
     assert not (tmp_path / "cut.svg").exists()
@@ -97,24 +97,24 @@ def test_a_table_has_the_categories_and_is_aligned(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--hop", "1"], "--hop, --picture: are of windows, and there are none. Give --window too."),
-        (["--picture", "a.svg"], "--hop, --picture: are of windows, and there are none. Give --window too."),
+        (["--hop", "1"], "--hop, --plot: are of windows, and there are none. Give --window too."),
+        (["--plot", "a.svg"], "--hop, --plot: are of windows, and there are none. Give --window too."),
         (["--window", "0"], "--window 0: must be 0.025 to 600 s"),
         (["--batch-seconds", "0"], "batch_seconds=0: must be above 0 and finite"),
         (["--embeddings", "e.pkl"], "--embeddings e.pkl: embeddings are .npy, .parquet, .safetensors files"),
         (["--out", "absent/a.csv"], "--out absent/a.csv: there is no folder absent"),
         (["--device", "warp"], "device 'warp' cannot be used"),
-        (["--window", "1", "--picture", "a.svg"], "--picture a.svg: is one picture, and there are 2 recordings"),
+        (["--window", "1", "--plot", "a.svg"], "--plot a.svg: is one picture, and there are 2 recordings"),
     ],
 )
-def test_mistakes_are_told_in_one_line_before_the_model_is_read(
+def test_mistakes_are_reported_in_one_line_before_the_model_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], words: str
 ) -> None:
     files = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
     assert run_main(command.main, ["--model", str(tmp_path / "no model"), *args, *files]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    (line,) = said.err.splitlines()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
     assert line.startswith(f"error: {words}")
 
 
@@ -127,6 +127,6 @@ def test_nothing_to_predict_is_a_mistake_and_an_empty_folder_beside_files_a_fail
     _write(tmp_path / "a.wav", 0.5)
     args = ["--model", str(model), "--format", "jsonl", str(tmp_path / "empty"), str(tmp_path / "a.wav")]
     assert run_main(command.main, args) == 1
-    said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 1
-    assert "empty: holds no audio file" in said.err
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1
+    assert "empty: holds no audio file" in printed.err

@@ -12,7 +12,7 @@ import soundfile
 
 from ccts_dist.audio.convert import Decoded, decode_audio
 from ccts_dist.errors import ConfigError
-from ccts_dist.inference.recordings import SUFFIXES, Unheard, find_recordings, shown
+from ccts_dist.inference.recordings import SUFFIXES, Unreadable, find_recordings, shown
 
 # As people name files of a format, where that is not the format's own name.
 _SPELLINGS = {"SVX": "8svx", "MAT4": "mat", "MAT5": "mat", "MPC2K": "mpc", "NIST": "sph", "WAVEX": "wav", "IRCAM": "sf"}
@@ -60,7 +60,7 @@ def test_a_folder_without_audio_is_named_beside_one_with(tmp_path: Path) -> None
     (tmp_path / "y").mkdir()
     found, (empty,) = find_recordings([str(tmp_path / "y"), str(tmp_path / "x")])
     assert found == [tmp_path / "x" / "a.wav"]
-    assert empty == Unheard(name=str(tmp_path / "y"), reason="holds no audio file, nor do the folders in it")
+    assert empty == Unreadable(name=str(tmp_path / "y"), reason="holds no audio file, nor do the folders in it")
     assert empty.in_words == f"error: {tmp_path}/y: holds no audio file, nor do the folders in it. Left out."
 
 

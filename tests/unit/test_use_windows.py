@@ -44,17 +44,17 @@ def test_windows_begin_at_multiples_of_the_hop_and_the_last_one_ends_with_the_re
     hop=st.integers(1, 900),
     block=st.integers(1, 1_000),
 )
-def test_every_sample_is_heard_in_a_window_of_full_length_whatever_the_blocks(
+def test_every_sample_is_read_in_a_window_of_full_length_whatever_the_blocks(
     num_samples: int, length: int, hop: int, block: int
 ) -> None:
     hop = min(hop, length)
     found = cut(num_samples, Windows(length, hop), block)
-    heard = np.zeros(num_samples, dtype=bool)
+    received = np.zeros(num_samples, dtype=bool)
     for start, whole in found:
         np.testing.assert_array_equal(whole, np.arange(start, start + len(whole)).astype(np.int16))
         assert len(whole) == min(length, num_samples)
-        heard[start : start + len(whole)] = True
-    assert heard.all()
+        received[start : start + len(whole)] = True
+    assert received.all()
     starts = [start for start, _ in found]
     assert starts == sorted(set(starts))
     assert starts[:-1] == [hop * number for number in range(len(starts) - 1)]

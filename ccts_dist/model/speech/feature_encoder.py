@@ -17,7 +17,7 @@ from ccts_dist.model.precision import exact_product, widened
 from ccts_dist.model.speech.modified_cpc import PaddedConvLayer
 
 
-def normalise_utterances(
+def normalize_utterances(
     audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
 ) -> Float[Tensor, "batch samples"]:
     """Each row with zero mean and unit variance over its real samples, and zero after them; silence stays zero."""

@@ -45,7 +45,7 @@ _READ_ERRORS = (
 @no_type_check  # run-time checkers would hold its constructor to the fields; transformers passes more
 @strict
 class ModifiedCpcConfig(PreTrainedConfig):
-    """The shape of a Modified CPC encoder; as published unless told otherwise: a frame each 10 ms, 256 features."""
+    """The shape of a Modified CPC encoder; as published by default: a frame each 10 ms, 256 features."""
 
     model_type = MODEL_TYPE
 
@@ -98,8 +98,8 @@ class ChannelNorm(nn.Module):
 class PaddedConvLayer(nn.Module):
     """A convolution with zeros beyond both ends, the norm over channels, and a ReLU.
 
-    Told how many of each row's positions are real, it hands on zeros after them: the next layer must see beyond a row's
-    end what it would see there if the row were alone.
+    Given how many of each row's positions are real, it hands on zeros after them: the next layer must see beyond a
+    row's end what it would see there if the row were alone.
     """
 
     def __init__(self, config: ModifiedCpcConfig, number: int) -> None:
@@ -217,8 +217,8 @@ def convert(checkpoint: Path, folder: Path) -> None:
         ) from error
     model.save_pretrained(folder)
     # It was trained on waves as they are.
-    said = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False, "sampling_rate": 16_000}
-    (folder / "preprocessor_config.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+    settings = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": False, "sampling_rate": 16_000}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / "preprocessor_config.json", weights)  # safetensors' own is 0600, whatever the umask
 

@@ -5,7 +5,7 @@ import math
 
 from ccts_dist.report.paired_intervals import estimate
 from ccts_dist.report.study.results import Results
-from ccts_dist.report.study.tables import JUDGED, difference
+from ccts_dist.report.study.tables import COMPARED, difference
 
 STUDENTS = {"ts": ("T/S: every utterance distilled", "tab:blue", "o"), "cts": ("cT/S: on condition", "tab:orange", "s")}
 APART = 0.5
@@ -31,7 +31,7 @@ def draw_study(results: Results, percents: tuple[int, ...]) -> bytes:
         figure = Figure(figsize=(9, 3.8), layout="constrained", facecolor="white")
         FigureCanvasSVG(figure)
         reached, lead = figure.subplots(1, 2)
-        alone = estimate(list(results.ccc(percents[0], "speech", JUDGED).values()))
+        alone = estimate(list(results.ccc(percents[0], "speech", COMPARED).values()))
         if alone is not None:
             reached.axhline(alone.mean, color="grey", linestyle="--", label="speech only")
             if not math.isnan(alone.half_width):
@@ -45,9 +45,9 @@ def draw_study(results: Results, percents: tuple[int, ...]) -> bytes:
                 points = []
                 for percent in sorted(percents):
                     value = (
-                        estimate(list(results.ccc(percent, system, JUDGED).values()))
+                        estimate(list(results.ccc(percent, system, COMPARED).values()))
                         if axes is reached
-                        else difference(results, percent, system, "speech", JUDGED, first=percents[0])
+                        else difference(results, percent, system, "speech", COMPARED, first=percents[0])
                     )
                     if value is not None:
                         bar = 0.0 if math.isnan(value.half_width) else value.half_width
@@ -55,7 +55,7 @@ def draw_study(results: Results, percents: tuple[int, ...]) -> bytes:
                 if points:
                     at, means, bars = zip(*points, strict=True)
                     axes.errorbar(at, means, yerr=bars, **style)
-        for axes, words in ((reached, f"CCC of {JUDGED}, test"), (lead, "lead over speech only, same seed")):
+        for axes, words in ((reached, f"CCC of {COMPARED}, test"), (lead, "lead over speech only, same seed")):
             axes.set_xlabel("wrong transcripts, %")
             axes.set_ylabel(words)
             axes.set_xticks(sorted(percents))

@@ -27,7 +27,7 @@ from ccts_dist.train.speed.cost import (
 )
 from ccts_dist.train.speed.flops import ModelFlops, flops_of
 from ccts_dist.train.zero.ds_config import read_ds_config
-from ccts_dist.train.zero.partitioning import ModelSizes, read_layout, sizes_of
+from ccts_dist.train.zero.partitioning import ModelSizes, read_partitioning, sizes_of
 
 _STEPS = 32
 """Steps of the first window that stand for all."""
@@ -130,7 +130,7 @@ class CostModel:
         self, run: RunConfig, sizes: ModelSizes, flops: ModelFlops, assumed: Assumptions, steps_of: StepsOf
     ) -> None:
         self._run, self._sizes, self._flops, self._assumed, self._steps_of = run, sizes, flops, assumed, steps_of
-        self._layout = read_layout(read_ds_config(Path(run.train.deepspeed)))
+        self._partitioning = read_partitioning(read_ds_config(Path(run.train.deepspeed)))
         self._tokens = 0 if run.model.text is None else run.model.text.max_tokens
 
     def lines(self, num_ranks: int, num_utterances: int) -> list[str]:
@@ -185,7 +185,7 @@ class CostModel:
         ]
         kernels = self._flops.training_kernels + (rounds - 1) * self._flops.forward_kernels
         traffic = gradient_traffic(
-            self._layout,
+            self._partitioning,
             parameters=self._sizes.parameters,
             trained=self._sizes.trained,
             precision=self._run.train.precision,
@@ -203,7 +203,7 @@ class CostModel:
     def _rounds(self, num_micro_batches: int) -> int:
         """Of forward passes; where the forecast of memory decides about them, as if all graphs fit."""
         asked = self._run.batch.forward_rounds
-        two = asked == "two" or self._layout.stage == 3
+        two = asked == "two" or self._partitioning.stage == 3
         return 2 if num_micro_batches > 1 and two and self._run.loss.scope == "global" else 1
 
     def _suggestion(self, now: Row, single: Row, num_utterances: int) -> list[str]:

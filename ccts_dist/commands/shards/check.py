@@ -23,14 +23,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", metavar="OUT", help="folder or address of the shard set")
-    parser.add_argument("--teacher", metavar="CACHE", help="folder or address of a teacher cache made for it")
+    parser.add_argument("--teacher-cache", metavar="CACHE", help="folder or address of a teacher cache made for it")
     parser.add_argument("--fast", action="store_true", help="do not read the tars, only their size")
     parser.add_argument("--threads", type=int, metavar="N", help="number of threads that read (default: one per core)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check, print the findings, and say how it stands."""
+    """Check, print the findings, and name how it stands."""
     args = parse_args(argv)
     with gc_paused():
         from ccts_dist.shards.check.check import check_shard_set
@@ -38,19 +38,19 @@ def main(argv: list[str] | None = None) -> int:
 
     with byte_progress(f"check {args.shards}") as advance:
         findings = check_shard_set(
-            args.shards, args.teacher, fast=args.fast, num_threads=args.threads, progress=advance
+            args.shards, args.teacher_cache, fast=args.fast, num_threads=args.threads, progress=advance
         )
     if not args.fast and all(finding.leftover for finding in findings):
         with gc_paused():  # twice as many as the check itself needs
             from ccts_dist.teacher.refit_check import refit_findings
-        findings += refit_findings(args.shards, args.teacher)
+        findings += refit_findings(args.shards, args.teacher_cache)
     damage = [finding for finding in findings if not finding.leftover]
     for finding in findings:
         line = without_controls(f"note: {finding}" if finding.leftover else str(finding), keep="\n\t")
         print(line, file=sys.stderr if finding.leftover else sys.stdout)
     if not damage:
         print_warnings(args.shards)
-        print(f"sound: {', '.join(filter(None, (args.shards, args.teacher)))}", file=sys.stderr)
+        print(f"sound: {', '.join(filter(None, (args.shards, args.teacher_cache)))}", file=sys.stderr)
     return 1 if damage else 0
 
 

@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("kind", choices=CORPORA, metavar="CORPUS", help="msp-podcast, iemocap or manifest")
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the corpus, or FILE of a manifest")
     parser.add_argument("--model", required=True, help="recognition model: folder or name of the hub")
-    parser.add_argument("--out", type=Path, metavar="ASR.jsonl", help="default: ROOT-heard.jsonl, beside the corpus")
+    parser.add_argument("--out", type=Path, metavar="ASR.jsonl", help="default: ROOT-asr.jsonl, beside the corpus")
     parser.add_argument("--language", help='for a model of many languages, "en" or "english"; default: detected')
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
@@ -35,26 +35,28 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the corpus, load the model, hear what has no transcript; say what came of it."""
+    """Read the corpus, load the model, transcribe what has no transcript; name what came of it."""
     args = parse_args(argv)
     with gc_paused():
-        from ccts_dist.asr.recognizer import load_recogniser
-        from ccts_dist.asr.transcribe import check_place, heard_place, transcribe, wanted_utterances
+        from ccts_dist.asr.recognizer import load_recognizer
+        from ccts_dist.asr.transcribe import check_place, transcribe, transcripts_path, wanted_utterances
         from ccts_dist.corpus import read_msp_podcast
         from ccts_dist.corpus.iemocap import read_iemocap
         from ccts_dist.corpus.manifest import read_manifest
     readers = (read_msp_podcast, read_iemocap, partial(read_manifest, targets=()))  # no rating is read
     corpus = dict(zip(CORPORA, readers, strict=True))[args.kind](args.root)
-    out = args.out or heard_place(args.root)
+    out = args.out or transcripts_path(args.root)
     check_place(out, args.root, corpus.utterances)
     wanted = wanted_utterances(corpus.utterances, everything=args.all)
     if not wanted:
-        print(f"{args.root}: every utterance has a transcript of the corpus's own. Nothing to hear without --all.")
+        print(
+            f"{args.root}: every utterance has a transcript of the corpus's own. Nothing to transcribe without --all."
+        )
         return 0
     choices = {"device": args.device, "language": args.language, "batch_seconds": args.batch_seconds}
-    recogniser = load_recogniser(args.model, **choices)
-    with Progress(len(wanted), f"hear {args.root}", unit="utterances") as bar:
-        done = transcribe(wanted, recogniser, out, progress=bar.advance)
+    recognizer = load_recognizer(args.model, **choices)
+    with Progress(len(wanted), f"transcribe {args.root}", unit="utterances") as bar:
+        done = transcribe(wanted, recognizer, out, progress=bar.advance)
     print(done.in_words(out))
     return 1 if done.rejected else 0
 

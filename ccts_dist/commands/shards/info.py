@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = CommandParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", metavar="OUT", help="the shard set: a folder or an address")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it too, as .png, .svg or .pdf")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it too, as .png, .svg or .pdf")
     parser.add_argument("--json", action="store_true", help="the same figures for programs")
     return parser.parse_args(argv)
 
@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         from ccts_dist.shards.plots import check_picture, draw_set
         from ccts_dist.shards.statistics import describe_set, set_statistics, set_warnings, split_statistics
 
-    if args.picture is not None:
-        check_picture(args.picture)
+    if args.plot is not None:
+        check_picture(args.plot)
     shard_set = open_shard_set(args.shards)
     splits = [split_statistics(shard_set, split) for split in shard_set.manifest.split_names]
     if args.json:
@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         lines = [*describe_set(shard_set), *(split.in_words() for split in splits), *set_warnings(shard_set)]
         print(without_controls("\n".join(lines), keep="\n\t"))
-    if args.picture is not None:
-        draw_set(args.picture, f"{shard_set.manifest.corpus} {shard_set.manifest.release}", splits)
+    if args.plot is not None:
+        draw_set(args.plot, f"{shard_set.manifest.corpus} {shard_set.manifest.release}", splits)
     return 0
 
 

@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the corpus, or make it; build the shards, or join what parts have built; say what came of it."""
+    """Read the corpus, or make it; build the shards, or join what parts have built; print the outcome."""
     args = parse_args(argv)
     built = join(args) if args.kind == "join" else build(args)
     print(built.in_words(args.out))
