@@ -23,7 +23,7 @@ from ccts_dist.distributed import Ranks, seed_everything
 from ccts_dist.model import build_model, save_model
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.teacher import cache_teacher
-from tests.launching import ROOT, environment, launcher
+from tests.helpers.processes.launching import ROOT, environment, launcher
 
 RUN_FILE = ROOT / "launch" / "runs" / "demo" / "cts.toml"
 

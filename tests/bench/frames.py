@@ -30,7 +30,7 @@ from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.train.experiment import Experiment, open_experiment
 from ccts_dist.train.optim import build_optimizer
 from ccts_dist.train.steps.step import train_step
-from tests.plain_engine import PlainEngine
+from tests.helpers.models.plain_engine import PlainEngine
 
 ENCODER = {
     "model_type": "hubert", "hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 4,

@@ -24,7 +24,7 @@ from ccts_dist.train.speed.flops import count_flops
 from ccts_dist.train.speed.scaling import CostModel, Steps, StepsOf, visible_device
 from ccts_dist.train.zero.partitioning import sizes_of
 from tests.bench.speech import SAMPLE_RATE_HZ, durations
-from tests.large_student import LARGE
+from tests.helpers.models.large_student import LARGE
 
 RUN = Path("launch/runs/full/speech.toml")
 MOST_STEPS = 32

@@ -36,7 +36,7 @@ from typing import Any
 import tomli_w
 
 from tests.bench.demo_student import finish, prepare, start, work_folder
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
 
 BASE = "a4dc43d"
 """The last revision before the options."""

@@ -23,8 +23,8 @@ import soundfile
 
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards.build.builder import build_shard_set
-from tests.launching import ROOT
-from tests.small_runs import write_run
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import write_run
 
 SIDES = ("ours", "trainer")
 BATCHES = (16, 32)

@@ -12,8 +12,8 @@ import pytest
 from tests.cluster.hosts import PROGRAMS, Cluster, cluster_of, missing
 from tests.cluster.many_hosts import launch_with_pdsh, launch_without_ssh, wait_well
 from tests.cluster.runs import Run, write_run_file
-from tests.small_runs import build_two_kinds, make_cache
-from tests.small_teacher import save_small_teacher
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.forked import Forked
-from tests.launching import ROOT, environment
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment
 
 PATIENCE_S = 600.0
 """A training starts within 20 s on a quiet machine; one that others share has taken minutes."""
@@ -147,7 +147,7 @@ class Host:
         return Started(process, words)
 
     def fork(self, *argv: str, env: Mapping[str, str] | None = None) -> Started:
-        """As ``start``, of a command that need not start from nothing: one of ``tests.forked``."""
+        """As ``start``, of a command that need not start from nothing: one of ``tests.helpers.processes.forked``."""
         words = self._words()
         return Started(Forked(argv, cwd=ROOT, env=self._environment(env), stdout=words, inside=self.pid), words)
 

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from tests.cluster.hosts import PATIENCE_S, Started
-from tests.small_runs import read_history, without_times, write_run
+from tests.helpers.processes.small_runs import read_history, without_times, write_run
 
 STEPS = 60
 TIMEOUT_S = 30.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.hosts import PATIENCE_S, PROGRAMS, Cluster, Host, Started
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
 
 SCRIPT = "launch/slurm.sh"
 

@@ -11,7 +11,7 @@ from ccts_dist.shards.stores.fetch_cache import cached_name
 from tests.cluster.hosts import PATIENCE_S
 from tests.cluster.many_hosts import launch_without_ssh, wait_well
 from tests.cluster.runs import CACHE, largest_difference, write_run_file
-from tests.launching import launch_well, run_forked
+from tests.helpers.processes.launching import launch_well, run_forked
 
 pytestmark = pytest.mark.long
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.forked import Forked
-from tests.launching import ROOT, environment, inner_launcher, launcher
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, inner_launcher, launcher
 
 PATIENCE_S = 600.0
 """A start takes 15 s on a quiet machine; the machines of CI are not."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import fsspec
 
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
 
 ACCESS_KEY = "AKIARECOGNISABLE0001"
 SECRET_KEY = "recognisable/Secret+Key-that-must-never-be-seen"

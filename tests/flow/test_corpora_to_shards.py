@@ -27,9 +27,9 @@ from ccts_dist.corpus import (
 )
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.format.schema import unescape_key
-from tests import open_examples
-from tests.corpus_examples import MAX_DURATION_S, NUM_SAMPLES, Example, iemocap, manifest
-from tests.msp_examples import msp_podcast_1_6, msp_podcast_1_11, msp_podcast_2_0, msp_podcast_text
+from tests.helpers.examples import open_examples
+from tests.helpers.examples.corpus_examples import MAX_DURATION_S, NUM_SAMPLES, Example, iemocap, manifest
+from tests.helpers.examples.msp_examples import msp_podcast_1_6, msp_podcast_1_11, msp_podcast_2_0, msp_podcast_text
 
 Made = tuple[Example, Corpus, dict[str, dict], dict[str, bytes], dict[str, str]]
 """The example, what was read, and of the shards: JSON members and FLAC members by key, reasons by key."""

@@ -28,12 +28,12 @@ from ccts_dist.shards import open_teacher_cache
 from ccts_dist.shards.check.check import check_shard_set
 from ccts_dist.shards.format.teacher_cache import encode_output
 from ccts_dist.shards.shard_set import open_shard_set
-from tests import damage
-from tests.launching import launch
+from tests.helpers.faults import damage
+from tests.helpers.models.model_shapes import TEXT
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.launching import launch
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, write_run
 from tests.ranks.processes import run_on_ranks
-from tests.small_runs import build_two_kinds, make_cache, read_history, write_run
-from tests.small_teacher import save_small_teacher
-from tests.unit.model_shapes import TEXT
 
 EPOCHS, STEPS_PER_EPOCH, BATCH = 2, 4, 16
 SHARDS = ("Train-000000.tar", "Train-000001.tar", "Train-000002.tar")

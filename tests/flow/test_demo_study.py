@@ -14,8 +14,8 @@ from ccts_dist.report.command import build_parser, study_of
 from ccts_dist.report.study.plan import AT_OTHER_SHARES, AT_THE_FIRST_SHARE
 from ccts_dist.report.study.study import run_study
 from tests.flow.forked_stages import fork_stages
-from tests.forked import Forked
-from tests.launching import ROOT, environment, run_forked
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, run_forked
 
 pytestmark = pytest.mark.long
 

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from ccts_dist.evaluation.page import make_page
-from tests.pages import HOSTILE, LONG_KEY, whole_beside, whole_result
+from tests.helpers.examples.pages import HOSTILE, LONG_KEY, whole_beside, whole_result
 
 WIDTHS = {"wide": 1280, "narrow": 360}
 

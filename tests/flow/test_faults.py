@@ -12,8 +12,8 @@ import pytest
 
 from ccts_dist.train.checkpoints.checkpoint import read_manifest
 from tests.flow.running import Running, newest_checkpoint, num_steps
-from tests.launching import launch
-from tests.small_runs import build_two_kinds, read_history, write_run
+from tests.helpers.processes.launching import launch
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
 
 pytestmark = pytest.mark.long
 

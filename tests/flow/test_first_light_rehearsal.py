@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.forked import Forked
 from tests.gpu import supervision
 from tests.gpu.first_light import PARTS, main
-from tests.launching import environment
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import environment
 
 pytestmark = pytest.mark.long
 

@@ -12,10 +12,10 @@ import torch
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.model import build_model, save_model
-from tests.forked import Forked
-from tests.launching import ROOT, environment, inner_launcher, run_forked
-from tests.small_runs import build_two_kinds, read_history, write_run
-from tests.unit import model_shapes
+from tests.helpers.models import model_shapes
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, inner_launcher, run_forked
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
 
 pytestmark = pytest.mark.long
 

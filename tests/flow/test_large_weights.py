@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.flow.mlflow_server import mlflow_server
-from tests.launching import ROOT, free_port
+from tests.helpers.processes.launching import ROOT, free_port
 
 NUM_PARAMETERS = 315_000_000
 """1.26 GB in float32."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import BIN, ROOT, environment, free_port
-from tests.small_runs import build_two_kinds, make_cache, read_history, write_run
-from tests.small_teacher import save_small_teacher
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.launching import BIN, ROOT, environment, free_port
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, write_run
 
 pytestmark = pytest.mark.long
 

@@ -15,8 +15,8 @@ from ccts_dist.errors import run_main
 from ccts_dist.train.experiment import check_experiment
 from ccts_dist.train.memory.forecast import Forecast
 from launch import train as command
-from tests.launching import ROOT, environment
-from tests.small_runs import build_two_kinds, write_run
+from tests.helpers.processes.launching import ROOT, environment
+from tests.helpers.processes.small_runs import build_two_kinds, write_run
 
 MOST_SAMPLES = 6_600
 """No utterance of ``build_two_kinds`` is longer."""

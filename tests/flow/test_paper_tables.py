@@ -16,9 +16,9 @@ from ccts_dist.report.command import build_parser, reproduction_of
 from ccts_dist.report.paper import reproduce
 from ccts_dist.report.paper_tables import TABLES, PaperTable
 from tests.flow.forked_stages import fork_stages
-from tests.hub import write_hub
-from tests.published_cpc import published, write_checkpoint
-from tests.small_corpora import write_iemocap, write_msp_podcast
+from tests.helpers.examples.small_corpora import write_iemocap, write_msp_podcast
+from tests.helpers.models.hub import write_hub
+from tests.helpers.models.published_cpc import published, write_checkpoint
 
 pytestmark = pytest.mark.long
 

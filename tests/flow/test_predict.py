@@ -20,8 +20,8 @@ from pyarrow import parquet
 from ccts_dist.config import ModelConfig, parse_run
 from ccts_dist.inference.predictor import load_student
 from ccts_dist.model import build_model, save_model
-from tests.launching import ROOT, environment, hear_interrupts, run_forked
-from tests.unit import model_shapes
+from tests.helpers.models import model_shapes
+from tests.helpers.processes.launching import ROOT, environment, hear_interrupts, run_forked
 
 SCRIPT = str(ROOT / "launch" / "predict.py")
 

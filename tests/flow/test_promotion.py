@@ -17,7 +17,7 @@ from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.tracking.mlflow_client import open_client
 from launch import evaluate as evaluate_command
 from launch import register as command
-from tests.small_teacher import save_small_teacher
+from tests.helpers.models.small_teacher import save_small_teacher
 
 NUM_SPEAKERS, EACH = 20, 4
 

@@ -14,10 +14,10 @@ from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.errors import run_main
 from ccts_dist.model import build_model
 from launch import train as command
-from tests.large_student import build_seconds, save_large_student
-from tests.launching import launcher
-from tests.small_runs import read_history, write_run
-from tests.watching import Watched, watch
+from tests.helpers.models.large_student import build_seconds, save_large_student
+from tests.helpers.processes.launching import launcher
+from tests.helpers.processes.small_runs import read_history, write_run
+from tests.helpers.processes.watching import Watched, watch
 
 pytestmark = pytest.mark.long
 

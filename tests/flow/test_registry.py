@@ -21,8 +21,8 @@ from ccts_dist.registry.lineage import code_digest
 from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import open_client
 from tests.flow.mlflow_server import mlflow_server
-from tests.launching import free_port, run_forked
-from tests.unit import model_shapes
+from tests.helpers.models import model_shapes
+from tests.helpers.processes.launching import free_port, run_forked
 
 ROOT = Path(__file__).parents[2]
 

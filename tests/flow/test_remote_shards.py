@@ -17,8 +17,8 @@ import pytest
 
 from tests.flow.fetch_files import Listed, list_files
 from tests.flow.s3_server import ACCESS_KEY, FAULTS, SECRET_KEY, Rule, S3Server, s3_server
-from tests.forked import Forked
-from tests.launching import ROOT, environment, free_port
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, free_port
 
 HASTY = {"attempts": 10, "stall_s": 2.0, "first_wait_s": 0.05, "longest_wait_s": 0.5}
 

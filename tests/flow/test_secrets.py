@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.launching import ROOT, inner_launcher, run_forked
-from tests.small_runs import build_two_kinds, write_run
+from tests.helpers.processes.launching import ROOT, inner_launcher, run_forked
+from tests.helpers.processes.small_runs import build_two_kinds, write_run
 
 pytestmark = pytest.mark.long
 

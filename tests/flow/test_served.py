@@ -31,8 +31,8 @@ from ccts_dist.registry import load_student, register
 from ccts_dist.serving.server import serve
 from ccts_dist.tracking.mlflow_client import open_client
 from tests.flow.mlflow_server import model_server, start_model_server, wait_until_healthy
-from tests.launching import free_port
-from tests.unit import model_shapes
+from tests.helpers.models import model_shapes
+from tests.helpers.processes.launching import free_port
 
 JSON = "application/json"
 

@@ -26,8 +26,8 @@ from ccts_dist.inference.predictor import load_student
 from ccts_dist.model import build_model, save_model
 from ccts_dist.serving.handler import Limits, Served
 from ccts_dist.serving.server import application
+from tests.helpers.models import model_shapes
 from tests.tiers import examples
-from tests.unit import model_shapes
 
 pytestmark = pytest.mark.long
 

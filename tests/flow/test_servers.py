@@ -30,9 +30,9 @@ from tests.flow.mlflow_server import mlflow_server
 from tests.flow.postgres_server import postgres_server
 from tests.flow.running import num_steps
 from tests.flow.s3_server import s3_server
-from tests.launching import ROOT, free_port
-from tests.plain_engine import train_plainly
-from tests.small_runs import build_two_kinds, read_history, read_validations, write_run
+from tests.helpers.models.plain_engine import train_plainly
+from tests.helpers.processes.launching import ROOT, free_port
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, read_validations, write_run
 
 NUM_STEPS = 48
 KILL_AT = 12

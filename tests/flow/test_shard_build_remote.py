@@ -13,9 +13,9 @@ import fsspec
 import pytest
 
 from tests.flow.s3_server import ACCESS_KEY, SECRET_KEY, Rule, S3Server, s3_server
-from tests.forked import Forked
-from tests.launching import ROOT, environment, run_forked
-from tests.shard_examples import make_utterances
+from tests.helpers.examples.shard_examples import make_utterances
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, run_forked
 
 COUNT = 40
 OPTIONS = ("--shard-mb", "0.012", "--max-rejected", "0.1")

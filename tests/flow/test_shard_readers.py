@@ -17,7 +17,7 @@ from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards import ShardSet, open_shard_set
 from ccts_dist.shards.format.schema import escape_key
 from ccts_dist.shards.merge import merge_shards
-from tests.shard_examples import build_example, example_cache, example_output, make_utterances
+from tests.helpers.examples.shard_examples import build_example, example_cache, example_output, make_utterances
 
 LONG = "長" * 60  # 540 bytes once escaped: needs an extended tar header
 

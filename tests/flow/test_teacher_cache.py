@@ -12,9 +12,9 @@ import pytest
 
 from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import open_teacher_cache
-from tests.forked import Forked
-from tests.launching import ROOT, environment, inner_launcher
-from tests.small_teacher import build_small_shards, cache_bytes, save_small_teacher
+from tests.helpers.models.small_teacher import build_small_shards, cache_bytes, save_small_teacher
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, inner_launcher
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "launch" / "cache_teacher.py"

@@ -10,8 +10,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.flow.running import Running, newest_checkpoint, num_steps
-from tests.launching import launch_well
-from tests.small_runs import build_two_kinds, read_history, write_run
+from tests.helpers.processes.launching import launch_well
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
 
 pytestmark = pytest.mark.long
 

@@ -25,8 +25,8 @@ from ccts_dist.corpus import read_msp_podcast
 from ccts_dist.corpus.asr_transcripts import apply_transcripts, read_transcripts
 from ccts_dist.errors import run_main
 from ccts_dist.records import Utterance
-from tests.forked import Forked
-from tests.small_recognisers import chirps, save_ctc, save_whisper, write_podcast
+from tests.helpers.models.small_recognizers import chirps, save_ctc, save_whisper, write_podcast
+from tests.helpers.processes.forked import Forked
 from tests.tiers import examples
 
 ROOT = Path(__file__).parents[2]

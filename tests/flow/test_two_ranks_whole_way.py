@@ -18,9 +18,9 @@ import soundfile
 from mlflow.tracking import MlflowClient
 
 from ccts_dist.records import DIMENSIONS
-from tests.launching import ROOT, environment, launch_well, launcher, run_forked
-from tests.small_runs import SPEECH, read_history, write_run
-from tests.small_teacher import WORDS
+from tests.helpers.models.small_teacher import WORDS
+from tests.helpers.processes.launching import ROOT, environment, launch_well, launcher, run_forked
+from tests.helpers.processes.small_runs import SPEECH, read_history, write_run
 
 pytestmark = pytest.mark.fast
 

@@ -16,7 +16,7 @@ from ccts_dist.report.demo import SYSTEMS, next_commands, run_demo
 from ccts_dist.report.stages import Stage, run_stages
 from tests.flow.forked_stages import fork_stages
 from tests.flow.mlflow_server import wait_until_healthy
-from tests.launching import ROOT, free_port
+from tests.helpers.processes.launching import ROOT, free_port
 
 UTTERANCES = 120
 

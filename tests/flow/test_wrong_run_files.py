@@ -7,9 +7,9 @@ import pytest
 
 from ccts_dist.errors import run_main
 from launch import train as command
-from tests.launching import launch
-from tests.small_runs import build_two_kinds, make_cache, write_run
-from tests.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.models.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.processes.launching import launch
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache, write_run
 
 
 @pytest.fixture(scope="module")

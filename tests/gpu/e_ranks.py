@@ -10,7 +10,7 @@ from typing import Any
 from tests.gpu.material import ROOT, write_run
 from tests.gpu.outcome import Outcome, check
 from tests.gpu.situation import Situation, run_part
-from tests.launching import environment, inner_launcher
+from tests.helpers.processes.launching import environment, inner_launcher
 from tests.ranks.trainings import Job, run_trainings
 
 STAGES = ("zero1", "zero2", "zero3")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ccts_dist.config.schema import BatchConfig
 from tests.gpu.material import CATEGORIES, RUN_FILES, student_speech
-from tests.large_student import LARGE
+from tests.helpers.models.large_student import LARGE
 
 Sections = Mapping[str, Mapping[str, Any]]
 

@@ -7,7 +7,7 @@ import statistics
 import sys
 from types import FrameType
 
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
 from tests.proof.checkout import Checkout, checkouts, git
 from tests.proof.compare import (
     Comparison,

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.launching import ROOT, environment, inner_launcher
+from tests.helpers.processes.launching import ROOT, environment, inner_launcher
 from tests.proof.compare import ProofError
 
 _LINKED = ("launch", "shards", "ds_configs")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from tests.forked import ForkedProcess
+from tests.helpers.processes.forked import ForkedProcess
 
 HOST = "127.0.0.1"
 

@@ -17,10 +17,10 @@ from ccts_dist.model import load_model
 from ccts_dist.scoring.evaluator import evaluate_split
 from launch import evaluate as evaluate_command
 from launch import predict as predict_command
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, read_validations, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import build_two_kinds, read_history, read_validations, write_run
 
 pytestmark = pytest.mark.long
 

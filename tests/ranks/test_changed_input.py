@@ -2,9 +2,9 @@
 
 import pytest
 
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, read_validations, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import build_two_kinds, read_history, read_validations, write_run
 
 pytestmark = pytest.mark.long
 

@@ -10,11 +10,11 @@ from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.train.checkpoints.checkpoint import find_checkpoint, read_state
 from ccts_dist.train.experiment import open_experiment
-from tests.launching import ROOT
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import build_two_kinds, make_cache, read_history, write_run
-from tests.small_teacher import save_small_teacher
 
 STEPS, SAVED_AT = 12, 6
 STAGES = (0, 1, 2, 3)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.launching import launch_well
-from tests.small_runs import build_two_kinds, read_history, write_run
+from tests.helpers.processes.launching import launch_well
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
 
 STEPS = 30
 

@@ -17,7 +17,7 @@ from ccts_dist.errors import OutputError
 from ccts_dist.train.checkpoints.checkpoint import CheckpointFiles, TrainState, find_checkpoint, write_checkpoint
 from ccts_dist.train.checkpoints.writer import CheckpointWriter
 from ccts_dist.train.zero.engine import Engine, Snapshot
-from tests.launching import ROOT, environment
+from tests.helpers.processes.launching import ROOT, environment
 from tests.ranks.processes import run_on_ranks
 
 SHIPPED = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))

@@ -14,9 +14,9 @@ from ccts_dist.scoring import read_table
 from ccts_dist.shards import open_shard_set, open_teacher_cache
 from ccts_dist.shards.merge import merge_shards
 from launch import evaluate as command
-from tests.launching import launch_well
-from tests.small_runs import make_cache
-from tests.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.models.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.processes.launching import launch_well
+from tests.helpers.processes.small_runs import make_cache
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore
 
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import build_two_kinds, write_run
 from tests.ranks.processes import HOST, end_ranks
-from tests.small_runs import build_two_kinds, write_run
 
 _COLLECTIVES = ("all_gather_object", "all_reduce", "broadcast_object_list", "broadcast", "barrier")
 

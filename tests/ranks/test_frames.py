@@ -12,11 +12,11 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.train.experiment import open_experiment
 from ccts_dist.train.feature_cache import needs_no_audio
-from tests.damage import flip, flip_in_member
-from tests.launching import ROOT
+from tests.helpers.faults.damage import flip, flip_in_member
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import SPEECH, build_two_kinds, read_history, read_validations, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import SPEECH, build_two_kinds, read_history, read_validations, write_run
 
 pytestmark = pytest.mark.long
 

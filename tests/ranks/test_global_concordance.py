@@ -19,7 +19,7 @@ from ccts_dist.losses.total import (
     unpack_sums,
 )
 from ccts_dist.records import Condition, TeacherBatch
-from tests.distillation import direct_distillation, rows_of
+from tests.helpers.models.distillation import direct_distillation, rows_of
 from tests.ranks.processes import run_on_ranks
 
 ALPHA = (0.4, 0.35, 0.25)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.launching import launch, launch_well
-from tests.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.models.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.processes.launching import launch, launch_well
 
 pytestmark = pytest.mark.long
 

@@ -17,11 +17,11 @@ from ccts_dist.shards.merge import merge_shards
 from ccts_dist.shards.shard_set import open_shard_set
 from ccts_dist.shards.teacher_cache import open_teacher_cache
 from ccts_dist.train.experiment import open_experiment
-from tests.launching import launch_well
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.launching import launch_well
+from tests.helpers.processes.small_runs import LONG, build_two_kinds, make_cache, read_history, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import LONG, build_two_kinds, make_cache, read_history, write_run
-from tests.small_teacher import save_small_teacher
 
 DISTIL = {"embedding_weight": 1.0, "embedding_loss": "mse", "prediction_weight": 0.5}
 SETTINGS = {

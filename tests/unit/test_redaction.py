@@ -22,7 +22,7 @@ from ccts_dist.tracking.mlflow_client import prepare_mlflow
 from ccts_dist.tracking.run_file import TrackedRun, write_run_file
 from ccts_dist.tracking.spooling.spooled_run import begin_run
 from ccts_dist.tracking.uri import resolve_tracking_uri
-from tests.addresses import Case, cases
+from tests.helpers.processes.addresses import Case, cases
 from tests.tiers import with_long
 
 CORPUS = list(cases())
