@@ -60,10 +60,16 @@ GROUPS = {
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
+def module_of(name: str) -> str:
+    """Name of a command's module; those of shard sets have a room of their own."""
+    room = "shards." if name in GROUPS["shard sets"] else ""
+    return f"ccts_dist.commands.{room}{name.replace('-', '_')}"
+
+
 def start(name: str) -> NoReturn:
     """Run a command with this process's options, and end the process."""
     command = COMMANDS[name]
-    module = import_module(f"ccts_dist.commands.{name.replace('-', '_')}")
+    module = import_module(module_of(name))
     code = run_main(module.main, on_ranks=command.on_ranks)
     if command.on_ranks or command.leaves:
         exit_without_teardown(code)

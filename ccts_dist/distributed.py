@@ -78,7 +78,7 @@ def take_device(ranks: Ranks) -> torch.device:
 def share_cores(ranks: Ranks) -> None:
     """Let torch compute with this rank's share of the cores that the ranks of this host may use.
 
-    Launchers say nothing about it, and every rank would start a thread per core, all of which wait for each other.
+    Launchers state nothing about it, and every rank would start a thread per core, all of which wait for each other.
     Where a rank's share is a single core, it stays on that core.
     ``OMP_NUM_THREADS``, where it is set, has the last word: set it where each rank is bound to cores of its own.
     """
@@ -202,7 +202,7 @@ def is_lost_connection(error: RuntimeError) -> bool:
     if dist.is_initialized() and dist.get_world_size() == 1:
         return False
     words = str(error)
-    if isinstance(error, dist.DistBackendError):  # NCCL says so too of a call that is a mistake, or of a broken GPU
+    if isinstance(error, dist.DistBackendError):  # NCCL reports so too of a call that is a mistake, or of a broken GPU
         return bool(_LOST_IN_NCCL.search(words))
     return isinstance(error, dist.DistError) or bool(_PLACE_IN_GLOO.search(words) and _LOST.search(words))
 
@@ -261,7 +261,7 @@ def gather_objects(value: Any) -> list[Any]:
 class PendingResult(Generic[Answer]):
     """What came of an action on this rank, and whether the rank has a wish; the others do not know of it yet.
 
-    ``agree_or_raise`` and ``run_on_all_ranks`` tell them at once. Where ranks add numbers up soon anyway, ``votes``
+    ``agree_or_raise`` and ``run_on_all_ranks`` report them at once. Where ranks add numbers up soon anyway, ``votes``
     may ride along: every rank adds its own, and hands the sums to ``settle``.
     """
 
@@ -317,7 +317,7 @@ def run_on_all_ranks(action: Callable[[], Answer]) -> Answer:
 
 
 def _settle_now(ballot: PendingResult[Answer]) -> Answer:
-    # Two numbers first: objects are gathered only when there is something to tell.
+    # Two numbers first: objects are gathered only when there is something to report.
     failed, wished = sum_over_ranks(ballot.votes).tolist()
     return ballot.settle(failed, wished)[0]
 

@@ -1,6 +1,6 @@
 """Settings of encoders in a folder (``config.json`` and the like), looked at before transformers reads them.
 
-transformers builds what they say: a pipe is waited for, a size of a billion is allocated, and an attention
+transformers builds what they state: a pipe is waited for, a size of a billion is allocated, and an attention
 implementation with a slash is code that it fetches. None of that is for a configuration to decide here.
 """
 
@@ -24,7 +24,7 @@ def check_settings(folder: Path) -> None:
 
     Raises:
         OSError: a file that cannot be read, is no regular file, or is too large.
-        ValueError: says what is wrong.
+        ValueError: names what is wrong.
     """
     for path in folder.iterdir():
         if not path.is_file() and not path.is_dir():  # a pipe would be waited for; a link may lead nowhere
@@ -39,7 +39,7 @@ def check_tree(tree: Any, name: str) -> None:
     """Refuse settings by themselves; ``name`` is their file.
 
     Raises:
-        ValueError: says what is wrong.
+        ValueError: names what is wrong.
     """
     if not isinstance(tree, dict):
         raise ValueError(f"{name} is no object")

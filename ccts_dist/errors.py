@@ -1,6 +1,6 @@
 """What can go wrong, as one small tree.
 
-Every message says what value was met, which rule it breaks and what to do, and names the file, shard or key.
+Every message names what value was met, which rule it breaks and what to do, and names the file, shard or key.
 ``launch/`` turns a ``CctsError`` into one line on stderr and ``exit_code``; anything else is a bug and keeps its
 traceback.
 """
@@ -32,7 +32,7 @@ CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 
 
 _SPEAK_S = 10.0
-"""Longest time that rank 0 may come later than its peers to what it has to say."""
+"""Longest time that rank 0 may come later than its peers to what it has to report."""
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -86,11 +86,11 @@ class CheckpointError(CctsError):
 
 
 class RegistryError(CctsError):
-    """A registered model that cannot be found or is not what its tags say."""
+    """A registered model that cannot be found or is not what its tags state."""
 
 
 class ExportError(CctsError):
-    """An exported model that does not say what the model itself says."""
+    """An exported model that does not predict what the model itself predicts."""
 
 
 class RequestError(CctsError):
@@ -134,12 +134,12 @@ class StageError(CctsError):
 def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = None, *, on_ranks: bool = False) -> int:
     """The exit code of a command: what ``main`` returns, or that of the ``CctsError`` it raises.
 
-    The error becomes one line on stderr, of rank 0 alone: errors are agreed on by all ranks, and said once. Ctrl-C
+    The error becomes one line on stderr, of rank 0 alone: errors are agreed on by all ranks, and reported once. Ctrl-C
     becomes one as well; the process then ends by it, so that a shell's loop around the command ends too. A full disk is
     one, with one exit code, whatever met it.
 
     Commands import what computes within ``main``, after they have read their options: help and mistakes in options are
-    answered at once, and Ctrl-C in the seconds of imports is heard here. From here on no credentials are written to
+    answered at once, and Ctrl-C in the seconds of imports is handled here. From here on no credentials are written to
     stdout or stderr, by whomever.
 
     Args:
@@ -158,7 +158,7 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
             _let_rank_0_speak()  # whose launcher then ends this one, unless rank 0 still waits for it
         if is_first_rank() or isinstance(error, PeerLostError | PortTakenError):  # rank 0 may be lost
             kind = "" if isinstance(error, StopRequested) else "error: "
-            _say(kind + " ".join(str(error).split()))
+            _print(kind + " ".join(str(error).split()))
         elif not isinstance(error, StopRequested):
             _let_rank_0_speak()
         return OutputError.exit_code if is_full(error.__cause__) else error.exit_code
@@ -166,11 +166,11 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
         if not is_full(error):
             raise
         if is_first_rank():
-            _say(_full_in_words(error))
+            _print(_full_in_words(error))
         return OutputError.exit_code
     except KeyboardInterrupt:
         if is_first_rank():
-            _say("stopped by Ctrl-C; what was finished is kept")
+            _print("stopped by Ctrl-C; what was finished is kept")
         sys.excepthook = lambda *_: None  # no traceback, but Python's way of ending by the signal
         raise
 
@@ -247,12 +247,12 @@ def escaped(character: str) -> str:
 
 
 def is_first_rank() -> bool:
-    """Whether this process speaks for all: launchers tell each its rank."""
+    """Whether this process speaks for all: launchers give each its rank."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say(line: str) -> None:
-    with suppress(OSError):  # whoever read it has gone; the exit code still tells
+def _print(line: str) -> None:
+    with suppress(OSError):  # whoever read it has gone; the exit code still reports
         print(without_controls(as_started(line)), file=sys.stderr, flush=True)
 
 

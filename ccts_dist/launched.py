@@ -1,4 +1,4 @@
-"""The variables by which launchers tell a process its rank, translated into those of torch's launcher.
+"""The variables by which launchers give a process its rank, translated into those of torch's launcher.
 
 torch, Accelerate and DeepSpeed read RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR. ``deepspeed``, ``torchrun`` and
 ``accelerate launch`` set them; ``mpirun`` and ``srun`` have names of their own; a PyTorchJob of Kubernetes sets some.
@@ -37,7 +37,7 @@ _FAMILIES: tuple[_Names, ...] = (
         local_rank="MV2_COMM_WORLD_LOCAL_RANK",
         local_size="MV2_COMM_WORLD_LOCAL_SIZE",
     ),
-    # MPICH and Intel MPI; below srun's PMI the last two are Slurm's to say.
+    # MPICH and Intel MPI; below srun's PMI the last two are Slurm's to set.
     _Names(rank="PMI_RANK", num_ranks="PMI_SIZE", local_rank="MPI_LOCALRANKID", local_size="MPI_LOCALNRANKS"),
     _Names(rank="FLUX_TASK_RANK", num_ranks="FLUX_JOB_SIZE", local_rank="FLUX_TASK_LOCAL_ID", local_size=""),
     _Names(
@@ -81,21 +81,21 @@ def adopt_launcher(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 _LONE_RANKS = ("PMIX_RANK", "PALS_RANKID", "ALPS_APP_PE")
-"""Variables of launchers that do not tell how many ranks they have started."""
+"""Variables of launchers that do not report how many ranks they have started."""
 
 
 def launcher_conflict(environ: Mapping[str, str] = os.environ) -> str:
-    """The reason why ranks of one job would each train alone, by what their launcher says; "" for none.
+    """The reason why ranks of one job would each train alone, by what their launcher states; "" for none.
 
     Call it after ``adopt_launcher``.
     """
-    told = [name for name in ("RANK", "WORLD_SIZE") if name in environ]
-    number = environ[told[0]] if len(told) == 1 else ""
-    if number.isdecimal() and number != {"RANK": "0", "WORLD_SIZE": "1"}[told[0]]:
-        missing = "WORLD_SIZE" if told == ["RANK"] else "RANK"
+    given = [name for name in ("RANK", "WORLD_SIZE") if name in environ]
+    number = environ[given[0]] if len(given) == 1 else ""
+    if number.isdecimal() and number != {"RANK": "0", "WORLD_SIZE": "1"}[given[0]]:
+        missing = "WORLD_SIZE" if given == ["RANK"] else "RANK"
         return (
-            f"environment variable {told[0]} = {number!r} is set and {missing} is not: each process would train alone. "
-            "Launchers set both; unset it to start one rank."
+            f"environment variable {given[0]} = {number!r} is set and {missing} is not: each process would train "
+            "alone. Launchers set both; unset it to start one rank."
         )
     for names in _FAMILIES:
         many = environ.get(names.num_ranks, "1") not in ("0", "1") and names.rank in environ
@@ -104,13 +104,13 @@ def launcher_conflict(environ: Mapping[str, str] = os.environ) -> str:
                 f"environment variables WORLD_SIZE = '1' and {names.num_ranks} = {environ[names.num_ranks]!r}: each "
                 "process would train alone. Unset RANK and WORLD_SIZE before the launcher is started."
             )
-    if not told:
+    if not given:
         ranks = [*(names.rank for names in _FAMILIES), *_LONE_RANKS]
         for name in ranks:
             if environ.get(name, "0") != "0":
                 return (
                     f"environment variable {name} = {environ[name]!r}: a launcher has started several ranks, and "
-                    "nothing tells how many. Set RANK, WORLD_SIZE and MASTER_ADDR for each, or start with torchrun."
+                    "nothing reports how many. Set RANK, WORLD_SIZE and MASTER_ADDR for each, or start with torchrun."
                 )
     return ""
 

@@ -34,7 +34,7 @@ class Progress:
         self._done = self._start = start
         self._visible = visible
         self._began = self._last_line = time.monotonic()
-        self._figures = ""
+        self._status = ""
         # Alone in its own line: the plain lines go to the same stream and would be torn apart by a bar.
         self._bar = (
             tqdm(total=total, desc=what, unit=unit, initial=start, dynamic_ncols=True, leave=True)
@@ -54,13 +54,13 @@ class Progress:
         elif self._visible and self._done > self._start:
             self._line()
 
-    def advance(self, count: int = 1, figures: str = "") -> None:
-        """``count`` more are done; ``figures`` is shown beside."""
+    def advance(self, count: int = 1, status: str = "") -> None:
+        """``count`` more are done; ``status`` is shown beside."""
         self._done += count
-        self._figures = figures or self._figures
+        self._status = status or self._status
         if self._bar is not None:
-            if figures:
-                self._bar.set_postfix_str(figures, refresh=False)
+            if status:
+                self._bar.set_postfix_str(status, refresh=False)
             with suppress(OSError):
                 self._bar.update(count)
         elif self._visible and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -71,7 +71,7 @@ class Progress:
         elapsed = max(1e-9, self._last_line - self._began)
         rate = (self._done - self._start) / elapsed
         left = f", {(self._total - self._done) / rate:.0f} s left" if rate > 0 and self._done < self._total else ""
-        beside = f", {self._figures}" if self._figures else ""
+        beside = f", {self._status}" if self._status else ""
         with suppress(OSError):
             print(
                 f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.1f}/s{left}{beside}",

@@ -129,12 +129,12 @@ class Seat:
 
 def own_seat() -> Seat:
     """This rank's."""
-    said = {
+    variables = {
         "local_rank": (_OWN_LOCAL_RANK, "LOCAL_RANK"),
         "local_size": ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"),
         "num_nodes": ("CROSS_SIZE", "GROUP_WORLD_SIZE"),
     }
-    numbers = {what: number_from_environment(*names, default=-1) for what, names in said.items()}
+    numbers = {what: number_from_environment(*names, default=-1) for what, names in variables.items()}
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Seat(
         host=gethostname(),
@@ -147,7 +147,7 @@ def own_seat() -> Seat:
 def take_seats(ranks: Ranks, seats: Sequence[Seat], *, backend: str) -> tuple[Ranks, int]:
     """This rank's facts once those of all are known, and the number of ranks on its host.
 
-    Hosts differ by their names where the launcher does not say which ranks share one. Every rank computes the
+    Hosts differ by their names where the launcher does not name which ranks share one. Every rank computes the
     same, so that what is refused is refused on all.
 
     Args:
@@ -224,13 +224,13 @@ def meet(ranks: Ranks, *, backend: str, timeout_s: float) -> tuple[Ranks, Store]
     Afterwards the environment has what libraries go by: LOCAL_RANK is the number of the GPU that they are to take.
 
     Raises:
-        ConfigError: on all ranks alike: as ``take_seats``, or nobody says where the ranks are to meet.
+        ConfigError: on all ranks alike: as ``take_seats``, or nobody names where the ranks are to meet.
         PortTakenError: on some ranks alone: another job meets at the same port.
         PeerLostError: a rank did not come in time.
     """
     if "MASTER_ADDR" not in os.environ:
         raise ConfigError(
-            f"nothing says where {ranks.num_ranks} ranks are to meet: set MASTER_ADDR to a name of rank 0's host, for "
+            f"nothing names where {ranks.num_ranks} ranks are to meet: set MASTER_ADDR to a name of rank 0's host, for "
             "all of them (mpirun -x MASTER_ADDR=..., srun --export=ALL,MASTER_ADDR=...)."
         )
     os.environ.setdefault("MASTER_PORT", "29500")
@@ -252,9 +252,9 @@ def meet(ranks: Ranks, *, backend: str, timeout_s: float) -> tuple[Ranks, Store]
     try:
         own, local_size = take_seats(ranks, seats, backend=backend)
     except ConfigError:
-        _leave_together(store, ranks)
+        _exit_together(store, ranks)
         raise
-    _tell_libraries(own, local_size)
+    _set_up_libraries(own, local_size)
     return own, store
 
 
@@ -273,7 +273,7 @@ def _check_own(store: Store, ranks: Ranks) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """Facts by which ranks of two jobs that begin at the same moment are told apart."""
+    """Facts by which ranks of two jobs that begin at the same moment are distinguished."""
 
     host: str
     parent: int
@@ -308,7 +308,7 @@ def _exchange_seats(store: Store, ranks: Ranks) -> list[Seat]:
     return [Seat(**json.loads(text)) for text in store.multi_get(names)]
 
 
-def _leave_together(store: Store, ranks: Ranks) -> None:
+def _exit_together(store: Store, ranks: Ranks) -> None:
     """Have rank 0, in which the store lives, stay until the others have read what they refuse."""
     with suppress(dist.DistError):
         store.set(f"ccts/left/{ranks.rank}", "")
@@ -316,15 +316,15 @@ def _leave_together(store: Store, ranks: Ranks) -> None:
             store.wait([f"ccts/left/{rank}" for rank in range(ranks.num_ranks)], timedelta(seconds=_READ_S))
 
 
-def _tell_libraries(ranks: Ranks, local_size: int) -> None:
+def _set_up_libraries(ranks: Ranks, local_size: int) -> None:
     """Put the facts where Accelerate and DeepSpeed read them."""
     for_libraries = ranks.local_rank if ranks.gpu is None else ranks.gpu
-    told: Mapping[str, int] = {
+    variables: Mapping[str, int] = {
         _OWN_LOCAL_RANK: ranks.local_rank,
         "LOCAL_RANK": for_libraries,
         # DeepSpeed wants these two to be the same.
         **({"OMPI_COMM_WORLD_LOCAL_RANK": for_libraries} if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ else {}),
     }
-    os.environ.update({name: str(number) for name, number in told.items()})
+    os.environ.update({name: str(number) for name, number in variables.items()})
     if "LOCAL_SIZE" not in os.environ:
         os.environ.setdefault("LOCAL_WORLD_SIZE", str(local_size))

@@ -54,7 +54,7 @@ class Utterance:
 
     transcript: str = ""
     transcript_confidence: float | None = None
-    """0..1, when a speech recogniser heard the transcript; None when it is the corpus's own."""
+    """0..1, when a speech recognizer read the transcript; None when it is the corpus's own."""
 
     speaker: str | None = None
     gender: str | None = None
@@ -79,7 +79,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherOutput:
-    """What a teacher said of one utterance, as cached."""
+    """Output of a teacher for one utterance, as cached."""
 
     embedding: Float32[np.ndarray, " hidden"]
     prediction: Float32[np.ndarray, " dim"]
@@ -95,7 +95,7 @@ class Condition:
     targets: tuple[str, ...]
     w: tuple[float, ...]
     b: tuple[float, ...]
-    deviation: tuple[float, ...]
+    residual_std: tuple[float, ...]
     """Standard deviation of the residuals over the fitted rows; divides by n."""
 
     num_rows: tuple[int, ...]

@@ -208,10 +208,10 @@ def _without_secret_options(place: str) -> str:
         is_secret = _OPTION_NAME.fullmatch(unquote(option[2])) or without_credentials(value) != value
         return "" if is_secret else option[0]
 
-    kept = _OPTION.sub(keep, place)
-    if "?" in place and "?" not in kept:
-        kept = kept.replace("&", "?", 1)
-    return kept
+    redacted = _OPTION.sub(keep, place)
+    if "?" in place and "?" not in redacted:
+        redacted = redacted.replace("&", "?", 1)
+    return redacted
 
 
 def _secrets_of(address: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Keep what a teacher says of every utterance: ``deepspeed launch/cache_teacher.py``. See ``--help``."""
+"""Keep output of a teacher for every utterance: ``deepspeed launch/cache_teacher.py``. See ``--help``."""
 
 from ccts_dist.cli import start
 from ccts_dist.commands.cache_teacher import main, parse_args

@@ -1,4 +1,4 @@
-"""Say where two runs part: ``python launch/compare.py RUN_A RUN_B``. See ``--help``."""
+"""Report where two runs part: ``python launch/compare.py RUN_A RUN_B``. See ``--help``."""
 
 from ccts_dist.cli import start
 from ccts_dist.commands.compare import main, parse_args

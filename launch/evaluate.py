@@ -1,4 +1,4 @@
-"""Score models: ``deepspeed launch/evaluate.py --model MODEL --shards OUT --split S --out DIR``. See ``--help``."""
+"""Score models: ``deepspeed launch/evaluate.py --model MODEL --shards OUT --splits S --out DIR``. See ``--help``."""
 
 from ccts_dist.cli import start
 from ccts_dist.commands.evaluate import main, parse_args

@@ -10,7 +10,7 @@
 # as GPUs. A rank wants four cores and more (--cpus-per-task): without it srun binds each to a single one. Leave
 # --gpus-per-task out: ranks that see one GPU each train too, but NCCL then finds no direct way between them.
 #
-# Before the time is up Slurm tells this script, which asks the ranks for a complete checkpoint by a file STOP in the run
+# Before the time is up Slurm signals this script, which asks the ranks for a complete checkpoint by a file STOP in the run
 # folder. They exit with 75, the job queues itself again under the same number, and its next start goes on with
 # --resume auto. So does a job that is preempted. To stop for good: scancel, or a STOP of your own; both leave a
 # complete checkpoint, and submitting again with --resume auto goes on.
@@ -24,7 +24,7 @@
 #   CCTS_WAIT_S          when the first rank has left, how long the others may take (default: 300); it must cover
 #                        tracking.registered_model_name, which rank 0 does alone
 #
-# What sbatch's own options say goes before these:
+# What sbatch's own options state goes before these:
 #SBATCH --job-name=ccts
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -33,7 +33,7 @@
 #SBATCH --open-mode=append
 # A node that fails, or a job of higher priority, puts the job back into the queue; this script sees to the rest.
 #SBATCH --requeue
-# Seconds before the end at which to ask for a checkpoint; Slurm may be a minute early. "B:" tells this script alone.
+# Seconds before the end at which to ask for a checkpoint; Slurm may be a minute early. "B:" signals this script alone.
 #SBATCH --signal=B:USR1@120
 
 set -uo pipefail # not -e: what comes of the ranks decides what comes next
@@ -43,7 +43,7 @@ if [[ $# -eq 0 || -z ${SLURM_JOB_ID:-} ]]; then
   exit 2
 fi
 
-# --- what Slurm may say meanwhile ------------------------------------------------------------------------------------
+# --- what Slurm may report meanwhile -----------------------------------------------------------------------------------
 output='' asked=no ended=no
 ask_ranks() { # by a file, since a signal ends a rank that does not listen yet
   asked=yes
@@ -53,8 +53,8 @@ ask_ranks() { # by a file, since a signal ends a rank that does not listen yet
   fi
 }
 trap ask_ranks USR1
-# The job is cancelled, preempted or out of time. Slurm tells the ranks so itself, by SIGTERM, and leaves them KillWait
-# seconds (30 unless the administrator says otherwise): this script stays until they have left.
+# The job is cancelled, preempted or out of time. Slurm signals the ranks itself, by SIGTERM, and leaves them KillWait
+# seconds (30 unless the administrator sets another): this script stays until they have left.
 trap 'ended=yes' TERM
 
 # --- where this start stands -----------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ restarts=${SLURM_RESTART_COUNT:-0} # by this script, or by Slurm: a node failed,
 if ((restarts > 0)); then
   echo "slurm.sh: start $((restarts + 1)) of job $SLURM_JOB_ID"
   # Of a training, that is; a teacher's pass goes on by itself.
-  # From its newest checkpoint, wherever the first start was told to begin.
+  # From its newest checkpoint, wherever the first start was asked to begin.
   if [[ ${1##*/} == train.py ]]; then
     words=()
     while (($#)); do
@@ -84,7 +84,7 @@ if [[ -z ${CCTS_PYTHON:-} && -x .venv/bin/python ]]; then python=$PWD/.venv/bin/
 PATH=$(dirname "$(command -v "$python")"):$PATH # DeepSpeed looks for ninja there
 export PATH
 
-# The run folder of a training; nothing where there is none, or where the ranks will say what is wrong with it.
+# The run folder of a training; nothing where there is none, or where the ranks will name what is wrong with it.
 if [[ ${1##*/} == train.py ]]; then
   output=$("$python" -c '
 import pathlib
@@ -111,7 +111,7 @@ if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS
 
 # What each task does: find its network interface, and become the rank, which reads its place from the variables of
 # srun. No launcher stands between Slurm and the ranks: DeepSpeed's dies of a signal without passing it on, and Slurm
-# already starts one process per rank, tells them all when to end, and reads every exit code.
+# already starts one process per rank, informs them all when to end, and reads every exit code.
 # shellcheck disable=SC2016  # expanded in the task
 rank='
 if ((SLURM_NNODES > 1)); then
@@ -150,7 +150,7 @@ leave() {
 
 ((code == 75)) || leave
 [[ $ended == no ]] || leave "Slurm has ended the job, and knows whether it is to come back."
-# Preempted, the ranks alone are told at first, by SIGTERM.
+# Preempted, the ranks alone are signalled at first, by SIGTERM.
 if [[ $asked == no ]] && ! scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; then
   leave "somebody asked the ranks to stop."
 fi

@@ -1,4 +1,4 @@
-"""Send what a run told while its server was away: ``python launch/sync.py RUN``. See ``--help``."""
+"""Send what a run reported while its server was away: ``python launch/sync.py RUN``. See ``--help``."""
 
 from ccts_dist.cli import start
 from ccts_dist.commands.sync import main, parse_args

@@ -1,7 +1,7 @@
 """Turn a corpus into a shard set: plain WebDataset tars, an index and a manifest."""
 
 from ccts_dist.cli import start
-from ccts_dist.commands.build import main, parse_args
+from ccts_dist.commands.shards.build import main, parse_args
 
 __all__ = ["main", "parse_args"]
 

@@ -1,7 +1,7 @@
-"""Say what a shard set holds: hours, counts, speakers, categories and label histograms of each split."""
+"""Report what a shard set holds: hours, counts, speakers, categories and label histograms of each split."""
 
 from ccts_dist.cli import start
-from ccts_dist.commands.info import main, parse_args
+from ccts_dist.commands.shards.info import main, parse_args
 
 __all__ = ["main", "parse_args"]
 

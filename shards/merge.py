@@ -1,7 +1,7 @@
 """Merge a shard set with a teacher cache into single shards: audio, transcript and teacher side by side."""
 
 from ccts_dist.cli import start
-from ccts_dist.commands.merge import main, parse_args
+from ccts_dist.commands.shards.merge import main, parse_args
 
 __all__ = ["main", "parse_args"]
 

@@ -1,7 +1,7 @@
-"""Write down what a speech recognition model hears in a corpus that has no transcripts."""
+"""Write down what a speech recognition model transcribes in a corpus that has no transcripts."""
 
 from ccts_dist.cli import start
-from ccts_dist.commands.transcribe import main, parse_args
+from ccts_dist.commands.shards.transcribe import main, parse_args
 
 __all__ = ["main", "parse_args"]
 

@@ -14,7 +14,7 @@ from tests.tiers import EXAMPLES, TIERS, is_in, may_have, tier_of
 # Before torch: several tests run at once, and threads that spin for one another's cores took twice the time of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-NUMERIC = ("losses", "model", "metrics", "loader", "records", "teacher", "scores")
+NUMERIC = ("losses", "model", "loader", "records", "scoring", "teacher")
 """Packages whose signatures the fast tier checks: checking all of them doubles the time that imports take."""
 
 for _tier, _count in EXAMPLES.items():

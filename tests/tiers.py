@@ -37,7 +37,7 @@ def examples(usual: int, **more: Any) -> settings:
 def with_long(fast: Collection[Any], every: Iterable[Any]) -> list[Any]:
     """Parameters of a test, of which those that are not in ``fast`` run in the long tier.
 
-    For encoders: one of each mechanism says in the fast tier what the others repeat.
+    For encoders: one of each mechanism states in the fast tier what the others repeat.
     """
     return [
         one if one in fast else pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.long)

@@ -1,1 +1,1 @@
-"""Words for corpora that have none, by a speech recogniser."""
+"""Words for corpora that have none, by a speech recognizer."""

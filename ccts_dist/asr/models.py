@@ -1,4 +1,4 @@
-"""The two kinds of speech recognition models: how each hears a window, and what its confidence is the mean of.
+"""The two kinds of speech recognition models: how each transcribes a window, and what its confidence is the mean of.
 
 CTC models (wav2vec 2.0, HuBERT, WavLM and their kin) give a distribution over symbols per frame: the most probable
 symbol of each, repeats and blanks taken out. Sequence-to-sequence models (Whisper, Moonshine) write token by token,
@@ -31,10 +31,10 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.records import SAMPLE_RATE_HZ
 
 CTC_TYPES = ("data2vec-audio", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-conformer", "wavlm")
-"""transformers' model types with a CTC head that hear here."""
+"""transformers' model types with a CTC head that transcribe here."""
 
 SEQ2SEQ_TYPES = ("moonshine", "whisper")
-"""transformers' sequence-to-sequence types that hear here."""
+"""transformers' sequence-to-sequence types that transcribe here."""
 
 WINDOW_S = 30.0
 """Longer audio is cut. What Whisper reads at once; attention over minutes would cost gigabytes."""
@@ -45,7 +45,7 @@ _OPTIONAL_WEIGHTS = ("masked_spec_embed", "position_ids")  # fillers of training
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What was heard of one window."""
+    """What was transcribed of one window."""
 
     transcript: str
     total: float
@@ -55,8 +55,8 @@ class Piece:
 
 
 @runtime_checkable
-class Ear(Protocol):
-    """A model that hears windows."""
+class AsrModel(Protocol):
+    """A model that transcribes windows."""
 
     window_samples: int
     """Longest wave it takes."""
@@ -68,7 +68,7 @@ class Ear(Protocol):
     """Whether waves of different lengths may share a pass."""
 
     def pieces(self, waves: Sequence[Float32[np.ndarray, " _samples"]]) -> list[Piece]:
-        """What is heard of each wave, in one forward pass."""
+        """What is transcribed of each wave, in one forward pass."""
         ...
 
     def confidence(self, total: float, count: int) -> float:
@@ -148,8 +148,8 @@ class CtcModel:
         return Piece(transcript=text, total=total, count=count)
 
 
-class Seq2SeqEar:
-    """A model that writes what it hears, its feature extractor and its tokenizer."""
+class Seq2SeqModel:
+    """A model that writes what it transcribes, its feature extractor and its tokenizer."""
 
     def __init__(self, model: Any, extractor: Any, tokenizer: Any, device: torch.device, language: str | None) -> None:
         self._model, self._extractor, self._tokenizer, self._device = model, extractor, tokenizer, device
@@ -195,12 +195,12 @@ class Seq2SeqEar:
         return Piece(transcript=self._tokenizer.decode(text, skip_special_tokens=True), total=total, count=count)
 
 
-def load_ear(place: str, *, device: torch.device, language: str | None) -> tuple[Ear, str]:
-    """The model at a place, ready to hear, and the digest of its weights.
+def load_asr_model(place: str, *, device: torch.device, language: str | None) -> tuple[AsrModel, str]:
+    """The model at a place, ready to transcribe, and the digest of its weights.
 
     Args:
         place: folder, or name of a model of the hub.
-        language: that it is told to hear; None for the one it finds out itself, or the only one it knows.
+        language: that it is asked for; None for the one it finds out itself, or the only one it knows.
 
     Raises:
         ConfigError: no such place, no model of a known kind there, weights that did not arrive, or a language it does
@@ -209,7 +209,7 @@ def load_ear(place: str, *, device: torch.device, language: str | None) -> tuple
     model, extractor, tokenizer = _load(place)
     rate = getattr(extractor, "sampling_rate", None)
     if rate != SAMPLE_RATE_HZ:
-        raise ConfigError(f"model {place!r} hears audio of {rate} Hz: must be {SAMPLE_RATE_HZ}. Name another.")
+        raise ConfigError(f"model {place!r} transcribes audio of {rate} Hz: must be {SAMPLE_RATE_HZ}. Name another.")
     digest = _weights_digest(model)
     model.to(device).eval()
     if model.config.model_type in CTC_TYPES:
@@ -220,7 +220,7 @@ def load_ear(place: str, *, device: torch.device, language: str | None) -> tuple
         return CtcModel(model, extractor, tokenizer, device), digest
     if language is not None:
         language = _known_language(place, model, language)
-    return Seq2SeqEar(model, extractor, tokenizer, device, language), digest
+    return Seq2SeqModel(model, extractor, tokenizer, device, language), digest
 
 
 @contextmanager
@@ -272,8 +272,8 @@ def _load(place: str) -> tuple[Any, Any, Any]:
     missing = sorted(name for name in found["missing_keys"] if not name.endswith(_OPTIONAL_WEIGHTS))
     if missing:
         raise ConfigError(
-            f"model {place!r} has no weights for {missing[0]} and {len(missing) - 1} more, so it would hear at random: "
-            "it was not trained to recognise speech. Name one that was."
+            f"model {place!r} has no weights for {missing[0]} and {len(missing) - 1} more, so it would transcribe at "
+            "random: it was not trained to recognise speech. Name one that was."
         )
     return model, extractor, tokenizer
 

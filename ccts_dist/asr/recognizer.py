@@ -1,8 +1,8 @@
 """Speech recognition with a transformers model: the words of an utterance, and how sure the model was of them.
 
-An utterance gives the same words and confidence alone and in any batch, up to rounding (``ears`` says how). Audio
-longer than a window (30 s, or what the model itself reads at once) is cut at its quietest places, heard piece by piece,
-and the words are joined.
+An utterance gives the same words and confidence alone and in any batch, up to rounding (``models`` describes how).
+Audio longer than a window (30 s, or what the model itself reads at once) is cut at its quietest places, transcribed
+piece by piece, and the words are joined.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from ccts_dist.asr.models import Ear, Piece, load_ear
+from ccts_dist.asr.models import AsrModel, Piece, load_asr_model
 from ccts_dist.distributed import named_device
 from ccts_dist.errors import ConfigError
 from ccts_dist.records import SAMPLE_RATE_HZ
@@ -28,13 +28,13 @@ _QUIET_SAMPLES = SAMPLE_RATE_HZ // 5  # a pause between words
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """What was heard of one utterance."""
+    """What was transcribed of one utterance."""
 
     transcript: str
-    """As the model spells it, white space made single; empty when it heard no word."""
+    """As the model spells it, white space made single; empty when it transcribed no word."""
 
     confidence: float
-    """0..1; 0 when no word was heard.
+    """0..1; 0 when no word was transcribed.
 
     CTC: the mean, over the frames whose most probable symbol is not the blank, of that symbol's probability.
     Sequence-to-sequence: exp of the mean log-probability of the tokens it wrote, the one that ends the text included,
@@ -43,15 +43,17 @@ class Words:
 
 
 class Recognizer:
-    """A loaded speech recognition model. Made by ``load_recogniser``."""
+    """A loaded speech recognition model. Made by ``load_recognizer``."""
 
-    def __init__(self, ear: Ear, *, name: str, digest: str, language: str | None, batch_seconds: int | float) -> None:
-        self._ear = ear
+    def __init__(
+        self, asr_model: AsrModel, *, name: str, digest: str, language: str | None, batch_seconds: int | float
+    ) -> None:
+        self._asr_model = asr_model
         self.name, self.digest, self.language = name, digest, language
         self.batch_seconds = batch_seconds
 
-    def hear(self, waves: Sequence[Float32[np.ndarray, " _samples"]]) -> list[Words | str]:
-        """The words of each wave, or why it cannot be heard.
+    def transcribe(self, waves: Sequence[Float32[np.ndarray, " _samples"]]) -> list[Words | str]:
+        """The words of each wave, or why it cannot be transcribed.
 
         Args:
             waves: on -1..1 at 16 kHz.
@@ -61,26 +63,26 @@ class Recognizer:
         """
         rows, windows = [], []
         for row, wave in enumerate(waves):
-            if len(wave) >= self._ear.min_samples:
-                cut = cut_windows(wave, self._ear.window_samples)
+            if len(wave) >= self._asr_model.min_samples:
+                cut = cut_windows(wave, self._asr_model.window_samples)
                 rows += [row] * len(cut)
                 windows += cut
         pieces: list[Piece | None] = [None] * len(windows)
         for taken in self._batches([len(window) for window in windows]):
-            for at, piece in zip(taken, self._heard([windows[at] for at in taken]), strict=True):
+            for at, piece in zip(taken, self._transcribed([windows[at] for at in taken]), strict=True):
                 pieces[at] = piece
-        heard: list[list[Piece]] = [[] for _ in waves]
+        transcripts: list[list[Piece]] = [[] for _ in waves]
         for row, piece in zip(rows, pieces, strict=True):
             assert piece is not None
-            heard[row].append(piece)
-        return [self._words(own) if own else self._too_short(len(waves[row])) for row, own in enumerate(heard)]
+            transcripts[row].append(piece)
+        return [self._words(own) if own else self._too_short(len(waves[row])) for row, own in enumerate(transcripts)]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Which windows share a forward pass: as many as the limit allows, of like or equal length."""
         most = max(1, int(self.batch_seconds * SAMPLE_RATE_HZ))
         taken: list[int] = []
         for at in sorted(range(len(lengths)), key=lengths.__getitem__):
-            apart = bool(taken) and not self._ear.pads and lengths[at] != lengths[taken[0]]
+            apart = bool(taken) and not self._asr_model.pads and lengths[at] != lengths[taken[0]]
             if taken and (apart or (len(taken) + 1) * lengths[at] > most):
                 yield taken
                 taken = []
@@ -88,12 +90,12 @@ class Recognizer:
         if taken:
             yield taken
 
-    def _heard(self, windows: Sequence[Float32[np.ndarray, " _samples"]]) -> list[Piece]:
+    def _transcribed(self, windows: Sequence[Float32[np.ndarray, " _samples"]]) -> list[Piece]:
         # cuDNN's convolutions would round to ten bits, another way in each batch shape.
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         try:
             with torch.inference_mode(), exact:
-                return self._ear.pieces(windows)
+                return self._asr_model.pieces(windows)
         except torch.OutOfMemoryError as error:
             longest_s = max(map(len, windows)) / SAMPLE_RATE_HZ
             raise ConfigError(
@@ -109,17 +111,17 @@ class Recognizer:
                 f"model {self.name} ({self.digest[:12]}) gives numbers that are not finite. Its weights are damaged: "
                 "bring it back from a copy, or name another with --model."
             )
-        confidence = self._ear.confidence(total, count) if transcript else 0.0
+        confidence = self._asr_model.confidence(total, count) if transcript else 0.0
         return Words(transcript=transcript, confidence=min(1.0, max(0.0, confidence)))
 
     def _too_short(self, num_samples: int) -> str:
         return (
-            f"lasts {num_samples} samples at {SAMPLE_RATE_HZ} Hz, fewer than the recogniser's first frame "
-            f"({self._ear.min_samples})"
+            f"lasts {num_samples} samples at {SAMPLE_RATE_HZ} Hz, fewer than the recognizer's first frame "
+            f"({self._asr_model.min_samples})"
         )
 
 
-def load_recogniser(
+def load_recognizer(
     place: str, *, device: str | None = None, language: str | None = None, batch_seconds: int | float = BATCH_SECONDS
 ) -> Recognizer:
     """A speech recognition model with its weights, in float32.
@@ -127,7 +129,7 @@ def load_recogniser(
     Args:
         place: folder, or name of a model of the hub.
         device: as torch names it; None for a GPU if there is one, else the CPU.
-        language: that it is told to hear; None for the one it finds out itself, or the only one it knows.
+        language: that it is asked for; None for the one it finds out itself, or the only one it knows.
         batch_seconds: most seconds of padded audio in a forward pass; a single window may be longer.
 
     Raises:
@@ -139,9 +141,9 @@ def load_recogniser(
             f"batch_seconds={batch_seconds:g}: must be above 0 and finite. Leave --batch-seconds out for "
             f"{BATCH_SECONDS:g}."
         )
-    ear, digest = load_ear(place, device=named_device(device), language=language)
+    asr_model, digest = load_asr_model(place, device=named_device(device), language=language)
     name = Path(place).absolute().name if Path(place).is_dir() else place
-    return Recognizer(ear, name=name, digest=digest, language=language, batch_seconds=batch_seconds)
+    return Recognizer(asr_model, name=name, digest=digest, language=language, batch_seconds=batch_seconds)
 
 
 def _plain(text: str) -> str:

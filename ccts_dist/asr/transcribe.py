@@ -1,7 +1,7 @@
-"""Pass a speech recogniser over a corpus and keep what it hears, beside the corpus.
+"""Pass a speech recognizer over a corpus and keep what it transcribes, beside the corpus.
 
-Which utterances share a batch is a function of the corpus alone, not of what has been heard before, so that a pass that
-was killed and goes on ends with the very file of a pass that was not.
+Which utterances share a batch is a function of the corpus alone, not of what has been transcribed before, so that a
+pass that was killed and goes on ends with the very file of a pass that was not.
 """
 
 import os
@@ -17,7 +17,7 @@ from ccts_dist.asr.recognizer import Recognizer
 from ccts_dist.audio.convert import Decoded, decode_audio, to_wave
 from ccts_dist.audio.decode import stated_seconds
 from ccts_dist.audio.limits import MAX_DURATION_S
-from ccts_dist.corpus.asr_transcripts import AsrTranscript, HeardFile, has_transcript
+from ccts_dist.corpus.asr_transcripts import AsrTranscript, TranscriptFile, has_transcript
 from ccts_dist.errors import ConfigError
 from ccts_dist.progress import log
 from ccts_dist.records import SAMPLE_RATE_HZ, Rejected, Utterance
@@ -36,23 +36,23 @@ _GROUP_SECONDS = 14_400.0
 class Transcribed:
     """What came of a pass."""
 
-    num_heard: int
-    num_kept: int
-    """Heard by an earlier pass."""
+    num_transcribed: int
+    num_reused: int
+    """Transcribed by an earlier pass."""
 
     rejected: tuple[Rejected, ...]
-    """Whose audio cannot be heard, and why."""
+    """Whose audio cannot be transcribed, and why."""
 
     def in_words(self, out: Path) -> str:
         """For people, in one line."""
         return (
-            f"{out}: {self.num_heard} utterances heard, {self.num_kept} kept from before, {len(self.rejected)} with "
-            "audio that cannot be heard"
+            f"{out}: {self.num_transcribed} utterances transcribed, {self.num_reused} kept from before, "
+            f"{len(self.rejected)} with audio that cannot be transcribed"
         )
 
 
 def wanted_utterances(utterances: Sequence[Utterance | Rejected], *, everything: bool = False) -> list[Utterance]:
-    """Those to be heard, in their order: without a transcript of the corpus's own, the first of each key.
+    """Those to be transcribed, in their order: without a transcript of the corpus's own, the first of each key.
 
     Args:
         everything: those with a transcript too.
@@ -64,16 +64,16 @@ def wanted_utterances(utterances: Sequence[Utterance | Rejected], *, everything:
     return list(wanted.values())
 
 
-def heard_place(corpus: Path) -> Path:
-    """Where what was heard of a corpus goes unless told otherwise: beside its folder or manifest.
+def transcripts_path(corpus: Path) -> Path:
+    """Where what was transcribed of a corpus goes by default: beside its folder or manifest.
 
     Raises:
         ConfigError: there is no place beside it.
     """
     place = Path(os.path.abspath(corpus))
     if not place.name:
-        raise ConfigError(f"{corpus}: has no place beside it for what is heard. Name a file with --out.")
-    return place.with_name(f"{place.name if place.is_dir() else place.stem}-heard.jsonl")
+        raise ConfigError(f"{corpus}: has no place beside it for what is transcribed. Name a file with --out.")
+    return place.with_name(f"{place.name if place.is_dir() else place.stem}-asr.jsonl")
 
 
 def check_place(out: Path, corpus: Path, utterances: Sequence[Utterance | Rejected]) -> None:
@@ -98,16 +98,17 @@ def check_place(out: Path, corpus: Path, utterances: Sequence[Utterance | Reject
 
 def transcribe(
     wanted: Sequence[Utterance],
-    recogniser: Recognizer,
+    recognizer: Recognizer,
     out: Path,
     *,
     num_threads: int | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Transcribed:
-    """Hear utterances and append what was heard to a file, batch by batch; what it holds already is not heard again.
+    """Transcribe utterances and append what was transcribed to a file, batch by batch; what it holds already is not
+    transcribed again.
 
-    Audio is heard as shards carry it: 16 kHz, mono, 16 bit. What cannot be decoded or is too short is named on stderr
-    and left out.
+    Audio is transcribed as shards carry it: 16 kHz, mono, 16 bit. What cannot be decoded or is too short is named on
+    stderr and left out.
 
     Args:
         wanted: as ``wanted_utterances`` gives them.
@@ -117,47 +118,47 @@ def transcribe(
 
     Raises:
         ConfigError: the file is another model's, or cannot be written, or a batch does not fit the device.
-        CorpusError: the file is not one of what a recogniser heard.
+        CorpusError: the file is not one of what a recognizer transcribed.
     """
     rejected: list[Rejected] = []
-    num_heard = 0
-    with HeardFile(out, digest=recogniser.digest, language=recogniser.language) as file:
-        kept = sum(one.key in file.heard for one in wanted)
+    num_transcribed = 0
+    with TranscriptFile(out, digest=recognizer.digest, language=recognizer.language) as file:
+        num_reused = sum(one.key in file.transcripts for one in wanted)
         groups = _open_groups(wanted, file, progress)
         for group in _decoded_ahead(groups, num_threads or len(os.sched_getaffinity(0))):
             sound = []
             for utterance, decoded in group:
                 if isinstance(decoded, str):
-                    _leave_out(utterance, decoded, rejected)
+                    _reject(utterance, decoded, rejected)
                     progress(1)
                 else:
                     sound.append((utterance, decoded))
-            for batch in _batches(sound, recogniser.batch_seconds):
-                num_heard += _hear(batch, recogniser, file, rejected)
+            for batch in _batches(sound, recognizer.batch_seconds):
+                num_transcribed += _transcribe(batch, recognizer, file, rejected)
                 progress(len(batch))
-    return Transcribed(num_heard=num_heard, num_kept=kept, rejected=tuple(rejected))
+    return Transcribed(num_transcribed=num_transcribed, num_reused=num_reused, rejected=tuple(rejected))
 
 
-def _hear(
-    batch: Sequence[tuple[Utterance, Decoded]], recogniser: Recognizer, file: HeardFile, rejected: list[Rejected]
+def _transcribe(
+    batch: Sequence[tuple[Utterance, Decoded]], recognizer: Recognizer, file: TranscriptFile, rejected: list[Rejected]
 ) -> int:
-    """Hear a whole batch if any of it is missing in the file, and add what is missing; how many those were."""
-    if all(utterance.key in file.heard for utterance, _ in batch):
+    """Transcribe a whole batch if any of it is missing in the file, and add what is missing; how many those were."""
+    if all(utterance.key in file.transcripts for utterance, _ in batch):
         return 0
     new = []
-    words_of_all = recogniser.hear([to_wave(decoded.whole) for _, decoded in batch])
+    words_of_all = recognizer.transcribe([to_wave(decoded.whole) for _, decoded in batch])
     for (utterance, decoded), words in zip(batch, words_of_all, strict=True):
         if isinstance(words, str):
-            _leave_out(utterance, words, rejected)
-        elif utterance.key not in file.heard:
+            _reject(utterance, words, rejected)
+        elif utterance.key not in file.transcripts:
             new.append(
                 AsrTranscript(
                     key=utterance.key,
                     transcript=words.transcript,
                     confidence=round(words.confidence, 6),
-                    model=recogniser.name,
-                    digest=recogniser.digest,
-                    language=recogniser.language,
+                    model=recognizer.name,
+                    digest=recognizer.digest,
+                    language=recognizer.language,
                     duration_s=round(len(decoded.whole) / SAMPLE_RATE_HZ, 6),
                 )
             )
@@ -165,17 +166,17 @@ def _hear(
     return len(new)
 
 
-def _leave_out(utterance: Utterance, reason: str, rejected: list[Rejected]) -> None:
+def _reject(utterance: Utterance, reason: str, rejected: list[Rejected]) -> None:
     rejected.append(Rejected(key=utterance.key, reason=reason, source=str(utterance.audio)))
-    log(f"{utterance.key}: not heard: {reason} ({utterance.audio})")
+    log(f"{utterance.key}: not transcribed: {reason} ({utterance.audio})")
 
 
 def _open_groups(
-    wanted: Sequence[Utterance], file: HeardFile, progress: Callable[[int], object]
+    wanted: Sequence[Utterance], file: TranscriptFile, progress: Callable[[int], object]
 ) -> Iterator[list[Utterance]]:
-    """The groups of which something is still to be heard."""
+    """The groups of which something is still to be transcribed."""
     for group in _groups(wanted):
-        if all(one.key in file.heard for one in group):
+        if all(one.key in file.transcripts for one in group):
             progress(len(group))
         else:
             yield group
@@ -189,7 +190,7 @@ def _groups(wanted: Sequence[Utterance]) -> Iterator[list[Utterance]]:
         try:
             bytes_more = os.stat(utterance.audio).st_size
         except OSError:
-            bytes_more = 0  # decoding will say why
+            bytes_more = 0  # decoding will give the reason
         seconds_more = stated_seconds(utterance.audio)
         full = len(group) >= _GROUP_UTTERANCES or size + bytes_more > _GROUP_BYTES
         if group and (full or seconds + seconds_more > _GROUP_SECONDS):
@@ -204,7 +205,7 @@ def _groups(wanted: Sequence[Utterance]) -> Iterator[list[Utterance]]:
 def _decoded_ahead(
     groups: Iterable[Sequence[Utterance]], num_threads: int
 ) -> Iterator[list[tuple[Utterance, Decoded | str]]]:
-    """Each group with its audio; the next one is decoded while this one is heard."""
+    """Each group with its audio; the next one is decoded while this one is transcribed."""
     decode = partial(decode_audio, max_duration_s=MAX_DURATION_S)
     waiting: deque[tuple[Sequence[Utterance], list[Future[Decoded | str]]]] = deque()
     with ThreadPoolExecutor(num_threads) as threads:

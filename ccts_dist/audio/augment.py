@@ -34,7 +34,7 @@ Talkers = Callable[[int], Iterator[Float32[np.ndarray, " samples"]]]
 
 
 class Augmenter:
-    """Changes utterances as ``[augment]`` says. Can be used by several threads.
+    """Changes utterances as ``[augment]`` states. Can be used by several threads.
 
     Args:
         config: the table.
@@ -159,7 +159,7 @@ def reverberate(
 
 
 def white_noise(num_samples: int, seed: int) -> Float64[np.ndarray, " samples"]:
-    """Independent normal samples of deviation 1.
+    """Independent normal samples of standard deviation 1.
 
     By Box and Muller (1958) on the raw output of PCG64, which numpy keeps for ever.
     """

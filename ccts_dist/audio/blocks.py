@@ -17,7 +17,7 @@ def decode_blocks(path: Path) -> Iterator[Int16[np.ndarray, " samples"] | str]:
     """A file's audio block by block; and, where it cannot be used or read to its end, why, in words, as the last item.
 
     End to end the blocks are what ``decode_audio`` gives of the whole. What is wrong with headers and containers is
-    said before the first block; damage within the audio, after those before it.
+    reported before the first block; damage within the audio, after those before it.
     """
     try:
         given = 0

@@ -1,4 +1,4 @@
-"""Recordings that are nothing but clipped: far too loud, or of another scale than their format says."""
+"""Recordings that are nothing but clipped: far too loud, or of another scale than their format states."""
 
 import numpy as np
 from jaxtyping import Int16

@@ -111,7 +111,7 @@ def open_audio(source: Path | io.BytesIO, limits: AudioLimits) -> Iterator[Audio
     """A file, or an opened one, ready to be decoded.
 
     Raises:
-        UnusableAudioError: it is no file, its structure says that audio is missing, or it exceeds the limits.
+        UnusableAudioError: it is no file, its structure states that audio is missing, or it exceeds the limits.
         OSError: it cannot be opened.
         soundfile.LibsndfileError: it cannot be decoded.
     """
@@ -210,7 +210,7 @@ def _why_incomplete(read: int, stated: int, counted: int) -> str:
 
     Args:
         read: samples per channel that were found.
-        stated: that its header says; ``UNKNOWN_FRAMES`` or more for none.
+        stated: that its header states; ``UNKNOWN_FRAMES`` or more for none.
         counted: that an MP3's frames hold which has no such header, else 0.
     """
     if read == 0 and not 0 < stated < UNKNOWN_FRAMES:

@@ -26,7 +26,7 @@ def decode_flac(payload: bytes, out: Float32[np.ndarray, " samples"]) -> tuple[i
         stated, rate, channels = flac.totalPCMFrameCount, flac.sampleRate, flac.channels
         if (stated, channels) != (len(out), 1):
             return stated, rate, channels
-        # It leaves out frames that are damaged, and says so by the count alone.
+        # It leaves out frames that are damaged, and reports so by the count alone.
         return lib.ma_dr_flac_read_pcm_frames_f32(flac, len(out), ffi.from_buffer("float[]", out)), rate, channels
     finally:
         lib.ma_dr_flac_close(flac)

@@ -8,7 +8,7 @@ MIN_SAMPLES = 400
 """The first frame of HuBERT, wav2vec 2.0 and their kin spans 400 samples (25 ms); shorter audio gives no frame."""
 
 MAX_DURATION_S = 600.0
-"""Longer audio is not used, unless a builder is told another limit."""
+"""Longer audio is not used, unless a builder is given another limit."""
 
 MAX_STREAMED_S = 86_400.0
 """Longer audio is not used either where it is decoded block by block: a day, which four megabytes of FLAC may state."""

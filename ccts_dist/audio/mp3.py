@@ -76,7 +76,7 @@ def begins_with_frames(file: Opened, at: int) -> bool:
 
 
 def look_at_mp3(file: Opened) -> Mp3Frames:
-    """Walk the frames of an MP3. Where no frame is found at all, nothing is said."""
+    """Walk the frames of an MP3. Where no frame is found at all, nothing is reported."""
     data = _Paged(file)
     at, end = id3_bytes(data.at(0, 10)), _end_of_frames(data)
     first = data.at(at, 200)
@@ -172,7 +172,7 @@ def _end_of_frames(data: _Paged) -> int:
     while end != before:
         before, footer = end, data.at(max(0, end - 32), min(end, 32))
         if footer[:8] == b"APETAGEX" and len(footer) == 32:
-            # The size is that of items and footer; the highest flag says that there is a header too.
+            # The size is that of items and footer; the highest flag states that there is a header too.
             size, flags = struct.unpack("<12xI4xI8x", footer)
             end -= size + (32 if flags >> 31 else 0)
         elif footer.endswith((b"LYRICS200", b"LYRICSEND")):

@@ -129,7 +129,7 @@ def _audio_files(root: Path, key: str) -> Iterator[Path]:
 
 
 def _opened(path: Path, max_duration_s: float) -> _Sound | str:
-    """What a file's header says, or in words why it cannot be used."""
+    """What a file's header states, or in words why it cannot be used."""
     limits = AudioLimits(max_duration_s=max_duration_s) if max_duration_s else _LIMITS
     try:
         with open_audio(path, limits) as file:

@@ -159,8 +159,8 @@ class BlockResampler:
         if ready <= self._before:
             return np.zeros(0)
         given = resample(self._held, self._rate_hz)[self._before * self._out : ready * self._out]
-        kept = max(0, ready - self._margin)
-        self._held, self._before = self._held[kept * self._in :].copy(), ready - kept
+        dropped = max(0, ready - self._margin)
+        self._held, self._before = self._held[dropped * self._in :].copy(), ready - dropped
         return given
 
     def end(self) -> Float64[np.ndarray, " resampled"]:

@@ -1,4 +1,4 @@
-"""What an audio file says of its own length, to find the ones that were cut.
+"""What an audio file states of its own length, to find the ones that were cut.
 
 libsndfile reads a WAV, AIFF, AU or W64 that ends early as a shorter file, an Ogg stream that lacks any of its pages
 too, and an MP3 without a count of its frames as long as it guesses. So the structure is looked at before: headers and
@@ -31,7 +31,7 @@ _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _HEADER_LIMIT = 1 << 20
 _CHUNK_LIMIT = 10_000
 _MOST_TAGS = 100
-"""Bytes, chunks and tags that are looked at, whatever a header says."""
+"""Bytes, chunks and tags that are looked at, whatever a header states."""
 
 _DIGITS = 18
 """Of a number in a text header: more than any file has bytes."""
@@ -42,7 +42,8 @@ _FLAC_HEADER = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 
 
 def missing_audio(file: Opened) -> str:
-    """In words, that a file's structure says audio is missing, or would be left undecoded; "" if it does not say so.
+    """In words, that a file's structure states audio is missing, or would be left undecoded; "" if it does not report
+    so.
 
     Knows RIFF (WAV, RF64), AIFF, AU, W64, CAF, NIST SPHERE, Ogg, FLAC and MP3. Whether a FLAC is complete is left to
     its decoder. A header that states no length, as written to a pipe, is taken at its word. Of files of one kind that
@@ -144,7 +145,7 @@ def _only_chunks(file: Opened, at: int, size: int) -> bool:
 
 
 def _stated_place(file: Opened, head: bytes, size: int) -> tuple[int, int] | None:
-    """Where the audio begins, and how many bytes the header says it has; None where that is not said."""
+    """Where the audio begins, and how many bytes the header states it has; None where that is not stated."""
     kind, place = head[:4], None
     if kind in (b"RIFF", b"RIFX", b"RF64"):
         place = _chunk(file, size, b"data", ">" if kind == b"RIFX" else "<")

@@ -16,9 +16,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "under way and of different length: the steps that both have are compared. The exit code is of one metric.",
         epilog="examples:\n"
         "  python launch/compare.py runs/one-rank runs/two-ranks\n"
-        "  python launch/compare.py runs/a runs/b --key train/gradient_norm --tolerance 1e-3\n"
-        "  python launch/compare.py runs/a runs/b --picture curves.png\n"
-        "  python launch/compare.py runs/a runs:/0123456789abcdef --uri http://mlflow:5000\n"
+        "  python launch/compare.py runs/a runs/b --key train/grad_norm --tolerance 1e-3\n"
+        "  python launch/compare.py runs/a runs/b --plot curves.png\n"
+        "  python launch/compare.py runs/a runs:/0123456789abcdef --tracking-uri http://mlflow:5000\n"
         "exit codes: 0 the metric agrees within the tolerance in all common steps, 1 it differs, 2 a mistake: no such\n"
         "folder, no history in it, no such metric",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -30,8 +30,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--tolerance", type=float, default=1e-5, metavar="T", help="largest difference that agrees (%(default)s)"
     )
     parser.add_argument("--key", default="train/loss", metavar="METRIC", help="metric of the exit code (%(default)s)")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw both curves, as .png, .svg or .pdf")
-    parser.add_argument("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw both curves, as .png, .svg or .pdf")
+    parser.add_argument(
+        "--tracking-uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here"
+    )
     return parser.parse_args(argv)
 
 
@@ -45,13 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         from ccts_dist.report.recorded import read_run_of
         from ccts_dist.shards.plots import check_picture
 
-    if args.picture is not None:
-        check_picture(args.picture)
-    a, b = (read_run_of(run, tracking_uri=args.uri) for run in args.runs)
+    if args.plot is not None:
+        check_picture(args.plot)
+    a, b = (read_run_of(run, tracking_uri=args.tracking_uri) for run in args.runs)
     comparison = compare_runs(a, b, key=args.key, tolerance=args.tolerance)
     print(comparison_in_words(comparison))
-    if args.picture is not None:
-        draw_curves(args.picture, a, b, comparison)
+    if args.plot is not None:
+        draw_curves(args.plot, a, b, comparison)
     return 0 if comparison.agrees else 1
 
 

@@ -1,4 +1,4 @@
-"""Score models: ``deepspeed launch/evaluate.py --model MODEL --shards OUT --split S --out DIR``. See ``--help``."""
+"""Score models: ``deepspeed launch/evaluate.py --model MODEL --shards OUT --splits S --out DIR``. See ``--help``."""
 
 import argparse
 
@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     if ranks.is_first:
         write_results(asked.out, result, beside_of(asked, result))
         print(result_in_words(result))
-        if asked.track:
-            attach(asked.out / PAGE, result.models[0].pulled, tracking_uri=asked.uri)
+        if asked.log_to_mlflow:
+            attach(asked.out / PAGE, result.models[0].pulled, tracking_uri=asked.tracking_uri)
     return 0
 
 

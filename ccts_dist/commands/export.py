@@ -34,7 +34,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--format", choices=("transformers", "onnx"), required=True, help="what to write")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
+    parser.add_argument(
+        "--tracking-uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here"
+    )
     return parser.parse_args(argv)
 
 
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     with gc_paused():
         from ccts_dist.export.command import export_model
 
-    report = export_model(args.model, args.format, args.out, tracking_uri=args.uri)
+    report = export_model(args.model, args.format, args.out, tracking_uri=args.tracking_uri)
     print(f"wrote {args.out}; largest difference from torch {report.largest_difference:.2g}, over "
           f"{report.num_recordings} recordings in {report.num_batches} batches")  # fmt: skip
     for sentence in report.lost:

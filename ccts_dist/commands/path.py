@@ -1,9 +1,10 @@
 """Print where a command, run file or ds_config is installed."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
-from ccts_dist.cli import COMMANDS, start
+from ccts_dist.cli import COMMANDS, module_of, start
 from ccts_dist.errors import ConfigError
 from ccts_dist.invocation import CommandParser
 from ccts_dist.shipped import FOLDER, find_shipped
@@ -16,7 +17,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "shipped run files and ds_configs.",
         epilog="examples:\n"
         "  deepspeed --num_gpus 2 $(ccts path train) --config demo/teacher.toml\n"
-        "  torchrun --nproc_per_node 2 $(ccts path evaluate) --model MODEL --shards SHARDS --split Test1 --out DIR\n"
+        "  torchrun --nproc_per_node 2 $(ccts path evaluate) --model MODEL --shards SHARDS --splits Test1 --out DIR\n"
         "  cp $(ccts path demo/cts.toml) mine.toml\n"
         "exit codes: 0 done, 2 no such name",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -39,7 +40,9 @@ def installed_path(name: str) -> Path:
         ConfigError: there is none of that name.
     """
     if name.replace("_", "-") in COMMANDS:
-        return Path(__file__).with_name(f"{name.replace('-', '_')}.py")
+        spec = find_spec(module_of(name.replace("_", "-")))
+        assert spec is not None, "each command has a module"
+        return Path(str(spec.origin))
     found = find_shipped(Path(name))
     if found is None:
         raise ConfigError(f"{name!r}: no command, and no shipped file. ls -R $(ccts path) lists those.")

@@ -35,8 +35,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default="mean",
         help="pooling of frames; statistics: mean and standard deviation",
     )
-    add("--normalise", choices=("auto", "on", "off"), default="auto", help="input of a folder or hub name (auto)")
-    add("--micro", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
+    add("--normalize", choices=("auto", "on", "off"), default="auto", help="input of a folder or hub name (auto)")
+    add("--batch-size", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -57,9 +57,11 @@ def main(argv: list[str] | None = None) -> int:
         run_on_all_ranks(lambda: make_folder(args.out) if ranks.is_first else None)
         place = pull_model_on_ranks(args.model, ranks).folder if is_address(args.model) else args.model
         encoders = run_on_all_ranks(
-            lambda: open_encoders(place, device, normalise=args.normalise, pooling=args.pooling)
+            lambda: open_encoders(place, device, do_normalize=args.normalize, pooling=args.pooling)
         )
-        result = probe_layers(encoders, shard_set, splits, args.targets, ranks=ranks, device=device, micro=args.micro)
+        result = probe_layers(
+            encoders, shard_set, splits, args.targets, ranks=ranks, device=device, micro=args.batch_size
+        )
         if ranks.is_first:
             print(write_layers(args.out, result, model=args.model, shards=shard_set.digest))
     return 0

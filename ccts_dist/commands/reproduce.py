@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if is_study(args):
         study = study_of(args)
-        print("\n" + (write_results(study) if args.collect else run_study(study)))
+        print("\n" + (write_results(study) if args.report_only else run_study(study)))
     elif args.table == "demo":  # its run files name this folder
         text = run_demo(Path("demo"), num_utterances=args.utterances, runs=Path("launch/runs/demo"))
         print("\n" + as_started(text))

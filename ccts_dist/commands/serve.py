@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
     limits = {f"CCTS_{name.upper()}": value for name, value in vars(args).items() if name.startswith(("max_", "audio"))}
     given = {name: value for name, value in limits.items() if value}
-    serve(args.model, host=args.host, port=args.port, environment=os.environ | given, tracking_uri=args.uri)
+    serve(args.model, host=args.host, port=args.port, environment=os.environ | given, tracking_uri=args.tracking_uri)
     return 0
 
 

@@ -16,14 +16,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "or a kill: in order, nothing twice. It may be interrupted, and run again.",
         epilog="examples:\n"
         "  python launch/sync.py runs/student\n"
-        "  python launch/sync.py runs/* --uri http://mlflow:5000\n"
+        "  python launch/sync.py runs/* --tracking-uri http://mlflow:5000\n"
         "exit codes: 0 the server has everything; 1 the server is unavailable, or refused something (named in a\n"
         "  file next to the events); 2 a mistake: no tracked run in the folder, or a training is under way in it",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder: `output_dir` of a run file")
     parser.add_argument(
-        "--uri",
+        "--tracking-uri",
         default="",
         help="MLflow server or sqlite:///FILE; without it MLFLOW_TRACKING_URI, then the server of the run",
     )
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
     num_refused = 0
     for run in args.runs:
-        done = sync(run, uri=args.uri, say=print)
+        done = sync(run, uri=args.tracking_uri, report=print)
         num_refused += done.num_refused
         refused = f", {done.num_refused:,} refused" if done.num_refused else ""
         print(f"{run}: {done.num_sent:,} sent{refused}; nothing waits")

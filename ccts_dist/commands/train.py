@@ -61,12 +61,12 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError(missing)
     with gc_paused():
         from ccts_dist.distributed import process_group, rank_facts
-        from ccts_dist.train.resilience.heartbeat import beats_folder
+        from ccts_dist.train.resilience.heartbeat import heartbeats_folder
         from ccts_dist.train.run import check, train
 
     if args.check:
         return check(run, num_ranks=args.ranks, gpu_memory_gb=args.gpu_memory, assume=args.assume)
-    records = beats_folder(Path(run.output_dir))
+    records = heartbeats_folder(Path(run.output_dir))
     with process_group(rank_facts(), timeout_s=run.train.comm_timeout_s, nccl_records=records) as ranks:
         train(run, ranks, resume=args.resume)
     if run.tracking.registered_model_name and ranks.is_first:

@@ -1,7 +1,7 @@
-"""A run as data. ``schema`` says what a run file can hold; ``reader`` turns TOML into it."""
+"""A run as data. ``schema`` names what a run file can hold; ``reader`` turns TOML into it."""
 
 from ccts_dist.config.augment import AugmentConfig, SpecAugmentConfig
-from ccts_dist.config.model_rules import kept_branches, speech_tables
+from ccts_dist.config.model_rules import cached_branches, speech_tables
 from ccts_dist.config.model_schema import (
     FilterbankConfig,
     ModelConfig,
@@ -47,9 +47,9 @@ __all__ = [
     "TextConfig",
     "TrackingConfig",
     "TrainConfig",
+    "cached_branches",
     "complete_run",
     "complete_tree",
-    "kept_branches",
     "layer_number",
     "lora_rank",
     "num_trainable_layers",

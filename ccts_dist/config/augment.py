@@ -1,4 +1,4 @@
-"""What a run file can say about changing the input of a model while it is trained."""
+"""What a run file can hold about changing the input of a model while it is trained."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,11 @@
 """Rules of the tables under [model] that no single annotation can state."""
 
 from ccts_dist.config.model_schema import ModelConfig, SpeechConfig, TextConfig, layer_number, num_trainable_layers
+from ccts_dist.config.renamed import stored_name
 from ccts_dist.errors import ConfigError
+
+EXTRA_SPEECH = stored_name("extra_speech")
+"""Module of the further speech branches, in state dicts and names of branches."""
 
 
 def check_model(model: ModelConfig, source: str) -> None:
@@ -37,13 +41,13 @@ def speech_tables(model: ModelConfig) -> dict[str, SpeechConfig]:
     return tables | {f"model.extra_speech[{number}]": branch for number, branch in enumerate(model.extra_speech)}
 
 
-def kept_branches(model: ModelConfig) -> dict[str, SpeechConfig | TextConfig]:
+def cached_branches(model: ModelConfig) -> dict[str, SpeechConfig | TextConfig]:
     """The branches whose frames never change: a frozen encoder, and no learnt mixture of its layers; by the names that
     their modules have in the model."""
     branches: dict[str, SpeechConfig | TextConfig] = {}
     if model.speech is not None:
         branches["speech"] = model.speech
-    branches |= {f"also.{number}": branch for number, branch in enumerate(model.extra_speech)}
+    branches |= {f"{EXTRA_SPEECH}.{number}": branch for number, branch in enumerate(model.extra_speech)}
     if model.text is not None:
         branches["text"] = model.text
     return {

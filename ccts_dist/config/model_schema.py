@@ -1,4 +1,4 @@
-"""What a run file can say of the model: the tables under ``[model]``."""
+"""What a run file can hold of the model: the tables under ``[model]``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

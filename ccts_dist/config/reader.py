@@ -66,7 +66,7 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def _remember_addresses(value: Any) -> None:
-    """Keep credentials of a run file out of all that is said, whatever is wrong with it."""
+    """Keep credentials of a run file out of all that is reported, whatever is wrong with it."""
     if isinstance(value, str):
         remember(value)
     elif isinstance(value, Mapping | list):

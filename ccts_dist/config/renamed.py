@@ -1,4 +1,4 @@
-"""Keys of run files that were called otherwise before 0.2.0: in users' files, checkpoints and registered models."""
+"""Names that were others before 0.2.0: keys of run files, metrics, and fields of what runs store."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -138,3 +138,67 @@ def _inner(value: Any, table: str, source: str, found: dict[str, str]) -> Any:
     if isinstance(value, list) and table in RENAMED:
         return [_renamed(one, table, source, found) if isinstance(one, Mapping) else one for one in value]
     return value
+
+
+_NAMES = {
+    "kept": "gate_mask",
+    "kept_share": "distilled_fraction",
+    "deviation": "residual_std",
+    "wrong_left_out": "wrong_rejected",
+    "right_left_out": "right_rejected",
+}
+"""Old name to new name of a field in summaries, states of checkpoints, tables of predictions and fits of model folders.
+A column of a target, as "kept.valence", has the name before its dot."""
+
+_STORED = {
+    "residual_std": "deviation",
+    "embedding_std": "embedding_deviation",
+    "extra_speech": "also",
+    "do_normalize": "normalise",
+    "extra_do_normalize": "also_normalise",
+}
+"""Name in code to the name in teacher caches, model folders and state dicts, whose digests rest on it."""
+
+_METRICS = {
+    "train/utterances_per_s": "throughput/utterances_per_s",
+    "train/audio_s_per_s": "throughput/audio_s_per_s",
+    "train/gradient_norm": "train/grad_norm",
+    "train/learning_rate_rest": "train/lr_head",
+    "train/kept_share": "distill/fraction",
+    "train/damaged_utterances": "data/corrupt_utterances",
+    "epoch/train_gradient_norm": "epoch/train_grad_norm",
+    "epoch/kept_share": "epoch/distill_fraction",
+    "number of train/gradient_norm": "number of train/grad_norm",
+    "kept": "distilled",
+}
+_METRIC_PREFIXES = {"train/learning_rate_": "train/lr_", "train/kept_share_": "distill/fraction_"}
+"""Old metric to new metric, in histories, runs of a tracking server, and the running sums of checkpoints."""
+
+
+def present_name(name: str) -> str:
+    """Today's name of a stored field or column."""
+    field, dot, target = name.partition(".")
+    return _NAMES.get(field, field) + dot + target
+
+
+def stored_name(name: str) -> str:
+    """Name under which a field or a module is stored, where digests hold it to the old one."""
+    return _STORED.get(name, name)
+
+
+def present_metric(name: str) -> str:
+    """Today's name of a metric."""
+    for old, new in _METRIC_PREFIXES.items():
+        if name not in _METRICS and name.startswith(old):
+            return new + name.removeprefix(old)
+    return _METRICS.get(name, name)
+
+
+def with_present_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored record under today's names of its fields."""
+    return {present_name(name): value for name, value in tree.items()}
+
+
+def with_present_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a history under today's names of its metrics."""
+    return {present_metric(name): value for name, value in row.items()}

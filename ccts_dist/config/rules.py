@@ -2,7 +2,7 @@
 
 import math
 
-from ccts_dist.config.model_rules import kept_branches, speech_tables
+from ccts_dist.config.model_rules import cached_branches, speech_tables
 from ccts_dist.config.schema import (
     DEFAULT_THRESHOLD,
     RESIDUAL_GATES,
@@ -14,7 +14,7 @@ from ccts_dist.config.schema import (
 from ccts_dist.errors import ConfigError
 
 _SHORTEST_S = 0.025
-"""The first frame of HuBERT and its kin."""
+"""The first frame of HuBERT and similar encoders."""
 
 _WARMS_UP = ("constant", "linear", "cosine")
 
@@ -113,16 +113,16 @@ def check_frames(run: RunConfig, source: str) -> None:
     if not run.data.feature_cache:
         return
     named = f"{source}: data.feature_cache = {run.data.feature_cache!r}"
-    if not kept_branches(run.model):
+    if not cached_branches(run.model):
         raise ConfigError(
             f"{named}: no encoder is frozen with its frames of one layer, so there are none to keep. Set "
             'trainable = "none" and layers other than "weighted", or leave it out.'
         )
-    if set(kept_branches(run.model)) == {"text"}:
+    if set(cached_branches(run.model)) == {"text"}:
         return  # words stay the same whatever is done to the audio
     for key, on in (("[augment]", run.augment is not None), ("data.max_duration_s", run.data.max_duration_s > 0)):
         if on:
-            raise ConfigError(f"{named}: {key} makes each epoch hear something else. Leave one of them out.")
+            raise ConfigError(f"{named}: {key} makes each epoch read something else. Leave one of them out.")
 
 
 def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:
@@ -168,8 +168,8 @@ def _check_gate(distill: DistillConfig, run: RunConfig, source: str) -> None:
             'Set distill.gate = "any-dimension", "per-dimension" or "random", or distill.reject_fraction = 0.'
         )
     by_residuals = gate in (*RESIDUAL_GATES, "random")
-    for key, value in (("gate_targets", list(distill.gate_targets)), ("deviation", distill.deviation)):
-        if value not in ([], "standard") and not by_residuals:
+    for key, value in (("gate_targets", list(distill.gate_targets)), ("residual_scale", distill.residual_scale)):
+        if value not in ([], "std") and not by_residuals:
             raise ConfigError(
                 f"{source}: distill.{key} = {value!r}: distill.gate = {gate!r} looks at no residual. Leave it out, or "
                 f"take a gate that does: {', '.join(RESIDUAL_GATES)}."

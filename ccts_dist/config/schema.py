@@ -1,4 +1,4 @@
-"""What a run file can say: frozen dataclasses, one per table.
+"""What a run file can hold: frozen dataclasses, one per table.
 
 Every field's docstring gives its meaning, unit and range; the range itself stands in the annotation and is enforced
 by ``config.reader``. Nothing is built, read or rewritten here.
@@ -205,8 +205,8 @@ class DistillConfig:
     gate_targets: tuple[str, ...] = ()
     """Targets whose residuals the gates "any-dimension", "per-dimension" and "soft" use; empty for all."""
 
-    deviation: Literal["standard", "robust"] = "standard"
-    """Estimate of w, b and the standard deviation s of the residuals r = w p + b - y, for the same gates. "standard":
+    residual_scale: Literal["std", "robust"] = "std"
+    """Estimate of w, b and the standard deviation s of the residuals r = w p + b - y, for the same gates. "std":
     the least-squares fit stored with the teacher cache; its standard deviation widens with every outlier. "robust": the
     fit without residuals beyond 3 s, repeated until none changes sides, with s = 1.4826 times the median absolute
     residual. It is computed before training from the cached predictions, and recorded with the model. A threshold of 3
@@ -229,7 +229,7 @@ class DistillConfig:
     "per-dimension" then rejects some dimension of that share. The threshold is the (1 - reject_fraction) quantile of
     max_j |r_j| / s_j over the training splits. It is computed before training from the cached predictions, and recorded
     as ``threshold`` in run.toml, checkpoints and tracker. With gate = "random" it is the probability of rejection.
-    There 0 stands for the share that "any-dimension" would reject with the same ``threshold``, ``deviation`` and
+    There 0 stands for the share that "any-dimension" would reject with the same ``threshold``, ``residual_scale`` and
     ``gate_targets``, recorded as ``reject_fraction``."""
 
 

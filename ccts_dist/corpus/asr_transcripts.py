@@ -1,7 +1,8 @@
-"""The file of what a speech recogniser heard: one JSON line per utterance, beside the corpus and never part of it.
+"""The file of what a speech recognizer transcribed: one JSON line per utterance, beside the corpus and never part of
+it.
 
-It grows line by line and is synced to disk each time, so that a recogniser that was killed goes on after its last whole
-line. All of a file was heard by one model, asked for one language.
+It grows line by line and is synced to disk each time, so that a recognizer that was killed goes on after its last whole
+line. All of a file was transcribed by one model, asked for one language.
 """
 
 import json
@@ -25,14 +26,14 @@ _FILE, _LINE = "file of transcripts", "line of a label table"  # keys of LIMITS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsrTranscript:
-    """What a recogniser heard of one utterance."""
+    """What a recognizer transcribed of one utterance."""
 
     key: str
     transcript: str
-    """Empty when it heard no word."""
+    """Empty when it transcribed no word."""
 
     confidence: float
-    """0..1, as the model's family measures it (recognise.py); 0 when it heard no word."""
+    """0..1, as the model's family measures it (recognise.py); 0 when it transcribed no word."""
 
     model: str
     """Name of the model, for people."""
@@ -41,38 +42,38 @@ class AsrTranscript:
     """Of the model's weights; two models of one digest are the same."""
 
     language: str | None
-    """Language that the model was told to hear; None for its own way of finding out."""
+    """Language that the model was asked for; None for its own way of finding out."""
 
     duration_s: float
 
 
-def read_heard(path: str | Path) -> Mapping[str, AsrTranscript]:
-    """What was heard, by key, in the file's order. A last line that a kill has cut short is left out.
+def read_transcripts(path: str | Path) -> Mapping[str, AsrTranscript]:
+    """What was transcribed, by key, in the file's order. A last line that a kill has cut short is left out.
 
     Raises:
-        CorpusError: no such file, or it is no file of what a recogniser heard.
+        CorpusError: no such file, or it is no file of what a recognizer transcribed.
     """
     path = Path(path)
     try:
         with os.fdopen(open_regular(path), "rb") as file:
-            heard, _ = _parse(file, path)
+            transcripts, _ = _parse(file, path)
     except OSError as error:
         raise CorpusError(
             f"{path}: cannot be read ({error.strerror}). Name a file that shards/transcribe.py wrote."
         ) from error
-    return heard
+    return transcripts
 
 
-def apply_heard(
-    utterances: Iterable[Utterance | Rejected], heard: Mapping[str, AsrTranscript], *, min_confidence: float
+def apply_transcripts(
+    utterances: Iterable[Utterance | Rejected], transcripts: Mapping[str, AsrTranscript], *, min_confidence: float
 ) -> tuple[Utterance | Rejected, ...]:
-    """The same utterances in the same order, with the heard words where the corpus has none.
+    """The same utterances in the same order, with the transcribed words where the corpus has none.
 
-    A transcript of the corpus's own stays as it is, whatever was heard. Rejected rows pass through.
+    A transcript of the corpus's own stays as it is, whatever was transcribed. Rejected rows pass through.
 
     Args:
-        heard: by key, as ``read_heard`` gives it.
-        min_confidence: 0..1; words heard with less are not used.
+        transcripts: by key, as ``read_transcripts`` gives it.
+        min_confidence: 0..1; words transcribed with less are not used.
 
     Raises:
         ConfigError: ``min_confidence`` is not within 0..1.
@@ -81,49 +82,51 @@ def apply_heard(
     if not 0 <= min_confidence <= 1:
         raise ConfigError(f"min_confidence={min_confidence}: must be between 0 and 1. Change --min-confidence.")
     given = tuple(utterances)
-    if heard and given and not any(one.key in heard for one in given):
+    if transcripts and given and not any(one.key in transcripts for one in given):
         raise CorpusError(
-            f"None of the {len(heard)} keys that were heard is one of this corpus's {len(given)} "
-            f"(heard: {next(iter(heard))!r}, the corpus's: {given[0].key!r}). Name the file made from this corpus."
+            f"None of the {len(transcripts)} keys that were transcribed is one of this corpus's {len(given)} "
+            f"(transcribed: {next(iter(transcripts))!r}, the corpus's: {given[0].key!r}). Name the file made from this "
+            "corpus."
         )
-    return tuple(_with_words(one, heard, min_confidence) for one in given)
+    return tuple(_with_words(one, transcripts, min_confidence) for one in given)
 
 
 def _with_words(
-    one: Utterance | Rejected, heard: Mapping[str, AsrTranscript], min_confidence: float
+    one: Utterance | Rejected, transcripts: Mapping[str, AsrTranscript], min_confidence: float
 ) -> Utterance | Rejected:
     if isinstance(one, Rejected) or has_transcript(one):
         return one
-    words = heard.get(one.key)
+    words = transcripts.get(one.key)
     if words is None or words.confidence < min_confidence:
         return one
     return replace(one, transcript=words.transcript, transcript_confidence=words.confidence)
 
 
 def has_transcript(utterance: Utterance) -> bool:
-    """Whether the corpus itself says what was spoken; white space says nothing."""
+    """Whether the corpus itself names what was spoken; white space states nothing."""
     return bool(utterance.transcript.strip())
 
 
-class HeardFile:
-    """The file while a recogniser adds to it. Use as a context manager; one process at a time.
+class TranscriptFile:
+    """The file while a recognizer adds to it. Use as a context manager; one process at a time.
 
     Args:
-        path: made when it is not there; what is there must have been heard by the same model in the same language.
-        digest: of the model that is about to hear.
-        language: that it was told to hear.
+        path: made when it is not there; what is there must have been transcribed by the same model in the same
+            language.
+        digest: of the model that is about to transcribe.
+        language: that it was asked for.
 
     Raises:
         ConfigError: another model's or language's file, another process at work in it, or a place that cannot be
             written.
-        CorpusError: it is no file of what a recogniser heard.
+        CorpusError: it is no file of what a recognizer transcribed.
     """
 
     def __init__(self, path: str | Path, *, digest: str, language: str | None) -> None:
         self.path = Path(path)
         self._file = _open_alone(self.path)
         try:
-            self.heard, sound_bytes = _parse(self._file, self.path)
+            self.transcripts, sound_bytes = _parse(self._file, self.path)
             self._check_model(digest, language)
             self._file.truncate(sound_bytes)
             self._file.seek(sound_bytes)
@@ -131,7 +134,7 @@ class HeardFile:
             self._file.close()
             raise
 
-    def __enter__(self) -> "HeardFile":
+    def __enter__(self) -> "TranscriptFile":
         return self
 
     def __exit__(
@@ -140,7 +143,7 @@ class HeardFile:
         self._file.close()
 
     def add(self, batch: Sequence[AsrTranscript]) -> None:
-        """Append what was heard of one batch, and see it on the disk.
+        """Append what was transcribed of one batch, and see it on the disk.
 
         Raises:
             ConfigError: it cannot be written.
@@ -151,19 +154,19 @@ class HeardFile:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise _unwritable(self.path, error) from error
-        self.heard.update((one.key, one) for one in batch)
+        self.transcripts.update((one.key, one) for one in batch)
 
     def _check_model(self, digest: str, language: str | None) -> None:
-        for one in self.heard.values():
+        for one in self.transcripts.values():
             if one.digest != digest:
                 raise ConfigError(
-                    f"{self.path}: was heard by model {one.model} with weights {one.digest[:12]}, this one has "
+                    f"{self.path}: was transcribed by model {one.model} with weights {one.digest[:12]}, this one has "
                     f"{digest[:12]}. Use that model again, or name another file with --out."
                 )
             if one.language != language:
                 raise ConfigError(
-                    f"{self.path}: was heard with language {one.language!r}, now it is {language!r}. Give the same "
-                    "--language, or name another file with --out."
+                    f"{self.path}: was transcribed with language {one.language!r}, now it is {language!r}. Give the "
+                    "same --language, or name another file with --out."
                 )
 
 
@@ -181,14 +184,14 @@ def _open_alone(path: Path) -> Any:
 
 
 def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, AsrTranscript], int]:
-    """What the whole lines say, by key, and how many bytes they take; a last line without its end is left out."""
-    heard: dict[str, AsrTranscript] = {}
+    """What the whole lines state, by key, and how many bytes they take; a last line without its end is left out."""
+    transcripts: dict[str, AsrTranscript] = {}
     num_bytes, number = 0, 1
     while (line := file.readline(LIMITS[_LINE] + 1)).endswith(b"\n") and len(line) <= LIMITS[_LINE]:
         one = _read_line(line[:-1], f"{path}: line {number}")
-        if one.key in heard:
+        if one.key in transcripts:
             raise CorpusError(f"{path}: line {number}: key {one.key!r} comes twice. Delete one of the two lines.")
-        heard[one.key] = one
+        transcripts[one.key] = one
         num_bytes, number = num_bytes + len(line), number + 1
         if num_bytes > LIMITS[_FILE]:
             raise _foreign(str(path), f"it takes more than {LIMITS[_FILE]:,} bytes")
@@ -197,7 +200,7 @@ def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, AsrTranscript], int]:
     # A kill leaves the beginning of a line; a power cut zeros. Anything else was written by someone else.
     if not (line.startswith(_FIRST_BYTES) or _FIRST_BYTES.startswith(line) or not line.strip(b"\0")):
         raise _foreign(f"{path}: line {number}", "it is not the beginning of one")
-    return heard, num_bytes
+    return transcripts, num_bytes
 
 
 def _line(one: AsrTranscript) -> bytes:

@@ -14,7 +14,7 @@ class Corpus:
     """The corpus's own name, in lower case: "msp-podcast"."""
 
     release: str
-    """Release as its makers call it; "unknown" where neither the folder nor the user says."""
+    """Release as its makers call it; "unknown" where neither the folder nor the user states."""
 
     scale: tuple[float, float]
     """Lowest and highest rating; labels have already been mapped to 0..1."""

@@ -11,7 +11,7 @@ from ccts_dist.errors import CorpusError
 AUDIO_SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".w64", ".caf", ".sph"}
 )
-"""In lower case; what a corpus's audio files may end with, whatever its label file says."""
+"""In lower case; what a corpus's audio files may end with, whatever its label file states."""
 
 
 class AudioFolder:
@@ -107,14 +107,14 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link to itself, say
+        return False  # such as a link to itself
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_file()
     except OSError:
-        return False  # a link to itself, say
+        return False  # such as a link to itself
 
 
 def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:

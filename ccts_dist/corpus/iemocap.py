@@ -51,10 +51,10 @@ class _Block:
 
 
 def read_iemocap(root: str | Path, *, name: str = "iemocap", release: str = "unknown") -> Corpus:
-    """Every utterance of the evaluation files as an ``Utterance``, or as a ``Rejected`` that says why not.
+    """Every utterance of the evaluation files as an ``Utterance``, or as a ``Rejected`` with the reason.
 
     A split is a session, so that folds are chosen in the run file. The speaker is the session and the letter of the
-    utterance's last field ("Ses01F"): the letter in front says who wore the markers. Variance and number of raters are
+    utterance's last field ("Ses01F"): the letter in front names who wore the markers. Variance and number of raters are
     over the evaluators (``A-E1``), whose mean the label is; the actors' ratings of themselves (``A-F1``) are not in it.
     Bytes that are not UTF-8 are read as Windows-1252. Audio that no evaluation file names is rejected too. Opens no
     audio: what cannot be decoded is found when shards are built.
@@ -62,7 +62,7 @@ def read_iemocap(root: str | Path, *, name: str = "iemocap", release: str = "unk
     Args:
         root: folder that holds ``Session1`` and so on.
         name: of the corpus, for the manifest.
-        release: of the corpus, for the manifest; nothing on disk tells it.
+        release: of the corpus, for the manifest; nothing on disk names it.
 
     Raises:
         CorpusError: the folder lacks what the layout needs.
@@ -84,7 +84,7 @@ def read_iemocap(root: str | Path, *, name: str = "iemocap", release: str = "unk
 
 
 def _read_session(root: Path, session: Path, seen: dict[str, str]) -> Iterator[Utterance | Rejected]:
-    """The utterances of a session; ``seen`` says for each key where it stood first."""
+    """The utterances of a session; ``seen`` states for each key where it stood first."""
     evaluations, waves = session / "dialog" / "EmoEvaluation", session / "sentences" / "wav"
     for folder in (evaluations, waves):
         if not folder.is_dir():
@@ -208,17 +208,17 @@ def _labels(block: _Block, source: str) -> dict[str, float]:
 
 
 def _read_transcripts(dialog: Path) -> dict[str, str]:
-    """What was said, by utterance; nothing without the folder. Of an utterance that comes twice the first stays."""
+    """What was spoken, by utterance; nothing without the folder. Of an utterance that comes twice the first stays."""
     folder = find_entry([dialog], ["transcriptions", "transcription"])
-    said: dict[str, str] = {}
+    words: dict[str, str] = {}
     for path in sorted(folder.glob("*.txt")) if folder is not None else []:
         if path.name.startswith(".") or not path.is_file():
             continue
         for _, line in _lines(path):
             turn = _TURN.fullmatch(line)
             if turn is not None:
-                said.setdefault(turn[1], " ".join(turn[2].split()))
-    return said
+                words.setdefault(turn[1], " ".join(turn[2].split()))
+    return words
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -48,7 +48,7 @@ Row = Mapping[str, Any]
 
 
 class _NoRowError(Exception):
-    """Why a line of the manifest gives no row, and the key if one can be told."""
+    """Why a line of the manifest gives no row, and the key if there is one."""
 
     def __init__(self, reason: str, key: str = "") -> None:
         super().__init__(reason)
@@ -74,7 +74,7 @@ def read_manifest(
     targets: Sequence[str] | None = None,
     scale: tuple[float, float] = (1.0, 7.0),
 ) -> Corpus:
-    """Every row of a manifest as an ``Utterance``, or as a ``Rejected`` that says why not.
+    """Every row of a manifest as an ``Utterance``, or as a ``Rejected`` with the reason.
 
     A manifest is JSON lines (one object per line) if its name ends in ``.jsonl``, ``.ndjson`` or ``.json``, else CSV
     with a header, separated by commas, semicolons or tabs. Both are UTF-8. Keys are taken as they are spelt: two that

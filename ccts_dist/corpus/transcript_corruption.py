@@ -1,4 +1,4 @@
-"""Which transcripts of the spoken demo corpus are wrong, and what they say instead."""
+"""Which transcripts of the spoken demo corpus are wrong, and what they state instead."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ def wrong_transcripts(texts: Sequence[str], split: str, seed: int) -> Iterator[t
     """Which line of a split is wrong next, and the other line's text that it gets; every line comes once.
 
     The order does not depend on how many are taken: what is wrong at one share is wrong in the same way at every
-    greater one. Where all lines say the same, they keep their text.
+    greater one. Where all lines state the same, they keep their text.
     """
 
     def another(index: int, source: random.Random) -> str:

@@ -70,8 +70,8 @@ def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     All that are on a device are of one type and on the same device.
     """
-    away = [tensor for tensor in tensors if tensor.device.type != "cpu"]
-    if not away:
+    on_device = [tensor for tensor in tensors if tensor.device.type != "cpu"]
+    if not on_device:
         return list(tensors)
-    arrived = iter(torch.cat(away).cpu().split([len(tensor) for tensor in away]))
+    arrived = iter(torch.cat(on_device).cpu().split([len(tensor) for tensor in on_device]))
     return [tensor if tensor.device.type == "cpu" else next(arrived) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""What a page may say of single utterances: which are predicted worst, and on request their words and their sound."""
+"""What a page may state of single utterances: which are predicted worst, and on request their words and their sound."""
 
 from dataclasses import dataclass
 

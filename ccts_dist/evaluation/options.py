@@ -9,10 +9,10 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.invocation import CommandParser
 
 EPILOG = """examples:
-  python launch/evaluate.py --model runs/student/best --shards data/msp --split Test1 --out runs/student/test
+  python launch/evaluate.py --model runs/student/best --shards data/msp --splits Test1 --out runs/student/test
   deepspeed --num_gpus 2 launch/evaluate.py --model models:/emotion@candidate --model models:/emotion@champion \\
-      --shards data/msp --split Test1 --split Test2 --out scores
-  python launch/evaluate.py --model M --shards S --split Test1 --out scores --snr 0 10 20 --noises babble noise/street
+      --shards data/msp --splits Test1 Test2 --out scores
+  python launch/evaluate.py --model M --shards S --splits Test1 --out scores --snr 0 10 20 --noises babble noise/street
 files in DIR: report.html, a page without external files; metrics.json; and predictions-SPLIT.parquet, a row for each
 utterance (predictions-SPLIT.2.parquet of the second model)
 exit codes: 0 done, 1 damaged shards or a failing registry, 2 a mistake in the input"""
@@ -31,10 +31,10 @@ class Asked:
     shards: str
     splits: tuple[str, ...]
     out: Path
-    uri: str = ""
+    tracking_uri: str = ""
     bins: tuple[float, ...] = ()
-    micro: int = 16
-    teacher: str = ""
+    batch_size: int = 16
+    teacher_cache: str = ""
     """Cache of a teacher, or ``MERGED``; "" for none."""
 
     snr_db: tuple[float, ...] = ()
@@ -47,10 +47,10 @@ class Asked:
     transcripts: bool = False
     """Whether the page has the words of the worst utterances."""
 
-    players: bool = False
+    embed_audio: bool = False
     """Whether it has their sound."""
 
-    track: bool = False
+    log_to_mlflow: bool = False
     """Whether the page goes to the model's run at the MLflow server."""
 
 
@@ -68,12 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
         "models:/NAME@ALIAS, models:/NAME/VERSION or hf://ORG/NAME; "
         "with several the first is compared with each of the others, in pairs")  # fmt: skip
     add("--shards", required=True, metavar="OUT", help="folder or address of the shard set")
-    add("--split", action="append", required=True, help="which split; may be repeated")
+    add("--splits", action="extend", nargs="+", required=True, metavar="SPLIT", help="which splits")
     add("--out", type=Path, required=True, metavar="DIR", help="output folder")
-    add("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
+    add("--tracking-uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
     add("--bins", type=float, nargs="+", default=[], metavar="EDGE", help="also recall: --bins 2 4")
     add(
-        "--teacher",
+        "--teacher-cache",
         default="",
         metavar="CACHE",
         help='also compare with the teacher of this cache; "merged": the shards carry it',
@@ -84,9 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--run", default="", metavar="RUN", help="also the training curves of this run folder, or runs:/ID")
     add("--transcripts", action="store_true", help="put the transcripts of the worst utterances into the page; they "
         "may be licensed")  # fmt: skip
-    add("--players", action="store_true", help="put their audio into the page; it may be licensed")
-    add("--track", action="store_true", help="also put the page into the first model's run at the MLflow server")
-    add("--micro", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
+    add("--embed-audio", action="store_true", help="put their audio into the page; it may be licensed")
+    add(
+        "--log-to-mlflow", action="store_true", help="also put the page into the first model's run at the MLflow server"
+    )
+    add("--batch-size", type=int, default=16, help="utterances per forward pass and rank (%(default)s)")
     add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
@@ -101,20 +103,20 @@ def asked_of(args: argparse.Namespace) -> Asked:
         if not math.isfinite(ratio):
             raise ConfigError(f"--snr {ratio}: must be a number of decibels. Give one.")
     if args.noises and not args.snr:
-        raise ConfigError("--noises: at which ratio to the speech is not said. Give --snr too.")
+        raise ConfigError("--noises: no ratio to the speech is given. Give --snr too.")
     return Asked(
         models=tuple(args.model),
         shards=args.shards,
-        splits=tuple(dict.fromkeys(args.split)),
+        splits=tuple(dict.fromkeys(args.splits)),
         out=args.out,
-        uri=args.uri,
+        tracking_uri=args.tracking_uri,
         bins=tuple(args.bins),
-        micro=args.micro,
-        teacher=args.teacher,
+        batch_size=args.batch_size,
+        teacher_cache=args.teacher_cache,
         snr_db=tuple(dict.fromkeys(args.snr)),
         noises=tuple(dict.fromkeys(args.noises)),
         run=args.run,
         transcripts=args.transcripts,
-        players=args.players,
-        track=args.track,
+        embed_audio=args.embed_audio,
+        log_to_mlflow=args.log_to_mlflow,
     )

@@ -21,7 +21,7 @@ from ccts_dist.evaluation.pictures import (
 )
 from ccts_dist.evaluation.run import Result, SplitResult
 from ccts_dist.records import varied_target
-from ccts_dist.report.recorded import as_figure
+from ccts_dist.report.recorded import metric_value
 from ccts_dist.scoring import (
     MEAN,
     UAR,
@@ -116,12 +116,12 @@ def _view(result: Result, number: int, beside: Beside) -> dict[str, Any]:
     """What the page shows of a split."""
     own, anchor, scale = result.models[0].splits[number], f"s{number}", result.scale
     table, classes = own.table, list(_classes(own.table, result))
-    rated = [one for one in own.figures if one.num_labels]
+    rated = [one for one in own.metrics if one.num_labels]
     view: dict[str, Any] = {
         "own": own,
         "anchor": anchor,
         "warning": few_speakers(table.num_speakers),
-        "cards": [{"title": f"CCC, {one.target}", "interval": one.ccc} for one in own.figures]
+        "cards": [{"title": f"CCC, {one.target}", "interval": one.ccc} for one in own.metrics]
         or [{"title": "Unweighted accuracy", "interval": one["uar"]} for one in classes],
         "predictions": [
             draw_predictions(f"{anchor}p{at}", own.split, table, one, scale) for at, one in enumerate(rated)
@@ -135,14 +135,14 @@ def _view(result: Result, number: int, beside: Beside) -> dict[str, Any]:
         ],
         "gap": [],
         "noise": [draw_noise(f"{anchor}n{at}", own, one.target) for at, one in enumerate(rated) if own.in_noise],
-        "parts": [_parts(f"{anchor}g{at}", own, at) for at in range(len(own.figures))],
+        "parts": [_parts(f"{anchor}g{at}", own, at) for at in range(len(own.metrics))],
         "worst": beside.worst.get(own.split, ()),
         **_teacher(anchor, own, scale),
     }
     view["verdicts"] = [rival["verdict"] for rival in view["rivals"]]
     sections = {
-        "predictions": own.figures, "classes": classes, **{one["name"]: one for one in view["rivals"]},
-        "teacher": view["gap"], "noise": view["noise"], "parts": own.figures, "speakers": own.speakers,
+        "predictions": own.metrics, "classes": classes, **{one["name"]: one for one in view["rivals"]},
+        "teacher": view["gap"], "noise": view["noise"], "parts": own.metrics, "speakers": own.speakers,
         "worst": view["worst"],
     }  # fmt: skip
     view["sections"] = [
@@ -164,7 +164,7 @@ def verdict(own: str, other: str, found: Sequence[Difference], split: str) -> st
 
 
 def _rival(name: str, letter: str, own: SplitResult, rival: SplitResult) -> dict[str, Any]:
-    ours, theirs = ({one.target: one.ccc for one in split.figures} for split in (own, rival))
+    ours, theirs = ({one.target: one.ccc for one in split.metrics} for split in (own, rival))
     rows = [(one, {"A": ours[one], letter: theirs[one]}) for one in ours if one in theirs]
     caption = f"A and {letter}, with 95 % intervals"
     return {
@@ -182,7 +182,7 @@ def _teacher(anchor: str, own: SplitResult, scale: tuple[float, float]) -> dict[
     columns = [own.table.targets.index(target) for target in targets]
     theirs = concordances(own.table.teacher_sums()[:, :, columns])
     rows = [
-        (target, {"A": own.figures[column].ccc, "teacher": found})
+        (target, {"A": own.metrics[column].ccc, "teacher": found})
         for target, column, found in zip(targets, columns, theirs, strict=True)
     ]
     what = f"CCC on {own.split}"
@@ -211,7 +211,7 @@ def _parts(name: str, own: SplitResult, column: int) -> Picture:
     }
     ends = [end for group in own.groups for one in group.ccc for end in (one.value, one.low, one.high) if isfinite(end)]
     limits = (min(ends) - 0.02, max(ends) + 0.02) if ends else None
-    whole = own.figures[column].ccc.value
+    whole = own.metrics[column].ccc.value
     caption = f"{target} by part of {own.split}; dotted: all of it"
     return draw_intervals(name, groups, "CCC, 95 %", caption, limits=limits, whole=whole if isfinite(whole) else None)
 
@@ -247,9 +247,9 @@ def gate_in_words(teacher: TeacherColumns) -> str:
     whose = (
         "of this model's run" if teacher.gate.of_run else "the default, since no distillation of this model is known"
     )
-    passed = "predictions" if teacher.kept.ndim == 2 else "utterances"
+    passed = "predictions" if teacher.gate_mask.ndim == 2 else "utterances"
     counted = "on average as a share" if teacher.gate.name == "soft" else "pass"
-    return f"Gate: {teacher.gate.in_words()} ({whose}). {teacher.kept.mean():.1%} of the {passed} {counted}."
+    return f"Gate: {teacher.gate.in_words()} ({whose}). {teacher.gate_mask.mean():.1%} of the {passed} {counted}."
 
 
 def _of_training(beside: Beside) -> list[Picture]:
@@ -267,10 +267,10 @@ def _curves(begins: str, rows: Mapping[int, Mapping[str, object]]) -> dict[str, 
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for step, row in rows.items():
         for key, value in row.items():
-            if key.startswith(begins) and isfinite(as_figure(value)):
+            if key.startswith(begins) and isfinite(metric_value(value)):
                 steps, values = curves.setdefault(key.removeprefix(begins).strip("_") or "loss", ([], []))
                 steps.append(float(step))
-                values.append(as_figure(value))
+                values.append(metric_value(value))
     return {name: (_thinned(steps), _thinned(values)) for name, (steps, values) in curves.items()}
 
 

@@ -140,7 +140,7 @@ def draw_residuals(name: str, split: str, table: PredictionTable, target: str, s
     assert table.teacher is not None
     place, width = table.targets.index(target), width_of(target, scale)
     residual, widest = width * table.teacher.residual[:, place], width * table.teacher.widest[place]
-    accepted = table.teacher.kept[:, place] if table.teacher.kept.ndim == 2 else table.teacher.kept > 0
+    accepted = table.teacher.gate_mask[:, place] if table.teacher.gate_mask.ndim == 2 else table.teacher.gate_mask > 0
     there = np.isfinite(residual)
     num_bins = int(np.clip(there.sum() ** 0.5, _FEWEST_BINS, _MOST_BINS))
     edges = np.histogram_bin_edges(residual[there], bins=num_bins)
@@ -166,7 +166,7 @@ def draw_residuals(name: str, split: str, table: PredictionTable, target: str, s
 def draw_noise(name: str, split: SplitResult, target: str) -> Picture:
     """CCC of one target by signal-to-noise ratio, a line for each noise, and without noise."""
     place = split.table.targets.index(target)
-    clean = split.figures[place].ccc
+    clean = split.metrics[place].ccc
     words = []
     ratios = sorted({one.snr_db for one in split.in_noise})
     step = 0.02 * (ratios[-1] - ratios[0])

@@ -59,17 +59,22 @@ def beside_of(asked: Asked, result: Result) -> Beside:
         ShardError: words or sound of an utterance are damaged.
     """
     worst = {one.split: worst_utterances(one.table) for one in result.models[0].splits}
-    if asked.transcripts or asked.players:
+    if asked.transcripts or asked.embed_audio:
         shard_set = open_shard_set(asked.shards)
         worst = {
             one.split: with_contents(
-                worst[one.split], one.table, shard_set, one.split, transcripts=asked.transcripts, sound=asked.players
+                worst[one.split],
+                one.table,
+                shard_set,
+                one.split,
+                transcripts=asked.transcripts,
+                sound=asked.embed_audio,
             )
             for one in result.models[0].splits
         }
     if not asked.run:
         return Beside(worst=worst, facts=_facts())
-    run = read_run_of(asked.run, tracking_uri=asked.uri)
+    run = read_run_of(asked.run, tracking_uri=asked.tracking_uri)
     validations = read_validations(asked.run)
     return Beside(worst=worst, facts=_facts(), run=asked.run, steps=run.steps, validations=validations)
 
@@ -131,7 +136,7 @@ def _gain_row(gain: Difference) -> tuple[str, str, str]:
 def _intervals_in_words(one: SplitResult) -> str:
     rows = [
         (each.target, *(f"{figure.value:.4f} ({_ends(figure)})" for figure in (each.ccc, each.pearson, each.bias)))
-        for each in one.figures
+        for each in one.metrics
     ]
     num_speakers = one.table.num_speakers
     head = f"95 % intervals, {num_speakers} speakers drawn with replacement"
@@ -145,7 +150,7 @@ def _intervals_in_words(one: SplitResult) -> str:
 
 
 def _noise_in_words(one: SplitResult) -> str:
-    clean = tuple(each.ccc for each in one.figures)
+    clean = tuple(each.ccc for each in one.metrics)
     rows = [("none", "-", *(f"{ccc.value:.4f}" for ccc in clean))]
     rows += [(each.noise, f"{each.snr_db:g}", *(f"{ccc.value:.4f}" for ccc in each.ccc)) for each in one.in_noise]
     return format_table(("noise", "dB", *one.table.targets), rows)
@@ -163,13 +168,13 @@ def _model_tree(model: ModelResult) -> dict[str, Any]:
 def _split_tree(one: SplitResult) -> dict[str, Any]:
     targets = one.table.targets
     tree = scores_to_tree(one.scores)
-    tree["c_b"] = {each.target: _number(each.bias.value) for each in one.figures}
+    tree["c_b"] = {each.target: _number(each.bias.value) for each in one.metrics}
     tree["speakers"] = one.table.num_speakers
     if not targets:
         found = unweighted_accuracy(one.table)
         tree["unweighted_accuracy"] = {"value": _number(found.value), "95%": _pair(found)}
     tree["intervals"] = {
-        name: {each.target: _pair(getattr(each, field)) for each in one.figures}
+        name: {each.target: _pair(getattr(each, field)) for each in one.metrics}
         for name, field in (("ccc", "ccc"), ("pearson", "pearson"), ("c_b", "bias"), ("mae", "mae"))
     }
     tree["groups"] = [
@@ -196,7 +201,7 @@ def _split_tree(one: SplitResult) -> dict[str, Any]:
         if found:
             tree[name] = {each.target: {"gain": _number(each.gain.value), "95%": _pair(each.gain)} for each in found}
     if one.table.teacher is not None:
-        tree["teacher_kept"] = float(one.table.teacher.kept.mean())
+        tree["distilled_fraction"] = float(one.table.teacher.gate_mask.mean())
         tree["gate"] = gate_tree(one.table.teacher.gate)
     if one.in_noise:
         tree["in_noise"] = [
@@ -207,7 +212,7 @@ def _split_tree(one: SplitResult) -> dict[str, Any]:
 
 
 def gate_tree(gate: Gate) -> dict[str, Any]:
-    """The gate by which ``teacher_kept`` was counted, and whether it is that of the model's run."""
+    """The gate by which ``distilled_fraction`` was counted, and whether it is that of the model's run."""
     return {"name": gate.name, "threshold": gate.threshold if gate.has_threshold else None, "of_run": gate.of_run}
 
 

@@ -16,8 +16,8 @@ from ccts_dist.scoring import (
     TargetFigures,
     concordances,
     differences,
-    figures_of,
     groups_of,
+    metrics_of,
     speaker_scores,
     teacher_gap,
     uar_difference,
@@ -31,7 +31,7 @@ from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, op
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InNoise:
-    """A split, heard in noise."""
+    """A split, read in noise."""
 
     noise: str
     snr_db: float
@@ -46,7 +46,7 @@ class SplitResult:
     split: str
     scores: Scores
     table: PredictionTable
-    figures: tuple[TargetFigures, ...]
+    metrics: tuple[TargetFigures, ...]
     groups: tuple[Group, ...]
     speakers: tuple[SpeakerScore, ...]
     in_noise: tuple[InNoise, ...]
@@ -108,8 +108,10 @@ def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
     found: list[ModelResult] = []
     shard_set = run_on_all_ranks(lambda: open_shard_set(asked.shards))
     for name in asked.models:
-        pulled = pull_model_on_ranks(name, ranks, tracking_uri=asked.uri)
-        evaluator = Evaluator(pulled.folder, asked.shards, ranks=ranks, micro_batch_size=asked.micro, bins=asked.bins)
+        pulled = pull_model_on_ranks(name, ranks, tracking_uri=asked.tracking_uri)
+        evaluator = Evaluator(
+            pulled.folder, asked.shards, ranks=ranks, micro_batch_size=asked.batch_size, bins=asked.bins
+        )
         predicted = _predict(asked, evaluator, ranks, name)
         first = found[0] if found else None
         splits = run_on_all_ranks(lambda: _splits(asked, evaluator, predicted, first))  # noqa: B023 - called at once
@@ -142,7 +144,7 @@ def _predict(asked: Asked, evaluator: Evaluator, ranks: Ranks, name: str) -> _Pr
 def _splits(
     asked: Asked, evaluator: Evaluator, predicted: _Predicted, first: ModelResult | None
 ) -> tuple[SplitResult, ...]:
-    cache = _teacher(asked.teacher, evaluator.shard_set) if asked.teacher else None
+    cache = _teacher(asked.teacher_cache, evaluator.shard_set) if asked.teacher_cache else None
     results = []
     for number, split in enumerate(asked.splits):
         table = predicted.clean[number].table
@@ -153,7 +155,7 @@ def _splits(
                 split=split,
                 scores=predicted.clean[number].scores,
                 table=table,
-                figures=figures_of(table),
+                metrics=metrics_of(table),
                 groups=groups_of(table),
                 speakers=speaker_scores(table),
                 in_noise=tuple(

@@ -19,7 +19,7 @@ Exported = Callable[[Tensor, Tensor], Answers]
 def answers_of(
     loaded: LoadedModel, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
 ) -> Answers:
-    """What torch itself says."""
+    """Predictions of torch itself."""
     with torch.inference_mode():
         output = loaded.model(audio, num_samples)
     factor, offset = scale_of(loaded)

@@ -73,7 +73,7 @@ def export_model(
     loaded = load_model(source)
     if loaded.config.text is not None or loaded.config.speech is None:
         raise ConfigError(
-            f"model {model!r} reads transcripts: only students, which hear and do not read, are exported."
+            f"model {model!r} reads transcripts: only students, which process and do not read, are exported."
         )
     if format == "onnx" and not loaded.config.targets:
         raise ConfigError(
@@ -133,7 +133,7 @@ def _lost(format: Format, *, own_class: bool) -> tuple[str, ...]:
 
 
 def _batches() -> Sequence[tuple[Tensor, Tensor]]:
-    """Noise of the lengths above, padded with what must not be heard."""
+    """Noise of the lengths above, padded with what must not be processed."""
     generator = torch.Generator().manual_seed(0)
     batches = []
     for lengths in _LENGTHS:

@@ -86,7 +86,7 @@ def write_own_class(loaded: LoadedModel, folder: Path) -> Exported:
         cast(nn.Module, model.classifier).load_state_dict(_classifier_state(loaded))
         model.save_pretrained(folder)
         _feature_extractor(
-            do_normalize=branch.normalise, masks=getattr(settings, "feat_extract_norm", "layer") == "layer"
+            do_normalize=branch.do_normalize, masks=getattr(settings, "feat_extract_norm", "layer") == "layer"
         ).save_pretrained(folder)
         opened, told = AutoModelForAudioClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
@@ -104,7 +104,7 @@ def write_own_code(loaded: LoadedModel, source: Path, folder: Path) -> Exported:
     Raises:
         ConfigError: an encoder that transformers does not have.
     """
-    branches = (loaded.model.speech, *loaded.model.also)
+    branches = (loaded.model.speech, *loaded.model.extra_speech)
     tables = cast(tuple[SpeechConfig, ...], (loaded.config.speech, *loaded.config.extra_speech))
     places = ("speech_encoder", *(f"also_encoder_{number}" for number in range(len(branches) - 1)))
     factor, offset = scale_of(loaded)
@@ -154,7 +154,7 @@ def _settings(branch: _Branch, table: SpeechConfig, shape_folder: Path) -> dict[
     """
     settings: dict[str, Any] = {
         "encoder": None,
-        "normalize": getattr(branch, "normalise", False),
+        "normalize": getattr(branch, "do_normalize", False),
         "num_states": 0,
         "variance_floor": VARIANCE_FLOOR,
         **{name: getattr(table, name) for name in ("pooling", "gru_hidden", "gru_layers", "attention_hidden")},

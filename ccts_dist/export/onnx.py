@@ -59,7 +59,7 @@ class _Answering(nn.Module):
         super().__init__()
         self.model = loaded.model
         # Rows shorter than a first frame are filled up by the branch if the batch is short; here always, since a
-        # trace knows no "if". What is padded is not heard.
+        # trace knows no "if". What is padded is not processed.
         self.padding = max(
             branch.front_end.samples_for(getattr(branch.encoder.config, "squeeze_factor", 1)) for branch in branches
         )
@@ -85,12 +85,12 @@ def write_onnx(loaded: LoadedModel, folder: Path) -> Exported:
     for package in ("onnx", "onnxruntime"):
         if find_spec(package) is None:
             raise ConfigError(f"--format onnx needs the package {package}. Install it: pip install ccts-dist[onnx]")
-    found = [loaded.model.speech, *loaded.model.also]
+    found = [loaded.model.speech, *loaded.model.extra_speech]
     for branch in found:
         if not isinstance(branch, SpeechBranch):
             what = "a filterbank encoder has a Fourier transform"
             if isinstance(branch, ExtractedBranch):
-                what = f"a {branch.encoder.config.model_type} encoder hears through a feature extractor"
+                what = f"a {branch.encoder.config.model_type} encoder takes input from a feature extractor"
             raise ConfigError(f"--format onnx: {what}, which torch does not export. Use ccts_dist.")
     branches = [cast(SpeechBranch, branch) for branch in found]
     for branch in branches:

@@ -12,7 +12,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def whole_file(path: Path, *, while_written: str = "") -> Iterator[BinaryIO]:
+def atomic_open(path: Path, *, while_written: str = "") -> Iterator[BinaryIO]:
     """A binary file that appears under ``path`` when the block ends well, and not at all when it does not.
 
     What a killed process leaves behind is one hidden ``.partial`` file, which the next try overwrites.
@@ -39,7 +39,7 @@ def write_whole(path: Path, data: bytes, *, shared: bool = False) -> None:
     Args:
         shared: several processes may write it at the same time; one that is killed leaves a file that none writes over.
     """
-    with whole_file(path, while_written=secrets.token_hex(8) if shared else "") as file:
+    with atomic_open(path, while_written=secrets.token_hex(8) if shared else "") as file:
         file.write(data)
 
 

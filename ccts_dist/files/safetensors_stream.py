@@ -26,7 +26,7 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What the header says of a tensor."""
+    """What the header states of a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32

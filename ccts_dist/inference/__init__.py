@@ -1,1 +1,2 @@
-"""A trained student at work on any number of recordings: found, decoded ahead, heard, written down in their order."""
+"""A trained student at work on any number of recordings: found, decoded ahead, processed, written down in their
+order."""

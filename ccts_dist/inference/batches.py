@@ -24,13 +24,13 @@ from ccts_dist.audio.convert import decode_audio, to_wave
 from ccts_dist.audio.limits import MAX_DURATION_S
 from ccts_dist.files.read_ahead import read_ahead
 from ccts_dist.inference.predictor import Prediction, Predictor, cut_batches, stretches
-from ccts_dist.inference.recordings import Unheard, shown
+from ccts_dist.inference.recordings import Unreadable, shown
 from ccts_dist.records import SAMPLE_RATE_HZ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A recording, or a window of one, before it is heard."""
+    """A recording, or a window of one, before it is processed."""
 
     name: str
     number: int
@@ -44,7 +44,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """What a student said of a piece."""
+    """Output of a student for a piece."""
 
     name: str
     number: int
@@ -68,52 +68,52 @@ class _Place:
 class _Stretch:
     """Pieces in the order of the input, on their way through the student."""
 
-    places: list[_Place | Unheard]
+    places: list[_Place | Unreadable]
     batches: list[tuple[list[int], Future[list[Prediction]]]]
     """Of each pass, which places it answers."""
 
 
-def decoded_ahead(files: Sequence[Path], num_threads: int) -> Generator[Piece | Unheard, None, None]:
+def decoded_ahead(files: Sequence[Path], num_threads: int) -> Generator[Piece | Unreadable, None, None]:
     """Each file's audio, in their order, decoded by so many threads a few files ahead."""
     decode = partial(decode_audio, max_duration_s=MAX_DURATION_S)
     jobs = (((number, path), partial(decode, path)) for number, path in enumerate(files))
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as threads:
         for (number, path), decoded in read_ahead(threads, jobs, 2 * num_threads):
             if isinstance(decoded, str):
-                yield Unheard(name=shown(path), reason=decoded, number=number)
+                yield Unreadable(name=shown(path), reason=decoded, number=number)
             else:
                 yield Piece(name=shown(path), number=number, start=0, whole=decoded.whole)
 
 
 def answered_in_order(
-    source: Iterable[Piece | Unheard],
+    source: Iterable[Piece | Unreadable],
     students: Sequence[Predictor],
     *,
     batch_seconds: int | float,
     progress: Callable[[int], object] = lambda _: None,
-) -> Generator[Answered | Unheard, None, None]:
-    """What is said of each piece, in the order of the source; each student makes one pass at a time.
+) -> Generator[Answered | Unreadable, None, None]:
+    """Predictions of each piece, in the order of the source; each student makes one pass at a time.
 
     Args:
-        source: is drawn from while the students hear what came before.
+        source: is drawn from while the students process what came before.
         students: twins of each other.
         batch_seconds: most seconds of padded audio in a pass; a single piece may be longer.
         progress: called with the number of pieces dealt with since the last call.
 
     Raises:
-        ConfigError: as ``Predictor.hear``, or ``batch_seconds`` out of range.
+        ConfigError: as ``Predictor.predict``, or ``batch_seconds`` out of range.
     """
     idle: SimpleQueue[Predictor] = SimpleQueue()
     for student in students:
         idle.put(student)
     failed: list[BaseException] = []
 
-    def hear(pieces: list[Piece]) -> list[Prediction]:
+    def predict(pieces: list[Piece]) -> list[Prediction]:
         if failed:
             raise failed[0]  # what was queued before anyone knew
         student = idle.get()
         try:
-            return student.hear([torch.from_numpy(to_wave(piece.whole)) for piece in pieces])
+            return student.forward([torch.from_numpy(to_wave(piece.whole)) for piece in pieces])
         except BaseException as error:
             failed.append(error)
             raise
@@ -121,15 +121,15 @@ def answered_in_order(
             idle.put(student)
 
     waiting: deque[_Stretch] = deque()
-    with ThreadPoolExecutor(len(students), thread_name_prefix="hear") as threads:
+    with ThreadPoolExecutor(len(students), thread_name_prefix="predict") as threads:
 
-        def begin(pieces: list[Piece | Unheard]) -> None:
+        def begin(pieces: list[Piece | Unreadable]) -> None:
             sound = [row for row, piece in enumerate(pieces) if isinstance(piece, Piece)]
             batches = []
             for batch in cut_batches([_length(pieces[row]) for row in sound], batch_seconds):
                 rows = [sound[one] for one in batch]
-                together = [piece for row in rows if isinstance(piece := pieces[row], Piece)]
-                batches.append((rows, threads.submit(hear, together)))
+                joined = [piece for row in rows if isinstance(piece := pieces[row], Piece)]
+                batches.append((rows, threads.submit(predict, joined)))
             waiting.append(_Stretch(places=[_place(piece) for piece in pieces], batches=batches))
 
         try:
@@ -145,17 +145,17 @@ def answered_in_order(
                 future.cancel()
 
 
-def _length(piece: Piece | Unheard) -> int:
+def _length(piece: Piece | Unreadable) -> int:
     return len(piece.whole) if isinstance(piece, Piece) else 0
 
 
-def _place(piece: Piece | Unheard) -> _Place | Unheard:
-    if isinstance(piece, Unheard):
+def _place(piece: Piece | Unreadable) -> _Place | Unreadable:
+    if isinstance(piece, Unreadable):
         return piece
     return _Place(piece.name, piece.number, piece.start, piece.start + len(piece.whole))
 
 
-def _collect(stretch: _Stretch, progress: Callable[[int], object]) -> Iterator[Answered | Unheard]:
+def _collect(stretch: _Stretch, progress: Callable[[int], object]) -> Iterator[Answered | Unreadable]:
     """Wait for the batches of a stretch, then give its answers in order."""
     found: dict[int, Prediction] = {}
     try:
@@ -166,18 +166,18 @@ def _collect(stretch: _Stretch, progress: Callable[[int], object]) -> Iterator[A
         for _, future in stretch.batches:
             future.cancel()
     for row, place in enumerate(stretch.places):
-        if isinstance(place, Unheard):
+        if isinstance(place, Unreadable):
             progress(1)
             yield place
         else:
-            heard = found[row]
+            predicted = found[row]
             yield Answered(
                 name=place.name,
                 number=place.number,
                 start_s=place.start / SAMPLE_RATE_HZ,
                 end_s=place.end / SAMPLE_RATE_HZ,
-                answer=heard.answer,
-                embedding=heard.embedding,
+                answer=predicted.answer,
+                embedding=predicted.embedding,
             )
 
 

@@ -10,7 +10,7 @@ EPILOG = """examples:
   python launch/predict.py --model runs/student/best a.wav b.flac
   python launch/predict.py --model models:/emotion@champion --format jsonl --out emotion.jsonl RECORDINGS
   python launch/predict.py --model models:/emotion@champion --format csv --embeddings emotion.parquet *.wav
-  python launch/predict.py --model models:/emotion@champion --window 5 --hop 1 --picture curve.svg interview.mp3
+  python launch/predict.py --model models:/emotion@champion --window 5 --hop 1 --plot curve.svg interview.mp3
 A file that cannot be read (missing, empty, cut, no audio, under 25 ms; without --window, over 10 min) is named on
 stderr with the reason and skipped. Memory does not grow with the number of files, nor with --window with their
 duration. Ctrl-C leaves FILE.partial, with the predictions so far.
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="padded audio in a forward pass; on a CPU two run at a time (%(default)s)",
     )  # fmt: skip
     add("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    add("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
+    add("--tracking-uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
     windows = parser.add_argument_group("for long recordings")
     windows.add_argument(
         "--window", type=float, metavar="S",
@@ -52,6 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     windows.add_argument("--hop", type=float, metavar="S", help="from one window to the next (default: a window)")
     windows.add_argument(
-        "--picture", type=Path, metavar="FILE|FOLDER", help="draw the curve: .png, .svg, .pdf, or a folder for many"
+        "--plot", type=Path, metavar="FILE|FOLDER", help="draw the curve: .png, .svg, .pdf, or a folder for many"
     )
     return parser

@@ -31,7 +31,7 @@ class EmbeddingFile(Protocol):
     """A file of embeddings that grows."""
 
     def add(self, key: Mapping[str, Any], embedding: Float32[np.ndarray, " hidden"]) -> None:
-        """One more row; ``key`` says whose, by column."""
+        """One more row; ``key`` names whose, by column."""
         ...
 
     def end(self) -> list[GrowingFile]:
@@ -55,7 +55,7 @@ def keys_beside(path: Path) -> Path | None:
 
 
 def embedding_file(path: Path, *, size: int, columns: Sequence[str]) -> EmbeddingFile:
-    """An empty file of the kind that its name says.
+    """An empty file of the kind that its name states.
 
     Args:
         size: numbers in an embedding.

@@ -45,7 +45,7 @@ class GrowingFile:
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
 
-    def leave(self) -> None:
+    def abandon(self) -> None:
         """Close it as it is.
 
         Raises:
@@ -57,7 +57,7 @@ class GrowingFile:
 
 @contextmanager
 def writing(place: Path | str) -> Iterator[None]:
-    """What the system says of a file that cannot be written, as an error of ours; a reader who has gone is no error.
+    """What the system states of a file that cannot be written, as an error of ours; a reader who has gone is no error.
 
     Raises:
         OutputError: disk full, rights, a folder that has gone.
@@ -87,12 +87,12 @@ def only_our_stdout() -> Iterator[None]:
         yield
         return
     before.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     try:
         os.dup2(2, 1)
     except OSError:  # no stderr
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    ours = io.TextIOWrapper(os.fdopen(kept, "wb"), encoding=before.encoding, errors=before.errors)
+    ours = io.TextIOWrapper(os.fdopen(stdout, "wb"), encoding=before.encoding, errors=before.errors)
     sys.stdout = cast(TextIO, RedactedStream(ours)) if isinstance(before, RedactedStream) else ours
     try:
         yield
@@ -100,14 +100,14 @@ def only_our_stdout() -> Iterator[None]:
         ctypes.CDLL(None).fflush(None)  # what C holds back would come out at the end, behind our answers
         with suppress(OSError):
             sys.stdout.flush()
-        os.dup2(kept, 1)
+        os.dup2(stdout, 1)
         with suppress(OSError):
             sys.stdout.close()
         sys.stdout = before
 
 
 def check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path]) -> None:
-    """Refuse places that nothing can be written to, before anything is heard.
+    """Refuse places that nothing can be written to, before anything is processed.
 
     Args:
         outputs: by option.
@@ -116,7 +116,7 @@ def check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path]) -> No
     Raises:
         ConfigError: a folder that is not there, a folder in place of a file, a recording, or one file for two things.
     """
-    taken = {os.path.abspath(path): "a recording to be heard" for path in inputs}
+    taken = {os.path.abspath(path): "a recording to be processed" for path in inputs}
     for option, path in outputs.items():
         if path is None:
             continue

@@ -22,17 +22,17 @@ def pictures_are_in_folder(place: Path, num_recordings: int) -> bool:
     if kind in KINDS and not place.is_dir():
         if num_recordings > 1:
             raise ConfigError(
-                f"--picture {place}: is one picture, and there are {num_recordings} recordings. Name a folder."
+                f"--plot {place}: is one picture, and there are {num_recordings} recordings. Name a folder."
             )
         return False
     if kind and not place.is_dir():
         raise ConfigError(
-            f"--picture {place}: pictures are {', '.join(KINDS)} files. Name such a file, or a folder without a dot."
+            f"--plot {place}: pictures are {', '.join(KINDS)} files. Name such a file, or a folder without a dot."
         )
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--picture {place}: cannot be made ({error.strerror}). Name another folder.") from error
+        raise ConfigError(f"--plot {place}: cannot be made ({error.strerror}). Name another folder.") from error
     return True
 
 

@@ -72,7 +72,7 @@ def load_student(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What a student says of one recording."""
+    """Output of a student for one recording."""
 
     answer: dict[str, Any]
     """As ``Predictor.predict`` gives it."""
@@ -102,7 +102,7 @@ class Predictor:
         """What it predicts, in the order of its answers."""
 
         self.categories: tuple[str, ...] = loaded.config.categories
-        """Emotions that it tells apart beside the targets; empty for none."""
+        """Emotions that it distinguishes beside the targets; empty for none."""
 
         self.scale: tuple[float, float] = loaded.scale
         """Lowest and highest rating of its corpus."""
@@ -145,12 +145,12 @@ class Predictor:
         A variance of raters is that of ratings on this scale. With categories also "category", the likeliest, and
         "p(NAME)", the probability of each.
 
-        An answer does not depend on the recordings beside it, but for rounding. A recording is heard as training
-        would have heard it from a shard, at 16 kHz, mono and 16 bit.
+        An answer does not depend on the recordings beside it, but for rounding. A recording is processed as training
+        would have processed it from a shard, at 16 kHz, mono and 16 bit.
 
         Args:
             audio: files, arrays or tensors. Few of the files are in memory at a time.
-            sample_rate_hz: of arrays and tensors; files say their own.
+            sample_rate_hz: of arrays and tensors; files state their own.
             batch_seconds: most seconds of padded audio in a forward pass; a single recording may be longer.
 
         Raises:
@@ -158,7 +158,7 @@ class Predictor:
             ConfigError: what is no audio by its shape or type, a setting out of range, or a pass that does not fit
                 the device.
         """
-        return [heard.answer for heard in self._hear_all(audio, sample_rate_hz, batch_seconds)]
+        return [predicted.answer for predicted in self._predict_all(audio, sample_rate_hz, batch_seconds)]
 
     def embed(
         self,
@@ -168,12 +168,12 @@ class Predictor:
         batch_seconds: int | float = BATCH_SECONDS,
     ) -> Float32[np.ndarray, "recordings hidden"]:
         """The embedding of each recording, in order; arguments and errors are those of ``predict``."""
-        heard = self._hear_all(audio, sample_rate_hz, batch_seconds)
+        predicted = self._predict_all(audio, sample_rate_hz, batch_seconds)
         empty = np.zeros((0, self.embedding_size), dtype=np.float32)
-        return np.stack([one.embedding for one in heard]) if heard else empty
+        return np.stack([one.embedding for one in predicted]) if predicted else empty
 
-    def hear(self, waves: Sequence[Float32[Tensor, " _samples"]]) -> list[Prediction]:
-        """What it says of each wave, in one forward pass.
+    def forward(self, waves: Sequence[Float32[Tensor, " _samples"]]) -> list[Prediction]:
+        """Predict each wave, in one forward pass.
 
         Args:
             waves: as ``read_audio`` gives them.
@@ -205,14 +205,14 @@ class Predictor:
             for labels, own, embedding in zip(predictions.tolist(), rows, embeddings.numpy(), strict=True)
         ]
 
-    def _hear_all(self, audio: Sequence[Audio], sample_rate_hz: int, batch_seconds: int | float) -> list[Prediction]:
-        heard: list[Prediction] = []
+    def _predict_all(self, audio: Sequence[Audio], sample_rate_hz: int, batch_seconds: int | float) -> list[Prediction]:
+        predicted: list[Prediction] = []
         for waves in stretches((read_audio(one, sample_rate_hz) for one in audio), len, batch_seconds):
             found: dict[int, Prediction] = {}
             for rows in cut_batches([len(wave) for wave in waves], batch_seconds):
-                found |= zip(rows, self.hear([waves[row] for row in rows]), strict=True)
-            heard += (found[row] for row in range(len(waves)))
-        return heard
+                found |= zip(rows, self.forward([waves[row] for row in rows]), strict=True)
+            predicted += (found[row] for row in range(len(waves)))
+        return predicted
 
     def _answer(self, labels: Sequence[float], shares: Sequence[float]) -> dict[str, Any]:
         answer: dict[str, Any] = {
@@ -240,7 +240,7 @@ def read_audio(audio: Audio, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Float32[Te
     Arrays too are clipped and brought to 16 bit: an array and the 16 bit file it was read from answer the same.
 
     Args:
-        sample_rate_hz: of an array or a tensor; a file says its own.
+        sample_rate_hz: of an array or a tensor; a file states its own.
 
     Raises:
         CorpusError: what a shard would not carry: unreadable, empty, cut, too short or too long, not finite, or of a
@@ -250,7 +250,9 @@ def read_audio(audio: Audio, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Float32[Te
     if isinstance(audio, np.ndarray | Tensor):
         name = "array" if isinstance(audio, np.ndarray) else "tensor"
         if sample_rate_hz < 1:
-            raise ConfigError(f"sample_rate_hz={sample_rate_hz}: must be at least 1. Say at what rate it was recorded.")
+            raise ConfigError(
+                f"sample_rate_hz={sample_rate_hz}: must be at least 1. Give the rate at which it was recorded."
+            )
         decoded = decode_samples(_by_channel(audio, name), sample_rate_hz, max_duration_s=MAX_DURATION_S)
     else:
         name = str(audio) if isinstance(audio, str | Path) else "audio"

@@ -1,4 +1,4 @@
-"""Which recordings a command is to hear, and how they are called in what it writes."""
+"""Which recordings a command is to process, and how they are called in what it writes."""
 
 import os
 from collections import Counter
@@ -29,7 +29,7 @@ OTHER_SUFFIXES = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unheard:
+class Unreadable:
     """A recording that is left out."""
 
     name: str
@@ -63,7 +63,7 @@ class _PassedOver:
         return "; ".join(parts)
 
 
-def find_recordings(places: Sequence[str]) -> tuple[list[Path], list[Unheard]]:
+def find_recordings(places: Sequence[str]) -> tuple[list[Path], list[Unreadable]]:
     """The files that were named, and those below the folders that were named, in the order of the names.
 
     A file is taken whatever its name ends in, and whether it is there or not; in folders, and in folders within them,
@@ -77,7 +77,7 @@ def find_recordings(places: Sequence[str]) -> tuple[list[Path], list[Unheard]]:
         ConfigError: there is not one file.
     """
     found: list[Path] = []
-    empty: list[Unheard] = []
+    empty: list[Unreadable] = []
     for place in places:
         if not os.path.isdir(place):
             found.append(Path(place))
@@ -85,18 +85,18 @@ def find_recordings(places: Sequence[str]) -> tuple[list[Path], list[Unheard]]:
         before, passed_over = (len(found), len(empty)), _PassedOver(Counter())
         found += _audio_below(place, empty, passed_over)
         if words := passed_over.in_words():
-            empty.append(Unheard(name=shown(place), reason=words))
+            empty.append(Unreadable(name=shown(place), reason=words))
         if before == (len(found), len(empty)):
-            empty.append(Unheard(name=shown(place), reason="holds no audio file, nor do the folders in it"))
+            empty.append(Unreadable(name=shown(place), reason="holds no audio file, nor do the folders in it"))
     if not found:
         what = "; ".join(f"{one.name} {one.reason}" for one in empty[:3])
         raise ConfigError(f"nothing to predict: {what}. Name audio files, or folders with audio files in them.")
     return found, empty
 
 
-def _audio_below(folder: str, unlisted: list[Unheard], passed_over: _PassedOver) -> Iterator[Path]:
+def _audio_below(folder: str, unlisted: list[Unreadable], passed_over: _PassedOver) -> Iterator[Path]:
     def note(error: OSError) -> None:
-        unlisted.append(Unheard(name=shown(error.filename), reason=f"cannot be listed ({error.strerror})"))
+        unlisted.append(Unreadable(name=shown(error.filename), reason=f"cannot be listed ({error.strerror})"))
 
     for parent, folders, files in os.walk(folder, onerror=note):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

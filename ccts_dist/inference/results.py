@@ -26,7 +26,7 @@ class Results:
         out: file for it; None for stdout.
         embeddings: file for those, if they are wanted.
         size: numbers in an embedding.
-        key_columns: of a row, that say whose embedding it is.
+        key_columns: of a row, that name whose embedding it is.
 
     Raises:
         OutputError: a file cannot be written.
@@ -54,9 +54,9 @@ class Results:
             for file in self._ended():
                 file.complete()
             return
-        with suppress(OSError, OutputError):  # what went wrong first is what is told
+        with suppress(OSError, OutputError):  # what went wrong first is what is reported
             for file in self._ended():
-                file.leave()
+                file.abandon()
 
     def add(self, row: Mapping[str, Any], embedding: Float32[np.ndarray, " hidden"] | None = None) -> None:
         """One more row, and the embedding that belongs to it."""

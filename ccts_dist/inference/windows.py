@@ -1,4 +1,4 @@
-"""Long recordings in windows: cut while they are read, and what a student says of each as a curve over time."""
+"""Long recordings in windows: cut while they are read, and output of a student for each as a curve over time."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from ccts_dist.audio.limits import MAX_DURATION_S, MIN_SAMPLES
 from ccts_dist.errors import ConfigError
 from ccts_dist.inference.batches import Answered, Piece
 from ccts_dist.inference.predictor import CATEGORY
-from ccts_dist.inference.recordings import Unheard, shown
+from ccts_dist.inference.recordings import Unreadable, shown
 from ccts_dist.records import SAMPLE_RATE_HZ
 
 SHORTEST_S = MIN_SAMPLES / SAMPLE_RATE_HZ
@@ -32,7 +32,7 @@ def windows_of(window_s: float, hop_s: float | None) -> Windows:
     """Windows of so many seconds; without a hop they follow each other.
 
     Raises:
-        ConfigError: a window that no model hears, or a hop that would leave gaps or never end.
+        ConfigError: a window that no model processes, or a hop that would leave gaps or never end.
     """
     if not SHORTEST_S <= window_s <= MAX_DURATION_S:
         raise ConfigError(f"--window {window_s:g}: must be {SHORTEST_S:g} to {MAX_DURATION_S:g} s. Try 5.")
@@ -46,16 +46,17 @@ def windows_of(window_s: float, hop_s: float | None) -> Windows:
     return Windows(length, hop)
 
 
-def decoded_windows(files: Sequence[Path], windows: Windows) -> Generator[Piece | Unheard, None, None]:
+def decoded_windows(files: Sequence[Path], windows: Windows) -> Generator[Piece | Unreadable, None, None]:
     """Each file's windows in order, cut while it is read: a recording of any length takes little memory.
 
-    Of a file that turns out to be damaged on the way the windows up to there have come by then; an ``Unheard`` follows.
+    Of a file that turns out to be damaged on the way the windows up to there have come by then; an ``Unreadable``
+    follows.
     """
     for number, path in enumerate(files):
         name = shown(path)
         for one in cut_windows(decode_blocks(path), windows):
             if isinstance(one, str):
-                yield Unheard(name=name, number=number, reason=one)
+                yield Unreadable(name=name, number=number, reason=one)
             else:
                 start, whole = one
                 yield Piece(name=name, number=number, start=start, whole=whole)
@@ -67,8 +68,8 @@ def cut_windows(
     """Where each window begins, and its samples; a reason among the blocks is passed on, and ends it.
 
     Windows begin at multiples of the hop. What they leave over at the end is in one more window, which ends with the
-    recording, so that every sample is heard in a window of full length; only a recording shorter than a window is one
-    short window.
+    recording, so that every sample is processed in a window of full length; only a recording shorter than a window is
+    one short window.
     """
     held, at, start = np.zeros(0, dtype=np.int16), 0, 0  # `held` begins at sample `at`; the next window at `start`
     end_of_last = 0
@@ -82,8 +83,8 @@ def cut_windows(
             yield start, held[start - at : start - at + windows.length].copy()
             end_of_last, start = start + windows.length, start + windows.hop
         # The last window of all may begin before the next one would.
-        kept = max(at, end - windows.length)
-        held, at = held[kept - at :], kept
+        needed = max(at, end - windows.length)
+        held, at = held[needed - at :], needed
     end = at + len(held)
     if end > end_of_last:
         start = max(0, end - windows.length)
@@ -92,7 +93,7 @@ def cut_windows(
 
 @dataclass(slots=True)
 class Curve:
-    """What was said of the windows of one recording: their mean, and if they are kept, each of them.
+    """Predictions of the windows of one recording: their mean, and if they are kept, each of them.
 
     Args:
         columns: of the answers.

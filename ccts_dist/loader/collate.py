@@ -90,14 +90,14 @@ class Reading:
     has_audio: bool = True
     """Whether audio is decoded; without, a batch has one sample of silence in its place."""
 
-    hearing: WaveformReader | None = None
-    """What of the audio is heard, and how; without it all of it, as it is."""
+    waveform_reader: WaveformReader | None = None
+    """What of the audio is read, and how; without it all of it, as it is."""
 
     pad_multiple: int = 1
     """Samples of which the padded length is a multiple."""
 
     skip_damaged: bool = False
-    """Give a damaged utterance weight 0, and say so in the batch, instead of raising."""
+    """Give a damaged utterance weight 0, and report so in the batch, instead of raising."""
 
     @property
     def has_variances(self) -> bool:
@@ -119,7 +119,7 @@ class _Read:
 
 
 def read_batch(part: MicroBatch, reading: Reading, epoch: int = 0) -> Batch:
-    """Read the utterances of ``part`` into one padded batch, as they are to be heard in ``epoch``.
+    """Read the utterances of ``part`` into one padded batch, as they are to be read in ``epoch``.
 
     Raises:
         ShardError: a member is damaged.
@@ -127,7 +127,9 @@ def read_batch(part: MicroBatch, reading: Reading, epoch: int = 0) -> Batch:
         FetchError: a shard cannot be fetched; also when damaged utterances are skipped.
     """
     rows = part.rows
-    excerpts = [None if reading.hearing is None else reading.hearing.excerpt(row, epoch) for row in rows]
+    excerpts = [
+        None if reading.waveform_reader is None else reading.waveform_reader.excerpt(row, epoch) for row in rows
+    ]
     lengths = [
         row.num_samples if excerpt is None else excerpt.num_samples for row, excerpt in zip(rows, excerpts, strict=True)
     ]
@@ -197,10 +199,10 @@ def _read_row(
 ) -> _Read:
     if not reading.has_audio:
         place[:] = 0.0
-    elif reading.hearing is None or excerpt is None:
+    elif reading.waveform_reader is None or excerpt is None:
         read_audio(reading.shards, row.table, row.row, place)
     else:
-        reading.hearing.read(row, excerpt, epoch, place)
+        reading.waveform_reader.read(row, excerpt, epoch, place)
     tokens: Sequence[int] = ()
     if reading.encode_text is not None:
         tokens = reading.encode_text(read_transcript(reading.shards, row.table, row.row))
@@ -212,7 +214,7 @@ def _read_row(
 
 
 def _nothing(reading: Reading) -> _Read:
-    """In the place of a damaged utterance: the tokens of silence, and a teacher that says nothing."""
+    """In the place of a damaged utterance: the tokens of silence, and a teacher that states nothing."""
     tokens = () if reading.encode_text is None else reading.encode_text("")
     frames = {branch: np.zeros((1, source.features), np.float32) for branch, source in reading.frames.items()}
     if reading.teacher is None:

@@ -32,7 +32,7 @@ def read_audio(shards: ShardSet, table: ShardRows, row: int, out: Float32[np.nda
         out: filled with samples on -1..1; what it holds after an error is of no meaning.
 
     Raises:
-        ShardError: the member is damaged, or is not what the index says.
+        ShardError: the member is damaged, or is not what the index states.
     """
     payload = shards.member(table, row, AUDIO_MEMBER)
     found = decode_flac(payload, out)
@@ -44,7 +44,7 @@ def read_audio(shards: ShardSet, table: ShardRows, row: int, out: Float32[np.nda
     if found != (len(out), SAMPLE_RATE_HZ, 1):
         raise ShardError(
             f"{table.shard}: utterance {table.keys[row]!r} has {found[0]} samples at {found[1]} Hz in {found[2]} "
-            f"channel(s), the index says {len(out)} at {SAMPLE_RATE_HZ} Hz in 1. Build the shard again."
+            f"channel(s), the index states {len(out)} at {SAMPLE_RATE_HZ} Hz in 1. Build the shard again."
         )
 
 

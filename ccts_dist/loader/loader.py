@@ -53,7 +53,7 @@ def _plan(
         "seed": seed,
         "shuffle_buffer_size": data.shuffle_buffer_size,
         "bucket_batches": data.bucket_batches,
-        "streams": data.num_partitions if shuffle else 1,
+        "partitions": data.num_partitions if shuffle else 1,
         "shuffle": shuffle,
         "max_samples": max_samples,
     }
@@ -64,7 +64,7 @@ def _plan(
 
 
 class Loader:
-    """Reads what the plan says for one rank.
+    """Reads what the plan states for one rank.
 
     Decoding lets go of the interpreter lock, so threads of the training process do what worker processes would, without
     a copy of the index each, shared memory, or the seconds that a process takes to start. The batches are the same for
@@ -83,7 +83,7 @@ class Loader:
         teacher: cached teacher outputs, for students.
         gate: decides by key or transcript who is distilled; None where residuals do.
         augmenter: changes the audio, epoch by epoch; None leaves it as it is.
-        shuffle: False for evaluation and the teacher pass, which hear utterances whole.
+        shuffle: False for evaluation and the teacher pass, which read utterances whole.
 
     Raises:
         ConfigError: an unknown split, target or category, splits without utterances, or fewer utterances than ranks or
@@ -116,9 +116,9 @@ class Loader:
             ranks.num_ranks, self.plan.largest_batch
         )  # refuses more ranks than utterances
         skip_damaged = data.on_corrupt == "skip"
-        hearing = None
+        waveform_reader = None
         if max_samples or augmenter is not None:
-            hearing = WaveformReader(
+            waveform_reader = WaveformReader(
                 shard_set, seed=seed, max_samples=max_samples, augmenter=augmenter, skip_damaged=skip_damaged
             )
         self._reading = Reading(
@@ -128,7 +128,7 @@ class Loader:
             encode_text=encode_text,
             teacher=teacher,
             gate=gate,
-            hearing=hearing,
+            waveform_reader=waveform_reader,
             pad_multiple=pad_multiple(data),
             skip_damaged=skip_damaged,
         )
@@ -136,11 +136,11 @@ class Loader:
         self._pool: ThreadPoolExecutor | None = None
         self._prefetched: tuple[int, int] | None = None
         # A node that has streams of its own cuts what they give among its own ranks.
-        nodes = ranks.num_nodes if self.plan.num_streams % ranks.num_nodes == 0 else 1
+        nodes = ranks.num_nodes if self.plan.num_partitions % ranks.num_nodes == 0 else 1
         self._peers, self._place = ranks.num_ranks // nodes, ranks.rank % (ranks.num_ranks // nodes)
-        per_node = self.plan.num_streams // nodes
+        per_node = self.plan.num_partitions // nodes
         first = per_node * (ranks.rank // self._peers)
-        self.streams = range(first, first + per_node)
+        self.partitions = range(first, first + per_node)
         """The streams that this rank reads from."""
 
         self._of_nodes = [range(start, start + per_node) for start in range(0, per_node * nodes, per_node)]
@@ -207,24 +207,24 @@ class Loader:
         """What reads each of this rank's micro-batches, with its step and whether it is the last of that."""
         for step in range(start_step, self.steps_per_epoch):
             self._fetch_ahead(epoch, step // self.plan.window_steps)
-            micro_batches = self._parts(epoch, step)
+            micro_batches = self._micro_batches_of(epoch, step)
             for number, parts in enumerate(micro_batches, 1):
                 read = partial(read_batch, parts[self._place], self._reading, epoch)
                 yield (step, number == len(micro_batches)), read
 
-    def _parts(self, epoch: int, step: int, batch: BatchConfig | None = None) -> list[list[MicroBatch]]:
+    def _micro_batches_of(self, epoch: int, step: int, batch: BatchConfig | None = None) -> list[list[MicroBatch]]:
         """What this node reads of one step, by micro-batch and rank of the node; ``batch`` in place of the run's
         sizes."""
         batch = self._batch if batch is None else batch
-        rows = self.plan.global_batch(epoch, step, self.streams)
+        rows = self.plan.global_batch(epoch, step, self.partitions)
         if batch.micro_batch_seconds is None:
             num_micro_batches = batch.gradient_accumulation_steps(self._num_ranks, self.plan.largest_batch)
             return split_global_batch(rows, self._peers, num_micro_batches, batch.micro_batch_size)
         # Micro-batches are as many on all nodes, so that one that reads its own streams looks at the others' durations
         # too.
         shares = [
-            rows if streams == self.streams else self.plan.global_batch(epoch, step, streams)
-            for streams in self._of_nodes
+            rows if partitions == self.partitions else self.plan.global_batch(epoch, step, partitions)
+            for partitions in self._of_nodes
         ]
         num_micro_batches = choose_num_micro_batches(shares, self._peers, self._limit(shares, batch))
         return split_global_batch(rows, self._peers, num_micro_batches, batch.micro_batch_size, self.longest_of)
@@ -275,7 +275,7 @@ class Loader:
     def _shards_from(self, epoch: int, number: int) -> list[str]:
         """Names of a window's shards and of the next one's, in the order they are needed."""
         following = (epoch, number + 1) if number + 1 < self.plan.windows_per_epoch else (epoch + 1, 0)
-        windows = [self.plan.shards_of_window(*place, self.streams) for place in ((epoch, number), following)]
+        windows = [self.plan.shards_of_window(*place, self.partitions) for place in ((epoch, number), following)]
         return list(dict.fromkeys(name for window in windows for name in window))
 
     def cuts(self, epoch: int = 0, *, micro_batch_size: int | None = None) -> Cuts:
@@ -291,7 +291,7 @@ class Loader:
             batch = replace(batch, micro_batch_size=micro_batch_size)
         if (epoch, batch) not in self._cuts:
             steps = range(min(self.plan.window_steps, self.steps_per_epoch))
-            self._cuts[epoch, batch] = sum_up(self._parts(epoch, step, batch) for step in steps)
+            self._cuts[epoch, batch] = sum_up(self._micro_batches_of(epoch, step, batch) for step in steps)
         return self._cuts[epoch, batch]
 
     def padding(self, epoch: int) -> float:
@@ -314,7 +314,7 @@ class Loader:
 
     def parts(self, epoch: int, step: int) -> list[list[MicroBatch]]:
         """What the ranks of this node read of a step, by micro-batch and rank; reads no audio."""
-        return self._parts(epoch, step)
+        return self._micro_batches_of(epoch, step)
 
     def longest(self, part: MicroBatch) -> int:
         """Samples to which a part may be padded in any epoch: some utterances are played more slowly."""
@@ -322,8 +322,8 @@ class Loader:
 
     def longest_of(self, num_samples: int) -> int:
         """Samples that an utterance of so many may take in any epoch, its padding to a multiple included."""
-        hearing = self._reading.hearing
-        num_samples = num_samples if hearing is None else hearing.longest(num_samples)
+        waveform_reader = self._reading.waveform_reader
+        num_samples = num_samples if waveform_reader is None else waveform_reader.longest(num_samples)
         return rounded_up(num_samples, self._reading.pad_multiple)
 
     def close(self) -> None:

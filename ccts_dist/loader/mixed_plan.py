@@ -109,27 +109,27 @@ class MixedPlan:
         self.steps_per_epoch = self._main.steps_per_epoch
         self.window_steps = self._main.window_steps
         self.windows_per_epoch = self._main.windows_per_epoch
-        self.num_streams = self._main.num_streams
+        self.num_partitions = self._main.num_partitions
         self.largest_batch = self._main.largest_batch + self._other.largest_batch
         digests = " ".join(plan.digest for plan in plans)
         self.digest = hashlib.sha256(digests.encode()).hexdigest()
         """Hex SHA-256; equal digests mean equal global batches at every (epoch, step)."""
 
-    def global_batch(self, epoch: int, step: int, streams: range | None = None) -> tuple[SampleRef, ...]:
+    def global_batch(self, epoch: int, step: int, partitions: range | None = None) -> tuple[SampleRef, ...]:
         """As ``BatchSampler.global_batch``."""
-        rows = self._main.global_batch(epoch, step, streams) + self._other.global_batch(
-            *self._place(epoch, step), streams
+        rows = self._main.global_batch(epoch, step, partitions) + self._other.global_batch(
+            *self._place(epoch, step), partitions
         )
         return tuple(sorted(rows, key=lambda row: row.num_samples))
 
-    def shards_of_window(self, epoch: int, number: int, streams: range | None = None) -> tuple[str, ...]:
+    def shards_of_window(self, epoch: int, number: int, partitions: range | None = None) -> tuple[str, ...]:
         """As ``BatchSampler.shards_of_window``."""
-        names = list(self._main.shards_of_window(epoch, number, streams))
+        names = list(self._main.shards_of_window(epoch, number, partitions))
         first = number * self.window_steps
         steps = range(first, min(first + self.window_steps, self.steps_per_epoch))
         places = (self._place(epoch, step) for step in steps)
         for theirs, window in dict.fromkeys((one, at // self._other.window_steps) for one, at in places):
-            names += self._other.shards_of_window(theirs, window, streams)
+            names += self._other.shards_of_window(theirs, window, partitions)
         return tuple(dict.fromkeys(names))
 
     def _place(self, epoch: int, step: int) -> tuple[int, int]:

@@ -61,24 +61,24 @@ class Shares:
     give more than their part of b, rounded up. Batches have one of two sizes, so every sum below is a closed form.
     """
 
-    def __init__(self, num_utterances: int, num_steps: int, num_streams: int) -> None:
-        self._num_utterances, self._num_steps, self._num_streams = num_utterances, num_steps, num_streams
+    def __init__(self, num_utterances: int, num_steps: int, num_partitions: int) -> None:
+        self._num_utterances, self._num_steps, self._num_partitions = num_utterances, num_steps, num_partitions
 
-    def before(self, stream: int, step: int | Int64[np.ndarray, " steps"]) -> int | Int64[np.ndarray, " steps"]:
-        """Utterances that ``stream`` gives to all batches before ``step``."""
+    def before(self, partition: int, step: int | Int64[np.ndarray, " steps"]) -> int | Int64[np.ndarray, " steps"]:
+        """Utterances that ``partition`` gives to all batches before ``step``."""
         small = self._num_utterances // self._num_steps
         larger = step * self._num_utterances // self._num_steps - step * small  # batches of small + 1 so far
-        return (step - larger) * self._of(stream, small) + larger * self._of(stream, small + 1)
+        return (step - larger) * self._of(partition, small) + larger * self._of(partition, small + 1)
 
-    def of_stream(self, stream: int) -> int:
+    def of_partition(self, partition: int) -> int:
         """Utterances of a stream."""
-        return int(self.before(stream, self._num_steps))
+        return int(self.before(partition, self._num_steps))
 
-    def _of(self, stream: int, batch: int) -> int:
-        return batch * (stream + 1) // self._num_streams - batch * stream // self._num_streams
+    def _of(self, partition: int, batch: int) -> int:
+        return batch * (partition + 1) // self._num_partitions - batch * partition // self._num_partitions
 
 
-class Stream:
+class Partition:
     """Stretches of shards laid end to end, in an order of each epoch's own.
 
     Args:
@@ -136,25 +136,25 @@ class Stream:
             yield int(order[place]), begin
 
 
-def split_into_streams(
-    entries: Sequence[ShardEntry], source: RowSource, shares: Shares, num_streams: int, *, seed: int, shuffle: bool
-) -> tuple[Stream, ...]:
+def split_into_partitions(
+    entries: Sequence[ShardEntry], source: RowSource, shares: Shares, num_partitions: int, *, seed: int, shuffle: bool
+) -> tuple[Partition, ...]:
     """The streams of some shards, of the sizes that ``shares`` gives them."""
     names, counts = texts_of(entries, "name"), numbers_of(entries, "num_utterances")
     order = np.flatnonzero(counts)
-    if num_streams > 1:
+    if num_partitions > 1:
         # The corpus's order may have its sessions or speakers in a row: mixed, so that every stream is a fair sample.
         order = order[shuffled(len(order), "streams")]
     names, counts = [names[number] for number in order], counts[order]
     ends = np.cumsum(counts)
-    streams, low = [], 0
-    for number in range(num_streams):
-        high = low + shares.of_stream(number)
+    partitions, low = [], 0
+    for number in range(num_partitions):
+        high = low + shares.of_partition(number)
         own = slice(int(np.searchsorted(ends, low, side="right")), int(np.searchsorted(ends, high)) + 1)
         begins = ends[own] - counts[own]
         first_rows = np.maximum(low - begins, 0)
         taken = np.minimum(high - begins, counts[own]) - first_rows
-        place = ("stream", number) if num_streams > 1 else ()
-        streams.append(Stream(names[own], first_rows, taken, source, seed=(seed, *place), shuffle=shuffle))
+        place = ("stream", number) if num_partitions > 1 else ()
+        partitions.append(Partition(names[own], first_rows, taken, source, seed=(seed, *place), shuffle=shuffle))
         low = high
-    return tuple(streams)
+    return tuple(partitions)

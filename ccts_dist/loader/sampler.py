@@ -11,7 +11,7 @@ is (epoch, step) and resuming there is immediate:
    variance of its labels.
 
 Batch k of N utterances in K steps spans ``floor(k * N / K)`` to ``floor((k + 1) * N / K)``, so that sizes differ by at
-most one. Of several streams each gives its share of every batch (``streams.Shares``); the order of batches is common
+most one. Of several streams each gives its share of every batch (``partitions.Shares``); the order of batches is common
 to all.
 
 Only the rows of the current window are in memory.
@@ -29,14 +29,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.partitions import RowSource, Shares, shuffled, split_into_streams
+from ccts_dist.loader.partitions import RowSource, Shares, shuffled, split_into_partitions
 from ccts_dist.shards.format.index import ShardRows
 from ccts_dist.shards.format.record_table import numbers_of
 
 ORDER_VERSION = 1
 """Raised whenever equal settings would give another order; part of the digest."""
 
-_WINDOWS_KEPT = 2
+_CACHED_WINDOWS = 2
 """Per stream: steps near the border of two windows are asked for in turn by threads that read ahead."""
 
 
@@ -47,7 +47,7 @@ class SampleRef:
     shard: str
     row: int
     num_samples: int
-    """That are heard of it, at most the plan's ``max_samples``."""
+    """That are read of it, at most the plan's ``max_samples``."""
 
     table: ShardRows = field(compare=False, repr=False)
     """The shard's index."""
@@ -94,7 +94,7 @@ class BatchSampler:
         seed: of all orders.
         shuffle_buffer_size: about how many utterances are shuffled together; bounds the memory.
         bucket_batches: batches within which utterances are sorted by duration.
-        streams: parts of the shard set that give equal shares of every batch.
+        partitions: parts of the shard set that give equal shares of every batch.
         shuffle: False for the same order in every epoch, sorted by duration within whole windows: for evaluation.
         max_samples: longer utterances count as of this length; 0 for no limit.
 
@@ -111,7 +111,7 @@ class BatchSampler:
         seed: int,
         shuffle_buffer_size: int,
         bucket_batches: int,
-        streams: int = 1,
+        partitions: int = 1,
         shuffle: bool = True,
         max_samples: int = 0,
     ) -> None:
@@ -122,14 +122,16 @@ class BatchSampler:
                 f"splits {', '.join(map(repr, splits))} hold no utterance. Name splits that `shards/info.py` shows."
             )
         self.steps_per_epoch = -(-self.num_utterances // global_batch_size)
-        if streams > self.num_utterances // self.steps_per_epoch:
+        if partitions > self.num_utterances // self.steps_per_epoch:
             raise ConfigError(
-                f"data.num_partitions={streams}: a global batch of "
+                f"data.num_partitions={partitions}: a global batch of "
                 f"{self.num_utterances // self.steps_per_epoch} utterances has no share for each. Use fewer "
                 "streams, or larger batches."
             )
-        self._shares = Shares(self.num_utterances, self.steps_per_epoch, streams)
-        self._streams = split_into_streams(entries, shard_set, self._shares, streams, seed=seed, shuffle=shuffle)
+        self._shares = Shares(self.num_utterances, self.steps_per_epoch, partitions)
+        self._partitions = split_into_partitions(
+            entries, shard_set, self._shares, partitions, seed=seed, shuffle=shuffle
+        )
         self.window_steps = max(1, -(-shuffle_buffer_size // global_batch_size))
         if self.window_steps > bucket_batches:
             self.window_steps = -(-self.window_steps // bucket_batches) * bucket_batches
@@ -147,7 +149,7 @@ class BatchSampler:
             "global_utterances": global_batch_size,
             "window_utterances": shuffle_buffer_size,
             "duration_group": bucket_batches,
-            "streams": streams,
+            "streams": partitions,
             "shuffle": shuffle,
         }
         if max_samples:  # a plan without keeps the digest that it had when there was no such limit
@@ -163,9 +165,9 @@ class BatchSampler:
         self._lock = threading.Lock()
 
     @property
-    def num_streams(self) -> int:
+    def num_partitions(self) -> int:
         """Parts of the shard set that give equal shares of every batch."""
-        return len(self._streams)
+        return len(self._partitions)
 
     @property
     def largest_batch(self) -> int:
@@ -177,28 +179,28 @@ class BatchSampler:
         """Windows that an epoch is taken in."""
         return -(-self.steps_per_epoch // self.window_steps)
 
-    def global_batch(self, epoch: int, step: int, streams: range | None = None) -> tuple[SampleRef, ...]:
+    def global_batch(self, epoch: int, step: int, partitions: range | None = None) -> tuple[SampleRef, ...]:
         """The utterances of one step over all ranks, shortest first.
 
         Args:
-            streams: what these streams give to it, and no more; None for all.
+            partitions: what these streams give to it, and no more; None for all.
 
         Raises:
             ConfigError: the epoch has no such step.
         """
         self._check(epoch, step)
         rows = []
-        for stream in streams or range(self.num_streams):
-            window = self._window(epoch, step // self.window_steps, stream)
+        for partition in partitions or range(self.num_partitions):
+            window = self._window(epoch, step // self.window_steps, partition)
             rows += window.batch(step % self.window_steps)
         return tuple(sorted(rows, key=lambda row: row.num_samples))
 
-    def shards_of_window(self, epoch: int, number: int, streams: range | None = None) -> tuple[str, ...]:
+    def shards_of_window(self, epoch: int, number: int, partitions: range | None = None) -> tuple[str, ...]:
         """Names of the shards that a window takes utterances from, in the order of the epoch; reads nothing."""
         names = []
-        for stream in streams or range(self.num_streams):
-            low, *_, high = self._cuts(number, stream).tolist()
-            names += self._streams[stream].shards(epoch, low, high)
+        for partition in partitions or range(self.num_partitions):
+            low, *_, high = self._cuts(number, partition).tolist()
+            names += self._partitions[partition].shards(epoch, low, high)
         return tuple(dict.fromkeys(names))
 
     def _check(self, epoch: int, step: int) -> None:
@@ -208,29 +210,29 @@ class BatchSampler:
                 f"{self.steps_per_epoch - 1}."
             )
 
-    def _window(self, epoch: int, number: int, stream: int) -> Window:
-        """What ``stream`` gives to a window; the last ones asked for are kept."""
+    def _window(self, epoch: int, number: int, partition: int) -> Window:
+        """What ``partition`` gives to a window; the last ones asked for are kept."""
         # An unshuffled plan is the same in every epoch.
-        place = (epoch if self._shuffle else 0, number, stream)
+        place = (epoch if self._shuffle else 0, number, partition)
         with self._lock:
             window = self._windows.pop(place, None)
             if window is None:
-                while len(self._windows) >= _WINDOWS_KEPT * self.num_streams:
+                while len(self._windows) >= _CACHED_WINDOWS * self.num_partitions:
                     del self._windows[next(iter(self._windows))]
                 window = self._make_window(*place)
             self._windows[place] = window  # newest last
             return window
 
-    def _cuts(self, number: int, stream: int) -> Int64[np.ndarray, " batches_and_one"]:
+    def _cuts(self, number: int, partition: int) -> Int64[np.ndarray, " batches_and_one"]:
         """Where the window's batches begin and end in the stream's sequence."""
         first = number * self.window_steps
         steps = np.arange(first, min(first + self.window_steps, self.steps_per_epoch) + 1, dtype=np.int64)
-        return np.asarray(self._shares.before(stream, steps))
+        return np.asarray(self._shares.before(partition, steps))
 
-    def _make_window(self, epoch: int, number: int, stream: int) -> Window:
-        cuts = self._cuts(number, stream)
+    def _make_window(self, epoch: int, number: int, partition: int) -> Window:
+        cuts = self._cuts(number, partition)
         tables, picked = [], []
-        for table, rows in self._streams[stream].portion(epoch, int(cuts[0]), int(cuts[-1])):
+        for table, rows in self._partitions[partition].portion(epoch, int(cuts[0]), int(cuts[-1])):
             tables.append(table)
             picked.append(rows)
         table_of = np.repeat(np.arange(len(tables)), [len(rows) for rows in picked])
@@ -240,7 +242,7 @@ class BatchSampler:
             num_samples = np.minimum(num_samples, self._max_samples)
         cuts -= cuts[0]
 
-        own = ("stream", stream) if self.num_streams > 1 else ()
+        own = ("stream", partition) if self.num_partitions > 1 else ()
         order = self._by_duration(num_samples, cuts, self._seed, *own, epoch, "utterances", number)
         batches = list(pairwise(cuts.tolist()))
         if self._shuffle:

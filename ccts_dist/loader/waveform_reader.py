@@ -1,4 +1,4 @@
-"""What a model hears of the utterances that it is trained on: a window of the long ones, changed as the run asks."""
+"""What a model is given of the utterances that it is trained on: a window of the long ones, changed as the run asks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from ccts_dist.shards.shard_set import ShardSet
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crop:
-    """Which samples of an utterance are heard, and how fast."""
+    """Which samples of an utterance are read, and how fast."""
 
     start: int
     num_read: int
@@ -32,12 +32,12 @@ class Crop:
 
 
 class WaveformReader:
-    """Reads training utterances as they are to be heard in an epoch. Can be used by several threads.
+    """Reads training utterances as they are to be read in an epoch. Can be used by several threads.
 
     Args:
         shards: where they lie.
         seed: of the run.
-        max_samples: of what is heard; 0 for no limit.
+        max_samples: of what is read; 0 for no limit.
         augmenter: None changes nothing.
         skip_damaged: leave out a talker of babble that is damaged, instead of raising.
     """
@@ -56,7 +56,7 @@ class WaveformReader:
         return min(num_samples, self._max_samples or num_samples)
 
     def excerpt(self, row: SampleRef, epoch: int) -> Crop:
-        """What is heard of an utterance: its place is drawn from (seed, epoch, key)."""
+        """What is read of an utterance: its place is drawn from (seed, epoch, key)."""
         whole = num_read = int(row.table.num_samples[row.row])
         speed = Fraction(1) if self._augmenter is None else self._augmenter.speed(epoch, row.key)
         if self._max_samples:
@@ -67,7 +67,7 @@ class WaveformReader:
         return Crop(start=start, num_read=num_read, num_samples=length_at_speed(num_read, speed), speed=speed)
 
     def read(self, row: SampleRef, excerpt: Crop, epoch: int, out: Float32[np.ndarray, " samples"]) -> None:
-        """Decode an utterance and put what is heard of it into ``out``, which has ``excerpt.num_samples``.
+        """Decode an utterance and put what is read of it into ``out``, which has ``excerpt.num_samples``.
 
         Raises:
             ShardError: the utterance is damaged, or a talker is whom its babble needs.
@@ -79,8 +79,10 @@ class WaveformReader:
         read_audio(self._shards, row.table, row.row, whole)
         wave = whole[excerpt.start : excerpt.start + excerpt.num_read]
         if self._augmenter is not None:
-            heard = at_speed(wave, excerpt.speed) if excerpt.speed != 1 else wave.astype(np.float64)
-            wave = self._augmenter.change(heard, epoch, row.key, lambda seed: self._talkers(row.table, row.row, seed))
+            wave_at_speed = at_speed(wave, excerpt.speed) if excerpt.speed != 1 else wave.astype(np.float64)
+            wave = self._augmenter.change(
+                wave_at_speed, epoch, row.key, lambda seed: self._talkers(row.table, row.row, seed)
+            )
         out[:] = wave
 
     def _talkers(self, table: ShardRows, row: int, seed: int) -> Iterator[Float32[np.ndarray, " samples"]]:

@@ -21,10 +21,10 @@ SMALLEST_NORM = 1e-8
 def standardize(
     embedding: Float[Tensor, "batch hidden"],
     mean: Float[Tensor, " hidden"],
-    deviation: Float[Tensor, " hidden"],
+    std: Float[Tensor, " hidden"],
 ) -> Float[Tensor, "batch hidden"]:
-    """The embedding in units of ``mean`` and ``deviation`` per feature; a constant feature is only centred."""
-    scale = moved(deviation, embedding)
+    """The embedding in units of ``mean`` and ``std`` per feature; a constant feature is only centred."""
+    scale = moved(std, embedding)
     scale = torch.where(scale > SMALLEST_DEVIATION, scale, 1.0)
     return (embedding - moved(mean, embedding)) / scale
 

@@ -6,7 +6,8 @@ be those that have at least two labels of dimension j. The objective is
     sum_j alpha_j / |M_j| * sum_{m in M_j} (1 - CCC_j(m)) + the distillation terms
 
 A dimension for which M_j is empty contributes 0 and no gradient. The distillation terms are those of ``total``: means
-over the kept rows of the global batch, whatever the cut; but not a CCC with the teacher, which needs all predictions.
+over the distilled rows of the global batch, whatever the cut; but not a CCC with the teacher, which needs all
+predictions.
 
 Each micro-batch needs its own statistics alone, and how many micro-batches and rows share a mean is known from labels
 and cache: so no prediction is needed twice, and a step of several micro-batches is spared the round without gradient.
@@ -23,8 +24,8 @@ from torch import Tensor
 
 from ccts_dist.losses.ccc import concordance_from_sums, concordance_sums, counted
 from ccts_dist.losses.constants import constant
-from ccts_dist.losses.gate import Kept, row_weights
-from ccts_dist.losses.total import DistillParts, DistillTerms, batch_sums, kept_per_dimension, surrogate
+from ccts_dist.losses.gate import GateMask, row_weights
+from ccts_dist.losses.total import DistillParts, DistillTerms, batch_sums, distilled_per_dimension, surrogate
 from ccts_dist.records import TeacherBatch
 
 
@@ -35,31 +36,33 @@ class MicroCounts:
     num_scored: Float64[Tensor, " dim"]
     """|M_j|: micro-batches that have at least two labels of the dimension."""
 
-    num_kept: Float64[Tensor, ""]
+    num_distilled: Float64[Tensor, ""]
     """Rows that are distilled in the embedding term, or their shares added up."""
 
     num_rows: Float64[Tensor, ""]
     """Rows that count."""
 
-    kept_in: Float64[Tensor, " dim"] | None = None
-    """With a gate per dimension: rows that are kept in each."""
+    num_distilled_per_dim: Float64[Tensor, " dim"] | None = None
+    """With a gate per dimension: rows that are distilled in each."""
 
 
-def micro_counts(label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"], kept: Kept | None) -> MicroCounts:
-    """The counts of one micro-batch; ``kept`` is None without a teacher."""
+def micro_counts(
+    label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"], gate_mask: GateMask | None
+) -> MicroCounts:
+    """The counts of one micro-batch; ``gate_mask`` is None without a teacher."""
     rows = (weight > 0).double().sum()
     return MicroCounts(
         num_scored=(counted(label, weight).sum(0) >= 2).double(),
-        num_kept=torch.zeros_like(rows) if kept is None else row_weights(kept, weight).sum(),
+        num_distilled=torch.zeros_like(rows) if gate_mask is None else row_weights(gate_mask, weight).sum(),
         num_rows=rows,
-        kept_in=kept_per_dimension(kept, weight),
+        num_distilled_per_dim=distilled_per_dimension(gate_mask, weight),
     )
 
 
 def pack_counts(counts: MicroCounts) -> Float64[Tensor, " packed"]:
     """One flat tensor; packed counts may be added."""
-    pieces = [counts.num_scored, counts.num_kept[None], counts.num_rows[None]]
-    return torch.cat(pieces if counts.kept_in is None else [*pieces, counts.kept_in])
+    pieces = [counts.num_scored, counts.num_distilled[None], counts.num_rows[None]]
+    return torch.cat(pieces if counts.num_distilled_per_dim is None else [*pieces, counts.num_distilled_per_dim])
 
 
 def unpack_counts(packed: Float64[Tensor, " packed"], distill: DistillTerms | None = None) -> MicroCounts:
@@ -68,9 +71,9 @@ def unpack_counts(packed: Float64[Tensor, " packed"], distill: DistillTerms | No
     dim = (len(packed) - 2) // (2 if is_per_dimension else 1)
     return MicroCounts(
         num_scored=packed[:dim],
-        num_kept=packed[dim],
+        num_distilled=packed[dim],
         num_rows=packed[dim + 1],
-        kept_in=packed[dim + 2 :] if is_per_dimension else None,
+        num_distilled_per_dim=packed[dim + 2 :] if is_per_dimension else None,
     )
 
 
@@ -91,7 +94,7 @@ def micro_surrogate(
     target_weights: Sequence[float],
     *,
     teacher: TeacherBatch | None = None,
-    kept: Kept | None = None,
+    gate_mask: GateMask | None = None,
     distill: DistillTerms | None = None,
 ) -> tuple[Float[Tensor, ""], DistillParts]:
     """A scalar to backpropagate for one micro-batch; the gradients of all of a step add up to the objective's.
@@ -105,14 +108,20 @@ def micro_surrogate(
         weight: 1 for rows that count, 0 for others.
         counts: of the whole step, added over micro-batches and ranks.
         target_weights: alpha of each dimension.
-        teacher: the teacher's outputs for the same rows; with ``kept`` and ``distill`` or not at all.
-        kept: ``distill.kept`` of these rows.
+        teacher: the teacher's outputs for the same rows; with ``gate_mask`` and ``distill`` or not at all.
+        gate_mask: ``distill.gate_mask`` of these rows.
         distill: the distillation terms' settings; None for the CCC alone. Its ``prediction_loss`` is not "ccc".
     """
     assert distill is None or distill.prediction_loss != "ccc", "the run file's reader refuses it"
-    own = replace(batch_sums(prediction, label, weight, kept), num_kept=counts.num_kept, kept_in=counts.kept_in)
+    own = replace(
+        batch_sums(prediction, label, weight, gate_mask),
+        num_distilled=counts.num_distilled,
+        num_distilled_per_dim=counts.num_distilled_per_dim,
+    )
     shares = constant(target_weights, prediction.device) / counts.num_scored.clamp(min=1)
-    return surrogate(prediction, embedding, label, weight, own, shares, teacher=teacher, kept=kept, distill=distill)
+    return surrogate(
+        prediction, embedding, label, weight, own, shares, teacher=teacher, gate_mask=gate_mask, distill=distill
+    )
 
 
 def mean_concordance(summed: Float64[Tensor, " dim"], num_scored: Float64[Tensor, " dim"]) -> Float64[Tensor, " dim"]:

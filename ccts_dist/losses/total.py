@@ -2,11 +2,11 @@
 
 The objective is a statistic of the global batch:
 
-    sum_j alpha_j (1 - CCC_j) + lambda * mean_kept distance + prediction_weight * prediction term
+    sum_j alpha_j (1 - CCC_j) + lambda * mean_gate distance + prediction_weight * prediction term
 
-mean_kept is over the rows that the gate keeps; where it gives shares, the mean weighted by them. The prediction term is
-mean_kept of the squared difference over all targets; with a gate per dimension the mean over targets of such means over
-the rows that are kept there; or else sum_j alpha_j (1 - CCC_j) of student and teacher over what is kept.
+mean_gate is over the rows that pass the gate; where it gives shares, the mean weighted by them. The prediction term is
+mean_gate of the squared difference over all targets; with a gate per dimension the mean over targets of such means over
+the rows that pass there; or else sum_j alpha_j (1 - CCC_j) of student and teacher over what passes.
 
 First every micro-batch of every rank gives its ``batch_sums``, which are packed, added over micro-batches and ranks,
 and unpacked. Then each micro-batch backpropagates its ``surrogate``: the sum of the surrogates' gradients over all
@@ -32,7 +32,7 @@ from ccts_dist.losses.distill import (
     squared_differences,
     standardize,
 )
-from ccts_dist.losses.gate import Kept, apply_gate, prediction_weights, row_weights
+from ccts_dist.losses.gate import GateMask, apply_gate, prediction_weights, row_weights
 from ccts_dist.losses.teacher_ccc import AGREEMENT_ROWS, agreement_loss, agreement_sums, agreement_surrogate
 from ccts_dist.records import Condition, TeacherBatch
 
@@ -54,19 +54,21 @@ class DistillTerms:
     """One of ``condition.GATES``."""
 
     threshold: float = DEFAULT_THRESHOLD
-    """Widest residual that is kept, in deviations."""
+    """Largest residual that passes, in standard deviations."""
 
     embedding_mean: Float64[Tensor, " hidden"] | None = None
-    """Given together with ``embedding_deviation``: embeddings are compared in these units; None compares them raw."""
+    """Given together with ``embedding_std``: embeddings are compared in these units; None compares them raw."""
 
-    embedding_deviation: Float64[Tensor, " hidden"] | None = None
+    embedding_std: Float64[Tensor, " hidden"] | None = None
 
     @property
     def is_per_dimension(self) -> bool:
-        """Whether the gate judges each dimension by itself, and the prediction term has a divisor for each."""
+        """True if the gate decides about each dimension by itself, and the prediction term has a divisor for each."""
         return self.gate == "per-dimension"
 
-    def kept(self, teacher: TeacherBatch, label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"]) -> Kept:
+    def gate_mask(
+        self, teacher: TeacherBatch, label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"]
+    ) -> GateMask:
         """What of a batch is distilled; needs no student."""
         return apply_gate(
             self.gate, self.threshold, self.condition, teacher.prediction, label, weight, teacher.admitted
@@ -80,14 +82,14 @@ class BatchSums:
     concordance: Float64[Tensor, "6 dim"]
     """As ``ccc.concordance_sums`` gives them."""
 
-    num_kept: Float64[Tensor, ""]
+    num_distilled: Float64[Tensor, ""]
     """What the embedding term divides by: rows that are distilled in it, or their shares added up."""
 
     num_rows: Float64[Tensor, ""]
     """Rows that count."""
 
-    kept_in: Float64[Tensor, " dim"] | None = None
-    """With a gate per dimension: what the prediction term divides by in each, rows that are kept there."""
+    num_distilled_per_dim: Float64[Tensor, " dim"] | None = None
+    """With a gate per dimension: what the prediction term divides by in each, rows that are distilled there."""
 
     agreement: Float64[Tensor, "7 dim"] | None = None
     """With ``prediction_loss`` "ccc": as ``agreement.agreement_sums`` gives them."""
@@ -97,46 +99,52 @@ def batch_sums(
     prediction: Float[Tensor, "batch dim"],
     label: Float[Tensor, "batch dim"],
     weight: Float[Tensor, " batch"],
-    kept: Kept | None,
+    gate_mask: GateMask | None,
     *,
     teacher: TeacherBatch | None = None,
     distill: DistillTerms | None = None,
 ) -> BatchSums:
-    """The sums of one micro-batch; ``kept`` is None without a teacher. Carries no gradient.
+    """The sums of one micro-batch; ``gate_mask`` is None without a teacher. Carries no gradient.
 
     Args:
         prediction: the student's.
         label: NaN where nobody rated.
         weight: 1 for rows that count, 0 for others.
-        kept: ``distill.kept`` of these rows.
+        gate_mask: ``distill.gate_mask`` of these rows.
         teacher: the teacher's outputs for the same rows; for ``prediction_loss`` "ccc".
         distill: the terms' settings; likewise.
     """
     rows = (weight > 0).double().sum()
     agreement = None
-    if kept is not None and distill is not None and distill.prediction_loss == "ccc":
+    if gate_mask is not None and distill is not None and distill.prediction_loss == "ccc":
         assert teacher is not None, "a CCC with the teacher needs its predictions"
-        share = prediction_weights(kept, weight, prediction.shape[1])
+        share = prediction_weights(gate_mask, weight, prediction.shape[1])
         agreement = agreement_sums(prediction, teacher.prediction, share)
     return BatchSums(
         concordance=concordance_sums(prediction, label, weight),
-        num_kept=torch.zeros_like(rows) if kept is None else row_weights(kept, weight).sum(),
+        num_distilled=torch.zeros_like(rows) if gate_mask is None else row_weights(gate_mask, weight).sum(),
         num_rows=rows,
-        kept_in=kept_per_dimension(kept, weight),
+        num_distilled_per_dim=distilled_per_dimension(gate_mask, weight),
         agreement=agreement,
     )
 
 
-def kept_per_dimension(kept: Kept | None, weight: Float[Tensor, " batch"]) -> Float64[Tensor, " dim"] | None:
+def distilled_per_dimension(
+    gate_mask: GateMask | None, weight: Float[Tensor, " batch"]
+) -> Float64[Tensor, " dim"] | None:
     """Rows that a gate per dimension keeps in each; None with another gate."""
-    return prediction_weights(kept, weight, kept.shape[1]).sum(0) if kept is not None and kept.ndim == 2 else None
+    return (
+        prediction_weights(gate_mask, weight, gate_mask.shape[1]).sum(0)
+        if gate_mask is not None and gate_mask.ndim == 2
+        else None
+    )
 
 
 def pack_sums(sums: BatchSums) -> Float64[Tensor, " packed"]:
     """One flat tensor, so that one all-reduce does; packed sums may be added."""
-    pieces = [sums.concordance.flatten(), sums.num_kept[None], sums.num_rows[None]]
-    if sums.kept_in is not None:
-        pieces.append(sums.kept_in)
+    pieces = [sums.concordance.flatten(), sums.num_distilled[None], sums.num_rows[None]]
+    if sums.num_distilled_per_dim is not None:
+        pieces.append(sums.num_distilled_per_dim)
     if sums.agreement is not None:
         pieces.append(sums.agreement.flatten())
     return torch.cat(pieces)
@@ -144,15 +152,17 @@ def pack_sums(sums: BatchSums) -> Float64[Tensor, " packed"]:
 
 def unpack_sums(packed: Float64[Tensor, " packed"], distill: DistillTerms | None = None) -> BatchSums:
     """The inverse of ``pack_sums``; ``distill`` is that of the batches, or None without a teacher."""
-    first, in_kept = len(SUM_ROWS), int(distill is not None and distill.is_per_dimension)
+    first, per_dim = len(SUM_ROWS), int(distill is not None and distill.is_per_dimension)
     in_agreement = len(AGREEMENT_ROWS) if distill is not None and distill.prediction_loss == "ccc" else 0
-    dim = (len(packed) - 2) // (first + in_kept + in_agreement)
-    concordance, counts, kept_in, agreement = packed.split([first * dim, 2, in_kept * dim, in_agreement * dim])
+    dim = (len(packed) - 2) // (first + per_dim + in_agreement)
+    concordance, counts, num_distilled_per_dim, agreement = packed.split(
+        [first * dim, 2, per_dim * dim, in_agreement * dim]
+    )
     return BatchSums(
         concordance=concordance.reshape(first, dim),
-        num_kept=counts[0],
+        num_distilled=counts[0],
         num_rows=counts[1],
-        kept_in=kept_in if in_kept else None,
+        num_distilled_per_dim=num_distilled_per_dim if per_dim else None,
         agreement=agreement.reshape(in_agreement, dim) if in_agreement else None,
     )
 
@@ -173,21 +183,25 @@ class DistanceSums:
     prediction: Float64[Tensor, " columns"]
     """One column for whole rows; one per dimension with a gate per dimension; none where the term is no such sum."""
 
-    def over(self, num_kept: Float64[Tensor, ""], kept_in: Float64[Tensor, " dim"] | None = None) -> DistillParts:
+    def over(
+        self, num_distilled: Float64[Tensor, ""], num_distilled_per_dim: Float64[Tensor, " dim"] | None = None
+    ) -> DistillParts:
         """The share in the distillation terms of rows with these distances.
 
         Args:
-            num_kept: ``BatchSums.num_kept`` of the global batch; where it is 0 there is nothing to divide.
-            kept_in: ``BatchSums.kept_in`` of the global batch.
+            num_distilled: ``BatchSums.num_distilled`` of the global batch; where it is 0 there is nothing to divide.
+            num_distilled_per_dim: ``BatchSums.num_distilled_per_dim`` of the global batch.
         """
         prediction = torch.zeros_like(self.embedding)
         if len(self.prediction):
-            prediction = (self.prediction / _divisor(num_kept if kept_in is None else kept_in)).mean()
-        return DistillParts(embedding=self.embedding / _divisor(num_kept), prediction=prediction)
+            prediction = (
+                self.prediction / _divisor(num_distilled if num_distilled_per_dim is None else num_distilled_per_dim)
+            ).mean()
+        return DistillParts(embedding=self.embedding / _divisor(num_distilled), prediction=prediction)
 
 
-def _divisor(kept: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
-    return torch.where(kept > 0, kept, 1.0)
+def _divisor(gate_mask: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
+    return torch.where(gate_mask > 0, gate_mask, 1.0)
 
 
 def distill_sums(
@@ -195,30 +209,30 @@ def distill_sums(
     embedding: Float[Tensor, "batch hidden"],
     weight: Float[Tensor, " batch"],
     teacher: TeacherBatch,
-    kept: Kept,
+    gate_mask: GateMask,
     distill: DistillTerms,
 ) -> DistanceSums:
-    """The distances of one micro-batch's kept rows added up. Carries gradient; sums may be added over micro-batches and
-    ranks.
+    """The distances of one micro-batch's distilled rows added up. Carries gradient; sums may be added over
+    micro-batches and ranks.
 
     Args:
         prediction: the student's, of this micro-batch.
         embedding: the student's, of this micro-batch.
         weight: 1 for rows that count, 0 for others.
         teacher: the teacher's outputs for the same rows.
-        kept: ``distill.kept`` of these rows.
+        gate_mask: ``distill.gate_mask`` of these rows.
         distill: the terms' settings.
     """
-    share = row_weights(kept, weight)
+    share = row_weights(gate_mask, weight)
     student, target = _zero_unless(share > 0, embedding), _zero_unless(share > 0, teacher.embedding)
-    if distill.embedding_mean is not None and distill.embedding_deviation is not None:
-        student = standardize(student, distill.embedding_mean, distill.embedding_deviation)
-        target = standardize(target, distill.embedding_mean, distill.embedding_deviation)
+    if distill.embedding_mean is not None and distill.embedding_std is not None:
+        student = standardize(student, distill.embedding_mean, distill.embedding_std)
+        target = standardize(target, distill.embedding_mean, distill.embedding_std)
     own, other = _zero_unless(share > 0, prediction), _zero_unless(share > 0, teacher.prediction)
     if distill.prediction_loss == "ccc":
         columns = share[:0]  # a statistic of the batch, and no sum over its rows
-    elif kept.ndim == 2:
-        columns = squared_differences(own, other, kept).double().sum(0)
+    elif gate_mask.ndim == 2:
+        columns = squared_differences(own, other, gate_mask).double().sum(0)
     else:
         columns = (prediction_loss(own, other).double() * share).sum()[None]
     return DistanceSums(
@@ -246,13 +260,13 @@ def surrogate(
     target_weights: Sequence[float] | Float64[Tensor, " dim"],
     *,
     teacher: TeacherBatch | None = None,
-    kept: Kept | None = None,
+    gate_mask: GateMask | None = None,
     distill: DistillTerms | None = None,
 ) -> tuple[Float[Tensor, ""], DistillParts]:
     """A scalar to backpropagate for one micro-batch; its value is not the loss, but the gradients add up to the loss's.
 
     Rows that do not count are replaced by zeros, so that what stands in them reaches neither value nor gradient.
-    The graph has the same shape on every rank: one without a row that counts or is kept replaces all of the same
+    The graph has the same shape on every rank: one without a row that counts or is distilled replaces all of the same
     tensors, and its gradients are zeros.
 
     Args:
@@ -262,8 +276,8 @@ def surrogate(
         weight: 1 for rows that count, 0 for others.
         sums: of the global batch, this micro-batch included.
         target_weights: alpha of each dimension; or a float64 tensor of them.
-        teacher: the teacher's outputs for the same rows; with ``kept`` and ``distill`` or not at all.
-        kept: ``distill.kept`` of these rows.
+        teacher: the teacher's outputs for the same rows; with ``gate_mask`` and ``distill`` or not at all.
+        gate_mask: ``distill.gate_mask`` of these rows.
         distill: the distillation terms' settings; None for the CCC alone.
 
     Returns:
@@ -277,12 +291,12 @@ def surrogate(
     parts = DistillParts(embedding=zero, prediction=zero)
     if distill is not None:
         assert teacher is not None, "distillation needs the teacher's outputs in the batch"
-        assert kept is not None, "distillation needs to know which rows are kept"
-        distances = distill_sums(prediction, embedding, weight, teacher, kept, distill)
-        share = distances.over(sums.num_kept, sums.kept_in)
+        assert gate_mask is not None, "distillation needs the gate's mask"
+        distances = distill_sums(prediction, embedding, weight, teacher, gate_mask, distill)
+        share = distances.over(sums.num_distilled, sums.num_distilled_per_dim)
         total = total + distill.embedding_weight * share.embedding + distill.prediction_weight * share.prediction
         if sums.agreement is not None:
-            own = prediction_weights(kept, weight, prediction.shape[1])
+            own = prediction_weights(gate_mask, weight, prediction.shape[1])
             value = agreement_surrogate(sums.agreement, prediction, teacher.prediction, own, target_weights)
             total = total + distill.prediction_weight * value
         parts = DistillParts(embedding=share.embedding.detach(), prediction=share.prediction.detach())

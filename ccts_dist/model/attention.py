@@ -1,8 +1,8 @@
 """Attention masks that the host makes without a look at the device.
 
 transformers asks the mask of every pass whether it masks anything at all: where nothing does, attention has faster
-kernels. The answer lies on the GPU, and the host waits for it. Here who knows the lengths says so beforehand: a batch
-without padding comes without a mask, and any mask that comes is taken for one that masks.
+kernels. The answer lies on the GPU, and the host waits for it. Here who knows the lengths reports so beforehand: a
+batch without padding comes without a mask, and any mask that comes is taken for one that masks.
 """
 
 from typing import Any

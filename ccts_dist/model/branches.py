@@ -28,7 +28,7 @@ from ccts_dist.model.layers import (
 )
 from ccts_dist.model.pooling import build_pooling, real_positions
 from ccts_dist.model.speech.conv_padding import zero_before_convolutions
-from ccts_dist.model.speech.feature_encoder import WAVEFORM_NORM_EPS, FrontEnd, normalise_utterances
+from ccts_dist.model.speech.feature_encoder import WAVEFORM_NORM_EPS, FrontEnd, normalize_utterances
 from ccts_dist.model.speech.spec_augment import SpecAugment
 from ccts_dist.records import FrameBatch
 
@@ -48,14 +48,14 @@ class SpeechBranch(nn.Module):
         encoder: PreTrainedModel,
         config: SpeechConfig,
         *,
-        normalise: bool,
+        do_normalize: bool,
         gradient_checkpointing: bool,
         table: str = "model.speech",
     ) -> None:
         """``table`` is the branch's in the run file, for errors."""
         super().__init__()
         settings = encoder.config
-        self.normalise = normalise
+        self.do_normalize = do_normalize
         self._norm_eps = getattr(settings, "waveform_norm_eps", WAVEFORM_NORM_EPS)
         self.front_end = FrontEnd(
             cast(nn.Module, encoder.feature_extractor), list(settings.conv_kernel), list(settings.conv_stride)
@@ -105,10 +105,10 @@ class SpeechBranch(nn.Module):
         self,
         audio: Float[Tensor, "batch samples"],
         num_samples: Int64[Tensor, " batch"],
-        kept: FrameBatch | None = None,
+        cached: FrameBatch | None = None,
     ) -> Float[Tensor, "batch hidden"]:
-        """The audio is not looked at where what ``encode`` made of it was ``kept``."""
-        frames, num_frames = self.encode(audio, num_samples) if kept is None else (kept.frames, kept.num_frames)
+        """The audio is not looked at where what ``encode`` made of it was ``cached``."""
+        frames, num_frames = self.encode(audio, num_samples) if cached is None else (cached.frames, cached.num_frames)
         return self.pooling(frames, num_frames)
 
     def encode(
@@ -142,7 +142,7 @@ class SpeechBranch(nn.Module):
         with nullcontext() if self._trains_front_end else torch.no_grad():
             frames = self.front_end(audio, num_samples)
         num_frames = self.num_frames(num_samples)
-        mask = real_positions(self._samples_heard(num_samples, num_frames), audio.shape[1])
+        mask = real_positions(self._samples_covered(num_samples, num_frames), audio.shape[1])
         if self._silence is not None:
             self._silence.real = real_positions(num_frames, frames.shape[2])
         inputs = {"input_values": frames, "attention_mask": mask.long()}
@@ -168,15 +168,15 @@ class SpeechBranch(nn.Module):
         count = cast(nn.Module, self.encoder)._get_feat_extract_output_lengths  # type: ignore[operator]
         return count(num_samples).to(torch.int64)  # type: ignore[operator]
 
-    def _samples_heard(self, num_samples: Tensor, num_frames: Tensor) -> Tensor:
+    def _samples_covered(self, num_samples: Tensor, num_frames: Tensor) -> Tensor:
         """Samples from which the encoder shall count ``num_frames`` frames of each row."""
         if self._squeeze == 1:
             return num_samples
         return self.front_end.samples_for(1) + (num_frames - 1) * math.prod(self.front_end.strides)
 
     def _prepare(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        if self.normalise:
-            audio = normalise_utterances(audio, num_samples, eps=self._norm_eps)
+        if self.do_normalize:
+            audio = normalize_utterances(audio, num_samples, eps=self._norm_eps)
         else:
             audio = audio.masked_fill(~real_positions(num_samples, audio.shape[1]), 0.0)
         if audio.shape[1] < self._needed:
@@ -224,11 +224,11 @@ class TextBranch(nn.Module):
         self,
         tokens: Int64[Tensor, "batch tokens"] | None,
         num_tokens: Int64[Tensor, " batch"] | None,
-        kept: FrameBatch | None = None,
+        cached: FrameBatch | None = None,
     ) -> Float[Tensor, "batch hidden"]:
-        """Tokens are needed unless what ``encode`` made of them was ``kept``."""
-        if kept is not None:
-            return self.pooling(kept.frames, kept.num_frames)
+        """Tokens are needed unless what ``encode`` made of them was ``cached``."""
+        if cached is not None:
+            return self.pooling(cached.frames, cached.num_frames)
         assert tokens is not None
         assert num_tokens is not None
         return self.pooling(*self.encode(tokens, num_tokens))

@@ -1,4 +1,4 @@
-"""``model.json``: what a model folder says of itself, read as something that anybody may have written.
+"""``model.json``: what a model folder states of itself, read as something that anybody may have written.
 
 It names every other file of the folder by SHA-256 and has a seal of its own bytes. Folders of earlier versions have
 neither list nor seal, and a digest of their weights alone.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ccts_dist.config.renamed import stored_name
 from ccts_dist.errors import CheckpointError
 from ccts_dist.files.atomic import file_sha256
 from ccts_dist.files.digests import is_digest
@@ -20,7 +21,8 @@ FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 
-_KEYS = ("model", "scale", "normalise", "sha256", "extra")
+NORMALIZE, EXTRA_NORMALIZE = stored_name("do_normalize"), stored_name("extra_do_normalize")
+_KEYS = ("model", "scale", NORMALIZE, "sha256", "extra")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +31,8 @@ class Description:
 
     model: Mapping[str, Any]
     scale: tuple[float, float]
-    normalise: bool
-    also_normalise: tuple[bool, ...]
+    do_normalize: bool
+    extra_do_normalize: tuple[bool, ...]
     sha256: str
     """Of the weights' file."""
 
@@ -109,13 +111,14 @@ def read_description(folder: Path) -> Description:
 
 
 def _from_tree(tree: Mapping[str, Any], path: Path) -> Description:
-    scale, normalise, also = tree["scale"], tree["normalise"], tree.get("also_normalise", [])
+    scale, do_normalize = tree["scale"], tree[NORMALIZE]
+    extra = tree.get(EXTRA_NORMALIZE, [])
     if not _is_scale(scale):
         raise _misfit(path, "scale", scale, "a lower and an upper end, two finite numbers")
-    if not isinstance(normalise, bool):
-        raise _misfit(path, "normalise", normalise, "true or false")
-    if not isinstance(also, list) or not all(isinstance(one, bool) for one in also):
-        raise _misfit(path, "also_normalise", also, "a list of true and false")
+    if not isinstance(do_normalize, bool):
+        raise _misfit(path, NORMALIZE, do_normalize, "true or false")
+    if not isinstance(extra, list) or not all(isinstance(one, bool) for one in extra):
+        raise _misfit(path, EXTRA_NORMALIZE, extra, "a list of true and false")
     if not isinstance(tree["sha256"], str) or not is_digest(tree["sha256"]):
         raise _misfit(path, "sha256", tree["sha256"], "a SHA-256 in hexadecimal digits")
     for key in ("model", "extra"):
@@ -124,8 +127,8 @@ def _from_tree(tree: Mapping[str, Any], path: Path) -> Description:
     return Description(
         model=tree["model"],
         scale=(float(scale[0]), float(scale[1])),
-        normalise=normalise,
-        also_normalise=tuple(also),
+        do_normalize=do_normalize,
+        extra_do_normalize=tuple(extra),
         sha256=tree["sha256"],
         extra=tree["extra"],
     )
@@ -166,7 +169,7 @@ def _check_files(folder: Path, files: Any, path: Path) -> None:
             ) from error
         if found != digest:
             raise CheckpointError(
-                f"{folder / name}: SHA-256 is {found}, {DESCRIPTION} says {digest}: the file is not the one that was "
+                f"{folder / name}: SHA-256 is {found}, {DESCRIPTION} states {digest}: the file is not the one that was "
                 "saved. Fetch or save the model again."
             )
     for found_path in sorted(folder.glob("*/**/*")):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -11,16 +11,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from ccts_dist.config import ModelConfig, SpeechConfig, speech_tables
+from ccts_dist.config.model_rules import EXTRA_SPEECH
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.adapters import add_adapters
 from ccts_dist.model.branches import SpeechBranch, TextBranch
 from ccts_dist.model.encoder_check import try_out
 from ccts_dist.model.encoders import (
-    does_normalise,
+    does_normalize,
     encoder_from_config,
-    hears_extracted,
     load_speech_encoder,
     read_extractor,
+    reads_features,
 )
 from ccts_dist.model.heads import ACTIVATIONS, WideLayerNorm, build_heads
 from ccts_dist.model.precision import WideLinear
@@ -31,7 +32,7 @@ from ccts_dist.records import FrameBatch
 
 
 class ModelOutput(NamedTuple):
-    """What the model says of a batch. A tuple of tensors, since DeepSpeed's hooks walk through it."""
+    """Output of the model for a batch. A tuple of tensors, since DeepSpeed's hooks walk through it."""
 
     embedding: Tensor
     """[batch hidden], in float32: what a teacher hands on and a student imitates."""
@@ -51,14 +52,14 @@ class EncoderConfigs:
     """None for a filter bank, which its table shapes, or without that branch."""
 
     text: PreTrainedConfig | None = None
-    normalise: bool = False
+    do_normalize: bool = False
     """Whether utterances are normalised before the speech encoder; "auto" has been resolved."""
 
     extra_speech: tuple[PreTrainedConfig | None, ...] = ()
     """Of the further speech encoders, in order; None for a filter bank."""
 
-    also_normalise: tuple[bool, ...] = ()
-    """As ``normalise``, of each further speech encoder."""
+    extra_do_normalize: tuple[bool, ...] = ()
+    """As ``do_normalize``, of each further speech encoder."""
 
     extractor: FeatureExtractionMixin | None = None
     """What makes the speech encoder's input of audio; None for one that convolves the waveform, or a filter bank."""
@@ -82,7 +83,7 @@ class SpeechEncoder:
     encoder: PreTrainedModel | None
     """None for a filter bank, which the model makes itself."""
 
-    normalise: bool
+    do_normalize: bool
     """Zero mean, unit variance per utterance before the encoder."""
 
     extractor: FeatureExtractionMixin | None = None
@@ -96,7 +97,8 @@ class EmotionModel(nn.Module):
         """The encoders become the model's own and are changed by it.
 
         Args:
-            speech: encoders for ``config.speech`` and each of ``config.also``, in this order; empty without speech.
+            speech: encoders for ``config.speech`` and each of ``config.extra_speech``, in this order; empty without
+                speech.
             text: encoder for ``config.text``; None without that branch.
         """
         super().__init__()
@@ -111,7 +113,7 @@ class EmotionModel(nn.Module):
         if config.text is not None:
             assert text is not None
             self.text = TextBranch(text, config.text, gradient_checkpointing=config.gradient_checkpointing)
-        self.also = nn.ModuleList(branches[1:])
+        self.add_module(EXTRA_SPEECH, nn.ModuleList(branches[1:]))
         size = sum(branch.pooling.size for branch in (*branches, self.text) if branch is not None)
         self.dropout = nn.Dropout(config.dropout)
         self.embedding = WideLinear(size, config.embedding_dim)
@@ -119,6 +121,11 @@ class EmotionModel(nn.Module):
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.prediction = build_heads(config)
         self.categories = WideLinear(config.embedding_dim, len(config.categories)) if config.categories else None
+
+    @property
+    def extra_speech(self) -> nn.ModuleList:
+        """The branches of ``config.extra_speech``, in this order."""
+        return cast(nn.ModuleList, self.get_submodule(EXTRA_SPEECH))
 
     def forward(
         self,
@@ -140,14 +147,16 @@ class EmotionModel(nn.Module):
         Raises:
             ConfigError: a model with a text branch was given no tokens.
         """
-        kept = frames or {}
+        cached = frames or {}
         speech = {} if self.speech is None else {"speech": self.speech}
         vectors = [
-            self.dropout(branch(audio, num_samples, kept[name]) if name in kept else branch(audio, num_samples))
-            for name, branch in (speech | {f"also.{number}": branch for number, branch in enumerate(self.also)}).items()
+            self.dropout(branch(audio, num_samples, cached[name]) if name in cached else branch(audio, num_samples))
+            for name, branch in (
+                speech | {f"{EXTRA_SPEECH}.{number}": branch for number, branch in enumerate(self.extra_speech)}
+            ).items()
         ]
-        if self.text is not None and "text" in kept:
-            vectors.append(self.dropout(self.text(tokens, num_tokens, kept["text"])))
+        if self.text is not None and "text" in cached:
+            vectors.append(self.dropout(self.text(tokens, num_tokens, cached["text"])))
         elif self.text is not None:
             if tokens is None or num_tokens is None:
                 raise ConfigError(
@@ -187,7 +196,9 @@ def with_adapters(model: EmotionModel) -> EmotionModel:
         ConfigError: an encoder that can have none.
         ModuleNotFoundError: peft is not installed, and there is such an encoder.
     """
-    for (table, config), branch in zip(speech_tables(model.config).items(), (model.speech, *model.also), strict=False):
+    for (table, config), branch in zip(
+        speech_tables(model.config).items(), (model.speech, *model.extra_speech), strict=False
+    ):
         if isinstance(branch, SpeechBranch | ExtractedBranch):
             add_adapters(branch.encoder, config.trainable, table=table)
     if model.text is not None and model.config.text is not None:
@@ -199,24 +210,26 @@ def rebuild_model(config: ModelConfig, encoders: EncoderConfigs) -> EmotionModel
     """A model of that shape with random weights and no adapters, for a saved state; needs neither hub nor folders."""
     tables = speech_tables(config)
     shapes = (encoders.speech, *encoders.extra_speech)[: len(tables)]
-    normalise = (encoders.normalise, *encoders.also_normalise)[: len(tables)]
+    do_normalize = (encoders.do_normalize, *encoders.extra_do_normalize)[: len(tables)]
     extractors = (encoders.extractor, *encoders.extra_extractors)[: len(tables)]
     speech = [
         SpeechEncoder(
-            encoder=None if shape is None else encoder_from_config("speech", shape), normalise=on, extractor=extractor
+            encoder=None if shape is None else encoder_from_config("speech", shape),
+            do_normalize=on,
+            extractor=extractor,
         )
-        for shape, on, extractor in zip(shapes, normalise, extractors, strict=True)
+        for shape, on, extractor in zip(shapes, do_normalize, extractors, strict=True)
     ]
     text = None if encoders.text is None else encoder_from_config("text", encoders.text)
     return EmotionModel(config, speech=speech, text=text)
 
 
 def parameter_groups(model: EmotionModel) -> dict[str, list[nn.Parameter]]:
-    """The trained parameters: "speech" and "text" hold those of pretrained or scratch encoders, "rest" all others.
+    """The trained parameters: "speech" and "text" hold those of pretrained or scratch encoders, "head" all others.
 
     A group is empty when its encoders are frozen or not there: an optimizer must not be given an empty group.
     """
-    branches = {"speech": [model.speech, *model.also], "text": [model.text]}
+    branches = {"speech": [model.speech, *model.extra_speech], "text": [model.text]}
     groups = {
         name: [
             parameter
@@ -228,7 +241,7 @@ def parameter_groups(model: EmotionModel) -> dict[str, list[nn.Parameter]]:
         for name, parts in branches.items()
     }
     inside = {id(parameter) for group in groups.values() for parameter in group}
-    return groups | {"rest": [p for p in model.parameters() if p.requires_grad and id(p) not in inside]}
+    return groups | {"head": [p for p in model.parameters() if p.requires_grad and id(p) not in inside]}
 
 
 def describe(model: EmotionModel) -> dict[str, PartSize]:
@@ -237,8 +250,8 @@ def describe(model: EmotionModel) -> dict[str, PartSize]:
     for name, branch in (("speech", model.speech), ("text", model.text)):
         if branch is not None:
             parts[name] = list(branch.parameters())
-    for number, branch in enumerate(model.also):
-        parts[f"also {number}"] = list(branch.parameters())
+    for number, branch in enumerate(model.extra_speech):
+        parts[f"extra speech {number}"] = list(branch.parameters())
     heads = (model.embedding, model.embedding_norm, model.prediction, model.categories)
     parts["head"] = [parameter for head in heads if head is not None for parameter in head.parameters()]
     parts["model"] = list(model.parameters())
@@ -260,11 +273,11 @@ def _load_speech(table: str, config: SpeechConfig) -> SpeechEncoder:
     try:
         # The encoder first: one that is not there has no such property.
         encoder = None if config.encoder == "filterbank" else load_speech_encoder(config)
-        if encoder is None or not hears_extracted(encoder.config):
-            return SpeechEncoder(encoder=encoder, normalise=does_normalise(config))
+        if encoder is None or not reads_features(encoder.config):
+            return SpeechEncoder(encoder=encoder, do_normalize=does_normalize(config))
         extractor = read_extractor(config.encoder)
         try_out(encoder, extractor, config)
-        return SpeechEncoder(encoder=encoder, normalise=False, extractor=extractor)
+        return SpeechEncoder(encoder=encoder, do_normalize=False, extractor=extractor)
     except ConfigError as error:
         # Loading knows one table of speech encoders.
         raise ConfigError(str(error).replace("model.speech", table)) from error
@@ -274,25 +287,25 @@ def _speech_branch(
     speech: SpeechEncoder, table: str, branch: SpeechConfig, config: ModelConfig
 ) -> SpeechBranch | ExtractedBranch | FilterbankBranch:
     if speech.encoder is None:
-        return FilterbankBranch(branch, normalise=speech.normalise)
+        return FilterbankBranch(branch, do_normalize=speech.do_normalize)
     recompute = config.gradient_checkpointing
     if speech.extractor is not None:
         return ExtractedBranch(speech.encoder, speech.extractor, branch, gradient_checkpointing=recompute, table=table)
     return SpeechBranch(
-        speech.encoder, branch, normalise=speech.normalise, gradient_checkpointing=recompute, table=table
+        speech.encoder, branch, do_normalize=speech.do_normalize, gradient_checkpointing=recompute, table=table
     )
 
 
 def _configs_of(speech: Sequence[SpeechEncoder], text: PreTrainedModel | None) -> EncoderConfigs:
     shapes = [None if one.encoder is None else one.encoder.config for one in speech] or [None]
-    normalise = [one.normalise for one in speech] or [False]
+    do_normalize = [one.do_normalize for one in speech] or [False]
     extractors = [one.extractor for one in speech] or [None]
     return EncoderConfigs(
         speech=shapes[0],
         text=None if text is None else text.config,
-        normalise=normalise[0],
+        do_normalize=do_normalize[0],
         extra_speech=tuple(shapes[1:]),
-        also_normalise=tuple(normalise[1:]),
+        extra_do_normalize=tuple(do_normalize[1:]),
         extractor=extractors[0],
         extra_extractors=tuple(extractors[1:]),
     )

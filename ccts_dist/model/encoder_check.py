@@ -1,4 +1,4 @@
-"""Trying out a speech encoder that hears through a feature extractor, before it becomes part of a model.
+"""Trying out a speech encoder that takes input from a feature extractor, before it becomes part of a model.
 
 transformers has dozens of models with as many habits. What is relied on here is tried on noise when an encoder is
 loaded, so that one that does not fit is refused in words then, and not in the middle of a training.
@@ -91,14 +91,14 @@ def _num_frames(encoder: PreTrainedModel, extractor: FeatureExtractionMixin, num
 
 
 def _check_layers(encoder: PreTrainedModel, extractor: FeatureExtractionMixin, layers: str) -> None:
-    """Raises: ValueError: what is taken is not what leaves the encoder's layers as transformers tells it."""
+    """Raises: ValueError: what is taken is not what leaves the encoder's layers as transformers reports it."""
     if layers == "last":
         return
     inputs = _inputs(encoder, extractor, LONG)
     with torch.no_grad():
         states = states_of(encoder(**inputs, output_hidden_states=True))
         if len(states) != len(named_layers(encoder) or ()) + 1:
-            raise ValueError(f"it does not tell what leaves each of its layers, and layers = {layers!r}, not 'last'")
+            raise ValueError(f"it does not report what leaves each of its layers, and layers = {layers!r}, not 'last'")
         number = layer_number(layers)
         if number is None:
             taken = states
@@ -111,10 +111,10 @@ def _check_layers(encoder: PreTrainedModel, extractor: FeatureExtractionMixin, l
         raise ValueError(f"it does more than its layers between them, and layers = {layers!r}, not 'last'")
 
 
-def _agree(taken: tuple[Tensor, ...], told: tuple[Tensor, ...]) -> bool:
-    if {one.shape for one in taken} != {told[0].shape}:
+def _agree(taken: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    if {one.shape for one in taken} != {expected[0].shape}:
         return False
-    return all(torch.allclose(one, other, rtol=1e-3, atol=1e-4) for one, other in zip(taken, told, strict=True))
+    return all(torch.allclose(one, other, rtol=1e-3, atol=1e-4) for one, other in zip(taken, expected, strict=True))
 
 
 def _leave_unused_untrained(encoder: PreTrainedModel, extractor: FeatureExtractionMixin) -> None:
@@ -130,9 +130,9 @@ def _leave_unused_untrained(encoder: PreTrainedModel, extractor: FeatureExtracti
 @contextmanager
 def _without_layers(encoder: PreTrainedModel) -> Iterator[None]:
     layers: Any = named_layers(encoder)
-    kept = list(layers)
+    removed = list(layers)
     del layers[:]
     try:
         yield
     finally:
-        layers.extend(kept)
+        layers.extend(removed)

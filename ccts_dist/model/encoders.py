@@ -50,8 +50,8 @@ SPEECH_TYPES = (
 on padding."""
 
 BATCHED_TYPES = ("wav2vec2-bert",)
-"""Model types that hear through a feature extractor, and whose real frames are known here not to depend on padding, if
-they are given a mask."""
+"""Model types that take input from a feature extractor, and whose real frames are known here not to depend on padding,
+if they are given a mask."""
 
 Branch = Literal["speech", "text"]
 
@@ -99,8 +99,8 @@ _DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_
 def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
     """The speech encoder that ``[model.speech]`` names, with its weights, in float32.
 
-    LayerDrop is off whatever its configuration says: under ZeRO-3 ranks that drop different layers stall each other.
-    SpecAugment is as ``spec_augment`` says; without it, it follows the encoder's configuration, and with "scratch" it
+    LayerDrop is off whatever its configuration states: under ZeRO-3 ranks that drop different layers stall each other.
+    SpecAugment is as ``spec_augment`` states; without it, it follows the encoder's configuration, and with "scratch" it
     is off unless ``scratch`` names ``apply_spec_augment``.
 
     Raises:
@@ -111,7 +111,7 @@ def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
         config.apply_spec_augment = bool(speech.scratch.get("apply_spec_augment", False))
     else:
         config = read_config("speech", speech.encoder)
-    if hears_extracted(config):
+    if reads_features(config):
         _check_extracted(config, speech)
         _drop_and_mask_nothing(config)
     elif speech.spec_augment is not None:
@@ -123,12 +123,12 @@ def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
     if speech.encoder == "scratch":
         return encoder_from_config("speech", config)
     encoder = _without_decoder(load_weights("speech", speech.encoder, config))
-    if hears_extracted(config):
+    if reads_features(config):
         _hold_fixed(encoder)
     return encoder
 
 
-def hears_extracted(config: PreTrainedConfig) -> bool:
+def reads_features(config: PreTrainedConfig) -> bool:
     """Whether a speech encoder of this configuration is given what a feature extractor makes of audio."""
     return config.model_type not in SPEECH_TYPES
 
@@ -154,10 +154,10 @@ def read_extractor(place: str | Path) -> FeatureExtractionMixin:
     rate_hz = getattr(extractor, "sampling_rate", None)
     if rate_hz != SAMPLE_RATE_HZ:
         raise ConfigError(
-            f"model.speech.encoder = {str(place)!r} hears audio at {rate_hz} Hz: must be {SAMPLE_RATE_HZ} Hz. "
+            f"model.speech.encoder = {str(place)!r} reads audio at {rate_hz} Hz: must be {SAMPLE_RATE_HZ} Hz. "
             "Name another."
         )
-    # Real frames are taken from the left, and noise under the audio would differ each time that it is heard.
+    # Real frames are taken from the left, and noise under the audio would differ each time that it is read.
     for name, value in (("padding_side", "right"), ("dither", 0.0)):
         if hasattr(extractor, name):
             setattr(extractor, name, value)
@@ -236,11 +236,11 @@ def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
-def does_normalise(speech: SpeechConfig) -> bool:
+def does_normalize(speech: SpeechConfig) -> bool:
     """Whether each utterance is brought to zero mean and unit variance before the encoder.
 
     Raises:
-        ConfigError: "auto", and the encoder does not say how it was pretrained.
+        ConfigError: "auto", and the encoder does not name how it was pretrained.
     """
     if speech.do_normalize != "auto":
         return speech.do_normalize == "on"
@@ -343,7 +343,7 @@ def load_weights(branch: Branch, place: str, config: PreTrainedConfig) -> PreTra
 
 
 def _check_extracted(config: PreTrainedConfig, speech: SpeechConfig) -> None:
-    """Refuse settings that have no meaning for an encoder that hears through a feature extractor."""
+    """Refuse settings that have no meaning for an encoder that takes input from a feature extractor."""
     read_extractor(speech.encoder)
     for key, value, only in (
         ("do_normalize", speech.do_normalize, "auto"),
@@ -352,7 +352,7 @@ def _check_extracted(config: PreTrainedConfig, speech: SpeechConfig) -> None:
     ):
         if value != only:
             raise ConfigError(
-                f"model.speech.{key}: has no meaning for a {config.model_type} encoder, which hears what its feature "
+                f"model.speech.{key}: has no meaning for a {config.model_type} encoder, which reads what its feature "
                 "extractor makes of audio. Leave it out."
             )
 

@@ -2,8 +2,8 @@
 
     model.safetensors            weights
     speech_encoder/config.json   the encoders' shapes, as transformers spells them; none for a filter bank; beside it
-                                 preprocessor_config.json for encoders that hear through a feature extractor
-    also_encoder_0/config.json   of further speech encoders
+                                 preprocessor_config.json for encoders that take input from a feature extractor
+    NAME_encoder_0/config.json   of further speech encoders; NAME as their module is stored
     text_encoder/config.json
     tokenizer/                   with a text branch
     model.json                   what the model is, every file's digest, and where it comes from; sealed, written last
@@ -30,11 +30,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from ccts_dist.config import ModelConfig, SpeechConfig, parse_model, run_to_tree
+from ccts_dist.config.model_rules import EXTRA_SPEECH
 from ccts_dist.encoder_settings import check_settings
 from ccts_dist.errors import CheckpointError, ConfigError
 from ccts_dist.limits import open_regular
 from ccts_dist.model.description import (
     DESCRIPTION,
+    EXTRA_NORMALIZE,
+    NORMALIZE,
     WEIGHTS,
     Description,
     description_bytes,
@@ -42,7 +45,7 @@ from ccts_dist.model.description import (
     read_description,
 )
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model
-from ccts_dist.model.encoders import SHAPE_ERRORS, hears_extracted, read_extractor
+from ccts_dist.model.encoders import SHAPE_ERRORS, read_extractor, reads_features
 from ccts_dist.model.text.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -110,8 +113,8 @@ def save_model(
             "model": run_to_tree(config),
             "targets": list(config.targets),
             "scale": list(scale),
-            "normalise": encoders.normalise,
-            "also_normalise": list(encoders.also_normalise),
+            NORMALIZE: encoders.do_normalize,
+            EXTRA_NORMALIZE: list(encoders.extra_do_normalize),
             "sha256": digest,
             "files": files_digests(unfinished, weights=digest),
             "extra": dict(extra),
@@ -139,7 +142,7 @@ def _save_settings(folder: Path, encoders: EncoderConfigs) -> None:
     """Configurations and feature extractors of the encoders, each in a folder of its own."""
     extra = zip(encoders.extra_speech, encoders.extra_extractors, strict=True)
     settings = {"speech_encoder": (encoders.speech, encoders.extractor), "text_encoder": (encoders.text,)}
-    for name, parts in (settings | {f"also_encoder_{number}": both for number, both in enumerate(extra)}).items():
+    for name, parts in (settings | {_extra_encoder(number): both for number, both in enumerate(extra)}).items():
         for part in parts:
             if part is not None:
                 part.save_pretrained(folder / name)
@@ -159,7 +162,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Loaded
     digest = weights_digest(folder)
     if digest != description.sha256:
         raise CheckpointError(
-            f"{folder / WEIGHTS}: SHA-256 is {digest}, {DESCRIPTION} says {description.sha256}: the weights are not "
+            f"{folder / WEIGHTS}: SHA-256 is {digest}, {DESCRIPTION} states {description.sha256}: the weights are not "
             "those that were saved. Fetch or save the model again."
         )
     config = parse_model(description.model, source=str(folder / DESCRIPTION))
@@ -225,19 +228,23 @@ def _check_shapes(weights: Path, config: ModelConfig, encoders: EncoderConfigs) 
 def _read_encoders(folder: Path, config: ModelConfig, description: Description) -> EncoderConfigs:
     places = [
         folder / "speech_encoder",
-        *(folder / f"also_encoder_{number}" for number in range(len(config.extra_speech))),
+        *(folder / _extra_encoder(number) for number in range(len(config.extra_speech))),
     ]
     shapes = [_read_speech_config(*pair) for pair in zip((config.speech, *config.extra_speech), places, strict=True)]
     extractors = [_read_extractor(*pair) for pair in zip(shapes, places, strict=True)]
     return EncoderConfigs(
         speech=shapes[0],
         text=None if config.text is None else _read_encoder_config(folder / "text_encoder"),
-        normalise=description.normalise,
+        do_normalize=description.do_normalize,
         extra_speech=tuple(shapes[1:]),
-        also_normalise=description.also_normalise,
+        extra_do_normalize=description.extra_do_normalize,
         extractor=extractors[0],
         extra_extractors=tuple(extractors[1:]),
     )
+
+
+def _extra_encoder(number: int) -> str:
+    return f"{EXTRA_SPEECH}_encoder_{number}"
 
 
 def _read_speech_config(branch: SpeechConfig | None, folder: Path) -> PreTrainedConfig | None:
@@ -254,7 +261,7 @@ def _read_encoder_config(folder: Path) -> PreTrainedConfig:
 
 
 def _read_extractor(encoder: PreTrainedConfig | None, folder: Path) -> FeatureExtractionMixin | None:
-    if encoder is None or not hears_extracted(encoder):
+    if encoder is None or not reads_features(encoder):
         return None
     try:
         return read_extractor(folder)

@@ -37,7 +37,7 @@ class LayerMixture(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class ChosenLayers:
-    """What of an encoder's frames is taken: what leaves it, unless one of these says otherwise."""
+    """What of an encoder's frames is taken: what leaves it, unless one of these sets another."""
 
     mixture: LayerMixture | None = None
     number: int | None = None
@@ -112,7 +112,7 @@ class EncoderLayers:
         return ChosenLayers()
 
     def set_trainable(self, trainable: str) -> None:
-        """Let ``requires_grad`` say what is trained: everything, nothing, or the N top layers and what lies above.
+        """Let ``requires_grad`` name what is trained: everything, nothing, or the N top layers and what lies above.
 
         Raises:
             ConfigError: "top:N" of an encoder with fewer layers.
@@ -193,11 +193,11 @@ def states_of(output: Any) -> tuple[Tensor, ...]:
     """What enters an encoder's first layer, and what leaves each, out of what the encoder gave.
 
     Raises:
-        ConfigError: it does not tell.
+        ConfigError: it does not report.
     """
     if getattr(output, "hidden_states", None) is None:
         raise ConfigError(
-            "this encoder does not tell what leaves each of its layers: layers must be 'last', and no probe hears it."
+            "this encoder does not report what leaves each of its layers: layers must be 'last', and no probe reads it."
         )
     # What leaves the top layer has not yet passed the encoder's last norm, and what leaves the encoder has.
     return (*output.hidden_states[:-1], output.last_hidden_state)

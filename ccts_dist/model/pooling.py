@@ -1,4 +1,4 @@
-"""From a row of frames to one vector: GRU output at the last real frame, mean, deviation, attention.
+"""From a row of frames to one vector: GRU output at the last real frame, mean, standard deviation, attention.
 
 Whatever stands in padded frames, infinities included, does not reach the vector.
 """
@@ -68,7 +68,7 @@ class MeanPooling(nn.Module):
 
 
 class StatisticsPooling(nn.Module):
-    """Mean and population deviation over each row's real frames, side by side."""
+    """Mean and population standard deviation over each row's real frames, side by side."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -79,12 +79,12 @@ class StatisticsPooling(nn.Module):
     ) -> Float[Tensor, "batch hidden"]:
         mean, real, count = _mean_over_real(frames, num_frames)
         centred = (widened(frames) - mean[:, None]).masked_fill(~real, 0.0)
-        deviation = (centred.square().sum(dim=1) / count + VARIANCE_FLOOR).sqrt()
-        return torch.cat([mean, deviation], dim=1)
+        std = (centred.square().sum(dim=1) / count + VARIANCE_FLOOR).sqrt()
+        return torch.cat([mean, std], dim=1)
 
 
 class AttentiveStatisticsPooling(nn.Module):
-    """Mean and deviation over each row's real frames, both weighted by a learnt attention, side by side.
+    """Mean and standard deviation over each row's real frames, both weighted by a learnt attention, side by side.
 
     Okabe, Koshinaka, Shinoda (2018), "Attentive Statistics Pooling for Deep Speaker Embedding": scores
     v . tanh(W h + b), softmax over the frames; their added constant k is left out, since softmax does not see it.

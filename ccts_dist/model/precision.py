@@ -18,7 +18,7 @@ def widened(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 class WideLinear(nn.Linear):
     """A linear layer computed in float32 at least, whatever its weights are kept in, autocast and TF32 or not.
 
-    bfloat16 has 101 values between 0.35 and 0.65, too few to tell one emotion from the next.
+    bfloat16 has 101 values between 0.35 and 0.65, too few to distinguish one emotion from the next.
     """
 
     def forward(self, input: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch outputs"]:

@@ -41,12 +41,12 @@ def check_not_quantized(config: PreTrainedConfig, place: str, branch: str) -> No
 def check_loaded(encoder: PreTrainedModel, place: str, *, reported_missing: Collection[str] = ()) -> None:
     """Refuse an encoder that does not hold what the weight files at ``place`` hold.
 
-    Compares every tensor that has a counterpart by name. A tensor without one counts as missing if transformers says so
-    too, or if it belongs to the positional convolution, where transformers cannot be trusted.
+    Compares every tensor that has a counterpart by name. A tensor without one counts as missing if transformers reports
+    so too, or if it belongs to the positional convolution, where transformers cannot be trusted.
 
     Args:
         place: folder, or hub name whose files are in the cache by now.
-        reported_missing: what transformers says it did not find.
+        reported_missing: what transformers states it did not find.
 
     Raises:
         ConfigError: names the first tensor that is missing or differs.

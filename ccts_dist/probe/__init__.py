@@ -1,4 +1,4 @@
-"""What each layer of a frozen encoder tells of the labels: one linear probe per layer, fitted in closed form."""
+"""Labels predicted from each layer of a frozen encoder: one linear probe per layer, fitted in closed form."""
 
 from ccts_dist.probe.encoders import Encoders, FrozenEncoders, Layer, open_encoders
 from ccts_dist.probe.layer_probe import LayerScore, ProbeResult, probe_layers

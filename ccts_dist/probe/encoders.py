@@ -28,7 +28,7 @@ class Layer:
     """One layer of one encoder."""
 
     encoder: str
-    """ "speech", "also 0" for the first further speech encoder, "text"."""
+    """ "speech", "extra speech 0" for the first further speech encoder, "text"."""
 
     number: int
     """0 for what enters the first layer; of a filter bank, for the energies."""
@@ -36,7 +36,7 @@ class Layer:
 
 @runtime_checkable
 class Encoders(Protocol):
-    """What a probe hears."""
+    """What a probe processes."""
 
     encode_text: EncodeText | None
     """Transcript to token numbers; None without a text encoder."""
@@ -47,10 +47,11 @@ class Encoders(Protocol):
 
 
 class FrozenEncoders:
-    """A model's encoders in evaluation mode, all layers of which are heard; its embedding and heads are not."""
+    """A model's encoders in evaluation mode, all layers of which are processed; its embedding and heads are not."""
 
     def __init__(self, model: EmotionModel, tokenizer: Tokenizer | None, *, pooling: LayerPooling = "mean") -> None:
-        """``pooling`` makes one vector of a layer's real frames: their mean, or mean and deviation side by side."""
+        """``pooling`` makes one vector of a layer's real frames: their mean, or mean and standard deviation side by
+        side."""
         self.encode_text: EncodeText | None = None if tokenizer is None else tokenizer.encode
         self._model = model.eval().requires_grad_(False)
         self._pooling = _POOLINGS[pooling]
@@ -63,8 +64,8 @@ class FrozenEncoders:
     def _vectors(self, batch: Batch) -> dict[Layer, Tensor]:
         model, audio = self._model, (batch.audio, batch.num_samples)
         frames = {} if model.speech is None else {"speech": model.speech.layer_frames(*audio)}
-        for number, branch in enumerate(model.also):
-            frames[f"also {number}"] = branch.layer_frames(*audio)  # type: ignore[operator]
+        for number, branch in enumerate(model.extra_speech):
+            frames[f"extra speech {number}"] = branch.layer_frames(*audio)  # type: ignore[operator]
         if model.text is not None:
             assert batch.tokens is not None
             assert batch.num_tokens is not None
@@ -80,17 +81,17 @@ def open_encoders(
     place: str | Path,
     device: torch.device | str = "cpu",
     *,
-    normalise: Literal["auto", "on", "off"] = "auto",
+    do_normalize: Literal["auto", "on", "off"] = "auto",
     pooling: LayerPooling = "mean",
 ) -> FrozenEncoders:
     """The encoders of a model folder of ours, of a run file, or the one speech encoder in a folder or on the hub.
 
-    Those of a run file are as they are before training, and all their layers are there whatever ``layers`` says.
+    Those of a run file are as they are before training, and all their layers are there whatever ``layers`` states.
 
     Args:
         place: a model folder, a run folder for its best model, a run file (``*.toml``), or what
             ``model.speech.encoder`` may be.
-        normalise: of a folder or hub name, as ``model.speech.do_normalize``.
+        do_normalize: of a folder or hub name, as ``model.speech.do_normalize``.
 
     Raises:
         ConfigError: none of these, or a text encoder from scratch, which has no tokenizer before training.
@@ -107,7 +108,7 @@ def open_encoders(
     elif place == "scratch":
         raise ConfigError("--model scratch: an encoder from scratch has its shape in a run file. Name that file.")
     else:
-        config = ModelConfig(speech=SpeechConfig(encoder=place, do_normalize=normalise))
+        config = ModelConfig(speech=SpeechConfig(encoder=place, do_normalize=do_normalize))
     config = _all_layers(config)
     tokenizer = None if config.text is None else _tokenizer_of(config.text, place)
     seed_everything(derive_seed("model", seed))  # as training does, for encoders from scratch

@@ -1,4 +1,4 @@
-"""Fit, choose and score a linear probe per layer: each utterance is heard once, for all layers.
+"""Fit, choose and score a linear probe per layer: each utterance is processed once, for all layers.
 
 The training split becomes second moments, the validation split CCC's sums for every strength of the penalty, the test
 split CCC's sums per speaker. All of them add over batches and ranks, in float64: the result does not depend on how many
@@ -38,7 +38,7 @@ class LayerScore:
     """On the test split."""
 
     interval: tuple[float, float] | None
-    """95 %, speakers drawn with replacement; None where all is said by one speaker."""
+    """95 %, speakers drawn with replacement; None where all is spoken by one speaker."""
 
     valid_ccc: float
     """On the validation split, which the strength was chosen by."""
@@ -126,7 +126,7 @@ class _Sweeps:
     ) -> None:
         splits.check()
         if micro < 1:
-            raise ConfigError(f"--micro {micro}: must be at least 1 utterance per forward pass. Give more.")
+            raise ConfigError(f"--batch-size {micro}: must be at least 1 utterance per forward pass. Give more.")
         self._encoders, self._device = encoders, device
         self.splits, self.targets = splits, tuple(targets)
         roles = {"train": splits.train, "valid": splits.valid, "test": splits.test}
@@ -178,8 +178,8 @@ class _Sweeps:
         for batch, vectors in self._sweep("valid"):
             labels = batch.labels.repeat(1, num_strengths)
             for layer, features in vectors.items():
-                said = predict(features, fits[layer]).flatten(1)
-                sums[layer] += row_sums(said, labels, batch.weight).sum(0)
+                predicted = predict(features, fits[layer]).flatten(1)
+                sums[layer] += row_sums(predicted, labels, batch.weight).sum(0)
         choices = {}
         for layer, one in sums.items():
             one = sum_over_ranks(one)
@@ -201,9 +201,9 @@ class _Sweeps:
         num_columns = len(choices) * len(self.targets)
         total = self._zeros(1 + max(self._speakers.values()), len(SUM_ROWS), num_columns)
         for batch, vectors in self._sweep("test"):
-            said = torch.cat([predict(vectors[layer], choices[layer].fits)[:, 0] for layer in choices], dim=1)
+            predicted = torch.cat([predict(vectors[layer], choices[layer].fits)[:, 0] for layer in choices], dim=1)
             speakers = torch.tensor([self._speakers[key] for key in batch.keys], device=self._device)
-            add_by_cluster(total, speakers, row_sums(said, batch.labels.repeat(1, len(choices)), batch.weight))
+            add_by_cluster(total, speakers, row_sums(predicted, batch.labels.repeat(1, len(choices)), batch.weight))
         total = sum_over_ranks(total).cpu()
         for number, layer in enumerate(choices):
             _refuse_unless_finite(layer, total[:, :, number * len(self.targets) : (number + 1) * len(self.targets)])

@@ -66,6 +66,6 @@ def fit_ridge(
 
 
 def predict(features: Float[Tensor, "batch features"], fits: RidgeFits) -> Float64[Tensor, "batch strengths dim"]:
-    """What each fit says of each row."""
-    said = torch.einsum("bf,sfd->bsd", features.detach().double(), fits.weights)
-    return said + fits.intercept
+    """Prediction of each fit for each row."""
+    predicted = torch.einsum("bf,sfd->bsd", features.detach().double(), fits.weights)
+    return predicted + fits.intercept

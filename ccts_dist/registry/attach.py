@@ -49,5 +49,5 @@ def _run_of_folder(folder: Path) -> TrackedRun:
             return tracked
     raise ConfigError(
         f"{folder}: the run it comes from was not tracked, so there is none to put anything into. "
-        "Leave --track out, or name a registered model."
+        "Leave --log-to-mlflow out, or name a registered model."
     )

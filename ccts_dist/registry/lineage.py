@@ -1,4 +1,4 @@
-"""What a version says beside weights and figures: how audio is prepared, and where the model comes from."""
+"""What a version states beside weights and figures: how audio is prepared, and where the model comes from."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ LINEAGE_FILE = "lineage.json"
 
 
 def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:
-    """What is done to a recording before the model hears it; enough to do the same elsewhere."""
+    """What is done to a recording before the model reads it; enough to do the same elsewhere."""
     encoders = loaded.model.encoder_configs
-    normalise = (encoders.normalise, *encoders.also_normalise)
+    do_normalize = (encoders.do_normalize, *encoders.extra_do_normalize)
     extractors = (encoders.extractor, *encoders.extra_extractors)
     tables = speech_tables(loaded.config)
     return {
@@ -32,7 +32,7 @@ def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:
         "shortest_samples": MIN_SAMPLES,
         "longest_s": MAX_DURATION_S,
         # Zero mean and unit variance of each utterance, by table of the run file.
-        "normalised_per_utterance": dict(zip(tables, normalise, strict=False)),
+        "normalised_per_utterance": dict(zip(tables, do_normalize, strict=False)),
         # What the encoder is given in place of the waveform, by table; null where it is the waveform.
         "feature_extractor": {
             table: None if extractor is None else type(extractor).__name__
@@ -46,7 +46,7 @@ def lineage_of(loaded: LoadedModel, run_id: str, run_name: str, run_tags: Mappin
 
     Args:
         run_id: at the tracking server; the run that the version belongs to.
-        run_tags: of that run at the server; stand in for what the model's folder does not say.
+        run_tags: of that run at the server; stand in for what the model's folder does not state.
     """
     extra = loaded.extra
     return {
@@ -69,7 +69,7 @@ def lineage_of(loaded: LoadedModel, run_id: str, run_name: str, run_tags: Mappin
 
 
 def epoch_of(extra: Mapping[str, Any]) -> int | None:
-    """The epoch that a model comes from, counted from 1; None where its folder does not say.
+    """The epoch that a model comes from, counted from 1; None where its folder does not state.
 
     Folders of best models that earlier versions wrote, without "resolved", count from 0.
     """

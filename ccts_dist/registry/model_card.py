@@ -61,13 +61,13 @@ def model_card(
     Args:
         name: under which the model is registered.
         targets: what it predicts, in order.
-        categories: emotions that it tells apart; may be empty.
+        categories: emotions that it distinguishes; may be empty.
         scale: lowest and highest rating of its corpus.
         needs_text: it reads transcripts beside audio.
         num_parameters: of the whole model.
         run_name: the run it comes from; "" if unknown.
         facts: where it comes from: digests, teacher, splits.
-        preprocessing: what is done to audio before the model hears it.
+        preprocessing: what is done to audio before the model reads it.
         metrics: figures of the run, nested as the run wrote them; None if unknown.
         usage: section on how to use it; "" for requests over HTTP, where it can be served.
     """
@@ -84,7 +84,7 @@ def model_card(
         f"- run: {run_name or 'unknown'}",
         *(f"- {fact}: {_text(value)}" for fact, value in facts.items()),
         "",
-        "## What it hears",
+        "## What it reads",
         "",
         *(f"- {what}: {_text(value)}" for what, value in preprocessing.items()),
         "",

@@ -95,7 +95,7 @@ def move_alias(client: "MlflowClient", name: str, alias: str, version: str | int
 
 @contextmanager
 def asking_the_server(uri: str, doing: str) -> Iterator[None]:
-    """Turn what MLflow, SQLAlchemy and the network raise into one line that says what was being done, and where.
+    """Turn what MLflow, SQLAlchemy and the network raise into one line that names what was being done, and where.
 
     Raises:
         RegistryError: anything but success.

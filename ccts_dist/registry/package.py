@@ -107,13 +107,13 @@ def check_digests(folder: Path, digests: Mapping[str, str], *, source: str) -> N
         actual = file_sha256(found[name]) if name in found else "missing"
         if actual != expected:
             raise RegistryError(
-                f"{name}: its SHA-256 is {actual}, and {source} says {expected}. The model was altered or damaged "
+                f"{name}: its SHA-256 is {actual}, and {source} states {expected}. The model was altered or damaged "
                 "after it was registered: it is not used. Register it again, or take another version."
             )
     for name in sorted(set(found) - set(digests)):
         raise RegistryError(
-            f"{name}: its SHA-256 is {file_sha256(found[name])}, and {source} says none: the file was added after the "
-            "model was registered. It is not used."
+            f"{name}: its SHA-256 is {file_sha256(found[name])}, and {source} states none: the file was added after "
+            "the model was registered. It is not used."
         )
 
 

@@ -32,7 +32,7 @@ CHAMPION = "champion"
 """The alias."""
 
 TAG = "promotion."
-"""How the names of a version's tags begin that say how it was judged."""
+"""How the names of a version's tags begin that name how it was compared."""
 
 Verdict = Literal["better", "not better", "first", "forced", "champion already"]
 
@@ -72,7 +72,7 @@ class Contest:
         if not 0 <= self.margin < math.inf:
             raise ConfigError(f"--margin {self.margin}: must be a CCC of 0 or more. Give one.")
         if not self.splits:
-            raise ConfigError("--split: none is given, and models are compared on one or more. Name one.")
+            raise ConfigError("--splits: none is given, and models are compared on one or more. Name one.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class Outcome:
     differences: tuple[Difference, ...] = ()
     """Candidate less champion; empty without a champion."""
 
-    judged: Difference | None = None
+    compared: Difference | None = None
     """The one that the margin is for; None where nothing was compared."""
 
     num_utterances: int = 0
@@ -122,8 +122,8 @@ class Outcome:
             return f"{is_now} already; nothing was compared"
         if self.verdict == "first":
             return f"{is_now}, the first: there was none to compare it with"
-        assert self.judged is not None
-        low, what = self.judged.gain.low, self.judged.target
+        assert self.compared is not None
+        low, what = self.compared.gain.low, self.compared.target
         found = f"the gain in {what} may be as low as {low:+.4f}, the margin is {self.margin:g}"
         if self.verdict == "better":
             return f"{is_now}: {found}"
@@ -163,14 +163,14 @@ def promote(
         champion = pull_model_on_ranks(f"{SCHEME}{before}", ranks, tracking_uri=uri, cache=cache)
         other = _predict(champion.folder, contest, ranks, micro_batch_size)[1]
         found = differences(table, other) if table.targets or other.targets else (uar_difference(table, other),)
-    judged = _judged(contest, table, found)
+    compared = _decided(contest, table, found)
     outcome = Outcome(
-        verdict=_verdict(contest, judged),
+        verdict=_verdict(contest, compared),
         candidate=candidate.version,
         champion=before,
         margin=contest.margin,
         differences=found,
-        judged=judged,
+        compared=compared,
         num_utterances=len(table),
         num_speakers=table.num_speakers,
     )
@@ -190,7 +190,7 @@ def _predict(folder: Path, contest: Contest, ranks: Ranks, micro_batch_size: int
     return evaluator.shard_set.digest, joined(tables)
 
 
-def _judged(contest: Contest, table: PredictionTable, found: Sequence[Difference]) -> Difference | None:
+def _decided(contest: Contest, table: PredictionTable, found: Sequence[Difference]) -> Difference | None:
     known = [one.target for one in found] if found else [*table.targets, MEAN] if table.targets else [UAR]
     wanted = contest.target or (MEAN if table.targets else UAR)
     if wanted not in known:
@@ -201,10 +201,10 @@ def _judged(contest: Contest, table: PredictionTable, found: Sequence[Difference
     return next((one for one in found if one.target == wanted), None)
 
 
-def _verdict(contest: Contest, judged: Difference | None) -> Verdict:
-    if judged is None:
+def _verdict(contest: Contest, compared: Difference | None) -> Verdict:
+    if compared is None:
         return "first"
-    if judged.gain.low > contest.margin:  # never so of an interval that is not known
+    if compared.gain.low > contest.margin:  # never so of an interval that is not known
         return "better"
     return "forced" if contest.reason else "not better"
 
@@ -235,16 +235,16 @@ def _tags(contest: Contest, outcome: Outcome, shard_set_digest: str) -> Mapping[
         "shards": shard_set_digest,
         "splits": ",".join(contest.splits),
         "margin": f"{contest.margin:g}",
-        "target": outcome.judged.target if outcome.judged else contest.target or MEAN,
+        "target": outcome.compared.target if outcome.compared else contest.target or MEAN,
         "utterances": str(outcome.num_utterances),
         "speakers": str(outcome.num_speakers),
         "reason": redact(contest.reason) if outcome.verdict == "forced" else "",
     }
-    if outcome.judged is not None:
-        gain = outcome.judged.gain
+    if outcome.compared is not None:
+        gain = outcome.compared.gain
         tags |= {
-            "ccc": f"{outcome.judged.first:.6f}",
-            "champion_ccc": f"{outcome.judged.second:.6f}",
+            "ccc": f"{outcome.compared.first:.6f}",
+            "champion_ccc": f"{outcome.compared.second:.6f}",
             "gain": f"{gain.value:.6f}",
             "gain_low": f"{gain.low:.6f}",
             "gain_high": f"{gain.high:.6f}",

@@ -112,8 +112,8 @@ def find_checkpoint(folder: Path) -> Checkpoint:
         home = above
     around = (model, home)
     run_file = next((place / RUN_FILE for place in around if (place / RUN_FILE).is_file()), None)
-    figures = [place / name for place in around for name in (METRICS_FILE, _SUMMARY_FILE)]
-    metrics_file = next((path for path in figures if path.is_file()), None)
+    files = [place / name for place in around for name in (METRICS_FILE, _SUMMARY_FILE)]
+    metrics_file = next((path for path in files if path.is_file()), None)
     metrics = None if metrics_file is None else json.loads(metrics_file.read_text(encoding="utf-8"))
     return Checkpoint(model=model, run_file=run_file, metrics=metrics, tracked=read_run_file(home))
 

@@ -59,7 +59,7 @@ def resolve_model(model: str, *, tracking_uri: str = "", cache: Path | None = No
 
     Raises:
         ConfigError: neither a folder nor a well-formed address.
-        RegistryError: unknown, not registered by this library, or a file is not what its tag says.
+        RegistryError: unknown, not registered by this library, or a file is not what its tag states.
     """
     return pull_model(model, tracking_uri=tracking_uri, cache=cache).folder
 
@@ -147,7 +147,7 @@ def check_registered(package: Path, name: str, version: str, *, tracking_uri: st
 
 
 def _digests_of(found: "ModelVersion") -> dict[str, str]:
-    """SHA-256 of each file by its path in the package, as the version's tags say."""
+    """SHA-256 of each file by its path in the package, as the version's tags state."""
     digests = {tag.removeprefix(DIGEST_TAG): digest for tag, digest in found.tags.items() if tag.startswith(DIGEST_TAG)}
     if not digests:
         raise RegistryError(
@@ -201,14 +201,14 @@ def _default_cache() -> Path:
     return user_cache() / "ccts_dist" / "models"
 
 
-def _take_away(kept: Path, fault: RegistryError) -> None:
+def _remove(folder: Path, fault: RegistryError) -> None:
     try:
-        if kept.is_dir() and not kept.is_symlink():
-            shutil.rmtree(kept)
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
         else:
-            kept.unlink()
+            folder.unlink()
     except OSError as error:
-        raise RegistryError(f"{fault} {kept} cannot be removed ({error.strerror}): remove it.") from error
+        raise RegistryError(f"{fault} {folder} cannot be removed ({error.strerror}): remove it.") from error
 
 
 def _fetch(
@@ -216,16 +216,16 @@ def _fetch(
 ) -> Path:
     """The package's folder in the cache, fetched if it is not there yet or no longer sound."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    kept = cache / hashlib.sha256(lines.encode()).hexdigest()
-    if os.path.lexists(kept):
+    folder = cache / hashlib.sha256(lines.encode()).hexdigest()
+    if os.path.lexists(folder):
         try:
-            if kept.is_symlink() or not kept.is_dir():
-                raise RegistryError(f"{kept}: is no folder of this cache.")
-            check_digests(kept, digests, source=source)
+            if folder.is_symlink() or not folder.is_dir():
+                raise RegistryError(f"{folder}: is no folder of this cache.")
+            check_digests(folder, digests, source=source)
         except RegistryError as error:
-            _take_away(kept, error)  # damaged in the cache, or planted there: fetched again
+            _remove(folder, error)  # damaged in the cache, or planted there: fetched again
         else:
-            return kept
+            return folder
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -243,8 +243,8 @@ def _fetch(
             )
         check_digests(fetched, digests, source=source)
         try:
-            fetched.rename(kept)
+            fetched.rename(folder)
         except OSError:
-            if not kept.is_dir():  # else another process was faster, with the same files
+            if not folder.is_dir():  # else another process was faster, with the same files
                 raise
-    return kept
+    return folder

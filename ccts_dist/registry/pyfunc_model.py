@@ -1,7 +1,7 @@
 """The MLflow model: what ``mlflow models serve`` and ``mlflow.pyfunc.load_model`` run.
 
 MLflow keeps a copy of this file with each registered model and runs it when the model is loaded through MLflow. So it
-says as little as possible; all that it does is in the installed ``ccts_dist``. ``ccts_dist.load_student`` and
+states as little as possible; all that it does is in the installed ``ccts_dist``. ``ccts_dist.load_student`` and
 ``launch/predict.py`` do not run it.
 """
 

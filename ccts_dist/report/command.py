@@ -14,10 +14,10 @@ from ccts_dist.report.study.plan import Study, order_of_shares
 
 EPILOG = """examples:
   python launch/reproduce.py --table demo
-  python launch/reproduce.py --table demo --seeds 17 18 19 20 21 --wrong 0 10 30 --jobs 2
+  python launch/reproduce.py --table demo --seeds 17 18 19 20 21 --corrupt-transcripts 0 10 30 --jobs 2
   python launch/reproduce.py --table msp --corpus MSP-Podcast --transcripts asr.jsonl --seeds 17 18 19
-  python launch/reproduce.py --table msp --shards s3://ours/msp --rows 12 --starter 'deepspeed --hostfile H'
-  python launch/reproduce.py --table msp --shards s3://ours/msp --rows 11 12 --distances l2 mse
+  python launch/reproduce.py --table msp --shards s3://ours/msp --only 12 --launcher 'deepspeed --hostfile H'
+  python launch/reproduce.py --table msp --shards s3://ours/msp --only 11 12 --distances l2 mse
   python launch/reproduce.py --table iemocap --corpus IEMOCAP --folds 1 2
 exit codes: 0 done, 1 a stage failed (its log is named), 2 a mistake in the input"""
 
@@ -40,26 +40,28 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=VALUE", help="for every run; may be repeated"
     )
-    demo = parser.add_argument_group("for the demo; with --seeds or --wrong it becomes a study, in demo/study")
+    demo = parser.add_argument_group(
+        "for the demo; with --seeds or --corrupt-transcripts it becomes a study, in demo/study"
+    )
     demo.add_argument("--utterances", type=int, default=4000, help="number of utterances of the demo (%(default)s)")
     demo.add_argument(
-        "--wrong", type=int, nargs="+", default=[], metavar="PERCENT",
+        "--corrupt-transcripts", type=int, nargs="+", default=[], metavar="PERCENT",
         help="students and teachers at each of these shares of wrong transcripts (10)",
     )  # fmt: skip
     demo.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel runs of the study, one rank each (1)")
-    demo.add_argument("--collect", action="store_true", help="run nothing: the study's tables from finished runs")
+    demo.add_argument("--report-only", action="store_true", help="run nothing: the study's tables from finished runs")
     paper = parser.add_argument_group("for the paper's tables")
     source = paper.add_mutually_exclusive_group()
     source.add_argument("--corpus", type=Path, metavar="ROOT", help="the corpus on disk; shards are built first")
     source.add_argument("--shards", default="", metavar="SHARDS", help="shards that are there (default: DIR/shards)")
     paper.add_argument("--transcripts", type=Path, metavar="ASR.jsonl", help="transcripts by shards/transcribe.py")
-    paper.add_argument("--rows", type=int, nargs="+", default=[], metavar="N", help="these and their teachers only")
+    paper.add_argument("--only", type=int, nargs="+", default=[], metavar="ROW", help="these and their teachers only")
     paper.add_argument("--folds", type=int, nargs="+", default=[], metavar="N", help="these folds only, from 1")
     paper.add_argument(
         "--distances", nargs="+", default=[], choices=DISTANCES, metavar="NAME",
         help=f"students with each of these as distill.embedding_loss: {', '.join(DISTANCES)} ({PAPERS_DISTANCE})",
     )  # fmt: skip
-    paper.add_argument("--starter", default="", metavar="WORDS", help="launcher and its options (default: two ranks)")
+    paper.add_argument("--launcher", default="", metavar="WORDS", help="launcher and its options (default: two ranks)")
     return parser
 
 
@@ -69,11 +71,14 @@ def is_study(args: argparse.Namespace) -> bool:
     Raises:
         ConfigError: options of the study for another table, or without it.
     """
-    study = bool(args.seeds or args.wrong or args.collect)
+    study = bool(args.seeds or args.corrupt_transcripts or args.report_only)
     if args.table == "demo" and not study and (args.out or args.set or args.jobs != 1):
         raise ConfigError("--out, --set, --jobs: the plain demo has no use for them. Add --seeds: that makes a study.")
-    if args.table != "demo" and (args.wrong or args.collect or args.jobs != 1):
-        raise ConfigError(f"--wrong, --jobs, --collect: only --table demo has them, not {args.table}. Leave them out.")
+    if args.table != "demo" and (args.corrupt_transcripts or args.report_only or args.jobs != 1):
+        raise ConfigError(
+            f"--corrupt-transcripts, --jobs, --report-only: only --table demo has them, not {args.table}. "
+            "Leave them out."
+        )
     return args.table == "demo" and study
 
 
@@ -87,7 +92,7 @@ def study_of(args: argparse.Namespace) -> Study:
     return Study(
         folder=usual.folder,
         seeds=tuple(args.seeds) or usual.seeds,
-        percents=order_of_shares(args.wrong) or usual.percents,
+        percents=order_of_shares(args.corrupt_transcripts) or usual.percents,
         num_utterances=args.utterances,
         overrides=tuple(args.set),
         jobs=args.jobs,
@@ -108,10 +113,10 @@ def reproduction_of(args: argparse.Namespace) -> Reproduction:
         shards=args.shards,
         corpus=args.corpus,
         transcripts=args.transcripts,
-        rows=tuple(args.rows),
+        only=tuple(args.only),
         fold_numbers=tuple(args.folds),
         seeds=tuple(args.seeds) or (17,),
         overrides=tuple(args.set),
         distances=tuple(dict.fromkeys(args.distances)) or (PAPERS_DISTANCE,),
-        starter=tuple(shlex.split(args.starter)),
+        launcher=tuple(shlex.split(args.launcher)),
     )

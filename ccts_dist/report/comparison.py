@@ -7,23 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ccts_dist.config.renamed import present_metric
 from ccts_dist.errors import ConfigError
-from ccts_dist.report.recorded import RecordedRun, as_figure
+from ccts_dist.report.recorded import RecordedRun, metric_value
 
 KEYS = "keys"
 """In a history: the checksum of the utterances of the step's global batch."""
 
 NOT_COMPARED = ("step", "epoch", KEYS)
-OF_THE_MACHINE = ("_s", "_mb", "_gb", "_bytes")
-"""Ends of the names of figures that tell of the machine, not of the training; compared only when asked for by name."""
+OF_THE_MACHINE = "throughput/", ("_s", "_mb", "_gb", "_bytes")
+"""Beginning and ends of the names of figures of the machine, not of the training; compared only if asked for by
+name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FigureComparison:
+class MetricComparison:
     """One figure of both runs over their common steps."""
 
-    figure: str
-    parts_at: int | None
+    metric: str
+    diverges_at: int | None
     """First step at which the two differ by more than the tolerance; None when they never do."""
 
     largest: float
@@ -42,7 +44,7 @@ class Comparison:
 
     names: tuple[str, str]
     key: str
-    """The figure that is judged."""
+    """The figure that is compared."""
 
     tolerance: float
     settings: Mapping[str, tuple[Any, Any]]
@@ -55,12 +57,12 @@ class Comparison:
     """Numbers of the steps that both have, rising; never empty."""
 
     keys_known: bool
-    """False when a run tells nothing of its utterances."""
+    """False when a run reports nothing of its utterances."""
 
     keys_part_at: int | None
     """First common step whose global batches are known to differ; None when none are."""
 
-    figures: tuple[FigureComparison, ...]
+    metrics: tuple[MetricComparison, ...]
     """Of every figure that both runs have, in the order of the first run's history."""
 
     only_in: tuple[tuple[str, ...], tuple[str, ...]]
@@ -73,14 +75,14 @@ class Comparison:
     """What of each run's record was passed over."""
 
     @property
-    def judged(self) -> FigureComparison:
-        """The comparison of the figure that is judged."""
-        return next(one for one in self.figures if one.figure == self.key)
+    def primary(self) -> MetricComparison:
+        """The comparison of the figure that is compared."""
+        return next(one for one in self.metrics if one.metric == self.key)
 
     @property
     def agrees(self) -> bool:
-        """True when the judged figure is within the tolerance in all common steps."""
-        return self.judged.parts_at is None
+        """True when the compared figure is within the tolerance in all common steps."""
+        return self.primary.diverges_at is None
 
     @property
     def same_steps(self) -> bool:
@@ -93,14 +95,15 @@ class Comparison:
         return self.keys_known and self.keys_part_at is None
 
     @property
-    def first_to_part(self) -> FigureComparison | None:
-        """Of all figures the one that parts at the earliest step, the judged one before others; None when all agree."""
-        parted = [(one.parts_at, one.figure != self.key, one) for one in self.figures if one.parts_at is not None]
+    def first_to_part(self) -> MetricComparison | None:
+        """Of all figures the one that parts at the earliest step, the compared one before others; None when all
+        agree."""
+        parted = [(one.diverges_at, one.metric != self.key, one) for one in self.metrics if one.diverges_at is not None]
         return min(parted, key=lambda entry: entry[:2], default=(0, False, None))[2]
 
 
 def compare_runs(a: RecordedRun, b: RecordedRun, *, key: str = "train/loss", tolerance: float = 1e-5) -> Comparison:
-    """Compare two runs over the steps that both have; reads nothing, and judges by ``key`` alone.
+    """Compare two runs over the steps that both have; reads nothing, and compares ``key`` alone.
 
     Two values differ by their absolute difference. NaN agrees with NaN and an infinity with itself: two runs that both
     lost a step agree on it. A step in which one run has a number and the other has none is an infinite difference.
@@ -108,12 +111,13 @@ def compare_runs(a: RecordedRun, b: RecordedRun, *, key: str = "train/loss", tol
     Args:
         a: one run.
         b: the other; runs of different length are compared up to the end of the shorter.
-        key: the figure by which they are judged.
+        key: the figure by which they are compared.
         tolerance: largest difference that still counts as agreement.
 
     Raises:
         ConfigError: no step in common, a figure that one of them does not have, or a tolerance below 0.
     """
+    key = present_metric(key)
     if not 0 <= tolerance < math.inf:
         raise ConfigError(f"--tolerance {tolerance}: must be a number of at least 0. 1e-5 is usual in fp32.")
     common = tuple(step for step in a.steps if step in b.steps)
@@ -121,7 +125,7 @@ def compare_runs(a: RecordedRun, b: RecordedRun, *, key: str = "train/loss", tol
         raise ConfigError(
             f"{a.name} has steps {_span(a)}, {b.name} has {_span(b)}: none in common. Give runs that began alike."
         )
-    names_a, names_b = (_figure_names(run, common, key) for run in (a, b))
+    names_a, names_b = (_metric_names(run, common, key) for run in (a, b))
     for run, names in ((a, names_a), (b, names_b)):
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
@@ -139,7 +143,7 @@ def compare_runs(a: RecordedRun, b: RecordedRun, *, key: str = "train/loss", tol
         keys_part_at=next(
             (step for step, pair in zip(common, keys, strict=True) if None not in pair and pair[0] != pair[1]), None
         ),
-        figures=tuple(_compare_figure(a, b, name, common, tolerance) for name in names_a if name in names_b),
+        metrics=tuple(_compare_metric(a, b, name, common, tolerance) for name in names_a if name in names_b),
         only_in=(
             tuple(name for name in names_a if name not in names_b),
             tuple(name for name in names_b if name not in names_a),
@@ -159,22 +163,22 @@ def difference(x: float, y: float) -> float:
     return abs(x - y) if math.isfinite(x - y) else math.inf
 
 
-def _compare_figure(
-    a: RecordedRun, b: RecordedRun, figure: str, common: tuple[int, ...], tolerance: float
-) -> FigureComparison:
-    pairs = [(as_figure(a.steps[step].get(figure)), as_figure(b.steps[step].get(figure))) for step in common]
+def _compare_metric(
+    a: RecordedRun, b: RecordedRun, metric: str, common: tuple[int, ...], tolerance: float
+) -> MetricComparison:
+    pairs = [(metric_value(a.steps[step].get(metric)), metric_value(b.steps[step].get(metric))) for step in common]
     differences = [difference(*pair) for pair in pairs]
     largest = max(differences)
-    return FigureComparison(
-        figure=figure,
-        parts_at=next((step for step, far in zip(common, differences, strict=True) if far > tolerance), None),
+    return MetricComparison(
+        metric=metric,
+        diverges_at=next((step for step, far in zip(common, differences, strict=True) if far > tolerance), None),
         largest=largest,
         largest_at=common[differences.index(largest)],
         last=pairs[-1],
     )
 
 
-def _figure_names(run: RecordedRun, common: tuple[int, ...], key: str) -> list[str]:
+def _metric_names(run: RecordedRun, common: tuple[int, ...], key: str) -> list[str]:
     """Names of what has a number, or null for one that is not finite, in any common step, in order of appearance."""
     names = dict.fromkeys(
         name
@@ -182,7 +186,9 @@ def _figure_names(run: RecordedRun, common: tuple[int, ...], key: str) -> list[s
         for name, value in run.steps[step].items()
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     )
-    return [name for name in names if name == key or not (name in NOT_COMPARED or name.endswith(OF_THE_MACHINE))]
+    beginning, ends = OF_THE_MACHINE
+    of_the_machine = {name for name in names if name.startswith(beginning) or name.endswith(ends)}
+    return [name for name in names if name == key or not (name in NOT_COMPARED or name in of_the_machine)]
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

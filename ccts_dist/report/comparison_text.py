@@ -2,7 +2,7 @@
 
 import math
 
-from ccts_dist.report.comparison import Comparison, FigureComparison, difference
+from ccts_dist.report.comparison import Comparison, MetricComparison, difference
 from ccts_dist.report.markdown_table import format_table
 
 
@@ -20,21 +20,21 @@ def comparison_in_words(comparison: Comparison) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Whether the judged figure agrees, and where anything parted first."""
-    one, steps = comparison.judged, len(comparison.common_steps)
-    if one.parts_at is None:
+    """Whether the compared figure agrees, and where anything parted first."""
+    one, steps = comparison.primary, len(comparison.common_steps)
+    if one.diverges_at is None:
         line = (
-            f"{one.figure}: agrees within {comparison.tolerance:g} over all {steps} common steps; largest difference "
+            f"{one.metric}: agrees within {comparison.tolerance:g} over all {steps} common steps; largest difference "
             f"{one.largest:.3g}, at step {one.largest_at}"
         )
     else:
         line = (
-            f"{one.figure}: parts at step {one.parts_at} by more than {comparison.tolerance:g}; largest difference "
+            f"{one.metric}: parts at step {one.diverges_at} by more than {comparison.tolerance:g}; largest difference "
             f"{one.largest:.3g}, at step {one.largest_at}"
         )
     first = comparison.first_to_part
-    if first is not None and first.figure != one.figure:
-        line += f"\nthe first figure to part: {first.figure}, at step {first.parts_at}"
+    if first is not None and first.metric != one.metric:
+        line += f"\nthe first figure to part: {first.metric}, at step {first.diverges_at}"
     return line
 
 
@@ -76,17 +76,17 @@ def _lengths(comparison: Comparison) -> list[str]:
 def _figures(comparison: Comparison) -> str:
     last = comparison.common_steps[-1]
     header = ("figure", "parts at", "largest", "at step", f"A, step {last}", f"B, step {last}", "difference")
-    lines = [format_table(header, [_figure_row(one) for one in comparison.figures])]
-    for name, figures in zip("AB", comparison.only_in, strict=True):
-        if figures:
-            lines.append(f"only in {name}: {', '.join(figures)}")
+    lines = [format_table(header, [_metric_row(one) for one in comparison.metrics])]
+    for name, metrics in zip("AB", comparison.only_in, strict=True):
+        if metrics:
+            lines.append(f"only in {name}: {', '.join(metrics)}")
     return "\n".join(lines)
 
 
-def _figure_row(one: FigureComparison) -> tuple[str, ...]:
-    parts_at = "-" if one.parts_at is None else str(one.parts_at)
-    figures = (_number(one.last[0]), _number(one.last[1]), f"{difference(*one.last):.2g}")
-    return (one.figure, parts_at, f"{one.largest:.2g}", str(one.largest_at), *figures)
+def _metric_row(one: MetricComparison) -> tuple[str, ...]:
+    diverges_at = "-" if one.diverges_at is None else str(one.diverges_at)
+    metrics = (_number(one.last[0]), _number(one.last[1]), f"{difference(*one.last):.2g}")
+    return (one.metric, diverges_at, f"{one.largest:.2g}", str(one.largest_at), *metrics)
 
 
 def _scores(comparison: Comparison) -> str:

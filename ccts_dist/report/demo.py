@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ccts_dist.config.renamed import with_present_names
 from ccts_dist.files.strict_json import as_number
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.markdown_table import format_table
@@ -59,9 +60,9 @@ def demo_stages(folder: Path, *, num_utterances: int, runs: Path) -> list[Stage]
 
 def predict_stage(folder: Path) -> Stage:
     """The best student, from the registry, on a few recordings of the corpus."""
-    heard = sorted((folder / "corpus" / "Audios").glob("*.wav"))[:3]
+    recordings = sorted((folder / "corpus" / "Audios").glob("*.wav"))[:3]
     model = ("--model", "models:/demo-cts@candidate")
-    return Stage(name="predict", command=(sys.executable, "launch/predict.py", *model, *map(str, heard)))
+    return Stage(name="predict", command=(sys.executable, "launch/predict.py", *model, *map(str, recordings)))
 
 
 def run_demo(folder: Path, *, num_utterances: int, runs: Path) -> str:
@@ -85,16 +86,23 @@ def next_commands(folder: Path) -> Mapping[str, tuple[str, ...]]:
     python, store = _relative(Path(sys.executable)), store_address(folder)
     shards, page = _relative(folder / "shards"), _relative(folder / "evaluation")
     models = [f"models:/demo-{name}@candidate" for name in ("cts", "speech")]
-    compared = ("--model", models[0], "--model", models[1], "--uri", store)
+    compared = ("--model", models[0], "--model", models[1], "--tracking-uri", store)
     recording = next(iter(sorted((folder / "corpus" / "Audios").glob("*.wav"))), Path("YOUR.wav"))
     return {
         "runs and models, at http://127.0.0.1:5000": (python, "-m", "mlflow", "ui", "--backend-store-uri", store),
         f"student and speech-only model compared, {page}/report.html": (
-            *(python, "launch/evaluate.py", *compared, "--shards", shards, "--split", "Test1"),
-            *("--teacher", _relative(folder / "cache"), "--run", _relative(folder / "runs" / "cts"), "--out", page),
+            *(python, "launch/evaluate.py", *compared, "--shards", shards, "--splits", "Test1"),
+            *(
+                "--teacher-cache",
+                _relative(folder / "cache"),
+                "--run",
+                _relative(folder / "runs" / "cts"),
+                "--out",
+                page,
+            ),
         ),
         "a recording, or your own in its place": (
-            *(python, "launch/predict.py", "--model", models[0], "--uri", store, _relative(recording)),
+            *(python, "launch/predict.py", "--model", models[0], "--tracking-uri", store, _relative(recording)),
         ),
     }
 
@@ -111,13 +119,14 @@ def demo_table(folder: Path, seconds: dict[str, float]) -> str:
     for name, words in SYSTEMS.items():
         summary = json.loads((folder / "runs" / name / "summary.json").read_text(encoding="utf-8"))
         ccc = (f"{as_number(summary['test'][dimension]):.3f}" for dimension in DIMENSIONS)
-        left_out = "-" if summary["kept_share"] is None else f"{1 - summary['kept_share']:.1%}"
-        rows.append((words, *ccc, left_out, f"{seconds[name]:.0f}"))
-    header = ("system", "activation", "valence", "dominance", "left out", "seconds")
+        distilled = with_present_names(summary)["distilled_fraction"]
+        rejected = "-" if distilled is None else f"{1 - distilled:.1%}"
+        rows.append((words, *ccc, rejected, f"{seconds[name]:.0f}"))
+    header = ("system", "activation", "valence", "dominance", "rejected", "seconds")
     others = ", ".join(f"{name} {took:.0f} s" for name, took in seconds.items() if name not in SYSTEMS)
     return "\n".join(
         [
-            "CCC on the test split of the spoken demo corpus (one seed: it reports, it does not judge)",
+            "CCC on the test split of the spoken demo corpus (one seed: it reports, it compares nothing)",
             "",
             format_table(header, rows),
             "",

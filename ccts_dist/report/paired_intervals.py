@@ -16,7 +16,7 @@ class Estimate:
     """The mean of some values, with their spread and its 95 % interval."""
 
     mean: float
-    deviation: float
+    std: float
     """Sample standard deviation (dividing by n - 1); NaN for a single value."""
 
     half_width: float
@@ -31,20 +31,21 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and Student's 95 % interval, mean +- t(n - 1) deviation / sqrt(n); None without a value.
+    """Mean and Student's 95 % interval, mean +- t(n - 1) std / sqrt(n); None without a value.
 
-    The interval takes the values as independent and about normal; with five of them it is 1.24 deviations to each side.
+    The interval takes the values as independent and about normal; with five of them it is 1.24 standard deviations to
+    each side.
     """
     count = len(values)
     if count == 0:
         return None
     if count == 1:
-        return Estimate(mean=values[0], deviation=math.nan, half_width=math.nan, count=1)
-    deviation = stdev(values)
+        return Estimate(mean=values[0], std=math.nan, half_width=math.nan, count=1)
+    std = stdev(values)
     return Estimate(
         mean=mean(values),
-        deviation=deviation,
-        half_width=t_quantile(count - 1) * deviation / math.sqrt(count),
+        std=std,
+        half_width=t_quantile(count - 1) * std / math.sqrt(count),
         count=count,
     )
 

@@ -10,6 +10,7 @@ from statistics import mean, pstdev
 
 import torch
 
+from ccts_dist.config.renamed import with_present_names
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.strict_json import as_number
 from ccts_dist.progress import log
@@ -41,9 +42,9 @@ class Reproduction:
     """The corpus as it lies on disk, from which the shards are built first; None when they are there."""
 
     transcripts: Path | None = None
-    """What ``shards/transcribe.py`` heard, for a corpus without transcripts."""
+    """What ``shards/transcribe.py`` transcribed, for a corpus without transcripts."""
 
-    rows: tuple[int, ...] = ()
+    only: tuple[int, ...] = ()
     """Rows of the table; empty for all."""
 
     fold_numbers: tuple[int, ...] = ()
@@ -56,7 +57,7 @@ class Reproduction:
     distances: tuple[str, ...] = (PAPERS_DISTANCE,)
     """Each row that has a teacher is run with each of these as ``distill.embedding_loss``."""
 
-    starter: tuple[str, ...] = ()
+    launcher: tuple[str, ...] = ()
     """What starts a script on all ranks; empty for DeepSpeed's launcher on this machine."""
 
     @property
@@ -84,7 +85,7 @@ class Reproduction:
 
     def runnable(self) -> list[Row]:
         """The rows that were asked for, but for those that lack something that only the user can give."""
-        rows = [row for row in self.table.choose(self.rows) if not row.needs or (self.folder / row.needs).exists()]
+        rows = [row for row in self.table.choose(self.only) if not row.needs or (self.folder / row.needs).exists()]
         return [one for row in rows for one in self._with_distances(row)]
 
     def _with_distances(self, row: Row) -> list[Row]:
@@ -109,11 +110,11 @@ def reproduce(wanted: Reproduction) -> str:
         StageError: a command failed; what is done stays done.
     """
     rows = wanted.runnable()
-    for row in wanted.table.choose(wanted.rows):
+    for row in wanted.table.choose(wanted.only):
         if row.needs and not (wanted.folder / row.needs).exists():
             log(f"row {row.number}, {row.words}: left out, {wanted.folder / row.needs} is not there")
     if not rows:
-        raise ConfigError("--rows: none of these can be run. What they need is said above.")
+        raise ConfigError("--only: none of these can be run. What they need is reported above.")
     if wanted.corpus is None and not wanted.shards and not (wanted.folder / "shards").exists():
         raise ConfigError(f"{wanted.folder / 'shards'}: there are no shards. Give --corpus, or --shards.")
     wanted.folder.mkdir(parents=True, exist_ok=True)
@@ -189,13 +190,13 @@ def _cache(wanted: Reproduction, teacher: int, seed: int, fold: Fold) -> Path:
 
 
 def _starter(wanted: Reproduction) -> tuple[str, ...]:
-    return wanted.starter or launcher(torch.cuda.device_count() or 2)
+    return wanted.launcher or launcher(torch.cuda.device_count() or 2)
 
 
 def table_text(wanted: Reproduction, rows: Sequence[Row], seconds: Mapping[str, float]) -> str:
     """The paper's figures, ours and the difference for each dimension; seeds, their spread, and the seconds it took."""
     columns = [f"{dimension[0].upper()} {of}" for dimension in DIMENSIONS for of in ("paper", "ours", "diff")]
-    header = ("#", "system", *columns, "seeds", "spread", "left out", "seconds")
+    header = ("#", "system", *columns, "seeds", "spread", "rejected", "seconds")
     lines, pooled = [], []
     for row in rows:
         by_seed = [[_read(wanted, row, seed, fold) for fold in wanted.folds] for seed in wanted.seeds]
@@ -205,15 +206,16 @@ def table_text(wanted: Reproduction, rows: Sequence[Row], seconds: Mapping[str, 
         for values, theirs in zip(ours, row.paper, strict=True):
             cells += [f"{theirs:.3f}", f"{mean(values):.3f}", f"{mean(values) - theirs:+.3f}"]
         spread = f"{max(pstdev(values) for values in ours):.3f}" if len(wanted.seeds) > 1 else "-"
-        kept = [one.kept_share for folds in by_seed for one in folds if one.kept_share is not None]
-        left_out = f"{1 - mean(kept):.1%}" if kept else "-"
-        lines.append((row.number, row.words, *cells, len(wanted.seeds), spread, left_out, f"{took:.0f}"))
-        together = [SplitSums.pooled([one.sums for one in folds]).ccc() for folds in by_seed]
-        pooled.append((row.number, row.words, *(f"{mean(ccc[d] for ccc in together):.3f}" for d in DIMENSIONS)))
+        fractions = [one.distilled_fraction for folds in by_seed for one in folds if one.distilled_fraction is not None]
+        rejected_fraction = f"{1 - mean(fractions):.1%}" if fractions else "-"
+        lines.append((row.number, row.words, *cells, len(wanted.seeds), spread, rejected_fraction, f"{took:.0f}"))
+        per_seed = [SplitSums.pooled([one.sums for one in folds]).ccc() for folds in by_seed]
+        pooled.append((row.number, row.words, *(f"{mean(ccc[d] for ccc in per_seed):.3f}" for d in DIMENSIONS)))
     several = len(wanted.folds) > 1
     where = wanted.table.title + (f": mean over {len(wanted.folds)} folds" if several else "")
     text = [
-        f"CCC on {where}. Spread: deviation over seeds, where it is largest. Seconds: of each training's last start.",
+        f"CCC on {where}. Spread: standard deviation over seeds, where it is largest. "
+        "Seconds: of each training's last start.",
         "",
         format_table(header, lines),
     ]
@@ -226,7 +228,7 @@ def table_text(wanted: Reproduction, rows: Sequence[Row], seconds: Mapping[str, 
 class _Result:
     ccc: dict[str, float]
     sums: dict[str, list[float]]
-    kept_share: float | None
+    distilled_fraction: float | None
 
 
 def _read(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> _Result:
@@ -236,7 +238,7 @@ def _read(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> _Result:
     ccc = {target: as_number(value) for target, value in summary["test"].items()}
     tracked = read_run_file(output)
     if tracked.run_id:
-        told = fetch_run(f"{SCHEME}{tracked.run_id}", tracking_uri=_tracking_uri(wanted.folder)).metrics
-        ccc = {dimension: list(told[f"test/ccc_{dimension}"].values())[-1] for dimension in DIMENSIONS}
+        tracked_metrics = fetch_run(f"{SCHEME}{tracked.run_id}", tracking_uri=_tracking_uri(wanted.folder)).metrics
+        ccc = {dimension: list(tracked_metrics[f"test/ccc_{dimension}"].values())[-1] for dimension in DIMENSIONS}
     sums = {target: [*map(as_number, own)] for target, own in summary["test_sums"].items()}
-    return _Result(ccc=ccc, sums=sums, kept_share=summary["kept_share"])
+    return _Result(ccc=ccc, sums=sums, distilled_fraction=with_present_names(summary)["distilled_fraction"])

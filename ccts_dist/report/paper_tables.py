@@ -71,7 +71,7 @@ class PaperTable:
         for number in numbers:
             if number not in known:
                 raise ConfigError(
-                    f"--rows {number}: the table {self.name} has the rows {', '.join(map(str, known))}. Name some of "
+                    f"--only {number}: the table {self.name} has the rows {', '.join(map(str, known))}. Name some of "
                     "them."
                 )
         wanted = set(numbers) or set(known)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ccts_dist.config import with_present_keys
+from ccts_dist.config.renamed import present_metric, with_present_metrics, with_present_names
 from ccts_dist.errors import ConfigError
 from ccts_dist.tracking.fetch_run import SCHEME, fetch_run
 
@@ -16,7 +17,7 @@ HISTORY, VALIDATIONS, SETTINGS, SUMMARY = "history.jsonl", "validations.jsonl", 
 RESOLVED = "resolved."
 """How the names of the settings in a summary begin, which are no scores."""
 
-OF_A_STEP, OF_THE_TEST = "train/", "test/ccc_"
+OF_A_STEP, OF_THE_TEST = ("train/", "distill/", "data/", "throughput/"), "test/ccc_"
 """How the names of a step's figures begin, and those of the final scores, where a server keeps them."""
 
 
@@ -58,7 +59,7 @@ def read_tracked(address: str, *, tracking_uri: str = "") -> RecordedRun:
     run = fetch_run(address, tracking_uri=tracking_uri)
     steps: dict[int, dict[str, float]] = {}
     for name, values in run.metrics.items():
-        if name.startswith(OF_A_STEP):
+        if (name := present_metric(name)).startswith(OF_A_STEP):
             for step, value in values.items():
                 steps.setdefault(step, {})[name] = value
     if not steps:
@@ -97,8 +98,8 @@ def read_recorded(folder: Path) -> RecordedRun:
         ),
         steps=steps,
         scores={
-            key: as_figure(value)
-            for key, value in flat(_parse(folder / SUMMARY, json.loads)).items()
+            key: metric_value(value)
+            for key, value in flat(with_present_names(_parse(folder / SUMMARY, json.loads))).items()
             if not key.startswith(RESOLVED)
         },
         notes=notes,
@@ -142,7 +143,7 @@ def parse_history(text: str, source: str) -> tuple[dict[int, dict[str, Any]], tu
                 notes.append("its last line is half-written and left out")
             continue
         num_replayed += step in steps
-        steps[step] = row
+        steps[step] = with_present_metrics(row)
     if num_replayed:
         notes.append(f"{num_replayed} of its lines are of steps that were replayed; the later ones count")
     return dict(sorted(steps.items())), tuple(notes)
@@ -156,7 +157,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def as_figure(value: Any) -> float:
+def metric_value(value: Any) -> float:
     """A number as it stands; NaN for anything else, also for nothing."""
     return math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
 

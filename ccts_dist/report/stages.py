@@ -22,7 +22,7 @@ NOISE = re.compile(
     r"|built successfully|No CUDA runtime is found|^\s*$"
     r"|^(Distributed environment|Num processes|Process index|Local process index|Device|Mixed precision|ds_config):?"
 )
-"""What DeepSpeed and Accelerate say at every start; the log has it all, a person need not."""
+"""What DeepSpeed and Accelerate print at every start; the log has it all, a person need not."""
 
 
 _COMMANDS = Path(__file__).parents[1] / "commands"
@@ -59,9 +59,9 @@ def run_stages(
 
     Args:
         environment: for the stages, beside this process's own.
-        title: of a pipeline that runs beside others: stands before its headings, and what its stages say goes to their
-            logs alone.
-        after_each: told of each stage that is done, and the seconds it took, whenever that was.
+        title: of a pipeline that runs beside others: stands before its headings, and what its stages state goes to
+            their logs alone.
+        after_each: informed of each stage that is done, and the seconds it took, whenever that was.
 
     Raises:
         StageError: a command failed; names its log. What is done stays done.

@@ -15,7 +15,7 @@ from ccts_dist.scoring.target_metrics import (
     concordances,
     differences,
     few_speakers,
-    figures_of,
+    metrics_of,
     teacher_gap,
 )
 from ccts_dist.scoring.teacher_gate import with_teacher
@@ -41,11 +41,11 @@ __all__ = [
     "confusion",
     "differences",
     "few_speakers",
-    "figures_of",
     "gate_from",
     "groups_of",
     "in_bins",
     "joined",
+    "metrics_of",
     "read_table",
     "speaker_scores",
     "sums_by_speaker",

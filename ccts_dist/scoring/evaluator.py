@@ -1,4 +1,4 @@
-"""A saved model on splits of a shard set: its scores, and what it said of each utterance."""
+"""A saved model on splits of a shard set: its scores, and its prediction for each utterance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class Evaluator:
         self._categories = loaded.config.categories if known else ()
         if not (self.targets or known):
             raise ConfigError(
-                f"{shards}: has utterances of {list(self.shard_set.manifest.categories)}, and the model tells "
+                f"{shards}: has utterances of {list(self.shard_set.manifest.categories)}, and the model reports "
                 f"{list(loaded.config.categories)} apart and predicts nothing else. Name shards with these categories."
             )
         self._micro, self._workers = micro_batch_size, workers
@@ -89,14 +89,14 @@ class Evaluator:
             ShardError: a shard is damaged.
         """
         loader = run_on_all_ranks(lambda: self._loader(split, noise, snr_db, seed))
-        said = PredictionCollector(self.targets, self._categories)
+        predicted = PredictionCollector(self.targets, self._categories)
 
         def forward(batch: Batch) -> Any:
             assert batch.tokens is not None
             assert batch.num_tokens is not None
             own = (batch.tokens[:, 1:], batch.num_tokens - 1) if self._tokenizer is not None else (None, None)
             output = self._model(batch.audio, batch.num_samples, *own)
-            said.add(batch, output.prediction, batch.tokens[:, 0], output.categories)
+            predicted.add(batch, output.prediction, batch.tokens[:, 0], output.categories)
             return output
 
         weights = (1 / max(1, len(self.targets)),) * len(self.targets)
@@ -106,7 +106,7 @@ class Evaluator:
                 scores = evaluate(forward, loader, self.targets, weights, self._device, extras=extras)
         finally:
             loader.close()
-        return Evaluation(scores=scores, table=said.table(self.shard_set, split))
+        return Evaluation(scores=scores, table=predicted.table(self.shard_set, split))
 
     def _loader(self, split: str, noise: str, snr_db: float, seed: int) -> Loader:
         augmenter = None

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
+from ccts_dist.config.renamed import with_present_names
 from ccts_dist.config.schema import DEFAULT_THRESHOLD, THRESHOLD_GATES
 from ccts_dist.loader.row_gate import ConfidenceGate, RandomGate, RowGate
 from ccts_dist.losses.gate import GATES, gated_on
@@ -29,7 +30,7 @@ class Gate:
     """Whose residuals it looks at; empty for all."""
 
     fit: Mapping[str, Sequence[float | None]] | None = None
-    """w, b and deviation of a robust fit; None for the fit of the teacher's cache."""
+    """w, b and residual_std of a robust fit; None for the fit of the teacher's cache."""
 
     fit_of: str = ""
     """Digest of the teacher cache that the robust fit was made of; it is of no use with another."""
@@ -73,11 +74,11 @@ class Gate:
         """
         if self.fit is None or self.fit_of != cache.digest or len(self.fit["w"]) != len(cache.targets):
             return replace(self, fit=None, fit_of=""), gated_on(cache.condition, self.targets)
-        w, b, deviation = (
+        w, b, residual_std = (
             tuple(math.inf if number is None else float(number) for number in self.fit[name])
-            for name in ("w", "b", "deviation")
+            for name in ("w", "b", "residual_std")
         )
-        return self, gated_on(replace(cache.condition, w=w, b=b, deviation=deviation), self.targets)
+        return self, gated_on(replace(cache.condition, w=w, b=b, residual_std=residual_std), self.targets)
 
 
 DEFAULT_GATE = Gate()
@@ -101,6 +102,7 @@ def gate_from(extra: Mapping[str, Any]) -> Gate:
     targets, fit = distill.get("gate_targets", ()), distill.get("fit")
     if isinstance(targets, Sequence) and all(isinstance(target, str) for target in targets):
         gate = replace(gate, targets=tuple(targets))
+    fit = with_present_names(fit) if isinstance(fit, Mapping) else fit
     if _is_fit(fit):
         gate = replace(gate, fit=fit, fit_of=str(extra.get("teacher_cache", "")))
     if not gate.has_threshold:
@@ -112,7 +114,7 @@ def gate_from(extra: Mapping[str, Any]) -> Gate:
 
 
 def _is_fit(fit: Any) -> TypeGuard[Mapping[str, list[float | None]]]:
-    columns = [fit.get(name) for name in ("w", "b", "deviation")] if isinstance(fit, Mapping) else [None]
+    columns = [fit.get(name) for name in ("w", "b", "residual_std")] if isinstance(fit, Mapping) else [None]
     lists = [column for column in columns if isinstance(column, list)]
     return (
         len(lists) == len(columns)

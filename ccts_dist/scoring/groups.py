@@ -13,7 +13,7 @@ from ccts_dist.scoring.prediction_table import PredictionTable
 from ccts_dist.scoring.target_metrics import concordances
 
 FEWEST_UTTERANCES = 10
-"""Of a speaker whose CCC is told; of fewer it says little."""
+"""Of a speaker whose CCC is reported; of fewer it states little."""
 
 _BANDS = 4
 

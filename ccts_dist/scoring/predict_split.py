@@ -100,7 +100,7 @@ def bin_edges(bins: Sequence[float], scale: Sequence[float], *, source: str) -> 
     """Edges on the corpus's scale as ``Extras`` takes them, on 0..1.
 
     Raises:
-        ConfigError: they do not rise, or lie outside the scale; ``source`` says where they stand.
+        ConfigError: they do not rise, or lie outside the scale; ``source`` names where they stand.
     """
     low, high = scale
     if list(bins) != sorted(set(bins)) or any(not low < edge < high for edge in bins):
@@ -147,7 +147,7 @@ def evaluate(
     whole = SplitSums.from_tensor(targets, sum_over_ranks(sums.to_tensor()))
     ccc = whole.ccc()
     num_labels = whole.num_labels()
-    figures = beside.figures()
+    metrics = beside.metrics()
     scored = [(alpha, ccc[t]) for alpha, t in zip(target_weights, targets, strict=True) if num_labels[t] >= 2]
     return Scores(
         ccc=ccc,
@@ -157,8 +157,8 @@ def evaluate(
         sums=whole.by_target(),
         damaged=tuple(words for theirs in gather_objects(damaged) for words in theirs),
         loss=sum(alpha * (1 - value) for alpha, value in scored)
-        + extras.category_weight * figures.get("categories", {}).get("cross_entropy", 0.0),
-        **figures,
+        + extras.category_weight * metrics.get("categories", {}).get("cross_entropy", 0.0),
+        **metrics,
     )
 
 
@@ -204,7 +204,7 @@ class _Beside:
         if self._extras.spearman:
             self._rows.append(torch.stack([prediction.double(), label.double()]))
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Over all ranks, as fields of ``Scores``; every rank must call it."""
         found: dict[str, Any] = {}
         if self._extras.categories:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from ccts_dist.config.renamed import present_name
 from ccts_dist.errors import ConfigError
 from ccts_dist.scoring.gate import DEFAULT_GATE, Gate
 from ccts_dist.scoring.measures import row_sums
@@ -24,7 +25,7 @@ _FACTS = b"ccts_dist.predictions"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TeacherColumns:
-    """What a teacher said of the same utterances, and whether a student would have been distilled from it there."""
+    """Output of a teacher for the same utterances, and whether a student would have been distilled from it there."""
 
     prediction: Float64[np.ndarray, "rows dim"]
     """NaN in the columns of targets that it does not predict."""
@@ -32,7 +33,7 @@ class TeacherColumns:
     residual: Float64[np.ndarray, "rows dim"]
     """w * prediction + b - label, of the condition; NaN without a label."""
 
-    kept: Bool[np.ndarray, " rows"] | Bool[np.ndarray, "rows dim"] | Float64[np.ndarray, " rows"]
+    gate_mask: Bool[np.ndarray, " rows"] | Bool[np.ndarray, "rows dim"] | Float64[np.ndarray, " rows"]
     """The gate's decision: whether the utterance passes; with a gate per dimension whether each of its predictions
     does; with "soft" its share."""
 
@@ -65,7 +66,7 @@ class PredictionTable:
 
     predicted_categories: tuple[str, ...] = ()
     known_categories: tuple[str, ...] = ()
-    """That the model tells apart; empty as well in tables of earlier versions."""
+    """That the model distinguishes; empty as well in tables of earlier versions."""
 
     teacher: TeacherColumns | None = None
 
@@ -105,9 +106,9 @@ class PredictionTable:
 
         teacher = None
         if self.teacher is not None:
-            columns = (self.teacher.prediction, self.teacher.residual, self.teacher.kept)
-            prediction, residual, kept = (column[numbers] for column in columns)
-            teacher = replace(self.teacher, prediction=prediction, residual=residual, kept=kept)
+            columns = (self.teacher.prediction, self.teacher.residual, self.teacher.gate_mask)
+            prediction, residual, gate_mask = (column[numbers] for column in columns)
+            teacher = replace(self.teacher, prediction=prediction, residual=residual, gate_mask=gate_mask)
         return replace(
             self,
             keys=some(self.keys),
@@ -179,18 +180,18 @@ def write_table(path: Path, table: PredictionTable) -> None:
             # NaN, nobody having rated, becomes null.
             columns[f"{kind}.{target}"] = pa.array(values[:, place], pa.float64(), from_pandas=True)
     if table.teacher is not None:
-        columns |= _gate_columns(table.targets, table.teacher.kept)
+        columns |= _gate_columns(table.targets, table.teacher.gate_mask)
     if table.predicted_categories:
         columns["category"] = pa.array(table.categories, pa.string())
         columns["prediction.category"] = pa.array(table.predicted_categories, pa.string())
     widest = None if table.teacher is None else table.teacher.widest
     gate = None if table.teacher is None else asdict(table.teacher.gate)
-    told = {"targets": table.targets, "widest": widest, "gate": gate}
+    facts = {"targets": table.targets, "widest": widest, "gate": gate}
     if table.known_categories:
-        told["categories"] = table.known_categories
-    facts = json.dumps(told).encode()
+        facts["categories"] = table.known_categories
+    metadata = {_FACTS: json.dumps(facts).encode()}
     try:
-        pq.write_table(pa.table(columns).replace_schema_metadata({_FACTS: facts}), path)
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error}). Name another folder with --out.") from error
 
@@ -203,7 +204,8 @@ def read_table(path: Path) -> PredictionTable:
     """
     try:
         table = pq.read_table(path, use_threads=False)
-        return _from_columns(table, json.loads((table.schema.metadata or {})[_FACTS]))
+        facts = json.loads((table.schema.metadata or {})[_FACTS])
+        return _from_columns(table.rename_columns([present_name(name) for name in table.column_names]), facts)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
         raise ConfigError(
             f"{path}: no table of predictions ({type(error).__name__}). Give one that launch/evaluate.py wrote."
@@ -224,16 +226,16 @@ def _from_columns(table: pa.Table, facts: Mapping[str, Any]) -> PredictionTable:
         return np.stack(columns, axis=1) if columns else np.zeros((table.num_rows, 0))
 
     def gated() -> np.ndarray:
-        if "kept" in table.column_names:
-            return numbers("kept")
-        return np.stack([numbers(f"kept.{target}").astype(bool) for target in targets], axis=1)
+        if "gate_mask" in table.column_names:
+            return numbers("gate_mask")
+        return np.stack([numbers(f"gate_mask.{target}").astype(bool) for target in targets], axis=1)
 
     teacher = None
     if widest is not None:
         teacher = TeacherColumns(
             prediction=by_target("teacher"),
             residual=by_target("residual"),
-            kept=gated(),
+            gate_mask=gated(),
             widest=tuple(widest),
             gate=_gate(facts.get("gate") or {}),  # tables of earlier versions have the default alone
         )
@@ -257,11 +259,13 @@ def _gate(facts: Mapping[str, Any]) -> Gate:
     return Gate(**{**facts, "targets": tuple(facts.get("targets", ()))})
 
 
-def _gate_columns(targets: Sequence[str], kept: np.ndarray) -> dict[str, pa.Array]:
-    """ "kept" for whole utterances, or for each target with a gate per dimension."""
-    if kept.ndim == 2:
-        return {f"kept.{target}": pa.array(kept[:, place], pa.bool_()) for place, target in enumerate(targets)}
-    return {"kept": pa.array(kept)}
+def _gate_columns(targets: Sequence[str], gate_mask: np.ndarray) -> dict[str, pa.Array]:
+    """ "gate_mask" for whole utterances, or for each target with a gate per dimension."""
+    if gate_mask.ndim == 2:
+        return {
+            f"gate_mask.{target}": pa.array(gate_mask[:, place], pa.bool_()) for place, target in enumerate(targets)
+        }
+    return {"gate_mask": pa.array(gate_mask)}
 
 
 def _row_sums(

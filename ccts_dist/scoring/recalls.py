@@ -1,4 +1,4 @@
-"""How well categories are told apart: unweighted accuracy (UAR), the mean recall of those that occur."""
+"""How well categories are distinguished: unweighted accuracy (UAR), the mean recall of those that occur."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -60,12 +60,12 @@ def uar_difference(first: PredictionTable, second: PredictionTable, *, seed: int
     """How far the unweighted accuracies of two models are apart on the same utterances, speakers drawn alike.
 
     Raises:
-        ConfigError: they do not tell the same categories apart, or the tables are not of the same utterances.
+        ConfigError: they do not distinguish the same categories, or the tables are not of the same utterances.
     """
     if set(first.known_categories) != set(second.known_categories):
         raise ConfigError(
             f"models of the categories {', '.join(first.known_categories)} and {', '.join(second.known_categories)} "
-            "have no unweighted accuracy in common. Compare models that tell the same categories apart."
+            "have no unweighted accuracy in common. Compare models that distinguish the same categories."
         )
     if first.keys != second.keys:
         raise ConfigError(

@@ -15,7 +15,7 @@ from ccts_dist.scoring.measures import bias_of, ccc_of, mae_of, pearson_of, spea
 from ccts_dist.scoring.prediction_table import PredictionTable
 
 FEWEST_SPEAKERS = 150
-"""From here on intervals were measured to hold what they say, however unevenly speakers talk
+"""From here on intervals were measured to hold what they state, however unevenly speakers talk
 (``tests/bench/coverage.py``)."""
 
 MEAN = "mean over targets"
@@ -53,7 +53,7 @@ class Difference:
     """First less second, speakers drawn for both alike."""
 
 
-def figures_of(table: PredictionTable, *, seed: int = 0) -> tuple[TargetFigures, ...]:
+def metrics_of(table: PredictionTable, *, seed: int = 0) -> tuple[TargetFigures, ...]:
     """Every target's figures, in order."""
     sums, width = table.sums(), len(table.targets)
     if not width:
@@ -137,7 +137,7 @@ def paired(
 
 
 def few_speakers(num_speakers: int) -> str:
-    """A warning in words where there are too few speakers for intervals to hold what they say; else ""."""
+    """A warning in words where there are too few speakers for intervals to hold what they state; else ""."""
     if num_speakers >= FEWEST_SPEAKERS:
         return ""
     return (

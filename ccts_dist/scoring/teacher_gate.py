@@ -1,4 +1,4 @@
-"""What a cached teacher says of the utterances of a table, and which of them its condition would let pass."""
+"""Cached outputs of a teacher for the utterances of a table, and which of them its condition would let pass."""
 
 from dataclasses import replace
 from math import isfinite, nan
@@ -36,29 +36,31 @@ def with_teacher(
             f"{cache.root}: its teacher predicts {', '.join(cache.targets)}, and the model {', '.join(table.targets)}: "
             "nothing that could be compared. Give the cache of another teacher."
         )
-    said, admitted = _read(table, cache, shard_set, split, gate.by_row)
+    predicted, admitted = _read(table, cache, shard_set, split, gate.by_row)
     labels = torch.full((len(table), len(cache.targets)), torch.nan, dtype=torch.float64)
     prediction = np.full_like(table.predictions, np.nan)
     residual = np.full_like(table.predictions, np.nan)
     for target in shared:
         labels[:, cache.targets.index(target)] = torch.from_numpy(table.labels[:, table.targets.index(target)])
     gate, condition = gate.on(cache)
-    off = residuals(condition, torch.from_numpy(said), labels)
+    off = residuals(condition, torch.from_numpy(predicted), labels)
     widest = [nan] * len(table.targets)
     for target in shared:
         here, there = table.targets.index(target), cache.targets.index(target)
-        prediction[:, here], residual[:, here] = said[:, there], off[:, there].numpy()
-        if gate.has_threshold and isfinite(condition.deviation[there]):
-            widest[here] = gate.threshold * condition.deviation[there]
+        prediction[:, here], residual[:, here] = predicted[:, there], off[:, there].numpy()
+        if gate.has_threshold and isfinite(condition.residual_std[there]):
+            widest[here] = gate.threshold * condition.residual_std[there]
     decided = apply_gate(
-        gate.name, gate.threshold, condition, torch.from_numpy(said), labels, torch.ones(len(table)), admitted
+        gate.name, gate.threshold, condition, torch.from_numpy(predicted), labels, torch.ones(len(table)), admitted
     ).numpy()
     if decided.ndim == 2:  # in the order of the table's targets; what the teacher does not predict passes
-        kept = np.ones(table.predictions.shape, dtype=bool)
+        gate_mask = np.ones(table.predictions.shape, dtype=bool)
         for target in shared:
-            kept[:, table.targets.index(target)] = decided[:, cache.targets.index(target)]
-        decided = kept
-    columns = TeacherColumns(prediction=prediction, residual=residual, kept=decided, widest=tuple(widest), gate=gate)
+            gate_mask[:, table.targets.index(target)] = decided[:, cache.targets.index(target)]
+        decided = gate_mask
+    columns = TeacherColumns(
+        prediction=prediction, residual=residual, gate_mask=decided, widest=tuple(widest), gate=gate
+    )
     return replace(table, teacher=columns)
 
 
@@ -66,7 +68,7 @@ def _read(
     table: PredictionTable, cache: TeacherCache, shard_set: ShardSet, split: str, gate: RowGate | None
 ) -> tuple[np.ndarray, Bool[Tensor, " rows"] | None]:
     """The teacher's predictions, and the decisions of a gate that looks at keys or transcripts, row for row."""
-    wanted, said = {key: row for row, key in enumerate(table.keys)}, np.empty((len(table), len(cache.targets)))
+    wanted, predicted = {key: row for row, key in enumerate(table.keys)}, np.empty((len(table), len(cache.targets)))
     admitted = None if gate is None else torch.zeros(len(table), dtype=torch.bool)
     shards = [shard.name for shard in shard_set.shards_of((split,))]
     cache.prefetch(shards)
@@ -74,7 +76,7 @@ def _read(
         rows = shard_set.rows(shard)
         for row, key in enumerate(rows.keys):
             if key in wanted:
-                said[wanted[key]] = cache.read(shard, row, key).prediction
+                predicted[wanted[key]] = cache.read(shard, row, key).prediction
                 if gate is not None and admitted is not None:
                     admitted[wanted[key]] = gate.admits(shard_set, rows, row)
-    return said, admitted
+    return predicted, admitted

@@ -157,7 +157,7 @@ class Served:
             on_audio: is called with the number of samples at 16 kHz when all are decoded.
 
         Raises:
-            RequestError: says which recording, counted from 0, breaks which rule. Nothing is answered then.
+            RequestError: names which recording, counted from 0, breaks which rule. Nothing is answered then.
         """
         if not rows:
             raise RequestError(f"no recording: send rows with a column {AUDIO!r} or {PATH!r}.")
@@ -244,7 +244,7 @@ class Served:
         )
 
     def _file_below_root(self, path: Any, number: int) -> Path:
-        """The file, links followed. Whether there is anything outside the root is not told."""
+        """The file, links followed. Whether there is anything outside the root is not reported."""
         root = self.limits.audio_root
         if root is None:
             raise RequestError(

@@ -194,7 +194,7 @@ class HttpConnection(H11Protocol):
         except h11.LocalProtocolError:  # an answer has begun
             pass
         self.transport.close()
-        if not self.is_idle:  # the application hears that the client has gone, and notes the request
+        if not self.is_idle:  # the application learns that the client has gone, and notes the request
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         else:

@@ -49,7 +49,7 @@ class HttpMetrics:
         self.audio_seconds = Counter("ccts_audio_seconds", "Seconds of audio answered.", **more)
         self.model_failures = Counter("ccts_model_failures", "Requests on which the model failed.", **more)
 
-    def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
+    def gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Add a gauge that is read when it is asked for."""
         Gauge(name, description, registry=self._registry).set_function(read)
 

@@ -24,7 +24,7 @@ def openapi_document(*, version: str, columns: tuple[str, ...], categories: tupl
     Args:
         version: of this library.
         columns: names in an answer.
-        categories: emotions that the model tells apart.
+        categories: emotions that the model distinguishes.
         limits: of a request.
     """
     return {
@@ -64,7 +64,7 @@ def _readiness() -> dict[str, Any]:
     ready = {"description": "Ready.", **_content("text/plain", {"type": "string"})}
     return {
         "summary": "Readiness: the model answered when it was last asked, and the server is not shutting down.",
-        "responses": {"200": ready, "503": _refusal("Not ready; the message says why.")},
+        "responses": {"200": ready, "503": _refusal("Not ready; the message gives the reason.")},
     }
 
 

@@ -73,7 +73,7 @@ def serve(model: str, *, host: str, port: int, environment: Mapping[str, str], t
     Raises:
         ConfigError: a limit that cannot be, no such folder, a model that reads transcripts or gives no finite numbers,
             or a port that is taken.
-        RegistryError: unknown, or a file is not what its tag says.
+        RegistryError: unknown, or a file is not what its tag states.
     """
     limits = read_limits(environment)
     pulled = pull_model(model, tracking_uri=tracking_uri)
@@ -109,7 +109,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: HttpConfig, app: "Application") -> None:
         super().__init__(config)
         self._app = app
-        app.metrics.watch("http_connections", "Open connections.", lambda: len(self.server_state.connections))
+        app.metrics.gauge("http_connections", "Open connections.", lambda: len(self.server_state.connections))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End: bodies that have not come are refused soon, answers are waited for a little longer."""
@@ -145,10 +145,10 @@ class Application:
         self._recovery: asyncio.Task[None] | None = None
         self._closing = False
         self.metrics = HttpMetrics(_PATHS, quiet_paths=_PROBES)
-        self.metrics.watch("ccts_ready", "1 when the model answers.", lambda: float(not self._not_ready))
-        self.metrics.watch("ccts_requests_in_progress", "Whole requests, waiting or answered.", self._in_progress)
-        self.metrics.watch("ccts_bodies_incomplete", "Bodies coming.", lambda: self._bodies.num_incomplete)
-        self.metrics.watch("ccts_bodies_bytes", "Bytes of bodies in memory.", lambda: self._bodies.num_bytes)
+        self.metrics.gauge("ccts_ready", "1 when the model answers.", lambda: float(not self._not_ready))
+        self.metrics.gauge("ccts_requests_in_progress", "Whole requests, waiting or answered.", self._in_progress)
+        self.metrics.gauge("ccts_bodies_incomplete", "Bodies coming.", lambda: self._bodies.num_incomplete)
+        self.metrics.gauge("ccts_bodies_bytes", "Bytes of bodies in memory.", lambda: self._bodies.num_bytes)
         self._asgi = self.metrics.observed(self._starlette())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from ccts_dist.errors import ConfigError, ShardError
-from ccts_dist.files.atomic import whole_file
+from ccts_dist.files.atomic import atomic_open
 from ccts_dist.limits import open_regular
 from ccts_dist.shards.format.schema import ShardEntry
 
@@ -42,7 +42,7 @@ _FAULTS = (
     MemoryError,
     BadZipFile,
 )
-"""What NumPy raises on files that are no arrays, or say that they are larger than they are."""
+"""What NumPy raises on files that are no arrays, or state that they are larger than they are."""
 
 _MOST_OPEN = 512
 """Shards whose arrays stay mapped: a window's, with room. Mapped is not read."""
@@ -75,7 +75,7 @@ def write_frames(
     folder.mkdir(parents=True, exist_ok=True)
     index = np.zeros((shard.num_utterances, 3), np.int64)
     total = 0
-    with whole_file(_frames_path(folder, shard)) as file:
+    with atomic_open(_frames_path(folder, shard)) as file:
         _write_header(file, total, features, frame_type)
         for row, one in frames:
             data = _stored(one, shard, row, frame_type).tobytes()
@@ -84,7 +84,7 @@ def write_frames(
             total += len(one)
         file.seek(0)
         _write_header(file, total, features, frame_type)
-    with whole_file(_index_path(folder, shard)) as file:
+    with atomic_open(_index_path(folder, shard)) as file:
         np.save(file, index)
 
 

@@ -22,9 +22,9 @@ def check_picture(path: Path) -> None:
         ConfigError: another kind of picture, or no folder to put it in.
     """
     if path.suffix.lower() not in KINDS:
-        raise ConfigError(f"{path}: pictures are {', '.join(KINDS)} files. Name such a file with --picture.")
+        raise ConfigError(f"{path}: pictures are {', '.join(KINDS)} files. Name such a file with --plot.")
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}. Name a file in one that is there with --picture.")
+        raise ConfigError(f"{path}: there is no folder {path.parent}. Name a file in one that is there with --plot.")
 
 
 def draw_set(path: Path, title: str, splits: Sequence[SplitStatistics]) -> None:

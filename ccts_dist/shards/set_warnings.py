@@ -1,4 +1,4 @@
-"""Properties of a sound shard set that make scores say less than they seem to; from the index alone."""
+"""Properties of a sound shard set that make scores mean less than they seem to; from the index alone."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -80,5 +80,5 @@ def _clipped(shard_set: ShardSet) -> Iterator[str]:
     if count:
         yield (
             f"warning: {count} recordings have more than {CLIPPED_SHARE:.0%} of their samples at full scale: they are "
-            "clipped, or of another scale than their format says"
+            "clipped, or of another scale than their format states"
         )

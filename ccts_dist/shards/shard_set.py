@@ -130,13 +130,13 @@ def check_index_size(store: FileStore, size_bytes: int, *, error: type[CctsError
     found = f"has {index.stat().st_size} bytes" if index.is_file() else "is missing"
     if found != f"has {size_bytes} bytes":
         raise error(
-            f"{index}: {found}, and the manifest says {size_bytes}. "
+            f"{index}: {found}, and the manifest states {size_bytes}. "
             "The index is stale or damaged: fetch the set again, or make it again."
         )
 
 
 def read_shard_set(root: str | Path | FileStore) -> ShardSet:
-    """The shard set as its manifest tells it, unchecked: for finding damage. Others ``open_shard_set``.
+    """The shard set as its manifest reports it, unchecked: for finding damage. Others ``open_shard_set``.
 
     Raises:
         MissingShardsError: there is no shard set.

@@ -26,7 +26,7 @@ class LabelStatistics:
 
     num_labelled: int
     mean: float
-    deviation: float
+    std: float
     """Divides by n; NaN, like the mean, when nothing is labelled."""
 
     histogram: tuple[int, ...]
@@ -72,7 +72,7 @@ class SplitStatistics:
             lines.append("  " + ", ".join(f"{count} {what}" for count, what in lacking if count))
         for target, label in self.labels.items():
             if label.num_labelled:
-                moments = f"mean {label.mean:.3f}, deviation {label.deviation:.3f} on 0..1"
+                moments = f"mean {label.mean:.3f}, standard deviation {label.std:.3f} on 0..1"
                 lines.append(f"  {target:<12} |{bars(label.histogram)}| {moments}, {label.num_labelled} labelled")
             else:
                 lines.append(f"  {target:<12} no labels on 0..1, 0 labelled")
@@ -170,10 +170,10 @@ class _Sums:
 def _moments(sums: np.ndarray, histogram: np.ndarray) -> LabelStatistics:
     (count, total, squares), bins = sums, tuple(histogram.tolist())
     if not count:
-        return LabelStatistics(num_labelled=0, mean=math.nan, deviation=math.nan, histogram=bins)
+        return LabelStatistics(num_labelled=0, mean=math.nan, std=math.nan, histogram=bins)
     mean = float(total / count)
     variance = max(0.0, float(squares / count) - mean**2)  # labels are on 0..1: nothing is lost to cancellation
-    return LabelStatistics(num_labelled=int(count), mean=mean, deviation=math.sqrt(variance), histogram=bins)
+    return LabelStatistics(num_labelled=int(count), mean=mean, std=math.sqrt(variance), histogram=bins)
 
 
 def _plain(value: Any) -> Any:

@@ -84,12 +84,12 @@ class TeacherCache:
         self.targets = facts.targets
         self.embedding_size = facts.embedding_size
         self.embedding_mean: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_mean, np.float64)
-        self.embedding_deviation: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_deviation, np.float64)
+        self.embedding_std: Float64[np.ndarray, " hidden"] = np.array(facts.embedding_std, np.float64)
         self._output_bytes = output_size(facts.embedding_size + len(facts.targets))
         self._rows = RowGroups(Stored(store, index), shards, partial(_decode_rows, columns, self._output_bytes))
 
     def read(self, shard: str, row: int, key: str) -> TeacherOutput:
-        """What the teacher said of one utterance, which is row ``row`` of its shard; a cache keeps the shard's order.
+        """Output of the teacher for one utterance, which is row ``row`` of its shard; a cache keeps the shard's order.
 
         Raises:
             TeacherError: the cache has no such shard or key, or what it has is damaged; names shard and key.
@@ -129,7 +129,7 @@ class TeacherCache:
         """Refuse outputs that are of another length or not finite, before anything relies on them.
 
         A sealed cache may hold such. Of a store only the index is read, which has the lengths; fetching all outputs
-        would take as long as an epoch. Damage is not looked for: what is done about it is the run's to say.
+        would take as long as an epoch. Damage is not looked for: what is done about it is the run's to decide.
 
         Raises:
             TeacherError: names shard, key and cache.
@@ -156,7 +156,7 @@ class TeacherCache:
         """Fetch what it has of these ahead of need, in this order; nothing to do for a folder."""
         files = []
         for shard in shards if self._fetches else ():
-            with suppress(ShardError):  # one that it lacks is told of when its outputs are read
+            with suppress(ShardError):  # one that it lacks is reported when its outputs are read
                 files.append(self._rows.stored(shard).file)
         if self._fetches:
             self.store.prefetch(files)

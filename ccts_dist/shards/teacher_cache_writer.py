@@ -59,12 +59,12 @@ def write_cache_shard(
     """Write one cache shard whole, or not at all; equal input gives equal bytes.
 
     Different shards may be written by different ranks at the same time. A manifest that lies there is removed first:
-    it no longer says what the cache holds.
+    it no longer names what the cache holds.
 
     Args:
         shard: name of the source shard, and of the cache shard.
         source_sha256: the source shard's, from the shard set's manifest.
-        rows: key as the corpus spells it, and what the teacher said; in the source shard's order.
+        rows: key as the corpus spells it, and the teacher's output; in the source shard's order.
         teacher_digest: SHA-256 of the teacher's weights.
     """
     (cache_root / _PARTS).mkdir(parents=True, exist_ok=True)

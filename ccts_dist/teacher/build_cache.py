@@ -1,4 +1,4 @@
-"""Pass a teacher over a shard set once and keep what it says: the cache that students are trained with.
+"""Pass a teacher over a shard set once and store its outputs: the cache that students are trained with.
 
 The ranks share the shards out among themselves. A shard is written whole or not at all, so that a pass that was killed
 goes on with the shards that are missing; what is in a shard depends on the teacher and the source shard alone.
@@ -28,7 +28,7 @@ from ccts_dist.shards.teacher_cache_writer import (
     write_cache_manifest,
     write_cache_shard,
 )
-from ccts_dist.teacher.fit import FitSums, ShardFit, fit_teacher, num_left_out, read_shard_fit
+from ccts_dist.teacher.fit import FitSums, ShardFit, fit_teacher, num_rejected, read_shard_fit
 from ccts_dist.teacher.forward import BATCH_SECONDS, teacher_outputs
 
 THRESHOLD = 2.0
@@ -44,22 +44,22 @@ class CacheSummary:
 
     num_utterances: int
     num_shards: int
-    num_shards_kept: int
+    num_shards_reused: int
     """Shards that an earlier pass had finished."""
 
     condition: Condition
     num_fit_rows: int
     """Utterances of the fit's splits."""
 
-    left_out: float
-    """Share of them that the any-dimension gate at ``THRESHOLD`` deviations would not distil."""
+    rejected_fraction: float
+    """Share of them that the any-dimension gate at ``THRESHOLD`` standard deviations would not distil."""
 
     def words(self) -> str:
         """For people, in one line."""
         return (
-            f"{self.num_utterances:,} utterances in {self.num_shards} shards, {self.num_shards_kept} of them kept from "
-            f"before; the any-dimension gate at {THRESHOLD:g} deviations leaves out {self.left_out:.1%} of the "
-            f"{self.num_fit_rows:,} of {', '.join(self.condition.splits)}"
+            f"{self.num_utterances:,} utterances in {self.num_shards} shards, {self.num_shards_reused} of them "
+            f"reused; the any-dimension gate at {THRESHOLD:g} standard deviations rejects "
+            f"{self.rejected_fraction:.1%} of the {self.num_fit_rows:,} of {', '.join(self.condition.splits)}"
         )
 
 
@@ -76,14 +76,14 @@ def cache_teacher(
     registry_version: str = "",
     batch_seconds: float = BATCH_SECONDS,
 ) -> CacheSummary:
-    """Write the teacher's outputs for a shard set, its condition, and its embedding's mean and deviation.
+    """Write the teacher's outputs for a shard set, its condition, and its embedding's mean and standard deviation.
 
     Every rank must call it, in one process group. Shards that an earlier pass of the same teacher wrote for the same
     source shards are kept. An error on any rank is raised on all.
 
     Args:
         model_folder: the teacher, as training wrote it.
-        shard_set: what it is to hear and read.
+        shard_set: what it is to read.
         out: folder of the cache, on storage that all ranks share.
         fit_splits: splits that the condition is fitted on; empty for those that the teacher was trained on.
         splits: splits that are cached; empty for all.
@@ -158,7 +158,7 @@ def _plan_work(
     splits = tuple(dict.fromkeys(splits)) or tuple(shard_set.manifest.splits)
     if not trained:
         raise TeacherError(
-            f"{model_folder}: model.json names no train_splits, so nothing tells which utterances the condition may "
+            f"{model_folder}: model.json names no train_splits, so nothing reports which utterances the condition may "
             "be fitted on. Take a model that launch/train.py saved."
         )
     for split in fit_splits:
@@ -241,7 +241,7 @@ def _only_pass(work: _Work) -> Iterator[None]:
 
 
 def _finished_shards(work: _Work) -> set[str]:
-    """On rank 0, which tells the others: the shards that need not be done again."""
+    """On rank 0, which informs the others: the shards that need not be done again."""
     if not work.ranks.is_first:
         return set()
     check_cache_is_of(work.out, work.shard_set, work.teacher.digest)
@@ -308,7 +308,7 @@ def _read_fit(work: _Work) -> dict[str, ShardFit]:
 
 
 def _finish(
-    work: _Work, parts: dict[str, ShardFit], name: str, registry_version: str, num_shards_kept: int
+    work: _Work, parts: dict[str, ShardFit], name: str, registry_version: str, num_shards_reused: int
 ) -> CacheSummary:
     """Fit, on every rank the same, and write what makes the cache whole, on rank 0."""
     of_all: dict[str, FitSums] = {}
@@ -316,8 +316,8 @@ def _finish(
         of_all |= theirs
     in_order = [of_all[shard.name] for shard in work.shard_set.shards_of(work.fit_splits)]
     condition, sums = run_on_all_ranks(lambda: fit_teacher(in_order, targets=work.targets, splits=work.fit_splits))
-    left_out = sum(num_left_out(part, condition, THRESHOLD) for part in parts.values())
-    left_out = int(sum_over_ranks(torch.tensor(float(left_out), dtype=torch.float64)))
+    rejected_fraction = sum(num_rejected(part, condition, THRESHOLD) for part in parts.values())
+    rejected_fraction = int(sum_over_ranks(torch.tensor(float(rejected_fraction), dtype=torch.float64)))
 
     def write() -> str:
         if not work.ranks.is_first:
@@ -329,7 +329,7 @@ def _finish(
             targets=work.targets,
             embedding_size=work.teacher.config.embedding_dim,
             embedding_mean=tuple(sums.mean.tolist()),
-            embedding_deviation=tuple(sums.deviation.tolist()),
+            embedding_std=tuple(sums.std.tolist()),
             condition_sha256="",
         )
         return write_cache_manifest(
@@ -340,8 +340,8 @@ def _finish(
         digest=broadcast_object(run_on_all_ranks(write)),
         num_utterances=sum(shard.num_utterances for shard in work.shards),
         num_shards=len(work.shards),
-        num_shards_kept=num_shards_kept,
+        num_shards_reused=num_shards_reused,
         condition=condition,
         num_fit_rows=sums.num_rows,
-        left_out=left_out / max(1, sums.num_rows),
+        rejected_fraction=rejected_fraction / max(1, sums.num_rows),
     )

@@ -1,4 +1,4 @@
-"""What is fitted on a teacher's outputs: the condition, and the mean and deviation of its embedding.
+"""What is fitted on a teacher's outputs: the condition, and the mean and standard deviation of its embedding.
 
 Read shard by shard and put together in the shards' order, so that the result has the same bits whatever ranks read
 which shard.
@@ -33,10 +33,10 @@ class FitSums:
     """Of the embedding."""
 
     squares: Float64[np.ndarray, " hidden"]
-    """Sum of the squared deviations from ``mean``."""
+    """Sum of the squared differences from ``mean``."""
 
     @property
-    def deviation(self) -> Float64[np.ndarray, " hidden"]:
+    def std(self) -> Float64[np.ndarray, " hidden"]:
         """Standard deviation of each feature of the embedding; divides by n."""
         return np.sqrt(self.squares / max(1, self.num_rows))
 
@@ -86,7 +86,7 @@ def read_shard_fit(
 
 
 def add_fit_sums(first: FitSums, second: FitSums) -> FitSums:
-    """The sums of both; means and squared deviations by Chan, Golub, LeVeque (1979), which cancels nothing."""
+    """The sums of both; means and squared differences by Chan, Golub, LeVeque (1979), which cancels nothing."""
     total = first.num_rows + second.num_rows
     shift = second.mean - first.mean
     share = second.num_rows / max(1, total)
@@ -110,9 +110,9 @@ def fit_teacher(
     return fit_condition(torch.from_numpy(sums.condition), targets, splits), sums
 
 
-def num_left_out(part: ShardFit, condition: Condition, threshold: float) -> int:
-    """Utterances that the any-dimension gate at this threshold (in deviations) would not distil."""
-    kept = apply_gate(
+def num_rejected(part: ShardFit, condition: Condition, threshold: float) -> int:
+    """Utterances that the any-dimension gate at this threshold (in standard deviations) would not distil."""
+    gate_mask = apply_gate(
         "any-dimension",
         threshold,
         condition,
@@ -120,4 +120,4 @@ def num_left_out(part: ShardFit, condition: Condition, threshold: float) -> int:
         torch.from_numpy(part.label),
         torch.ones(len(part.label)),
     )
-    return int((~kept).sum())
+    return int((~gate_mask).sum())

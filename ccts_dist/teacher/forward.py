@@ -30,12 +30,12 @@ def teacher_outputs(
     batch_seconds: float,
     advance: Callable[[int], None],
 ) -> list[TeacherOutput]:
-    """What the teacher says of each utterance of one shard, in the shard's order.
+    """Output of the teacher for each utterance of one shard, in the shard's order.
 
     Args:
         rows: the shard's index.
         batch_seconds: most seconds of padded audio in a forward pass.
-        advance: told how many utterances each forward pass was for.
+        advance: is given the number of utterances of each forward pass.
 
     Raises:
         ShardError: a member is damaged.
@@ -47,13 +47,13 @@ def teacher_outputs(
         batch = batch.to(device)
         try:
             with torch.inference_mode(), exact_float32():
-                said = teacher.model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens)
+                predicted = teacher.model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens)
         except torch.OutOfMemoryError as error:
             raise TeacherError(
                 f"{rows.shard}: {batch.audio.numel() / SAMPLE_RATE_HZ:.0f} s of padded audio do not fit the device's "
                 f"memory. Lower --batch-seconds, now {batch_seconds:g}."
             ) from error
-        embedding, prediction = said.embedding.float().cpu().numpy(), said.prediction.float().cpu().numpy()
+        embedding, prediction = predicted.embedding.float().cpu().numpy(), predicted.prediction.float().cpu().numpy()
         for place, number in enumerate(numbers):
             if not (np.isfinite(embedding[place]).all() and np.isfinite(prediction[place]).all()):
                 raise TeacherError(

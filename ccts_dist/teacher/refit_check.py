@@ -1,4 +1,5 @@
-"""Whether a condition is the fit of a set's labels on a cache's outputs that it says it is; for ``shards/check.py``."""
+"""Whether a condition is the fit of a set's labels on a cache's outputs that it states it is; for
+``shards/check.py``."""
 
 from collections.abc import Iterator
 from functools import reduce
@@ -17,7 +18,7 @@ from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, op
 from ccts_dist.teacher.threshold import labelled_predictions
 
 TOLERANCE = 1e-6
-"""Of labels on 0..1, and of the deviation: far above what another order of sums changes."""
+"""Of labels on 0..1, and of the standard deviation: far above what another order of sums changes."""
 
 
 def refit_findings(shards: str, teacher: str | None) -> list[Finding]:
@@ -56,17 +57,17 @@ def fit_again(shard_set: ShardSet, cache: TeacherCache) -> tuple[Condition, Floa
 
 
 def _differences(stated: Condition, found: Condition, sums: Float64[Tensor, "6 dim"]) -> Iterator[str]:
-    """Lines are compared where the teacher's predictions lie: w and b by themselves are mostly rounding where it says
+    """Lines are compared where the teacher's predictions lie: w and b by themselves are mostly rounding where it states
     nearly the same of all utterances."""
     for number, (target, (n, p, _, pp, _, _)) in enumerate(zip(stated.targets, sums.T.tolist(), strict=True)):
-        mean, deviation = p / n, max(0.0, pp / n - (p / n) ** 2) ** 0.5
+        mean, std = p / n, max(0.0, pp / n - (p / n) ** 2) ** 0.5
         tilt, shift = stated.w[number] - found.w[number], stated.b[number] - found.b[number]
         if stated.num_rows[number] != found.num_rows[number]:
             names = ("num_rows",)
-        elif abs(tilt * mean + shift) + 3 * deviation * abs(tilt) > TOLERANCE:
+        elif abs(tilt * mean + shift) + 3 * std * abs(tilt) > TOLERANCE:
             names = ("w", "b")
-        elif abs(stated.deviation[number] - found.deviation[number]) > TOLERANCE:
-            names = ("deviation",)
+        elif abs(stated.residual_std[number] - found.residual_std[number]) > TOLERANCE:
+            names = ("residual_std",)
         else:
             continue
         has, give = (

@@ -1,4 +1,5 @@
-"""The condition fitted without its outliers: what a gate of ``distill.deviation`` "robust" compares residuals with."""
+"""The condition fitted without its outliers: what a gate of ``distill.residual_scale`` "robust" compares residuals
+with."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from ccts_dist.teacher.threshold import kth_smallest, labelled_predictions
 
 MAD_TO_DEVIATION = 1.4826
 """1 / the 75 % quantile of the standard normal distribution: the median absolute residual times it is the standard
-deviation, if residuals are Gaussian."""
+standard deviation, if residuals are Gaussian."""
 
 OUTLIER = 3.0
 """Residuals beyond so many robust standard deviations take no part in the next fit: .3 % of Gaussian ones."""
@@ -33,9 +34,9 @@ def robust_condition(
     ranks: Ranks,
     skip_damaged: bool = False,
 ) -> Condition:
-    """Least squares without outliers, and 1.4826 times the median absolute residual as each target's deviation.
+    """Least squares without outliers, and 1.4826 times the median absolute residual as each target's scale.
 
-    Labels are fitted on the teacher's predictions; rows whose residual exceeds three such deviations are left out, and
+    Labels are fitted on the teacher's predictions; rows whose residual exceeds three such scales are left out, and
     the rest is fitted again, until no row changes sides or ``MOST_FITS`` fits are made. The median is always over all
     labelled rows; where it is 0, the standard deviation stands in for it. Every rank must call it; each reads its part
     of the shards. The result is the same on every rank and, up to rounding of float64 sums, for any number of them.
@@ -90,12 +91,12 @@ def _fit(
     targets: Sequence[str],
     splits: Sequence[str],
 ) -> tuple[Condition, Bool[Tensor, "rows dim"]]:
-    """The fit of some labels, with the robust deviation of all, and which labels are within three of it."""
+    """The fit of some labels, with the robust scale of all, and which labels are within three of it."""
     sums = sum_over_ranks(condition_sums(prediction, torch.where(inside, label, torch.nan)))
     fit = fit_condition(sums, targets, splits)
     size = residuals(fit, prediction, label).abs()
-    fit = replace(fit, deviation=_scales(size, rated, fit.deviation))
-    return fit, rated & ~(size > OUTLIER * torch.tensor(fit.deviation, dtype=torch.float64))
+    fit = replace(fit, residual_std=_scales(size, rated, fit.residual_std))
+    return fit, rated & ~(size > OUTLIER * torch.tensor(fit.residual_std, dtype=torch.float64))
 
 
 def _scales(

@@ -17,10 +17,10 @@ from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
 
 _ABOVE = 1 + 1e-6
-"""Beyond the last residual that is kept where there is no next one: more than float32 loses of it."""
+"""Beyond the last residual that passes where there is no next one: more than float32 loses of it."""
 
 
-def threshold_leaving_out(
+def threshold_rejecting(
     share: float,
     cache: TeacherCache,
     shard_set: ShardSet,
@@ -30,7 +30,8 @@ def threshold_leaving_out(
     skip_damaged: bool = False,
     condition: Condition | None = None,
 ) -> float:
-    """The threshold, in deviations, beyond which ``share`` of the labelled utterances have their widest residual.
+    """The threshold, in standard deviations, beyond which ``share`` of the labelled utterances have their widest
+    residual.
 
     Every rank must call it; each reads its part of the shards, and keeps 4 bytes per utterance. The result is the same
     on every rank, and for any number of them. Of N utterances floor(share * N) are left out, or fewer if several have
@@ -39,8 +40,8 @@ def threshold_leaving_out(
     Args:
         share: 0..1, below 1.
         cache: the teacher's.
-        condition: whose residuals are taken; None for the cache's own. A target whose deviation is infinite is not
-            looked at.
+        condition: whose residuals are taken; None for the cache's own. A target whose standard deviation is infinite is
+            not looked at.
         shard_set: whose labels are compared.
         splits: the training splits.
         ranks: this process's among those of its process group.
@@ -54,7 +55,7 @@ def threshold_leaving_out(
     return _cut(own, share, f"{cache.root}: no utterance of {', '.join(splits)}")
 
 
-def share_left_out(
+def rejected_fraction(
     threshold: float,
     cache: TeacherCache,
     shard_set: ShardSet,
@@ -66,7 +67,7 @@ def share_left_out(
 ) -> float:
     """Share of all utterances that the any-dimension gate leaves out; those without a label are among all.
 
-    Arguments, errors and the rest are as of ``threshold_leaving_out``; of splits without a label the share is 0.
+    Arguments, errors and the rest are as of ``threshold_rejecting``; of splits without a label the share is 0.
     """
     condition = condition or cache.condition
     own = _all_widest(cache, condition, shard_set, splits, ranks, skip_damaged)
@@ -97,16 +98,16 @@ def _widest(
 ) -> Float32[np.ndarray, " rows"]:
     """max_j |r_j| / s_j of one shard's labelled utterances."""
     prediction, label = labelled_predictions(cache, rows, skip_damaged=skip_damaged)
-    looked_at = torch.tensor(condition.deviation, dtype=torch.float64).isfinite()
+    looked_at = torch.tensor(condition.residual_std, dtype=torch.float64).isfinite()
     residual = torch.where(looked_at, residuals(condition, prediction, label), torch.nan)
-    judged = ~torch.isnan(residual).all(1)
-    return widest_residual(residual[judged], condition.deviation).float().numpy()
+    labelled = ~torch.isnan(residual).all(1)
+    return widest_residual(residual[labelled], condition.residual_std).float().numpy()
 
 
 def labelled_predictions(
     cache: TeacherCache, rows: ShardRows, *, skip_damaged: bool = False
 ) -> tuple[Float32[Tensor, "rows dim"], Float64[Tensor, "rows dim"]]:
-    """What the teacher said of one shard's utterances, and their labels.
+    """Output of the teacher for one shard's utterances, and their labels.
 
     Utterances without any label are not looked up: their predictions are NaN, as those of damaged ones are that are
     skipped.
@@ -127,15 +128,15 @@ def labelled_predictions(
 
 
 def _cut(own: Float32[np.ndarray, " rows"], share: float, whose: str) -> float:
-    """Between the last residual of all ranks that is kept and the next one."""
+    """Between the last residual of all ranks that passes and the next one."""
     num_rows = int(sum_over_ranks(torch.tensor(float(len(own)), dtype=torch.float64)))
     if num_rows == 0:
         raise TeacherError(
-            f"{whose} has a label to judge by. Set distill.threshold instead of distill.reject_fraction."
+            f"{whose} has a label to compare with. Set distill.threshold instead of distill.reject_fraction."
         )
-    num_left_out = math.floor(share * num_rows + 1e-9)  # .29 * 100 is a little less than 29
-    last = kth_smallest(own, num_rows - num_left_out)
-    following = kth_smallest(own, num_rows - num_left_out + 1) if num_left_out else last
+    num_rejected = math.floor(share * num_rows + 1e-9)  # .29 * 100 is a little less than 29
+    last = kth_smallest(own, num_rows - num_rejected)
+    following = kth_smallest(own, num_rows - num_rejected + 1) if num_rejected else last
     # Halfway, so that rounding in the gate takes no part: these are float32.
     return (last + (following if last < following < math.inf else last * _ABOVE)) / 2
 

@@ -24,7 +24,7 @@ def source_tags() -> dict[str, str]:
 def installed_packages() -> str:
     """Python and every installed package with its version, a line each, as pip writes them.
 
-    Told from the names of the folders that installers leave, without opening what is in them: milliseconds.
+    Known from the names of the folders that installers leave, without opening what is in them: milliseconds.
     """
     found = set()
     for place in sys.path:

@@ -1,4 +1,4 @@
-"""What is told of a run, event by event, and how an event stands in a line of a file."""
+"""What is reported of a run, event by event, and how an event stands in a line of a file."""
 
 import json
 from dataclasses import astuple, dataclass
@@ -13,7 +13,8 @@ class MetricEvent:
     value: float
     step: int
     timestamp_ms: int
-    """When it was measured. The same on every attempt, so that a server can tell a repeated event from a new one."""
+    """When it was measured. The same on every attempt, so that a server can distinguish a repeated event from a new
+    one."""
 
 
 @dataclass(frozen=True, slots=True)

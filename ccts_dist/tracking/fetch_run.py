@@ -35,7 +35,7 @@ def fetch_run(address: str, *, tracking_uri: str = "") -> ReadBackRun:
     uri = resolve_tracking_uri(tracking_uri)
     file = sqlite_file(uri)
     if file is not None and not is_store(file):  # MLflow would make an empty one
-        raise ConfigError(f"{address}: there is no file {file} to read it from. Name the store with --uri.")
+        raise ConfigError(f"{address}: there is no file {file} to read it from. Name the store with --tracking-uri.")
     client = open_client(uri)
     import requests
     from google.protobuf.json_format import ParseError
@@ -55,6 +55,6 @@ def fetch_run(address: str, *, tracking_uri: str = "") -> ReadBackRun:
         words = " ".join(redact(str(error)).split())[:300]
         raise ConfigError(
             f"{address}: cannot be read at {without_credentials(uri)} ({words}). Give the id of a run there, or "
-            "another --uri."
+            "another --tracking-uri."
         ) from shown_cause(error)
     return ReadBackRun(params=dict(data.params), metrics=metrics)

@@ -1,4 +1,4 @@
-"""A run followed in MLflow: told to files at once, sent by threads of their own."""
+"""A run followed in MLflow: reported to files at once, sent by threads of their own."""
 
 import json
 import logging
@@ -46,8 +46,8 @@ CLOSE_S = 20.0
 class MlflowRun:
     """One run at one MLflow server; see ``Tracking`` for what its methods promise.
 
-    What is told is on disk when a method returns. Safe to use while the server is away, from the first moment on: the
-    run is then created later, by this process or another one.
+    What is reported is on disk when a method returns. Safe to use while the server is away, from the first moment on:
+    the run is then created later, by this process or another one.
     """
 
     def __init__(self, *, uri: str, run: SpooledRun, output: Path, close_s: float = CLOSE_S) -> None:

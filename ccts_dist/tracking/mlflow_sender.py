@@ -1,4 +1,4 @@
-"""What a run has told, given to an MLflow server: the run is made or found there, and each event becomes a call.
+"""What a run has reported, given to an MLflow server: the run is made or found there, and each event becomes a call.
 
 Why no (key, step) is ever there twice, whoever is killed:
 

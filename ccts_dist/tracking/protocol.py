@@ -1,4 +1,4 @@
-"""What a training run tells about itself, whoever listens."""
+"""What a training run reports about itself, whoever listens."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What a run has told while its server was away, sent afterwards."""
+"""What a run has reported while its server was away, sent afterwards."""
 
 import os
 from collections.abc import Callable
@@ -22,16 +22,16 @@ class Synced:
 
     num_sent: int
     num_refused: int
-    """Put aside for good: ``*-refused.jsonl`` beside the events says why."""
+    """Put aside for good: ``*-refused.jsonl`` beside the events gives the reason."""
 
 
-def sync(output: Path, *, uri: str = "", say: Callable[[str], None] = lambda line: None) -> Synced:
+def sync(output: Path, *, uri: str = "", report: Callable[[str], None] = lambda line: None) -> Synced:
     """Send what waits in a run folder, to the end; all of its runs, oldest first.
 
     Args:
         output: a run folder.
         uri: the server; "" for MLFLOW_TRACKING_URI, and without that the one each run has.
-        say: hears of each run that something is sent of.
+        report: is given of each run that something is sent of.
 
     Raises:
         ConfigError: nothing was ever tracked there, or a training is under way in it, which sends by itself.
@@ -46,7 +46,7 @@ def sync(output: Path, *, uri: str = "", say: Callable[[str], None] = lambda lin
     for run in runs:
         spools = [spool for name in QUEUES if (spool := Spool(run.folder, name)).num_waiting]
         try:
-            sent, refused = _sync_run(run, spools, output, uri, say) if spools else (0, 0)
+            sent, refused = _sync_run(run, spools, output, uri, report) if spools else (0, 0)
         finally:
             for spool in spools:
                 spool.close()
@@ -55,7 +55,7 @@ def sync(output: Path, *, uri: str = "", say: Callable[[str], None] = lambda lin
 
 
 def _sync_run(
-    run: SpooledRun, spools: list[Spool], output: Path, uri: str, say: Callable[[str], None]
+    run: SpooledRun, spools: list[Spool], output: Path, uri: str, report: Callable[[str], None]
 ) -> tuple[int, int]:
     from ccts_dist.tracking.mlflow_sender import MlflowSender  # late: it takes seconds
 
@@ -70,7 +70,7 @@ def _sync_run(
     before = sum(spool.num_waiting for spool in spools)
     try:
         sender.connect()
-        say(f"{run.folder}: {before:,} events for run {sender.run_id} at {without_credentials(address)}")
+        report(f"{run.folder}: {before:,} events for run {sender.run_id} at {without_credentials(address)}")
         for spool in spools:
             while spool.num_waiting:
                 deliver(spool, sender.send, _BATCH_EVENTS)
@@ -79,7 +79,7 @@ def _sync_run(
         verdict = "is away" if isinstance(error, ServerUnavailableError) else f"refuses experiment {run.experiment!r}"
         raise TrackingError(
             f"{without_credentials(address)} {verdict}: {error}. {left:,} of {before:,} events of {run.folder} are "
-            "kept. Run the same command again when it is mended, or name another server with --uri."
+            "kept. Run the same command again when it is mended, or name another server with --tracking-uri."
         ) from error
     refused = sum(spool.num_refused for spool in spools)
     return before - refused, refused

@@ -70,10 +70,10 @@ def sqlite_uri(file: Path) -> str:
 
 def name_another_store(uri: str) -> str:
     """The remedy where something is not in the store at ``uri``: the option, and the demo's address if it is there."""
-    words = "name another store with --uri or MLFLOW_TRACKING_URI"
+    words = "name another store with --tracking-uri or MLFLOW_TRACKING_URI"
     demo = DEMO_STORE.absolute()
     is_another = demo.is_file() and sqlite_file(uri) != demo
-    return f"{words}; the demo's is --uri {sqlite_uri(demo)}" if is_another else words
+    return f"{words}; the demo's is --tracking-uri {sqlite_uri(demo)}" if is_another else words
 
 
 def artifact_location(uri: str, experiment: str) -> str | None:

@@ -31,7 +31,7 @@ class TrainContext:
     folder: RunFolder
     tracking: Tracking
     state: TrainState
-    watch: Watchdog
+    watchdog: Watchdog
     graph_samples: int
     """See ``train_step``."""
     flops: RowFlops | None = None
@@ -60,7 +60,7 @@ def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> 
         OutputError: on all ranks alike: rank 0 could not write.
     """
     session, run = parts.session, parts.run
-    parts.watch.at(f"saving the {name} model")
+    parts.watchdog.at(f"saving the {name} model")
     weights = merged_weights(parts.engine.full_state())
     manifest = session.shard_set.manifest
     extra = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ccts_dist.config.renamed import with_present_metrics
 from ccts_dist.plotting import MODEL, OTHER, REJECTED, TEACHER, color_of, drawing, span_decades
 from ccts_dist.train.resilience.storage_errors import writing
 
@@ -121,4 +122,4 @@ def _wanted(
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [with_present_metrics(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

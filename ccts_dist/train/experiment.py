@@ -121,7 +121,7 @@ class Experiment:
         if distill is not None and self.run.distill is not None and self.run.distill.threshold is not None:
             share = self.run.distill.reject_fraction
             why = f", to leave out {share:.1%}" if share else ""
-            kind = "robust " if self.run.distill.deviation == "robust" else ""
+            kind = "robust " if self.run.distill.residual_scale == "robust" else ""
             of = f" of {', '.join(self.run.distill.gate_targets)}" if self.run.distill.gate_targets else ""
             numbers["threshold"] = f"{distill.threshold:.4f} {kind}standard deviations{of} ({distill.gate}){why}"
         if self.gate_words:

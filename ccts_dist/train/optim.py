@@ -16,17 +16,17 @@ from ccts_dist.errors import ConfigError
 def build_optimizer(
     trained: Mapping[str, Sequence[nn.Parameter]], config: OptimConfig, *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """An optimizer over the trained parameters: encoders at their share of the learning rate, the rest at all of it.
+    """An optimizer over the trained parameters: encoders at their share of the learning rate, the head at all of it.
 
     Both encoders are one group, "encoder", unless the run file gives one of them a rate of its own. A group without
     parameters is left out: DeepSpeed loses the state of such a group, or crashes.
 
     Args:
-        trained: parameters under "speech", "text" and "rest".
+        trained: parameters under "speech", "text" and "head".
         config: names the optimizer and the rates.
         fused: Adam in one kernel for all parameters of a group, without temporaries; for a GPU.
     """
-    speech, text, rest = ([*trained.get(name, ())] for name in ("speech", "text", "rest"))
+    speech, text, head = ([*trained.get(name, ())] for name in ("speech", "text", "head"))
     if config.speech_lr_scale is None and config.text_lr_scale is None:
         encoders = {"encoder": (speech + text, config.encoder_lr_scale)}
     else:
@@ -37,7 +37,7 @@ def build_optimizer(
         }
     groups: list[dict[str, Any]] = [
         {"params": parameters, "lr": config.learning_rate * factor, "name": name}
-        for name, (parameters, factor) in {**encoders, "rest": (rest, 1.0)}.items()
+        for name, (parameters, factor) in {**encoders, "head": (head, 1.0)}.items()
         if parameters
     ]
     if config.weight_decay and not config.decay_norms_and_biases:
@@ -91,7 +91,7 @@ class PlateauSchedule:
         """Nothing: only validations count."""
 
     def after_validation(self, loss: float) -> None:
-        """Judge the loss."""
+        """Count a validation by its loss."""
         self._scheduler.step(loss)
 
     def state(self) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> str:
     """What is trained at which learning rate, for people."""
-    told = []
+    groups_in_words = []
     for name, rate in rates_by_group(optimizer).items():
         sizes = [
             (sum(p.numel() for p in group["params"]), group["weight_decay"])
@@ -227,8 +227,8 @@ def describe_groups(optimizer: torch.optim.Optimizer) -> str:
         ]
         spared = sum(size for size, decay in sizes if len(sizes) > 1 and decay == 0.0)
         words = f", {spared:,} without weight decay" if spared else ""
-        told.append(f"{name} {rate:g} ({sum(size for size, _ in sizes):,} parameters{words})")
-    return ", ".join(told)
+        groups_in_words.append(f"{name} {rate:g} ({sum(size for size, _ in sizes):,} parameters{words})")
+    return ", ".join(groups_in_words)
 
 
 def rates_by_group(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -19,21 +19,21 @@ from ccts_dist.records import Condition
 from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
 from ccts_dist.teacher.robust import robust_condition
-from ccts_dist.teacher.threshold import share_left_out, threshold_leaving_out
+from ccts_dist.teacher.threshold import rejected_fraction, threshold_rejecting
 from ccts_dist.train.devices import peak_tflops
-from ccts_dist.train.zero.partitioning import read_layout
+from ccts_dist.train.zero.partitioning import read_partitioning
 
 SAME_THRESHOLD = 1e-6
 """Relative difference of thresholds up to which they are one: residuals are float32, and machines round differently."""
 
 
 def target_weights(run: RunConfig) -> tuple[float, ...]:
-    """Alpha of each target; equal shares that sum to 1 unless the run file says otherwise."""
+    """Alpha of each target; equal shares that sum to 1 unless the run file sets another."""
     return run.loss.target_weights or (1 / max(1, len(run.model.targets)),) * len(run.model.targets)
 
 
 def resolved(run: RunConfig, *, threshold: float | None = None, share: float | None = None) -> RunConfig:
-    """The run with every value that it uses and that a run file can say; resolving it again changes nothing.
+    """The run with every value that it uses and that a run file can hold; resolving it again changes nothing.
 
     Args:
         run: as it was asked for.
@@ -88,7 +88,7 @@ def resolved_on_ranks(
 
     Raises:
         ConfigError: on all ranks alike: the run file has another threshold beside ``distill.reject_fraction``.
-        TeacherError: likewise: see ``threshold_leaving_out`` and ``robust_condition``.
+        TeacherError: likewise: see ``threshold_rejecting`` and ``robust_condition``.
     """
     distill = run.distill
     if teacher is None or distill is None:
@@ -96,15 +96,15 @@ def resolved_on_ranks(
     splits = run.data.train_splits
     reading: dict[str, Any] = {"ranks": ranks, "skip_damaged": run.data.on_corrupt == "skip"}
     condition = teacher.condition
-    if distill.deviation == "robust" and (distill.gate in RESIDUAL_GATES or _is_open(distill)):
+    if distill.residual_scale == "robust" and (distill.gate in RESIDUAL_GATES or _is_open(distill)):
         condition = robust_condition(teacher, shard_set, splits, **reading)
     condition = gated_on(condition, distill.gate_targets)
     reading["condition"] = condition
     if _is_open(distill):
         threshold = DEFAULT_THRESHOLD if distill.threshold is None else distill.threshold
-        return resolved(run, share=share_left_out(threshold, teacher, shard_set, splits, **reading)), condition
+        return resolved(run, share=rejected_fraction(threshold, teacher, shard_set, splits, **reading)), condition
     if distill.reject_fraction and distill.gate in THRESHOLD_GATES:
-        found = threshold_leaving_out(distill.reject_fraction, teacher, shard_set, splits, **reading)
+        found = threshold_rejecting(distill.reject_fraction, teacher, shard_set, splits, **reading)
         return resolved(run, threshold=found), condition
     return resolved(run), condition
 
@@ -142,7 +142,7 @@ def resolved_values(
         num_ranks: that train.
         condition: that the gate compares with.
     """
-    normalise = (model.encoder_configs.normalise, *model.encoder_configs.also_normalise)
+    do_normalize = (model.encoder_configs.do_normalize, *model.encoder_configs.extra_do_normalize)
     peak = peak_tflops(device, run.train.precision, override=run.train.peak_tflops)
     values = {
         "batch.largest_global_batch": largest_batch,
@@ -152,12 +152,12 @@ def resolved_values(
         "loss.target_weights": list(run.loss.target_weights),
         **{
             f"{table}.do_normalize": on
-            for (table, speech), on in zip(speech_tables(run.model).items(), normalise, strict=False)
+            for (table, speech), on in zip(speech_tables(run.model).items(), do_normalize, strict=False)
             if speech.encoder != "filterbank"
         },
-        **{f"optim.learning_rate_{name}": rate for name, rate in learning_rates.items()},
+        **{f"optim.lr_{name}": rate for name, rate in learning_rates.items()},
         "train.total_steps": total_steps,
-        "train.zero_stage": read_layout(ds_config).stage,
+        "train.zero_stage": read_partitioning(ds_config).stage,
         "train.device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "train.num_ranks": num_ranks,
     }
@@ -199,13 +199,13 @@ def gate_of(run: RunConfig, condition: Condition | None = None) -> dict[str, Any
         gate["min_confidence"] = distill.min_confidence
     if distill.gate in RESIDUAL_GATES and distill.gate_targets:
         gate["gate_targets"] = list(distill.gate_targets)
-    if distill.gate in RESIDUAL_GATES and distill.deviation == "robust" and condition is not None:
-        gate["deviation"] = distill.deviation
+    if distill.gate in RESIDUAL_GATES and distill.residual_scale == "robust" and condition is not None:
+        gate["residual_scale"] = distill.residual_scale
         gate["fit"] = fit_values(condition)
     return gate
 
 
 def fit_values(condition: Condition) -> dict[str, list[float | None]]:
-    """w, b and deviation of each target in plain numbers; None for a deviation that is infinite."""
-    deviation = [one if math.isfinite(one) else None for one in condition.deviation]
-    return {"w": list(condition.w), "b": list(condition.b), "deviation": deviation}
+    """w, b and residual_std of each target in plain numbers; None for one that is infinite."""
+    residual_std = [one if math.isfinite(one) else None for one in condition.residual_std]
+    return {"w": list(condition.w), "b": list(condition.b), "residual_std": residual_std}

@@ -97,17 +97,17 @@ def train(run: RunConfig, ranks: Ranks, *, resume: str) -> Outcome:
     on_gpu = device.type == "cuda"
     with Watchdog(
         ranks, timeout_s=run.train.comm_timeout_s, stop_grace_s=run.train.stop_grace_s, on_gpu=on_gpu
-    ) as watch:
+    ) as watchdog:
         try:
             run_on_all_ranks(lambda: check_precision(run, device))
             with RunFolder(run, ranks := agree_on_nodes(ranks), resume=bool(resume)) as folder:
-                watch.follow(folder.path)
-                with _stopping_in(folder, ranks, watch):
-                    return _train_in(folder, run, ranks, resume, watch)
+                watchdog.follow(folder.path)
+                with _stopping_in(folder, ranks, watchdog):
+                    return _train_in(folder, run, ranks, resume, watchdog)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                raise MemoryWords(run, ranks).error(watch.place, error) from error
-            lost = watch.explain(error) if isinstance(error, RuntimeError) else None
+                raise MemoryWords(run, ranks).error(watchdog.place, error) from error
+            lost = watchdog.explain(error) if isinstance(error, RuntimeError) else None
             if lost is None:
                 raise
             raise lost from error
@@ -129,19 +129,19 @@ def check_precision(run: RunConfig, device: torch.device) -> None:
 
 
 @contextmanager
-def _stopping_in(folder: RunFolder, ranks: Ranks, watch: Watchdog) -> Iterator[None]:
+def _stopping_in(folder: RunFolder, ranks: Ranks, watchdog: Watchdog) -> Iterator[None]:
     """Say how to go on when a stop was asked for: by then what was trained is in a complete checkpoint."""
     try:
         yield
     except StopRequested as request:
-        watch.saved()
+        watchdog.saved()
         if ranks.is_first:
-            _take_away(folder.path / STOP_FILE)
+            _remove(folder.path / STOP_FILE)
         barrier()  # the first rank that leaves has its peers ended by the launcher
         raise StopRequested(stopped_words(str(request), folder.path)) from request
 
 
-def _take_away(request: Path) -> None:
+def _remove(request: Path) -> None:
     """Remove a file that asked the run to stop; the checkpoint is safe whether or not that can be done."""
     try:
         request.unlink(missing_ok=True)
@@ -149,15 +149,15 @@ def _take_away(request: Path) -> None:
         log(f"{request} cannot be removed ({error.strerror}). Remove it, or the next start stops at once.")
 
 
-def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watch: Watchdog) -> Outcome:
+def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watchdog: Watchdog) -> Outcome:
     """The training in order: data and model, memory, engine, tracker, steps."""
-    watch.at("setting up")
+    watchdog.at("setting up")
     device = best_device(ranks)
     if device.type == "cpu":
         log(f"{'ranks':24} {describe_cpu_ranks(ranks.num_ranks)}", visible=ranks.is_first)
     session = open_experiment(run, ranks)
     run = session.run
-    run_on_all_ranks(watch.check)
+    run_on_all_ranks(watchdog.check)
     check_profiled_steps(run.train.profile, session.total_steps)
 
     # The weights are in the model before the engine is made: see Engine.
@@ -175,9 +175,9 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
 
     engine = Engine(session.model, optimizer, run, ds_config=session.ds_config, ranks=ranks, resume_from=point)
     limit_waiting(run.train.comm_timeout_s)
-    run_on_all_ranks(watch.check)
+    run_on_all_ranks(watchdog.check)
     if tries_largest(engine.device):
-        try_largest(engine, session, watch)
+        try_largest(engine, session, watchdog)
     if point is not None:
         schedule.restore(state.schedule)
         log(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
@@ -195,7 +195,7 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         folder=folder,
         tracking=tracking,
         state=state,
-        watch=watch,
+        watchdog=watchdog,
         graph_samples=rounds.graph_samples,
         flops=None if flops is None else flops.training,
         resolved=values,
@@ -253,7 +253,7 @@ def _train_to_end(context: TrainContext, optimizer: torch.optim.Optimizer, *, is
         status = "KILLED"
         raise
     finally:
-        context.watch.at("sending to the tracking server")
+        context.watchdog.at("sending to the tracking server")
         context.tracking.close(status)
 
 
@@ -262,14 +262,14 @@ def tries_largest(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def try_largest(engine: Engine, session: Experiment, watch: Watchdog) -> None:
+def try_largest(engine: Engine, session: Experiment, watchdog: Watchdog) -> None:
     """Take the forward and backward pass of the plan's largest micro-batch before any step, and change nothing.
 
     Raises:
         OutOfMemoryError: on this rank alone: it does not fit.
         CctsError: on all ranks alike: it cannot be read.
     """
-    watch.at("trying the largest micro-batch")
+    watchdog.at("trying the largest micro-batch")
     batch = run_on_all_ranks(session.loader.read_largest)
     engine.train(True)
     engine.try_out(batch.to(engine.device))
@@ -306,7 +306,7 @@ def _track_outcome(tracking: Tracking, folder: RunFolder) -> None:
 
 
 def _introduce(session: Experiment, rank_bytes: int, recorded: int | None) -> Forecast:
-    """Say every number that follows from the run file, and what a rank will need of the memory it has."""
+    """Report every number that follows from the run file, and what a rank will need of the memory it has."""
     forecast = Forecast(session, on_gpu=torch.cuda.is_available())
     forecast.decide_rounds(rank_bytes, recorded)
     for line in (*_described(session), *forecast.lines()):

@@ -4,7 +4,7 @@ run.toml          the resolved run file
 ds_config.json    what ``train.deepspeed`` held when the run began
 history.jsonl     one line per optimizer step, of the run as it counts: replayed steps stand once; epochs from 0
 validations.jsonl one line per validation, likewise
-tracking/         what is told of the run, and how far the tracking server has it, see ``tracking.spool``
+tracking/         what is informed of the run, and how far the tracking server has it, see ``tracking.spool``
 STOP              made by whoever wants the run to stop; removed when it has
 .ranks/           signs of life, see ``beats``
 tokenizer/        SentencePiece model of a text branch trained from scratch
@@ -144,26 +144,26 @@ class RunFolder:
             raise OutputError(f"{self.path}: another job has taken this run folder. Stop one of the two.")
 
     def find_resume_point(
-        self, resume: str, run: RunConfig, plan_digest: str, say: Callable[[str], None]
+        self, resume: str, run: RunConfig, plan_digest: str, report: Callable[[str], None]
     ) -> Path | None:
         """The checkpoint to go on from, the same on every rank; None to start from the beginning.
 
         Args:
             resume: "auto" for the newest complete one, or a checkpoint's folder.
-            run: must agree with the checkpoint's in all that ``FROZEN_SECTIONS`` names; other changes are said.
+            run: must agree with the checkpoint's in all that ``FROZEN_SECTIONS`` names; other changes are reported.
             plan_digest: of the training plan; must be the checkpoint's.
-            say: hears what was passed over and what has changed; on rank 0.
+            report: reads what was passed over and what has changed; on rank 0.
 
         Raises:
             CheckpointError: none is complete, or it is of other data.
             ConfigError: a frozen setting has changed.
         """
-        found = run_on_all_ranks(lambda: self._find(resume, run, plan_digest, say) if self._ranks.is_first else None)
+        found = run_on_all_ranks(lambda: self._find(resume, run, plan_digest, report) if self._ranks.is_first else None)
         return broadcast_object(found)
 
-    def _find(self, resume: str, run: RunConfig, plan_digest: str, say: Callable[[str], None]) -> Path | None:
+    def _find(self, resume: str, run: RunConfig, plan_digest: str, report: Callable[[str], None]) -> Path | None:
         if resume == "auto":
-            found = find_checkpoint(self.path, say)
+            found = find_checkpoint(self.path, report)
             if found is None:
                 return None
             path, manifest = found
@@ -177,9 +177,9 @@ class RunFolder:
                     f"Give one of {checkpoints_folder(self.path)}, or auto."
                 )
             manifest = read_manifest(path)
-        self._check_same_run(path, manifest, run, plan_digest, say)
+        self._check_same_run(path, manifest, run, plan_digest, report)
         with writing(path):
-            set_aside_beyond(path, manifest.step, say)
+            set_aside_beyond(path, manifest.step, report)
         return path
 
     def _check_same_run(
@@ -188,7 +188,7 @@ class RunFolder:
         manifest: CheckpointManifest,
         run: RunConfig,
         plan_digest: str,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         run = resolved(run)
         before = resolved(
@@ -207,7 +207,7 @@ class RunFolder:
                     f"{key} = {now!r}: was {then!r} when {path.name} was written, and must not change within a run. "
                     "Set it back, or start another run in another folder."
                 )
-            say(f"changed since {path.name}: {key}: {then!r} -> {now!r}")
+            report(f"changed since {path.name}: {key}: {then!r} -> {now!r}")
         if manifest.plan_digest != plan_digest:
             raise CheckpointError(
                 f"{path}: was trained on plan {manifest.plan_digest[:12]}, the shards here, and the sounds of "
@@ -215,7 +215,7 @@ class RunFolder:
                 "the run began with."
             )
         if manifest.num_ranks != self._ranks.num_ranks:
-            say(f"changed since {path.name}: number of ranks: {manifest.num_ranks} -> {self._ranks.num_ranks}")
+            report(f"changed since {path.name}: number of ranks: {manifest.num_ranks} -> {self._ranks.num_ranks}")
 
     def write_file(self, name: str, text: str) -> None:
         """Keep a small file with what the run made; rank 0 writes, every rank must call it.

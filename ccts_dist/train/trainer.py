@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, validations between, checkpoints, and what is told about it."""
+"""The training loop: epochs of steps, validations between, checkpoints, and what is reported about it."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ from ccts_dist.train.checkpoints.writer import CheckpointWriter
 from ccts_dist.train.context import TrainContext, save_trained
 from ccts_dist.train.devices import peak_tflops
 from ccts_dist.train.memory.peak import peaks_over_ranks_gb
-from ccts_dist.train.metrics import add_to_epoch, epoch_figures, finite, step_figures
+from ccts_dist.train.metrics import add_to_epoch, epoch_metrics, finite, step_metrics
 from ccts_dist.train.resilience.skipped_steps import count_damaged, give_up
 from ccts_dist.train.speed.step_profile import DATA_WAIT, LOSS, StepProfiler, timed
 from ccts_dist.train.speed.throughput import ThroughputMonitor
@@ -60,7 +60,7 @@ class Outcome:
     test_by_split: dict[str, Any]
     """Every figure of the best model on each of several test splits, as in ``test_scores``; empty with fewer."""
 
-    kept_share: float | None
+    distilled_fraction: float | None
     """Share of the training utterances that were distilled; None without a teacher."""
 
     seconds: float
@@ -77,7 +77,7 @@ class Outcome:
 
 
 LONG_STEP_S = 1.0
-"""After a step that took longer, ranks meet once more before the next: a request to stop is heard a step earlier."""
+"""After a step that took longer, ranks meet once more before the next: a request to stop is seen a step earlier."""
 
 
 NO_GRADIENT = (
@@ -90,14 +90,16 @@ class Trainer:
     """A training under way. Every method is called by every rank."""
 
     def __init__(self, parts: TrainContext, optimizer: torch.optim.Optimizer) -> None:
-        self._parts, self._optimizer = parts, optimizer
+        self._context, self._optimizer = parts, optimizer
         self._session, self._run, self._engine = parts.session, parts.run, parts.engine
-        self._folder, self._tracking, self._watch = parts.folder, parts.tracking, parts.watch
+        self._folder, self._tracking, self._watchdog = parts.folder, parts.tracking, parts.watchdog
         self.state = parts.state
-        self._judge = Validator(parts, self._check)
+        self._validator = Validator(parts, self._check)
         self._writer = CheckpointWriter(parts.session.ranks)
         peak = peak_tflops(parts.engine.device, parts.run.train.precision, override=parts.run.train.peak_tflops)
-        self._meter = ThroughputMonitor(parts.session.ranks, parts.engine.device, flops=parts.flops, peak_tflops=peak)
+        self._throughput = ThroughputMonitor(
+            parts.session.ranks, parts.engine.device, flops=parts.flops, peak_tflops=peak
+        )
         profiled = parts.run.train.profile if parts.is_first else ()
         self._profiler = StepProfiler(profiled, parts.folder.path, parts.engine.device, title=parts.run.run_name)
         self._copies = SideStream(parts.engine.device)
@@ -124,11 +126,11 @@ class Trainer:
             barrier()
             return self._finish(time.monotonic() - began)
         except StopRequested:
-            self._watch.met()
+            self._watchdog.met()
             if self._place() != self._saved_place:
                 self._checkpoint()
             self._writer.wait()
-            self._watch.saved()
+            self._watchdog.saved()
             raise
         finally:
             self._writer.close()
@@ -136,7 +138,7 @@ class Trainer:
     def _train_all(self) -> None:
         state = self.state
         self._history = self._folder.open_history(state.step)
-        self._judge.open()
+        self._validator.open()
         try:
             # Stopped after the last step of an epoch that max_steps cuts short, before its validation.
             unjudged = state.step_in_epoch and state.validated_step != state.step
@@ -149,11 +151,11 @@ class Trainer:
             if self._history is not None:
                 self._history.close()
             self._profiler.close()
-            self._judge.close()
+            self._validator.close()
             self._session.close()
         run_on_all_ranks(self._check)
         if not state.finished:
-            save_trained(self._parts, "last", {})
+            save_trained(self._context, "last", {})
             state.finished = True
             self._checkpoint()
         self._writer.wait()
@@ -165,7 +167,7 @@ class Trainer:
 
     def _has_more(self) -> bool:
         more = self.state.epoch < self._run.train.epochs and not self._is_enough()
-        return more and not self._judge.has_seen_enough
+        return more and not self._validator.has_seen_enough
 
     def _is_enough(self, more: int = 0) -> bool:
         """Whether the run's limit is reached after so many more steps."""
@@ -176,9 +178,9 @@ class Trainer:
         """Raise what only this rank knows of yet; all get to know where ranks meet."""
         if self._history is not None:
             self._history.check()
-        self._judge.check()
+        self._validator.check()
         self._writer.check()
-        self._watch.check()
+        self._watchdog.check()
 
     def _train_epoch(self) -> None:
         state, loader = self.state, self._session.loader
@@ -202,7 +204,7 @@ class Trainer:
                 batches, save = ballot.settle(*votes)
                 if save and self._place() != self._saved_place:
                     self._checkpoint()
-                self._watch.at(f"{what}, step {state.step_in_epoch + 1}", brief=True)
+                self._watchdog.at(f"{what}, step {state.step_in_epoch + 1}", brief=True)
                 with timed(LOSS):
                     result = train_step(
                         self._engine,
@@ -212,42 +214,42 @@ class Trainer:
                         aside=self._aside(source, what, batches, took),
                         moved=self._moved,
                         rounds=self._rounds,
-                        graph_samples=self._parts.graph_samples,
+                        graph_samples=self._context.graph_samples,
                     )
                 ballot, self._moved = self._ahead, self._moved_ahead
                 self._difference = self._rounds.difference()
                 *votes, is_slow, difference = result.aside[:4]
-                metered = self._meter.heard(
+                metered = self._throughput.metrics_of(
                     result.aside[4:], num_rows=result.num_rows, seconds=time.monotonic() - started
                 )
                 self._warn_of(difference)
                 self._count(result, batches)
                 self._report_step(result, batches, metered)
                 count_damaged(state, result.num_damaged, batches, self._run, visible=self._first)
-                left_out = f", {state.num_skipped} skipped" if state.num_skipped else ""
-                progress.advance(figures=f"loss {result.loss:.3f}{left_out}")
+                skipped = f", {state.num_skipped} skipped" if state.num_skipped else ""
+                progress.advance(status=f"loss {result.loss:.3f}{skipped}")
                 self._profiler.end(state.step)
                 took = time.monotonic() - started
                 began += self._validate_within()
                 every = self._run.train.save_steps
                 if every and state.step % every == 0 and self._is_within_epoch():
                     self._checkpoint()
-        if self._is_within_epoch(judged=False):
+        if self._is_within_epoch(by_validation=False):
             return  # it has stopped early
         steps = state.step_in_epoch - steps_before
         self._end_epoch(steps / max(1e-9, time.monotonic() - began))
 
-    def _is_within_epoch(self, *, judged: bool = True) -> bool:
-        """Whether another step of the epoch is to be taken; ``judged`` minds what the validations say."""
+    def _is_within_epoch(self, *, by_validation: bool = True) -> bool:
+        """Whether another step of the epoch is to be taken; ``by_validation`` stops early."""
         there_is = self.state.step_in_epoch < self._session.loader.steps_per_epoch and not self._is_enough()
-        return there_is and not (judged and self._judge.has_seen_enough)
+        return there_is and not (by_validation and self._validator.has_seen_enough)
 
     def _validate_within(self) -> float:
         """Validate if it is time to, other than at the end of an epoch; the seconds that it took."""
-        if self._is_enough() or not self._judge.is_due(self._session.loader.steps_per_epoch):
+        if self._is_enough() or not self._validator.is_due(self._session.loader.steps_per_epoch):
             return 0.0
         began = time.monotonic()
-        self._judge.validate(f"epoch {self.state.epoch + 1}, step {self.state.step}: ", {})
+        self._validator.validate(f"epoch {self.state.epoch + 1}, step {self.state.step}: ", {})
         self._engine.train(True)
         return time.monotonic() - began
 
@@ -258,14 +260,14 @@ class Trainer:
 
         def numbers() -> Tensor:
             self._ahead, self._moved_ahead = self._read_ahead(source, what, 1)
-            self._watch.at(f"{what}, step {self.state.step_in_epoch + 1}", brief=True)
+            self._watchdog.at(f"{what}, step {self.state.step_in_epoch + 1}", brief=True)
             own = torch.tensor([took > LONG_STEP_S, self._difference], dtype=torch.float64)
-            return torch.cat([self._ahead.votes, own, self._meter.aside(batches)])
+            return torch.cat([self._ahead.votes, own, self._throughput.aside(batches)])
 
         return numbers
 
     def _warn_of(self, difference: float) -> None:
-        """Tell once of two rounds of forward passes that differ; ``difference`` is added up over ranks."""
+        """Report once of two rounds of forward passes that differ; ``difference`` is added up over ranks."""
         if difference > 0 and not self._has_warned:
             log(f"warning: {words_of_difference(difference)}", visible=self._first)
             self._has_warned = True
@@ -282,7 +284,7 @@ class Trainer:
             return PendingResult(None, None), None
 
         def read() -> StepBatches:
-            self._watch.at(f"{what}, step {number + 1}: reading", brief=True)
+            self._watchdog.at(f"{what}, step {number + 1}: reading", brief=True)
             with timed(DATA_WAIT):
                 batches = next(source)
             self._check()
@@ -303,37 +305,37 @@ class Trainer:
         state = self.state
         state.step += 1
         state.step_in_epoch += 1
-        self._parts.schedule.after_step()
-        left_out = result.update is None or result.update.skipped
-        state.num_skipped += left_out
-        state.skipped_in_a_row = state.skipped_in_a_row + 1 if left_out else 0
+        self._context.schedule.after_step()
+        skipped = result.update is None or result.update.skipped
+        state.num_skipped += skipped
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
         if state.skipped_in_a_row >= self._run.train.nonfinite_patience:
             give_up(state, batches)
 
     def _report_step(self, result: StepResult, batches: StepBatches, metered: Mapping[str, float]) -> None:
-        """Tell of a step; ``metered`` differs from run to run and has no place in the history."""
-        figures = step_figures(result, self._run, self._optimizer, self.state.num_skipped)
-        add_to_epoch(self.state.epoch_sums, result, figures, metered)
+        """Report a step; ``metered`` differs from run to run and has no place in the history."""
+        metrics = step_metrics(result, self._run, self._optimizer, self.state.num_skipped)
+        add_to_epoch(self.state.epoch_sums, result, metrics, metered)
         if not self._first:
             return
         if self.state.step % self._run.tracking.every_steps == 0:
-            self._tracking.metrics(finite({**figures, **metered}), self.state.step)
+            self._tracking.metrics(finite({**metrics, **metered}), self.state.step)
         assert self._history is not None
-        self._history.write({"step": self.state.step, "epoch": batches.epoch, "keys": result.key_checksum, **figures})
+        self._history.write({"step": self.state.step, "epoch": batches.epoch, "keys": result.key_checksum, **metrics})
 
     def _end_epoch(self, steps_per_s: float) -> None:
         state = self.state
-        figures = epoch_figures(
+        metrics = epoch_metrics(
             state.epoch_sums,
             steps_per_s,
             largest_batch=self._session.loader.plan.largest_batch,
             distils=self._session.objective.distill is not None,
         )
-        if figures.get("epoch/train_gradient_norm") == 0:
+        if metrics.get("epoch/train_grad_norm") == 0:
             log(f"warning: {NO_GRADIENT.format(epoch=state.epoch + 1)}", visible=self._first)
-        kept_share = figures.get("epoch/kept_share", state.kept_share)
-        self._judge.validate(f"epoch {state.epoch + 1}: train loss {figures['epoch/train_loss']:.4f}, ", figures)
-        state.kept_share = kept_share
+        distilled_fraction = metrics.get("epoch/distill_fraction", state.distilled_fraction)
+        self._validator.validate(f"epoch {state.epoch + 1}: train loss {metrics['epoch/train_loss']:.4f}, ", metrics)
+        state.distilled_fraction = distilled_fraction
         if not self._is_enough() or state.step_in_epoch == self._session.loader.steps_per_epoch:
             state.epoch += 1
             state.step_in_epoch = 0
@@ -342,10 +344,10 @@ class Trainer:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
-        """Write a checkpoint of ``state``, or begin to: ``_writer`` says when it is complete."""
-        self._watch.at("saving a checkpoint")
+        """Write a checkpoint of ``state``, or begin to: ``_writer`` names when it is complete."""
+        self._watchdog.at("saving a checkpoint")
         run_on_all_ranks(lambda: self._folder.check_there() if self._first else None)
-        self.state.schedule = self._parts.schedule.state()
+        self.state.schedule = self._context.schedule.state()
         self._tracking.flush()
         of = {
             "run": public_tree(self._run),
@@ -361,11 +363,11 @@ class Trainer:
 
     def _finish(self, seconds: float) -> Outcome:
         """Score the best model, from its folder as a user would load it."""
-        self._watch.at("loading the best model")
+        self._watchdog.at("loading the best model")
         loaded = load_model(self._folder.path / "best")
-        by_split = self._judge.test(loaded)
+        by_split = self._validator.test(loaded)
         scores = pooled_scores(list(by_split.values())) if by_split else None
-        self._watch.at("writing the summary")
+        self._watchdog.at("writing the summary")
         held_gb, reserved_gb = peaks_over_ranks_gb(self._engine.device)
         outcome = Outcome(
             steps=self.state.step,
@@ -376,11 +378,11 @@ class Trainer:
             test_sums={} if scores is None else scores.sums,
             test_scores={} if scores is None else scores_to_tree(scores),
             test_by_split={split: scores_to_tree(one) for split, one in by_split.items()} if len(by_split) > 1 else {},
-            kept_share=self.state.kept_share,
+            distilled_fraction=self.state.distilled_fraction,
             seconds=seconds,
             peak_memory_gb=held_gb,
             peak_memory_reserved_gb=reserved_gb,
-            resolved=dict(self._parts.resolved),
+            resolved=dict(self._context.resolved),
         )
         self._folder.write_file("summary.json", json_text(asdict(outcome), indent=1))
         return outcome

@@ -21,17 +21,17 @@ class Validator:
     """Validates a training and keeps its best model. Every method is called by every rank.
 
     Args:
-        parts: of the training; ``state`` is told what came of each validation.
+        parts: of the training; ``state`` is given what came of each validation.
         check: raises what only this rank knows of yet; called before each step.
     """
 
     def __init__(self, parts: TrainContext, check: Callable[[], object]) -> None:
-        self._parts, self._check = parts, check
+        self._context, self._check = parts, check
         self._history: History | None = None
 
     def open(self) -> None:
         """Go on with the file of validations."""
-        self._history = self._parts.folder.open_history(self._parts.state.validated_step, "validations.jsonl")
+        self._history = self._context.folder.open_history(self._context.state.validated_step, "validations.jsonl")
 
     def close(self) -> None:
         """No more validations for now."""
@@ -46,39 +46,39 @@ class Validator:
     @property
     def has_seen_enough(self) -> bool:
         """Whether there was no better model for ``train.early_stopping_patience`` validations."""
-        limit = self._parts.run.train.early_stopping_patience
-        return 0 < limit <= self._parts.state.since_best
+        limit = self._context.run.train.early_stopping_patience
+        return 0 < limit <= self._context.state.since_best
 
     def is_due(self, steps_per_epoch: int) -> bool:
         """Whether the model, as it is after a step within an epoch, is yet to be validated.
 
         Also after a resume: a run may have been stopped while it validated.
         """
-        every, state = self._parts.run.train.eval_steps, self._parts.state
+        every, state = self._context.run.train.eval_steps, self._context.state
         within = 0 < state.step_in_epoch < steps_per_epoch
         return every > 0 and within and state.step % every == 0 and state.validated_step != state.step
 
-    def validate(self, words: str, figures: Mapping[str, float]) -> None:
-        """Score the model, tell of it, and keep it if it is the best so far; leaves it in evaluation mode.
+    def validate(self, words: str, metrics: Mapping[str, float]) -> None:
+        """Score the model, report of it, and keep it if it is the best so far; leaves it in evaluation mode.
 
         Training goes on as if nothing had been: each of its forward passes draws from a random state of its own.
 
         Args:
-            words: what is said before the scores.
-            figures: what is told with them.
+            words: what is reported before the scores.
+            metrics: what is reported with them.
         """
-        parts, state = self._parts, self._parts.state
+        parts, state = self._context, self._context.state
         scores = self._scores()
         parts.schedule.after_validation(scores.loss)
         held_gb, reserved_gb = peaks_over_ranks_gb(parts.engine.device)
-        told = {
-            **figures,
+        metrics = {
+            **metrics,
             "system/peak_memory_gb": held_gb,
             **({} if reserved_gb is None else {"system/peak_memory_reserved_gb": reserved_gb}),
             "valid/loss": scores.loss,
-            **_told("valid", scores),
+            **_metrics_of("valid", scores),
         }
-        parts.tracking.metrics(finite(told), state.step)
+        parts.tracking.metrics(finite(metrics), state.step)
         # The first one counts even if it is not a number: a run always leaves a best model, however bad.
         better = state.best_epoch < 0 or scores.criterion < (inf if state.best_loss is None else state.best_loss)
         best = " (best)" if better else ""
@@ -90,7 +90,7 @@ class Validator:
         state.since_best = 0 if better else state.since_best + 1
         state.validated_step = state.step
         if self._history is not None:
-            self._history.write({"step": state.step, "epoch": state.epoch, "best": better, **told})
+            self._history.write({"step": state.step, "epoch": state.epoch, "best": better, **metrics})
         if self.has_seen_enough:
             what = "validation loss has not fallen" if scores.ccc else "unweighted accuracy has not risen"
             log(
@@ -101,18 +101,18 @@ class Validator:
 
     def test(self, loaded: LoadedModel) -> dict[str, Scores]:
         """Scores of a model on each test split, which are tracked as well; those of several pooled under "test/"."""
-        parts, splits = self._parts, self._parts.run.data.test_splits
+        parts, splits = self._context, self._context.run.data.test_splits
         model = loaded.model.to(parts.engine.device).eval()
         found = {split: self._test(model, split) for split in splits}
         if len(found) > 1:
             for split, scores in found.items():
-                parts.tracking.metrics(finite(_told(f"test/{escape_key(split)}", scores)), parts.state.step)
+                parts.tracking.metrics(finite(_metrics_of(f"test/{escape_key(split)}", scores)), parts.state.step)
         if found:
-            parts.tracking.metrics(finite(_told("test", pooled_scores(list(found.values())))), parts.state.step)
+            parts.tracking.metrics(finite(_metrics_of("test", pooled_scores(list(found.values())))), parts.state.step)
         return found
 
     def _test(self, model: EmotionModel, split: str) -> Scores:
-        parts = self._parts
+        parts = self._context
         loader = parts.session.test_loader(split)
         with Progress(loader.steps_per_epoch, "testing", unit="step", visible=parts.is_first) as progress:
             scores = self._score(
@@ -126,7 +126,7 @@ class Validator:
         return scores
 
     def _scores(self) -> Scores:
-        parts = self._parts
+        parts = self._context
         parts.engine.train(False)
         loader = parts.session.valid_loader
         with Progress(loader.steps_per_epoch, "validating", unit="step", visible=parts.is_first) as progress:
@@ -134,10 +134,10 @@ class Validator:
 
     def _check_at(self, what: str) -> None:
         self._check()
-        self._parts.watch.at(what, brief=True)
+        self._context.watchdog.at(what, brief=True)
 
     def _score(self, forward: Any, loader: Any, progress: Progress, what: str, *, ranked: bool = False) -> Scores:
-        parts = self._parts
+        parts = self._context
         scores = evaluate(
             forward,
             loader,
@@ -161,13 +161,13 @@ def scores_in_words(scores: Scores) -> str:
     return "; ".join(parts)
 
 
-def _told(split: str, scores: Scores) -> dict[str, float]:
+def _metrics_of(split: str, scores: Scores) -> dict[str, float]:
     """Figures by the names under which they are tracked."""
-    told = {f"{split}/ccc_{target}": value for target, value in scores.ccc.items()}
+    metrics = {f"{split}/ccc_{target}": value for target, value in scores.ccc.items()}
     if scores.spearman:  # of a test: correlations stand beside CCC
-        told |= {f"{split}/pearson_{target}": value for target, value in scores.pearson.items()}
-        told |= {f"{split}/spearman_{target}": value for target, value in scores.spearman.items()}
-    told |= {f"{split}/unweighted_recall_{target}": value for target, value in scores.unweighted_recall.items()}
+        metrics |= {f"{split}/pearson_{target}": value for target, value in scores.pearson.items()}
+        metrics |= {f"{split}/spearman_{target}": value for target, value in scores.spearman.items()}
+    metrics |= {f"{split}/unweighted_recall_{target}": value for target, value in scores.unweighted_recall.items()}
     if not scores.ccc:  # what chooses the best model
-        told[f"{split}/uar"] = scores.categories["unweighted_accuracy"]
-    return told | {f"{split}/category_{figure}": value for figure, value in scores.categories.items()}
+        metrics[f"{split}/uar"] = scores.categories["unweighted_accuracy"]
+    return metrics | {f"{split}/category_{figure}": value for figure, value in scores.categories.items()}

@@ -3,9 +3,9 @@
     python -m tests.bench.coverage --speakers 20 50 100 150 400 --splits 2000
 
 Splits are drawn from a population whose CCC is known. A speaker has an own mean label (30 % of the labels' variance),
-and the model an own bias for the speaker, so that utterances of one speaker are alike. How much a speaker says is
+and the model an own bias for the speaker, so that utterances of one speaker are alike. How much a speaker states is
 "even" (20 utterances each), or "uneven", log-normal with a deviation of 1 in the logarithm: of 150 speakers, the most
-talkative tenth then says two fifths, about as in MSP-Podcast.
+talkative tenth then states two fifths, about as in MSP-Podcast.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--speakers", type=int, nargs="+", default=[20, 50, 100, 150, 400])
     parser.add_argument("--splits", type=int, default=2_000)
     args = parser.parse_args()
-    print(f"| speakers | they say | CCC {TRUTH[0]:.3f} | CCC {TRUTH[1]:.3f} | gain {TRUTH[2]:.3f} |")
+    print(f"| speakers | they state | CCC {TRUTH[0]:.3f} | CCC {TRUTH[1]:.3f} | gain {TRUTH[2]:.3f} |")
     print("|---:|:--|--:|--:|--:|")
     for num_speakers in args.speakers:
         for amounts in ("even", "uneven"):

@@ -1,6 +1,6 @@
 """The demo's student on the demo's own corpus, with a teacher's cache, in minutes: what training is timed on.
 
-The teacher is an untrained model of the student's shape: what it says is of no use, and costs what a good one's does.
+The teacher is an untrained model of the student's shape: what it states is of no use, and costs what a good one's does.
 """
 
 import os
@@ -23,7 +23,7 @@ from ccts_dist.distributed import Ranks, seed_everything
 from ccts_dist.model import build_model, save_model
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.teacher import cache_teacher
-from tests.launching import ROOT, environment, launcher
+from tests.helpers.processes.launching import ROOT, environment, launcher
 
 RUN_FILE = ROOT / "launch" / "runs" / "demo" / "cts.toml"
 
@@ -111,6 +111,6 @@ def start(num_ranks: int, cores: Sequence[int], script: str, *args: str, tree: P
 
 def finish(process: subprocess.Popen[str], *, timeout_s: float) -> None:
     """Wait for its end; all its words if it was not a good one."""
-    said, _ = process.communicate(timeout=timeout_s)
+    printed, _ = process.communicate(timeout=timeout_s)
     if process.returncode != 0:
-        sys.exit(f"exit code {process.returncode}\n{said[-6000:]}")
+        sys.exit(f"exit code {process.returncode}\n{printed[-6000:]}")

@@ -30,7 +30,7 @@ from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.train.experiment import Experiment, open_experiment
 from ccts_dist.train.optim import build_optimizer
 from ccts_dist.train.steps.step import train_step
-from tests.plain_engine import PlainEngine
+from tests.helpers.models.plain_engine import PlainEngine
 
 ENCODER = {
     "model_type": "hubert", "hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 4,
@@ -51,9 +51,9 @@ def main() -> None:
         folder = Path(scratch)
         audio_s = _build(folder, 32 if quick else 128)
         began = time.perf_counter()
-        kept = _session(folder, "frames")
+        cached = _session(folder, "frames")
         making = time.perf_counter() - began
-        ways = {"encoder run in every step": _session(folder, ""), "frames kept": kept}
+        ways = {"encoder run in every step": _session(folder, ""), "frames kept": cached}
         took: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(turns):
             for way, session in ways.items():

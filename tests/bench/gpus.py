@@ -25,7 +25,7 @@ from ccts_dist.train.speed.scaling import CostModel, Steps, StepsOf, visible_dev
 from ccts_dist.train.zero.ds_config import read_ds_config
 from ccts_dist.train.zero.partitioning import read_layout, sizes_of
 from tests.bench.speech import SAMPLE_RATE_HZ, durations
-from tests.large_student import LARGE
+from tests.helpers.models.large_student import LARGE
 
 RUN = Path("launch/runs/full/speech.toml")
 MOST_STEPS = 32
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=84_000, metavar="N", help="of the corpus (%(default)s)")
     options = parser.parse_args()
     run = read_run(RUN, options.set)
-    encoders = EncoderConfigs(speech=HubertConfig(**LARGE | {"layerdrop": 0.0}), normalise=True)
+    encoders = EncoderConfigs(speech=HubertConfig(**LARGE | {"layerdrop": 0.0}), do_normalize=True)
     with torch.device("meta"):
         sizes = sizes_of(rebuild_model(run.model, encoders))
     flops = count_flops(run.model, encoders, samples=10 * SAMPLE_RATE_HZ, recomputation=True)

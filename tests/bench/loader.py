@@ -9,7 +9,7 @@ Every system reads the same FLAC utterances in its own format, shuffles them, an
 lengths, keys and three labels. Each measurement is an epoch in a fresh process; the systems take turns, and a figure is
 the median of the turns. The floor reads, decodes with libsndfile and pads in one loop, sorted by duration; "of the
 floor" compares with the floor of the same turn and the same number of workers. Before anything is timed, each system's
-epoch is compared with the corpus, sample by sample. README.md beside this file says how each peer is set up.
+epoch is compared with the corpus, sample by sample. README.md beside this file describes how each peer is set up.
 
 Prints a Markdown table. Nothing here passes or fails on a time.
 """

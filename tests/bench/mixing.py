@@ -79,7 +79,13 @@ CUTS = [
 def mixing(corpus: DriftingCorpus, window: int, group: int, batch: int) -> dict[str, float]:
     """The figures of one epoch."""
     plan = BatchSampler(
-        corpus, ("Train",), global_batch_size=batch, seed=1, shuffle_buffer_size=window, bucket_batches=group, streams=1
+        corpus,
+        ("Train",),
+        global_batch_size=batch,
+        seed=1,
+        shuffle_buffer_size=window,
+        bucket_batches=group,
+        partitions=1,
     )
     speakers, shards, variances, means, shortcut, padded, real = [], [], [], [], [], 0, 0
     for step in range(plan.steps_per_epoch):
@@ -105,7 +111,7 @@ def mixing(corpus: DriftingCorpus, window: int, group: int, batch: int) -> dict[
 def padding(corpus: DriftingCorpus, batch: int, ranks: int, num_micro_batches: int) -> float:
     """Share of padding in random batches that are cut into so many micro-batches on each rank."""
     plan = BatchSampler(
-        corpus, ("Train",), global_batch_size=batch, seed=1, shuffle_buffer_size=65_536, bucket_batches=1, streams=1
+        corpus, ("Train",), global_batch_size=batch, seed=1, shuffle_buffer_size=65_536, bucket_batches=1, partitions=1
     )
     micro = -(-batch // (ranks * num_micro_batches)) * 4
     steps = (

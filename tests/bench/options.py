@@ -36,7 +36,7 @@ from typing import Any
 import tomli_w
 
 from tests.bench.demo_student import finish, prepare, start, work_folder
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
 
 BASE = "a4dc43d"
 """The last revision before the options."""
@@ -148,7 +148,7 @@ def _write_run(folder: Path, before: Path, case: Case, data: Path, steps: int) -
 def _take_turns(configs: dict[str, Path], trees: dict[str, Path], steps: int, place: Path) -> list[Pair]:
     """Two trainings, step by step; the pairs of steps after warming up, without those that follow a validation."""
     core = sorted(os.sched_getaffinity(0))[:1]
-    told: dict[str, list[tuple[float, float] | None]] = {when: [] for when in trees}
+    reported: dict[str, list[tuple[float, float] | None]] = {when: [] for when in trees}
     processes, lines = {}, {}
     for when, tree in trees.items():
         with _listening(place) as listener:
@@ -160,16 +160,16 @@ def _take_turns(configs: dict[str, Path], trees: dict[str, Path], steps: int, pl
         for when in list(trees)[:: 1 if step % 2 else -1]:
             print("go", file=lines[when], flush=True)
             line = lines[when].readline()
-            if not line:  # it has ended; how, it says itself
+            if not line:  # it has ended; how, it states itself
                 finish(processes[when], timeout_s=PATIENCE_S)
-            told[when].append(json.loads(line))
+            reported[when].append(json.loads(line))
     for when, tree in trees.items():
         print("go", file=lines[when], flush=True)
         finish(processes[when], timeout_s=PATIENCE_S)
         library = json.loads((configs[when].parent / "output" / "times-0.json").read_text())["library"]
         if not Path(library).is_relative_to(tree):
             sys.exit(f"{library} was measured, and not {tree}")
-    return [Pair(*steps) for steps in zip(told["before"], told["now"], strict=True) if None not in steps]
+    return [Pair(*steps) for steps in zip(reported["before"], reported["now"], strict=True) if None not in steps]
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def measure(root: Path, position: float) -> dict[str, float]:
     shard_set = open_shard_set(root)
     opened = time.perf_counter()
     plan = BatchSampler(
-        shard_set, ("Train",), global_batch_size=32, seed=1, shuffle_buffer_size=WINDOW, bucket_batches=32, streams=1
+        shard_set, ("Train",), global_batch_size=32, seed=1, shuffle_buffer_size=WINDOW, bucket_batches=32, partitions=1
     )
     first = int(position * (plan.steps_per_epoch - 1))
     assert len(plan.global_batch(7, first)) == 32

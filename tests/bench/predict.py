@@ -3,10 +3,10 @@
     python tests/bench/predict.py [--files 1 250 1000 4000] [--hours 0.5 2]
 
 The recordings are made on the spot in a temporary folder: sounds like speech of MSP-like durations as FLAC files, and
-one long recording of each of ``--hours``, which is heard in windows of 5 s. The model has the shape of the demo's
+one long recording of each of ``--hours``, which is read in windows of 5 s. The model has the shape of the demo's
 student, with random weights. Each row is a process of its own, as users start it; its CPU time and largest memory are
 what the system counted (``wait4``), and the wall time is from before its start to after its end. "busy" is CPU over
-wall time; "heard" and "times r." (seconds of audio a second) leave out what one file took: that is starting (imports,
+wall time; "read" and "times r." (seconds of audio a second) leave out what one file took: that is starting (imports,
 loading the model) for the most part.
 """
 
@@ -63,23 +63,23 @@ def measure(model: Path, *args: str | Path) -> tuple[float, float, float]:
     """Wall seconds, CPU seconds and the largest memory in MB of one run of the command."""
     command = [sys.executable, str(ROOT / "launch" / "predict.py"), "--model", str(model), *map(str, args)]
     began = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+    with tempfile.TemporaryFile() as printed:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=printed)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
-            said.seek(0)
-            sys.exit(f"exit code {process.returncode}\n{said.read().decode()[-4000:]}")
+            printed.seek(0)
+            sys.exit(f"exit code {process.returncode}\n{printed.read().decode()[-4000:]}")
     return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
 
 
 def print_row(what: str, audio_s: float, took: Sequence[float], start: Sequence[float]) -> None:
     """A line of the table."""
     wall, cpu, memory = took
-    heard = (cpu - start[1]) / (wall - start[0]) if wall > start[0] + 1 else float("nan")
+    read_s = (cpu - start[1]) / (wall - start[0]) if wall > start[0] + 1 else float("nan")
     rate = audio_s / (wall - start[0]) if wall > start[0] + 1 else float("nan")
     print(
-        f"| {what:>12} | {wall:7.1f} | {cpu:6.1f} | {cpu / wall:5.2f} | {heard:5.2f} | {rate:8.0f} | {memory:8.0f} |",
+        f"| {what:>12} | {wall:7.1f} | {cpu:6.1f} | {cpu / wall:5.2f} | {read_s:5.2f} | {rate:8.0f} | {memory:8.0f} |",
         flush=True,
     )
 
@@ -96,7 +96,7 @@ def main() -> None:
         folder = Path(place)
         model, paths = make_model(folder / "model"), make_files(folder / "files", max(args.files))
         print(f"{len(os.sched_getaffinity(0))} cores; load {os.getloadavg()[0]:.1f} before", flush=True)
-        print("|    recordings | wall, s | CPU, s |  busy | heard | times r. | peak, MB |")
+        print("|    recordings | wall, s | CPU, s |  busy | read | times r. | peak, MB |")
         print("|--------------:|--------:|-------:|------:|------:|---------:|---------:|")
         measure(model, paths[0])  # so that no row pays for what the disk has not read yet
         start = measure(model, paths[0])

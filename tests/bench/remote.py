@@ -35,8 +35,8 @@ from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.shard_set import open_shard_set
 from tests.bench import speech
 from tests.flow.s3_server import Rule, s3_server
-from tests.launching import ROOT, environment
-from tests.small_runs import SPEECH
+from tests.helpers.processes.launching import ROOT, environment
+from tests.helpers.processes.small_runs import SPEECH
 
 WINDOWS = 6
 

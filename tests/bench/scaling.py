@@ -94,40 +94,40 @@ def _measure(name: str, folder: Path, cores: list[int], options: argparse.Namesp
     ]
 
 
-def _rate(name: str, told: list[dict[str, Any]]) -> float:
+def _rate(name: str, run: list[dict[str, Any]]) -> float:
     """Utterances per second of all ranks together."""
-    rates = [MICRO * len(one["steps"]) / sum(one["steps"]) for one in told]
+    rates = [MICRO * len(one["steps"]) / sum(one["steps"]) for one in run]
     return rates[0] * 2 if name == TWO else sum(rates)
 
 
 def _table(turns: dict[str, list[list[dict[str, Any]]]]) -> str:
-    single = [_rate(ONE, told) for told in turns[ONE]]
+    single = [_rate(ONE, run) for run in turns[ONE]]
     lines = [
         f"Median of {len(single)} turns (range); load now {os.getloadavg()[0]:.1f}.",
         "",
         "| | utterances/s | of twice one rank | step, ms | CPU of a rank, ms | threads |",
         "|:--|--:|--:|--:|--:|--:|",
     ]
-    for name, all_told in turns.items():
-        rates = [_rate(name, told) for told in all_told]
+    for name, runs in turns.items():
+        rates = [_rate(name, run) for run in runs]
         ratios = [rate / (2 * one) for rate, one in zip(rates, single, strict=True)]
-        steps = [1000 * median(one["steps"]) for told in all_told for one in told]
-        cpu = [1000 * median(one["cpu"]) for told in all_told for one in told]
+        steps = [1000 * median(one["steps"]) for run in runs for one in run]
+        cpu = [1000 * median(one["cpu"]) for run in runs for one in run]
         lines.append(
             f"| {name} | {_spread(rates, '.1f')} | {_spread(ratios, '.3f')} | {median(steps):.0f} | {median(cpu):.0f} "
-            f"| {all_told[0][0]['threads']} |"
+            f"| {runs[0][0]['threads']} |"
         )
     return "\n".join(lines)
 
 
 def _parts(turns: dict[str, list[list[dict[str, Any]]]]) -> str:
     """Where a rank's time goes, in ms a step; medians over turns and ranks."""
-    names = list(dict.fromkeys(part for all_told in turns.values() for told in all_told for part in told[0]["parts"]))
+    names = list(dict.fromkeys(part for runs in turns.values() for run in runs for part in run[0]["parts"]))
     lines = ["", "| ms a step | " + " | ".join(turns) + " |", "|:--|" + "--:|" * len(turns)]
     for part in names:
         cells = [
-            f"{median(1000 * one['parts'].get(part, 0.0) / len(one['steps']) for told in all_told for one in told):.1f}"
-            for all_told in turns.values()
+            f"{median(1000 * one['parts'].get(part, 0.0) / len(one['steps']) for run in runs for one in run):.1f}"
+            for runs in turns.values()
         ]
         lines.append(f"| {part} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -137,7 +137,7 @@ def _imbalance(shard_set: ShardSet, micro: int) -> float:
     """Mean over an epoch's steps: the largest part's padded audio over the mean part's; what a rank waits for."""
     plan = BatchSampler(
         shard_set, ("Train",), global_batch_size=2 * MICRO, seed=17, shuffle_buffer_size=65_536, bucket_batches=32,
-        streams=1,
+        partitions=1,
     )  # fmt: skip
     ratios = []
     for step in range(plan.steps_per_epoch):

@@ -84,18 +84,18 @@ def _table(rows: list[tuple[str, dict[str, Any]]]) -> str:
         "| ranks x micro-batches | our step, ms | over | ratio |",
         "|:--|--:|:--|--:|",
     ]
-    for name, told in rows:
-        ours = told["seconds"]["global CCC"]
-        step_ms = 1000 * median(ours) / told["steps"]
-        for other, seconds in told["seconds"].items():
+    for name, reported in rows:
+        ours = reported["seconds"]["global CCC"]
+        step_ms = 1000 * median(ours) / reported["steps"]
+        for other, seconds in reported["seconds"].items():
             if other != "global CCC":
                 ratios = [mine / theirs for mine, theirs in zip(ours, seconds, strict=True)]
                 spread = f"{median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
                 lines.append(f"| {name} | {step_ms:.1f} | {other} | {spread} |")
     lines.append("")
-    for name, told in rows:
-        exact, plain = 1000 * told["loss"]["exact"], 1000 * told["loss"]["plain"]
-        step_ms = 1000 * median(told["seconds"]["global CCC"]) / told["steps"]
+    for name, reported in rows:
+        exact, plain = 1000 * reported["loss"]["exact"], 1000 * reported["loss"]["plain"]
+        step_ms = 1000 * median(reported["seconds"]["global CCC"]) / reported["steps"]
         lines.append(
             f"{name}: the CCC alone, for one pass: exact {exact:.2f} ms, plain {plain:.2f} ms; more by "
             f"{(exact - plain) / step_ms:+.2%} of a step"

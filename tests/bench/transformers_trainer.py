@@ -23,8 +23,8 @@ import soundfile
 
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards.build.builder import build_shard_set
-from tests.launching import ROOT
-from tests.small_runs import write_run
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import write_run
 
 SIDES = ("ours", "trainer")
 BATCHES = (16, 32)
@@ -115,8 +115,8 @@ def _measure(side: str, config: Path, place: Path, size: int, steps: int) -> dic
         env=environment,
         check=True,
     )
-    told = json.loads(out.read_text())
-    return {"wall": told["audio_s"] / told["wall_s"], "cpu": told["audio_s"] / told["cpu_s"]}
+    reported = json.loads(out.read_text())
+    return {"wall": reported["audio_s"] / reported["wall_s"], "cpu": reported["audio_s"] / reported["cpu_s"]}
 
 
 def _table(rows: list[tuple[int, list[dict[str, dict[str, float]]]]]) -> str:

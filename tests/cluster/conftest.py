@@ -12,8 +12,8 @@ import pytest
 from tests.cluster.hosts import PROGRAMS, Cluster, cluster_of, missing
 from tests.cluster.many_hosts import launch_with_pdsh, launch_without_ssh, wait_well
 from tests.cluster.runs import Run, write_run_file
-from tests.small_runs import build_two_kinds, make_cache
-from tests.small_teacher import save_small_teacher
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def undisturbed(cluster: Cluster, material: Path) -> Run:
     """A run on two hosts by pdsh, whose shards lie in a store."""
     two = cluster.first(2)
     with _served(two, material) as address:
-        run = write_run_file(material, "two-hosts", streams=2, shards=f"{address}/shards")
+        run = write_run_file(material, "two-hosts", partitions=2, shards=f"{address}/shards")
         wait_well([launch_with_pdsh(two, "launch/train.py", *run.args)])
     return run
 
@@ -55,7 +55,7 @@ def undisturbed(cluster: Cluster, material: Path) -> Run:
 @pytest.fixture(scope="session")
 def reference(cluster: Cluster, material: Path) -> Run:
     """A run that nobody disturbed; what disturbed ones on two hosts are compared with."""
-    run = write_run_file(material, "reference", streams=2)
+    run = write_run_file(material, "reference", partitions=2)
     wait_well(launch_without_ssh(cluster.first(2), "launch/train.py", *run.args))
     return run
 

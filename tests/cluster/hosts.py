@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.forked import Forked
-from tests.launching import ROOT, environment
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment
 
 PATIENCE_S = 600.0
 """A training starts within 20 s on a quiet machine; one that others share has taken minutes."""
@@ -97,14 +97,15 @@ def missing(programs: Mapping[str, str]) -> str:
 
 
 class Started:
-    """A command that runs in a host; what it says goes to a file, since its children may keep a pipe open for ever."""
+    """A command that runs in a host; what it states goes to a file, since its children may keep a pipe open for
+    ever."""
 
     def __init__(self, process: subprocess.Popen[bytes] | Forked, words: Path) -> None:
         self._process, self._words = process, words
 
     @property
     def words(self) -> str:
-        """What it has said so far."""
+        """What it has reported so far."""
         return self._words.read_text(errors="replace")
 
     @property
@@ -129,7 +130,7 @@ class Host:
     name: str
     address: str
     folder: Path
-    """For what its commands say."""
+    """For what its commands state."""
 
     pid: int
     """Of its first process, as it is known out here."""
@@ -146,7 +147,7 @@ class Host:
         return Started(process, words)
 
     def fork(self, *argv: str, env: Mapping[str, str] | None = None) -> Started:
-        """As ``start``, of a command that need not start from nothing: one of ``tests.forked``."""
+        """As ``start``, of a command that need not start from nothing: one of ``tests.helpers.processes.forked``."""
         words = self._words()
         return Started(Forked(argv, cwd=ROOT, env=self._environment(env), stdout=words, inside=self.pid), words)
 
@@ -159,7 +160,7 @@ class Host:
         return variables
 
     def run(self, *argv: str, env: Mapping[str, str] | None = None, timeout_s: float = 30.0) -> str:
-        """Run a command in this host to its end, which must be a good one; what it said."""
+        """Run a command in this host to its end, which must be a good one; what it reported."""
         started = self.start(*argv, env=env)
         code = started.wait(timeout_s)
         assert code == 0, f"{self.name}: {' '.join(argv)}: exit code {code}\n{started.words}"

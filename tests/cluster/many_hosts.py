@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tests.cluster.hosts import INTERFACE, PATIENCE_S, Cluster, Started
-from tests.launching import BIN, environment, free_port
+from tests.helpers.processes.launching import BIN, environment, free_port
 
 FORWARDED = ("PATH", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
 """What ranks need that a login over ssh does not have."""

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from tests.cluster.hosts import PATIENCE_S, Started
-from tests.small_runs import read_history, without_times, write_run
+from tests.helpers.processes.small_runs import read_history, without_times, write_run
 
 STEPS = 60
 TIMEOUT_S = 30.0
@@ -47,7 +47,7 @@ class Run:
             time.sleep(0.02)
 
 
-def write_run_file(material: Path, name: str, *, streams: int, shards: str = "", timeout_s: float = 300.0) -> Run:
+def write_run_file(material: Path, name: str, *, partitions: int, shards: str = "", timeout_s: float = 300.0) -> Run:
     """A distilled run: epochs of four steps, checkpoints within and at the end of each."""
     output = material / "runs" / name
     config = write_run(
@@ -55,7 +55,7 @@ def write_run_file(material: Path, name: str, *, streams: int, shards: str = "",
         data={
             "shards": shards or str(material / "shards"), "shard_cache": CACHE,
             "teacher_cache": str(material / "cache"),
-            "num_partitions": streams,
+            "num_partitions": partitions,
         },
         distill={"embedding_weight": 1.0, "prediction_weight": 0.5},
         train={"epochs": 100, "max_steps": STEPS, "save_steps": 3, "comm_timeout_s": timeout_s},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.hosts import PATIENCE_S, PROGRAMS, Cluster, Host, Started
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
 
 SCRIPT = "launch/slurm.sh"
 
@@ -64,7 +64,7 @@ class Slurm:
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def ask(self, *argv: str, env: Mapping[str, str] | None = None) -> str:
-        """Run one of Slurm's commands on the first host; what it says."""
+        """Run one of Slurm's commands on the first host; what it states."""
         return self.first.run(*argv, env={**self._env, **(env or {})})
 
     def submit(self, options: Sequence[str], *command: str, env: Mapping[str, str] | None = None) -> int:
@@ -77,12 +77,12 @@ class Slurm:
         return ROOT / f"slurm-{job}.requeue"
 
     def words(self, job: int) -> str:
-        """What a job has said so far, over all its starts."""
+        """What a job has reported so far, over all its starts."""
         file = self.folder / f"job-{job}.out"
         return file.read_text(errors="replace") if file.exists() else ""
 
     def facts(self, job: int) -> dict[str, str]:
-        """What ``scontrol show job`` says."""
+        """What ``scontrol show job`` states."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.ask("scontrol", "--oneliner", "show", "job", str(job))))
 
     def jobs(self) -> list[int]:
@@ -146,6 +146,6 @@ def _wait_until_idle(slurm: Slurm, num_hosts: int, daemons: list[Started]) -> No
         asked = slurm.first.start("sinfo", "--noheader", "--Node", "--format=%t", env=slurm._env)
         if asked.wait(60) == 0 and asked.words.split() == ["idle"] * num_hosts:
             return
-        told = "\n".join(daemon.words for daemon in daemons)
-        assert time.monotonic() < deadline, f"{asked.words}\n{told}\n{slurm.logs()}"
+        reported = "\n".join(daemon.words for daemon in daemons)
+        assert time.monotonic() < deadline, f"{asked.words}\n{reported}\n{slurm.logs()}"
         time.sleep(0.3)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
 
 pytestmark = pytest.mark.long
 

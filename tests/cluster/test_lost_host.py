@@ -20,10 +20,10 @@ ENDS_WITHIN_S = TIMEOUT_S + 60.0
 def test_job_ends_naming_the_host_that_was_cut_off_and_running_it_again_goes_on(reference, hosts, material):
     two = hosts.first(2)
     lost = two.hosts[1]
-    run = write_run_file(material, "cut-off", streams=2, timeout_s=TIMEOUT_S)
+    run = write_run_file(material, "cut-off", partitions=2, timeout_s=TIMEOUT_S)
     job = launch_with_pdsh(two, SCRIPT, *run.args)
     run.wait_for_step(13, [job])
-    told_before = len(job.words)
+    reported_before = len(job.words)
     two.plug(lost, in_=False)
     lost.hide(run.output)  # shared storage is behind the same cable
     cut = time.monotonic()
@@ -32,7 +32,7 @@ def test_job_ends_naming_the_host_that_was_cut_off_and_running_it_again_goes_on(
     while left := two.processes(SCRIPT):
         assert time.monotonic() < cut + ENDS_WITHIN_S, f"still running: {left}"
         time.sleep(0.2)
-    survivor = [line for line in job.words[told_before:].splitlines() if line.startswith("host0: ")]
+    survivor = [line for line in job.words[reported_before:].splitlines() if line.startswith("host0: ")]
     assert any(re.search(r"\bhost1\b", line) for line in survivor), "\n".join(survivor)
 
     two.plug(lost, in_=True)
@@ -47,7 +47,7 @@ def test_job_ends_naming_the_host_that_was_cut_off_and_running_it_again_goes_on(
 def test_host_that_is_slow_and_off_the_net_for_less_than_the_time_out_changes_nothing(reference, hosts, material):
     two = hosts.first(2)
     slow = two.hosts[1]
-    run = write_run_file(material, "slow", streams=2, timeout_s=TIMEOUT_S)
+    run = write_run_file(material, "slow", partitions=2, timeout_s=TIMEOUT_S)
     started = launch_without_ssh(two, SCRIPT, *run.args)
     run.wait_for_step(5, started)
     (rank,) = (pid for pid, line in slow.processes(SCRIPT).items() if "deepspeed" not in line)

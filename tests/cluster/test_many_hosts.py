@@ -11,13 +11,13 @@ from ccts_dist.shards.stores.fetch_cache import cached_name
 from tests.cluster.hosts import PATIENCE_S
 from tests.cluster.many_hosts import launch_without_ssh, wait_well
 from tests.cluster.runs import CACHE, largest_difference, write_run_file
-from tests.launching import launch_well, run_forked
+from tests.helpers.processes.launching import launch_well, run_forked
 
 pytestmark = pytest.mark.long
 
 
 def test_two_hosts_by_pdsh_agree_with_two_ranks_on_one_host(undisturbed, material):
-    one_host = write_run_file(material, "two-ranks", streams=2)
+    one_host = write_run_file(material, "two-ranks", partitions=2)
     launch_well(2, "launch/train.py", *one_host.args, timeout_s=PATIENCE_S)
     assert largest_difference(undisturbed, one_host) <= 1e-5
 
@@ -32,7 +32,7 @@ def test_each_host_fetches_the_training_shards_of_its_own_streams_alone(undistur
 
 
 def test_three_hosts_without_ssh_agree_with_three_ranks_on_one_host(hosts, material):
-    one_host, three = (write_run_file(material, name, streams=3) for name in ("three-ranks", "three-hosts"))
+    one_host, three = (write_run_file(material, name, partitions=3) for name in ("three-ranks", "three-hosts"))
     launch_well(3, "launch/train.py", *one_host.args, timeout_s=PATIENCE_S)
     wait_well(launch_without_ssh(hosts, "launch/train.py", *three.args))
     assert largest_difference(three, one_host) <= 1e-5
@@ -52,7 +52,7 @@ def test_teacher_cache_of_two_hosts_is_that_of_one_process_byte_for_byte(hosts, 
 
 def test_scores_of_two_hosts_are_those_of_one_process(undisturbed, hosts, material):
     model = undisturbed.output / "best"
-    options = ["--model", str(model), "--shards", str(material / "shards"), "--split", "Test1", "--out"]
+    options = ["--model", str(model), "--shards", str(material / "shards"), "--splits", "Test1", "--out"]
     alone(["launch/evaluate.py", *options, str(material / "scores-alone")])
     two = hosts.first(2)
     wait_well(launch_without_ssh(two, "launch/evaluate.py", *options, str(material / "scores-of-hosts")))

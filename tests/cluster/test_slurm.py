@@ -37,7 +37,7 @@ def wait_for_step(slurm: Slurm, job: int, run: Run, step: int) -> None:
 
 
 def test_job_that_is_asked_to_stop_is_queued_again_and_ends_as_the_undisturbed_run(slurm, reference, material):
-    run = write_run_file(material, "asked", streams=2)
+    run = write_run_file(material, "asked", partitions=2)
     job = slurm.submit(TWO_NODES, TRAIN, "--config", str(run.config))
     wait_for_step(slurm, job, run, 5)
     slurm.ask("scancel", "--batch", "--signal=USR1", str(job))  # as --signal=B:USR1@120 does before the time is up
@@ -57,7 +57,7 @@ def test_job_that_is_asked_to_stop_is_queued_again_and_ends_as_the_undisturbed_r
 
 
 def test_cancelled_job_leaves_a_complete_checkpoint_and_stays_cancelled(slurm, material):
-    run = write_run_file(material, "cancelled", streams=1)
+    run = write_run_file(material, "cancelled", partitions=1)
     job = slurm.submit(ONE_NODE, TRAIN, "--config", str(run.config))
     wait_for_step(slurm, job, run, 5)
     cancelled = time.monotonic()
@@ -75,7 +75,7 @@ def test_cancelled_job_leaves_a_complete_checkpoint_and_stays_cancelled(slurm, m
 
 
 def test_mistake_in_what_was_asked_for_fails_the_job_once(slurm, material):
-    run = write_run_file(material, "mistake", streams=1)
+    run = write_run_file(material, "mistake", partitions=1)
     job = slurm.submit(ONE_NODE, TRAIN, "--config", str(run.config), "--set", "train.epoch=3")
     facts = slurm.wait_for(job, "FAILED", "COMPLETED")
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "0")

@@ -13,10 +13,10 @@ from ccts_dist.commands import serve
 OPTIONS = {
     "launch/train.py": "--assume --check --config --gpu-memory --ranks --resume --set",
     "launch/cache_teacher.py": "--batch-seconds --fit-splits --out --shards --splits --teacher --timeout-s",
-    "launch/compare.py": "--key --picture --tolerance --uri",
+    "launch/compare.py": "--key --plot --tolerance --tracking-uri",
     "launch/evaluate.py": (
-        "--bins --micro --model --noises --out --players --run --shards --snr --split --teacher --track --transcripts "
-        "--uri"
+        "--batch-size --bins --embed-audio --log-to-mlflow --model --noises --out --run --shards --snr --splits "
+        "--teacher-cache --tracking-uri --transcripts"
     ),
     "launch/export.py": "--format --model --out --uri",
     "launch/register.py": "--alias --checkpoint --force --margin --name --promote --shards --split --target --uri",
@@ -24,18 +24,18 @@ OPTIONS = {
     "launch/predict.py": "--batch-seconds --device --embeddings --format --hop --model --out --picture --uri --window",
     "launch/probe.py": "--micro --model --normalise --out --pooling --shards --targets --test --train --valid",
     "launch/reproduce.py": (
-        "--collect --corpus --distances --folds --jobs --out --rows --seeds --set --shards --starter --table "
-        "--transcripts --utterances --wrong"
+        "--corpus --corrupt-transcripts --distances --folds --jobs --launcher --only --out --report-only --seeds --set "
+        "--shards --table --transcripts --utterances"
     ),
     "launch/serve.py": (
         "--audio-root --host --max-body-seconds --max-connections --max-head-seconds --max-recording-bytes "
         "--max-recordings --max-request-bytes --max-requests --max-seconds --max-waiting-bytes --model --port --uri"
     ),
-    "launch/sync.py": "--uri",
+    "launch/sync.py": "--tracking-uri",
     "shards/build.py": "",  # its sub-commands have the options
-    "shards/check.py": "--fast --teacher --threads",
-    "shards/info.py": "--json --picture",
-    "shards/merge.py": "--out --shards --teacher",
+    "shards/check.py": "--fast --teacher-cache --threads",
+    "shards/info.py": "--json --plot",
+    "shards/merge.py": "--out --shards --teacher-cache",
     "shards/transcribe.py": "--all --batch-seconds --device --language --model --out",
 }
 STARTING_SLOWLY = ("launch/reproduce.py", "shards/build.py")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ccts_dist.cli import COMMANDS, help_text
+from ccts_dist.cli import COMMANDS, help_text, module_of
 from ccts_dist.config import RunConfig
 from ccts_dist.config.reader import parse_run
 from ccts_dist.config.reference import page
@@ -135,7 +135,7 @@ def parse_command(line: str) -> None:
 def parse_options(name: str, options: list[str]) -> None:
     if options != ["--help"]:
         assert name in COMMANDS
-        import_module(f"ccts_dist.commands.{name.replace('-', '_')}").parse_args(options)
+        import_module(module_of(name)).parse_args(options)
 
 
 def options_are_in(path: Path, options: list[str]) -> None:
@@ -237,6 +237,11 @@ def test_readme_has_the_terms_of_the_field_and_no_banned_word():
     assert banned_in(text) == []
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_document_has_no_banned_word(path: Path):
+    assert banned_in(prose(path.read_text(encoding="utf-8"))) == []
+
+
 def test_reference_has_no_banned_word():
     assert banned_in(page()) == []
 
@@ -249,7 +254,7 @@ BUILD_KINDS = [*(corpus.name for corpus in FOLDER_CORPORA), "hf", "manifest", "d
 )
 def test_help_has_no_banned_word(name: str, options: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        import_module(f"ccts_dist.commands.{name.replace('-', '_')}").parse_args([*options, "--help"])
+        import_module(module_of(name)).parse_args([*options, "--help"])
     words = capsys.readouterr().out
     assert "usage:" in words
     assert banned_in(words) == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
 from tests.tiers import FOLDERS, TIERS, examples, folder_tier, may_have, tier_of
 
 BY_HAND = {"gpu", "bench"}

@@ -72,7 +72,7 @@ def test_the_fast_decoder_gives_the_samples_of_libsndfile(num_samples: int):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_fast_decoder_tells_damage_by_the_number_of_samples():
+def test_the_fast_decoder_reports_damage_by_the_number_of_samples():
     draws = np.random.default_rng(0)
     file = io.BytesIO()
     soundfile.write(file, draws.normal(0, 9_000, 30_000).astype(np.int16), 16_000, format="FLAC", subtype="PCM_16")

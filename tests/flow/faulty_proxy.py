@@ -1,4 +1,4 @@
-"""A proxy in front of a real server that can be told to fail in the ways that servers and networks do."""
+"""A proxy in front of a real server that can be reported to fail in the ways that servers and networks do."""
 
 import http.client
 import socket
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 FAULTS = ("error 500", "error 503", "error 507", "no answer", "answer lost", "page of a proxy", "slow")
-"""``answer lost``: the server has done what it was asked, and nobody hears of it."""
+"""``answer lost``: the server has done what it was asked, and nobody is given of it."""
 
 SLOW_S = 0.3
 
@@ -87,7 +87,7 @@ def faulty_proxy(server: str) -> Iterator[FaultyProxy]:
                 super().handle_one_request()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            """Report nothing."""
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = lambda self: proxy.answer(self)  # noqa: N815 - their names
 

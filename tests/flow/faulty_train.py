@@ -2,7 +2,8 @@
 
 ``stuck``          its loader never returns again
 ``slow``           every step takes two seconds, and in the middle of the first one named it gets a SIGTERM
-``nan-gradient``   one gradient becomes NaN, in the backward pass; after each step of the run a line tells the digest of
+``nan-gradient``   one gradient becomes NaN, in the backward pass; after each step of the run a line reports the digest
+of
                    weights and optimizer state on this rank
 """
 
@@ -60,7 +61,7 @@ class SlowEngine(Engine):
 
 
 class PoisonedEngine(Engine):
-    """The real engine; poisons a gradient of rank 1, and tells what each step did to weights and optimizer."""
+    """The real engine; poisons a gradient of rank 1, and reports what each step did to weights and optimizer."""
 
     first: int
     last: int

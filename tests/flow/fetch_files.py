@@ -26,7 +26,7 @@ class Listed:
 
 
 def list_files(folder: Path) -> list[Listed]:
-    """What a manifest would say of a folder's files."""
+    """What a manifest would state of a folder's files."""
     return [
         Listed(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in sorted(folder.iterdir())
@@ -42,7 +42,7 @@ def read_all(
     rounds: int = 1,
     seed: int | None = None,
     ahead: bool = False,
-    patience: dict[str, Any] | None = None,
+    retry_policy: dict[str, Any] | None = None,
     env: dict[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Read every file so many times, checking every byte; the statistics."""
@@ -52,7 +52,9 @@ def read_all(
             os.environ[name] = value
     fsspec.config.set_conf_env(fsspec.config.conf)  # as when it was imported
     listed = [Listed(**file) for file in files]
-    store = open_store(root, cache=Path(cache), cache_bytes=cache_bytes, patience=RetryPolicy(**(patience or {})))
+    store = open_store(
+        root, cache=Path(cache), cache_bytes=cache_bytes, retry_policy=RetryPolicy(**(retry_policy or {}))
+    )
     for number in range(rounds):
         if seed is not None:
             random.Random(f"{seed} {number}").shuffle(listed)

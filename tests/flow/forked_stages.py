@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from ccts_dist.report import stages
-from tests.forked import Forked
-from tests.launching import ROOT, environment, inner_launcher
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, inner_launcher
 
 
 def fork_stages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.forked import Forked
-from tests.launching import ROOT, free_port, hear_interrupts
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, free_port, hear_interrupts
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import free_port
+from tests.helpers.processes.launching import free_port
 
 _USER = "postgres"
 """The server refuses to run as root; Debian's package brings this user."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.forked import Forked
-from tests.launching import ROOT, environment, inner_launcher, launcher
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, inner_launcher, launcher
 
 PATIENCE_S = 600.0
 """A start takes 15 s on a quiet machine; the machines of CI are not."""
@@ -96,7 +96,7 @@ class Running:
             time.sleep(0.1)
 
     def words(self) -> str:
-        """What all ranks said."""
+        """What all ranks reported."""
         return self.log.read_text(errors="replace")[-12_000:]
 
     def lines(self, beginning: str) -> list[str]:
@@ -111,7 +111,7 @@ def num_steps(output: Path) -> int:
 
 
 def history_inode(output: Path) -> int:
-    """Tells one file of history from another; 0 for none."""
+    """Reports one file of history from another; 0 for none."""
     try:
         return (output / "history.jsonl").stat().st_ino
     except FileNotFoundError:

@@ -24,7 +24,7 @@ from typing import Any
 
 import fsspec
 
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
 
 ACCESS_KEY = "AKIARECOGNISABLE0001"
 SECRET_KEY = "recognisable/Secret+Key-that-must-never-be-seen"
@@ -79,7 +79,7 @@ class S3Server:
                 filesystem.pipe_file(f"{place}/{path.name}", path.read_bytes())
 
     def treat(self, rule: Rule) -> None:
-        """From now on, treat requests as a rule says."""
+        """From now on, treat requests as a rule states."""
         with open(self.folder / _RULES, "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(rule)) + "\n")
 

@@ -1,4 +1,4 @@
-"""Corpora in the layouts of their releases become shards that say what the source says; every fault is told."""
+"""Corpora in the layouts of their releases become shards that name what the source states; every fault is reported."""
 
 import io
 import json
@@ -27,9 +27,9 @@ from ccts_dist.corpus import (
 )
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.format.schema import unescape_key
-from tests import open_examples
-from tests.corpus_examples import MAX_DURATION_S, NUM_SAMPLES, Example, iemocap, manifest
-from tests.msp_examples import msp_podcast_1_6, msp_podcast_1_11, msp_podcast_2_0, msp_podcast_text
+from tests.helpers.examples import open_examples
+from tests.helpers.examples.corpus_examples import MAX_DURATION_S, NUM_SAMPLES, Example, iemocap, manifest
+from tests.helpers.examples.msp_examples import msp_podcast_1_6, msp_podcast_1_11, msp_podcast_2_0, msp_podcast_text
 
 Made = tuple[Example, Corpus, dict[str, dict], dict[str, bytes], dict[str, str]]
 """The example, what was read, and of the shards: JSON members and FLAC members by key, reasons by key."""
@@ -96,11 +96,11 @@ def test_keys_in_shards_are_the_sources(made: Made):
 def test_labels_are_the_sources_ratings_on_zero_to_one(made: Made):
     example, corpus, records, _, _ = made
     low, high = example.scale
-    for key, said in example.utterances.items():
+    for key, printed in example.utterances.items():
         labels = {target: label for target, label in records[key]["labels"].items() if label is not None}
-        assert labels == pytest.approx({name: (value - low) / (high - low) for name, value in said.ratings.items()}), (
-            key
-        )
+        assert labels == pytest.approx(
+            {name: (value - low) / (high - low) for name, value in printed.ratings.items()}
+        ), key
         assert set(records[key]["labels"]) == set(corpus.targets)
         assert records[key]["scale"] == list(example.scale)
 
@@ -108,23 +108,23 @@ def test_labels_are_the_sources_ratings_on_zero_to_one(made: Made):
 def test_variance_and_number_of_raters_are_those_of_the_single_ratings(made: Made):
     example, _, records, _, _ = made
     span = example.scale[1] - example.scale[0]
-    for key, said in example.utterances.items():
-        told = {target: value for target, value in records[key]["label_variance"].items() if value is not None}
-        assert told == pytest.approx({target: value / span**2 for target, value in said.variance.items()}), key
-        assert records[key]["num_raters"] == said.raters, key
+    for key, printed in example.utterances.items():
+        reported = {target: value for target, value in records[key]["label_variance"].items() if value is not None}
+        assert reported == pytest.approx({target: value / span**2 for target, value in printed.variance.items()}), key
+        assert records[key]["num_raters"] == printed.raters, key
 
 
 @pytest.mark.parametrize("fact", ["split", "transcript", "speaker", "gender", "category"])
 def test_facts_are_the_sources(made: Made, fact: str):
     example, _, records, _, _ = made
-    for key, said in example.utterances.items():
-        assert records[key][fact] == getattr(said, fact), key
+    for key, printed in example.utterances.items():
+        assert records[key][fact] == getattr(printed, fact), key
 
 
 def test_utterances_lie_in_the_shards_of_their_split(made: Made):
     example, _, records, _, _ = made
-    for key, said in example.utterances.items():
-        assert unescape_key(records[key]["shard"].rpartition("-")[0]) == said.split
+    for key, printed in example.utterances.items():
+        assert unescape_key(records[key]["shard"].rpartition("-")[0]) == printed.split
 
 
 def test_audio_is_the_sources(made: Made):

@@ -28,12 +28,12 @@ from ccts_dist.shards import open_teacher_cache
 from ccts_dist.shards.check.check import check_shard_set
 from ccts_dist.shards.format.teacher_cache import encode_output
 from ccts_dist.shards.shard_set import open_shard_set
-from tests import damage
-from tests.launching import launch
+from tests.helpers.faults import damage
+from tests.helpers.models.model_shapes import TEXT
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.launching import launch
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, write_run
 from tests.ranks.processes import run_on_ranks
-from tests.small_runs import build_two_kinds, make_cache, read_history, write_run
-from tests.small_teacher import save_small_teacher
-from tests.unit.model_shapes import TEXT
 
 EPOCHS, STEPS_PER_EPOCH, BATCH = 2, 4, 16
 SHARDS = ("Train-000000.tar", "Train-000001.tar", "Train-000002.tar")
@@ -115,8 +115,8 @@ def letters(words: str) -> list[int]:
 
 
 def read_an_epoch(places: Sequence[str]) -> list[tuple[int, str]]:
-    """How many steps this rank got of each place's first epoch, and what it was then told."""
-    told = []
+    """How many steps this rank got of each place's first epoch, and what it was then reported."""
+    reported = []
     for place in places:
         steps, words = 0, ""
         try:
@@ -125,18 +125,18 @@ def read_an_epoch(places: Sequence[str]) -> list[tuple[int, str]]:
                 steps += 1
         except CctsError as error:
             words = str(error)
-        told.append((steps, words))
-    return told
+        reported.append((steps, words))
+    return reported
 
 
-def test_every_rank_is_told_the_same_at_the_same_step_whatever_is_damaged(sound: Path, tmp_path: Path):
+def test_every_rank_is_reported_the_same_at_the_same_step_whatever_is_damaged(sound: Path, tmp_path: Path):
     for number, (harm, _) in enumerate(HARMS.values()):
         shutil.copytree(sound / "shards", tmp_path / str(number) / "shards")
         harm(tmp_path / str(number) / "shards")
     first, second = run_on_ranks(read_an_epoch, 2, [str(tmp_path / str(number)) for number in range(len(HARMS))])
     assert first == second
-    for (kind, (_, words)), (steps, told) in zip(HARMS.items(), first, strict=True):
-        assert words in told, kind
+    for (kind, (_, words)), (steps, reported) in zip(HARMS.items(), first, strict=True):
+        assert words in reported, kind
         assert steps < STEPS_PER_EPOCH, kind
     assert first[0][0] == step_of(sound, key_of(sound, SHARDS[0], 1))
 
@@ -164,7 +164,7 @@ def test_skipping_goes_on_without_what_is_damaged_and_counts_it(place: Path):
 def damaged_by_epoch(output: Path) -> list[float]:
     history = read_history(output)
     return [
-        sum(step["train/damaged_utterances"] for step in history if step["epoch"] == epoch) for epoch in range(EPOCHS)
+        sum(step["data/corrupt_utterances"] for step in history if step["epoch"] == epoch) for epoch in range(EPOCHS)
     ]
 
 
@@ -269,7 +269,7 @@ def test_skipping_counts_damage_of_every_kind_that_is_an_utterances(place: Path)
     assert done.returncode == 0, done.stderr[-4000:]
     history = read_history(place / "run")
     assert len(history) == EPOCHS * STEPS_PER_EPOCH
-    assert sum(step["train/damaged_utterances"] for step in history) == EPOCHS * planted
+    assert sum(step["data/corrupt_utterances"] for step in history) == EPOCHS * planted
     assert all(math.isfinite(step["train/loss"]) for step in history)
 
 
@@ -306,12 +306,12 @@ def test_damage_in_a_teacher_cache_stops_or_is_skipped(place: Path, harm: Callab
     assert lost > 1 or repr(key) in error
     done = train(with_teacher(place, "again", damaged="skip"))
     assert done.returncode == 0, done.stderr[-4000:]
-    counted = sum(step["train/damaged_utterances"] for step in read_history(place / "again"))
+    counted = sum(step["data/corrupt_utterances"] for step in read_history(place / "again"))
     assert counted == EPOCHS * lost
 
 
 def test_an_output_that_is_not_finite_in_a_store_ends_both_ranks_with_one_line(place: Path):
-    """Sealed, so that no checksum tells. Of a store no output is fetched before its step: set-up cannot find it."""
+    """Sealed, so that no checksum reports. Of a store no output is fetched before its step: set-up cannot find it."""
     facts = open_teacher_cache(place / "cache", open_shard_set(place / "shards"))
     output = TeacherOutput(
         embedding=np.full(facts.embedding_size, np.nan, np.float32), prediction=np.zeros(len(facts.targets), np.float32)

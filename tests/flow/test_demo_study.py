@@ -14,8 +14,8 @@ from ccts_dist.report.command import build_parser, study_of
 from ccts_dist.report.study.plan import AT_OTHER_SHARES, AT_THE_FIRST_SHARE
 from ccts_dist.report.study.study import run_study
 from tests.flow.forked_stages import fork_stages
-from tests.forked import Forked
-from tests.launching import ROOT, environment, run_forked
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, run_forked
 
 pytestmark = pytest.mark.long
 
@@ -31,13 +31,13 @@ NUM_STAGES = sum(map(len, CHAINS.values()))
 def options(folder: Path) -> list[str]:
     """Of ``launch/reproduce.py``."""
     return [
-        "--table", "demo", "--seeds", "17", "--wrong", "50", "10", "--jobs", "2", "--utterances", "120",
+        "--table", "demo", "--seeds", "17", "--corrupt-transcripts", "50", "10", "--jobs", "2", "--utterances", "120",
         "--set", "train.epochs=1", "--out", str(folder),
     ]  # fmt: skip
 
 
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
-    """Its tables, and what was said on the way."""
+    """Its tables, and what was reported on the way."""
     table = run_study(study_of(build_parser().parse_args(options(folder))))
     return table, capsys.readouterr().err
 
@@ -69,14 +69,14 @@ def test_killed_study_goes_on_and_ends_with_tables_picture_and_every_run(tmp_pat
     before = stamps(folder)
     assert 3 <= len(before) < NUM_STAGES
     fork_stages(monkeypatch)
-    table, said = run(folder, capsys)
+    table, printed = run(folder, capsys)
     after = stamps(folder)
     assert set(after) == {f"{chain}/stages/{name}.json" for chain, names in CHAINS.items() for name in names}
     assert {name: after[name] for name in before} == before, "what was done is not done again"
-    assert f"study: {NUM_STAGES} of {NUM_STAGES} stages" in said
+    assert f"study: {NUM_STAGES} of {NUM_STAGES} stages" in printed
     assert table.strip() == (folder / "study.md").read_text().strip()
-    told = json.loads((folder / "study.json").read_text())
-    runs = {(one["percent"], one["seed"], one["system"]) for one in told["runs"]}
+    reported = json.loads((folder / "study.json").read_text())
+    runs = {(one["percent"], one["seed"], one["system"]) for one in reported["runs"]}
     assert runs == {
         (int(chain[5:7]), 17, name)
         for chain, names in CHAINS.items()
@@ -84,24 +84,26 @@ def test_killed_study_goes_on_and_ends_with_tables_picture_and_every_run(tmp_pat
         if name not in ("shards", "cache")
     }
     # 76 % of 120 train, and of these 91 a tenth or a half are wrong.
-    assert {(one["percent"], one["num_wrong"], one["num_right"]) for one in told["left_out"]} == {
+    assert {(one["percent"], one["num_wrong"], one["num_right"]) for one in reported["gate_counts"]} == {
         (10, 9, 82),
         (50, 46, 45),
     }
-    for one in told["left_out"]:
-        kept = next(
-            run["kept_share"] for run in told["runs"]
+    for one in reported["gate_counts"]:
+        fraction = next(
+            run["distilled_fraction"] for run in reported["runs"]
             if (run["percent"], run["seed"], run["system"]) == (one["percent"], one["seed"], "cts")
         )  # fmt: skip
-        assert (one["wrong_left_out"] + one["right_left_out"]) / 91 == pytest.approx(1 - kept), "as training counted it"
+        assert (one["wrong_rejected"] + one["right_rejected"]) / 91 == pytest.approx(1 - fraction), (
+            "as training counted it"
+        )
     picture = (folder / "study.svg").read_bytes()
     assert b"<svg" in picture
-    again, said = run(folder, capsys)
+    again, printed = run(folder, capsys)
     assert again == table
-    assert said.count("done before") == NUM_STAGES
+    assert printed.count("done before") == NUM_STAGES
     assert stamps(folder) == after
     (folder / "study.svg").unlink()
-    collected = run_forked([sys.executable, "launch/reproduce.py", *options(folder), "--collect"])
+    collected = run_forked([sys.executable, "launch/reproduce.py", *options(folder), "--report-only"])
     assert collected.returncode == 0, collected.stderr
     assert collected.stdout.strip() == table.strip()
     assert (folder / "study.svg").read_bytes() == picture

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from ccts_dist.evaluation.page import make_page
-from tests.pages import HOSTILE, LONG_KEY, whole_beside, whole_result
+from tests.helpers.examples.pages import HOSTILE, LONG_KEY, whole_beside, whole_result
 
 WIDTHS = {"wide": 1280, "narrow": 360}
 
@@ -73,22 +73,24 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[(size, scheme) for size in WIDTHS for scheme in ("light", "dark")], ids="-".join)
 def shown(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Iterator[tuple[Page, list[str]]]:
-    """The page as it is shown, and whatever the browser has said or asked for."""
+    """The page as it is shown, and whatever the browser has reported or asked for."""
     size, scheme = request.param
     context = browser.new_context(viewport={"width": WIDTHS[size], "height": 800}, color_scheme=scheme)
-    page, said = context.new_page(), []
-    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    page.on("request", lambda asked: said.append(f"asked for {asked.url[:80]}"))
+    page, printed = context.new_page(), []
+    page.on("console", lambda message: printed.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: printed.append(f"error: {error}"))
+    page.on("request", lambda asked: printed.append(f"asked for {asked.url[:80]}"))
     page.goto(report.as_uri(), wait_until="load")
-    yield page, said
+    yield page, printed
     context.close()
 
 
-def test_nothing_overflows_nothing_is_said_and_nothing_is_asked_for(shown: tuple[Page, list[str]], report: Path):
-    page, said = shown
+def test_nothing_overflows_nothing_is_reported_and_nothing_is_asked_for(shown: tuple[Page, list[str]], report: Path):
+    page, printed = shown
     assert page.evaluate(OVERFLOWING) == []
-    kept = [words for words in said if words != f"asked for {report.as_uri()[:80]}" and "asked for data:" not in words]
+    kept = [
+        words for words in printed if words != f"asked for {report.as_uri()[:80]}" and "asked for data:" not in words
+    ]
     assert kept == []
 
 

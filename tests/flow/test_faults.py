@@ -12,8 +12,8 @@ import pytest
 
 from ccts_dist.train.checkpoints.checkpoint import read_manifest
 from tests.flow.running import Running, newest_checkpoint, num_steps
-from tests.launching import launch
-from tests.small_runs import build_two_kinds, read_history, write_run
+from tests.helpers.processes.launching import launch
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
 
 pytestmark = pytest.mark.long
 
@@ -42,7 +42,7 @@ def test_rank_that_is_stopped_ends_all_within_the_time_out_and_leaves_once_it_is
     config = write_run(tmp_path / "stopped.toml", shards, tmp_path / "run", train=settings)
     with Running(config, tmp_path / "run", tmp_path / "log") as running:
         running.wait_for_step(12)
-        time.sleep(2)  # a rank tells once a second where it is: else it was last seen setting up
+        time.sleep(2)  # a rank reports once a second where it is: else it was last seen setting up
         rank = running.rank(1)
         rank.send_signal(signal.SIGSTOP)
         began = time.monotonic()
@@ -140,10 +140,10 @@ def test_gradient_of_one_rank_that_is_not_finite_moves_neither_weights_nor_optim
         2, "tests/flow/faulty_train.py", "--config", str(config), "--fault", "nan-gradient:3:4", timeout_s=600.0
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
-    told = sorted(line for line in done.stdout.splitlines() if " skipped " in line and line.startswith("rank "))
+    reported = sorted(line for line in done.stdout.splitlines() if " skipped " in line and line.startswith("rank "))
     what = dict.fromkeys(range(1, 7), "skipped False state changed")
     what |= dict.fromkeys((3, 4), "skipped True state unchanged")
-    assert told == [f"rank {rank} step {step} {words}" for rank in (0, 1) for step, words in what.items()]
+    assert reported == [f"rank {rank} step {step} {words}" for rank in (0, 1) for step, words in what.items()]
     assert [step["train/skipped_steps"] for step in read_history(tmp_path / "run")] == [0, 0, 1, 2, 2, 2]
     assert ", 2 skipped" in done.stderr
 

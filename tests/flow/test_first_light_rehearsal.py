@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.forked import Forked
 from tests.gpu import supervision
 from tests.gpu.first_light import PARTS, main
-from tests.launching import environment
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import environment
 
 pytestmark = pytest.mark.long
 
@@ -51,8 +51,8 @@ def test_every_part_runs_on_a_cpu_and_none_fails(tmp_path, monkeypatch, capfd):
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     code = main(["--device", "cpu", "--small", "--out", str(tmp_path / "out")])
-    said = capfd.readouterr().out
-    assert code == 0, said[-6000:]
+    printed = capfd.readouterr().out
+    assert code == 0, printed[-6000:]
     whole = json.loads((tmp_path / "out" / "first_light.json").read_text())
     assert [part["part"] for part in whole["parts"]] == [part.letter for part in PARTS]
     for part in whole["parts"]:
@@ -63,5 +63,5 @@ def test_every_part_runs_on_a_cpu_and_none_fails(tmp_path, monkeypatch, capfd):
         skipped = {item["name"]: item["reason"] for item in part["items"] if item["status"] == "skipped"}
         assert {skipped[name] for name in NEEDS_A_GPU.get(part["part"], ())} <= {"cpu: not applicable"}
     text = (tmp_path / "out" / "first_light.md").read_text()
-    assert text in said
+    assert text in printed
     assert all(f"| {part.letter} {part.title} |" in text for part in PARTS)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.forked import Forked
+from tests.launching import ROOT, environment, inner_launcher, run_forked
+from tests.small_runs import build_two_kinds, read_history, write_run
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.model import build_model, save_model
-from tests.forked import Forked
-from tests.launching import ROOT, environment, inner_launcher, run_forked
 from tests.ready_store import MIGRATE
-from tests.small_runs import build_two_kinds, read_history, write_run
 from tests.unit import model_shapes
 
 pytestmark = pytest.mark.long
@@ -64,10 +64,10 @@ def test_ten_trainings_registrations_and_lookups_at_once_in_an_empty_folder_all_
     codes = [process.wait() for process in started]
     num_writers = NUM_TRAININGS + NUM_REGISTRATIONS
     assert codes[:num_writers] == [0] * num_writers, "\n".join(words)
-    for code, said in zip(codes[num_writers:], words[num_writers:], strict=True):
-        # Whoever looks before the first is registered is told so.
-        assert code == 0 or "error: models:/emotion@candidate: not in the registry" in said, said
-    assert not [said for said in words if "Traceback" in said]
+    for code, printed in zip(codes[num_writers:], words[num_writers:], strict=True):
+        # Whoever looks before the first is registered is reported so.
+        assert code == 0 or "error: models:/emotion@candidate: not in the registry" in printed, printed
+    assert not [printed for printed in words if "Traceback" in printed]
 
     with sqlite3.connect(place / "mlflow.db") as store:
         steps = store.execute("select count(*) from metrics where key = 'train/loss'").fetchone()

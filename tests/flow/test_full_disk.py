@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.launching import ROOT, run_forked
+from tests.small_runs import build_two_kinds, make_cache
+from tests.small_teacher import save_small_teacher
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.model import build_model, save_model
-from tests.launching import ROOT, run_forked
 from tests.ready_store import MIGRATE
-from tests.small_runs import build_two_kinds, make_cache
-from tests.small_teacher import save_small_teacher
 from tests.unit import model_shapes
 
 pytestmark = pytest.mark.long
@@ -47,14 +47,22 @@ def full(tmp_path: Path) -> Iterator[Path]:
 
 
 COMMANDS = {
-    "merge": ("shards/merge.py", "--shards", "{m}/shards", "--teacher", "{m}/cache", "--out", "{d}/merged"),
+    "merge": ("shards/merge.py", "--shards", "{m}/shards", "--teacher-cache", "{m}/cache", "--out", "{d}/merged"),
     "export": ("launch/export.py", "--model", "{m}/model", "--format", "transformers", "--out", "{d}/export"),
     "evaluate": (
         *("launch/evaluate.py", "--model", "{m}/model", "--shards", "{m}/shards"),
-        *("--split", "Test1", "--out", "{d}/evaluation"),
+        *("--splits", "Test1", "--out", "{d}/evaluation"),
     ),
     "embeddings": ("launch/predict.py", "--model", "{m}/model", "--embeddings", "{d}/e.npy", "{m}"),
-    "registry": ("launch/register.py", "--checkpoint", "{m}/model", "--name", "x", "--uri", "sqlite:///{d}/mlflow.db"),
+    "registry": (
+        "launch/register.py",
+        "--checkpoint",
+        "{m}/model",
+        "--name",
+        "x",
+        "--tracking-uri",
+        "sqlite:///{d}/mlflow.db",
+    ),
 }
 
 

@@ -8,9 +8,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.flow.running import Running
-from tests.launching import launch_well
-from tests.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
-from tests.small_teacher import save_small_teacher
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.launching import launch_well
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
 
 STEPS = 30
 

@@ -14,8 +14,8 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.loader.loader import Loader
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
-from tests.launching import launch_well
-from tests.small_runs import read_history, write_run
+from tests.helpers.processes.launching import launch_well
+from tests.helpers.processes.small_runs import read_history, write_run
 
 TARGETS = ("valence", "tension")
 NUM_TRAIN = 48

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.flow.mlflow_server import mlflow_server
-from tests.launching import ROOT, free_port
+from tests.helpers.processes.launching import ROOT, free_port
 
 NUM_PARAMETERS = 315_000_000
 """1.26 GB in float32."""
@@ -60,9 +60,9 @@ def test_weights_of_large_size_pass_through_a_server_in_bounded_memory(tmp_path:
             cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["same"]
-    assert told["up"] < MOST_MB, told
-    assert told["down"] < MOST_MB, told
+    reported = json.loads(done.stdout.splitlines()[-1])
+    assert reported["same"]
+    assert reported["up"] < MOST_MB, reported
+    assert reported["down"] < MOST_MB, reported
     (stored,) = (tmp_path / "files").rglob("model.safetensors")
     assert stored.stat().st_size > 4 * NUM_PARAMETERS

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import BIN, ROOT, environment, free_port
-from tests.small_runs import build_two_kinds, make_cache, read_history, write_run
-from tests.small_teacher import save_small_teacher
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.launching import BIN, ROOT, environment, free_port
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, write_run
 
 pytestmark = pytest.mark.long
 
@@ -76,7 +76,7 @@ def test_every_launcher_trains_to_the_losses_of_one_rank(place: Path, alone: lis
     assert losses(place, launcher) == pytest.approx(alone, abs=1e-5)
 
 
-def test_two_launchers_at_one_port_at_the_same_moment_train_one_job_and_tell_the_other_of_the_port(place: Path):
+def test_two_launchers_at_one_port_at_the_same_moment_train_one_job_and_report_the_other_of_the_port(place: Path):
     port, jobs = str(free_port()), []
     for name in ("one", "other"):
         config = write_run(
@@ -89,9 +89,9 @@ def test_two_launchers_at_one_port_at_the_same_moment_train_one_job_and_tell_the
                 words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
         )
-    told = [job.communicate(timeout=600)[0] for job in jobs]
+    reported = [job.communicate(timeout=600)[0] for job in jobs]
     codes = [job.returncode for job in jobs]
-    assert sorted(codes) == [0, 2], told
-    (error,) = [line for line in told[codes.index(2)].splitlines() if line.startswith("error: ")]
+    assert sorted(codes) == [0, 2], reported
+    (error,) = [line for line in reported[codes.index(2)].splitlines() if line.startswith("error: ")]
     assert f"port {port} at 127.0.0.1 is another job's" in error
     assert len(read_history(place / ("one", "other")[codes.index(0)])) == 3

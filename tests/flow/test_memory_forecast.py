@@ -1,4 +1,4 @@
-"""What ``--check --gpu-memory`` says and refuses, and what a training tells of the memory it took."""
+"""What ``--check --gpu-memory`` states and refuses, and what a training reports of the memory it took."""
 
 import json
 import re
@@ -15,8 +15,8 @@ from ccts_dist.errors import run_main
 from ccts_dist.train.experiment import check_experiment
 from ccts_dist.train.memory.forecast import Forecast
 from launch import train as command
-from tests.launching import ROOT, environment
-from tests.small_runs import build_two_kinds, write_run
+from tests.helpers.processes.launching import ROOT, environment
+from tests.helpers.processes.small_runs import build_two_kinds, write_run
 
 MOST_SAMPLES = 6_600
 """No utterance of ``build_two_kinds`` is longer."""
@@ -50,7 +50,7 @@ def test_check_shows_parts_and_peak_without_a_gpu(config, capfd):
     assert "check passed\n" in out
 
 
-def test_check_says_that_a_run_fits_and_how_large_micro_batches_could_be(config, capfd):
+def test_check_states_that_a_run_fits_and_how_large_micro_batches_could_be(config, capfd):
     assert check(config, "--ranks", "2", "--gpu-memory", "10") == 0
     out, _ = capfd.readouterr()
     assert "on the GPU" in out
@@ -118,7 +118,7 @@ def test_the_largest_micro_batch_that_fits_is_found_at_the_limit(config):
 
 
 @pytest.mark.long
-def test_training_tells_what_it_took_beside_what_was_foreseen(place):
+def test_training_reports_what_it_took_beside_what_was_foreseen(place):
     store = f"sqlite:///{place / 'runs.db'}"
     output = place / "trained"
     config = write_run(

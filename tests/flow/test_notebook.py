@@ -5,7 +5,6 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
-
 from tests.launching import ROOT, environment
 
 pytestmark = [

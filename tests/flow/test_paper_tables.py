@@ -16,9 +16,9 @@ from ccts_dist.report.command import build_parser, reproduction_of
 from ccts_dist.report.paper import reproduce
 from ccts_dist.report.paper_tables import TABLES, PaperTable
 from tests.flow.forked_stages import fork_stages
-from tests.hub import write_hub
-from tests.published_cpc import published, write_checkpoint
-from tests.small_corpora import write_iemocap, write_msp_podcast
+from tests.helpers.examples.small_corpora import write_iemocap, write_msp_podcast
+from tests.helpers.models.hub import write_hub
+from tests.helpers.models.published_cpc import published, write_checkpoint
 
 pytestmark = pytest.mark.long
 
@@ -32,10 +32,10 @@ FOLDS = {"msp": (0,), "iemocap": (1, 4)}
 
 
 def make(table: PaperTable, place: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
-    """The table and what was said on the way."""
+    """The table and what was reported on the way."""
     words = [
         "--table", table.name, "--out", str(place / "made"), "--corpus", str(place / "corpus"),
-        "--set", "train.epochs=1", "--set", "data.num_workers=0", "--starter", sys.executable, *OPTIONS[table.name],
+        "--set", "train.epochs=1", "--set", "data.num_workers=0", "--launcher", sys.executable, *OPTIONS[table.name],
     ]  # fmt: skip
     table = reproduce(reproduction_of(build_parser().parse_args(words)))
     return table, capsys.readouterr().err
@@ -60,11 +60,11 @@ def test_every_row_runs_and_stands_beside_the_papers_figures(table: PaperTable, 
         cells = by_number[str(row.number)]
         assert [float(cells[at]) for at in (2, 5, 8)] == list(row.paper)
         runs = [tmp_path / "made" / "runs" / "-".join(filter(None, (row.run, fold.name, "seed17"))) for fold in folds]
-        told = [json.loads((run / "summary.json").read_text()) for run in runs]
-        ours = [sum(one["test"][dimension] for one in told) / len(told) for dimension in DIMENSIONS]
+        reported = [json.loads((run / "summary.json").read_text()) for run in runs]
+        ours = [sum(one["test"][dimension] for one in reported) / len(reported) for dimension in DIMENSIONS]
         assert [float(cells[at]) for at in (3, 6, 9)] == pytest.approx(ours, abs=6e-4)
-        assert all(one["steps"] > 0 for one in told)
-    again, said = make(table, tmp_path, capsys)
+        assert all(one["steps"] > 0 for one in reported)
+    again, printed = make(table, tmp_path, capsys)
     assert again == table_text
     done = 1 + len(folds) * (len(table.rows) + 1)
-    assert said.count("done before") == done, "the shards, every run, and each teacher's cache"
+    assert printed.count("done before") == done, "the shards, every run, and each teacher's cache"

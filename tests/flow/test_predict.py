@@ -20,8 +20,8 @@ from pyarrow import parquet
 from ccts_dist.config import ModelConfig, parse_run
 from ccts_dist.inference.predictor import load_student
 from ccts_dist.model import build_model, save_model
-from tests.launching import ROOT, environment, hear_interrupts, run_forked
-from tests.unit import model_shapes
+from tests.helpers.models import model_shapes
+from tests.helpers.processes.launching import ROOT, environment, hear_interrupts, run_forked
 
 SCRIPT = str(ROOT / "launch" / "predict.py")
 
@@ -122,10 +122,10 @@ def test_ctrl_c_leaves_what_was_written(model: Path, recordings: Path, tmp_path:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 1, said
-    assert said.splitlines()[-1] == f"stopped: what came before is in {partial} and {embeddings}.partial"
-    assert "Traceback" not in said
+        _, printed = process.communicate(timeout=60)
+    assert process.returncode == 1, printed
+    assert printed.splitlines()[-1] == f"stopped: what came before is in {partial} and {embeddings}.partial"
+    assert "Traceback" not in printed
     rows = json.loads(partial.read_text("utf-8"))
     assert 0 < len(rows) < 20_000
     assert np.load(f"{embeddings}.partial").shape == (len(rows), 8)
@@ -143,13 +143,13 @@ def test_a_reader_who_leaves_ends_it_without_a_word(model: Path, recordings: Pat
         assert process.stderr is not None
         assert process.stdout.readline() == b"file,activation,valence,dominance\n"
         process.stdout.close()
-        said = process.stderr.read().decode()
+        printed = process.stderr.read().decode()
         assert process.wait(timeout=120) == 1
-    assert not [line for line in said.splitlines() if not line.startswith("predict: ")]
+    assert not [line for line in printed.splitlines() if not line.startswith("predict: ")]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
-def test_a_full_disk_is_said_in_one_line(model: Path, recordings: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line(model: Path, recordings: Path) -> None:
     file = recordings / "speaker 0" / "ein" / "00.wav"
     with open("/dev/full", "w") as full:
         done = predict("--model", model, file, stdout=full, stderr=subprocess.PIPE)
@@ -160,7 +160,7 @@ def test_a_full_disk_is_said_in_one_line(model: Path, recordings: Path) -> None:
 
 @pytest.fixture(scope="module")
 def demo_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the demo's shape: what a pass leaves behind is told better than with the smallest."""
+    """Of the demo's shape: what a pass leaves behind is reported better than with the smallest."""
     folder = tmp_path_factory.mktemp("demo") / "best"
     torch.manual_seed(0)
     config = parse_run(tomllib.loads((ROOT / "launch" / "runs" / "demo" / "cts.toml").read_text())).model

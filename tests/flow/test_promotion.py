@@ -17,7 +17,7 @@ from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.tracking.mlflow_client import open_client
 from launch import evaluate as evaluate_command
 from launch import register as command
-from tests.small_teacher import save_small_teacher
+from tests.helpers.models.small_teacher import save_small_teacher
 
 NUM_SPEAKERS, EACH = 20, 4
 
@@ -44,8 +44,8 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
         loudness = generator.uniform(100, 8_000)
         wave = generator.normal(0, loudness, int(generator.integers(1_600, 4_000)))
         soundfile.write(file, wave.clip(-32_000, 32_000).astype(np.int16), 16_000, subtype="PCM_16")
-    said = np.array([list(answer.values()) for answer in load_student(good).predict(files)])
-    labels = (said - 1) / 6
+    printed = np.array([list(answer.values()) for answer in load_student(good).predict(files)])
+    labels = (printed - 1) / 6
     labels += 0.3 * labels.std(axis=0) * generator.standard_normal(labels.shape)
     low, high = labels.min(), labels.max()
     assert 0 <= low < high <= 1, "the good model's head would have to be moved"
@@ -126,11 +126,11 @@ def test_first_champion_then_a_better_one_and_never_a_worse_one(arena: Arena, ur
     assert tags_of("ladder", "2", uri) == tags, "nothing new is recorded"
 
     assert register(arena.bad, "ladder", tracking_uri=uri) == "3"
-    args = ["--promote", "--name", "ladder", "--shards", arena.shards, "--split", "Test1", "--uri", uri]
+    args = ["--promote", "--name", "ladder", "--shards", arena.shards, "--splits", "Test1", "--tracking-uri", uri]
     assert command.main(args) == 1
-    said = capsys.readouterr().out
-    assert "models:/ladder/2 stays the champion: the gain in mean over targets may be as low as -" in said
-    assert said.count("gain -") == 4, "three targets and their mean"
+    printed = capsys.readouterr().out
+    assert "models:/ladder/2 stays the champion: the gain in mean over targets may be as low as -" in printed
+    assert printed.count("gain -") == 4, "three targets and their mean"
     assert champion_of("ladder", uri) == "2"
     assert tags_of("ladder", "3", uri)["verdict"] == "not better"
 
@@ -145,8 +145,8 @@ def test_gain_below_the_margin_moves_nothing(arena: Arena, uri: str, tmp_path: P
     register(arena.bad, "strict", alias="champion", tracking_uri=uri)
     register(arena.good, "strict", tracking_uri=uri)
     outcome = run(contest(arena, "strict", margin=1.9), uri, tmp_path)
-    assert outcome.judged is not None
-    assert outcome.judged.gain.low > 0
+    assert outcome.compared is not None
+    assert outcome.compared.gain.low > 0
     assert (outcome.verdict, champion_of("strict", uri)) == ("not better", "1")
 
 
@@ -156,13 +156,13 @@ def test_alias_that_moved_during_the_comparison_is_left_where_it_is(
     register(arena.bad, "race", alias="champion", tracking_uri=uri)
     register(arena.bad, "race", alias="", tracking_uri=uri)
     register(arena.good, "race", tracking_uri=uri)
-    judged = promoting._judged
+    compared = promoting._decided
 
     def somebody_else_is_faster(*args):
         open_client(uri).set_registered_model_alias("race", "champion", "2")
-        return judged(*args)
+        return compared(*args)
 
-    monkeypatch.setattr(promoting, "_judged", somebody_else_is_faster)
+    monkeypatch.setattr(promoting, "_decided", somebody_else_is_faster)
     with pytest.raises(
         RegistryError, match="models:/race@champion is no longer race/1, which race/3 was compared with"
     ):
@@ -204,7 +204,17 @@ def test_model_that_was_altered_takes_part_in_no_comparison(arena: Arena, uri: s
 
 def test_page_of_an_evaluation_goes_into_the_run_of_the_model(arena: Arena, uri: str, tmp_path: Path):
     register(arena.good, "tracked", tracking_uri=uri)
-    args = ["--shards", arena.shards, "--split", "Test1", "--out", str(tmp_path), "--uri", uri, "--track"]
+    args = [
+        "--shards",
+        arena.shards,
+        "--splits",
+        "Test1",
+        "--out",
+        str(tmp_path),
+        "--tracking-uri",
+        uri,
+        "--log-to-mlflow",
+    ]
     assert evaluate_command.main(["--model", "models:/tracked@candidate", *args]) == 0
     client = open_client(uri)
     run_id = client.get_model_version("tracked", "1").run_id
@@ -212,7 +222,7 @@ def test_page_of_an_evaluation_goes_into_the_run_of_the_model(arena: Arena, uri:
     stored = client.download_artifacts(run_id, "evaluation/report.html", str(tmp_path))
     assert Path(stored).read_bytes() == (tmp_path / "report.html").read_bytes()
     assert "Evaluation of tracked/1" in Path(stored).read_text()
-    with pytest.raises(ConfigError, match=r"good: the run it comes from was not tracked.*Leave --track out"):
+    with pytest.raises(ConfigError, match=r"good: the run it comes from was not tracked.*Leave --log-to-mlflow out"):
         evaluate_command.main(["--model", str(arena.good), *args])
 
 
@@ -230,7 +240,7 @@ def test_contest_that_cannot_be_is_refused_before_the_registry_is_asked(arena: A
 
 
 def test_contest_on_no_split_is_refused(arena: Arena):
-    with pytest.raises(ConfigError, match="--split: none is given"):
+    with pytest.raises(ConfigError, match="--splits: none is given"):
         Contest(name="none", shards=arena.shards, splits=()).check()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT, environment, hear_interrupts
+from tests.helpers.processes.launching import ROOT, environment, hear_interrupts
 
 pytestmark = pytest.mark.long
 

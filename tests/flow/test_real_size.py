@@ -14,10 +14,10 @@ from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.errors import run_main
 from ccts_dist.model import build_model
 from launch import train as command
-from tests.large_student import build_seconds, save_large_student
-from tests.launching import launcher
-from tests.small_runs import read_history, write_run
-from tests.watching import Watched, watch
+from tests.helpers.models.large_student import build_seconds, save_large_student
+from tests.helpers.processes.launching import launcher
+from tests.helpers.processes.small_runs import read_history, write_run
+from tests.helpers.processes.watching import Watched, watch
 
 pytestmark = pytest.mark.long
 
@@ -72,7 +72,7 @@ def test_real_configuration_meets_what_training_relies_on(place):
     assert model.speech.encoder.training
     assert model.speech.encoder.config.layerdrop == 0.0
     assert json.loads((place / "hubert-large/config.json").read_text())["layerdrop"] == 0.1
-    assert model.speech.normalise
+    assert model.speech.do_normalize
     # check_loaded has compared every tensor with the file by now; here that it is the old spelling that was read.
     names = set(model.speech.encoder.state_dict())
     assert "encoder.pos_conv_embed.conv.parametrizations.weight.original1" in names
@@ -112,7 +112,7 @@ def test_two_ranks_train_it_under_zero_2_and_3_within_a_quarter_of_the_estimated
                 f"\n{name}: most resident memory {measured[0]:.2f} and {measured[1]:.2f} GB (process and libraries "
                 f"included), estimated {estimated:.2f} GB, {seconds.mean():.0f} s a step"
             )
-        # What a rank says of itself at its end is what the kernel said; it looks once more than we can.
+        # What a rank states of itself at its end is what the kernel reported; it looks once more than we can.
         assert summary["peak_memory_gb"] == pytest.approx(max(measured), rel=0.05)
         assert estimated == pytest.approx(max(measured), rel=0.25)
         losses[name] = [step["train/loss"] for step in read_history(output)]

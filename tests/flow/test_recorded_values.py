@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.plain_engine import train_plainly
+from tests.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
+from tests.small_teacher import save_small_teacher
 
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
@@ -21,9 +24,6 @@ from ccts_dist.report.recorded import read_recorded
 from ccts_dist.shards.format.sealed_json import sealed_bytes
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.train.experiment import check_experiment
-from tests.plain_engine import train_plainly
-from tests.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
-from tests.small_teacher import save_small_teacher
 
 OPEN = {"gate": "any-dimension", "reject_fraction": 0.25, "embedding_weight": 0.1}
 
@@ -90,7 +90,7 @@ def test_tracker_has_the_threshold_and_every_other_value_that_was_open(place: Pa
     assert kept["train.zero_stage"] == 2
     assert kept["train.num_ranks"] == 1
     assert kept["train.device"] == "cpu"
-    assert kept["optim.learning_rate_rest"] == 1e-2
+    assert kept["optim.lr_head"] == 1e-2
     assert kept["model.speech.do_normalize"] is False
 
 
@@ -130,7 +130,7 @@ def test_evaluation_counts_by_the_gate_of_the_models_run(place: Path, threshold:
         described["extra"]["distill"] = {"gate": "per-dimension", "threshold": 0.5, "reject_fraction": 0.0}
         (model / "model.json").write_bytes(sealed_bytes(described))
     asked = Asked(models=(str(model),), shards=str(place / "shards"), splits=("Train",), out=tmp_path,
-                  teacher=str(place / "cache"))  # fmt: skip
+                  teacher_cache=str(place / "cache"))  # fmt: skip
     result = run_evaluation(asked, Ranks())
     write_results(tmp_path, result, Beside())
     found, page = tree(tmp_path / "metrics.json")["splits"]["Train"], (tmp_path / "report.html").read_text()
@@ -140,7 +140,7 @@ def test_evaluation_counts_by_the_gate_of_the_models_run(place: Path, threshold:
         assert f"Gate: any-dimension at {threshold:.4g} standard deviations (of this model&#39;s run)" in page
     else:
         assert found["gate"] == {"name": "per-dimension", "threshold": 0.5, "of_run": True}
-        assert 0 < found["teacher_kept"] < 0.75
+        assert 0 < found["distilled_fraction"] < 0.75
         assert "Gate: per-dimension at 0.5 standard deviations" in result_in_words(result)
 
 

@@ -22,8 +22,8 @@ from ccts_dist.registry.lineage import code_digest
 from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import open_client
 from tests.flow.mlflow_server import mlflow_server
-from tests.launching import free_port, run_forked
-from tests.unit import model_shapes
+from tests.helpers.models import model_shapes
+from tests.helpers.processes.launching import free_port, run_forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ class Registry:
     run_id: str
     audio: tuple[Path, ...]
     expected: list[dict[str, float]]
-    """What the model said before it was registered."""
+    """What the model reported before it was registered."""
 
 
 def _save_run_folder(folder: Path, *, seed: int) -> None:
@@ -154,7 +154,7 @@ def test_a_version_holds_no_pickle_no_path_of_this_machine_and_a_card(registry: 
     assert results["CCC of valence"] == 0.4
 
 
-def test_a_version_belongs_to_its_run_and_its_tags_say_what_it_is(registry: Registry) -> None:
+def test_a_version_belongs_to_its_run_and_its_tags_state_what_it_is(registry: Registry) -> None:
     version = open_client(registry.uri).get_model_version("emotion", "1")
     assert version.run_id == registry.run_id
     tags = version.tags
@@ -170,7 +170,7 @@ def test_a_version_belongs_to_its_run_and_its_tags_say_what_it_is(registry: Regi
     assert tags["code_sha256"] == code_digest()
 
 
-def test_a_version_tells_where_it_comes_from_and_how_audio_is_prepared(registry: Registry, tmp_path: Path) -> None:
+def test_a_version_reports_where_it_comes_from_and_how_audio_is_prepared(registry: Registry, tmp_path: Path) -> None:
     folder = resolve_model("models:/emotion/1", tracking_uri=registry.uri, cache=tmp_path)
     lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
     assert (lineage["run_id"], lineage["run_name"]) == (registry.run_id, "student")
@@ -218,7 +218,7 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(registry: Registry, tmp_pa
 
 
 @pytest.mark.parametrize("model", ["models:/emotion@champion", "models:/emotion/99", "models:/unknown@candidate"])
-def test_an_unknown_name_alias_or_version_is_said_in_one_line(registry: Registry, model: str) -> None:
+def test_an_unknown_name_alias_or_version_is_reported_in_one_line(registry: Registry, model: str) -> None:
     with pytest.raises(RegistryError, match=r"not in the registry at http://127") as error:
         resolve_model(model, tracking_uri=registry.uri)
     assert "\n" not in str(error.value)
@@ -266,7 +266,9 @@ def test_what_was_altered_in_the_store_is_refused_with_file_and_both_digests_bef
     data = bytearray(stored.read_bytes())
     data[-1] ^= 1
     stored.write_bytes(data)
-    with pytest.raises(RegistryError, match=rf"^model\.safetensors: its SHA-256 is [0-9a-f]{{64}}, and .* says {true}"):
+    with pytest.raises(
+        RegistryError, match=rf"^model\.safetensors: its SHA-256 is [0-9a-f]{{64}}, and .* states {true}"
+    ):
         resolve_model(f"models:/altered/{version}", tracking_uri=registry.uri, cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == [], "nothing of it is kept"
 
@@ -317,11 +319,11 @@ def test_a_model_that_is_nowhere_ends_the_command_with_one_line(registry: Regist
     done = _python("", *args, uri=registry.uri, cache=tmp_path / "cache")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: models:/emotion@champion: not in the registry")
-    assert "name another store with --uri or MLFLOW_TRACKING_URI" in done.stderr
+    assert "name another store with --tracking-uri or MLFLOW_TRACKING_URI" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_registry_that_is_away_is_said_at_once(tmp_path: Path) -> None:
+def test_a_registry_that_is_away_is_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"looking up models:/emotion@candidate at http://127\.0\.0\.1:9 failed"):
         resolve_model("models:/emotion@candidate", tracking_uri="http://127.0.0.1:9", cache=tmp_path)
 

@@ -17,8 +17,8 @@ import pytest
 
 from tests.flow.fetch_files import Listed, list_files
 from tests.flow.s3_server import ACCESS_KEY, FAULTS, SECRET_KEY, Rule, S3Server, s3_server
-from tests.forked import Forked
-from tests.launching import ROOT, environment, free_port
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, free_port
 
 HASTY = {"attempts": 10, "stall_s": 2.0, "first_wait_s": 0.05, "longest_wait_s": 0.5}
 
@@ -167,27 +167,27 @@ def test_faulty_store_gives_the_same_bytes(tmp_path: Path, server: S3Server) -> 
 
 def test_store_that_only_fails_is_given_up_in_plain_words(tmp_path: Path, server: S3Server) -> None:
     files = make_files(tmp_path / "set", count=1, size=200_000)
-    patience = {"attempts": 2, "stall_s": 2.0, "first_wait_s": 0.05, "longest_wait_s": 0.05}
+    retry_policy = {"attempts": 2, "stall_s": 2.0, "first_wait_s": 0.05, "longest_wait_s": 0.05}
     readers = []
     for fault in FAULTS:
         place = f"bucket/{fault.replace(' ', '-')}"
         server.upload(tmp_path / "set", place)
         server.treat(Rule(place=place, fault_rate=1.0, faults=[fault], stall_s=8.0))
         readers.append({"root": f"s3://{place}", "cache": tmp_path / fault})
-    code, out, err = end(start("", files, server.environment(), *readers, patience=patience))
+    code, out, err = end(start("", files, server.environment(), *readers, retry_policy=retry_policy))
     assert (code, out) == (1, "")
     assert "Traceback" not in err
-    told = sorted(line for line in err.splitlines() if line.startswith("error: "))
-    for fault, line in zip(sorted(FAULTS), told, strict=True):
+    reported = sorted(line for line in err.splitlines() if line.startswith("error: "))
+    for fault, line in zip(sorted(FAULTS), reported, strict=True):
         assert line.startswith(f"error: s3://bucket/{fault.replace(' ', '-')}/{files[0].name}: ")
         assert "given up after 2 tries" in line
 
 
-def test_what_cannot_be_had_is_told_at_once_in_plain_words(tmp_path: Path, server: S3Server) -> None:
+def test_what_cannot_be_had_is_reported_at_once_in_plain_words(tmp_path: Path, server: S3Server) -> None:
     files, place = make_files(tmp_path / "set", count=1), "bucket/there"
     server.upload(tmp_path / "set", place)
     nowhere = {"FSSPEC_S3_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
-    patience = {"attempts": 2, "stall_s": 5.0, "first_wait_s": 0.05}
+    retry_policy = {"attempts": 2, "stall_s": 5.0, "first_wait_s": 0.05}
     cases = {
         "is not there (HTTP 404 NoSuchKey)": {"root": "s3://bucket/else"},
         "is not there (HTTP 404 NoSuchBucket)": {"root": "s3://nobucket/else"},
@@ -195,7 +195,7 @@ def test_what_cannot_be_had_is_told_at_once_in_plain_words(tmp_path: Path, serve
         "given up after 2 tries. See whether the store is up": {"env": nowhere},
     }
     readers = [{"cache": tmp_path / str(number)} | case for number, case in enumerate(cases.values())]
-    code, out, err = end(start(f"s3://{place}", files, server.environment(), *readers, patience=patience))
+    code, out, err = end(start(f"s3://{place}", files, server.environment(), *readers, retry_policy=retry_policy))
     assert (code, out) == (1, "")
     assert "Traceback" not in err
     for words in cases:
@@ -203,7 +203,9 @@ def test_what_cannot_be_had_is_told_at_once_in_plain_words(tmp_path: Path, serve
     assert server.gets("bucket/else").total() == 1
 
 
-def test_credentials_that_the_store_does_not_know_are_told_of_but_not_told(tmp_path: Path, server: S3Server) -> None:
+def test_credentials_that_the_store_does_not_know_are_reported_of_but_not_reported(
+    tmp_path: Path, server: S3Server
+) -> None:
     files, place = make_files(tmp_path / "set", count=1), "bucket/guarded"
     server.upload(tmp_path / "set", place)
     with server.guarded():

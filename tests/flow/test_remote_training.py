@@ -9,9 +9,9 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.shards import open_shard_set
 from ccts_dist.train.experiment import check_experiment
 from tests.flow.s3_server import ACCESS_KEY, SECRET_KEY, Rule, s3_server
-from tests.launching import launch, launch_well
-from tests.shard_examples import EMBEDDING_SIZE, build_example, example_cache, make_utterances
-from tests.small_runs import read_history, without_times, write_run
+from tests.helpers.examples.shard_examples import EMBEDDING_SIZE, build_example, example_cache, make_utterances
+from tests.helpers.processes.launching import launch, launch_well
+from tests.helpers.processes.small_runs import read_history, without_times, write_run
 
 NUM_UTTERANCES = 120
 

@@ -10,12 +10,12 @@ from ccts_dist.model import build_model, load_tokenizer, save_model
 from ccts_dist.model.speech.modified_cpc import convert
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from launch import train as command
-from tests import open_examples
-from tests.hub import write_hub
-from tests.launching import run_forked
-from tests.published_cpc import published, write_checkpoint
-from tests.small_corpora import write_iemocap, write_msp_podcast
-from tests.small_runs import make_cache
+from tests.helpers.examples import open_examples
+from tests.helpers.examples.small_corpora import write_iemocap, write_msp_podcast
+from tests.helpers.models.hub import write_hub
+from tests.helpers.models.published_cpc import published, write_checkpoint
+from tests.helpers.processes.launching import run_forked
+from tests.helpers.processes.small_runs import make_cache
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own attention
 
@@ -30,7 +30,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shard_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardSet]:
-    """As the builder makes them, by the corpus that it is told."""
+    """As the builder makes them, by the corpus that it is reported."""
     place = tmp_path_factory.mktemp("corpora")
     corpora = {
         "msp-podcast": write_msp_podcast(place / "MSP-Podcast", MSP_SPLITS),

@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.launching import ROOT, inner_launcher, run_forked
-from tests.small_runs import build_two_kinds, write_run
+from tests.helpers.processes.launching import ROOT, inner_launcher, run_forked
+from tests.helpers.processes.small_runs import build_two_kinds, write_run
 
 pytestmark = pytest.mark.long
 
@@ -66,12 +66,12 @@ def test_no_secret_is_in_outputs_run_folder_store_or_model(address: str, shards:
     run(2 if refused else 0, *train)
     model = str(output if not refused else tmp_path / "absent")
     register = [sys.executable, str(ROOT / "launch/register.py"), "--checkpoint", model, "--name", "x"]
-    run(2 if refused else 1, *register, "--uri", address)
+    run(2 if refused else 1, *register, "--tracking-uri", address)
     predict = [sys.executable, str(ROOT / "launch/predict.py"), "--model", "models:/x/1", "a.wav"]
     run(2 if refused else 1, *predict, env={"MLFLOW_TRACKING_URI": address})
     if not refused:
-        run(0, sys.executable, str(ROOT / "launch/sync.py"), str(output), "--uri", store)
-        run(0, *register, "--uri", store)
+        run(0, sys.executable, str(ROOT / "launch/sync.py"), str(output), "--tracking-uri", store)
+        run(0, *register, "--tracking-uri", store)
         assert list((tmp_path / "mlruns").rglob("run.toml"))
     config.unlink()
     for path in _files(tmp_path):

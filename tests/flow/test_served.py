@@ -31,8 +31,8 @@ from ccts_dist.registry import load_student, register
 from ccts_dist.serving.server import serve
 from ccts_dist.tracking.mlflow_client import open_client
 from tests.flow.mlflow_server import model_server, start_model_server, wait_until_healthy
-from tests.launching import free_port
-from tests.unit import model_shapes
+from tests.helpers.models import model_shapes
+from tests.helpers.processes.launching import free_port
 
 JSON = "application/json"
 
@@ -46,7 +46,7 @@ class Server:
     process_id: int
     recordings: tuple[bytes, ...]
     expected: list[dict[str, float]]
-    """What the model said of each before it was registered."""
+    """Output of the model for each before it was registered."""
 
 
 def _wav(seconds: float, *, seed: int = 0, subtype: str = "PCM_16") -> bytes:
@@ -253,7 +253,7 @@ def test_our_server_keeps_no_more_of_a_body_than_its_limit(server: Server) -> No
         return int(status.split("VmHWM:")[1].split()[0]) / 1000
 
     before = peak_mb()
-    for body in (b"A" * 500_000_000, iter([b"A" * 10_000_000] * 50)):  # its length said, and in chunks
+    for body in (b"A" * 500_000_000, iter([b"A" * 10_000_000] * 50)):  # its length reported, and in chunks
         status, text = _ask(server, body)
         assert status == 413
         assert "a body of more than 60000000 bytes" in json.loads(text)["message"]
@@ -310,7 +310,7 @@ def test_requests_in_parallel_are_answered_as_each_would_be_alone(server: Server
 
 @pytest.mark.parametrize("by", ["mlflow", "launch/serve.py"])
 def test_a_model_altered_in_the_store_with_its_own_list_of_digests_is_not_served(tmp_path: Path, by: str) -> None:
-    """Only the registry's tags can tell: file and list agree with each other."""
+    """Only the registry's tags can report: file and list agree with each other."""
     uri, place = _uri(tmp_path), tmp_path
     _save_run_folder(place / "run")
     version = register(place / "run", "altered", alias="champion", tracking_uri=uri)
@@ -331,12 +331,14 @@ def test_a_model_altered_in_the_store_with_its_own_list_of_digests_is_not_served
     finally:
         if server.poll() is None:
             os.killpg(server.pid, 9)
-    refused = f"digests.json: its SHA-256 is {found}, and the registry's tag of models:/altered/1 says "
+    refused = f"digests.json: its SHA-256 is {found}, and the registry's tag of models:/altered/1 states "
     assert f"{refused}{true}" in log.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_our_server_says_where_it_is_and_ends_at_a_signal(place: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_our_server_states_where_it_is_and_ends_at_a_signal(
+    place: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     model, log, port = str(place / "run" / "best"), tmp_path / "log", free_port()
     server = start_model_server(model, log, port=port, uri=_uri(place), environment={}, by="launch/serve.py")
     try:

@@ -26,8 +26,8 @@ from ccts_dist.inference.predictor import load_student
 from ccts_dist.model import build_model, save_model
 from ccts_dist.serving.handler import Limits, Served
 from ccts_dist.serving.server import application
+from tests.helpers.models import model_shapes
 from tests.tiers import examples
-from tests.unit import model_shapes
 
 pytestmark = pytest.mark.long
 
@@ -75,7 +75,7 @@ def test_answers_keep_to_the_openapi_document_whatever_is_asked(
     case.call_and_validate(checks=CHECKS)
 
 
-def test_sound_request_is_answered_as_the_document_says(document: schemathesis.BaseSchema) -> None:
+def test_sound_request_is_answered_as_the_document_states(document: schemathesis.BaseSchema) -> None:
     recording = base64.b64encode(_recording()).decode()
     operation = document["/invocations"]["POST"]
     for rows in ([{"audio": recording}], [{"path": "a.wav"}, {"audio": recording}]):

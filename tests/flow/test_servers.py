@@ -1,4 +1,5 @@
-"""Each kind of server that launch/README.md names: a training is told to it, its model comes back, and nothing is lost.
+"""Each kind of server that launch/README.md names: a training is reported to it, its model comes back, and nothing is
+lost.
 
 The servers are killed in the middle of the training, and are there again later.
 """
@@ -29,9 +30,9 @@ from tests.flow.mlflow_server import mlflow_server
 from tests.flow.postgres_server import postgres_server
 from tests.flow.running import num_steps
 from tests.flow.s3_server import s3_server
-from tests.launching import ROOT, free_port
-from tests.plain_engine import train_plainly
-from tests.small_runs import build_two_kinds, read_history, read_validations, write_run
+from tests.helpers.models.plain_engine import train_plainly
+from tests.helpers.processes.launching import ROOT, free_port
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, read_validations, write_run
 
 NUM_STEPS = 48
 KILL_AT = 12
@@ -134,15 +135,15 @@ def _config(place: Path, name: str, uri: str) -> Path:
     )  # fmt: skip
 
 
-def _check_told(output: Path, uri: str, undisturbed: Path) -> None:
+def _check_reported(output: Path, uri: str, undisturbed: Path) -> None:
     """What the server has of each step and validation is what the undisturbed run wrote of it, once."""
     client, run_id = open_client(uri), read_run_file(output).run_id
     assert read_history(output) == read_history(undisturbed)
     for rows in (read_history(undisturbed), read_validations(undisturbed)):
         for key in rows[0].keys() & {"train/loss", "train/ccc_valence", "valid/loss", "epoch/train_loss_ccc"}:
-            told = [(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)]
-            assert sorted(told) == [(row["step"], row[key]) for row in rows], key
-    speeds = client.get_metric_history(run_id, "train/utterances_per_s")
+            reported = [(metric.step, metric.value) for metric in client.get_metric_history(run_id, key)]
+            assert sorted(reported) == [(row["step"], row[key]) for row in rows], key
+    speeds = client.get_metric_history(run_id, "throughput/utterances_per_s")
     assert sorted(metric.step for metric in speeds) == list(range(1, NUM_STEPS + 1))
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -157,8 +158,8 @@ def _check_told(output: Path, uri: str, undisturbed: Path) -> None:
 def _check_model_comes_back(output: Path, uri: str, cache: Path) -> None:
     """Registered, promoted, pulled and asked, all over the wire; the answer is that of the model in the run folder."""
     place = output.parent.parent
-    heard = place / "heard.wav"
-    soundfile.write(heard, [0.1, -0.2, 0.3, 0.0] * 2_000, 16_000)
+    received = place / "heard.wav"
+    soundfile.write(received, [0.1, -0.2, 0.3, 0.0] * 2_000, 16_000)
     contest = Contest(name="student", shards=str(place / "shards"), splits=("Development", "Test1"))
     version = register(output, "student", tracking_uri=uri)
     first = promote(contest, ranks=Ranks(), tracking_uri=uri, cache=cache)
@@ -166,8 +167,8 @@ def _check_model_comes_back(output: Path, uri: str, cache: Path) -> None:
     pulled = pull_model("models:/student@champion", tracking_uri=uri, cache=cache)
     assert pulled.version == f"student/{version}"
     assert pulled.folder.is_relative_to(cache)
-    expected = load_student(output / "best").predict([heard])
-    assert load_student(pulled.folder).predict([heard]) == expected
+    expected = load_student(output / "best").predict([received])
+    assert load_student(pulled.folder).predict([received]) == expected
 
     assert register(output, "student", tracking_uri=uri) != version
     again = promote(contest, ranks=Ranks(), tracking_uri=uri, cache=cache)
@@ -177,7 +178,7 @@ def _check_model_comes_back(output: Path, uri: str, cache: Path) -> None:
 
 def test_a_file_needs_no_server_and_has_all_of_a_run(place: Path, tmp_path: Path) -> None:
     uri, output = f"sqlite:///{place / 'mlflow.db'}", place / "runs" / "undisturbed"
-    _check_told(output, uri, output)
+    _check_reported(output, uri, output)
     _check_model_comes_back(output, uri, tmp_path / "cache")
     (artifacts,) = place.glob(f"mlruns/*/{read_run_file(output).run_id}/artifacts")
     kept = {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()}
@@ -214,7 +215,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_training_has_all_of_it_after
         stack.enter_context(server.start())
         assert sync(output).num_refused == 0
         assert sync(output).num_sent == 0
-        _check_told(output, server.uri, place / "runs" / "undisturbed")
+        _check_reported(output, server.uri, place / "runs" / "undisturbed")
         _check_model_comes_back(output, server.uri, tmp_path / "cache")
         kept = server.files()
         assert {"run.toml", "packages.txt", "summary.json", "curves.png", "data.json", "model.safetensors"} <= {*kept}
@@ -226,9 +227,10 @@ def test_a_server_that_is_killed_in_the_middle_of_a_training_has_all_of_it_after
 @pytest.mark.long
 def test_a_server_that_asks_for_a_password_is_away_for_those_who_do_not_know_it(place: Path, tmp_path: Path) -> None:
     with _basic_auth(tmp_path) as kind, kind.start():
+        predict = (sys.executable, "launch/predict.py", "--model", "models:/student@candidate")
         done = subprocess.run(
-            [sys.executable, "launch/predict.py", "--model", "models:/student@candidate", "--uri", kind.uri, "a.wav"],
-            cwd=ROOT, env={**os.environ, "MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "wrong"},
+            [*predict, "--tracking-uri", kind.uri, "a.wav"], cwd=ROOT,
+            env={**os.environ, "MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "wrong"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 1, done.stderr

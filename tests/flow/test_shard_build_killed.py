@@ -11,9 +11,9 @@ import pytest
 
 from ccts_dist.shards.build.output import BUILDING
 from ccts_dist.shards.check.check import check_shard_set
-from tests.forked import Forked
-from tests.launching import ROOT, environment
-from tests.shard_examples import build_example, make_utterances
+from tests.helpers.examples.shard_examples import build_example, make_utterances
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment
 
 COUNT = 24
 
@@ -22,7 +22,7 @@ SCRIPT = textwrap.dedent(
     import sys, time
     from pathlib import Path
     from ccts_dist.errors import run_main
-    from tests.shard_examples import build_example, make_utterances
+    from tests.helpers.examples.shard_examples import build_example, make_utterances
     corpus, out = Path(sys.argv[1]), Path(sys.argv[2])
     def progress(count):
         print("one\\n" * count, end="", flush=True)

@@ -13,9 +13,9 @@ import pytest
 from ccts_dist.errors import ShardError
 from ccts_dist.records import Utterance
 from ccts_dist.shards.build.pool import run_tasks
-from tests.forked import Forked
-from tests.launching import environment, run_forked
-from tests.shard_examples import build_example, make_utterances
+from tests.helpers.examples.shard_examples import build_example, make_utterances
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import environment, run_forked
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ import fsspec
 import pytest
 
 from tests.flow.s3_server import ACCESS_KEY, SECRET_KEY, Rule, S3Server, s3_server
-from tests.forked import Forked
-from tests.launching import ROOT, environment, run_forked
-from tests.shard_examples import make_utterances
+from tests.helpers.examples.shard_examples import make_utterances
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, run_forked
 
 COUNT = 40
 OPTIONS = ("--shard-mb", "0.012", "--max-rejected", "0.1")
@@ -136,7 +136,7 @@ def test_parts_are_joined_on_s3(server: S3Server, table: Path, local: dict[str, 
 
 
 def test_a_bucket_that_is_not_there_gives_two_and_one_line(server: S3Server, table: Path):
-    code, said, err = run(server, "manifest", table, "--out", "s3://no-such-bucket/set", "--processes", 1, *OPTIONS)
-    assert (code, said) == (2, "")
+    code, printed, err = run(server, "manifest", table, "--out", "s3://no-such-bucket/set", "--processes", 1, *OPTIONS)
+    assert (code, printed) == (2, "")
     assert "s3://no-such-bucket/set/.building/whole.claim: cannot be written (HTTP 404" in err
     assert err.count("\n") == 1

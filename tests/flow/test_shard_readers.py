@@ -17,7 +17,7 @@ from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards import ShardSet, open_shard_set
 from ccts_dist.shards.format.schema import escape_key
 from ccts_dist.shards.merge import merge_shards
-from tests.shard_examples import build_example, example_cache, example_output, make_utterances
+from tests.helpers.examples.shard_examples import build_example, example_cache, example_output, make_utterances
 
 LONG = "長" * 60  # 540 bytes once escaped: needs an extended tar header
 
@@ -139,7 +139,9 @@ def test_datasets_streams_merged_shards(utterances: list[Utterance], shard_set: 
         np.testing.assert_array_equal(sample["teacher.npy"][:5], example_output(utterance.key).embedding)
 
 
-def test_datasets_counts_every_utterance_without_being_told_the_features(utterances: list[Utterance], tmp_path: Path):
+def test_datasets_counts_every_utterance_without_being_reported_the_features(
+    utterances: list[Utterance], tmp_path: Path
+):
     known = [u for u in utterances if u.speaker and len(u.labels) == 3]  # what is null at first is null for ever there
     build_example(known, tmp_path / "shards", known[0].audio.parent)
     files = {"train": paths_of(open_shard_set(tmp_path / "shards"))}

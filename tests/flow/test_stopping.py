@@ -10,8 +10,8 @@ from mlflow.tracking import MlflowClient
 
 from ccts_dist.train.checkpoints.checkpoint import read_manifest
 from tests.flow.running import Running, newest_checkpoint, num_steps
-from tests.launching import launch_well
-from tests.small_runs import build_two_kinds, read_history, write_run
+from tests.helpers.processes.launching import launch_well
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
 
 pytestmark = pytest.mark.long
 
@@ -45,7 +45,7 @@ def run_status(place: Path) -> str:
 
 
 def expect_stop(running: Running, request: str) -> int:
-    """The step at which it stopped, as it says so itself, once the checkpoint of that step is sound."""
+    """The step at which it stopped, as it reports so itself, once the checkpoint of that step is sound."""
     (line,) = running.lines("stopped on request")
     step = num_steps(running.output)
     name = f"step-{step:08d}"
@@ -116,9 +116,9 @@ def test_every_request_to_stop_leaves_a_checkpoint_from_which_the_run_ends_as_if
 
 def has_handlers(running: Running, number: int) -> bool:
     """Whether a rank of this start listens to signals yet: it has left a sign of life with its own process number."""
-    beat = running.output / ".ranks" / f"{number}.json"
+    heartbeat = running.output / ".ranks" / f"{number}.json"
     try:
         pid = f'"pid": {running.rank(number).pid},'
     except ValueError:
         return False  # not started yet
-    return beat.exists() and pid in beat.read_text()
+    return heartbeat.exists() and pid in heartbeat.read_text()

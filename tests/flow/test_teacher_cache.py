@@ -12,9 +12,9 @@ import pytest
 
 from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import open_teacher_cache
-from tests.forked import Forked
-from tests.launching import ROOT, environment, inner_launcher
-from tests.small_teacher import build_small_shards, cache_bytes, save_small_teacher
+from tests.helpers.models.small_teacher import build_small_shards, cache_bytes, save_small_teacher
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, inner_launcher
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "launch" / "cache_teacher.py"
@@ -99,9 +99,9 @@ def test_two_ranks_killed_in_the_middle_go_on_and_end_with_the_bytes_of_one_rank
     done = finish(start_two_ranks(material.options(out)))
     assert done.code == 0, done.stderr
     (last,) = (line for line in done.stdout.splitlines() if line.startswith(f"{out}: "))
-    kept = int(last.split(" of them kept from before")[0].split()[-1])
+    kept = int(last.split(" of them reused")[0].split()[-1])
     assert num_there - 2 <= kept <= num_there, "at most one shard per rank was written but not yet recorded"
-    assert "the any-dimension gate at 2 deviations leaves out" in last
+    assert "the any-dimension gate at 2 standard deviations rejects" in last
     assert cache_bytes(out) == cache_bytes(one_rank)
     cache = open_teacher_cache(out, material.shard_set)
     assert cache.condition.splits == ("Train",)

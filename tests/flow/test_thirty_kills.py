@@ -10,8 +10,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests.flow.running import Running, newest_checkpoint, num_steps
-from tests.launching import launch_well
-from tests.small_runs import build_two_kinds, read_history, write_run
+from tests.helpers.processes.launching import launch_well
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
 
 pytestmark = pytest.mark.long
 
@@ -63,8 +63,8 @@ class Killer:
         """Kill the launcher and both ranks; what it was and how far it had come, for people."""
         kind, chance, output = self._kinds[number], self._chance, running.output
         if kind == "at the start":
-            said = chance.choice(SAID_AT_THE_START)
-            running.wait_until(lambda: bool(running.lines(said)))
+            printed = chance.choice(SAID_AT_THE_START)
+            running.wait_until(lambda: bool(running.lines(printed)))
             time.sleep(chance.uniform(0.0, 0.3))
         else:
             running.wait_until(running.is_training)
@@ -90,7 +90,7 @@ class Killer:
 def test_thirty_kills_change_nothing(tmp_path, capsys):
     seed = int(os.environ.get("CCTS_KILL_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
     killer = Killer(random.Random(seed))
-    told = [f"CCTS_KILL_SEED={seed}"]
+    reported = [f"CCTS_KILL_SEED={seed}"]
     build_two_kinds(tmp_path, num_train=160)
     config, undisturbed = config_for(tmp_path, "undisturbed")
     launch_well(2, "launch/train.py", "--config", str(config), timeout_s=600.0)
@@ -100,12 +100,12 @@ def test_thirty_kills_change_nothing(tmp_path, capsys):
         for number in range(KILLS):
             log = tmp_path / f"{number}.log"
             with Running(config, killed, log, "--resume", "auto") as running:
-                told.append(f"kill {number + 1}: {killer.kill(running, number)}")
+                reported.append(f"kill {number + 1}: {killer.kill(running, number)}")
         launch_well(2, "launch/train.py", "--config", str(config), "--resume", "auto", timeout_s=600.0)
     finally:
         with capsys.disabled():
-            print("\n" + "\n".join(told))
-            print(f"{len(told) - 1} kills, {killer.while_saving} of them while a checkpoint was being saved")
+            print("\n" + "\n".join(reported))
+            print(f"{len(reported) - 1} kills, {killer.while_saving} of them while a checkpoint was being saved")
 
     assert killer.while_saving >= LEAST_WHILE_SAVING
     assert read_history(killed) == read_history(undisturbed)
@@ -120,7 +120,7 @@ def test_thirty_kills_change_nothing(tmp_path, capsys):
     runs = client.search_runs([experiment.experiment_id])
     (run,) = [run for run in runs if run.data.metrics]
     assert run.info.status == "FINISHED"
-    for key in ("train/loss", "train/gradient_norm"):
+    for key in ("train/loss", "train/grad_norm"):
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
         assert sorted(steps) == list(range(1, STEPS + 1)), f"{key}: each step once, replayed ones too"
     valid = [metric.step for metric in client.get_metric_history(run.info.run_id, "valid/loss")]

@@ -17,8 +17,8 @@ from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.sync import sync
 from tests.flow.faulty_proxy import FAULTS, faulty_proxy
 from tests.flow.mlflow_server import mlflow_server
-from tests.forked import Forked
-from tests.launching import ROOT, environment, free_port, run_forked
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, free_port, run_forked
 
 WRITER = """
 import sys, time

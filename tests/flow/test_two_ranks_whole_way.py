@@ -18,9 +18,9 @@ import soundfile
 from mlflow.tracking import MlflowClient
 
 from ccts_dist.records import DIMENSIONS
-from tests.launching import ROOT, environment, launch_well, launcher, run_forked
-from tests.small_runs import SPEECH, read_history, write_run
-from tests.small_teacher import WORDS
+from tests.helpers.models.small_teacher import WORDS
+from tests.helpers.processes.launching import ROOT, environment, launch_well, launcher, run_forked
+from tests.helpers.processes.small_runs import SPEECH, read_history, write_run
 
 pytestmark = pytest.mark.fast
 
@@ -98,7 +98,7 @@ def test_from_a_table_of_recordings_to_predictions_of_a_registered_student(tmp_p
 
     options = ("--teacher", str(tmp_path / "teacher/best"), "--shards", str(shards), "--out", str(cache))
     launch_well(2, "launch/cache_teacher.py", *options)
-    command_well("shards/check.py", shards, "--teacher", cache)
+    command_well("shards/check.py", shards, "--teacher-cache", cache)
 
     student = write_run(
         tmp_path / "student.toml", shards, tmp_path / "student", data={"teacher_cache": str(cache)},
@@ -113,8 +113,8 @@ def test_from_a_table_of_recordings_to_predictions_of_a_registered_student(tmp_p
     assert done.returncode == 0, done.stdout + done.stderr
     steps = read_history(tmp_path / "student")
     assert len(steps) == STEPS
-    assert all(0 < step["train/kept_share"] < 1 for step in steps), "some are distilled, some are not"
-    epoch = [step["train/kept_share"] for step in steps[: NUM_TRAIN // 16]]
+    assert all(0 < step["distill/fraction"] < 1 for step in steps), "some are distilled, some are not"
+    epoch = [step["distill/fraction"] for step in steps[: NUM_TRAIN // 16]]
     assert sum(epoch) / len(epoch) == pytest.approx(share_within(table, cache, deviations=1.0), abs=1e-9)
     summary = json.loads((tmp_path / "student/summary.json").read_text())
     assert set(summary["test"]) == set(DIMENSIONS)
@@ -123,6 +123,6 @@ def test_from_a_table_of_recordings_to_predictions_of_a_registered_student(tmp_p
     version = client.get_model_version_by_alias("student", "candidate")
     (run,) = [run for run in client.search_runs(["1"]) if run.info.run_id == version.run_id]
     assert run.data.metrics["train/loss"] == pytest.approx(steps[-1]["train/loss"])
-    predict = ("launch/predict.py", "--model", "models:/student@candidate", "--uri", store, "--format", "json")
+    predict = ("launch/predict.py", "--model", "models:/student@candidate", "--tracking-uri", store, "--format", "json")
     (prediction,) = json.loads(command_well(*predict, tmp_path / "0.wav"))
     assert all(0 < prediction[name] < 8 for name in DIMENSIONS), prediction

@@ -19,8 +19,8 @@ from packaging.requirements import Requirement
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.model import build_model, save_model
-from tests.launching import ROOT
-from tests.unit import model_shapes
+from tests.helpers.models import model_shapes
+from tests.helpers.processes.launching import ROOT
 
 SOURCES = ("ccts_dist", "launch/runs", "ds_configs", "pyproject.toml", "README.md", "LICENSE")
 NOT_THERE = ("accelerate", "deepspeed", "mlflow", "ninja", "pandas", "sqlalchemy")

@@ -16,7 +16,7 @@ from ccts_dist.report.demo import SYSTEMS, next_commands, run_demo
 from ccts_dist.report.stages import Stage, run_stages
 from tests.flow.forked_stages import fork_stages
 from tests.flow.mlflow_server import wait_until_healthy
-from tests.launching import ROOT, free_port
+from tests.helpers.processes.launching import ROOT, free_port
 
 UTTERANCES = 120
 
@@ -42,10 +42,10 @@ def test_demo_ends_with_its_table_and_reuses_what_is_there(tmp_path: Path, runs:
     for words in SYSTEMS.values():
         assert words in table
     assert "activation" in table
-    said = capfd.readouterr().err
-    assert "registered models:/demo-cts/1, alias candidate" in said
-    assert "SPOKEN_01_" in said, "the registered student heard a recording"
-    assert f"{'ranks':24} 2 on the CPU, since no GPU is found" in said
+    printed = capfd.readouterr().err
+    assert "registered models:/demo-cts/1, alias candidate" in printed
+    assert "SPOKEN_01_" in printed, "the registered student read a recording"
+    assert f"{'ranks':24} 2 on the CPU, since no GPU is found" in printed
     for left in ("corpus/Labels/labels_consensus.csv", "shards/manifest.json", "cache/condition.json", "mlflow.db"):
         assert (folder / left).is_file()
     for name in SYSTEMS:
@@ -108,16 +108,16 @@ def test_failing_stage_is_named_with_its_log_and_what_was_done_stays_done(tmp_pa
 
 
 def test_stage_is_run_again_when_its_command_or_an_input_has_changed(tmp_path: Path, capfd):
-    told, marker = tmp_path / "input", tmp_path / "marker"
+    reported, marker = tmp_path / "input", tmp_path / "marker"
 
     def run(command: str) -> int:
-        stage = Stage(name="stage", command=("sh", "-c", command), inputs=(told,))
+        stage = Stage(name="stage", command=("sh", "-c", command), inputs=(reported,))
         run_stages([stage], tmp_path, environment={})
         return len(marker.read_text().splitlines())
 
-    told.write_text("a")
+    reported.write_text("a")
     assert run(f"echo x >> {marker}") == 1
     assert run(f"echo x >> {marker}") == 1
-    told.write_text("b")
+    reported.write_text("b")
     assert run(f"echo x >> {marker}") == 2
     assert run(f"echo y >> {marker}") == 3

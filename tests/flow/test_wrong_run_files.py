@@ -1,4 +1,4 @@
-"""A wrong run file: exit code 2 and one line that says what value, what rule, what to do; before anything starts."""
+"""A wrong run file: exit code 2 and one line that names what value, what rule, what to do; before anything starts."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,9 @@ import pytest
 
 from ccts_dist.errors import run_main
 from launch import train as command
-from tests.launching import launch
-from tests.small_runs import build_two_kinds, make_cache, write_run
-from tests.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.models.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.processes.launching import launch
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache, write_run
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +120,9 @@ def test_launcher_passes_exit_code_2_on_and_one_rank_speaks(place, kind):
     sections, named, _ = WRONG[kind]
     done = launch(2, "launch/train.py", "--config", str(write_wrong(place, sections)), whole_launcher=True)
     assert done.returncode == 2, done.stderr[-4000:]
-    told = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
-    assert len(told) == 1
-    assert named in told[0]
+    reported = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
+    assert len(reported) == 1
+    assert named in reported[0]
     assert "Traceback" not in done.stderr
 
 
@@ -133,9 +133,9 @@ def test_rank_0_speaks_though_it_comes_last_to_the_mistake(tmp_path):
         "from ccts_dist.errors import ConfigError, run_main\n"
         "def main(argv):\n"
         "    time.sleep(3 if os.environ['RANK'] == '0' else 0)\n"
-        "    raise ConfigError('what rank 0 says')\n"
+        "    raise ConfigError('what rank 0 states')\n"
         "raise SystemExit(run_main(main))\n"
     )
     done = launch(2, str(script))
     assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: what rank 0 says"]
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: what rank 0 states"]

@@ -15,7 +15,7 @@ from tests.gpu.material import ROOT, write_run
 from tests.gpu.outcome import Outcome, check
 from tests.gpu.situation import Situation, run_part
 from tests.gpu.steps import take_steps
-from tests.launching import free_port
+from tests.helpers.processes.launching import free_port
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "numpy", "soundfile", "miniaudio", "pyarrow")
 OFFLOADED = "zero3_offload"

@@ -71,7 +71,7 @@ def _compare(
     words = f"more than {precision.tolerance:g}: {figures}"
     # The same utterances in each step, and as many of them distilled: the gate sees labels and teacher alone.
     check([one["keys"] for one in steps] == [one["keys"] for one in reference], "other utterances in a step")
-    check(figures["kept"] <= 1e-6, words)
+    check(figures["num_distilled"] <= 1e-6, words)
     check(figures["loss"] <= precision.tolerance and figures["ccc_loss"] <= precision.tolerance, words)
     check(figures["gradient_norm"] <= ABOVE_LOSS * precision.tolerance, words)
 
@@ -80,7 +80,7 @@ def far_apart(steps: Steps, reference: Steps) -> dict[str, float]:
     """The largest difference of each figure over the steps: relative, to 1 where the reference is below."""
     check(len(steps) == len(reference) > 0, f"{len(steps)} steps, and {len(reference)} of the reference")
     apart = {}
-    for figure in ("loss", "ccc_loss", "gradient_norm", "kept"):
+    for figure in ("loss", "ccc_loss", "gradient_norm", "num_distilled"):
         pairs = [(float(one[figure]), float(other[figure])) for one, other in zip(steps, reference, strict=True)]
         check(all(isfinite(value) for pair in pairs for value in pair), f"{figure} is not finite: {pairs}")
         apart[figure] = max(abs(mine - theirs) / max(1.0, abs(theirs)) for mine, theirs in pairs)

@@ -10,7 +10,7 @@ from typing import Any
 from tests.gpu.material import ROOT, write_run
 from tests.gpu.outcome import Outcome, check
 from tests.gpu.situation import Situation, run_part
-from tests.launching import environment, inner_launcher
+from tests.helpers.processes.launching import environment, inner_launcher
 from tests.ranks.trainings import Job, run_trainings
 
 STAGES = ("zero1", "zero2", "zero3")
@@ -30,11 +30,11 @@ def ranks(outcome: Outcome, situation: Situation) -> None:
     while waiting:
         # A stage that fails takes the ranks with it: those behind it are launched anew.
         began = time.monotonic()
-        told = _launch([_config(situation, stage, stage) for stage in waiting], situation)
+        reported = _launch([_config(situation, stage, stage) for stage in waiting], situation)
         for stage in list(waiting):
             waiting.remove(stage)
             with outcome.item(f"two ranks, {stage}") as figures:
-                _compare(situation.work / stage, told, alone, figures)
+                _compare(situation.work / stage, reported, alone, figures)
             if f"two ranks, {stage}" in outcome.failed:
                 break
         outcome.show("launched", f"{time.monotonic() - began:.0f} s")
@@ -49,7 +49,7 @@ def _config(situation: Situation, stage: str, name: str) -> Path:
 
 
 def _launch(configs: Sequence[Path], situation: Situation) -> str:
-    """Train each on two ranks; what they said."""
+    """Train each on two ranks; what they reported."""
     env = environment({"CCTS_BACKEND": "gloo"} if situation.on_gpu else {})
     command = [*inner_launcher(2), WORKER, *map(str, configs)]
     try:
@@ -64,13 +64,13 @@ def _launch(configs: Sequence[Path], situation: Situation) -> str:
 
 
 def _last_error(words: str) -> str:
-    """The line that says most of what went wrong: the last one that reads like an exception."""
+    """The line that states most of what went wrong: the last one that reads like an exception."""
     lines = [line.strip() for line in words.splitlines() if "Error" in line and "File " not in line]
     return lines[-1][:400] if lines else ""
 
 
-def _compare(folder: Path, told: str, alone: Sequence[float], figures: dict[str, Any]) -> None:
-    check((folder / "summary.json").exists(), f"did not end; {told}")
+def _compare(folder: Path, reported: str, alone: Sequence[float], figures: dict[str, Any]) -> None:
+    check((folder / "summary.json").exists(), f"did not end; {reported}")
     summary: Mapping[str, Any] = json.loads((folder / "summary.json").read_text())
     losses = _losses(folder)
     figures |= {"losses": losses, "valid": summary["valid"]}

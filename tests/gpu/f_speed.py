@@ -185,7 +185,7 @@ def _where_time_goes(outcome: Outcome, situation: Situation, ready: Training, ba
 
 def _host_waits(ready: Training, batch: Batch) -> dict[str, Any]:
     """As CUDA's own debug mode counts them: what waits for a stream, not the launch of a kernel into a full queue."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as reported:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
@@ -193,7 +193,7 @@ def _host_waits(ready: Training, batch: Batch) -> dict[str, Any]:
                 step(ready, batch, number)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    waits = [one for one in told if "synchroniz" in str(one.message)]
+    waits = [one for one in reported if "synchroniz" in str(one.message)]
     places: dict[str, int] = {}
     for one in waits:
         place = f"{'/'.join(one.filename.split('/')[-3:])}:{one.lineno}"

@@ -62,24 +62,26 @@ def main(argv: list[str] | None = None) -> int:
         installed = _install(options.pack, site)
         env = _environment(options.device, site)
         pack = options.pack or _pack_here(Path(place) / "pack", env, small=options.small)
-        told = []
+        reported = []
         for part in PARTS:
             if part.letter not in options.parts:
                 continue
             left = options.within - (time.monotonic() - began)
             if left < LEAST_S:
-                told.append(skipped(part, f"{left:.0f} s left of {options.within:.0f}", options.out))
+                reported.append(skipped(part, f"{left:.0f} s left of {options.within:.0f}", options.out))
             else:
                 limit = min(left, part.limit_s * (ON_CPU if options.device == "cpu" else 1.0))
                 command = python(part.module, "--device", options.device, "--pack", str(pack.resolve()))
                 command += ["--small"] * options.small
-                told.append(run_part(part, limit, command, options.out, Path(place), env))
-            print(f"{part.letter} {part.title}: {told[-1]['status']}, {told[-1]['seconds']} s", flush=True)
-    device = _device_name(options.device, told)
-    (options.out / "first_light.json").write_text(json.dumps({"device": device, "installed": installed, "parts": told}))
-    (options.out / "first_light.md").write_text(table(device, told) + "\n")
-    print(table(device, told))
-    return 1 if any(part["status"] == FAILED for part in told) else 0
+                reported.append(run_part(part, limit, command, options.out, Path(place), env))
+            print(f"{part.letter} {part.title}: {reported[-1]['status']}, {reported[-1]['seconds']} s", flush=True)
+    device = _device_name(options.device, reported)
+    (options.out / "first_light.json").write_text(
+        json.dumps({"device": device, "installed": installed, "parts": reported})
+    )
+    (options.out / "first_light.md").write_text(table(device, reported) + "\n")
+    print(table(device, reported))
+    return 1 if any(part["status"] == FAILED for part in reported) else 0
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -137,9 +139,9 @@ def _pack_here(folder: Path, env: dict[str, str], *, small: bool) -> Path:
     return folder
 
 
-def _device_name(device: str, told: list[dict[str, Any]]) -> str:
-    """As the parts have seen it; else what the system says."""
-    names = [item["figures"].get("device") for part in told for item in part["items"]]
+def _device_name(device: str, reported: list[dict[str, Any]]) -> str:
+    """As the parts have seen it; else what the system states."""
+    names = [item["figures"].get("device") for part in reported for item in part["items"]]
     found = next(filter(None, names), None)
     return found or f"{device} of {platform.node()}"
 

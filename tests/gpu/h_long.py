@@ -16,7 +16,7 @@ from tests.gpu.outcome import Outcome, check
 from tests.gpu.situation import Situation, run_part
 from tests.gpu.steps import Training, training
 from tests.gpu.supervision import python
-from tests.launching import environment
+from tests.helpers.processes.launching import environment
 
 ALLOCATORS = {"fixed segments": "expandable_segments:False", "expandable segments": "expandable_segments:True"}
 """Values of PYTORCH_ALLOC_CONF."""

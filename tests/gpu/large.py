@@ -13,7 +13,7 @@ from ccts_dist.train.steps.step import train_step
 from tests.gpu.material import student_speech, write_run
 from tests.gpu.situation import Situation
 from tests.gpu.steps import Training
-from tests.large_student import LARGE, build_seconds
+from tests.helpers.models.large_student import LARGE, build_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

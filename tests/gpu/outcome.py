@@ -60,7 +60,7 @@ class Outcome:
 
     def write(self, *, finished: bool = False) -> None:
         """Put it on disk, whole: the part may be ended at any moment."""
-        told = {
+        reported = {
             "part": self._part,
             "finished": finished,
             "seconds": round(time.monotonic() - self._began, 1),
@@ -68,7 +68,7 @@ class Outcome:
             "shown": self._shown,
         }
         unfinished = self._path.with_suffix(".partial")
-        unfinished.write_text(json.dumps(_plain(told), indent=1))
+        unfinished.write_text(json.dumps(_plain(reported), indent=1))
         os.replace(unfinished, self._path)
 
 

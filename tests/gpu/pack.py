@@ -62,16 +62,16 @@ def write_references(out: Path, num_steps: int, *, large: bool) -> None:
     from tests.gpu.settings import LARGE_NAME, LARGE_SECTIONS, LARGE_STEPS, SETTINGS, with_precision
     from tests.gpu.steps import take_steps
 
-    told = {}
+    reported = {}
     every = {**SETTINGS, **({LARGE_NAME: LARGE_SECTIONS} if large else {})}
     with tempfile.TemporaryDirectory() as place:
         for name, sections in every.items():
             plain = with_precision(sections, deepspeed="ds_configs/zero0.json", precision="fp32")
             config = write_run(Path(place) / f"{name.replace(' ', '-')}.toml", out, **plain)
-            told[name] = take_steps(config, LARGE_STEPS if name == LARGE_NAME else num_steps)
-            last = told[name][-1]
-            print(f"{name:24} loss {told[name][0]['loss']:.4f} to {last['loss']:.4f}", file=sys.stderr)
-    (out / "references.json").write_text(json.dumps({"num_steps": num_steps, "settings": told}, indent=1))
+            reported[name] = take_steps(config, LARGE_STEPS if name == LARGE_NAME else num_steps)
+            last = reported[name][-1]
+            print(f"{name:24} loss {reported[name][0]['loss']:.4f} to {last['loss']:.4f}", file=sys.stderr)
+    (out / "references.json").write_text(json.dumps({"num_steps": num_steps, "settings": reported}, indent=1))
 
 
 def check_size(out: Path) -> int:

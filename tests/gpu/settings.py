@@ -7,7 +7,7 @@ from typing import Any
 
 from ccts_dist.config.schema import BatchConfig
 from tests.gpu.material import CATEGORIES, RUN_FILES, student_speech
-from tests.large_student import LARGE
+from tests.helpers.models.large_student import LARGE
 
 Sections = Mapping[str, Mapping[str, Any]]
 
@@ -65,7 +65,7 @@ LARGE_SECTIONS: Sections = {
     },
     "batch": {"global_batch_size": 4, "micro_batch_size": 4},
 }
-"""The paper's size: 24 layers, which tell more of rounding than three."""
+"""The paper's size: 24 layers, which report more of rounding than three."""
 
 
 def with_precision(sections: Sections, **train: Any) -> dict[str, Mapping[str, Any]]:

@@ -14,7 +14,7 @@ from tests.gpu.outcome import NotApplicable, Outcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """Everything that a part is told."""
+    """Everything that a part is reported."""
 
     device: torch.device
     small: bool

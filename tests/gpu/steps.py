@@ -79,16 +79,16 @@ def take_steps(config: Path, num_steps: int) -> list[dict[str, Any]]:
         objective, seed = ready.session.objective, ready.run.seed
         # Without room for a second graph, a step of several micro-batches takes its two rounds.
         rounds: Any = {"graph_samples": 0} if ready.run.batch.forward_rounds == "two" else {}
-        return [figures_of(train_step(ready.engine, batches, objective, seed=seed, **rounds)) for batches in source]
+        return [metrics_of(train_step(ready.engine, batches, objective, seed=seed, **rounds)) for batches in source]
 
 
-def figures_of(result: StepResult) -> dict[str, Any]:
+def metrics_of(result: StepResult) -> dict[str, Any]:
     """What two devices are compared by."""
     return {
         "loss": result.loss,
         "ccc_loss": result.ccc_loss,
         "gradient_norm": float("nan") if result.update is None else result.update.gradient_norm,
-        "kept": result.num_kept,
+        "num_distilled": result.num_distilled,
         "rows": result.num_rows,
         "keys": result.key_checksum,
     }

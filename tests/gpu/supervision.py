@@ -63,29 +63,29 @@ def run_part(
             ending = f"ran longer than its {limit_s:.0f} s"
         finally:
             _end_all(process)
-    told = judge(part, _read(record), ending, time.monotonic() - began)
+    reported = verdict_of(part, _read(record), ending, time.monotonic() - began)
     tail = log.read_bytes()[-LOG_TAIL:].decode(errors="replace")
-    if told["status"] == FAILED:
-        told["log_tail"] = tail
-    record.write_text(json.dumps(told, indent=1))
+    if reported["status"] == FAILED:
+        reported["log_tail"] = tail
+    record.write_text(json.dumps(reported, indent=1))
     shutil.rmtree(work, ignore_errors=True)
-    return told
+    return reported
 
 
 def skipped(part: Part, reason: str, out: Path) -> dict[str, Any]:
     """The record of a part that was not begun."""
-    told = judge(part, {}, "", 0.0) | {"status": SKIPPED, "reason": reason}
-    (out / f"{part.letter}.json").write_text(json.dumps(told, indent=1))
-    return told
+    reported = verdict_of(part, {}, "", 0.0) | {"status": SKIPPED, "reason": reason}
+    (out / f"{part.letter}.json").write_text(json.dumps(reported, indent=1))
+    return reported
 
 
-def judge(part: Part, told: Mapping[str, Any], ending: str, seconds: float) -> dict[str, Any]:
+def verdict_of(part: Part, reported: Mapping[str, Any], ending: str, seconds: float) -> dict[str, Any]:
     """The record with the part's status: failed if it ended badly or any item failed."""
-    items = list(told.get("items", ()))
+    items = list(reported.get("items", ()))
     failed = [item for item in items if item["status"] == FAILED]
     passed = [item for item in items if item["status"] == PASSED]
     reasons = [ending] if ending else []
-    if not ending and not told.get("finished"):
+    if not ending and not reported.get("finished"):
         reasons.append("ended before its end, with exit code 0")
     reasons += [f"{item['name']}: {item['reason']}" for item in failed]
     return {
@@ -97,7 +97,7 @@ def judge(part: Part, told: Mapping[str, Any], ending: str, seconds: float) -> d
         "passed": len(passed),
         "failed": len(failed),
         "skipped": len(items) - len(passed) - len(failed),
-        "shown": dict(told.get("shown", {})),
+        "shown": dict(reported.get("shown", {})),
         "items": items,
     }
 

@@ -7,7 +7,7 @@ import statistics
 import sys
 from types import FrameType
 
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
 from tests.proof.checkout import Checkout, checkouts, git
 from tests.proof.compare import (
     Comparison,
@@ -78,13 +78,13 @@ def prove(args: argparse.Namespace) -> int:
     """Run and compare; 0 for equal, 1 for different."""
     before = code_digest(ROOT, SOURCES)
     with checkouts(args.base) as (base, head):
-        say(f"BASE is {_named(base)}; HEAD is the working tree, {_named(head)}{_changed()}")
+        report(f"BASE is {_named(base)}; HEAD is the working tree, {_named(head)}{_changed()}")
         difference, ratios = compare_all(base, head, args)
     if code_digest(ROOT, SOURCES) != before:
         raise ProofError("sources of the working tree were changed meanwhile. Run it again, and leave them alone.")
     if ratios:
         mean = math.exp(statistics.fmean(map(math.log, ratios)))
-        say(f"time per step: {mean:.3f} of BASE's ({min(ratios):.3f} to {max(ratios):.3f})")
+        report(f"time per step: {mean:.3f} of BASE's ({min(ratios):.3f} to {max(ratios):.3f})")
     print("equal" if difference is None else difference.words(), flush=True)
     return 0 if difference is None else 1
 
@@ -93,7 +93,7 @@ def compare_all(base: Checkout, head: Checkout, args: argparse.Namespace) -> tup
     """The first difference, and the ratio of times per step of each run up to there."""
     for checkout in (base, head):
         is_new = make_shards(checkout, args.utterances)
-        say(f"shards: {'made' if is_new else 'kept from before'} for {checkout.name}")
+        report(f"shards: {'made' if is_new else 'kept from before'} for {checkout.name}")
     difference = compare_files("shards", base.folder / SHARDS, head.folder / SHARDS, "*.tar")
     ratios: list[float] = []
     turn = [base, head]
@@ -107,12 +107,12 @@ def compare_all(base: Checkout, head: Checkout, args: argparse.Namespace) -> tup
             for checkout in turn:
                 cache_teacher(checkout)
             difference = compare_files("teacher cache", base.folder / CACHE, head.folder / CACHE, "*.tar")
-            say(f"teacher cache: {'equal' if difference is None else 'different'}")
+            report(f"teacher cache: {'equal' if difference is None else 'different'}")
     return difference, ratios
 
 
 def compare_run(name: str, base: Trained, head: Trained, num_steps: int, ratios: list[float]) -> Difference | None:
-    """Compare one run's histories and weights, and tell of it; the ratio of times per step is added to ``ratios``."""
+    """Compare one run's histories and weights, and report of it; the ratio of times per step is added to ``ratios``."""
     histories = read_history(base.folder), read_history(head.folder)
     if len(histories[0]) != num_steps:
         raise ProofError(
@@ -128,7 +128,7 @@ def compare_run(name: str, base: Trained, head: Trained, num_steps: int, ratios:
         times = f"; {1e3 * head.seconds_per_step:.1f} ms per step, {1e3 * base.seconds_per_step:.1f} at BASE: "
         times += f"{ratios[-1]:.3f}"
     notes = f"; not compared, since only one has them: {', '.join(compared.unpaired)}" if compared.unpaired else ""
-    say(f"{name}: {num_steps} steps and weights {'equal' if difference is None else 'different'}{times}{notes}")
+    report(f"{name}: {num_steps} steps and weights {'equal' if difference is None else 'different'}{times}{notes}")
     return difference
 
 
@@ -137,7 +137,7 @@ def wanted(only: list[str] | tuple[str, ...]) -> list[str]:
     return [name for name in RUNS if name in only or (name == TEACHER and set(only) & set(STUDENTS))]
 
 
-def say(line: str) -> None:
+def report(line: str) -> None:
     """A line that is there at once, also in a pipe."""
     print(line, flush=True)
 

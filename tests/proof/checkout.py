@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.launching import ROOT, environment, inner_launcher
+from tests.helpers.processes.launching import ROOT, environment, inner_launcher
 from tests.proof.compare import ProofError
 
 _LINKED = ("launch", "shards", "ds_configs")
@@ -42,10 +42,10 @@ class Checkout:
         Raises:
             ProofError: it failed; with the end of its output.
         """
-        code, said, _ = self.start([sys.executable, *command])
+        code, printed, _ = self.start([sys.executable, *command])
         if code != 0:
-            raise ProofError(f"{self.name}: {' '.join(command)} ended with exit code {code}:\n{said[-4000:]}")
-        return said
+            raise ProofError(f"{self.name}: {' '.join(command)} ended with exit code {code}:\n{printed[-4000:]}")
+        return printed
 
     def launch(self, num_ranks: int, *command: str, history: Path | None = None) -> tuple[int, str, list[float]]:
         """Exit code and output of a script under the DeepSpeed launcher, and when each line of ``history`` came."""

@@ -12,17 +12,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from ccts_dist.config.renamed import present_metric
+
 KEYS, LOSS, GRADIENT_NORM = "keys", "train/loss", "train/grad_norm"
 
 REQUIRED = (KEYS, LOSS, GRADIENT_NORM)
 """Without these in both histories there is no proof."""
-
-RENAMED = {
-    "train/gradient_norm": GRADIENT_NORM,
-    "train/kept_share": "distill/fraction",
-    "train/damaged_utterances": "data/corrupt_utterances",
-}
-"""Names of figures at some revision, and at a later one. A figure that is renamed gets a line here."""
 
 _TIMED = re.compile(r"_per_s$|_s$|_gb$|seconds|memory")
 """Figures that differ between two runs of one revision."""
@@ -156,11 +151,7 @@ def compare_files(what: str, base: Path, head: Path, pattern: str) -> Difference
 
 
 def _figures(step: Mapping[str, Any]) -> dict[str, Any]:
-    return {_renamed(name): value for name, value in step.items() if not _TIMED.search(name)}
-
-
-def _renamed(name: str) -> str:
-    return RENAMED.get(name, name.replace("train/learning_rate_", "train/lr_"))
+    return {present_metric(name): value for name, value in step.items() if not _TIMED.search(name)}
 
 
 def _check_required(run: str, histories: Sequence[Sequence[Mapping[str, Any]]]) -> None:
@@ -169,7 +160,7 @@ def _check_required(run: str, histories: Sequence[Sequence[Mapping[str, Any]]]) 
             if not any(name in step for step in steps):
                 raise ProofError(
                     f"run {run}: no step of its history has {name!r} ({where}). If it was renamed, add the name to "
-                    "RENAMED in tests/proof/compare.py."
+                    "ccts_dist/config/renamed.py."
                 )
 
 

@@ -35,7 +35,7 @@ SHARD_SOURCES = ("ccts_dist", "shards")
 SOURCES = (*SHARD_SOURCES, "launch", "ds_configs")
 """Folders of a tree that figures may depend on."""
 
-_KEPT_SHARD_SETS = 6
+_SHARD_SETS = 6
 _SUFFIXES = (".py", ".toml", ".json")
 _PACKAGES = ("torch", "numpy", "espeakng-loader", "vaderSentiment")
 
@@ -71,21 +71,21 @@ def make_shards(checkout: Checkout, num_utterances: int) -> bool:
     """
     parts = [code_digest(checkout.tree), str(num_utterances), *(f"{name} {version(name)}" for name in _PACKAGES)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    kept = _shard_sets() / key
-    is_new = not kept.is_dir()
+    stored = _shard_sets() / key
+    is_new = not stored.is_dir()
     if is_new:
         with tempfile.TemporaryDirectory(prefix=".making-", dir=_shard_sets()) as scratch:
             made, corpus = Path(scratch) / "shards", Path(scratch) / "corpus"
             size = ("--corpus", str(corpus), "--utterances", str(num_utterances))
             checkout.python("shards/build.py", "demo", "--out", str(made), *size)
-            if not kept.is_dir():  # else another proof was faster, with the same bytes
-                made.rename(kept)
-    os.utime(kept)
-    for old in sorted(_shard_sets().glob("[0-9a-f]*"), key=lambda path: -path.stat().st_mtime)[_KEPT_SHARD_SETS:]:
+            if not stored.is_dir():  # else another proof was faster, with the same bytes
+                made.rename(stored)
+    os.utime(stored)
+    for old in sorted(_shard_sets().glob("[0-9a-f]*"), key=lambda path: -path.stat().st_mtime)[_SHARD_SETS:]:
         shutil.rmtree(old, ignore_errors=True)
     link = checkout.folder / SHARDS
     link.parent.mkdir(exist_ok=True)
-    link.symlink_to(kept)
+    link.symlink_to(stored)
     return is_new
 
 
@@ -98,11 +98,11 @@ def train(checkout: Checkout, name: str, num_steps: int) -> Trained:
     folder = checkout.folder / "demo" / "runs" / name
     while True:
         command = ["launch/train.py", "--config", f"launch/runs/demo/{name}.toml", *settings(checkout, num_steps)]
-        code, said, moments = checkout.launch(NUM_RANKS, *command, history=folder / "history.jsonl")
+        code, printed, moments = checkout.launch(NUM_RANKS, *command, history=folder / "history.jsonl")
         if code == 0:
             return Trained(folder=folder, seconds_per_step=median_step(moments))
-        if code != 2 or not try_next_name(checkout, said):
-            raise ProofError(f"{checkout.name}: {name} ended with exit code {code}:\n{said[-4000:]}")
+        if code != 2 or not try_next_name(checkout, printed):
+            raise ProofError(f"{checkout.name}: {name} ended with exit code {code}:\n{printed[-4000:]}")
 
 
 def cache_teacher(checkout: Checkout) -> None:
@@ -113,9 +113,9 @@ def cache_teacher(checkout: Checkout) -> None:
     """
     teacher = f"demo/runs/{TEACHER}/best"
     command = ("launch/cache_teacher.py", "--teacher", teacher, "--shards", str(SHARDS), "--out", str(CACHE))
-    code, said, _ = checkout.launch(NUM_RANKS, *command)
+    code, printed, _ = checkout.launch(NUM_RANKS, *command)
     if code != 0:
-        raise ProofError(f"{checkout.name}: caching the teacher ended with exit code {code}:\n{said[-4000:]}")
+        raise ProofError(f"{checkout.name}: caching the teacher ended with exit code {code}:\n{printed[-4000:]}")
 
 
 def median_step(moments: Sequence[float]) -> float | None:
@@ -125,9 +125,9 @@ def median_step(moments: Sequence[float]) -> float | None:
     return statistics.median(later - earlier for earlier, later in pairwise(moments))
 
 
-def try_next_name(checkout: Checkout, said: str) -> bool:
+def try_next_name(checkout: Checkout, printed: str) -> bool:
     """Take the next name of a key that the revision has refused by its error; False when there is none."""
-    errors = "\n".join(line for line in said.splitlines() if line.startswith("error: "))
+    errors = "\n".join(line for line in printed.splitlines() if line.startswith("error: "))
     for names, _ in SETTINGS:
         number = checkout.spellings.get(names[0], 0)
         if names[number] in errors and number + 1 < len(names):

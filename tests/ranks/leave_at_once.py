@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from ccts_dist.distributed import process_group, rank_facts, sum_over_ranks
 from ccts_dist.errors import exit_without_teardown
-from tests.launching import free_port
+from tests.helpers.processes.launching import free_port
 
 kept = []
 """As DeepSpeed does, keeps the group, and so its threads, beyond the end of ``process_group``."""

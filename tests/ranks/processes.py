@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from tests.forked import ForkedProcess
+from tests.helpers.processes.forked import ForkedProcess
 
 HOST = "127.0.0.1"
 
@@ -56,13 +56,13 @@ def run_on_ranks(function: Callable[..., Any], num_ranks: int, *args: Any, timeo
             rank.kill()
             rank.join()
     codes = [rank.exitcode for rank in ranks]
-    told = "\n".join(
+    reported = "\n".join(
         f"rank {number}: exit code {codes[number]}{', did not end in time' if alive[number] else ''}\n"
         + ("" if answer is None or answer[0] else answer[1])
         for number, answer in enumerate(answers)
     )
-    assert well, told
-    assert codes == [0] * num_ranks, told
+    assert well, reported
+    assert codes == [0] * num_ranks, reported
     return [answer[1] for answer in answers if answer is not None]
 
 

@@ -34,13 +34,13 @@ def try_everything() -> dict[str, object]:
     import torch
 
     rank = rank_facts().rank
-    told: dict[str, object] = {}
+    reported: dict[str, object] = {}
     agree_or_raise(None)
     for name, guilty in (("second", {1}), ("both", {0, 1})):
         try:
             agree_or_raise(ShardError(f"rank {rank} fell") if rank in guilty else None)
         except CctsError as error:
-            told[name] = (type(error).__name__, str(error))
+            reported[name] = (type(error).__name__, str(error))
 
     def open_something() -> int:
         if rank == 0:
@@ -50,12 +50,12 @@ def try_everything() -> dict[str, object]:
     try:
         run_on_all_ranks(open_something)
     except CctsError as error:
-        told["together"] = (type(error).__name__, str(error))
-    told["answer"] = run_on_all_ranks(lambda: rank + 10)
+        reported["together"] = (type(error).__name__, str(error))
+    reported["answer"] = run_on_all_ranks(lambda: rank + 10)
     try:
         settle(capture(open_something))
     except CctsError as error:
-        told["later"] = (type(error).__name__, str(error))
+        reported["later"] = (type(error).__name__, str(error))
 
     def read() -> Iterator[int]:
         yield 0
@@ -69,7 +69,7 @@ def try_everything() -> dict[str, object]:
         for number in lockstep(read(), 3):
             seen.append(number)  # noqa: PERF402
     except CctsError as error:
-        told["in step"] = (seen, str(error))
+        reported["in step"] = (seen, str(error))
     checked = []
 
     def check() -> None:
@@ -80,31 +80,31 @@ def try_everything() -> dict[str, object]:
     try:
         list(lockstep(iter(range(5)), 5, check=check))
     except CctsError as error:
-        told["checked"] = (len(checked), str(error))
-    told["wishes"] = [settle(capture(lambda: rank, wish=wish)) for wish in (False, rank == 1)]
-    told["sum"] = sum_over_ranks(torch.tensor([1.0, float(rank)], dtype=torch.float64)).tolist()
-    told["gathered"] = gather_objects(f"from {rank}")
-    told["broadcast"] = broadcast_object(f"from {rank}")
+        reported["checked"] = (len(checked), str(error))
+    reported["wishes"] = [settle(capture(lambda: rank, wish=wish)) for wish in (False, rank == 1)]
+    reported["sum"] = sum_over_ranks(torch.tensor([1.0, float(rank)], dtype=torch.float64)).tolist()
+    reported["gathered"] = gather_objects(f"from {rank}")
+    reported["broadcast"] = broadcast_object(f"from {rank}")
     even = Ranks(rank=rank, num_ranks=2, num_nodes=2)
-    told["even hosts"] = agree_on_nodes(even).num_nodes
-    told["uneven hosts"] = agree_on_nodes(even if rank else Ranks(rank=rank, num_ranks=2)).num_nodes
-    return told
+    reported["even hosts"] = agree_on_nodes(even).num_nodes
+    reported["uneven hosts"] = agree_on_nodes(even if rank else Ranks(rank=rank, num_ranks=2)).num_nodes
+    return reported
 
 
 def test_errors_of_one_rank_are_raised_on_all_with_the_same_words():
-    for rank, told in enumerate(run_on_ranks(try_everything, 2)):
-        assert told["second"] == ("ShardError", "rank 1 fell")
-        assert told["both"] == ("ShardError", "rank 0 fell")
-        assert told["together"] == ("TeacherError", "no cache")
-        assert told["later"] == ("TeacherError", "no cache")
-        assert told["answer"] == rank + 10
-        assert told["checked"] == (3, "asked on the second rank")
-        assert told["wishes"] == [(rank, False), (rank, True)]
-        assert told["in step"] == ([0, 1], "damaged")
-        assert told["sum"] == [2.0, 1.0]
-        assert told["gathered"] == ["from 0", "from 1"]
-        assert told["broadcast"] == "from 0"
-        assert (told["even hosts"], told["uneven hosts"]) == (2, 1)
+    for rank, reported in enumerate(run_on_ranks(try_everything, 2)):
+        assert reported["second"] == ("ShardError", "rank 1 fell")
+        assert reported["both"] == ("ShardError", "rank 0 fell")
+        assert reported["together"] == ("TeacherError", "no cache")
+        assert reported["later"] == ("TeacherError", "no cache")
+        assert reported["answer"] == rank + 10
+        assert reported["checked"] == (3, "asked on the second rank")
+        assert reported["wishes"] == [(rank, False), (rank, True)]
+        assert reported["in step"] == ([0, 1], "damaged")
+        assert reported["sum"] == [2.0, 1.0]
+        assert reported["gathered"] == ["from 0", "from 1"]
+        assert reported["broadcast"] == "from 0"
+        assert (reported["even hosts"], reported["uneven hosts"]) == (2, 1)
 
 
 def wait_in_a_library_group() -> float:
@@ -148,7 +148,7 @@ def test_time_out_holds_in_groups_that_a_library_made():
         ("mat1 and mat2 shapes cannot be multiplied", False),
     ],
 )
-def test_lost_connections_are_told_from_mistakes_of_a_program(words: str, is_lost: bool):
+def test_lost_connections_are_reported_from_mistakes_of_a_program(words: str, is_lost: bool):
     assert is_lost_connection(RuntimeError(words)) is is_lost
 
 
@@ -185,7 +185,7 @@ def test_ranks_without_a_word_on_local_ranks_count_themselves_by_host(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "num_nodes"),
+    ("reported", "num_nodes"),
     [
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "CROSS_SIZE": "2", "LOCAL_SIZE": "2"}, 2),
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, 2),
@@ -194,7 +194,7 @@ def test_ranks_without_a_word_on_local_ranks_count_themselves_by_host(tmp_path):
         ({}, 1),
     ],
 )
-def test_hosts_are_counted_as_the_launcher_tells_where_they_have_equally_many_ranks(monkeypatch, told, num_nodes):
+def test_hosts_are_counted_as_the_launcher_reports_where_they_have_equally_many_ranks(monkeypatch, reported, num_nodes):
     for name in (
         "RANK",
         "WORLD_SIZE",
@@ -205,7 +205,7 @@ def test_hosts_are_counted_as_the_launcher_tells_where_they_have_equally_many_ra
         "LOCAL_WORLD_SIZE",
     ):
         monkeypatch.delenv(name, raising=False)
-    for name, value in told.items():
+    for name, value in reported.items():
         monkeypatch.setenv(name, value)
     assert rank_facts().num_nodes == num_nodes
 

@@ -17,10 +17,10 @@ from ccts_dist.model import load_model
 from ccts_dist.scoring.evaluator import evaluate_split
 from launch import evaluate as evaluate_command
 from launch import predict as predict_command
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, read_validations, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import build_two_kinds, read_history, read_validations, write_run
 
 pytestmark = pytest.mark.long
 
@@ -68,21 +68,25 @@ def test_losses_agree_on_any_ranks_and_stage(outputs, figure: str):
         np.testing.assert_allclose(others, plain, atol=1e-5, err_msg=name)
 
 
-def loss_by_hand(told: dict[str, Any], split: str, cross_entropy: str) -> float:
+def loss_by_hand(reported: dict[str, Any], split: str, cross_entropy: str) -> float:
     """The CCCs of ``TARGETS`` and the categories, with the weights of ``SECTIONS``."""
-    activation, valence, variance = (told[f"{split}/ccc_{target}"] for target in TARGETS)
-    return 0.2 * (1 - activation) + 0.2 * (1 - valence) + 0.6 * (1 - variance) + 0.5 * told[f"{split}/{cross_entropy}"]
+    activation, valence, variance = (reported[f"{split}/ccc_{target}"] for target in TARGETS)
+    return (
+        0.2 * (1 - activation) + 0.2 * (1 - valence) + 0.6 * (1 - variance) + 0.5 * reported[f"{split}/{cross_entropy}"]
+    )
 
 
 def test_loss_is_the_sum_of_its_parts_with_the_weights_of_the_run_file(outputs):
     for name, output in outputs.items():
         history, validations = read_history(output), read_validations(output)
         assert len(validations) > 1
-        for told in history:
-            assert told["train/loss"] == pytest.approx(loss_by_hand(told, "train", "loss_category"), abs=1e-5), name
-        for told in validations:
-            by_hand = loss_by_hand(told, "valid", "category_cross_entropy")
-            assert told["valid/loss"] == pytest.approx(by_hand, abs=1e-5), name
+        for reported in history:
+            assert reported["train/loss"] == pytest.approx(
+                loss_by_hand(reported, "train", "loss_category"), abs=1e-5
+            ), name
+        for reported in validations:
+            by_hand = loss_by_hand(reported, "valid", "category_cross_entropy")
+            assert reported["valid/loss"] == pytest.approx(by_hand, abs=1e-5), name
 
 
 def test_head_of_the_categories_is_trained_and_saved(outputs):
@@ -95,7 +99,7 @@ def test_head_of_the_categories_is_trained_and_saved(outputs):
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
 
 
-def test_validations_and_the_summary_tell_what_was_asked_for(outputs):
+def test_validations_and_the_summary_report_what_was_asked_for(outputs):
     summaries = []
     for output in outputs.values():
         validation = read_validations(output)[-1]
@@ -112,7 +116,7 @@ def test_validations_and_the_summary_tell_what_was_asked_for(outputs):
 
 def test_evaluation_by_command_agrees_with_the_runs_own(place: Path, outputs, tmp_path: Path, capsys):
     best = outputs["one rank"] / "best"
-    asked = ["--model", str(best), "--shards", str(place / "shards"), "--split", "Test1", "--out", str(tmp_path)]
+    asked = ["--model", str(best), "--shards", str(place / "shards"), "--splits", "Test1", "--out", str(tmp_path)]
     assert evaluate_command.main([*asked, "--bins", "3", "5"]) == 0
     out = capsys.readouterr().out
     for words in ("Spearman", "unweighted recall", "| calm", "| tense", "macro f1"):
@@ -154,7 +158,7 @@ def test_student_answers_with_a_category_and_its_probability(place: Path, output
     assert capsys.readouterr().out.splitlines()[0] == "file," + ",".join(student.columns)
 
 
-def test_variance_is_told_on_the_scale_of_the_ratings(place: Path, outputs):
+def test_variance_is_reported_on_the_scale_of_the_ratings(place: Path, outputs):
     best, file = outputs["one rank"] / "best", sorted(place.glob("Test1-*.wav"))[0]
     (answer,) = load_student(best).predict([file])
     audio = torch.from_numpy(soundfile.read(file, dtype="float32")[0])[None]

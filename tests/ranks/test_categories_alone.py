@@ -20,9 +20,9 @@ from ccts_dist.model import load_model
 from ccts_dist.scoring import read_table
 from ccts_dist.shards import open_shard_set
 from launch import evaluate as command
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
 
 NAMES = ["calm", "tense"]
 
@@ -53,7 +53,7 @@ def test_losses_weights_and_validations_agree_on_any_ranks(outputs: dict[str, Pa
     one, two = (read_history(outputs[name]) for name in ("one", "two"))
     assert len(one) == len(two) == 12
     assert [row["keys"] for row in one] == [row["keys"] for row in two]
-    for name in ("train/loss", "train/loss_category", "train/gradient_norm"):
+    for name in ("train/loss", "train/loss_category", "train/grad_norm"):
         np.testing.assert_allclose([row[name] for row in one], [row[name] for row in two], rtol=2e-4)
     assert not any(name.startswith(("train/ccc", "train/loss_ccc")) for name in one[0])
     first, second = (load_file(outputs[name] / "best" / "model.safetensors") for name in ("one", "two"))
@@ -78,7 +78,7 @@ def test_best_model_is_the_one_of_the_highest_unweighted_accuracy(outputs: dict[
 
 def test_its_evaluation_has_recalls_with_intervals_and_no_ccc(outputs: dict[str, Path], tmp_path: Path):
     best, shards = str(outputs["one"] / "best"), str(outputs["one"].parents[1] / "shards")
-    arguments = ["--model", best, "--model", str(outputs["two"] / "best"), "--shards", shards, "--split", "Test1"]
+    arguments = ["--model", best, "--model", str(outputs["two"] / "best"), "--shards", shards, "--splits", "Test1"]
     asked = asked_of(command.parse_args([*arguments, "--out", str(tmp_path)]))
     result = run_evaluation(asked, Ranks())
     write_results(tmp_path, result, Beside())

@@ -2,9 +2,9 @@
 
 import pytest
 
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, read_validations, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import build_two_kinds, read_history, read_validations, write_run
 
 pytestmark = pytest.mark.long
 
@@ -37,7 +37,7 @@ def place(tmp_path_factory):
 def test_losses_agree_on_one_and_two_ranks(place):
     one, two = (read_history(place / f"changed-{num_ranks}") for num_ranks in (1, 2))
     assert [step["keys"] for step in one] == [step["keys"] for step in two]
-    assert [step["train/learning_rate_rest"] for step in one] == [step["train/learning_rate_rest"] for step in two]
+    assert [step["train/lr_head"] for step in one] == [step["train/lr_head"] for step in two]
     for ours, theirs in zip(one, two, strict=True):
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], abs=1e-5)
     for num_ranks in (1, 2):

@@ -10,11 +10,11 @@ from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.train.checkpoints.checkpoint import find_checkpoint, read_state
 from ccts_dist.train.experiment import open_experiment
-from tests.launching import ROOT
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import build_two_kinds, make_cache, read_history, write_run
-from tests.small_teacher import save_small_teacher
 
 STEPS, SAVED_AT = 12, 6
 STAGES = (0, 1, 2, 3)
@@ -98,7 +98,8 @@ def test_number_of_micro_batches_differs_from_step_to_step(place):
 def test_losses_cut_by_seconds_are_those_cut_by_count_under_every_stage(place, num_ranks):
     """Each stage with each number of ranks, and both with each number of rounds, of which ZeRO-3 has one.
 
-    All three at once say nothing new: rounds are taken before the stage reduces, and ranks share a batch before either.
+    All three at once state nothing new: rounds are taken before the stage reduces, and ranks share a batch before
+    either.
     """
     cases = [(stage, ROUNDS[(stage + num_ranks) % 3] if stage < 3 else "auto") for stage in STAGES]
     run_on_ranks(run_trainings, num_ranks, jobs_for(place, num_ranks, cases), timeout_s=900)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.launching import launch_well
-from tests.small_runs import build_two_kinds, read_history, write_run
+from tests.helpers.processes.launching import launch_well
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
 
 STEPS = 30
 
@@ -31,12 +31,12 @@ def test_run_moves_between_ranks_and_stages_and_ends_as_if_it_had_not(tmp_path):
     launch_well(2, "launch/train.py", "--config", str(path), timeout_s=900)
     path, moved = config("moved")
     for ranks, stage, until in LEGS:
-        said = launch_well(
+        printed = launch_well(
             ranks, "launch/train.py", "--config", str(path), "--resume", "auto",
             "--set", f"train.max_steps={until}", "--set", f"train.deepspeed=ds_configs/{stage}.json", timeout_s=900,
         )  # fmt: skip
         assert len(read_history(moved)) == until
-    assert "train.deepspeed: 'ds_configs/zero3_offload.json' -> 'ds_configs/zero1.json'" in said
+    assert "train.deepspeed: 'ds_configs/zero3_offload.json' -> 'ds_configs/zero1.json'" in printed
 
     one, other = read_history(undisturbed), read_history(moved)
     assert [step["keys"] for step in one] == [step["keys"] for step in other]

@@ -18,7 +18,7 @@ from ccts_dist.train.checkpoints.checkpoint import CheckpointFiles, TrainState, 
 from ccts_dist.train.checkpoints.writer import CheckpointWriter
 from ccts_dist.train.zero.ds_config import read_ds_config
 from ccts_dist.train.zero.engine import Engine, Snapshot
-from tests.launching import ROOT, environment
+from tests.helpers.processes.launching import ROOT, environment
 from tests.ranks.processes import run_on_ranks
 
 SHIPPED = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
@@ -47,10 +47,10 @@ def write_in_the_way(output: Path) -> tuple[str, list[str]]:
 
 
 def test_checkpoint_that_rank_0_cannot_write_is_an_error_on_all(tmp_path):
-    told = run_on_ranks(write_in_the_way, 2, tmp_path)
-    assert told[0] == told[1]
-    assert "step-00000002.partial: cannot be written" in told[0][0]
-    assert told[0][1] == ["step-00000001"]
+    reported = run_on_ranks(write_in_the_way, 2, tmp_path)
+    assert reported[0] == reported[1]
+    assert "step-00000002.partial: cannot be written" in reported[0][0]
+    assert reported[0][1] == ["step-00000001"]
 
 
 def build_engine(stage: str, precision: str) -> Engine:
@@ -108,7 +108,7 @@ def waits_for_the_whole_device() -> dict[str, list[str]]:
 
     accelerator, waits = get_accelerator(), []
     accelerator.synchronize = lambda *_: waits.append("".join(traceback.format_stack(limit=4)))
-    told = {}
+    reported = {}
     for case in (("zero0", "fp32"), ("zero2", "bf16"), ("zero3", "fp32")):
         engine = build_engine(*case)
         engine.train(True)
@@ -118,13 +118,13 @@ def waits_for_the_whole_device() -> dict[str, list[str]]:
         engine.train(False)
         with torch.no_grad():
             engine._engine(torch.ones(4, 5, dtype=next(engine._engine.module.parameters()).dtype))
-        told["-".join(case)] = list(waits)
-    return told
+        reported["-".join(case)] = list(waits)
+    return reported
 
 
 def test_no_step_and_no_validation_waits_for_the_whole_device():
-    (told,) = run_on_ranks(waits_for_the_whole_device, 1)
-    assert told == {"zero0-fp32": [], "zero2-bf16": [], "zero3-fp32": []}
+    (reported,) = run_on_ranks(waits_for_the_whole_device, 1)
+    assert reported == {"zero0-fp32": [], "zero2-bf16": [], "zero3-fp32": []}
 
 
 def take_step(engine: Engine, factor: float) -> bool:
@@ -137,7 +137,7 @@ def take_step(engine: Engine, factor: float) -> bool:
 
 def write_beside(folder: Path) -> dict[str, object]:
     """On one rank: a copy is written while training goes on, and then what cannot be written."""
-    ranks, told = rank_facts(), {}
+    ranks, reported = rank_facts(), {}
     for case in (("zero0", "fp32"), ("zero1_gpu", "fp32"), ("zero2_gpu", "bf16")):
         engine, whole, copied = build_engine(*case), folder / f"{case[0]}-whole", folder / f"{case[0]}-copied"
         take_step(engine, 1.0)
@@ -148,7 +148,7 @@ def write_beside(folder: Path) -> dict[str, object]:
         written = engine.save(whole)
         snapshot = engine.snapshot()
         take_step(engine, 1.0)
-        told[f"{case[0]} alike"] = (snapshot.write(copied) if ranks.is_first else {}) == written
+        reported[f"{case[0]} alike"] = (snapshot.write(copied) if ranks.is_first else {}) == written
     writer = CheckpointWriter(ranks)
     for step in (1, 2):
         files = CheckpointFiles(folder, TrainState(step=step), run={}, plan_digest="", ranks=ranks, keep=1)
@@ -158,7 +158,7 @@ def write_beside(folder: Path) -> dict[str, object]:
         writer.wait()
     found = find_checkpoint(folder, lambda _: None)
     assert found is not None
-    return told | {"error": str(caught.value), "left": found[0].name, "files": len(found[1].files)}
+    return reported | {"error": str(caught.value), "left": found[0].name, "files": len(found[1].files)}
 
 
 class Full:
@@ -181,7 +181,7 @@ def test_copy_is_written_as_the_engine_would_and_a_full_disk_is_an_error_on_all(
 
 def fail_on_one_rank(folder: Path) -> dict[tuple[str, str], dict[str, object]]:
     """On one rank, for every case: a gradient that is not finite, and a disk that is full."""
-    ranks, told = rank_facts(), {}
+    ranks, reported = rank_facts(), {}
     for case in CASES:
         engine = build_engine(*case)
         facts: dict[str, object] = {"first step skipped": take_step(engine, 1.0)}
@@ -203,8 +203,8 @@ def fail_on_one_rank(folder: Path) -> dict[tuple[str, str], dict[str, object]]:
         facts["error"] = str(caught.value)
         facts["written"] = sorted(engine.save(whole))
         facts["step after skipped"] = take_step(engine, 1.0)
-        told[case] = facts
-    return told
+        reported[case] = facts
+    return reported
 
 
 @pytest.fixture(scope="module")

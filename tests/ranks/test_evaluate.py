@@ -14,9 +14,9 @@ from ccts_dist.scoring import read_table
 from ccts_dist.shards import open_shard_set, open_teacher_cache
 from ccts_dist.shards.merge import merge_shards
 from launch import evaluate as command
-from tests.launching import launch_well
-from tests.small_runs import make_cache
-from tests.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.models.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.processes.launching import launch_well
+from tests.helpers.processes.small_runs import make_cache
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,21 @@ def outs(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> l
     outs = [tmp_path_factory.mktemp("out") / name for name in ("one", "two")]
     args = [
         *("--model", str(places["student"]), "--model", str(places["teacher"]), "--shards", str(places["shards"])),
-        *("--split", "Test1", "--teacher", str(places["cache"]), "--snr", "0", "20", "--noises", "white", "babble"),
+        *(
+            "--splits",
+            "Test1",
+            "--teacher-cache",
+            str(places["cache"]),
+            "--snr",
+            "0",
+            "20",
+            "--noises",
+            "white",
+            "babble",
+        ),
     ]
-    assert command.main([*args, "--out", str(outs[0]), "--transcripts", "--players"]) == 0
-    launch_well(2, "launch/evaluate.py", *args, "--out", str(outs[1]), "--micro", "3")
+    assert command.main([*args, "--out", str(outs[0]), "--transcripts", "--embed-audio"]) == 0
+    launch_well(2, "launch/evaluate.py", *args, "--out", str(outs[1]), "--batch-size", "3")
     return outs
 
 
@@ -82,19 +93,19 @@ def test_cached_teacher_is_the_teacher_that_was_evaluated(outs: list[Path]):
 
 def test_every_noise_and_ratio_is_scored_and_little_noise_changes_less(outs: list[Path]):
     split = json.loads((outs[0] / "metrics.json").read_text())["splits"]["Test1"]
-    heard = {(one["noise"], one["snr_db"]): one["ccc"]["activation"] for one in split["in_noise"]}
-    assert heard.keys() == {("white", 0), ("white", 20), ("babble", 0), ("babble", 20)}
+    received = {(one["noise"], one["snr_db"]): one["ccc"]["activation"] for one in split["in_noise"]}
+    assert received.keys() == {("white", 0), ("white", 20), ("babble", 0), ("babble", 20)}
     clean = split["ccc"]["activation"]
-    assert abs(heard["white", 20] - clean) < abs(heard["white", 0] - clean)
+    assert abs(received["white", 20] - clean) < abs(received["white", 0] - clean)
 
 
 def test_page_has_words_and_sound_only_where_they_were_asked_for(outs: list[Path], places: dict[str, Path]):
     asked, plain = ((out / "report.html").read_text() for out in outs)
     assert asked.count("<audio ") == 20
     assert plain.count("<audio ") == 0
-    said = next(iter(set(re.findall(r"(?:\b(?:good|bad|loud|soft|rain|sun|never) ){3}", asked))), "")
-    assert said
-    assert said not in plain
+    printed = next(iter(set(re.findall(r"(?:\b(?:good|bad|loud|soft|rain|sun|never) ){3}", asked))), "")
+    assert printed
+    assert printed not in plain
     shard_set = open_shard_set(places["shards"])
     (shard, *_) = shard_set.shards_of(("Test1",))
     rows = shard_set.rows(shard.name)
@@ -108,13 +119,13 @@ def test_page_has_words_and_sound_only_where_they_were_asked_for(outs: list[Path
 def test_shards_that_carry_a_teacher_need_no_cache(outs: list[Path], places: dict[str, Path], tmp_path: Path):
     shard_set = open_shard_set(places["shards"])
     merge_shards(shard_set, open_teacher_cache(places["cache"], shard_set), tmp_path / "merged")
-    args = ["--model", str(places["student"]), "--shards", str(tmp_path / "merged"), "--split", "Test1"]
-    assert command.main([*args, "--out", str(tmp_path / "out"), "--teacher", "merged"]) == 0
+    args = ["--model", str(places["student"]), "--shards", str(tmp_path / "merged"), "--splits", "Test1"]
+    assert command.main([*args, "--out", str(tmp_path / "out"), "--teacher-cache", "merged"]) == 0
     mine, theirs = (read_table(out / "predictions-Test1.parquet").teacher for out in (tmp_path / "out", outs[0]))
     assert mine is not None
     assert theirs is not None
     np.testing.assert_array_equal(mine.residual, theirs.residual)
-    np.testing.assert_array_equal(mine.kept, theirs.kept)
+    np.testing.assert_array_equal(mine.gate_mask, theirs.gate_mask)
 
 
 def test_page_draws_the_curves_of_a_run(places: dict[str, Path], tmp_path: Path):
@@ -123,7 +134,7 @@ def test_page_draws_the_curves_of_a_run(places: dict[str, Path], tmp_path: Path)
     lines = [{"step": step, "train/loss": 1 / step, "train/loss_ccc": None} for step in range(1, 1001)]
     (run / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "validations.jsonl").write_text('{"step": 500, "valid/loss": 0.5, "valid/ccc_valence": 0.25}\n')
-    args = ["--model", str(places["student"]), "--shards", str(places["shards"]), "--split", "Test1"]
+    args = ["--model", str(places["student"]), "--shards", str(places["shards"]), "--splits", "Test1"]
     assert command.main([*args, "--out", str(tmp_path / "out"), "--run", str(run)]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     # Means of three neighbours: (1 + 1/2 + 1/3) / 3 at first.
@@ -135,17 +146,17 @@ def test_page_draws_the_curves_of_a_run(places: dict[str, Path], tmp_path: Path)
     ("more", "words"),
     [
         (["--snr", "nan"], r"--snr nan: must be a number of decibels"),
-        (["--noises", "pink"], r"--noises: at which ratio to the speech is not said"),
+        (["--noises", "pink"], r"--noises: no ratio to the speech is given"),
     ],
 )
-def test_options_that_say_nothing_are_refused(more: list[str], words: str):
-    args = command.parse_args(["--model", "m", "--shards", "s", "--split", "t", "--out", "o", *more])
+def test_options_that_state_nothing_are_refused(more: list[str], words: str):
+    args = command.parse_args(["--model", "m", "--shards", "s", "--splits", "t", "--out", "o", *more])
     with pytest.raises(ConfigError, match=words):
         asked_of(args)
 
 
 def test_folder_that_cannot_be_written_is_refused_before_any_work(places: dict[str, Path], tmp_path: Path):
     (tmp_path / "file").touch()
-    args = ["--model", "absent", "--shards", "absent", "--split", "t", "--out", str(tmp_path / "file" / "out")]
+    args = ["--model", "absent", "--shards", "absent", "--splits", "t", "--out", str(tmp_path / "file" / "out")]
     with pytest.raises(ConfigError, match=r"file/out: cannot be written \(Not a directory\)"):
         command.main(args)

@@ -1,4 +1,5 @@
-"""Encoders that hear through a feature extractor: the same training on any ranks, under any stage, from kept frames."""
+"""Encoders that take input from a feature extractor: the same training on any ranks, under any stage, from kept
+frames."""
 
 from pathlib import Path
 
@@ -6,11 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.launching import ROOT
+from tests.helpers.models.model_shapes import save_extracted_encoder
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import build_two_kinds, read_history, write_run
-from tests.unit.model_shapes import save_extracted_encoder
 
 pytestmark = pytest.mark.long
 

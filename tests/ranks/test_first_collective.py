@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore
 
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import build_two_kinds, write_run
 from tests.ranks.processes import HOST, end_ranks
-from tests.small_runs import build_two_kinds, write_run
 
 _COLLECTIVES = ("all_gather_object", "all_reduce", "broadcast_object_list", "broadcast", "barrier")
 
@@ -92,13 +92,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     on_shards = ("--shards", str(shards))
     commands = {
         "train": ["launch/train.py", "--config", str(config)],
-        "evaluate": ["launch/evaluate.py", "--model", "m", *on_shards, "--split", "Test1", "--out", str(folder / "e")],
+        "evaluate": ["launch/evaluate.py", "--model", "m", *on_shards, "--splits", "Test1", "--out", str(folder / "e")],
         "cache_teacher": ["launch/cache_teacher.py", "--teacher", "t", *on_shards, "--out", str(folder / "c")],
         "probe": [
             *("launch/probe.py", "--model", "m", *on_shards, "--train", "Train", "--valid", "Development"),
             *("--test", "Test1", "--out", str(folder / "p")),
         ],
-        "register": ["launch/register.py", "--promote", "--name", "n", *on_shards, "--split", "Test1"],
+        "register": ["launch/register.py", "--promote", "--name", "n", *on_shards, "--splits", "Test1"],
     }
     tried = [(command, 2) for command in commands.values()] + [(commands["train"], 1)]
     stores = [TCPStore(HOST, 0, is_master=True, wait_for_workers=False) for _ in tried]

@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tests.damage import flip, flip_in_member
+from tests.launching import ROOT
 
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.train.experiment import open_experiment
-from tests.damage import flip, flip_in_member
-from tests.launching import ROOT
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import SPEECH, build_two_kinds, read_history, read_validations, write_run
 
 pytestmark = pytest.mark.long
 
@@ -135,7 +134,7 @@ def test_damaged_frames_stop_the_run_or_give_the_row_weight_0(place: Path, outpu
         ({"model": {"speech": SPEECH, "text": {**TEXT, "trainable": "all"}}}, "there are none to keep"),
         ({"model": {"speech": {**SPEECH, **FROZEN, "layers": "weighted"}, "text": {**TEXT, "trainable": "all"}}},
          "there are none to keep"),
-        ({"data": {"max_duration_s": 0.2}}, "data.max_duration_s makes each epoch hear something else"),
+        ({"data": {"max_duration_s": 0.2}}, "data.max_duration_s makes each epoch read something else"),
     ],
 )  # fmt: skip
 def test_run_without_frames_to_keep_is_refused(place: Path, sections, words: str):
@@ -145,7 +144,7 @@ def test_run_without_frames_to_keep_is_refused(place: Path, sections, words: str
 
 def test_augmented_run_is_refused(place: Path):
     config = write(place, "augmented", "frames")
-    with pytest.raises(ConfigError, match=r"\[augment\] makes each epoch hear something else"):
+    with pytest.raises(ConfigError, match=r"\[augment\] makes each epoch read something else"):
         read_run(config, ['augment.noises=["white"]'])
 
 
@@ -159,8 +158,8 @@ def test_damaged_utterance_stops_the_making_or_has_no_frames(tmp_path: Path):
     session = open_experiment(read_run(config, ["data.on_corrupt=skip"]), Ranks())
     batches = [batch for step in session.loader.epoch(0) for batch in step.micro_batches]
     session.close()
-    left_out = [key for batch in batches for key, w in zip(batch.keys, batch.weight.tolist(), strict=True) if w == 0]
-    assert left_out == [shard_set.rows(name).keys[2]]
+    rejected = [key for batch in batches for key, w in zip(batch.keys, batch.weight.tolist(), strict=True) if w == 0]
+    assert rejected == [shard_set.rows(name).keys[2]]
 
 
 def test_words_that_are_kept_do_not_mind_changed_audio(tmp_path: Path):

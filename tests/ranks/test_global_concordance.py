@@ -19,7 +19,7 @@ from ccts_dist.losses.total import (
     unpack_sums,
 )
 from ccts_dist.records import Condition, TeacherBatch
-from tests.distillation import direct_distillation, rows_of
+from tests.helpers.models.distillation import direct_distillation, rows_of
 from tests.ranks.processes import run_on_ranks
 
 ALPHA = (0.4, 0.35, 0.25)
@@ -30,7 +30,7 @@ DISTILL = DistillTerms(
         targets=("activation", "valence", "dominance"),
         w=(1.0, 1.0, 1.0),
         b=(0.0, 0.0, 0.0),
-        deviation=(0.1, 0.1, 0.1),
+        residual_std=(0.1, 0.1, 0.1),
         num_rows=(9, 9, 9),
         splits=("Train",),
     ),
@@ -70,12 +70,12 @@ def surrogate_gradients(cuts: list[int], distill: DistillTerms | None) -> tuple[
     rows, data = slice(cuts[rank], cuts[rank + 1]), Data(torch.float32)
     label, weight = data.label[rows], torch.ones(len(data.label[rows]))
     teacher = rows_of(data.teacher, rows)
-    kept = None if distill is None else distill.kept(teacher, label, weight)
+    gate_mask = None if distill is None else distill.gate_mask(teacher, label, weight)
     embedding, prediction = data.student(rows)
-    own = batch_sums(prediction, label, weight, kept, teacher=teacher, distill=distill)
+    own = batch_sums(prediction, label, weight, gate_mask, teacher=teacher, distill=distill)
     sums = unpack_sums(sum_over_ranks(pack_sums(own)), distill)
     value, parts = surrogate(
-        prediction, embedding, label, weight, sums, ALPHA, teacher=teacher, kept=kept, distill=distill
+        prediction, embedding, label, weight, sums, ALPHA, teacher=teacher, gate_mask=gate_mask, distill=distill
     )
     value.backward()
     shares = sum_over_ranks(torch.stack([parts.embedding, parts.prediction]))
@@ -84,7 +84,7 @@ def surrogate_gradients(cuts: list[int], distill: DistillTerms | None) -> tuple[
     for weights in data.weights:
         assert weights.grad is not None
         gradients.append(sum_over_ranks(weights.grad.double()))
-    return loss.item(), 0 if kept is None else int(kept.sum()), gradients
+    return loss.item(), 0 if gate_mask is None else int(gate_mask.sum()), gradients
 
 
 def plain_gradients(distill: DistillTerms | None) -> tuple[float, list[Tensor]]:
@@ -136,6 +136,6 @@ def test_gradient_on_two_ranks_of_uneven_sizes_is_that_of_one_process_in_float64
 
 
 def test_rank_whose_rows_are_all_gated_out_is_among_the_cases(on_two_ranks):
-    kept = [rank["5+8", "mse"][1] for rank in on_two_ranks]
-    assert kept[0] == 0
-    assert kept[1] >= 5
+    gate_mask = [rank["5+8", "mse"][1] for rank in on_two_ranks]
+    assert gate_mask[0] == 0
+    assert gate_mask[1] >= 5

@@ -22,7 +22,7 @@ CUTS = {0: [(0, 5), (5, 7)], 1: [(7, 13), (12, 13)]}
 DISTILL = DistillTerms(
     embedding_loss="mse",
     condition=Condition(
-        targets=DIMENSIONS, w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), deviation=(0.1, 0.1, 0.1), num_rows=(9, 9, 9),
+        targets=DIMENSIONS, w=(1.0, 1.0, 1.0), b=(0.0, 0.0, 0.0), residual_std=(0.1, 0.1, 0.1), num_rows=(9, 9, 9),
         splits=("Train",),
     ),
     embedding_weight=5.0,
@@ -112,11 +112,11 @@ def by_definition(distil: bool) -> tuple[float, list[Tensor]]:
     if distil:
         batch = rows(0, ROWS)
         assert batch.teacher is not None
-        kept = DISTILL.kept(batch.teacher, batch.labels, batch.weight)
-        assert 0 < kept.sum() < ROWS
+        gate_mask = DISTILL.gate_mask(batch.teacher, batch.labels, batch.weight)
+        assert 0 < gate_mask.sum() < ROWS
         output = engine.forward(batch)
-        far = (output.embedding - batch.teacher.embedding.double())[kept].square().mean()
-        off = (output.prediction - batch.teacher.prediction.double())[kept].square().mean()
+        far = (output.embedding - batch.teacher.embedding.double())[gate_mask].square().mean()
+        off = (output.prediction - batch.teacher.prediction.double())[gate_mask].square().mean()
         loss = loss + DISTILL.embedding_weight * far + DISTILL.prediction_weight * off
     return loss.item(), list(torch.autograd.grad(loss, engine.weights))
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import SPEECH, build_two_kinds, read_history, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import SPEECH, build_two_kinds, read_history, write_run
 
 pytestmark = pytest.mark.long
 
@@ -86,5 +86,5 @@ def test_weights_agree_and_all_that_is_trained_moved(outputs):
 def test_each_group_has_its_own_learning_rate(outputs):
     for output in outputs.values():
         step = read_history(output)[0]
-        rates = {key.removeprefix("train/learning_rate_"): step[key] for key in step if "learning_rate" in key}
-        assert rates == pytest.approx({"speech": 0.05, "text": 0.2, "rest": 0.1})
+        rates = {key.removeprefix("train/lr_"): step[key] for key in step if key.startswith("train/lr_")}
+        assert rates == pytest.approx({"speech": 0.05, "text": 0.2, "head": 0.1})

@@ -10,8 +10,8 @@ from ccts_dist.config import read_run
 from ccts_dist.distributed import rank_facts
 from ccts_dist.train import run as training
 from ccts_dist.train.zero.engine import Engine, Update
+from tests.helpers.processes.small_runs import build_two_kinds, write_run
 from tests.ranks.processes import end_ranks
-from tests.small_runs import build_two_kinds, write_run
 
 _TOO_MANY_BYTES = 1 << 50
 
@@ -75,7 +75,7 @@ def test_rank_without_memory_names_its_micro_batch_and_ends_all(shards: Path, tm
     codes, words = end_ranks(train_greedily, 2, config, part, place=tmp_path)
     assert codes == [1, 1], words
     (line,) = [line for log in words for line in log.splitlines() if "error: " in line]
-    assert line in words[1], "the rank itself says it"
+    assert line in words[1], "the rank itself states it"
     assert line.startswith(f"error: rank 1: out of memory in {what} of a micro-batch of 4 x 0."), line
     assert f"you tried to allocate {_TOO_MANY_BYTES} bytes" in line
     assert "Lower batch.micro_batch_size (4), or set model.gradient_checkpointing = true. All ranks end. " in line

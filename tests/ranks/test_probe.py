@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.launching import launch, launch_well
-from tests.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.models.small_teacher import build_small_shards, save_small_teacher
+from tests.helpers.processes.launching import launch, launch_well
 
 pytestmark = pytest.mark.long
 
@@ -24,9 +24,9 @@ def test_same_table_on_one_rank_and_on_two(places, tmp_path):
     trees = []
     for num_ranks, micro in ((1, "16"), (2, "3")):
         out = tmp_path / str(num_ranks)
-        args = ("--model", str(teacher), "--shards", str(shards), *SPLITS, "--out", str(out), "--micro", micro)
-        said = launch_well(num_ranks, "launch/probe.py", *args)
-        assert said.count("| speech  |     0 |") == 1
+        args = ("--model", str(teacher), "--shards", str(shards), *SPLITS, "--out", str(out), "--batch-size", micro)
+        printed = launch_well(num_ranks, "launch/probe.py", *args)
+        assert printed.count("| speech  |     0 |") == 1
         trees.append(json.loads((out / "layers.json").read_text()))
     one, two = (tree.pop("scores") for tree in trees)
     assert trees[0] == trees[1]

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from ccts_dist.distributed import gather_objects, rank_facts
-from tests.launching import ROOT, environment
+from tests.helpers.processes.launching import ROOT, environment
 from tests.ranks.processes import run_on_ranks
 
 

@@ -17,11 +17,11 @@ from ccts_dist.shards.merge import merge_shards
 from ccts_dist.shards.shard_set import open_shard_set
 from ccts_dist.shards.teacher_cache import open_teacher_cache
 from ccts_dist.train.experiment import open_experiment
-from tests.launching import launch_well
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.launching import launch_well
+from tests.helpers.processes.small_runs import LONG, build_two_kinds, make_cache, read_history, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import LONG, build_two_kinds, make_cache, read_history, write_run
-from tests.small_teacher import save_small_teacher
 
 DISTIL = {"embedding_weight": 1.0, "embedding_loss": "mse", "prediction_weight": 0.5}
 SETTINGS = {
@@ -105,11 +105,11 @@ def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(sett
     assert steps[0]["train/loss"] != steps[-1]["train/loss"], "nothing was learnt, so nothing was compared"
     assert all(np.isfinite(step["train/loss"]) for step in steps), "two runs without a loss agree as well"
     if setting == LAUNCHED:
-        kept = [step["train/kept_share"] for step in steps]
-        assert min(kept) > 0
-        assert sum(kept[:4]) / 4 == pytest.approx(0.5, abs=0.1), "the short ones are kept, the long ones are not"
+        fractions = [step["distill/fraction"] for step in steps]
+        assert min(fractions) > 0
+        assert sum(fractions[:4]) / 4 == pytest.approx(0.5, abs=0.1), "the short ones are kept, the long ones are not"
     if setting == "a share left out":
-        shares = [step[f"train/kept_share_{target}"] for step in steps for target in DIMENSIONS]
+        shares = [step[f"distill/fraction_{target}"] for step in steps for target in DIMENSIONS]
         assert 0.6 < sum(shares) / len(shares) < 1, "of 40 % some dimension is left out, of none all"
 
 

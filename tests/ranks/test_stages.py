@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from ccts_dist.model.folder import load_model
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import SPEECH, build_two_kinds, read_history, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import SPEECH, build_two_kinds, read_history, write_run
 
 pytestmark = pytest.mark.long
 
@@ -54,7 +54,8 @@ MOVED_TO = {
 }
 """Numbers of ranks that take runs over, and the runs: each once, each shipped stage by one rank and by three.
 
-A checkpoint holds whole tensors, whatever wrote it: what each kind says about half of the pairs, both say about all.
+A checkpoint holds whole tensors, whatever wrote it: what each kind states about half of the pairs, both state about
+all.
 """
 
 TOLERANCES = {("sgd", "fp32"): 1e-5, ("adam", "fp32"): 1e-4, ("adam", "bf16"): 0.15}
@@ -135,7 +136,7 @@ def test_losses_of_fifteen_steps_agree_across_stages(place, kind):
     Hence 1e-5 for SGD in fp32, which carries rounding along (4e-8 was seen), and 1e-4 for Adam, which can turn the sign
     of a gradient that is next to nothing into a whole step (3e-8 was seen). In bf16 rounding starts at 4e-3 instead of
     1e-7, and ZeRO-3's linear layer rounds gradients otherwise than torch's: 5e-3 in the first two steps (4e-4 was
-    seen), and 0.15 in the end, which only says that the stages still learn alike.
+    seen), and 0.15 in the end, which only states that the stages still learn alike.
     """
     histories = {stage: read_history(output) for stage, output in outputs(place, kind).items()}
     plain = histories["zero0"]
@@ -145,12 +146,12 @@ def test_losses_of_fifteen_steps_agree_across_stages(place, kind):
     for stage, history in histories.items():
         assert [step["keys"] for step in history] == [step["keys"] for step in plain], stage
         off = np.abs(np.array([step["train/loss"] for step in history]) - losses)
-        norms = np.array([[step["train/gradient_norm"] for step in steps] for steps in (history, plain)])
+        norms = np.array([[step["train/grad_norm"] for step in steps] for steps in (history, plain)])
         print(kind, stage, off.max(), np.abs(norms[0] / norms[1] - 1).max())
         assert off.max() <= TOLERANCES[kind], stage
         assert off[:2].max() <= 5e-3, stage
         assert np.abs(norms[0] / norms[1] - 1)[0] <= (1e-5 if kind[1] == "fp32" else 2e-2), stage
-        assert history[0]["train/learning_rate_encoder"] == pytest.approx(history[0]["train/learning_rate_rest"] / 4)
+        assert history[0]["train/lr_encoder"] == pytest.approx(history[0]["train/lr_head"] / 4)
 
 
 @pytest.mark.parametrize(("kind", "stage"), RESUMED, ids=["-".join((*kind, stage)) for kind, stage in RESUMED])
@@ -218,7 +219,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches_and_losses(moved)
         expected = read_history(output(place, kind, stage))[: SAVED_AT + 2]
         got = read_history(output(place, kind, stage, f"-on-{num_ranks}"))
         assert [step["keys"] for step in got] == [step["keys"] for step in expected]
-        rates = [name for name in got[0] if name.startswith("train/learning_rate")]
+        rates = [name for name in got[0] if name.startswith("train/lr")]
         assert len(rates) == 2
         assert all(got[-1][name] == expected[-1][name] for name in rates)
         off = [abs(a["train/loss"] - b["train/loss"]) for a, b in zip(got, expected, strict=True)]

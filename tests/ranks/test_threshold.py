@@ -10,9 +10,9 @@ from ccts_dist.losses.gate import gated_on
 from ccts_dist.records import Condition
 from ccts_dist.shards import ShardSet, TeacherCache, open_shard_set, open_teacher_cache
 from ccts_dist.teacher.robust import robust_condition
-from ccts_dist.teacher.threshold import kth_smallest, share_left_out, threshold_leaving_out
+from ccts_dist.teacher.threshold import kth_smallest, rejected_fraction, threshold_rejecting
+from tests.helpers.examples.shard_examples import example_cache, example_shard_set
 from tests.ranks.processes import run_on_ranks
-from tests.shard_examples import example_cache, example_shard_set
 
 SIZES = (0, 5, 300)
 """Numbers of each rank: one has none."""
@@ -26,8 +26,8 @@ def found_of(ranks: Ranks, shard_set: ShardSet, cache: TeacherCache) -> tuple[fl
     """What is found before training: a threshold, the share of a threshold, and the condition without outliers."""
     of = (cache, shard_set, ("Train",))
     robust = robust_condition(*of, ranks=ranks)
-    share = share_left_out(0.5, *of, ranks=ranks, condition=gated_on(robust, ("valence",)))
-    return threshold_leaving_out(0.3, *of, ranks=ranks), share, robust
+    share = rejected_fraction(0.5, *of, ranks=ranks, condition=gated_on(robust, ("valence",)))
+    return threshold_rejecting(0.3, *of, ranks=ranks), share, robust
 
 
 def every_kth(folder: Path) -> tuple[list[float], tuple[float, float, Condition]]:
@@ -50,5 +50,5 @@ def test_ranks_agree_on_the_threshold_that_one_alone_finds(tmp_path):
     numbers, found = on_ranks[0]
     assert numbers == expected
     assert found[:2] == (threshold, share)
-    for name in ("w", "b", "deviation"):  # sums of floats in another order
+    for name in ("w", "b", "residual_std"):  # sums of floats in another order
         assert getattr(found[2], name) == pytest.approx(getattr(robust, name), rel=1e-9)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ccts_dist import __version__, cli
+from ccts_dist.commands import evaluate, reproduce
+from ccts_dist.commands.shards import check
 from ccts_dist.invocation import as_started
 
 SCRIPTS = sorted([*Path("launch").glob("*.py"), *Path("shards").glob("*.py")])
@@ -24,7 +26,7 @@ def test_every_script_is_a_command_and_every_command_but_two_a_script():
     names = {path.stem.replace("_", "-") for path in SCRIPTS}
     assert len(names) >= 17
     assert set(cli.COMMANDS) == names | {"path", "schema"}
-    modules = {path.stem.replace("_", "-") for path in Path("ccts_dist/commands").glob("[a-z]*.py")}
+    modules = {path.stem.replace("_", "-") for path in Path("ccts_dist/commands").rglob("[a-z]*.py")}
     assert modules == set(cli.COMMANDS)
 
 
@@ -33,18 +35,18 @@ def test_script_and_command_are_one_program(path: Path, monkeypatch: pytest.Monk
     asked = []
     monkeypatch.setattr(cli, "start", asked.append)
     runpy.run_path(str(path), run_name="__main__")
-    runpy.run_path(f"ccts_dist/commands/{path.name}", run_name="__main__")
+    runpy.run_path(f"{cli.module_of(path.stem).replace('.', '/')}.py", run_name="__main__")
     assert asked == [path.stem.replace("_", "-")] * 2
 
 
 def test_commands_that_a_launcher_starts_are_those_that_take_its_option():
-    told = {
+    reported = {
         path.stem.replace("_", "-")
-        for path in Path("ccts_dist/commands").glob("*.py")
+        for path in Path("ccts_dist/commands").rglob("*.py")
         if "local_rank" in path.read_text()
     }
-    told |= {"evaluate"} if "local_rank" in Path("ccts_dist/evaluation/options.py").read_text() else set()
-    assert {name for name, command in cli.COMMANDS.items() if command.on_ranks} == told
+    reported |= {"evaluate"} if "local_rank" in Path("ccts_dist/evaluation/options.py").read_text() else set()
+    assert {name for name, command in cli.COMMANDS.items() if command.on_ranks} == reported
 
 
 def test_help_has_a_line_for_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -73,9 +75,9 @@ def test_command_by_either_spelling_and_after_what_a_launcher_puts_before_it(
 ):
     for words in (["cache-teacher"], ["cache_teacher"], ["--local_rank=1", "cache-teacher"]):
         assert run(monkeypatch, *words, "--help") == 0
-        said = capsys.readouterr().out
-        assert said.startswith("usage: ccts cache-teacher ")
-        assert "deepspeed $(ccts path cache-teacher) --teacher" in said
+        printed = capsys.readouterr().out
+        assert printed.startswith("usage: ccts cache-teacher ")
+        assert "deepspeed $(ccts path cache-teacher) --teacher" in printed
     assert run(monkeypatch, "predict", "--modle", "x") == 2
     assert "ccts predict: error: " in capsys.readouterr().err
 
@@ -116,3 +118,21 @@ def test_path_prints_files_that_exist(
     assert capsys.readouterr().err == (
         "error: 'zero9.json': no command, and no shipped file. ls -R $(ccts path) lists those.\n"
     )
+
+
+EVALUATE = ["--model", "m", "--shards", "s", "--out", "o"]
+
+
+def test_several_splits_follow_one_option_or_each_its_own():
+    every = [["--splits", "A", "B"], ["--splits", "A", "--splits", "B"], ["--split", "A", "--split", "B"]]
+    assert [evaluate.parse_args([*EVALUATE, *words]).splits for words in every] == [["A", "B"]] * 3
+
+
+def test_options_of_older_scripts_are_read_as_todays():
+    old = ["--split", "A", "--uri", "u", "--micro=4", "--players", "--track", "--teacher", "c"]
+    new = ["--splits", "A", "--tracking-uri", "u", "--batch-size=4", "--embed-audio", "--log-to-mlflow"]
+    assert evaluate.parse_args([*EVALUATE, *old]) == evaluate.parse_args([*EVALUATE, *new, "--teacher-cache", "c"])
+    assert check.parse_args(["s", "--teacher", "c"]).teacher_cache == "c"
+    old = ["--table", "msp", "--rows", "3", "--starter", "w", "--collect", "--wrong", "5"]
+    new = ["--table", "msp", "--only", "3", "--launcher", "w", "--report-only", "--corrupt-transcripts", "5"]
+    assert reproduce.parse_args(old) == reproduce.parse_args(new)

@@ -21,7 +21,9 @@ def test_collector_rests_during_imports_and_not_after_them_even_if_one_fails():
     assert gc.isenabled()
 
 
-def test_rank_that_lost_its_peers_says_so_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_rank_that_lost_its_peers_reports_so_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setenv("RANK", "3")
 
     def main(_: list[str] | None) -> int:

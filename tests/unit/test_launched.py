@@ -33,7 +33,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "adopted"),
+    ("reported", "adopted"),
     [
         pytest.param(
             {
@@ -98,12 +98,12 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param({}, {}, id="nobody"),
     ],
 )
-def test_variables_of_a_launcher_become_those_of_torch(told, adopted):
-    environ = dict(told)
+def test_variables_of_a_launcher_become_those_of_torch(reported, adopted):
+    environ = dict(reported)
     adopt_launcher(environ)
-    assert environ == told | adopted
+    assert environ == reported | adopted
     adopt_launcher(environ)
-    assert environ == told | adopted, "a second time changes nothing"
+    assert environ == reported | adopted, "a second time changes nothing"
 
 
 def test_bare_srun_makes_ranks_and_not_so_many_trainings(monkeypatch: pytest.MonkeyPatch):
@@ -148,12 +148,12 @@ def test_variable_that_is_no_number_is_refused_by_name(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("told", "words"),
+    ("reported", "words"),
     [
         ({"RANK": "1"}, "RANK = '1' is set and WORLD_SIZE is not"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE = '2' is set and RANK is not"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK = 2 and WORLD_SIZE = 2: the rank must be below"),
-        ({"PMIX_RANK": "1"}, "PMIX_RANK = '1': a launcher has started several ranks, and nothing tells how many"),
+        ({"PMIX_RANK": "1"}, "PMIX_RANK = '1': a launcher has started several ranks, and nothing reports how many"),
         ({"SLURM_PROCID": "3"}, "SLURM_PROCID = '3': a launcher has started several ranks"),
         (
             {"RANK": "0", "WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
@@ -162,7 +162,7 @@ def test_variable_that_is_no_number_is_refused_by_name(monkeypatch: pytest.Monke
         ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "many"}, "WORLD_SIZE = 'many' is no whole number"),
     ],
 )
-def test_no_rank_of_several_trains_alone_in_silence(told, words, monkeypatch: pytest.MonkeyPatch):
+def test_no_rank_of_several_trains_alone_in_silence(reported, words, monkeypatch: pytest.MonkeyPatch):
     for name in (
         "RANK",
         "WORLD_SIZE",
@@ -174,14 +174,14 @@ def test_no_rank_of_several_trains_alone_in_silence(told, words, monkeypatch: py
     ):
         monkeypatch.setenv(name, "")  # so that monkeypatch takes away what is set
         monkeypatch.delenv(name)
-    for name, value in told.items():
+    for name, value in reported.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"^environment variables? .*{words}"):
         rank_facts()
 
 
 @pytest.mark.parametrize(
-    "told",
+    "reported",
     [
         {},
         {"RANK": "0", "WORLD_SIZE": "1"},
@@ -190,8 +190,8 @@ def test_no_rank_of_several_trains_alone_in_silence(told, words, monkeypatch: py
         {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4"},
     ],
 )
-def test_rank_that_was_started_alone_trains_alone(told, monkeypatch: pytest.MonkeyPatch):
-    for name, value in told.items():
+def test_rank_that_was_started_alone_trains_alone(reported, monkeypatch: pytest.MonkeyPatch):
+    for name, value in reported.items():
         monkeypatch.setenv(name, value)
     assert rank_facts() == Ranks()
 

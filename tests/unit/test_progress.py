@@ -7,7 +7,7 @@ from ccts_dist.progress import Progress, log
 def test_plain_lines_count_and_show_figures(capsys, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     with Progress(3, "reading", unit="shards") as bar:
-        bar.advance(figures="loss 0.5")
+        bar.advance(status="loss 0.5")
         bar.advance(2)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("reading: 1/3 shards")
@@ -22,7 +22,7 @@ def test_lines_are_seldom(capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_invisible_progress_and_lines_say_nothing(capsys):
+def test_invisible_progress_and_lines_state_nothing(capsys):
     with Progress(3, "reading", unit="shards", visible=False) as bar:
         bar.advance(3)
     log("a line", visible=False)

@@ -27,7 +27,7 @@ def seat(host: str = "a", **changes: object) -> Seat:
 
 
 def launched(*sizes: int, **changes: object) -> list[Seat]:
-    """Seats of hosts with so many ranks each, by the word of a launcher that tells all."""
+    """Seats of hosts with so many ranks each, by the word of a launcher that reports all."""
     return [
         seat(f"host{number}", local_rank=rank, local_size=size, num_nodes=len(sizes), **changes)
         for number, size in enumerate(sizes)
@@ -63,12 +63,12 @@ def test_uneven_or_mixed_hosts_count_as_one():
     assert [found[1] for found in facts([seat("a"), seat("b"), seat("a"), seat("b")])] == [1, 1, 1, 1]
 
 
-def test_number_of_hosts_is_counted_where_mpirun_does_not_tell_it():
+def test_number_of_hosts_is_counted_where_mpirun_does_not_report_it():
     seats = [replace(one, num_nodes=None) for one in launched(2, 2)]
     assert [found[:2] for found in facts(seats)] == [(0, 2), (1, 2), (0, 2), (1, 2)]
 
 
-def test_what_the_launcher_tells_goes_before_names_of_hosts():
+def test_what_the_launcher_reports_goes_before_names_of_hosts():
     seats = [replace(one, host="localhost") for one in launched(2, 2)]
     assert facts(seats) == [(0, 2, None, 2), (1, 2, None, 2), (0, 2, None, 2), (1, 2, None, 2)]
 
@@ -133,7 +133,7 @@ def job_before(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
     for rank in (0, 1):
         store.add(f"ccts/arrived/{rank}", 1)
         store.set(f"ccts/seat/{rank}", json.dumps(asdict(seat(local_rank=rank, local_size=2, num_nodes=1))))
-    store.set("ccts/job", json.dumps(asdict(_own_job())))  # the same command, so that only its place tells
+    store.set("ccts/job", json.dumps(asdict(_own_job())))  # the same command, so that only its place reports
     monkeypatch.setattr("ccts_dist.errors._SPEAK_S", 0.0)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
@@ -142,7 +142,7 @@ def job_before(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_second_job_on_a_host_is_told_of_the_port_and_joins_no_stranger(
+def test_second_job_on_a_host_is_reported_of_the_port_and_joins_no_stranger(
     rank: int, job_before: TCPStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("RANK", str(rank))

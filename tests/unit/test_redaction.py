@@ -22,7 +22,7 @@ from ccts_dist.tracking.mlflow_client import prepare_mlflow
 from ccts_dist.tracking.run_file import TrackedRun, write_run_file
 from ccts_dist.tracking.spooling.spooled_run import begin_run
 from ccts_dist.tracking.uri import resolve_tracking_uri
-from tests.addresses import Case, cases
+from tests.helpers.processes.addresses import Case, cases
 from tests.tiers import with_long
 
 CORPUS = list(cases())
@@ -72,8 +72,8 @@ def test_addresses_that_nobody_has_opened_are_cut_by_their_form():
 
 def test_pieces_that_a_library_takes_for_host_or_port_are_masked():
     remember("http://alice:first/seCond9/third@127.0.0.1:9")
-    said = redact("could not translate host name 'second9', port 'first' in /third@127.0.0.1")
-    assert said == "could not translate host name '***', port '***' in /***@127.0.0.1"
+    printed = redact("could not translate host name 'second9', port 'first' in /third@127.0.0.1")
+    assert printed == "could not translate host name '***', port '***' in /***@127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_pieces_that_a_library_takes_for_host_or_port_are_masked():
         "its user or password holds '@', which ends it there: write %40",
         "basic and bearer authentication; passwords, tokens and secrets: none",
         "https://host/p?page=2&num_tokens=7&ticket_id=3",
-        "python launch/compare.py runs/a runs/b --key train/gradient_norm",
+        "python launch/compare.py runs/a runs/b --key train/grad_norm",
     ],
 )
 def test_text_without_credentials_stays_as_it_is(text: str):
@@ -116,7 +116,7 @@ def test_credentials_of_the_environment_are_masked_wherever_they_stand(
 ):
     monkeypatch.setenv(name, value)
     secret = "open sesame" if "PROXY" in name.upper() else value
-    assert redact(f"the server said: {secret!r} is wrong") == "the server said: '***' is wrong"
+    assert redact(f"the server reported: {secret!r} is wrong") == "the server reported: '***' is wrong"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_credentials_of_the_environment_are_masked_wherever_they_stand(
 )
 def test_a_secret_within_a_value_of_the_environment_is_masked(name: str, value: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(name, value)
-    assert redact("the store said: hush-99-hush at eu is wrong") == "the store said: *** at eu is wrong"
+    assert redact("the store reported: hush-99-hush at eu is wrong") == "the store reported: *** at eu is wrong"
 
 
 OWN_FORMS = [
@@ -209,10 +209,10 @@ def test_headers_and_pairs_of_foreign_messages_are_masked():
 
 
 @pytest.mark.parametrize("every", with_long((17,), (17, 1)))
-def test_no_password_of_the_corpus_is_in_what_a_command_says_or_passes_on(
+def test_no_password_of_the_corpus_is_in_what_a_command_states_or_passes_on(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Looking up a model at each address: MLflow, SQLAlchemy, drivers and requests have their say."""
+    """Looking up a model at each address: MLflow, SQLAlchemy, drivers and requests take part."""
     monkeypatch.chdir(tmp_path)
     prepare_mlflow()
     import mlflow.store.db.utils
@@ -235,10 +235,10 @@ def test_no_password_of_the_corpus_is_in_what_a_command_says_or_passes_on(
             return 0
 
         assert run_main(look_up) in (1, 2), case.address
-        said = written.getvalue()
-        assert said.count("\n") == 1, said
-        assert said.startswith("error: "), said
-        for text in (said, *chains):
+        printed = written.getvalue()
+        assert printed.count("\n") == 1, printed
+        assert printed.startswith("error: "), printed
+        for text in (printed, *chains):
             message = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
             assert not case.seen_in(message), message
     assert list(tmp_path.iterdir()) == []
@@ -270,9 +270,9 @@ def test_no_password_of_the_corpus_is_in_files_of_a_run(tmp_path: Path):
 def test_password_that_http_would_take_for_a_host_is_refused_with_the_remedy(uri: str):
     with pytest.raises(
         ConfigError, match=r"'http.*://host.*': its user or password holds '.', .* Write %2\w|%20"
-    ) as told:
+    ) as reported:
         resolve_tracking_uri(uri)
-    assert "cret9" not in str(told.value)
+    assert "cret9" not in str(reported.value)
 
 
 def test_password_with_at_sign_is_refused_for_a_database_and_taken_escaped():

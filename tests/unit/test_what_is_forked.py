@@ -4,6 +4,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from tests.small_runs import SPEECH
 from transformers import HubertConfig
 
 from ccts_dist.config import ModelConfig
@@ -12,7 +13,6 @@ from ccts_dist.model.emotion import EncoderConfigs
 from ccts_dist.tracking.sqlite_store import make_store
 from tests.ready_store import MIGRATE, copy_tables
 from tests.remembered import _remembered
-from tests.small_runs import SPEECH
 
 
 def model(**changes: int) -> tuple[ModelConfig, EncoderConfigs]:

@@ -1,9 +1,9 @@
 """The spoken demo corpus: MSP-Podcast's layout on disk, made on the spot by speech synthesis.
 
 The words alone carry valence; the voice alone carries activation (rate, pitch, pitch range) and dominance (loudness).
-Speakers differ between splits. Simulated raters hear all three with a bias and noise of their own, and a share of the
-transcripts belongs to another utterance, so that a teacher's condition has something to leave out. It shows the
-effect of a teacher; it says nothing about people.
+Speakers differ between splits. Simulated raters perceive all three with a bias and noise of their own, and a share of
+the transcripts belongs to another utterance, so that a teacher's condition has something to leave out. It shows the
+effect of a teacher; it shows nothing about people.
 """
 
 import json
@@ -43,7 +43,7 @@ SPLIT_SHARES = {"Train": 0.76, "Development": 0.12, "Test1": 0.12}
 """Share of the utterances per split."""
 
 MARKER = "spoken.json"
-"""File in the corpus folder that says it is complete and how it was made."""
+"""File in the corpus folder that states it is complete and how it was made."""
 
 GENERATOR, GENERATOR_OF_OTHER_SHARES = 1, 2
 """Count up whenever an equal configuration would give another corpus: one with the usual share of wrong transcripts,
@@ -138,10 +138,10 @@ class SpokenLine:
     split: str
     speaker: Speaker
     text: str
-    """What is said; the labels follow it."""
+    """What is spoken; the labels follow it."""
 
     transcript: str
-    """What the corpus claims was said."""
+    """What the corpus claims was spoken."""
 
     voice: Voice
     loudness_dbfs: float
@@ -151,7 +151,7 @@ class SpokenLine:
 
 
 def plan_spoken_corpus(config: SpokenConfig) -> tuple[SpokenLine, ...]:
-    """Every utterance of the corpus: what is said, by whom, how, and how it is rated. Makes no sound.
+    """Every utterance of the corpus: what is spoken, by whom, how, and how it is rated. Makes no sound.
 
     Raises:
         ConfigError: ``num_words`` off its range, or the lexicon is not installed.
@@ -277,7 +277,7 @@ def _rate(
     phrase: Phrase, activation: float, dominance: float, config: SpokenConfig, source: random.Random
 ) -> tuple[Rating, ...]:
     assert abs(phrase.valence) <= LEXICON_LIMIT
-    heard = {
+    perceived = {
         "activation": 4 + ACTIVATION_POINTS * (activation - 0.5),
         "valence": 4 + VALENCE_POINTS * phrase.valence,
         "dominance": 4 + ACTIVATION_POINTS * (dominance - 0.5),
@@ -287,14 +287,14 @@ def _rate(
         habit = random.Random(derive_seed("rater", config.seed, rater))
         written = {
             target: round(_clip(value + habit.gauss(0, 0.3) + source.gauss(0, config.rater_noise), 1.0, 7.0))
-            for target, value in heard.items()
+            for target, value in perceived.items()
         }
         ratings.append(Rating(rater=rater, **written))
     return tuple(ratings)
 
 
 def _mix_up_transcripts(lines: Sequence[SpokenLine], split: str, config: SpokenConfig) -> list[SpokenLine]:
-    """A share of the lines with the text of another one that says something else."""
+    """A share of the lines with the text of another one that states something else."""
     mixed = list(lines)
     num_wrong = round(config.wrong_transcripts * len(lines))
     for index, transcript in islice(wrong_transcripts([line.text for line in lines], split, config.seed), num_wrong):

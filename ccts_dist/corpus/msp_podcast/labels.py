@@ -270,7 +270,9 @@ def _read_partitions(root: Path) -> Partitions:
             continue
         key = key_of(file_name)
         if splits.setdefault(key, split) != split:
-            words = f"{source} says {printable(splits[key])} in line {lines[key]} and {printable(split)} in line {line}"
+            words = (
+                f"{source} states {printable(splits[key])} in line {lines[key]} and {printable(split)} in line {line}"
+            )
             faults[key] = f"two splits: {words}"
         file_names.setdefault(key, file_name)
         lines.setdefault(key, line)

@@ -23,7 +23,7 @@ _SPLIT_NAME = re.compile(r"\w[\w .-]*")
 
 
 def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: str = "unknown") -> Corpus:
-    """Every row of the corpus's label file as an ``Utterance``, or as a ``Rejected`` that says why not.
+    """Every row of the corpus's label file as an ``Utterance``, or as a ``Rejected`` with the reason.
 
     Opens no audio: a file that cannot be decoded is found when shards are built. Splits, speakers and categories stay
     as the corpus spells them; an unknown speaker is None. A rating cell that is empty leaves that target out of
@@ -33,7 +33,7 @@ def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: st
     Args:
         root: folder that holds ``Audios`` (or ``Audio``), ``Labels`` and, if there are any, ``Transcripts``.
         name: of the corpus, for the manifest.
-        release: of the corpus, for the manifest; nothing on disk tells it.
+        release: of the corpus, for the manifest; nothing on disk names it.
 
     Raises:
         CorpusError: the folder lacks what the layout needs.
@@ -61,7 +61,7 @@ def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: st
 
 
 class _Reader:
-    """Rows to utterances: what a row needs to be judged."""
+    """Rows to utterances: what a row needs to be accepted."""
 
     def __init__(self, root: Path, audio: AudioFolder) -> None:
         self._audio = audio
@@ -84,7 +84,7 @@ class _Reader:
             return Rejected(key=printable(key) or f"line {row.line}", reason=reason, source=error.source)
 
     def _check(self, row: LabelRow) -> None:
-        """Refuse a row that says of no file what it is, or of one that came before."""
+        """Refuse a row that states of no file what it is, or of one that came before."""
         if row.fault and not row.file_name:
             raise RowError(row.fault, row.source)
         if not row.key:

@@ -46,7 +46,7 @@ _VOTE_COLUMNS = tuple(code[0] for code in EMOTIONS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Votes:
-    """The answers of those who heard a clip without seeing it."""
+    """The answers of those who listened to a clip without seeing it."""
 
     shares: Mapping[str, float]
     """Of all answers, by emotion."""

@@ -35,7 +35,7 @@ def read_esd(
 ) -> Corpus:
     """Every recording of ESD. Splits are by speaker, balanced by language and gender (``split_by_speaker``).
 
-    Sentences are parallel: every speaker says the same 350 of a language with each emotion. The release's own train,
+    Sentences are parallel: every speaker states the same 350 of a language with each emotion. The release's own train,
     evaluation and test share their speakers, and are not used.
 
     Args:

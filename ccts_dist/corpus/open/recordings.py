@@ -1,4 +1,4 @@
-"""Corpora whose file names say everything: who speaks, which sentence, with which emotion."""
+"""Corpora whose file names state everything: who speaks, which sentence, with which emotion."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ def read_recordings(
 
     Args:
         root: of the corpus.
-        describe: says what a name means.
+        describe: names what a name means.
         folder: looked through to the fifth level; None for ``root``.
         assign: gives each speaker a split.
 

@@ -20,7 +20,7 @@ WAVEFORM_NORM_EPS = 1e-7
 """Of transformers' Wav2Vec2FeatureExtractor: added to the variance of a waveform before its root is taken."""
 
 
-def normalise_utterances(
+def normalize_utterances(
     audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"], *, eps: float = WAVEFORM_NORM_EPS
 ) -> Float[Tensor, "batch samples"]:
     """Each row with zero mean and unit variance over its real samples, and zero after them; silence stays zero."""

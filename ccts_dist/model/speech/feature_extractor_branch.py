@@ -1,8 +1,9 @@
-"""Speech encoders that hear through transformers' feature extractor: Whisper, w2v-BERT, and any that is not known here.
+"""Speech encoders that take input from transformers' feature extractor: Whisper, w2v-BERT, and any that is not known
+here.
 
-What an encoder makes of padding differs from one to the next. So one that is not known here hears each utterance by
-itself, whatever batch it is in. Whisper and its kind hear pieces of one length, 30 s, filled up with silence: a longer
-utterance is cut into such pieces, and their real frames are put one after the other. w2v-BERT hears whole batches.
+What an encoder makes of padding differs from one to the next. So one that is not known here reads each utterance by
+itself, whatever batch it is in. Whisper and its kind read pieces of one length, 30 s, filled up with silence: a longer
+utterance is cut into such pieces, and their real frames are put one after the other. w2v-BERT reads whole batches.
 """
 
 import inspect
@@ -107,10 +108,10 @@ class ExtractedBranch(nn.Module):
         self,
         audio: Float[Tensor, "batch samples"],
         num_samples: Int64[Tensor, " batch"],
-        kept: FrameBatch | None = None,
+        cached: FrameBatch | None = None,
     ) -> Float[Tensor, "batch hidden"]:
-        """The audio is not looked at where what ``encode`` made of it was ``kept``."""
-        frames, num_frames = self.encode(audio, num_samples) if kept is None else (kept.frames, kept.num_frames)
+        """The audio is not looked at where what ``encode`` made of it was ``cached``."""
+        frames, num_frames = self.encode(audio, num_samples) if cached is None else (cached.frames, cached.num_frames)
         return self.pooling(frames, num_frames)
 
     def encode(
@@ -129,7 +130,7 @@ class ExtractedBranch(nn.Module):
             return self._encode(audio, num_samples, partial(run_every_layer, self.encoder))
 
     def rehearse(self, num_rows: int, num_samples: int) -> None:
-        """From now on hear so many rows of so much silence, whatever is given.
+        """From now on read so many rows of so much silence, whatever is given.
 
         Of tensors that have a shape and no numbers no spectrum can be computed. Call it where tensors do have numbers.
         """
@@ -157,7 +158,7 @@ class ExtractedBranch(nn.Module):
         return [_one_row_each(found, rows) for found in pieces]
 
     def _calls(self, audio: Tensor, num_samples: Tensor) -> Iterator[_Call]:
-        """The calls of the encoder by which it hears a batch."""
+        """The calls of the encoder by which it reads a batch."""
         waves = [
             np.pad(wave[:count], (0, max(0, SHORTEST_SAMPLES - count)))
             for wave, count in zip(audio.detach().float().cpu().numpy(), num_samples.tolist(), strict=True)
@@ -192,7 +193,7 @@ def extract(
 ) -> dict[str, Tensor]:
     """What the encoder is to be given for these waveforms at 16 kHz, by argument."""
     call = cast(Callable[..., Any], extractor)
-    # Some compute spectra where they are told to, others on the CPU.
+    # Some compute spectra where they are asked to, others on the CPU.
     settings: dict[str, Any] = {"device": str(device)} if "device" in inspect.signature(call).parameters else {}
     if encoder.config.model_type in BATCHED_TYPES:
         settings["return_attention_mask"] = True

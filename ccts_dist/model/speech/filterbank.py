@@ -17,7 +17,7 @@ from ccts_dist.device.transfer import queued
 from ccts_dist.model.layers import LayerFrames
 from ccts_dist.model.pooling import build_pooling, real_positions
 from ccts_dist.model.precision import exact_product, widened
-from ccts_dist.model.speech.feature_encoder import normalise_utterances
+from ccts_dist.model.speech.feature_encoder import normalize_utterances
 from ccts_dist.records import SAMPLE_RATE_HZ
 
 FFT_SIZE = 1_024
@@ -94,9 +94,9 @@ class FilterbankBranch(nn.Module):
     Rows shorter than one frame's field are filled up with silence.
     """
 
-    def __init__(self, config: SpeechConfig, *, normalise: bool) -> None:
+    def __init__(self, config: SpeechConfig, *, do_normalize: bool) -> None:
         super().__init__()
-        self.normalise = normalise
+        self.do_normalize = do_normalize
         self.encoder = Filterbank(config.filterbank or FilterbankConfig())
         self.pooling = build_pooling(config, self.encoder.size)
 
@@ -116,8 +116,8 @@ class FilterbankBranch(nn.Module):
         return [LayerFrames(*both) for both in zip(states, self.encoder.nums_frames(num_samples), strict=True)]
 
     def _prepare(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        if self.normalise:
-            audio = normalise_utterances(audio, num_samples)
+        if self.do_normalize:
+            audio = normalize_utterances(audio, num_samples)
         else:
             audio = audio.masked_fill(~real_positions(num_samples, audio.shape[1]), 0.0)
         needed = self.encoder.samples_for_one_frame()

@@ -30,7 +30,7 @@ MODEL_TYPE = "modified-cpc"
 @no_type_check  # run-time checkers would hold its constructor to the fields; transformers passes more
 @strict
 class ModifiedCpcConfig(PreTrainedConfig):
-    """The shape of a Modified CPC encoder; as published unless told otherwise: a frame each 10 ms, 256 features."""
+    """The shape of a Modified CPC encoder; as published by default: a frame each 10 ms, 256 features."""
 
     model_type = MODEL_TYPE
 
@@ -83,8 +83,8 @@ class ChannelNorm(nn.Module):
 class PaddedConvLayer(nn.Module):
     """A convolution with zeros beyond both ends, the norm over channels, and a ReLU.
 
-    Told how many of each row's positions are real, it hands on zeros after them: the next layer must see beyond a row's
-    end what it would see there if the row were alone.
+    Given how many of each row's positions are real, it hands on zeros after them: the next layer must see beyond a
+    row's end what it would see there if the row were alone.
     """
 
     def __init__(self, config: ModifiedCpcConfig, number: int) -> None:

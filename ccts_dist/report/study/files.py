@@ -1,4 +1,4 @@
-"""The files that tell what came of the demo study."""
+"""The files that report what came of the demo study."""
 
 import csv
 import io
@@ -33,9 +33,9 @@ def write_results(study: Study) -> str:
 def _csv(results: Results) -> str:
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(("wrong_percent", "seed", "system", *DIMENSIONS, "best_epoch", "kept_share", "seconds"))
+    rows.writerow(("wrong_percent", "seed", "system", *DIMENSIONS, "best_epoch", "distilled_fraction", "seconds"))
     for run in results.runs:
         ccc = (f"{run.ccc[dimension]:.6f}" for dimension in DIMENSIONS)
-        kept = "" if run.kept_share is None else f"{run.kept_share:.6f}"
-        rows.writerow((run.percent, run.seed, run.system, *ccc, run.best_epoch, kept, f"{run.seconds:.1f}"))
+        fraction = "" if run.distilled_fraction is None else f"{run.distilled_fraction:.6f}"
+        rows.writerow((run.percent, run.seed, run.system, *ccc, run.best_epoch, fraction, f"{run.seconds:.1f}"))
     return file.getvalue()

@@ -42,8 +42,10 @@ class Study:
         """Refuse what cannot be run."""
         for percent in self.percents:
             if not 0 <= percent <= 100:
-                raise ConfigError(f"--wrong {percent}: a share of the transcripts in percent is from 0 to 100.")
-        for option, values in (("--seeds", self.seeds), ("--wrong", self.percents)):
+                raise ConfigError(
+                    f"--corrupt-transcripts {percent}: a share of the transcripts in percent is from 0 to 100."
+                )
+        for option, values in (("--seeds", self.seeds), ("--corrupt-transcripts", self.percents)):
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{option}: each of {list(values)} must be there, and only once.")
         if self.jobs < 1:
@@ -90,7 +92,7 @@ def stages_of(study: Study, task: Task) -> list[Stage]:
     share = study.share_folder(task.percent)
     if task.seed is None:
         build = ("shards/build.py", "demo", "--out", str(share / "shards"), "--corpus", str(share / "corpus"))
-        size = ("--utterances", str(study.num_utterances), "--wrong", str(task.percent))
+        size = ("--utterances", str(study.num_utterances), "--corrupt-transcripts", str(task.percent))
         return [Stage(name="shards", command=(sys.executable, *build, *size))]
     chain = study.chain_folder(task.percent, task.seed)
     names = AT_THE_FIRST_SHARE if task.percent == study.percents[0] else AT_OTHER_SHARES

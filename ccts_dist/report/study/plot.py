@@ -6,7 +6,7 @@ import math
 from ccts_dist.plotting import MODEL, OTHER, REJECTED, drawing, legend_above
 from ccts_dist.report.paired_intervals import estimate
 from ccts_dist.report.study.results import Results
-from ccts_dist.report.study.tables import JUDGED, difference
+from ccts_dist.report.study.tables import COMPARED, difference
 
 STUDENTS = {"ts": ("T/S: every utterance distilled", OTHER, "o"), "cts": ("cT/S: on condition", MODEL, "s")}
 APART = 0.5
@@ -25,7 +25,7 @@ def draw_study(results: Results, percents: tuple[int, ...]) -> bytes:
     """
     with drawing(width=9.0, height=3.6, page=False) as figure:
         reached, lead = figure.subplots(1, 2)
-        alone = estimate(list(results.ccc(percents[0], "speech", JUDGED).values()))
+        alone = estimate(list(results.ccc(percents[0], "speech", COMPARED).values()))
         if alone is not None:
             reached.axhline(alone.mean, color=REJECTED, linestyle="--", label="speech only")
             if not math.isnan(alone.half_width):
@@ -39,9 +39,9 @@ def draw_study(results: Results, percents: tuple[int, ...]) -> bytes:
                 points = []
                 for percent in sorted(percents):
                     value = (
-                        estimate(list(results.ccc(percent, system, JUDGED).values()))
+                        estimate(list(results.ccc(percent, system, COMPARED).values()))
                         if axes is reached
-                        else difference(results, percent, system, "speech", JUDGED, first=percents[0])
+                        else difference(results, percent, system, "speech", COMPARED, first=percents[0])
                     )
                     if value is not None:
                         bar = 0.0 if math.isnan(value.half_width) else value.half_width
@@ -49,7 +49,7 @@ def draw_study(results: Results, percents: tuple[int, ...]) -> bytes:
                 if points:
                     at, means, bars = zip(*points, strict=True)
                     axes.errorbar(at, means, yerr=bars, **style)
-        for axes, words in ((reached, f"CCC of {JUDGED}, test"), (lead, "lead over speech only, same seed")):
+        for axes, words in ((reached, f"CCC of {COMPARED}, test"), (lead, "lead over speech only, same seed")):
             axes.set_xlabel("wrong transcripts, %")
             axes.set_ylabel(words)
             axes.set_xticks(sorted(percents))

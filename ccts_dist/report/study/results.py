@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ccts_dist.config import read_run
+from ccts_dist.config.renamed import with_present_names
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.corpus.demo.spoken import wrong_keys
 from ccts_dist.files.atomic import write_whole
@@ -22,7 +23,7 @@ from ccts_dist.shards.teacher_cache import open_teacher_cache
 SYSTEMS = ("text", "speech", "teacher", "ts", "cts")
 """Runs of a chain, in the order of the table."""
 
-LEFT_OUT = "left_out.json"
+GATE_COUNTS = "gate_counts.json"
 """In a chain's folder."""
 
 
@@ -40,13 +41,13 @@ class StudyRun:
 
     best_epoch: int
     seconds: float
-    kept_share: float | None
+    distilled_fraction: float | None
     """Of the utterances whose teacher could be distilled; None without a teacher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
-    """Whom the condition leaves out of a chain's training utterances."""
+class GateCounts:
+    """Whom the condition rejects of a chain's training utterances."""
 
     percent: int
     seed: int
@@ -54,8 +55,8 @@ class LeftOut:
     """Utterances with another one's transcript."""
 
     num_right: int
-    wrong_left_out: int
-    right_left_out: int
+    wrong_rejected: int
+    right_rejected: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ class Results:
     """All that is complete, by share, seed and system."""
 
     runs: tuple[StudyRun, ...]
-    left_out: tuple[LeftOut, ...]
+    gate_counts: tuple[GateCounts, ...]
 
     def ccc(self, percent: int, system: str, dimension: str) -> dict[int, float]:
         """By seed."""
@@ -72,21 +73,26 @@ class Results:
 
 def read_results(study: Study) -> Results:
     """What is there of the study, whether or not the rest is still to come."""
-    runs, left_out = [], []
+    runs, gate_counts = [], []
     for percent in study.percents:
         for seed in study.seeds:
             folder = study.chain_folder(percent, seed)
             runs += [run for system in SYSTEMS if (run := _read_run(folder, percent, seed, system)) is not None]
-            if (folder / LEFT_OUT).is_file():
-                left_out.append(LeftOut(**json.loads((folder / LEFT_OUT).read_text(encoding="utf-8"))))
-    return Results(runs=tuple(runs), left_out=tuple(left_out))
+            if (path := _counted(folder)) is not None:
+                counts = with_present_names(json.loads(path.read_text(encoding="utf-8")))
+                gate_counts.append(GateCounts(**counts))
+    return Results(runs=tuple(runs), gate_counts=tuple(gate_counts))
+
+
+def _counted(folder: Path) -> Path | None:
+    return next((folder / name for name in (GATE_COUNTS, "left_out.json") if (folder / name).is_file()), None)
 
 
 def _read_run(folder: Path, percent: int, seed: int, system: str) -> StudyRun | None:
     path = folder / "runs" / system / "summary.json"
     if not path.is_file():
         return None
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = with_present_names(json.loads(path.read_text(encoding="utf-8")))
     return StudyRun(
         percent=percent,
         seed=seed,
@@ -94,42 +100,42 @@ def _read_run(folder: Path, percent: int, seed: int, system: str) -> StudyRun | 
         ccc={dimension: as_number(summary["test"][dimension]) for dimension in DIMENSIONS},
         best_epoch=summary["best_epoch"],
         seconds=summary["seconds"],
-        kept_share=summary["kept_share"],
+        distilled_fraction=summary["distilled_fraction"],
     )
 
 
-def write_left_out(study: Study, percent: int, seed: int) -> None:
-    """Count whom a chain's condition leaves out, and leave it in its folder; nothing where that has been done."""
+def write_gate_counts(study: Study, percent: int, seed: int) -> None:
+    """Count whom a chain's condition rejects, and store it in its folder; nothing where that has been done."""
     folder = study.chain_folder(percent, seed)
-    if (folder / LEFT_OUT).is_file():
+    if _counted(folder) is not None:
         return
     run = read_run(folder / "runs" / "cts" / "run.toml")
     assert run.distill is not None
     threshold = DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold
     shard_set = open_shard_set(run.data.shards)
     cache = open_teacher_cache(run.data.teacher_cache, shard_set)
-    keys, kept = [], []
+    keys, gate_mask = [], []
     for shard in shard_set.shards_of(run.data.train_splits):
         rows = shard_set.rows(shard.name)
-        said = [cache.read(rows.shard, row, key).prediction for row, key in enumerate(rows.keys)]
-        prediction = torch.from_numpy(np.stack(said))
+        predicted = [cache.read(rows.shard, row, key).prediction for row, key in enumerate(rows.keys)]
+        prediction = torch.from_numpy(np.stack(predicted))
         label = torch.from_numpy(np.stack([rows.labels[target] for target in cache.targets], axis=1))
-        weight = torch.ones(len(said))
+        weight = torch.ones(len(predicted))
         keys += rows.keys
-        kept += apply_gate(run.distill.gate, threshold, cache.condition, prediction, label, weight).tolist()
+        gate_mask += apply_gate(run.distill.gate, threshold, cache.condition, prediction, label, weight).tolist()
     wrong = wrong_keys(study.share_folder(percent) / "corpus")
-    counted = count_left_out([key in wrong for key in keys], kept, percent=percent, seed=seed)
-    write_whole(folder / LEFT_OUT, (json.dumps(asdict(counted), indent=1) + "\n").encode())
+    counted = count_rejected([key in wrong for key in keys], gate_mask, percent=percent, seed=seed)
+    write_whole(folder / GATE_COUNTS, (json.dumps(asdict(counted), indent=1) + "\n").encode())
 
 
-def count_left_out(wrong: Sequence[bool], kept: Sequence[bool], *, percent: int, seed: int) -> LeftOut:
+def count_rejected(wrong: Sequence[bool], gate_mask: Sequence[bool], *, percent: int, seed: int) -> GateCounts:
     """Of utterances with a wrong transcript and of the others, how many the condition does not keep."""
-    both = list(zip(wrong, kept, strict=True))
-    return LeftOut(
+    both = list(zip(wrong, gate_mask, strict=True))
+    return GateCounts(
         percent=percent,
         seed=seed,
         num_wrong=sum(wrong),
         num_right=len(both) - sum(wrong),
-        wrong_left_out=sum(is_wrong and not is_kept for is_wrong, is_kept in both),
-        right_left_out=sum(not is_wrong and not is_kept for is_wrong, is_kept in both),
+        wrong_rejected=sum(is_wrong and not is_distilled for is_wrong, is_distilled in both),
+        right_rejected=sum(not is_wrong and not is_distilled for is_wrong, is_distilled in both),
     )

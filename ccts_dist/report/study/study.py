@@ -17,7 +17,7 @@ from ccts_dist.progress import log
 from ccts_dist.report.stages import Stage, run_stages, stage_environment
 from ccts_dist.report.study.files import write_results
 from ccts_dist.report.study.plan import Study, Task, order_of_tasks, stages_of
-from ccts_dist.report.study.results import write_left_out
+from ccts_dist.report.study.results import write_gate_counts
 from ccts_dist.tracking.uri import sqlite_uri
 
 NOMINAL_S = {"shards": 60, "text": 70, "speech": 180, "teacher": 140, "cache": 15, "ts": 190, "cts": 190}
@@ -32,8 +32,8 @@ def run_study(study: Study) -> str:
     """
     study.folder.mkdir(parents=True, exist_ok=True)
     tasks = order_of_tasks(study)
-    meter = Meter([stage for task in tasks for stage in stages_of(study, task)], study.jobs)
-    workers = _Workers(study, meter)
+    progress = StudyProgress([stage for task in tasks for stage in stages_of(study, task)], study.jobs)
+    workers = _Workers(study, progress)
     workers.prepare(tasks[0])
     with ThreadPoolExecutor(study.jobs) as pool:
         futures: list[Future[None]] = []
@@ -58,8 +58,8 @@ def run_study(study: Study) -> str:
     return write_results(study)
 
 
-class Meter:
-    """Says how far the study is, and about how long it takes from here."""
+class StudyProgress:
+    """Reports how far the study is, and about how long it takes from here."""
 
     def __init__(self, stages: Sequence[Stage], jobs: int) -> None:
         self._left = [NOMINAL_S[stage.name] for stage in stages]
@@ -79,7 +79,7 @@ class Meter:
             log(f"study: {self.words(time.monotonic() - self._began)}")
 
     def words(self, elapsed_s: float) -> str:
-        """As a line; what is done tells how fast the rest will go."""
+        """As a line; what is done reports how fast the rest will go."""
         to_go = sum(self._left) * self._took / max(1.0, self._foreseen) / self._jobs
         done = self._total - len(self._left)
         return f"{done} of {self._total} stages, {elapsed_s / 60:.0f} min gone, about {to_go / 60:.0f} min to go"
@@ -88,8 +88,8 @@ class Meter:
 class _Workers:
     """Runs tasks, each on cores of its own."""
 
-    def __init__(self, study: Study, meter: Meter) -> None:
-        self._study, self._meter = study, meter
+    def __init__(self, study: Study, progress: StudyProgress) -> None:
+        self._study, self._progress = study, progress
         self._cores: queue.SimpleQueue[frozenset[int]] = queue.SimpleQueue()
         for cores in share_out(sorted(_cores_at_hand()), study.jobs):
             self._cores.put(cores)
@@ -121,12 +121,12 @@ class _Workers:
                 stages_of(self._study, task), folder, environment=environment,
                 title=f"wrong{task.percent} seed{task.seed}", after_each=self._advance,
             )  # fmt: skip
-        write_left_out(self._study, task.percent, task.seed)
+        write_gate_counts(self._study, task.percent, task.seed)
         with self._writing:
             write_results(self._study)
 
     def _advance(self, stage: Stage, seconds: float) -> None:
-        self._meter.advance(stage, seconds)
+        self._progress.advance(stage, seconds)
         if self._stopping.is_set():
             raise StageError("the study was interrupted. Run it again to go on.")
 

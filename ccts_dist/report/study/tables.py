@@ -1,4 +1,4 @@
-"""The demo study's tables: systems, paired differences, shares of wrong transcripts, whom the condition leaves out."""
+"""The demo study's tables: systems, paired differences, shares of wrong transcripts, whom the condition rejects."""
 
 import math
 from collections.abc import Mapping
@@ -24,21 +24,21 @@ DIFFERENCES = (
     ("cts", "ts"),
     ("teacher", "cts"),
 )
-JUDGED = "valence"
+COMPARED = "valence"
 """What words carry and voices do not, so where a teacher that reads can help."""
 
 
 def study_tables(results: Results, study: Study) -> str:
-    """All tables in Markdown, of the runs that are there; each says of how many seeds."""
+    """All tables in Markdown, of the runs that are there; each with its number of seeds."""
     first = study.percents[0]
     parts = [
         f"CCC on the test split of the spoken demo corpus, {first} % wrong transcripts: mean and standard deviation "
         f"over n seeds.\n\n{_systems(results, first)}",
         f"Differences of the same seed's runs: mean and 95 % interval (Student's t).\n\n{_differences(results, first)}",
-        f"The same on {JUDGED}, by share of wrong transcripts; speech only reads none, so it is the same at every "
+        f"The same on {COMPARED}, by share of wrong transcripts; speech only reads none, so it is the same at every "
         f"share.\n\n{_by_share(results, study)}",
-        "What the condition leaves out of the training utterances: of all, of those with another one's transcript, "
-        f"and of the others.\n\n{_left_out(results, study)}",
+        "What the condition rejects of the training utterances: of all, of those with another one's transcript, "
+        f"and of the others.\n\n{_rejected(results, study)}",
     ]
     return "\n\n".join(parts)
 
@@ -60,16 +60,16 @@ def _systems(results: Results, percent: int) -> str:
     rows = []
     for system, words in WORDS.items():
         estimates = [estimate(list(results.ccc(percent, system, dimension).values())) for dimension in DIMENSIONS]
-        kept = [
-            run.kept_share
+        fractions = [
+            run.distilled_fraction
             for run in results.runs
-            if (run.percent, run.system) == (percent, system) and run.kept_share is not None
+            if (run.percent, run.system) == (percent, system) and run.distilled_fraction is not None
         ]
-        left_out = estimate([1 - share for share in kept])
+        rejected = estimate([1 - share for share in fractions])
         rows.append(
-            (words, *map(_spread, estimates), "-" if left_out is None else f"{left_out.mean:.1%}", _count(estimates[0]))
+            (words, *map(_spread, estimates), "-" if rejected is None else f"{rejected.mean:.1%}", _count(estimates[0]))
         )
-    return format_table(("system", *DIMENSIONS, "left out", "n"), rows)
+    return format_table(("system", *DIMENSIONS, "rejected", "n"), rows)
 
 
 def _differences(results: Results, percent: int) -> str:
@@ -82,9 +82,9 @@ def _differences(results: Results, percent: int) -> str:
 
 def _by_share(results: Results, study: Study) -> str:
     rows = []
-    alone = results.ccc(study.percents[0], "speech", JUDGED)
+    alone = results.ccc(study.percents[0], "speech", COMPARED)
     for percent in sorted(study.percents):
-        teacher, ts, cts = (results.ccc(percent, system, JUDGED) for system in ("teacher", "ts", "cts"))
+        teacher, ts, cts = (results.ccc(percent, system, COMPARED) for system in ("teacher", "ts", "cts"))
         # A seed that is still under way would give the columns different n.
         whole = [seed for seed in cts if seed in teacher and seed in ts]
         teacher, ts, cts = ({seed: ccc[seed] for seed in whole} for ccc in (teacher, ts, cts))
@@ -95,14 +95,14 @@ def _by_share(results: Results, study: Study) -> str:
     return format_table(header, rows)
 
 
-def _left_out(results: Results, study: Study) -> str:
+def _rejected(results: Results, study: Study) -> str:
     rows = []
     for percent in sorted(study.percents):
-        counted = [one for one in results.left_out if one.percent == percent]
+        counted = [one for one in results.gate_counts if one.percent == percent]
         shares = (
-            [(one.wrong_left_out + one.right_left_out, one.num_wrong + one.num_right) for one in counted],
-            [(one.wrong_left_out, one.num_wrong) for one in counted],
-            [(one.right_left_out, one.num_right) for one in counted],
+            [(one.wrong_rejected + one.right_rejected, one.num_wrong + one.num_right) for one in counted],
+            [(one.wrong_rejected, one.num_wrong) for one in counted],
+            [(one.right_rejected, one.num_right) for one in counted],
         )
         rows.append((f"{percent} %", *map(_share, shares), len(counted)))
     return format_table(("wrong", "of all", "of the wrong ones", "of the right ones", "n"), rows)
@@ -116,7 +116,7 @@ def _share(counts: list[tuple[int, int]]) -> str:
 def _spread(value: Estimate | None) -> str:
     if value is None:
         return "-"
-    return f"{value.mean:.3f}" + ("" if math.isnan(value.deviation) else f" ± {value.deviation:.3f}")
+    return f"{value.mean:.3f}" + ("" if math.isnan(value.std) else f" ± {value.std:.3f}")
 
 
 def _interval(value: Estimate | None) -> str:

@@ -3,7 +3,7 @@
 The shards are planned first, from the records and the sizes of the audio files. Then each is made by itself: by one
 process or several, by one machine or by the parts of a job array. A builder that was killed goes on where it stopped:
 each finished shard leaves a record in ``.building``, and is kept if its input is still what it was and its bytes are
-what the record says.
+what the record states.
 """
 
 import json
@@ -40,7 +40,7 @@ class PartSummary:
 
     part: Part
     num_shards: int
-    num_kept: int
+    num_reused: int
     """Of these, shards that an earlier try had finished."""
 
     num_utterances: int
@@ -52,9 +52,9 @@ class PartSummary:
 
     def in_words(self, out: object) -> str:
         """The summary for people."""
-        kept = f" ({self.num_kept} were there)" if self.num_kept else ""
+        reused = f" ({self.num_reused} were there)" if self.num_reused else ""
         lines = [
-            f"{out}: part {self.part} is done: {self.num_shards} shards{kept}, {self.num_utterances} utterances, "
+            f"{out}: part {self.part} is done: {self.num_shards} shards{reused}, {self.num_utterances} utterances, "
             f"{self.rejected} rejected"
         ]
         if self.made_s:
@@ -189,7 +189,7 @@ def build_part(
         return PartSummary(
             part=part,
             num_shards=len(own),
-            num_kept=len(own),
+            num_reused=len(own),
             num_utterances=num_utterances,
             rejected=0,
             made_s=0.0,
@@ -209,7 +209,7 @@ def build_part(
     return PartSummary(
         part=part,
         num_shards=len(own),
-        num_kept=sum(not new for _, new in made),
+        num_reused=sum(not new for _, new in made),
         num_utterances=sum(shard.num_utterances for shard, _ in made),
         rejected=sum(len(shard.rejected) for shard, _ in made),
         made_s=_made_seconds(made),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ccts_dist.corpus import Corpus, SpokenConfig, make_spoken_corpus, read_manifest
-from ccts_dist.corpus.asr_transcripts import apply_heard, read_heard
+from ccts_dist.corpus.asr_transcripts import apply_transcripts, read_transcripts
 from ccts_dist.errors import ConfigError
 from ccts_dist.invocation import CommandParser
 from ccts_dist.progress import log
@@ -91,11 +91,14 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
             raise ConfigError(f"--out {args.out}: the demo corpus cannot be made there. Name a folder with --corpus.")
         root = args.corpus or Path(args.out).with_name(Path(args.out).name + "-corpus")
         config = SpokenConfig(
-            num_utterances=args.utterances, num_words=args.words, wrong_transcripts=args.wrong / 100, seed=args.seed
+            num_utterances=args.utterances,
+            num_words=args.words,
+            wrong_transcripts=args.corrupt_transcripts / 100,
+            seed=args.seed,
         )
         return make_spoken_corpus(root, config), root
     if getattr(args, "min_confidence", 0.0) and args.transcripts is None:
-        raise ConfigError("--min-confidence: says what to leave out of --transcripts, and none are given. Name them.")
+        raise ConfigError("--min-confidence: names what to leave out of --transcripts, and none are given. Name them.")
     if args.kind == "manifest":
         targets = None if args.targets is None else [target for target in args.targets.split(",") if target]
         corpus = read_manifest(
@@ -107,15 +110,17 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
     else:
         read = {one.name: one.read for one in FOLDER_CORPORA}[args.kind]
         corpus, root = read(args), getattr(args, "audio", args.root)
-    _say_unnamed(corpus)
+    _warn_unnamed(corpus)
     if args.transcripts is not None:
-        heard = apply_heard(corpus.utterances, read_heard(args.transcripts), min_confidence=args.min_confidence)
-        corpus = replace(corpus, utterances=heard)
+        transcripts = apply_transcripts(
+            corpus.utterances, read_transcripts(args.transcripts), min_confidence=args.min_confidence
+        )
+        corpus = replace(corpus, utterances=transcripts)
     return corpus, root
 
 
 def settings_of(args: argparse.Namespace, corpus: Corpus, root: Path) -> BuildSettings:
-    """What the options say of the shards."""
+    """What the options state of the shards."""
     return BuildSettings(
         corpus=corpus.name,
         release=corpus.release,
@@ -137,7 +142,7 @@ def part_of(args: argparse.Namespace) -> Part | None:
     return None if named is None else parse_part(named)
 
 
-def _say_unnamed(corpus: Corpus) -> None:
+def _warn_unnamed(corpus: Corpus) -> None:
     """Count on stderr the audio files that no row of the label table names, and that are not built therefore."""
     if corpus.unnamed:
         names = ", ".join(path.name for path in corpus.unnamed[:3])
@@ -186,6 +191,9 @@ def _add_demo(kinds: "argparse._SubParsersAction[CommandParser]", parents: list[
     demo.add_argument("--utterances", type=int, default=3000, help="number of utterances (default: 3000)")
     demo.add_argument("--words", type=int, default=24, help="emotion words: more make it harder (default: 24)")
     demo.add_argument(
-        "--wrong", type=float, default=10.0, help="percent of the transcripts that are wrong (default: 10)"
+        "--corrupt-transcripts",
+        type=float,
+        default=10.0,
+        help="percent of the transcripts that are wrong (default: 10)",
     )
     demo.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")

@@ -163,7 +163,7 @@ def finished_build(output: Output) -> tuple[Manifest, BuildSummary] | None:
     rejected = (output.read(REJECTED_NAME) or b"") if has_list else b""
     if has_list and hashlib.sha256(rejected).hexdigest() != manifest.rejected_sha256:
         raise ShardError(
-            f"{output.where}/{REJECTED_NAME}: is not what the manifest says was written, so more may be damaged. See "
+            f"{output.where}/{REJECTED_NAME}: is not what the manifest states was written, so more may be damaged. See "
             f"what python shards/check.py {output.where} finds; then restore it from a copy, or delete the shard set "
             "and build it again."
         )

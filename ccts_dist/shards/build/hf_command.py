@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--target", action="append", default=[], metavar="NAME=COLUMN", help="a column with ratings; as often as needed"
     )
     parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 7.0), metavar=("LOW", "HIGH"))
-    parser.add_argument("--split", nargs="+", default=[], metavar="NAME", help="to take (default: all)")
+    parser.add_argument("--splits", nargs="+", default=[], metavar="NAME", help="to take (default: all)")
     parser.add_argument("--by-speaker", action="store_true", help="make Train, Development and Test by speaker instead")
     parser.add_argument("--folds", type=int, metavar="K", help="with --by-speaker: Fold1 to FoldK instead")
     parser.add_argument("--config", metavar="NAME", help="of a data set that has several")
@@ -63,7 +63,7 @@ def read(args: argparse.Namespace) -> tuple[Corpus, Path]:
         args.source,
         columns=columns,
         audio_folder=folder,
-        splits=args.split,
+        splits=args.splits,
         config=args.config,
         revision=args.revision,
         name=args.name,

@@ -94,10 +94,10 @@ def keep_or_make(
         ShardError: it cannot be read or written.
     """
     try:
-        kept = kept_shard(planned, output)
-        if kept is not None:
+        reused = reused_shard(planned, output)
+        if reused is not None:
             progress(len(planned.utterances))
-            return kept, False
+            return reused, False
         return _make_shard(planned, settings, output, progress), True
     except OSError as error:
         raise ShardError(
@@ -106,8 +106,8 @@ def keep_or_make(
         ) from error
 
 
-def kept_shard(planned: PlannedShard, output: Output) -> MadeShard | None:
-    """The record of a shard, if its input is still what it was and its bytes are what the record says."""
+def reused_shard(planned: PlannedShard, output: Output) -> MadeShard | None:
+    """The record of a shard, if its input is still what it was and its bytes are what the record states."""
     made = read_record(planned.name, output)
     if made is None or made.source_digest != planned.source_digest:
         return None
@@ -117,7 +117,7 @@ def kept_shard(planned: PlannedShard, output: Output) -> MadeShard | None:
 
 
 def holds_shard(made: MadeShard, output: Output) -> bool:
-    """True when the shard lies where it should, as its record says."""
+    """True when the shard lies where it should, as its record states."""
     return output.holds(made.name, size_bytes=made.size_bytes, sha256=made.sha256, tag=made.tag)
 
 
@@ -144,7 +144,7 @@ def read_rows(made: MadeShard, output: Output) -> pa.Table | None:
 def write_shard(
     path: Path, planned: PlannedShard, settings: MakeSettings, progress: Callable[[int], object]
 ) -> MadeShard:
-    """Write a shard's tar, if any of its utterances can be used, and say what went into it; rows are not looked at."""
+    """Write a shard's tar, if any of its utterances can be used, and name what went into it; rows are not looked at."""
     tally = _Tally()
     write_tar(path, _samples(planned.utterances, settings, tally, progress))
     size_bytes = path.stat().st_size

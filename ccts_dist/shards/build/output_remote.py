@@ -22,7 +22,7 @@ from ccts_dist.shards.build.plan_shards import Part
 from ccts_dist.shards.format.schema import MANIFEST_NAME
 from ccts_dist.shards.stores.retry import RetryPolicy
 from ccts_dist.shards.stores.store import limit_of
-from ccts_dist.shards.stores.transfer import RemoteRoot, told_of
+from ccts_dist.shards.stores.transfer import RemoteRoot, fault_of
 
 Answer = TypeVar("Answer")
 
@@ -44,13 +44,13 @@ class _Sent:
 class AddressOutput:
     """A folder of a store, by its address; see ``Output``. Two builders are not kept apart: stores have no locks."""
 
-    def __init__(self, root: str, patience: RetryPolicy | None = None) -> None:
+    def __init__(self, root: str, retry_policy: RetryPolicy | None = None) -> None:
         """
         Raises:
             ConfigError: no address that can be written, or one that holds credentials.
         """
-        self._patience = patience or RetryPolicy()
-        self._place = RemoteRoot(root, self._patience)
+        self._retry_policy = retry_policy or RetryPolicy()
+        self._place = RemoteRoot(root, self._retry_policy)
         protocol = root.partition("://")[0]
         if protocol in ("http", "https", "memory"):
             raise ConfigError(f"{self._place}: {protocol} cannot be built to. Name a folder, or a store such as s3://.")
@@ -136,7 +136,7 @@ class AddressOutput:
             self._patiently("be deleted", some[0], partial(_remove, self._place, some), absent=None)
 
     def clear_work(self) -> None:
-        """See ``Output``. The set is complete by now: what cannot be deleted is told, and stays."""
+        """See ``Output``. The set is complete by now: what cannot be deleted is reported, and stays."""
         try:
             self.delete(f"{BUILDING}/{name}" for name in self.names(BUILDING))
         except ShardError as error:
@@ -167,26 +167,26 @@ class AddressOutput:
             attempt += 1
             with ThreadPoolExecutor(1) as thread:
                 future = thread.submit(act)
-                fault = future.exception()
-            if fault is None:
+                failure = future.exception()
+            if failure is None:
                 return future.result()
-            told = told_of(fault)
-            if told.missing and absent is not NotImplemented:
+            fault = fault_of(failure)
+            if fault.missing and absent is not NotImplemented:
                 return absent
-            words = f"{self.where}/{name}: cannot {what} ({told.words})"
-            if told.missing or told.forbidden or told.final:
+            words = f"{self.where}/{name}: cannot {what} ({fault.words})"
+            if fault.missing or fault.forbidden or fault.final:
                 raise error(
                     f"{words}. See that the bucket is there, and that the environment holds credentials that may "
                     "write to it."
                 )
-            if attempt >= self._patience.attempts:
+            if attempt >= self._retry_policy.attempts:
                 raise ShardError(
                     f"{words}; given up after {attempt} tries. What is finished is kept: see whether the store is up, "
                     "and run the same command again."
                 )
             if attempt >= 3:  # what a second try mends is nobody's concern
-                log(f"{words}; try {attempt} of {self._patience.attempts}")
-            time.sleep(self._patience.wait_s(attempt, random.SystemRandom().random()))
+                log(f"{words}; try {attempt} of {self._retry_policy.attempts}")
+            time.sleep(self._retry_policy.wait_s(attempt, random.SystemRandom().random()))
 
 
 def _remove(place: RemoteRoot, names: list[str]) -> None:

@@ -79,7 +79,7 @@ class PlannedBuild:
         return self.shards if part is None else part.own(self.shards)
 
     def num_utterances(self, part: Part | None) -> int:
-        """That ``progress`` will be told of."""
+        """That ``progress`` will be informed of."""
         own = sum(len(shard.utterances) for shard in self.own_shards(part))
         return own if part is not None else own + len(self.record.rejected)
 

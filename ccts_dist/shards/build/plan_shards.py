@@ -42,7 +42,7 @@ _JSON_DIGITS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """What the file system says of an audio file."""
+    """What the file system states of an audio file."""
 
     size_bytes: int
     changed_ns: int
@@ -139,7 +139,7 @@ def plan_shards(
 
 
 def estimate_bytes(utterance: Utterance, record: bytes, file: SourceFile | None) -> int:
-    """What an utterance takes in a tar, headers and all, judged by the size of its file; 0 if that is missing.
+    """What an utterance takes in a tar, headers and all, decided by the size of its file; 0 if that is missing.
 
     Args:
         record: its JSON member, but for the length of the audio.

@@ -1,4 +1,4 @@
-"""Audio that changed after its shard set was finished: noticed by the files' times, judged by making the shards again.
+"""Audio that changed after its shard set was finished: noticed by the files' times, decided by making the shards again.
 
 Beside a finished set lies ``.sources.json``, the digest of each shard's sources with the times of their last change. It
 is no part of the set: two copies of a corpus give one set and two of these. Where the times differ, the shards are made

@@ -1,4 +1,4 @@
-"""Finding damage: a shard set, and a teacher cache made for it, against what their manifests and indexes say.
+"""Finding damage: a shard set, and a teacher cache made for it, against what their manifests and indexes state.
 
 Nothing is unpacked and no link followed: tars are walked header by header, members read by offset.
 """
@@ -251,7 +251,7 @@ class _Check:
             except OSError as error:
                 outer, inner = f"cannot be read ({error.strerror})", []
             checked.differs = bool(outer)
-            # A member that is damaged says more than the digest of all.
+            # A member that is damaged shows more than the digest of all.
             checked.findings += inner or ([Finding(shard=entry.name, what=outer)] if outer else [])
 
 

@@ -27,7 +27,7 @@ def read_manifest(store: FileStore) -> bytes | Finding:
     """
     if isinstance(store, LocalStore):
         facts = None
-        with suppress(OSError):  # why it cannot be read is told where it is read
+        with suppress(OSError):  # why it cannot be read is reported where it is read
             facts = (store.root / MANIFEST_NAME).stat()
         if facts is not None and not stat.S_ISREG(facts.st_mode):
             return Finding(shard=MANIFEST_NAME, what="is no regular file")
@@ -71,7 +71,7 @@ def whole_fault(file: BufferedReader, named: StoredFile, *, size_only: bool = Fa
     """In words how a file differs from the one that the manifest names; empty if it does not."""
     size = os.fstat(file.fileno()).st_size
     if size != named.size_bytes:
-        return f"has {size} bytes, and the manifest says {named.size_bytes}"
+        return f"has {size} bytes, and the manifest states {named.size_bytes}"
     if not size_only and hashlib.file_digest(file, "sha256").hexdigest() != named.sha256:
         return "differs from the manifest's SHA-256"
     return ""

@@ -1,4 +1,4 @@
-"""Damage in one tar: what it holds against what the index says it holds."""
+"""Damage in one tar: what it holds against what the index states it holds."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TarRows:
-    """What an index says of a tar."""
+    """What an index states of a tar."""
 
     shard: str
     keys: Sequence[str]
@@ -101,7 +101,7 @@ def check_tar(
     if moved:
         key, member = moved[0]
         others = f", nor are {len(moved) - 1} other members" if len(moved) > 1 else ""
-        yield Finding(shard=rows.shard, key=key, what=f"{member} is not where the index says{others}: it is stale")
+        yield Finding(shard=rows.shard, key=key, what=f"{member} is not where the index states{others}: it is stale")
 
 
 def check_without_rows(file: BinaryIO, shard: str, members: Sequence[str]) -> Iterator[Finding]:

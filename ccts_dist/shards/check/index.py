@@ -1,4 +1,4 @@
-"""Damage in an index: the Arrow file as a whole, each shard's batch, and what its rows say by themselves."""
+"""Damage in an index: the Arrow file as a whole, each shard's batch, and what its rows state by themselves."""
 
 import hashlib
 import os
@@ -71,11 +71,13 @@ class IndexFile:
         for shard in self._shards:
             offset, size = shard.index.offset, shard.index.size
             if offset <= 0 or size <= 0 or offset + size > self._size:
-                what = f"its rows are said to lie at byte {offset} to {offset + size} of {INDEX_NAME}, which has "
+                what = f"its rows are stated to lie at byte {offset} to {offset + size} of {INDEX_NAME}, which has "
                 yield Finding(shard=shard.name, what=what + f"{self._size} bytes")
             elif end is not None and offset != end:
                 words = "overlap those before them" if offset < end else "do not follow those before them"
-                what = f"its rows are said to lie at byte {offset} of {INDEX_NAME} and {words}, which end at byte {end}"
+                what = (
+                    f"its rows are stated to lie at byte {offset} of {INDEX_NAME} and {words}, which end at byte {end}"
+                )
                 yield Finding(shard=shard.name, what=what)
             end = offset + size
 
@@ -112,7 +114,7 @@ class IndexFile:
         """One shard's rows, of sound form; their values are for ``row_findings``.
 
         Raises:
-            ShardError: in words what is wrong, without the shard's name; empty words when ``findings`` has told it.
+            ShardError: in words what is wrong, without the shard's name; empty words when ``findings`` has reported it.
         """
         entry = self._shards[self._numbers[shard]]
         offset, size = entry.index.offset, entry.index.size
@@ -131,7 +133,9 @@ class IndexFile:
         except (ValueError, *ARROW_FAULTS) as error:
             raise ShardError(f"its rows in {INDEX_NAME} cannot be read: {_first_line(error)}") from error
         if batch.num_rows != entry.num_utterances:
-            raise ShardError(f"has {batch.num_rows} rows in {INDEX_NAME}, and the manifest says {entry.num_utterances}")
+            raise ShardError(
+                f"has {batch.num_rows} rows in {INDEX_NAME}, and the manifest states {entry.num_utterances}"
+            )
         for name in self._columns:
             if batch[name].null_count and name not in TEXTS and not name.startswith("label."):
                 raise ShardError(f"its rows in {INDEX_NAME} have no {name} everywhere")
@@ -161,7 +165,7 @@ def place_findings(rows: TarRows, size_bytes: int) -> Iterator[Finding]:
                 end = offset + size
                 continue
             place = f"byte {offset} to {offset + size} of {size_bytes}, after one that ends at byte {end}"
-            wrong.append(Finding(shard=rows.shard, key=key, what=f"{member} is said to lie at {place}"))
+            wrong.append(Finding(shard=rows.shard, key=key, what=f"{member} is stated to lie at {place}"))
     if wrong:
         others = f", and {len(wrong) - 1} other members as badly" if len(wrong) > 1 else ""
         yield replace(wrong[0], what=f"{wrong[0].what}{others}: the index is stale or damaged")
@@ -175,10 +179,10 @@ def value_findings(rows: ShardRows, num_samples: int) -> Iterator[Finding]:
     """
     total = sum(map(int, rows.num_samples))
     if total != num_samples:
-        what = f"has {total} samples in the index, and the manifest says {num_samples}"
+        what = f"has {total} samples in the index, and the manifest states {num_samples}"
         yield Finding(shard=rows.shard, what=what)
     for row in np.flatnonzero(rows.num_samples <= 0).tolist():
-        what = f"the index says that it has {rows.num_samples[row]} samples"
+        what = f"the index states that it has {rows.num_samples[row]} samples"
         yield Finding(shard=rows.shard, key=rows.keys[row], what=what)
     for target, labels in rows.labels.items():
         for row in np.flatnonzero((labels < 0) | (labels > 1)).tolist():  # NaN: nobody rated

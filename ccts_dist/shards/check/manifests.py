@@ -1,4 +1,4 @@
-"""Damage in the documents of a shard set or cache: what a manifest says by itself, and the small files it names."""
+"""Damage in the documents of a shard set or cache: what a manifest states by itself, and the small files it names."""
 
 import hashlib
 import math
@@ -71,7 +71,7 @@ def rejected_findings(store: FileStore, manifest: Manifest) -> Iterator[Finding]
 
 
 def condition_findings(store: FileStore, facts: TeacherFacts, splits: Sequence[str]) -> Iterator[Finding]:
-    """``condition.json`` beside a manifest: its digest, and what it says by itself.
+    """``condition.json`` beside a manifest: its digest, and what it states by itself.
 
     Args:
         splits: those that it may have been fitted on.
@@ -138,7 +138,7 @@ def _total_faults(manifest: Manifest) -> Iterator[str]:
         stated, counted = manifest.splits[split], totals[split]
         if stated.num_utterances != counted.num_utterances or not math.isclose(stated.hours, counted.hours):
             yield (
-                f"says that split {split!r} has {stated.num_utterances} utterances and {stated.hours:.4f} hours, "
+                f"states that split {split!r} has {stated.num_utterances} utterances and {stated.hours:.4f} hours, "
                 f"and its shards add up to {counted.num_utterances} and {counted.hours:.4f}"
             )
 

@@ -1,4 +1,4 @@
-"""Damage in the payload of a member whose checksum is right: what it says against index and manifest."""
+"""Damage in the payload of a member whose checksum is right: what it states against index and manifest."""
 
 import json
 import math
@@ -33,7 +33,8 @@ _MAX_JSON_BYTES = 1 << 24
 
 
 def json_faults(data: bytes, rows: ShardRows, row: int, entry: ShardEntry, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with a ``json`` member, in words: its form, and what it says otherwise than index and manifest."""
+    """What is wrong with a ``json`` member, in words: its form, and what it states otherwise than index and
+    manifest."""
     if len(data) > _MAX_JSON_BYTES:
         yield f"json has {len(data)} bytes, more than any utterance's"
         return
@@ -85,7 +86,7 @@ def _fits(value: Any, wanted: str) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    """Half a surrogate, which JSON can say, is no text."""
+    """Half a surrogate, which JSON can state, is no text."""
     try:
         text.encode()
     except UnicodeEncodeError:

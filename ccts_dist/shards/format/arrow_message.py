@@ -1,6 +1,6 @@
 """What an Arrow record batch will take in memory, before anything of it is unfolded.
 
-Arrow makes room for what a compressed buffer says of itself: a batch of .35 MB can ask for gigabytes. Its message is
+Arrow makes room for what a compressed buffer states of itself: a batch of .35 MB can ask for gigabytes. Its message is
 read here as the format's specification has it (arrow.apache.org/docs/format/Columnar.html; the tables of Message.fbs).
 """
 

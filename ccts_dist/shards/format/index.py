@@ -1,6 +1,6 @@
 """The index: every utterance's place, length, labels and speaker, in an Arrow file with one record batch per shard.
 
-The manifest says where each batch lies and what its digest is, so that one shard's rows are read, and known to be
+The manifest names where each batch lies and what its digest is, so that one shard's rows are read, and known to be
 sound, without anything of the others: opening costs the same for ten shards and for twenty thousand. (Parquet would
 describe every column of every shard in one footer, which all readers must parse whole.)
 """
@@ -124,7 +124,7 @@ class IndexPlace:
 
 @runtime_checkable
 class Indexed(Protocol):
-    """What a manifest says of one shard's rows."""
+    """What a manifest states of one shard's rows."""
 
     @property
     def name(self) -> str: ...
@@ -200,7 +200,7 @@ class RowGroups(Generic[Rows]):
         """
         Args:
             shards: as the manifest lists them.
-            decode: makes what ``get`` returns of a shard's batch, given what the manifest says of the shard; can be
+            decode: makes what ``get`` returns of a shard's batch, given what the manifest states of the shard; can be
                 pickled. Raises ``ValueError`` in words when the rows are not what they must be.
             max_rows: shards are forgotten, the longest unused first, while more rows than this are kept.
         """
@@ -214,10 +214,10 @@ class RowGroups(Generic[Rows]):
         self._header = b""
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, tuple[int, Rows]] = OrderedDict()
+        self._cached: OrderedDict[str, tuple[int, Rows]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_header", "_process", "_lock", "_kept")
+        own = ("_header", "_process", "_lock", "_cached")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -234,16 +234,16 @@ class RowGroups(Generic[Rows]):
         if self._process != os.getpid():
             self._forget()  # forked: a lock that another thread may have held
         with self._lock:
-            if shard not in self._kept:
-                self._kept[shard] = self._read(shard)
-                total = sum(num_rows for num_rows, _ in self._kept.values())
-                while total > self._max_rows and len(self._kept) > 1:
-                    total -= self._kept.popitem(last=False)[1][0]
-            self._kept.move_to_end(shard)
-            return self._kept[shard][1]
+            if shard not in self._cached:
+                self._cached[shard] = self._read(shard)
+                total = sum(num_rows for num_rows, _ in self._cached.values())
+                while total > self._max_rows and len(self._cached) > 1:
+                    total -= self._cached.popitem(last=False)[1][0]
+            self._cached.move_to_end(shard)
+            return self._cached[shard][1]
 
     def listed(self, shard: str) -> Indexed:
-        """What the manifest says of a shard.
+        """What the manifest states of a shard.
 
         Raises:
             ShardError: it names no such shard.
@@ -276,11 +276,11 @@ class RowGroups(Generic[Rows]):
             batch = _read_batch(header, data)
             if batch.num_rows != entry.num_utterances:
                 raise ShardError(
-                    f"{shard}: {batch.num_rows} rows in {self._index}, and the manifest says {entry.num_utterances}. "
+                    f"{shard}: {batch.num_rows} rows in {self._index}, and the manifest states {entry.num_utterances}. "
                     "The index is stale: build the set again."
                 )
             return max(batch.num_rows, batch.nbytes // _ROW_BYTES), self._decode(entry, batch)
-        except (ValueError, *ARROW_FAULTS) as fault:  # sealed so by a faulty tool, which no digest tells
+        except (ValueError, *ARROW_FAULTS) as fault:  # sealed so by a faulty tool, which no digest shows
             words = str(fault).partition("\n")[0] or type(fault).__name__
             raise ShardError(
                 f"{shard}: its rows in {self._index} are not what they must be: {words}. "
@@ -314,7 +314,7 @@ class RowGroups(Generic[Rows]):
 
 def _check_place(size: int, limit: str) -> None:
     if not 0 <= size <= LIMITS[limit]:
-        raise ValueError(f"said to take {size} bytes, and may take {LIMITS[limit]}")
+        raise ValueError(f"reported to take {size} bytes, and may take {LIMITS[limit]}")
 
 
 def _reason(fault: Exception) -> str:
@@ -323,7 +323,7 @@ def _reason(fault: Exception) -> str:
 
 def _read_batch(header: bytes, data: bytes) -> pa.RecordBatch:
     check_batch(data)
-    # As a stream of one batch, which alone can be told to start no threads: those of Arrow, met by the end of a
+    # As a stream of one batch, which alone can be asked to start no threads: those of Arrow, met by the end of a
     # process at the wrong moment, make it abort.
     stream = pa.py_buffer(header[len(_MAGIC) :] + data)
     with pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)) as reader:

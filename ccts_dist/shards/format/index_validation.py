@@ -1,6 +1,6 @@
 """What the rows of an index must be so that its readers need look at nothing twice: columns, places, lengths, labels.
 
-Digests tell damage. This is for what a faulty tool has written and sealed: it is refused where a shard's rows are read,
+Digests show damage. This is for what a faulty tool has written and sealed: it is refused where a shard's rows are read,
 in words, and never met as some library's error by one rank in the middle of a step.
 """
 
@@ -23,7 +23,7 @@ _FLAC_BYTE_SAMPLES = 8_192
 
 
 def place_columns_of(members: Sequence[str]) -> dict[str, pa.DataType]:
-    """Columns that say where members lie."""
+    """Columns that name where members lie."""
     kinds = {"offset": pa.int64(), "size": pa.int64(), "crc32": pa.uint32()}
     return {f"{member}.{name}": kind for member in members for name, kind in kinds.items()}
 
@@ -39,11 +39,11 @@ def sound_rows(columns: Mapping[str, pa.DataType], entry: Any, batch: pa.RecordB
     """The rows of a shard set's shard.
 
     Args:
-        columns: what ``shard_columns`` says of the set.
+        columns: what ``shard_columns`` states of the set.
         entry: of the shard, in the manifest.
 
     Raises:
-        ValueError: says what is wrong with them.
+        ValueError: names what is wrong with them.
     """
     if fault := form_fault(batch, columns):
         raise ValueError(fault)
@@ -76,7 +76,7 @@ def form_fault(batch: pa.RecordBatch, columns: Mapping[str, pa.DataType]) -> str
 
 
 def places_fault(places: MemberPlaces, size_bytes: int, member: str, keys: Sequence[str]) -> str:
-    """In words which member is said to lie outside its shard, or to be too large; empty if none is.
+    """In words which member is stated to lie outside its shard, or to be too large; empty if none is.
 
     Args:
         size_bytes: of the shard, as the manifest has it.
@@ -108,7 +108,7 @@ def rows_fault(rows: ShardRows, size_bytes: int, num_samples: int) -> str:
     ):
         return fault
     if (total := int(lengths.sum())) != num_samples:
-        return f"has {total} samples, and the manifest says {num_samples}"
+        return f"has {total} samples, and the manifest states {num_samples}"
     for target, labels in rows.labels.items():
         off = (labels < 0) | (labels > 1)  # NaN: nobody rated
         if fault := _first(off, lambda row, t=target, v=labels: f"label {t!r} of {keys[row]!r} is {v[row]}, not 0..1"):

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from ccts_dist.files.atomic import whole_file
+from ccts_dist.files.atomic import atomic_open
 from ccts_dist.shards.format.index import _MAGIC, IndexPlace
 
 
@@ -15,7 +15,7 @@ class IndexWriter:
     """Writes an index file, one ``add`` per shard in the manifest's order; it appears when the block ends well."""
 
     def __init__(self, path: Path) -> None:
-        self._whole = whole_file(path)
+        self._whole = atomic_open(path)
         self._writer: pa.RecordBatchFileWriter | None = None
         self.size_bytes = 0
         """Of the finished file, as is ``sha256``; for the manifest, once the block has ended."""

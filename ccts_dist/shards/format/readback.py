@@ -1,4 +1,4 @@
-"""The index rows of a written tar, from the tar itself: what lies on disk is what the index says."""
+"""The index rows of a written tar, from the tar itself: what lies on disk is what the index states."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +44,9 @@ def read_back(path: Path, *, targets: Sequence[str], members: Sequence[str]) -> 
             utterances.append(utterance_from_json(payloads[JSON_MEMBER]))
             num_samples.append(flac_facts(payloads[AUDIO_MEMBER])[1])
             if utterances[-1].key != key:
-                raise ShardError(f"{path.name}: {key!r} says it is {utterances[-1].key!r}. Delete it, build it again.")
+                raise ShardError(
+                    f"{path.name}: {key!r} states it is {utterances[-1].key!r}. Delete it, build it again."
+                )
     if len(set(keys)) != len(keys):
         raise ShardError(f"{path.name}: a key comes twice. Delete it and build it again.")
     return ShardRows(

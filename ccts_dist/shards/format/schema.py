@@ -90,7 +90,7 @@ class TeacherFacts:
     embedding_mean: tuple[float, ...]
     """Per feature, over the training splits (those of the condition)."""
 
-    embedding_deviation: tuple[float, ...]
+    embedding_std: tuple[float, ...]
     condition_sha256: OptionalDigest
     """SHA-256 of the ``condition.json`` that lies beside the manifest."""
 
@@ -200,7 +200,7 @@ def check_totals(manifest: Manifest, *, where: str) -> None:
         num_counted += len(own)
         if (counted := int(numbers_of(own, "num_utterances").sum())) != totals.num_utterances:
             raise ShardError(
-                f"{where}: says that split {split!r} has {totals.num_utterances} utterances, and its shards have "
+                f"{where}: states that split {split!r} has {totals.num_utterances} utterances, and its shards have "
                 f"{counted}. {_NOT_TO_USE}"
             )
     if num_counted != len(shards):

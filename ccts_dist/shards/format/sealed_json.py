@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from ccts_dist.config.renamed import stored_name
 from ccts_dist.errors import CctsError
 from ccts_dist.limits import parse_json
 from ccts_dist.shards.format.record_table import table_of
@@ -113,7 +114,7 @@ def _digest(data: bytes) -> bytes:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: _plain(inner) for name, inner in pairs if inner is not None}
+        return {stored_name(name): _plain(inner) for name, inner in pairs if inner is not None}
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -126,15 +127,16 @@ def _build(cls: type[Record], tree: Any, path: str) -> Record:
         raise _MisfitError(f"{path or 'the document'} must be an object")
     hints = typing.get_type_hints(cls, include_extras=True)
     declared = dataclasses.fields(typing.cast(Any, cls))
-    unknown = sorted(set(tree) - {f.name for f in declared})
+    unknown = sorted(set(tree) - {stored_name(f.name) for f in declared})
     if unknown:
         raise _MisfitError(f"unknown key {(path + unknown[0])[:80]!r}")
     values = {}
     for f in declared:
-        if f.name in tree:
-            values[f.name] = _convert(tree[f.name], hints[f.name], path + f.name)
+        name = stored_name(f.name)
+        if name in tree:
+            values[f.name] = _convert(tree[name], hints[f.name], path + name)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise _MisfitError(f"key {path + f.name!r} is missing")
+            raise _MisfitError(f"key {path + name!r} is missing")
     return cls(**values)
 
 
@@ -152,7 +154,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         if not isinstance(value, list):
             raise _MisfitError(f"{path} must be a list")
         table = table_of(args[0], value)
-        # Not of the form: made one by one, which says what is wrong.
+        # Not of the form: made one by one, which names what is wrong.
         return (
             tuple(_build(args[0], inner, f"{path}[{i}].") for i, inner in enumerate(value)) if table is None else table
         )

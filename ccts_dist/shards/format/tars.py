@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ccts_dist.errors import ShardError
-from ccts_dist.files.atomic import whole_file
+from ccts_dist.files.atomic import atomic_open
 from ccts_dist.limits import LIMITS
 
 _BLOCK = 512
@@ -34,7 +34,7 @@ _KINDS = {
     b"S": "sparse file",
 }
 _WITHOUT_PAYLOAD = frozenset(b"123456")
-"""Their size field means nothing; any other kind, known or not, has as many bytes as it says."""
+"""Their size field means nothing; any other kind, known or not, has as many bytes as it states."""
 
 _OTHER_FILES = {
     b"\x1f\x8b": "gzip",
@@ -64,7 +64,7 @@ class TarMember:
     offset: int
     size: int
     kind: str
-    """"file", or what else the header says it is; only files have a payload worth reading."""
+    """"file", or what else the header states it is; only files have a payload worth reading."""
 
 
 class BrokenTarError(ShardError):
@@ -91,7 +91,7 @@ def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) ->
     """
     from webdataset.writer import TarWriter  # costs seconds to import, and readers do without it
 
-    with whole_file(path) as file:
+    with atomic_open(path) as file:
         # PAX: names above 100 bytes get a header of their own, where the default format would refuse them.
         options = {"encoder": False, "mtime": 0, "user": "ccts", "group": "ccts", "mode": 0o644}
         with TarWriter(file, **options, format="PAX_FORMAT") as tar:
@@ -107,7 +107,7 @@ def walk_tar(path: Path) -> Iterator[TarMember]:
 
     Raises:
         ShardError: the tar is cut, compressed or empty, a header is damaged, or something follows the end mark; a
-            ``BrokenTarError``, which says where.
+            ``BrokenTarError``, which names where.
     """
     with open(path, "rb") as file:
         yield from walk_open_tar(file, path.name)
@@ -149,7 +149,7 @@ class _Walk:
 
     def members(self) -> Iterator[TarMember]:
         records: dict[str, str] = {}
-        """What extended headers say of the member after them."""
+        """What extended headers state of the member after them."""
 
         extended = 0
         """Their bytes."""

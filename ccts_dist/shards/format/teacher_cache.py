@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ccts_dist.config.renamed import stored_name
 from ccts_dist.errors import MissingShardsError, TeacherError
 from ccts_dist.files.digests import Digest
 from ccts_dist.records import Condition, TeacherOutput
@@ -118,7 +119,7 @@ def parse_cache_manifest(data: bytes, *, where: str) -> CacheManifest:
 
 
 def check_facts(facts: TeacherFacts, *, where: str) -> None:
-    """Refuse what a manifest says of a teacher and cannot be so, though it was sealed.
+    """Refuse what a manifest states of a teacher and cannot be so, though it was sealed.
 
     Raises:
         TeacherError: names the first fault.
@@ -128,15 +129,15 @@ def check_facts(facts: TeacherFacts, *, where: str) -> None:
 
 
 def facts_faults(facts: TeacherFacts) -> Iterator[str]:
-    """Faults, in words, of what a manifest says of a teacher."""
+    """Faults, in words, of what a manifest states of a teacher."""
     if not 0 < facts.embedding_size <= _MOST_FEATURES:
         yield f"states an embedding_size of {facts.embedding_size}: must be 1 to {_MOST_FEATURES}"
-    for name in ("embedding_mean", "embedding_deviation"):
+    for name in ("embedding_mean", "embedding_std"):
         values = getattr(facts, name)
         if len(values) != facts.embedding_size:
-            yield f"has {len(values)} numbers for {name}, and embedding_size is {facts.embedding_size}"
-        if not all(map(math.isfinite, values)) or (name == "embedding_deviation" and min(values, default=0) < 0):
-            yield f"has a number for {name} that cannot be one"
+            yield f"has {len(values)} numbers for {stored_name(name)}, and embedding_size is {facts.embedding_size}"
+        if not all(map(math.isfinite, values)) or (name == "embedding_std" and min(values, default=0) < 0):
+            yield f"has a number for {stored_name(name)} that cannot be one"
     if not facts.targets or len(set(facts.targets)) != len(facts.targets):
         yield f"names no target of the teacher, or one twice: {_names(facts.targets)}"
 
@@ -145,12 +146,13 @@ def condition_faults(condition: Condition, facts: TeacherFacts) -> Iterator[str]
     """Faults, in words, of a condition by itself and beside its teacher."""
     if condition.targets != facts.targets:
         yield f"is of targets {_names(condition.targets)}, and the teacher predicts {_names(facts.targets)}"
-    for name in ("w", "b", "deviation", "num_rows"):
+    for name in ("w", "b", "residual_std", "num_rows"):
         values = getattr(condition, name)
         if len(values) != len(facts.targets) or not all(map(math.isfinite, values)):
-            yield f"has {short(str(list(values)))[1:-1]} for {name}: one finite number per target must be there"
-        elif name in ("deviation", "num_rows") and min(values, default=0) < 0:
-            yield f"has {short(str(list(values)))[1:-1]} for {name}: must not be below 0"
+            shown = short(str(list(values)))[1:-1]
+            yield f"has {shown} for {stored_name(name)}: one finite number per target must be there"
+        elif name in ("residual_std", "num_rows") and min(values, default=0) < 0:
+            yield f"has {short(str(list(values)))[1:-1]} for {stored_name(name)}: must not be below 0"
 
 
 def _names(names: Sequence[str]) -> str:
@@ -198,7 +200,7 @@ def decode_output(data: bytes, embedding_size: int, num_targets: int) -> Teacher
     """The inverse of ``encode_output``.
 
     Raises:
-        ValueError: no float32 array of that length as ``encode_output`` leaves it, or not finite; says which.
+        ValueError: no float32 array of that length as ``encode_output`` leaves it, or not finite; names which.
     """
     wanted = embedding_size + num_targets
     head = _NPY.match(data)

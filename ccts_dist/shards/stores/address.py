@@ -35,7 +35,7 @@ def check_address(root: str) -> str:
     """An address as it may be shown to people, without a slash at its end.
 
     Raises:
-        ConfigError: it is a command, holds credentials or a query, or its protocol is unknown. Says nothing secret.
+        ConfigError: it is a command, holds credentials or a query, or its protocol is unknown. Reports nothing secret.
     """
     if root.startswith("pipe:"):
         raise ConfigError("pipe: addresses run a shell and are refused. Name a folder or an address such as s3://.")

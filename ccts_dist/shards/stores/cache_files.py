@@ -62,7 +62,7 @@ def open_planted_safe(path: str) -> int | None:
     return descriptor
 
 
-def take_away(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove whatever stands under a name of the cache.
 
     Raises:
@@ -104,7 +104,7 @@ def open_partial(path: Path) -> int | None:
         if stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid() and facts.st_nlink == 1:
             return descriptor
         os.close(descriptor)
-    take_away(path)
+    remove(path)
     descriptor = os.open(path, flags | os.O_EXCL, 0o644)
     lock_now(descriptor)
     return descriptor

@@ -1,6 +1,6 @@
 """A folder of fetched files, bounded in bytes, that many processes share and any of them may be killed in.
 
-Names say all there is to know, so that there is no state to lose: ``<digest>-<name>`` is a whole file, and
+Names hold all there is to know, so that there is no state to lose: ``<digest>-<name>`` is a whole file, and
 ``.<digest>-<name>.<bytes>.partial`` one that somebody fetches; it counts with its whole size from the start. Who
 fetches holds a lock on it, which the system takes back when the process ends, however it ends. All changes of the
 folder are made under one lock of the cache.
@@ -29,7 +29,7 @@ from ccts_dist.shards.stores.cache_files import (
     open_partial,
     open_planted_safe,
     refuse_open_folder,
-    take_away,
+    remove,
 )
 from ccts_dist.shards.stores.transfer import StoredFile
 
@@ -141,12 +141,12 @@ class FetchCache:
             return None
         if descriptor is None:  # a link, a folder, or nobody's to read
             with self.locked():
-                take_away(self.path(file))
+                remove(self.path(file))
             return None
         if not self._is_sound(name, file, descriptor):
             with self.locked():
                 if self.is_current(file, descriptor):
-                    take_away(self.path(file))
+                    remove(self.path(file))
             os.close(descriptor)
             return None
         self._touch(name, descriptor)

@@ -1,7 +1,7 @@
 """Files of a shard set or teacher cache that lie somewhere else.
 
 A file is fetched whole, once per machine, by whoever comes first, into a bounded cache that all processes
-of the machine share (``fetch_cache``); and ahead of need by threads that ``prefetch`` is told of.
+of the machine share (``fetch_cache``); and ahead of need by threads that ``prefetch`` is informed of.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def open_store(
     *,
     cache: Path | None = None,
     cache_bytes: int | None = None,
-    patience: RetryPolicy | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> FileStore:
     """The files under a folder's name or an address; whether there are any shows when they are read.
 
@@ -51,7 +51,7 @@ def open_store(
     text = str(root)
     if not is_address(text):
         return LocalStore(Path(root))
-    place = RemoteRoot(text, patience)
+    place = RemoteRoot(text, retry_policy)
     folder = default_cache() if cache is None else cache
     limit = DEFAULT_CACHE_BYTES if cache_bytes is None else cache_bytes
     log(f"{place}: what is fetched is kept in {folder}, at most {limit / 1e9:g} GB", visible=is_first_rank())
@@ -62,7 +62,7 @@ def check_cache_holds(cache_bytes: int, needed_bytes: int) -> None:
     """Refuse a cache that cannot hold what is needed at a time.
 
     Raises:
-        ConfigError: says how much it must hold.
+        ConfigError: describes how much it must hold.
     """
     if needed_bytes > cache_bytes:
         raise ConfigError(
@@ -72,7 +72,7 @@ def check_cache_holds(cache_bytes: int, needed_bytes: int) -> None:
 
 
 def default_cache() -> Path:
-    """Where fetched files are kept unless the user says otherwise: in the user's cache folder."""
+    """Where fetched files are kept unless the user sets another: in the user's cache folder."""
     return user_cache() / "ccts-dist" / "shards"
 
 
@@ -253,7 +253,7 @@ class _Prefetcher:
             fetch = self._fetch()
             if fetch is None:
                 return
-            with contextlib.suppress(CctsError):  # who needs the file meets the same fault, and tells it
+            with contextlib.suppress(CctsError):  # who needs the file meets the same fault, and reports it
                 if not fetch(file, self._stop):
                     with self._changed:
                         self._wishes.clear()

@@ -52,7 +52,7 @@ class FileStore(Protocol):
 
         Args:
             intact: whether bytes are as they were written; what was damaged on its way is asked for again. What lies
-                there damaged is returned as it is, for the caller to say what is wrong with it.
+                there damaged is returned as it is, for the caller to name what is wrong with it.
 
         Raises:
             MissingShardsError: there is no such file that may be read.
@@ -88,7 +88,8 @@ class FileStore(Protocol):
         ...
 
     def prefetch(self, files: Sequence[StoredFile]) -> None:
-        """Say which files are needed soon, the soonest first; replaces what was said before, and returns at once."""
+        """Report which files are needed soon, the soonest first; replaces what was reported before, and returns at
+        once."""
         ...
 
     def close(self) -> None:
@@ -117,7 +118,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class NamedFile:
-    """A file as something other than a shard's entry tells of it."""
+    """A file as something other than a shard's entry reports of it."""
 
     name: str
     size_bytes: int = 0
@@ -136,7 +137,7 @@ def stored_at(path: Path) -> Stored:
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
     """The bytes at an offset; fewer when the file ends before."""
-    # A place is made for all that is asked for, whatever a sealed document says: never more than this at a time.
+    # A place is made for all that is asked for, whatever a sealed document states: never more than this at a time.
     data = os.pread(descriptor, min(size, _MOST_AT_ONCE), offset)
     while len(data) < size and (more := os.pread(descriptor, min(size - len(data), _MOST_AT_ONCE), offset + len(data))):
         data += more  # a network file system may give less than was asked for
@@ -144,7 +145,7 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def reason_of(error: ShardError | OSError) -> str:
-    """Why a file could not be opened or read, in the system's words where it said so."""
+    """Why a file could not be opened or read, in the system's words where it reported so."""
     fault = error if isinstance(error, OSError) else error.__cause__
     return str(fault.strerror) if isinstance(fault, OSError) else str(error)
 

@@ -1,7 +1,7 @@
 """One file of a store to a local path: whole, the very bytes that were asked for, tried again with patience.
 
 What the libraries behind fsspec raise may hold signed addresses and credentials, so none of their words are passed on:
-a fault is told by its status, by the store's code for it, or by the name of its type.
+a fault is reported by its status, by the store's code for it, or by the name of its type.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{1,60}")
 
 @runtime_checkable
 class StoredFile(Protocol):
-    """What a manifest says of a file: enough to fetch it and to know it again."""
+    """What a manifest states of a file: enough to fetch it and to know it again."""
 
     @property
     def name(self) -> str: ...
@@ -68,7 +68,7 @@ class StoreFault:
     """What an error of a store means."""
 
     words: str
-    """That may be said of it; hold no secret."""
+    """That may be reported of it; hold no secret."""
 
     missing: bool
     forbidden: bool
@@ -82,7 +82,7 @@ class RemoteRoot:
     Credentials belong in the environment or in fsspec's configuration. An address that carries some is refused.
     """
 
-    def __init__(self, root: str, patience: RetryPolicy | None = None) -> None:
+    def __init__(self, root: str, retry_policy: RetryPolicy | None = None) -> None:
         """
         Raises:
             ConfigError: no address that can be read: a command, credentials or a query in it, an unknown protocol.
@@ -90,7 +90,7 @@ class RemoteRoot:
         self.words = check_address(root)
         """The address, for people."""
         self._protocol = root.partition("://")[0]
-        self._patience = patience or RetryPolicy()
+        self._retry_policy = retry_policy or RetryPolicy()
 
     def __str__(self) -> str:
         return self.words
@@ -105,14 +105,14 @@ class RemoteRoot:
             False if it was stopped.
 
         Raises:
-            ShardError: the store has no such file, or another one under this name; says what, or both digests.
+            ShardError: the store has no such file, or another one under this name; names what, or both digests.
             FetchError: the store does not give it.
         """
 
         def verify(announced: int | None) -> _Fault | None:
             if (size := target.stat().st_size) != file.size_bytes:
                 found = str(size) if size == announced else ""  # else it was cut on its way
-                return _Fault(f"has {size} bytes, and the manifest says {file.size_bytes}", found=found)
+                return _Fault(f"has {size} bytes, and the manifest states {file.size_bytes}", found=found)
             return _digest_fault(target, file.sha256)
 
         return self._patiently(file.name, target, file.size_bytes, verify, stop or threading.Event())
@@ -185,61 +185,65 @@ class RemoteRoot:
         refused: type[ShardError] | None = None,
         most: int | None = None,
     ) -> bool:
-        patience, others = self._patience, set[str]()
+        retry_policy, others = self._retry_policy, set[str]()
         attempt = 0
         while True:
             attempt += 1
-            meter = _Meter(size, most)
-            fault = self._try(name, target, meter, stop)
+            throughput = _Throughput(size, most)
+            fault = self._try(name, target, throughput, stop)
             if stop.is_set():
                 return False
-            fault = fault or verify(meter.announced)
+            fault = fault or verify(throughput.announced)
             if fault is None:
                 return True
-            told = f"{self.words}/{name}: {fault.words}"
+            words = f"{self.words}/{name}: {fault.words}"
             if fault.final:
-                raise (refused or (ShardError if fault.missing else FetchError))(told)
+                raise (refused or (ShardError if fault.missing else FetchError))(words)
             if fault.found and fault.found in others:
                 raise ShardError(
-                    f"{told}; it came so twice. The store holds another file under this name: upload the shard set "
+                    f"{words}; it came so twice. The store holds another file under this name: upload the shard set "
                     "again, or build it again."
                 )
             others.add(fault.found)
-            if attempt >= patience.attempts:
-                raise FetchError(f"{told}; given up after {attempt} tries. See whether the store is up, and run again.")
+            if attempt >= retry_policy.attempts:
+                raise FetchError(
+                    f"{words}; given up after {attempt} tries. See whether the store is up, and run again."
+                )
             if attempt >= 3:  # what a second try mends is nobody's concern
-                log(f"{told}; try {attempt} of {patience.attempts}", visible=is_first_rank())
-            stop.wait(patience.wait_s(attempt, random.SystemRandom().random()))
+                log(f"{words}; try {attempt} of {retry_policy.attempts}", visible=is_first_rank())
+            stop.wait(retry_policy.wait_s(attempt, random.SystemRandom().random()))
 
-    def _try(self, name: str, target: Path, meter: "_Meter", stop: threading.Event) -> _Fault | None:
+    def _try(self, name: str, target: Path, throughput: "_Throughput", stop: threading.Event) -> _Fault | None:
         filesystem, path = self.connect(name)
         ended = threading.Event()
         if isinstance(filesystem, AsyncFileSystem):
-            work = _signal_end(filesystem._get_file(path, str(target), callback=meter), ended)
+            work = _signal_end(filesystem._get_file(path, str(target), callback=throughput), ended)
             loop = filesystem.loop
         else:
-            work = _signal_end(asyncio.to_thread(_copy, filesystem, path, target, meter), ended)
+            work = _signal_end(asyncio.to_thread(_copy, filesystem, path, target, throughput), ended)
             loop = get_loop()
         assert loop is not None, "fsspec runs one in a thread"
         future = asyncio.run_coroutine_threadsafe(work, loop)
         try:
-            if not self._wait_for(future, meter, stop):
-                return _Fault(f"brought no byte for {self._patience.stall_s:g} s")
+            if not self._wait_for(future, throughput, stop):
+                return _Fault(f"brought no byte for {self._retry_policy.stall_s:g} s")
         finally:
-            meter.stopped = True
+            throughput.stopped = True
             future.cancel()
             ended.wait(_LOOK_S * 4)  # until nobody writes to ``target`` any more
         error = future.exception()
         if isinstance(error, _TooLargeError):
             return _Fault(f"{error}. Name the place where a shard set or teacher cache lies.", final=True)
         if isinstance(error, _WrongLengthError):
-            return _Fault(str(error), found=str(meter.announced))
+            return _Fault(str(error), found=str(throughput.announced))
         return None if error is None else _fault_of(error, target)
 
-    def _wait_for(self, future: "Future[None]", meter: "_Meter", stop: threading.Event) -> bool:
+    def _wait_for(self, future: "Future[None]", throughput: "_Throughput", stop: threading.Event) -> bool:
         while not future.done():
-            wait([future], timeout=min(_LOOK_S, self._patience.stall_s / 4))
-            if stop.is_set() or (not future.done() and time.monotonic() - meter.last_byte > self._patience.stall_s):
+            wait([future], timeout=min(_LOOK_S, self._retry_policy.stall_s / 4))
+            if stop.is_set() or (
+                not future.done() and time.monotonic() - throughput.last_byte > self._retry_policy.stall_s
+            ):
                 return False
         return True
 
@@ -248,9 +252,9 @@ class RemoteRoot:
         return f"{self.words}/{quote(name) if self._protocol in ('http', 'https') else name}"
 
     def _options(self) -> dict[str, Any]:
-        """How to open the file system, beside what fsspec's configuration says."""
+        """How to open the file system, beside what fsspec's configuration states."""
         own = fsspec.config.conf.get(self._protocol, {})
-        stall_s = self._patience.stall_s
+        stall_s = self._retry_policy.stall_s
         if self._protocol in ("s3", "s3a"):
             # One stream per file: several would be held in memory in parts of 50 MB. Tries are counted here alone.
             times = {"connect_timeout": min(10.0, stall_s), "read_timeout": min(15.0, stall_s / 2)}
@@ -277,7 +281,7 @@ class _TooLargeError(OSError):
     """The store sends more than a small file has."""
 
 
-class _Meter(Callback):
+class _Throughput(Callback):
     """Counts what comes, and stops what should not come.
 
     Args:
@@ -306,7 +310,7 @@ class _Meter(Callback):
         if self._most is not None and found > self._most:
             raise _TooLargeError(f"has more than {self._most:,} bytes, the most that such a file may have")
         if self._wanted is not None and (found > self._wanted or self.announced not in (None, self._wanted)):
-            raise _WrongLengthError(f"has {found} bytes, and the manifest says {self._wanted}")
+            raise _WrongLengthError(f"has {found} bytes, and the manifest states {self._wanted}")
 
 
 def _digest_fault(target: Path, sha256: str) -> _Fault | None:
@@ -314,7 +318,7 @@ def _digest_fault(target: Path, sha256: str) -> _Fault | None:
         found = hashlib.file_digest(got, "sha256").hexdigest()
     if found == sha256:
         return None
-    return _Fault(f"is {found[:12]}, and the manifest says {sha256[:12]}", found=found)
+    return _Fault(f"is {found[:12]}, and the manifest states {sha256[:12]}", found=found)
 
 
 async def _signal_end(work: Coroutine[Any, Any, None], ended: threading.Event) -> None:
@@ -324,18 +328,18 @@ async def _signal_end(work: Coroutine[Any, Any, None], ended: threading.Event) -
         ended.set()
 
 
-def _copy(filesystem: Any, path: str, target: Path, meter: _Meter) -> None:
+def _copy(filesystem: Any, path: str, target: Path, throughput: _Throughput) -> None:
     """A transfer from a file system that knows no other way; runs in a thread."""
     with filesystem.open(path, "rb") as source, open(target, "wb") as out:
-        meter.set_size(getattr(source, "size", None))
+        throughput.set_size(getattr(source, "size", None))
         while chunk := source.read(_CHUNK_BYTES):
-            meter.relative_update(len(chunk))
+            throughput.relative_update(len(chunk))
             out.write(chunk)
 
 
 def _fault_of(error: BaseException, target: Path) -> _Fault:
     """What an error means for the next try, in words that hold no secret."""
-    told = told_of(error)
+    fault = fault_of(error)
     number = getattr(error, "errno", None)
     if number in (ENOSPC, EDQUOT, EROFS) or (number == EACCES and getattr(error, "filename", None) == str(target)):
         why = os.strerror(number or 0).lower()
@@ -344,30 +348,31 @@ def _fault_of(error: BaseException, target: Path) -> _Fault:
             "folder in data.shard_cache.",
             final=True,
         )
-    if told.missing:
+    if fault.missing:
         return _Fault(
-            f"is not there ({told.words}). Name the place where the shard set or teacher cache lies.",
+            f"is not there ({fault.words}). Name the place where the shard set or teacher cache lies.",
             final=True,
             missing=True,
         )
-    if told.forbidden:
+    if fault.forbidden:
         return _Fault(
-            f"may not be read ({told.words}). Give credentials for it in the environment or in fsspec's configuration.",
+            f"may not be read ({fault.words}). Give credentials for it in the environment or in fsspec's "
+            "configuration.",
             final=True,
         )
     if isinstance(error, TimeoutError):
         return _Fault("timed out")
-    return _Fault(f"did not come ({told.words})", final=told.final)
+    return _Fault(f"did not come ({fault.words})", final=fault.final)
 
 
-def told_of(error: BaseException) -> StoreFault:
-    """What a store's error means, and what may be said of it: its status, its code or its kind."""
+def fault_of(error: BaseException) -> StoreFault:
+    """What a store's error means, and what may be reported of it: its status, its code or its kind."""
     if isinstance(error, _BUGS):
         raise error
     status, code = _status_of(error)
     words = " ".join(word for word in (f"HTTP {status}" if status else "", code) if word) or type(error).__name__
     forbidden = isinstance(error, PermissionError) or status in (401, 403) or "Credential" in type(error).__name__
-    # aiohttp says 400 of an answer that it could not read, too; S3's own has a code.
+    # aiohttp states 400 of an answer that it could not read, too; S3's own has a code.
     refused = status is not None and (400 < status < 500 or (status == 400 and code)) and status not in _NOT_NOW
     return StoreFault(
         words=words,
@@ -378,7 +383,7 @@ def told_of(error: BaseException) -> StoreFault:
 
 
 def _status_of(error: BaseException) -> tuple[int | None, str]:
-    """The HTTP status of an error and the store's own code for it, where the libraries tell them."""
+    """The HTTP status of an error and the store's own code for it, where the libraries report them."""
     for fault in (error, error.__cause__):
         if isinstance(response := getattr(fault, "response", None), dict):  # botocore, perhaps below s3fs
             code = str(response.get("Error", {}).get("Code", ""))

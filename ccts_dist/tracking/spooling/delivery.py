@@ -29,7 +29,7 @@ def deliver(spool: Spool, send: Send, most: int) -> None:
         ServerUnavailableError: some are not sent, and stay at the head of the spool.
     """
     if not spool.take():
-        raise ServerUnavailableError("another process sends what this run has told")
+        raise ServerUnavailableError("another process sends what this run has reported")
     batch = spool.head(most)
     if not batch and spool.num_waiting:
         raise ServerUnavailableError("what waits cannot be read back from disk")

@@ -40,7 +40,7 @@ class Outbox:
         Args:
             send: called from the sending thread only.
             spool: is put to, and closed, by this outbox alone.
-            what: is said when nothing can be sent.
+            what: is reported when nothing can be sent.
             interval_s: longest time an event waits for others to be sent with it.
             batch_events: as many waiting events are sent at once; also the most in one call of ``send``.
             first_pause_s: seconds between the first failure and the next attempt.

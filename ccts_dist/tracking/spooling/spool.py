@@ -1,4 +1,4 @@
-"""Events on disk, in order, until a server has taken them: what was told is lost by no SIGKILL.
+"""Events on disk, in order, until a server has taken them: what was given is lost by no SIGKILL.
 
     events-000000000001.jsonl    a segment: the steps so far of every metric, then an event a line (see ``events``)
     events-sent.json             the number of the last event that the server has, and the steps up to it
@@ -209,7 +209,7 @@ class Spool:
             return 0, {}
 
     def _read_newest(self) -> tuple[int, dict[str, int]]:
-        """Number of the last event, and the last step of every metric, as far as files tell."""
+        """Number of the last event, and the last step of every metric, as far as files report."""
         last, steps = self._sent, dict(self._sent_steps)
         for first in self._segments()[-1:]:
             for _, line in self._lines(first, 0):
@@ -300,7 +300,7 @@ class Spool:
         self._compact()
 
     def _steps_before(self, number: int) -> dict[str, int]:
-        """The last step of every metric before an event; those that the lines from it on tell are left to them."""
+        """The last step of every metric before an event; those that the lines from it on report are left to them."""
         later = {event.key for n, event in self._unwritten if n >= number and isinstance(event, MetricEvent)}
         return {key: step for key, step in self._steps.items() if key not in later}
 

@@ -1,4 +1,5 @@
-"""``<run folder>/tracking/0001/``: a run and what it has told, from its first moment on, whether or not a server knows.
+"""``<run folder>/tracking/0001/``: a run and what it has reported, from its first moment on, whether or not a server
+knows.
 
 A start that goes on with a run takes the newest; any other start makes another.
 """
@@ -95,7 +96,7 @@ def begin_run(
 
 
 def spooled_runs(output: Path) -> list[SpooledRun]:
-    """The runs of a run folder, oldest first; one that a kill has left half made told nothing and is left out.
+    """The runs of a run folder, oldest first; one that a kill has left half made reported nothing and is left out.
 
     Raises:
         ConfigError: a file is not what tracking writes there.

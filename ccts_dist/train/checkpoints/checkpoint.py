@@ -7,7 +7,7 @@
         manifest.json           written last: size and SHA-256 of every file, step, ranks, plan digest, run file
 
 Nothing in it depends on the ranks or on the ZeRO stage that wrote it, and nothing is unpickled. Written beside its
-place, synced to disk, then renamed. Whoever is killed in between leaves a folder whose name says so.
+place, synced to disk, then renamed. Whoever is killed in between leaves a folder whose name reports so.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ccts_dist.config.renamed import with_present_metrics, with_present_names
 from ccts_dist.distributed import Ranks, run_on_all_ranks
 from ccts_dist.errors import CheckpointError, OutputError
 from ccts_dist.files.digests import is_digest
@@ -59,7 +60,7 @@ class TrainState:
     epoch_sums: dict[str, float] = field(default_factory=dict)
     """Running sums of the epoch that is under way, for its mean figures."""
 
-    kept_share: float | None = None
+    distilled_fraction: float | None = None
     """Share of the utterances that were distilled, in the last whole epoch; None without a teacher."""
 
     graph_samples: int | None = None
@@ -70,7 +71,7 @@ class TrainState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointManifest:
-    """What a checkpoint says of itself."""
+    """What a checkpoint states of itself."""
 
     step: int
     num_ranks: int
@@ -183,7 +184,8 @@ def write_checkpoint(
 
 
 def find_checkpoint(output: Path, warn: Callable[[str], None]) -> tuple[Path, CheckpointManifest] | None:
-    """The newest complete checkpoint of a run; ``warn`` hears which were passed over and why. None when none was begun.
+    """The newest complete checkpoint of a run; ``warn`` is given which were passed over and why. None when none was
+    begun.
 
     Raises:
         CheckpointError: there are checkpoints, and none is complete.
@@ -208,8 +210,8 @@ def find_checkpoint(output: Path, warn: Callable[[str], None]) -> tuple[Path, Ch
     return None
 
 
-def set_aside_beyond(point: Path, step: int, say: Callable[[str], None]) -> None:
-    """Rename the checkpoints of later steps than that from which a run now goes on; ``say`` hears of each.
+def set_aside_beyond(point: Path, step: int, report: Callable[[str], None]) -> None:
+    """Rename the checkpoints of later steps than that from which a run now goes on; ``report`` is given of each.
 
     What was passed over, or left behind on purpose, is no longer of the run as it counts: the newest checkpoint is
     again the last that the run has written.
@@ -223,7 +225,9 @@ def set_aside_beyond(point: Path, step: int, say: Callable[[str], None]) -> None
             aside = path.with_name(_ABANDONED + path.name)
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            say(f"{path.name} is set aside as {aside.name}: the run goes on from step {step}. Remove it, or resume it.")
+            report(
+                f"{path.name} is set aside as {aside.name}: the run goes on from step {step}. Remove it, or resume it."
+            )
     sync_folder(point.parent)
 
 
@@ -294,8 +298,10 @@ def read_state(folder: Path) -> TrainState:
     """
     try:
         tree = json.loads(read_limited(folder / "state.json", "checkpoint state.json"))  # a sum may be NaN
+        tree = with_present_names(tree)
+        tree["epoch_sums"] = with_present_metrics(tree.get("epoch_sums", {}))
         state = TrainState(**tree)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / 'state.json'}: no training state ({_words(error)}).") from error
     for name, default in asdict(TrainState()).items():
         value = getattr(state, name)

@@ -29,9 +29,9 @@ class History:
         self._path = path
         self._trouble: OutputError | None = None
         with writing(path):
-            kept = _lines_up_to(path, steps_done)
+            lines = _lines_up_to(path, steps_done)
             temporary = path.with_suffix(".tmp")
-            temporary.write_bytes(b"".join(kept))
+            temporary.write_bytes(b"".join(lines))
             temporary.replace(path)
             self._file = path.open("a", encoding="utf-8", buffering=1)
 
@@ -72,8 +72,10 @@ def _lines_up_to(path: Path, steps_done: int) -> list[bytes]:
             "edited) and are dropped; weights and optimizer state come from the checkpoint and are not affected"
         )
     step = _step_of(last)
-    kept = [(line, step) for line, step in zip((*lines, last), (*steps, step), strict=True) if step is not None]
-    return [line + b"\n" for line, step in kept if step <= steps_done]
+    lines_and_steps = [
+        (line, step) for line, step in zip((*lines, last), (*steps, step), strict=True) if step is not None
+    ]
+    return [line + b"\n" for line, step in lines_and_steps if step <= steps_done]
 
 
 def _step_of(line: bytes) -> int | None:

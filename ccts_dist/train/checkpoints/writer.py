@@ -9,7 +9,7 @@ from ccts_dist.distributed import Ranks, run_on_all_ranks
 from ccts_dist.errors import OutputError
 from ccts_dist.train.checkpoints.checkpoint import CheckpointFiles
 
-LEAVE_S = 30.0
+EXIT_S = 30.0
 """Longest time that a rank on its way out after an error gives the thread to complete its checkpoint, in seconds."""
 
 
@@ -67,7 +67,7 @@ class CheckpointWriter:
     def close(self) -> None:
         """Give the thread time to complete its checkpoint; for a rank that leaves, which waits for no other rank."""
         if self._writing is not None:
-            futures.wait([self._writing], timeout=LEAVE_S)
+            futures.wait([self._writing], timeout=EXIT_S)
 
     def _begin(self, files: CheckpointFiles) -> None:
         try:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ccts_dist.config import RunConfig, SpeechConfig, TextConfig, kept_branches, speech_tables
+from ccts_dist.config import RunConfig, SpeechConfig, TextConfig, cached_branches, speech_tables
 from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.distributed import Ranks, best_device, broadcast_object, gather_objects, run_on_all_ranks
 from ccts_dist.errors import ConfigError
@@ -68,7 +68,7 @@ def cache_features(
     """
     shards = list(shard_set.shards_of((*run.data.train_splits, *run.data.valid_splits)))
     caches: dict[str, FrameCache] = {}
-    for name, config in kept_branches(run.model).items():
+    for name, config in cached_branches(run.model).items():
         branch = model.get_submodule(name)
         assert isinstance(branch, SpeechBranch | ExtractedBranch | TextBranch)
         digest = run_on_all_ranks(lambda branch=branch, config=config: _digest(branch, config, run, tokenizer))
@@ -190,7 +190,7 @@ def _digest(
     settings: dict[str, Any] = {"format": _FORMAT, "layers": config.layers, "type": run.data.feature_cache_dtype}
     parts: dict[str, nn.Module] = {"encoder": branch.encoder}
     if isinstance(branch, SpeechBranch):
-        settings["normalise"] = branch.normalise
+        settings["normalise"] = branch.do_normalize
         parts["front_end"] = branch.front_end
     elif isinstance(branch, ExtractedBranch):
         settings["extractor"] = branch.extractor.to_dict()
@@ -207,7 +207,7 @@ def _digest(
 
 
 def _without_names(shape: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without what says where it came from and who wrote it."""
+    """A configuration without what names where it came from and who wrote it."""
     return {key: value for key, value in shape.items() if key not in ("_name_or_path", "transformers_version")}
 
 

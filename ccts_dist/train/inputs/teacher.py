@@ -61,7 +61,8 @@ def _check_fit(run: RunConfig, teacher: TeacherCache, shard_set: ShardSet) -> No
             f"{sorted(held_out)[0]!r}, which is not in data.train_splits = {list(run.data.train_splits)}. Fit "
             "the condition on training splits only."
         )
-    # What the manifest tells, without reading the index: rows beyond those of its splits do not pass, whatever it says.
+    # What the manifest reports, without reading the index: rows beyond those of its splits do not pass, whatever it
+    # states.
     totals = shard_set.manifest.splits
     num_utterances = sum(totals[split].num_utterances for split in condition.splits if split in totals)
     for target, num_rows in zip(condition.targets, condition.num_rows, strict=True):
@@ -85,7 +86,7 @@ def distill_terms(run: RunConfig, teacher: TeacherCache | None, condition: Condi
     if run.distill.standardize:
         units = {
             "embedding_mean": torch.from_numpy(np.asarray(teacher.embedding_mean, dtype=np.float64)),
-            "embedding_deviation": torch.from_numpy(np.asarray(teacher.embedding_deviation, dtype=np.float64)),
+            "embedding_std": torch.from_numpy(np.asarray(teacher.embedding_std, dtype=np.float64)),
         }
     return DistillTerms(
         condition=condition,

@@ -44,7 +44,7 @@ class PassMemory:
     forward_peak: int
     """Most of them alive at a time in the forward pass."""
 
-    kept: int
+    retained: int
     """Those of the graph that waits for its backward pass; next to nothing without gradient."""
 
     peak: int
@@ -60,9 +60,9 @@ def peak_of_graphs(graphs: Sequence[PassMemory]) -> int:
     held = most = 0
     for one in graphs:
         most = max(most, held + one.forward_peak)
-        held += one.kept
+        held += one.retained
     for one in graphs:
-        held -= one.kept
+        held -= one.retained
         most = max(most, held + one.peak)
     return most
 
@@ -91,8 +91,10 @@ def trace_pass(
             except RuntimeError:  # what a fake tensor raises when asked for a number, or on meeting an unknown operator
                 return None
     # The GRU comes last in the forward pass, and its backward pass is over before the encoder's begins.
-    kept = traced.kept + _gru_bytes(config, nums_frames, shape.rows, dtype, training=training)
-    return PassMemory(forward_peak=max(traced.forward_peak, kept), kept=kept, peak=max(traced.peak, kept))
+    retained = traced.retained + _gru_bytes(config, nums_frames, shape.rows, dtype, training=training)
+    return PassMemory(
+        forward_peak=max(traced.forward_peak, retained), retained=retained, peak=max(traced.peak, retained)
+    )
 
 
 def trace_peak(
@@ -158,10 +160,10 @@ def _gru_bytes(
     Args:
         nums_frames: that each branch pools; further speech branches stand before the text branch.
     """
-    kept = 12 if training else 5
+    numbers = 12 if training else 5
     branches = [branch for branch in (config.speech, *config.extra_speech, config.text) if branch is not None]
     return sum(
-        kept * branch.gru_hidden * branch.gru_layers * num_rows * num_frames * dtype.itemsize
+        numbers * branch.gru_hidden * branch.gru_layers * num_rows * num_frames * dtype.itemsize
         for branch, num_frames in zip(branches, nums_frames, strict=True)
         if branch.pooling == "gru"
     )
@@ -186,21 +188,21 @@ def _simplified(encoders: EncoderConfigs, *, on_gpu: bool) -> EncoderConfigs:
     Fused attention on a GPU draws its dropout again in the backward pass; torch's on a CPU knows no dropout, and falls
     back to plain attention, which keeps a number for each pair of frames.
     """
-    speech, text, also = copy.deepcopy((encoders.speech, encoders.text, encoders.extra_speech))
-    for config in (speech, *also):
+    speech, text, extra = copy.deepcopy((encoders.speech, encoders.text, encoders.extra_speech))
+    for config in (speech, *extra):
         if config is not None:
             config.apply_spec_augment = False
-    for config in (speech, text, *also) if on_gpu else ():
+    for config in (speech, text, *extra) if on_gpu else ():
         for name in ("attention_dropout", "attention_probs_dropout_prob"):
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-    return replace(encoders, speech=speech, text=text, extra_speech=also)
+    return replace(encoders, speech=speech, text=text, extra_speech=extra)
 
 
 def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[PassMemory, list[int]]:
     """Memory of a pass without what GRUs need, and the frames that each branch pools."""
     nums_frames: list[int] = []
-    for branch in (model.speech, *model.also, model.text):
+    for branch in (model.speech, *model.extra_speech, model.text):
         if branch is not None:
             pooling = cast(nn.Module, branch.pooling)
             pooling.register_forward_pre_hook(lambda _, inputs: nums_frames.append(inputs[0].shape[1]))
@@ -210,10 +212,10 @@ def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[Pas
     with _LiveBytes(model) as live, torch.set_grad_enabled(training):
         inputs = fake_inputs(model, shape)  # a step holds them to its end
         output = model(*inputs)
-        forward_peak, kept = live.peak, live.now
+        forward_peak, retained = live.peak, live.now
         if training:
             (output.prediction.sum() + output.embedding.sum()).backward()
-    return PassMemory(forward_peak=forward_peak, kept=kept, peak=live.peak), nums_frames
+    return PassMemory(forward_peak=forward_peak, retained=retained, peak=live.peak), nums_frames
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ccts_dist.config import OptimConfig
-from ccts_dist.train.zero.partitioning import ModelSizes, ZeroLayout
+from ccts_dist.train.zero.partitioning import ModelSizes, ZeroPartitioning
 
 Phase = Literal["start", "forward and backward", "optimizer step", "saving a model", "scoring the best model"]
 PHASES: tuple[Phase, ...] = (
@@ -137,7 +137,7 @@ class Activations:
 
 def estimate_memory(
     sizes: ModelSizes,
-    layout: ZeroLayout,
+    partitioning: ZeroPartitioning,
     optim: OptimConfig,
     *,
     precision: str,
@@ -153,11 +153,11 @@ def estimate_memory(
     Args:
         precision: "fp32" or "bf16".
         num_micro_batches: forward passes per step and rank.
-        on_gpu: where the model is; the parts of the host are then told apart.
+        on_gpu: where the model is; the parts of the host are then distinguished.
         tests: whether the best model is scored on test splits at the end; it is read in any case.
         async_save: whether checkpoints are written from a copy.
     """
-    numbers = _Numbers(sizes, layout, optim, precision, num_ranks, num_micro_batches, on_gpu)
+    numbers = _Numbers(sizes, partitioning, optim, precision, num_ranks, num_micro_batches, on_gpu)
     parts = [
         *_weights(numbers),
         *_gradients(numbers),
@@ -188,14 +188,14 @@ class _Numbers:
     def __init__(
         self,
         sizes: ModelSizes,
-        layout: ZeroLayout,
+        partitioning: ZeroPartitioning,
         optim: OptimConfig,
         precision: str,
         num_ranks: int,
         num_micro_batches: int,
         on_gpu: bool,
     ) -> None:
-        self.sizes, self.layout, self.optim = sizes, layout, optim
+        self.sizes, self.partitioning, self.optim = sizes, partitioning, optim
         self.precision, self.num_ranks, self.num_micro_batches, self.on_gpu = (
             precision,
             num_ranks,
@@ -207,8 +207,8 @@ class _Numbers:
         self.own = self.share(self.trained)
         """Trained parameters whose optimizer state is this rank's."""
 
-        self.stage = layout.stage
-        self.offloads = layout.offload_optimizer and layout.stage > 0
+        self.stage = partitioning.stage
+        self.offloads = partitioning.offload_optimizer and partitioning.stage > 0
 
     def share(self, numel: int) -> int:
         """One rank's part of so many elements."""
@@ -223,21 +223,21 @@ class _Numbers:
 def _weights(n: _Numbers) -> list[Part]:
     if n.stage < 3:
         return [Part(what=f"weights, {n.precision}", size_bytes=n.low * n.parameters, why="whole on each rank")]
-    small = n.sizes.below(n.layout.whole_below)
-    live = min(n.parameters - small, n.layout.most_live)
+    small = n.sizes.below(n.partitioning.whole_below)
+    live = min(n.parameters - small, n.partitioning.most_live)
     return [
         Part(
             what=f"weights, {n.precision}",
             size_bytes=n.low * n.share(n.parameters),
             why=n.divided,
             phases=_TRAINING,
-            on_host=n.on_gpu and n.layout.offload_parameters,
+            on_host=n.on_gpu and n.partitioning.offload_parameters,
         ),
         Part(what="small weights", size_bytes=n.low * small, why="whole on each rank", phases=_TRAINING),
         Part(
             what="weights gathered for use",
             size_bytes=n.low * live,
-            why=f"at most {n.layout.most_live:,} (max_live_parameters, max_reuse_distance)",
+            why=f"at most {n.partitioning.most_live:,} (max_live_parameters, max_reuse_distance)",
             # Without a GPU the C library's allocator keeps what it has had back from tensors of less than 32 MB.
             phases=(_BACKWARD,) if n.on_gpu else _TRAINING,
         ),
@@ -301,7 +301,7 @@ def _update_bytes(n: _Numbers, own: int) -> int:
             return 4 * own + 4 * temporaries * (own if n.on_gpu else max(n.sizes.trained_numels, default=0))
         return 4 * temporaries * (own if n.on_gpu else max(n.sizes.trained_numels, default=0))
     if n.stage == 3:
-        own = min(own, n.layout.sub_group)
+        own = min(own, n.partitioning.sub_group)
     if n.offloads:
         return 4 * temporaries * own  # its gradients are there all the time
     held = 0 if n.stage == 3 else n.low  # stage 3 has its gradients anyway
@@ -313,10 +313,10 @@ def _buckets(n: _Numbers) -> list[Part]:
     if n.stage == 0:
         size = n.low * min(n.trained, _DDP_BUCKET) if n.num_ranks > 1 else 0
         return [Part(what="gradients being reduced", size_bytes=size, why="a flat copy", phases=(_BACKWARD,))]
-    bucket = n.layout.reduce_bucket
+    bucket = n.partitioning.reduce_bucket
     # A GPU's allocator gives all of a bucket; on the host only what was written to is there.
     size = bucket if n.on_gpu else min(bucket, n.trained)
-    copies = 2 if n.layout.overlap and n.stage < 3 else 1
+    copies = 2 if n.partitioning.overlap and n.stage < 3 else 1
     parts = [
         Part(
             what="gradient buckets",
@@ -332,12 +332,12 @@ def _buckets(n: _Numbers) -> list[Part]:
         ),
     ]
     if n.stage == 3:
-        fetched = min(n.layout.prefetch_bucket, n.parameters)
+        fetched = min(n.partitioning.prefetch_bucket, n.parameters)
         parts.append(
             Part(
                 what="weights being gathered",
                 size_bytes=n.low * fetched,
-                why=f"{n.layout.prefetch_bucket:,} (prefetch_bucket_size)",
+                why=f"{n.partitioning.prefetch_bucket:,} (prefetch_bucket_size)",
                 phases=(_BACKWARD,),
             )
         )
@@ -381,8 +381,8 @@ def _files(n: _Numbers, scoring: int | None) -> list[Part]:
         # until the kernel needs them for something else.
         frozen = n.parameters - n.trained
         if n.stage < 3 and n.precision == "fp32" and frozen:
-            kept = 4 * max(0, n.sizes.mapped - frozen)
-            parts.append(Part(what="encoders' files", size_bytes=kept, why="still mapped", phases=_TRAINING))
+            retained = 4 * max(0, n.sizes.mapped - frozen)
+            parts.append(Part(what="encoders' files", size_bytes=retained, why="still mapped", phases=_TRAINING))
         # Cast one by one, so that both precisions are never there at once.
         parts.append(as_read if n.stage == 3 else replace(as_read, size_bytes=model - n.low * n.parameters))
     return parts

@@ -12,14 +12,14 @@ from ccts_dist.train.experiment import Experiment
 from ccts_dist.train.memory.activations import BatchShape, trace_pass, trace_peak
 from ccts_dist.train.memory.estimate import Activations, Estimate, Part, describe_peak, estimate_memory
 from ccts_dist.train.steps.rounds import NO_ROUNDS, GraphMemory, decide_rounds
-from ccts_dist.train.zero.partitioning import ZeroLayout, read_layout, sizes_of
+from ccts_dist.train.zero.partitioning import ZeroPartitioning, read_partitioning, sizes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choice:
     """What of a run decides about its memory and can be changed."""
 
-    layout: ZeroLayout
+    partitioning: ZeroPartitioning
     precision: str
     checkpointing: bool
     micro: int
@@ -34,7 +34,7 @@ class Forecast:
         branches = (
             (model.speech, tables.speech),
             (model.text, tables.text),
-            *zip(model.also, tables.extra_speech, strict=True),
+            *zip(model.extra_speech, tables.extra_speech, strict=True),
         )
         made_here = ("scratch", "filterbank")
         self._sizes = sizes_of(
@@ -43,12 +43,12 @@ class Forecast:
         )
         self._encoders = session.model.encoder_configs
         self._as_is = _Choice(
-            layout=read_layout(session.ds_config),
+            partitioning=read_partitioning(session.ds_config),
             precision="bf16" if self._run.train.precision == "bf16" else "fp32",
             checkpointing=self._run.model.gradient_checkpointing,
             micro=self._run.batch.micro_batch_size,
         )
-        self._trace, self._parts = cache(self._trace_once), cache(self._largest_parts)
+        self._trace, self._micro_batches_of = cache(self._trace_once), cache(self._largest_micro_batches)
         self.estimate = self._estimate(self._as_is)
         self.rounds = NO_ROUNDS
 
@@ -79,7 +79,7 @@ class Forecast:
         self.rounds = decide_rounds(
             batch.forward_rounds,
             cuts,
-            stage=self._as_is.layout.stage,
+            stage=self._as_is.partitioning.stage,
             memory=self._graph_memory(),
             rank_bytes=rank_bytes,
             recorded=recorded,
@@ -108,7 +108,7 @@ class Forecast:
             return None
         here = [part for part in self.estimate.parts if not (self._on_gpu and part.on_host)]
         return GraphMemory(
-            graph_bytes=traced.kept,
+            graph_bytes=traced.retained,
             graph_samples=shape.rows * shape.samples,
             other_bytes=sum(part.size_bytes for part in here if "forward and backward" in part.phases),
             on_gpu=self._on_gpu,
@@ -191,12 +191,17 @@ class Forecast:
         """The lowest higher stage that fits, else the highest there is."""
         now = self._as_is
         higher = [
-            (replace(now.layout, stage=stage), f"zero{stage}.json") for stage in (1, 2, 3) if stage > now.layout.stage
+            (replace(now.partitioning, stage=stage), f"zero{stage}.json")
+            for stage in (1, 2, 3)
+            if stage > now.partitioning.stage
         ]
-        if not (now.layout.offload_optimizer and now.layout.offload_parameters):
-            offloaded = replace(now.layout, stage=3, offload_optimizer=True, offload_parameters=True)
+        if not (now.partitioning.offload_optimizer and now.partitioning.offload_parameters):
+            offloaded = replace(now.partitioning, stage=3, offload_optimizer=True, offload_parameters=True)
             higher.append((offloaded, "zero3_offload.json"))
-        choices = [(replace(now, layout=layout), f'train.deepspeed = "ds_configs/{name}"') for layout, name in higher]
+        choices = [
+            (replace(now, partitioning=partitioning), f'train.deepspeed = "ds_configs/{name}"')
+            for partitioning, name in higher
+        ]
         fitting = [choice for choice in choices if self._estimate(choice[0]).peak()[1] <= limit]
         return next(iter(fitting or choices[-1:]), None)
 
@@ -215,7 +220,7 @@ class Forecast:
     def _estimate(self, choice: _Choice) -> Estimate:
         return estimate_memory(
             self._sizes,
-            choice.layout,
+            choice.partitioning,
             self._run.optim,
             precision=choice.precision,
             num_ranks=self._session.ranks.num_ranks,
@@ -227,7 +232,7 @@ class Forecast:
         )
 
     def _activations(self, choice: _Choice) -> Activations | None:
-        train, test = self._parts(choice.micro)
+        train, test = self._micro_batches_of(choice.micro)
         settings = (choice.precision, choice.checkpointing)
         trained, tested = self._shape(train, self._session.loader), self._shape(test, self._session.valid_loader)
         training = self._trace(trained, *settings, True)
@@ -243,7 +248,7 @@ class Forecast:
             shape=f"{trained.rows} x {seconds:.1f} s{recomputed}",
         )
 
-    def _largest_parts(self, micro: int) -> tuple[Cut, Cut]:
+    def _largest_micro_batches(self, micro: int) -> tuple[Cut, Cut]:
         loaders = (self._session.loader, self._session.valid_loader)
         train, validation = (loader.largest_part(micro) for loader in loaders)
         return train, validation
@@ -265,5 +270,5 @@ def memory_of_a_gpu(gb: float) -> int:
         ConfigError: that is no number above 0.
     """
     if not 0 < gb < inf:
-        raise ConfigError(f"--gpu-memory {gb}: must be a number above 0. Say how many GB each GPU has.")
+        raise ConfigError(f"--gpu-memory {gb}: must be a number above 0. Give how many GB each GPU has.")
     return int(gb * 1e9)

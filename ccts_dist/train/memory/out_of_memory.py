@@ -1,4 +1,4 @@
-"""Out of memory on one rank: told from other errors, and in words that name what to lower."""
+"""Out of memory on one rank: distinguished from other errors, and in words that name what to lower."""
 
 import re
 from collections.abc import Iterator

@@ -17,7 +17,7 @@ _SIZE_BYTES = 2048
 """Of a file: written in one piece and never shortened, so that a reader meets the old text or the new one."""
 
 LOST_A_PEER = "lost a peer"
-"""What a rank says that leaves because of another one; nobody's fault."""
+"""What a rank states that leaves because of another one; nobody's fault."""
 
 STOPPED_BY_SIGNAL = "is stopped (SIGSTOP)"
 """What has become of a rank that may still go on."""
@@ -25,7 +25,7 @@ STOPPED_BY_SIGNAL = "is stopped (SIGSTOP)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """What a rank last said of itself."""
+    """What a rank last reported of itself."""
 
     rank: int
     host: str
@@ -63,12 +63,12 @@ class Heartbeat:
         return f"rank {self.rank} on {self.host} (process {self.pid}), last seen at {self.place or 'its start'}{line}"
 
 
-def beats_folder(output: Path) -> Path:
+def heartbeats_folder(output: Path) -> Path:
     """Where a run's signs of life lie."""
     return output / ".ranks"
 
 
-def forget_beats(folder: Path) -> None:
+def clear_heartbeats(folder: Path) -> None:
     """Remove those of an earlier start. A new one that goes with them is written again in a moment."""
     with suppress(OSError):
         folder.mkdir(exist_ok=True)
@@ -76,45 +76,46 @@ def forget_beats(folder: Path) -> None:
             path.unlink()
 
 
-def write_beat(folder: Path, beat: Heartbeat) -> None:
-    """Say it to whoever looks; a folder that cannot be written is no reason to stop."""
-    text = json.dumps(asdict(beat)).encode()[:_SIZE_BYTES].ljust(_SIZE_BYTES)
+def write_heartbeat(folder: Path, heartbeat: Heartbeat) -> None:
+    """Report it to whoever looks; a folder that cannot be written is no reason to stop."""
+    text = json.dumps(asdict(heartbeat)).encode()[:_SIZE_BYTES].ljust(_SIZE_BYTES)
     with suppress(OSError):
         # Opened and closed each time: that is what makes it visible to other hosts on NFS.
-        file = os.open(folder / f"{beat.rank}.json", os.O_WRONLY | os.O_CREAT, 0o666)
+        file = os.open(folder / f"{heartbeat.rank}.json", os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             os.pwrite(file, text, 0)
         finally:
             os.close(file)
 
 
-def read_beats(folder: Path, num_ranks: int) -> dict[int, Heartbeat]:
+def read_heartbeats(folder: Path, num_ranks: int) -> dict[int, Heartbeat]:
     """The last beat of each rank that has a readable one."""
-    beats = {}
+    heartbeats = {}
     for rank in range(num_ranks):
         with suppress(OSError, ValueError, TypeError):
-            beats[rank] = Heartbeat(**json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")))
-    return beats
+            heartbeats[rank] = Heartbeat(**json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")))
+    return heartbeats
 
 
 def plainly_lost(
-    beats: Mapping[int, Heartbeat], *, host: str, read: Callable[[int], Process | None] = read_process
+    heartbeats: Mapping[int, Heartbeat], *, host: str, read: Callable[[int], Process | None] = read_process
 ) -> dict[int, str]:
-    """Ranks that have certainly gone or are held, with what became of each: they said so, or this host's system does.
+    """Ranks that have certainly gone or are held, with what became of each: they reported so, or this host's system
+    does.
 
     Args:
-        beats: what is known of each rank.
+        heartbeats: what is known of each rank.
         host: this host; other hosts' processes cannot be seen.
         read: gives a process by number.
     """
     lost = {}
-    for rank, beat in beats.items():
-        if beat.left:
-            if beat.left != LOST_A_PEER:
-                lost[rank] = f"left: {beat.left}"
-        elif beat.host == host:
-            process = read(beat.pid)
-            if process is None or process.started != beat.started or process.state in "ZX":
+    for rank, heartbeat in heartbeats.items():
+        if heartbeat.left:
+            if heartbeat.left != LOST_A_PEER:
+                lost[rank] = f"left: {heartbeat.left}"
+        elif heartbeat.host == host:
+            process = read(heartbeat.pid)
+            if process is None or process.started != heartbeat.started or process.state in "ZX":
                 lost[rank] = "has ended"
             elif process.state in "Tt":
                 lost[rank] = STOPPED_BY_SIGNAL
@@ -122,20 +123,24 @@ def plainly_lost(
 
 
 def silent_ranks(before: Mapping[int, Heartbeat], now: Mapping[int, Heartbeat], num_ranks: int) -> dict[int, str]:
-    """Ranks of which nothing new was heard between two looks that lie several beats apart."""
+    """Ranks of which nothing new was seen between two looks that lie several beats apart."""
     lost = {}
     for rank in range(num_ranks):
-        beat = now.get(rank)
-        if beat is None:
+        heartbeat = now.get(rank)
+        if heartbeat is None:
             lost[rank] = "has never given a sign of life"
-        elif not beat.left and rank in before and before[rank].number == beat.number:
+        elif not heartbeat.left and rank in before and before[rank].number == heartbeat.number:
             lost[rank] = "gives no sign of life"
     return lost
 
 
-def stuck_ranks(beats: Mapping[int, Heartbeat]) -> dict[int, str]:
-    """Ranks that keep the others waiting: outside a collective, and ahead of nobody. Empty when it cannot be told."""
-    at_work = {rank: beat for rank, beat in beats.items() if not beat.left}
-    first = min((beat.place_number for beat in at_work.values()), default=0)
-    stuck = {rank: "is stuck" for rank, beat in at_work.items() if beat.place_number == first and not beat.waiting}
-    return stuck if len(stuck) < len(beats) else {}
+def stuck_ranks(heartbeats: Mapping[int, Heartbeat]) -> dict[int, str]:
+    """Ranks that keep the others waiting: outside a collective, and ahead of nobody. Empty when it is not known."""
+    at_work = {rank: heartbeat for rank, heartbeat in heartbeats.items() if not heartbeat.left}
+    first = min((heartbeat.place_number for heartbeat in at_work.values()), default=0)
+    stuck = {
+        rank: "is stuck"
+        for rank, heartbeat in at_work.items()
+        if heartbeat.place_number == first and not heartbeat.waiting
+    }
+    return stuck if len(stuck) < len(heartbeats) else {}

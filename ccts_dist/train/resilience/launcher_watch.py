@@ -1,6 +1,6 @@
 """The programs above a rank that must stay alive for it: its launcher, and the launcher's own starter.
 
-A launcher that dies of a signal tells nobody: ``deepspeed`` leaves its inner launcher and the ranks running, and the
+A launcher that dies of a signal informs nobody: ``deepspeed`` leaves its inner launcher and the ranks running, and the
 inner one leaves the ranks. Nobody then reads their exit codes or ends them when one fails, so they have to notice.
 """
 
@@ -20,7 +20,7 @@ class Process:
     pid: int
     parent: int
     started: int
-    """In clock ticks since the machine started: tells a process from a later one with the same number."""
+    """In clock ticks since the machine started: distinguishes a process from a later one with the same number."""
 
     state: str
     """One letter: T for stopped, Z for ended and not yet waited for."""

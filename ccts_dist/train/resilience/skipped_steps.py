@@ -32,7 +32,7 @@ def give_up(state: TrainState, batches: StepBatches) -> None:
 
 
 def count_damaged(state: TrainState, num_damaged: int, batches: StepBatches, run: RunConfig, *, visible: bool) -> None:
-    """Say which damaged utterances a step left out; every rank knows that there are some, and all stop together.
+    """Report which damaged utterances a step left out; every rank knows that there are some, and all stop together.
 
     Raises:
         ShardError: on all ranks alike, when the epoch has more than ``data.max_corrupt``.
@@ -46,7 +46,7 @@ def count_damaged(state: TrainState, num_damaged: int, batches: StepBatches, run
 
 
 def allow_damaged(damaged: Sequence[str], count: int, where: str, run: RunConfig, *, visible: bool) -> None:
-    """Say which utterances were skipped.
+    """Report which utterances were skipped.
 
     Args:
         damaged: in words, what was wrong with each.

@@ -52,7 +52,7 @@ class StopSignals:
         self.request = self.request or signal.Signals(number).name
 
     def read(self) -> None:
-        """Take up what the pipe tells; any thread may call it."""
+        """Take up what the pipe reports; any thread may call it."""
         try:
             numbers = os.read(self.readable, 4096)
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""A thread beside training that hears requests to stop and sees to it that no process waits for ever.
+"""A thread beside training that receives requests to stop and sees to it that no process waits for ever.
 
 Three things end a process from here, whatever its main thread is stuck in: a checkpoint that is not complete within
 the grace period after a request to stop; peers that do not come within the time-out; an exit that takes too long.
@@ -23,13 +23,13 @@ from ccts_dist.train.resilience.heartbeat import (
     LOST_A_PEER,
     STOPPED_BY_SIGNAL,
     Heartbeat,
-    beats_folder,
-    forget_beats,
+    clear_heartbeats,
+    heartbeats_folder,
     plainly_lost,
-    read_beats,
+    read_heartbeats,
     silent_ranks,
     stuck_ranks,
-    write_beat,
+    write_heartbeat,
 )
 from ccts_dist.train.resilience.launcher_watch import read_process
 from ccts_dist.train.resilience.stop_requests import (
@@ -43,13 +43,13 @@ from ccts_dist.train.resilience.stop_requests import (
 SLACK_S = 5.0
 """Beyond the time-out: a collective that times out by itself lets the main thread end in good order."""
 
-LEAVE_S = 60.0
+EXIT_S = 60.0
 """A process that is on its way out may take so long: the tracking server is waited for, threads are joined."""
 
-_RANKS_PER_BEAT_S = 32
+_RANKS_PER_HEARTBEAT_S = 32
 """Beats of all ranks together per second: shared storage has other things to do."""
 
-_PATIENCE_S = 10.0
+_OVERDUE_S = 10.0
 """On GPUs a rank that has waited so long for its peers looks whether one of them has gone: NCCL would not notice."""
 
 _COLLECTIVES = os.path.join("torch", "distributed")
@@ -76,10 +76,10 @@ class Watchdog:
     def __init__(self, ranks: Ranks, *, timeout_s: float, stop_grace_s: float, on_gpu: bool = False) -> None:
         self._ranks, self._timeout_s, self._stop_grace_s, self._on_gpu = ranks, timeout_s, stop_grace_s, on_gpu
         process = read_process(os.getpid())
-        self._beat = Heartbeat(
+        self._heartbeat = Heartbeat(
             rank=ranks.rank, host=gethostname(), pid=os.getpid(), started=process.started if process else 0
         )
-        self.beat_s = min(10.0, max(1.0, ranks.num_ranks / _RANKS_PER_BEAT_S))
+        self.heartbeat_s = min(10.0, max(1.0, ranks.num_ranks / _RANKS_PER_HEARTBEAT_S))
         """Seconds between two beats of a rank."""
 
         self._signals = StopSignals()
@@ -93,8 +93,8 @@ class Watchdog:
         self._place = (0, "")
         self._moved_at = self._waiting_since = time.monotonic()
         self._brief = False
-        self._looked_at = self._beat_at = self._counted_at = 0.0
-        self._leaving: tuple[float, int] | None = None
+        self._looked_at = self._heartbeat_at = self._counted_at = 0.0
+        self._exiting: tuple[float, int] | None = None
         self._main = threading.get_ident()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -111,7 +111,7 @@ class Watchdog:
             # Threads of a library may still wait for the lost rank, and the interpreter would wait for them.
             self._end(error.exit_code)
         if isinstance(error, OutOfMemoryError) and self._ranks.num_ranks > 1:
-            self._leave_at_once(error)
+            self._exit_at_once(error)
         if error is None or self._ranks.num_ranks == 1:  # nothing that one rank leaves behind can hang
             self._ended.set()
             self._thread.join()
@@ -121,23 +121,23 @@ class Watchdog:
         if not isinstance(error, CctsError):
             self._left = redact(f"{type(error).__name__}: {error}")[:300]
             self._write()
-        self._leaving = (time.monotonic() + LEAVE_S, error.exit_code if isinstance(error, CctsError) else 1)
+        self._exiting = (time.monotonic() + EXIT_S, error.exit_code if isinstance(error, CctsError) else 1)
 
-    def _leave_at_once(self, error: CctsError) -> None:
+    def _exit_at_once(self, error: CctsError) -> None:
         """End on this rank alone: its peers wait for it in a pass that it cannot finish, and end when it has gone."""
         self._left, self._reported = redact(str(error))[:300], True
         self._write()
-        self._say(f"error: {error} All ranks end. {self._advice('Mend the cause')}")
+        self._print(f"error: {error} All ranks end. {self._advice('Mend the cause')}")
         self._end(error.exit_code)
 
     def follow(self, output: Path) -> None:
         """From now on leave signs of life in the run folder, and look for a stop file there."""
         if self._ranks.is_first:
-            forget_beats(beats_folder(output))
+            clear_heartbeats(heartbeats_folder(output))
         self._output = output
 
     def at(self, place: str, *, brief: bool = False) -> None:
-        """Say where training is. All ranks must come by the same places in the same order.
+        """Report where training is. All ranks must come by the same places in the same order.
 
         Args:
             place: for people.
@@ -169,7 +169,7 @@ class Watchdog:
 
     def saved(self) -> None:
         """The checkpoint that a request asked for is complete; only leaving is left."""
-        self._leaving = (time.monotonic() + LEAVE_S, STOPPED)
+        self._exiting = (time.monotonic() + EXIT_S, STOPPED)
 
     def explain(self, error: RuntimeError) -> PeerLostError | None:
         """Who is lost, when ``error`` is a collective that failed or timed out; None when it is anything else.
@@ -178,7 +178,7 @@ class Watchdog:
         """
         if self._ranks.num_ranks == 1 or not is_lost_connection(error):
             return None
-        self._leaving = (time.monotonic() + LEAVE_S, 1)
+        self._exiting = (time.monotonic() + EXIT_S, 1)
         self._left = LOST_A_PEER
         self._write()
         words = str(error).lower()
@@ -195,8 +195,8 @@ class Watchdog:
                 self._look()
             if self._signals.request:
                 self._ask(self._signal_words())
-            if now - self._beat_at >= self.beat_s:
-                self._beat_at = now
+            if now - self._heartbeat_at >= self.heartbeat_s:
+                self._heartbeat_at = now
                 self._write()
             self._limit(now)
 
@@ -215,14 +215,14 @@ class Watchdog:
             self._asked_at = time.monotonic()
 
     def _write(self) -> None:
-        """Look where the main thread is, and tell the peers."""
+        """Look where the main thread is, and report the peers."""
         waiting, line = where(sys._current_frames().get(self._main), on_gpu=self._on_gpu)
         if not waiting:
             self._waiting_since = time.monotonic()
         place_number, place = self._place
-        self._beat = replace(
-            self._beat,
-            number=self._beat.number + 1,
+        self._heartbeat = replace(
+            self._heartbeat,
+            number=self._heartbeat.number + 1,
             place=place,
             place_number=place_number,
             waiting=waiting,
@@ -232,13 +232,13 @@ class Watchdog:
             reported=self._reported,
         )
         if self._output is not None:
-            write_beat(beats_folder(self._output), self._beat)
+            write_heartbeat(heartbeats_folder(self._output), self._heartbeat)
 
     def _limit(self, now: float) -> None:
         """End the process if one of its limits has passed."""
-        if self._leaving is not None:
-            if now > self._leaving[0]:
-                self._end(self._leaving[1])
+        if self._exiting is not None:
+            if now > self._exiting[0]:
+                self._end(self._exiting[1])
             return
         if self._asked_at is not None and now > self._asked_at + self._stop_grace_s:
             self._out_of_grace()
@@ -248,16 +248,18 @@ class Watchdog:
             return
         if stuck or now - self._waiting_since > allowed_s:
             self._give_up(timed_out=True)
-        if self._on_gpu and now - max(self._waiting_since, self._counted_at) > _PATIENCE_S:
+        if self._on_gpu and now - max(self._waiting_since, self._counted_at) > _OVERDUE_S:
             self._counted_at = now
             if self._has_lost_one():
                 self._give_up(timed_out=False)
 
     def _has_lost_one(self) -> bool:
         """Whether a peer has left, or has ended on this host."""
-        beats = {} if self._output is None else read_beats(beats_folder(self._output), self._ranks.num_ranks)
-        beats.pop(self._ranks.rank, None)
-        gone = plainly_lost(beats, host=self._beat.host)
+        heartbeats = (
+            {} if self._output is None else read_heartbeats(heartbeats_folder(self._output), self._ranks.num_ranks)
+        )
+        heartbeats.pop(self._ranks.rank, None)
+        gone = plainly_lost(heartbeats, host=self._heartbeat.host)
         return any(how != STOPPED_BY_SIGNAL for how in gone.values())
 
     def _give_up(self, *, timed_out: bool) -> None:
@@ -266,14 +268,18 @@ class Watchdog:
         self._write()
         self._last_words(self._verdict(timed_out=timed_out))
         if self._on_gpu and self._output is not None:
-            write_nccl_record(beats_folder(self._output), self._ranks.rank)
+            write_nccl_record(heartbeats_folder(self._output), self._ranks.rank)
         self._end(1)
 
     def _out_of_grace(self) -> None:
         # Until the ranks have met, only those that were asked know of it.
-        beats = {} if self._output is None else read_beats(beats_folder(self._output), self._ranks.num_ranks)
-        if self._ranks.rank == min((rank for rank, beat in beats.items() if beat.asked), default=self._ranks.rank):
-            self._say(
+        heartbeats = (
+            {} if self._output is None else read_heartbeats(heartbeats_folder(self._output), self._ranks.num_ranks)
+        )
+        if self._ranks.rank == min(
+            (rank for rank, heartbeat in heartbeats.items() if heartbeat.asked), default=self._ranks.rank
+        ):
+            self._print(
                 f"error: stopping was asked for ({self._request}), and no checkpoint was complete within "
                 f"train.stop_grace_s = {self._stop_grace_s:g} s; this rank was at {self._place[1] or 'its start'}. "
                 f"{self._advice('Give it more time')}"
@@ -282,42 +288,42 @@ class Watchdog:
 
     def _verdict(self, *, timed_out: bool) -> str:
         """Names the ranks that are lost, or all places when nobody can be singled out; decides also who speaks."""
-        lost, beats = self._find_lost(timed_out)
+        lost, heartbeats = self._find_lost(timed_out)
         speakers = [rank for rank in range(self._ranks.num_ranks) if rank not in lost] or [self._ranks.rank]
         if not lost:  # a network in two parts: one speaks on every host
-            here = [rank for rank in speakers if rank in beats and beats[rank].host == self._beat.host]
+            here = [rank for rank in speakers if rank in heartbeats and heartbeats[rank].host == self._heartbeat.host]
             speakers = here or [self._ranks.rank]
-        has_said = bool(lost) and all(rank in beats and beats[rank].reported for rank in lost)
-        self._speaks = self._ranks.rank == min(speakers) and not has_said
+        has_printed = bool(lost) and all(rank in heartbeats and heartbeats[rank].reported for rank in lost)
+        self._speaks = self._ranks.rank == min(speakers) and not has_printed
         advice = self._advice("Mend the cause")
         if lost:
             names = "; ".join(
-                f"{beats[rank].words() if rank in beats else f'rank {rank}'}: {how}"
+                f"{heartbeats[rank].words() if rank in heartbeats else f'rank {rank}'}: {how}"
                 for rank, how in sorted(lost.items())
             )
             return f"{names}. All ranks end. {advice}"
-        places = "; ".join(beat.words() for beat in beats.values()) or "no rank's place is known"
+        places = "; ".join(heartbeat.words() for heartbeat in heartbeats.values()) or "no rank's place is known"
         waited = f"within train.comm_timeout_s = {self._timeout_s:g} s" if timed_out else "any more"
         return f"ranks cannot reach each other {waited}, and all are alive: {places}. All ranks end. {advice}"
 
     def _find_lost(self, timed_out: bool) -> tuple[dict[int, str], dict[int, Heartbeat]]:
         if self._output is None:
-            return {}, {self._beat.rank: self._beat}
-        folder, num_ranks, lost = beats_folder(self._output), self._ranks.num_ranks, {}
-        beats = before = read_beats(folder, num_ranks)
-        until = time.monotonic() + 4 * self.beat_s
+            return {}, {self._heartbeat.rank: self._heartbeat}
+        folder, num_ranks, lost = heartbeats_folder(self._output), self._ranks.num_ranks, {}
+        heartbeats = before = read_heartbeats(folder, num_ranks)
+        until = time.monotonic() + 4 * self.heartbeat_s
         while not lost and time.monotonic() < until:
             time.sleep(0.5)
-            self._write()  # the peers judge at the same time
-            beats = read_beats(folder, num_ranks)
-            lost = plainly_lost(beats, host=self._beat.host)
+            self._write()  # the peers decide at the same time
+            heartbeats = read_heartbeats(folder, num_ranks)
+            lost = plainly_lost(heartbeats, host=self._heartbeat.host)
             lost.pop(self._ranks.rank, None)
         if not lost:
-            lost = silent_ranks(before, beats, num_ranks)
+            lost = silent_ranks(before, heartbeats, num_ranks)
             lost.pop(self._ranks.rank, None)
         if not lost and timed_out:
             lost = stuck_ranks(before)
-        return lost, beats | {self._ranks.rank: self._beat}
+        return lost, heartbeats | {self._ranks.rank: self._heartbeat}
 
     def _advice(self, what: str) -> str:
         if self._output is None:
@@ -332,9 +338,9 @@ class Watchdog:
 
     def _last_words(self, words: str) -> None:
         if self._speaks:
-            self._say(f"error: {words}")
+            self._print(f"error: {words}")
 
-    def _say(self, words: str) -> None:
+    def _print(self, words: str) -> None:
         # Not through a stream or a bar: the main thread may be stuck with its lock.
         with suppress(OSError):
             os.write(2, f"{redact(' '.join(words.split()))}\n".encode())
@@ -368,7 +374,7 @@ def where(frame: FrameType | None, *, on_gpu: bool = False) -> tuple[bool, str]:
 
 
 def stopped_words(request: str, output: Path) -> str:
-    """What a run says that was stopped on request, once its checkpoint is complete."""
+    """What a run states that was stopped on request, once its checkpoint is complete."""
     names: list[str] = []
     with suppress(OSError):
         names = os.listdir(checkpoints_folder(output))

@@ -12,7 +12,7 @@ from math import ceil, inf, log2, nan
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.train.devices import named_peak
-from ccts_dist.train.zero.partitioning import ZeroLayout
+from ccts_dist.train.zero.partitioning import ZeroPartitioning
 
 _SMALL_COLLECTIVES = 4
 """Of each step: the loss's sums, whether a gradient overflowed, and the norms of two groups."""
@@ -148,7 +148,13 @@ class StepCost:
 
 
 def gradient_traffic(
-    layout: ZeroLayout, *, parameters: int, trained: int, precision: str, num_micro_batches: int, rounds: int
+    partitioning: ZeroPartitioning,
+    *,
+    parameters: int,
+    trained: int,
+    precision: str,
+    num_micro_batches: int,
+    rounds: int,
 ) -> Traffic:
     """What DeepSpeed 0.19 moves for a step.
 
@@ -161,25 +167,25 @@ def gradient_traffic(
         rounds: of forward passes; 2 where a first one collects the predictions.
     """
     size = 2 if precision == "bf16" else 4
-    buckets = ceil(trained / layout.reduce_bucket)
-    reductions = num_micro_batches if layout.stage >= 2 else 1
+    buckets = ceil(trained / partitioning.reduce_bucket)
+    reductions = num_micro_batches if partitioning.stage >= 2 else 1
     # A backward pass takes two units, a forward pass of each round one. Where gradients are added up first, they are
     # reduced in the last micro-batch alone.
-    beside = 2 / (2 + rounds) * reductions / num_micro_batches if layout.overlap else 0.0
-    if layout.stage < 3:
+    beside = 2 / (2 + rounds) * reductions / num_micro_batches if partitioning.overlap else 0.0
+    if partitioning.stage < 3:
         return Traffic(
             reduced=2.0 * size * trained * reductions,
-            gathered=float(size * trained) if layout.stage else 0.0,
-            collectives=buckets * reductions + (buckets if layout.stage else 0) + _SMALL_COLLECTIVES,
+            gathered=float(size * trained) if partitioning.stage else 0.0,
+            collectives=buckets * reductions + (buckets if partitioning.stage else 0) + _SMALL_COLLECTIVES,
             beside=beside,
         )
     # Weights are gathered once where all may stay, else before each forward and each backward pass.
-    gathers = 1 if parameters <= layout.most_live else num_micro_batches * (rounds + 1)
+    gathers = 1 if parameters <= partitioning.most_live else num_micro_batches * (rounds + 1)
     return Traffic(
         reduced=float(size * trained * num_micro_batches),
         gathered=float(size * parameters * gathers),
         collectives=buckets * num_micro_batches
-        + ceil(parameters / layout.prefetch_bucket) * gathers
+        + ceil(parameters / partitioning.prefetch_bucket) * gathers
         + _SMALL_COLLECTIVES,
         beside=beside,
     )

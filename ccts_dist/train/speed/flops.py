@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop
 from torch.utils.hooks import RemovableHandle
 
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
-from ccts_dist.config.model_rules import kept_branches
+from ccts_dist.config.model_rules import EXTRA_SPEECH, cached_branches
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs
 from ccts_dist.records import SAMPLE_RATE_HZ, FrameBatch
 from ccts_dist.train.experiment import Experiment
@@ -77,7 +77,7 @@ def count_flops(
     *,
     samples: int,
     tokens: int = 0,
-    kept: Collection[str] = (),
+    cached: Collection[str] = (),
     recomputation: bool = False,
 ) -> ModelFlops | None:
     """A model's operations, fitted through rows of several lengths.
@@ -87,7 +87,7 @@ def count_flops(
         encoders: the shapes of its encoders.
         samples: of the longest row that shall be asked for.
         tokens: of the longest transcript; 0 without a text branch.
-        kept: branches whose frames are read instead of computed.
+        cached: branches whose frames are read instead of computed.
         recomputation: count the layers that gradient checkpointing runs once more, if the model has it.
 
     Returns:
@@ -103,7 +103,7 @@ def count_flops(
             rehearse(model, shape)
             with fake_mode:
                 try:
-                    counts.append(_count(model, config, shape, kept))
+                    counts.append(_count(model, config, shape, cached))
                 except RuntimeError:  # a fake tensor that was asked for a number, or an unknown operator
                     return None
     forward, training = (_fitted(shapes, [count[kind] for count in counts]) for kind in (0, 1))
@@ -121,21 +121,21 @@ def flops_of(session: Experiment, *, recomputation: bool = False) -> ModelFlops 
         session.model.encoder_configs,
         samples=_LONGEST,
         tokens=0 if run.model.text is None else run.model.text.max_tokens,
-        kept=kept_branches(run.model) if run.data.feature_cache else (),
+        cached=cached_branches(run.model) if run.data.feature_cache else (),
         recomputation=recomputation,
     )
 
 
 def _count(
-    model: EmotionModel, config: ModelConfig, shape: BatchShape, kept: Collection[str]
+    model: EmotionModel, config: ModelConfig, shape: BatchShape, cached: Collection[str]
 ) -> tuple[float, float, int, int]:
     """Operations of a forward pass and of forward and backward pass, then the kernels of the same."""
     inputs = fake_inputs(model, shape)
     frames: dict[str, FrameBatch] = {}
-    if kept:
+    if cached:
         with torch.no_grad(), _pooled_shapes(model) as shapes:
             model(*inputs)
-        frames = {name: _fake_frames(shapes[name]) for name in kept}
+        frames = {name: _fake_frames(shapes[name]) for name in cached}
     counter, kernels = FlopCounterMode(display=False, custom_mapping=_FORMULAS), _Kernels()
     with _pooled_shapes(model) as pooled, counter, kernels:
         output = model(*inputs, frames)
@@ -157,13 +157,13 @@ def _pooled_shapes(model: EmotionModel) -> Iterator[dict[str, tuple[int, ...]]]:
     """Shapes of what each branch pools, by its name in the model, once the model has been run."""
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def watch(name: str) -> RemovableHandle:
+    def count_of(name: str) -> RemovableHandle:
         def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
             shapes[name] = tuple(given[0].shape)
 
         return model.get_submodule(f"{name}.pooling").register_forward_pre_hook(note)
 
-    hooks = [watch(name) for name in _branches(model.config)]
+    hooks = [count_of(name) for name in _branches(model.config)]
     try:
         yield shapes
     finally:
@@ -174,7 +174,7 @@ def _pooled_shapes(model: EmotionModel) -> Iterator[dict[str, tuple[int, ...]]]:
 def _branches(config: ModelConfig) -> dict[str, SpeechConfig | TextConfig]:
     """The branches by the names that their modules have in the model."""
     branches = {"speech": config.speech, "text": config.text}
-    branches |= {f"also.{number}": branch for number, branch in enumerate(config.extra_speech)}
+    branches |= {f"{EXTRA_SPEECH}.{number}": branch for number, branch in enumerate(config.extra_speech)}
     return {name: branch for name, branch in branches.items() if branch is not None}
 
 

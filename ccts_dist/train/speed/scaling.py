@@ -26,7 +26,7 @@ from ccts_dist.train.speed.cost import (
     step_cost,
 )
 from ccts_dist.train.speed.flops import ModelFlops, flops_of
-from ccts_dist.train.zero.partitioning import ModelSizes, ZeroLayout, read_layout, sizes_of
+from ccts_dist.train.zero.partitioning import ModelSizes, ZeroPartitioning, read_partitioning, sizes_of
 
 _STEPS = 32
 """Steps of the first window that stand for all."""
@@ -86,7 +86,9 @@ def scaling_lines(session: Experiment, pairs: Sequence[str], num_ranks: int) -> 
     flops = flops_of(session, recomputation=True)
     if flops is None:
         return ["cost model: operations of this encoder cannot be counted on shapes alone"]
-    model = CostModel(run, sizes_of(session.model), flops, assumed, read_layout(session.ds_config), _steps_of(session))
+    model = CostModel(
+        run, sizes_of(session.model), flops, assumed, read_partitioning(session.ds_config), _steps_of(session)
+    )
     return model.lines(num_ranks, session.loader.num_utterances)
 
 
@@ -122,7 +124,7 @@ class CostModel:
         sizes: of its model.
         flops: of its model, recomputed layers included.
         assumed: complete.
-        layout: of ZeRO.
+        partitioning: of ZeRO.
         steps_of: what the ranks are given.
     """
 
@@ -132,11 +134,11 @@ class CostModel:
         sizes: ModelSizes,
         flops: ModelFlops,
         assumed: Assumptions,
-        layout: ZeroLayout,
+        partitioning: ZeroPartitioning,
         steps_of: StepsOf,
     ) -> None:
         self._run, self._sizes, self._flops, self._assumed, self._steps_of = run, sizes, flops, assumed, steps_of
-        self._layout = layout
+        self._partitioning = partitioning
         self._tokens = 0 if run.model.text is None else run.model.text.max_tokens
 
     def lines(self, num_ranks: int, num_utterances: int) -> list[str]:
@@ -191,7 +193,7 @@ class CostModel:
         ]
         kernels = self._flops.training_kernels + (rounds - 1) * self._flops.forward_kernels
         traffic = gradient_traffic(
-            self._layout,
+            self._partitioning,
             parameters=self._sizes.parameters,
             trained=self._sizes.trained,
             precision=self._run.train.precision,
@@ -209,7 +211,7 @@ class CostModel:
     def _rounds(self, num_micro_batches: int) -> int:
         """Of forward passes; where the forecast of memory decides about them, as if all graphs fit."""
         asked = self._run.batch.forward_rounds
-        two = asked == "two" or self._layout.stage == 3
+        two = asked == "two" or self._partitioning.stage == 3
         return 2 if num_micro_batches > 1 and two and self._run.loss.scope == "global" else 1
 
     def _suggestion(self, now: Row, single: Row, num_utterances: int) -> list[str]:

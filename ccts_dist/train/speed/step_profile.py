@@ -145,7 +145,7 @@ class StepProfiler:
     """Profiles the steps that a run file names, and writes what it found into the run folder.
 
     A run that goes on within them profiles those that are left; one that goes on beyond them, none. What cannot be
-    written is said and lost: training goes on.
+    written is reported and lost: training goes on.
 
     Args:
         steps: first and last, counted from 1; empty for none, and on every rank but the first.

@@ -20,14 +20,17 @@ from ccts_dist.train.speed.flops import RowFlops
 SECONDS_BETWEEN_LOOKS = 10.0
 """Between two looks at the nodes: far below what they cost, often enough to see a rank starve."""
 
-_OF_A_NODE = ("cpu_percent", "memory_gb", "gpu_memory_gb")
+_OF_A_NODE = ("cpu_utilization_percentage", "system_memory_usage_megabytes")
+"""Figures of each node, with MLflow's names for system metrics."""
 
-_OF_A_GPU = ("memory_reserved_megabytes", "utilization_percentage", "power_usage_watts")
-"""Figures of each GPU, with MLflow's names for system metrics; it has none for what torch's allocator holds."""
+_OF_A_GPU = (
+    "memory_usage_megabytes", "memory_reserved_megabytes", "utilization_percentage", "power_usage_watts"
+)  # fmt: skip
+"""Figures of each GPU, likewise; MLflow has no name for what torch's allocator reserves."""
 
 
 class ThroughputMonitor:
-    """Every rank has one; rank 0's tells the figures.
+    """Every rank has one; rank 0's reports the figures.
 
     Args:
         ranks: this process's. The first rank of each node measures processor and memory, each rank its own GPU. Where
@@ -58,7 +61,7 @@ class ThroughputMonitor:
         self._is_due = False
         self._num_gpus = ranks.num_ranks if device.type == "cuda" else 0
         self._rank = ranks.rank
-        psutil.cpu_percent()  # the next call says how busy it was since
+        psutil.cpu_percent()  # the next call returns how busy it was since
 
     def aside(self, batches: StepBatches) -> Float64[Tensor, " figures"]:
         """This rank's part of what is to be added up over ranks; as long on every rank.
@@ -77,11 +80,11 @@ class ThroughputMonitor:
         gpus = torch.zeros(self._num_gpus if self._is_due else 0, len(_OF_A_GPU), dtype=torch.float64)
         if len(gpus):
             unknown = [nan] * len(_OF_A_GPU)
-            own = unknown if self._node is None else _gpu_figures(self._device)
+            own = unknown if self._node is None else _gpu_metrics(self._device)
             gpus[self._rank] = torch.tensor(own, dtype=torch.float64)
         return torch.cat([head, looked.flatten(), gpus.flatten()])
 
-    def heard(self, sums: Sequence[float], *, num_rows: int, seconds: float) -> dict[str, float]:
+    def metrics_of(self, sums: Sequence[float], *, num_rows: int, seconds: float) -> dict[str, float]:
         """The figures of a step, by name.
 
         Args:
@@ -92,28 +95,24 @@ class ThroughputMonitor:
         counted, padded, *moments, wants_look, looked = sums[:7]
         of_nodes = sums[7:]
         self._is_due = wants_look > 0
-        figures = {
+        metrics = {
             "train/padding": 1.0 - counted / max(1.0, padded),
             "train/audio_s": counted / SAMPLE_RATE_HZ,
-            "train/utterances_per_s": num_rows / seconds,
-            "train/audio_s_per_s": counted / SAMPLE_RATE_HZ / seconds,
+            "throughput/utterances_per_s": num_rows / seconds,
+            "throughput/audio_s_per_s": counted / SAMPLE_RATE_HZ / seconds,
         }
         if self._flops is not None:
             # Of real audio: a rank that computes over padding gets nothing for it.
             tflops = self._flops.of(float(num_rows), counted, *moments) / 1e12 / seconds / self._num_ranks
-            figures["throughput/tflops_per_gpu"] = tflops
+            metrics["throughput/tflops_per_gpu"] = tflops
             if self._peak_tflops:
-                figures["throughput/mfu"] = tflops / self._peak_tflops
+                metrics["throughput/mfu"] = tflops / self._peak_tflops
         if looked > 0:
             for node in range(self._num_nodes):
                 own = of_nodes[node * len(_OF_A_NODE) : (node + 1) * len(_OF_A_NODE)]
-                figures |= {
-                    f"system/node{node}_{name}": value
-                    for name, value in zip(_OF_A_NODE, own, strict=True)
-                    if self._num_gpus or not name.startswith("gpu")
-                }
-            figures |= self._of_gpus(of_nodes[self._num_nodes * len(_OF_A_NODE) :])
-        return figures
+                metrics |= {f"system/node{node}/{name}": value for name, value in zip(_OF_A_NODE, own, strict=True)}
+            metrics |= self._of_gpus(of_nodes[self._num_nodes * len(_OF_A_NODE) :])
+        return metrics
 
     def _of_gpus(self, values: Sequence[float]) -> dict[str, float]:
         """What is known of each GPU, by its node and its number there, as MLflow names it."""
@@ -126,13 +125,9 @@ class ThroughputMonitor:
         return {name: value for name, value in zip(names, values, strict=True) if not isnan(value)}
 
     def _look(self) -> tuple[float, ...]:
-        cpu_percent = memory_gb = gpu_memory_gb = 0.0
-        if self._speaks_for_node:
-            cpu_percent, memory_gb = psutil.cpu_percent(), psutil.virtual_memory().used / 1e9
-        if self._device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(self._device)
-            gpu_memory_gb = (total - free) / 1e9
-        return cpu_percent, memory_gb, gpu_memory_gb
+        if not self._speaks_for_node:
+            return 0.0, 0.0
+        return psutil.cpu_percent(), psutil.virtual_memory().used / 1e6
 
 
 def _lengths(batch: Batch) -> Float64[Tensor, "4"]:
@@ -144,14 +139,15 @@ def _lengths(batch: Batch) -> Float64[Tensor, "4"]:
     return torch.stack([samples.sum(), samples.square().sum(), tokens.sum(), tokens.square().sum()])
 
 
-def _gpu_figures(device: torch.device) -> tuple[float, float, float]:
+def _gpu_metrics(device: torch.device) -> tuple[float, float, float, float]:
     """As ``_OF_A_GPU`` names them; NaN for what is not known. Waits for nothing that the GPU is doing."""
-    reserved = torch.cuda.max_memory_reserved(device) / 1e6
+    free, total = torch.cuda.mem_get_info(device)
+    used, reserved = (total - free) / 1e6, torch.cuda.max_memory_reserved(device) / 1e6
     try:
         nvml_error = import_module("pynvml").NVMLError  # nvidia-ml-py, by which torch asks the driver
     except ImportError:
-        return reserved, nan, nan
+        return used, reserved, nan, nan
     try:
-        return reserved, float(torch.cuda.utilization(device)), torch.cuda.power_draw(device) / 1e3
+        return used, reserved, float(torch.cuda.utilization(device)), torch.cuda.power_draw(device) / 1e3
     except (RuntimeError, nvml_error):  # a part of a GPU (MIG), or a container without the driver's library
-        return reserved, nan, nan
+        return used, reserved, nan, nan

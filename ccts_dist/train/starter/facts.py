@@ -116,7 +116,7 @@ def _roles(shard_set: ShardSet, splits: Sequence[str]) -> tuple[Mapping[str, tup
 
 def _varies(splits: Sequence[SplitStatistics], target: str) -> bool:
     return any(
-        split.labels[target].num_labelled > 1 and split.labels[target].deviation > _LEAST_DEVIATION for split in splits
+        split.labels[target].num_labelled > 1 and split.labels[target].std > _LEAST_DEVIATION for split in splits
     )
 
 

@@ -37,7 +37,7 @@ from ccts_dist.losses.total import (
 )
 from ccts_dist.records import Batch, StepBatches, padded_samples
 from ccts_dist.train.speed.step_profile import SUMS, timed
-from ccts_dist.train.steps.step_metrics import Figures, Objective, StepResult
+from ccts_dist.train.steps.step_metrics import Objective, StepResult, StepTotals
 from ccts_dist.train.steps.two_rounds import TwoRounds
 from ccts_dist.train.zero.engine import Update
 
@@ -74,7 +74,7 @@ class _Part:
     read: tuple[Batch, ...]
     """The same as they were read: on the host, which need not wait for them."""
 
-    kept: tuple[Tensor | None, ...]
+    gate_mask: tuple[Tensor | None, ...]
     """What of each micro-batch is distilled."""
 
     objective: Objective
@@ -118,7 +118,7 @@ class _Part:
             whole,
             self.objective.target_weights,
             teacher=batch.teacher,
-            kept=self.kept[number],
+            gate_mask=self.gate_mask[number],
             distill=self.objective.distill,
         )
         category = self.cross_entropy(number, output)[0] / over(num_categorised)
@@ -137,10 +137,10 @@ class _Part:
     @torch.no_grad()
     def distances(self, number: int, output: Any) -> Tensor:
         """Of one micro-batch's output from the teacher's, added up over kept rows; zeros without a teacher."""
-        batch, kept, distill = self.micro_batches[number], self.kept[number], self.objective.distill
-        if distill is None or kept is None or batch.teacher is None:
+        batch, gate_mask, distill = self.micro_batches[number], self.gate_mask[number], self.objective.distill
+        if distill is None or gate_mask is None or batch.teacher is None:
             return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)
-        sums = distill_sums(output.prediction, output.embedding, batch.weight, batch.teacher, kept, distill)
+        sums = distill_sums(output.prediction, output.embedding, batch.weight, batch.teacher, gate_mask, distill)
         return torch.cat([sums.embedding[None], sums.prediction])
 
 
@@ -183,7 +183,7 @@ def train_step(
         engine=engine,
         micro_batches=micro_batches,
         read=batches.micro_batches,
-        kept=tuple(_kept(batch, objective.distill) for batch in micro_batches),
+        gate_mask=tuple(_gate_mask(batch, objective.distill) for batch in micro_batches),
         objective=objective,
         place=(seed, batches.epoch, batches.step, engine.ranks.rank),
         aside=aside if callable(aside) else lambda: torch.zeros(0, dtype=torch.float64) if aside is None else aside,
@@ -206,7 +206,7 @@ def _global_step(part: _Part) -> StepResult:
             output.prediction,
             batch.labels,
             batch.weight,
-            part.kept[number],
+            part.gate_mask[number],
             teacher=batch.teacher,
             distill=objective.distill,
         )
@@ -218,20 +218,22 @@ def _global_step(part: _Part) -> StepResult:
     own = [torch.stack(pieces).sum(0) for pieces in zip(*collected, strict=True)]
     packed, distances, cross_entropy, counts, aside = _summed(*own, _counts(part.read), part.aside())
     sums = unpack_sums(packed, objective.distill)
-    parts = DistanceSums(embedding=distances[0], prediction=distances[1:]).over(sums.num_kept, sums.kept_in)
-    figures = Figures(
+    parts = DistanceSums(embedding=distances[0], prediction=distances[1:]).over(
+        sums.num_distilled, sums.num_distilled_per_dim
+    )
+    totals = StepTotals(
         ccc_loss=ccc_loss_from_sums(sums.concordance, objective.target_weights),
         ccc=concordance_from_sums(sums.concordance),
         category_loss=mean_cross_entropy(cross_entropy),
         distilled=completed(parts, sums, objective.target_weights),
         num_rows=sums.num_rows,
-        num_kept=sums.num_kept,
-        kept_in=sums.kept_in,
+        num_distilled=sums.num_distilled,
+        num_distilled_per_dim=sums.num_distilled_per_dim,
         counts=counts,
         aside=aside,
     )
     update = None
-    if math.isfinite(figures.loss(objective)):
+    if math.isfinite(totals.loss(objective)):
         there = unpack_sums(queued(packed, part.engine.device), objective.distill)
         num_categorised = queued(cross_entropy[1], part.engine.device)
         for number in range(len(part.micro_batches)):
@@ -240,7 +242,7 @@ def _global_step(part: _Part) -> StepResult:
             if not part.one_round and part.rounds is not None:
                 part.rounds.second(number, output.prediction)
             _, update = part.backward(surrogate, number, output, there, num_categorised)
-    return figures.result(objective, update)
+    return totals.result(objective, update)
 
 
 def _micro_batch_step(part: _Part) -> StepResult:
@@ -249,8 +251,8 @@ def _micro_batch_step(part: _Part) -> StepResult:
     first = part.forward(0)
     concordances = _own_concordance(first, part.micro_batches[0])
     divided = [
-        pack_counts(micro_counts(batch.labels, batch.weight, kept))
-        for batch, kept in zip(part.micro_batches, part.kept, strict=True)
+        pack_counts(micro_counts(batch.labels, batch.weight, gate_mask))
+        for batch, gate_mask in zip(part.micro_batches, part.gate_mask, strict=True)
     ]
     known = torch.tensor([sum(_num_categorised(batch, objective) for batch in part.read)], dtype=torch.float64)
     summed, packed, categorised_rows, counts, aside = _summed(
@@ -275,18 +277,18 @@ def _micro_batch_step(part: _Part) -> StepResult:
         if objective.distill is not None or part.micro_batches[0].categories is not None or len(parts) > 1:
             later, shares = _summed(later, torch.stack(parts).sum(0))
             summed = summed + later
-    figures = Figures(
+    totals = StepTotals(
         ccc_loss=micro_ccc_loss(summed, divisors.num_scored, objective.target_weights),
         ccc=mean_concordance(summed, divisors.num_scored),
         category_loss=shares[2],
         distilled=DistillParts(embedding=shares[0], prediction=shares[1]),
         num_rows=divisors.num_rows,
-        num_kept=divisors.num_kept,
-        kept_in=divisors.kept_in,
+        num_distilled=divisors.num_distilled,
+        num_distilled_per_dim=divisors.num_distilled_per_dim,
         counts=counts,
         aside=aside,
     )
-    return figures.result(objective, update)
+    return totals.result(objective, update)
 
 
 def _own_concordance(output: Any, batch: Batch) -> Tensor:
@@ -307,11 +309,11 @@ def _counts(micro_batches: Sequence[Batch]) -> Tensor:
     )
 
 
-def _kept(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
+def _gate_mask(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
     if distill is None:
         return None
     assert batch.teacher is not None, "the loader gives the teacher's outputs whenever a run distils"
-    return distill.kept(batch.teacher, batch.labels, batch.weight)
+    return distill.gate_mask(batch.teacher, batch.labels, batch.weight)
 
 
 def _num_categorised(batch: Batch, objective: Objective) -> float:

@@ -39,10 +39,11 @@ class StepResult:
     embedding_loss: float
     prediction_loss: float
     num_rows: int
-    num_kept: float
-    """Utterances that are distilled: their shares added up; with a gate per dimension the mean of ``kept_in``."""
+    num_distilled: float
+    """Utterances that are distilled: their shares added up; with a gate per dimension the mean of
+    ``num_distilled_per_dim``."""
 
-    kept_in: tuple[float, ...]
+    num_distilled_per_dim: tuple[float, ...]
     """With a gate per dimension: utterances that are distilled in each; else empty."""
 
     num_damaged: int
@@ -59,7 +60,7 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
+class StepTotals:
     """A step's figures over all ranks, as tensors of the host."""
 
     ccc_loss: Tensor
@@ -67,8 +68,8 @@ class Figures:
     category_loss: Tensor
     distilled: DistillParts
     num_rows: Tensor
-    num_kept: Tensor
-    kept_in: Tensor | None
+    num_distilled: Tensor
+    num_distilled_per_dim: Tensor | None
     counts: Tensor
     """Checksum of the keys that count, and number of damaged utterances."""
 
@@ -89,8 +90,12 @@ class Figures:
             embedding_loss=float(self.distilled.embedding),
             prediction_loss=float(self.distilled.prediction),
             num_rows=int(self.num_rows),
-            num_kept=float(self.num_kept if self.kept_in is None else self.kept_in.mean()),
-            kept_in=() if self.kept_in is None else tuple(self.kept_in.tolist()),
+            num_distilled=float(
+                self.num_distilled if self.num_distilled_per_dim is None else self.num_distilled_per_dim.mean()
+            ),
+            num_distilled_per_dim=()
+            if self.num_distilled_per_dim is None
+            else tuple(self.num_distilled_per_dim.tolist()),
             num_damaged=int(self.counts[1]),
             key_checksum=int(self.counts[0]),
             update=update,

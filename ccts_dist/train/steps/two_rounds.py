@@ -49,7 +49,7 @@ class TwoRounds:
 
 
 def words(difference: float) -> str:
-    """What is said of two rounds that differ."""
+    """What is reported of two rounds that differ."""
     return (
         f"the two rounds of forward passes give predictions that differ by {difference:.2g} (the widest of each rank, "
         "added up), with the same dropout and masks: the gradient is not exactly that of the global batch's CCC. One "

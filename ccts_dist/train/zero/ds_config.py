@@ -1,7 +1,7 @@
 """DeepSpeed's JSON file: who owns which number.
 
 Batch sizes, accumulation, clipping, learning rates and precision belong to the run file. In a ds_config they are
-"auto" or absent: a literal there would override the run file without a word. What a ds_config may say is how the work
+"auto" or absent: a literal there would override the run file without a word. What a ds_config may state is how the work
 is laid out: stage, buckets, overlap, offload; every other key of DeepSpeed's is refused, since many of them change what
 is computed.
 """
@@ -30,7 +30,7 @@ OWNED_BY_RUN_FILE = {
 }
 """Keys of a ds_config and what decides them instead."""
 
-LAYOUT_KEYS = (
+PARTITIONING_KEYS = (
     "zero_optimization",
     "zero_allow_untested_optimizer",
     "wall_clock_breakdown",
@@ -103,13 +103,13 @@ def read_ds_config(path: Path) -> dict[str, Any]:
                 f'{path}: {key} = {json.dumps(tree[key])}: must be "auto" or absent, since the run file\'s {owner} '
                 "decides it. Take it out."
             )
-    _refuse_unknown(path, "", tree, (*OWNED_BY_RUN_FILE, *LAYOUT_KEYS))
+    _refuse_unknown(path, "", tree, (*OWNED_BY_RUN_FILE, *PARTITIONING_KEYS))
     zero = tree.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise ConfigError(f"{path}: zero_optimization.stage = {json.dumps(stage)}: must be 0, 1, 2 or 3. Change it.")
     assert isinstance(zero, dict)
-    _check_layout(path, zero)
+    _check_partitioning(path, zero)
     return tree
 
 
@@ -147,7 +147,7 @@ def check_calls(path: str, ds_config: Mapping[str, Any], model: EmotionModel) ->
     """
     if ds_config["zero_optimization"]["stage"] < 3:
         return
-    for branch in (model.speech, *model.also):
+    for branch in (model.speech, *model.extra_speech):
         if isinstance(branch, ExtractedBranch) and branch.calls_vary:
             raise ConfigError(
                 f"{path}: ZeRO-3 needs ranks that call each layer equally often, and a "
@@ -155,7 +155,7 @@ def check_calls(path: str, ds_config: Mapping[str, Any], model: EmotionModel) ->
             )
 
 
-def _check_layout(path: Path, zero: dict[str, Any]) -> None:
+def _check_partitioning(path: Path, zero: dict[str, Any]) -> None:
     """Raises: ConfigError: ``zero_optimization`` holds what is not about layout, or what does not fit its stage."""
     _refuse_unknown(path, "zero_optimization.", zero, ZERO_KEYS)
     for key, value in zero.items():
@@ -192,7 +192,7 @@ def _refuse_unknown(path: Path, where: str, tree: dict[str, Any], known: Iterabl
                 else "Take it out; ds_configs/README.md lists what may stand there."
             )
             raise ConfigError(
-                f"{path}: {where}{key} = {json.dumps(tree[key])}: not one of the keys that say how the work is laid "
+                f"{path}: {where}{key} = {json.dumps(tree[key])}: not one of the keys that name how the work is laid "
                 f"out, and others could change what is computed. {hint}"
             )
 
@@ -208,7 +208,7 @@ def resolve_ds_config(tree: Mapping[str, Any], run: RunConfig) -> dict[str, Any]
     resolved = {key: value for key, value in tree.items() if key not in OWNED_BY_RUN_FILE}
     resolved |= {
         "train_micro_batch_size_per_gpu": run.batch.micro_batch_size,
-        # The engine says itself which pass of a step is the last: their number may differ from step to step.
+        # The engine states itself which pass of a step is the last: their number may differ from step to step.
         "gradient_accumulation_steps": 1,
         "gradient_clipping": run.optim.max_grad_norm,
         # With the check, a gradient that is not finite moves no weights in bf16 either.
@@ -229,7 +229,7 @@ def resolve_ds_config(tree: Mapping[str, Any], run: RunConfig) -> dict[str, Any]
 def launcher_warnings(environment: Mapping[str, str], precision: str) -> list[str]:
     """A line for each option of ``accelerate launch`` that is another than the run file's, which counts.
 
-    Accelerate itself would say "Gradient accumulation steps mismatch", and compute as no run file says.
+    Accelerate itself would state "Gradient accumulation steps mismatch", and compute as no run file states.
     """
     own = {"fp32": "no", "tf32": "no"}.get(precision, precision)
     options = (

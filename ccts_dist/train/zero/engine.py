@@ -90,7 +90,7 @@ class Engine:
         # Our loader stays out of prepare(): Accelerate would read it on rank 0 alone and broadcast.
         self._engine: Any
         self._engine, _ = self._accelerator.prepare(model, optimizer)
-        # Transformers would build every further model under ZeRO-3's hands: that of the test at the end, say.
+        # Transformers would build every further model under ZeRO-3's hands: that of the test at the end, for example.
         unset_hf_deepspeed_config()
         undo_first_step(self._engine.optimizer, optimizer)
         _forget_shared_buffer(ranks)
@@ -139,7 +139,7 @@ class Engine:
         self.backward(torch.stack([0.0 * one.float().sum() for one in outputs if one is not None]).sum())
         with torch.no_grad():
             for name, buffer in self._engine.module.named_buffers():
-                buffer.copy_(buffers[name])  # a batch norm's, say
+                buffer.copy_(buffers[name])  # a batch norm's, state
         self._memory.finish()
 
     def train(self, training: bool) -> None:
@@ -333,7 +333,7 @@ def _accelerator(run: RunConfig, ds_config: Mapping[str, Any]) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
-    # What `accelerate launch` was told of devices, precision and steps would go before the run file's word; under its
+    # What `accelerate launch` was given for devices, precision and steps would go before the run file's word; under its
     # --cpu Accelerate replaces DeepSpeed by plain DDP silently.
     for line in launcher_warnings(os.environ, run.train.precision):
         log(line, visible=is_first_rank())

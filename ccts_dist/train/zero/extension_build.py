@@ -18,7 +18,7 @@ OLDEST_BUILD_S = 600.0
 _HERE = platform.node().encode()
 
 
-def compiled_folder() -> Path:
+def extension_folder() -> Path:
     """Where torch keeps what it compiles for this user."""
     # Imported late: it looks for compilers.
     from torch.utils.cpp_extension import get_default_build_root
@@ -38,7 +38,7 @@ def compile_once(name: str, load: Callable[[], object]) -> None:
     Raises:
         BuildError: the compiler is missing or fails.
     """
-    folder = compiled_folder()
+    folder = extension_folder()
     with one_build_at_a_time(folder):
         if not any(folder.rglob(f"{name}.so")):
             log(f"compiling {name} into {folder}: a minute, once")
@@ -56,15 +56,15 @@ def compile_once(name: str, load: Callable[[], object]) -> None:
 def one_build_at_a_time(folder: Path) -> Iterator[None]:
     """Hold this host's turn to compile; what builds left that were killed is removed first.
 
-    Torch marks a build under way by a file that says nothing of whose it is, and waits for its end for ever: a start
+    Torch marks a build under way by a file that states nothing of whose it is, and waits for its end for ever: a start
     that was killed while it compiled would stop all later ones. The lock here ends with its process, and what stands in
-    it says that the last holder did not finish.
+    it states that the last holder did not finish.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         turn = (folder / "deepspeed.turn").open("a+b", buffering=0)
     except OSError:
-        yield  # read-only: compiled by somebody else, or torch will say so
+        yield  # read-only: compiled by somebody else, or torch will report so
         return
     with turn:
         locked = False
@@ -72,7 +72,7 @@ def one_build_at_a_time(folder: Path) -> Iterator[None]:
             fcntl.flock(turn, fcntl.LOCK_EX)
             locked = True
         turn.seek(0)
-        # Of another host's mark this host cannot say that it is dead: locks of some shared folders end at the host.
+        # Of another host's mark this host cannot state that it is dead: locks of some shared folders end at the host.
         dead = locked and turn.read() == _HERE
         _forget_dead_builds(folder, age_s=0.0 if dead else OLDEST_BUILD_S)
         turn.truncate(0)

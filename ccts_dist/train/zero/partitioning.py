@@ -46,7 +46,7 @@ def sizes_of(model: nn.Module, *, pretrained: Iterable[nn.Module] = ()) -> Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ZeroLayout:
+class ZeroPartitioning:
     """What of a ds_config decides about memory; sizes are numbers of elements."""
 
     stage: int
@@ -71,7 +71,7 @@ class ZeroLayout:
     """Elements that stage 3 updates at a time."""
 
 
-def read_layout(tree: Mapping[str, Any]) -> ZeroLayout:
+def read_partitioning(tree: Mapping[str, Any]) -> ZeroPartitioning:
     """The layout that a ds_config describes, with DeepSpeed's defaults for what it leaves out or to "auto"."""
     zero = tree["zero_optimization"]
 
@@ -85,8 +85,8 @@ def read_layout(tree: Mapping[str, Any]) -> ZeroLayout:
 
     stage = int(zero["stage"])
     overlap = zero.get("overlap_comm")
-    defaults = ZeroLayout(stage=stage)
-    return ZeroLayout(
+    defaults = ZeroPartitioning(stage=stage)
+    return ZeroPartitioning(
         stage=stage,
         offload_optimizer=is_offloaded("offload_optimizer"),
         offload_parameters=is_offloaded("offload_param"),

@@ -84,9 +84,9 @@ class ZeroState:
 
         The optimizer's kinds are those it has by now: none before the first step, and none at all for plain SGD.
         """
-        kept = {kind for state in self._optimizer.state.values() for kind in state if isinstance(state[kind], Tensor)}
+        found = {kind for state in self._optimizer.state.values() for kind in state if isinstance(state[kind], Tensor)}
         kinds = {WEIGHTS: {name: value.entry for name, value in self._values.items()}}
-        for kind in broadcast_object(sorted(kept)):
+        for kind in broadcast_object(sorted(found)):
             kinds[kind] = {
                 name: Entry(shape=()) if kind == STEP else value.entry
                 for name, value in self._values.items()
@@ -101,16 +101,16 @@ class ZeroState:
         """
         for name in names:
             value = self._values[name]
-            kept = self._kept(kind, value.piece.flat)
+            own = self._own_part(kind, value.piece.flat)
             if kind == STEP:  # one for all parameters that are stepped together
-                whole = kept if self._ranks.is_first else None
+                whole = own if self._ranks.is_first else None
             elif value.spread:
-                whole = self._assemble(value.piece.of(kept), value)
+                whole = self._assemble(value.piece.of(own), value)
             else:
-                whole = value.piece.of(kept).view(value.entry.shape) if self._ranks.is_first else None
+                whole = value.piece.of(own).view(value.entry.shape) if self._ranks.is_first else None
             yield name, None if whole is None else whole.detach().to("cpu", value.entry.dtype)
 
-    def _kept(self, kind: str, flat: Tensor) -> Tensor:
+    def _own_part(self, kind: str, flat: Tensor) -> Tensor:
         """What this rank keeps of a kind, laid out like ``flat``."""
         if kind == WEIGHTS:
             return flat
@@ -157,7 +157,8 @@ class ZeroState:
     def _counts_on(self, flat: Tensor) -> torch.device:
         """Where torch's optimizer keeps the count of its steps: beside the weights if it is fused, else on the CPU.
 
-        Every group says the same. Which one ``flat`` is in is not to be had: ZeRO-3 hands its pieces over as it steps.
+        Every group states the same. Which one ``flat`` is in is not to be had: ZeRO-3 hands its pieces over as it
+        steps.
         """
         group = self._optimizer.param_groups[0]
         return flat.device if group.get("fused") or group.get("capturable") else torch.device("cpu")

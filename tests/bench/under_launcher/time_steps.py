@@ -54,10 +54,10 @@ def main() -> None:
                     ways[name](batch)
                 if turn > 0:  # the first one warms up
                     seconds[name].append(time.perf_counter() - began)
-        told = {"seconds": seconds, "steps": len(batches), "num_micro_batches": len(batches[0].micro_batches)}
-        told["loss"] = _time_losses(batches[0].micro_batches[0], session.objective)
+        reported = {"seconds": seconds, "steps": len(batches), "num_micro_batches": len(batches[0].micro_batches)}
+        reported["loss"] = _time_losses(batches[0].micro_batches[0], session.objective)
         if ranks.is_first:
-            out.write_text(json.dumps(told))
+            out.write_text(json.dumps(reported))
         barrier()
 
 
@@ -104,11 +104,11 @@ def _plain_loss(output: Any, batch: Batch, objective: Objective) -> Tensor:
     loss = (alpha * (1 - concordance(output.prediction, batch.labels))).sum()
     distill = objective.distill
     if distill is not None and batch.teacher is not None:
-        kept = distill.kept(batch.teacher, batch.labels, batch.weight)
-        student, teacher = output.embedding[kept], batch.teacher.embedding[kept]
-        if distill.embedding_mean is not None and distill.embedding_deviation is not None:
-            student = standardize(student, distill.embedding_mean, distill.embedding_deviation)
-            teacher = standardize(teacher, distill.embedding_mean, distill.embedding_deviation)
+        gate_mask = distill.gate_mask(batch.teacher, batch.labels, batch.weight)
+        student, teacher = output.embedding[gate_mask], batch.teacher.embedding[gate_mask]
+        if distill.embedding_mean is not None and distill.embedding_std is not None:
+            student = standardize(student, distill.embedding_mean, distill.embedding_std)
+            teacher = standardize(teacher, distill.embedding_mean, distill.embedding_std)
         loss = (
             loss
             + distill.embedding_weight * embedding_distance(student, teacher, distance=distill.embedding_loss).mean()

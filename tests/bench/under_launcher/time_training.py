@@ -37,7 +37,7 @@ class Clock:
         else:
             self.num_samples += num_samples
 
-    def told(self) -> dict[str, float]:
+    def reported(self) -> dict[str, float]:
         """Seconds since warming up."""
         wall, cpu = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
         return {"audio_s": self.num_samples / SAMPLE_RATE_HZ, "wall_s": wall, "cpu_s": cpu}
@@ -48,8 +48,8 @@ def main() -> None:
     side, config, size, warm_up, steps, out = sys.argv[1:]
     run, clock = read_run(Path(config)), Clock(int(warm_up))
     total = int(warm_up) + int(steps)
-    told = _ours(run, clock, total) if side == "ours" else _trainer(run, clock, int(size), total)
-    Path(out).write_text(json.dumps(told))
+    reported = _ours(run, clock, total) if side == "ours" else _trainer(run, clock, int(size), total)
+    Path(out).write_text(json.dumps(reported))
 
 
 def _ours(run: RunConfig, clock: Clock, total: int) -> dict[str, float]:
@@ -73,9 +73,9 @@ def _ours(run: RunConfig, clock: Clock, total: int) -> dict[str, float]:
         result = train_step(engine, batches, session.objective, seed=run.seed)
         assert result.update is not None
         clock.step_ended(sum(int(batch.num_samples[batch.weight > 0].sum()) for batch in batches.micro_batches))
-    told = clock.told()
+    reported = clock.reported()
     session.close()
-    return told
+    return reported
 
 
 class _Utterances(Dataset[dict[str, Tensor]]):
@@ -151,7 +151,7 @@ def _trainer(run: RunConfig, clock: Clock, size: int, total: int) -> dict[str, f
         model=model, args=arguments, train_dataset=dataset, data_collator=_pad_to_longest, callbacks=[CountSteps()]
     )
     trainer.train()
-    return clock.told()
+    return clock.reported()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 Writes ``<output>/times-<rank>.json``: seconds of each step that is neither among the first of the run nor follows a
 validation, and the seconds of all these steps that went into each part.
 
-With ``--turns SOCKET`` it tells each step there as soon as it has ended, as a line of JSON (wall and CPU seconds, or
+With ``--turns SOCKET`` it reports each step there as soon as it has ended, as a line of JSON (wall and CPU seconds, or
 null), and waits for a line before it begins the next.
 """
 
@@ -116,14 +116,14 @@ def main() -> None:
     ranks = rank_facts()
     with process_group(ranks):
         training.train(config, ranks, resume="")
-    told: Mapping[str, Any] = {
+    reported: Mapping[str, Any] = {
         "steps": clock.steps,
         "cpu": clock.cpu,
         "parts": clock.parts,
         "threads": torch.get_num_threads(),
         "library": ccts_dist.__file__,
     }
-    (Path(config.output_dir) / f"times-{ranks.rank}.json").write_text(json.dumps(told))
+    (Path(config.output_dir) / f"times-{ranks.rank}.json").write_text(json.dumps(reported))
 
 
 if __name__ == "__main__":

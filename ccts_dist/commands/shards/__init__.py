@@ -1,0 +1,1 @@
+"""Commands that make shard sets and look after them."""

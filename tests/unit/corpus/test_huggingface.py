@@ -1,0 +1,249 @@
+"""Hugging Face data sets, in every form that the library reads from a folder, become the utterances that went in."""
+
+import io
+import sys
+import tarfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from ccts_dist.corpus.huggingface import Columns, read_huggingface
+from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.records import Rejected, Utterance
+from ccts_dist.shards import open_shard_set, read_utterance_json
+from tests.unit.shards.test_commands import run
+
+COLUMNS = Columns(text="sentence", category="emotion", speaker="who", targets={"valence": "v"})
+VALENCE = [1.0, 2.5, None, 7.0, 4.0]
+NAMES = ["sad", "glad", None, "sad", "glad"]
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """``datasets`` shows bars on stderr, and leaves files to the garbage collector."""
+    datasets.disable_progress_bars()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+    datasets.enable_progress_bars()
+
+
+def flac(number: int) -> bytes:
+    noise = np.random.default_rng(number).integers(-3000, 3000, 800, dtype=np.int16)
+    file = io.BytesIO()
+    soundfile.write(file, noise, 16_000, format="FLAC")
+    return file.getvalue()
+
+
+def rows() -> datasets.Dataset:
+    """Five rows; valence on 1..7."""
+    features = datasets.Features(
+        {
+            "audio": datasets.Audio(decode=False),
+            "sentence": datasets.Value("string"),
+            "emotion": datasets.ClassLabel(names=["sad", "glad"]),
+            "v": datasets.Value("float64"),
+            "who": datasets.Value("int64"),
+            "unused": datasets.Audio(decode=False),
+        }
+    )
+    audio = [{"bytes": flac(number), "path": f"{number}.flac"} for number in range(5)]
+    return datasets.Dataset.from_dict(
+        {
+            "audio": audio,
+            "sentence": [f"sentence  {number}" for number in range(5)],
+            "emotion": [-1 if name is None else ["sad", "glad"].index(name) for name in NAMES],
+            "v": VALENCE,
+            "who": [1, 1, 2, 2, 3],
+            "unused": audio,
+        },
+        features=features,
+    )
+
+
+def parquet(folder: Path) -> str:
+    (folder / "data").mkdir(parents=True)
+    rows().to_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
+    return str(folder)
+
+
+def one_file(folder: Path) -> str:
+    return str(Path(parquet(folder)) / "data" / "train-00000-of-00001.parquet")
+
+
+def saved(folder: Path) -> str:
+    datasets.DatasetDict(train=rows()).save_to_disk(str(folder))
+    return str(folder)
+
+
+def saved_split(folder: Path) -> str:
+    rows().save_to_disk(str(folder))
+    return str(folder)
+
+
+def audio_folder(folder: Path) -> str:
+    (folder / "train").mkdir(parents=True)
+    lines = ["file_name,sentence,emotion,v,who"]
+    for number, (valence, name) in enumerate(zip(VALENCE, NAMES, strict=True)):
+        (folder / "train" / f"{number}.flac").write_bytes(flac(number))
+        shown = "" if valence is None else valence
+        lines.append(f"{number}.flac,sentence  {number},{name or ''},{shown},{[1, 1, 2, 2, 3][number]}")
+    (folder / "train" / "metadata.csv").write_text("\n".join(lines))
+    return str(folder)
+
+
+FORMS: dict[str, Callable[[Path], str]] = {
+    "parquet": parquet,
+    "one file": one_file,
+    "saved": saved,
+    "saved split": saved_split,
+    "audiofolder": audio_folder,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_utterances_are_the_rows(form: str, tmp_path: Path):
+    source = FORMS[form](tmp_path / "set")
+    corpus = read_huggingface(source, columns=COLUMNS, audio_folder=tmp_path / "audio", release="r")
+    assert (corpus.release, corpus.targets, corpus.scale) == ("r", ("valence",), (1.0, 7.0))
+    for number, one in enumerate(corpus.utterances):
+        assert isinstance(one, Utterance), one
+        assert one.key == f"train-{number:08d}"
+        assert (one.split, one.transcript, one.category) == ("train", f"sentence {number}", NAMES[number])
+        assert one.speaker == str([1, 1, 2, 2, 3][number])
+        rating = VALENCE[number]
+        assert one.labels == ({} if rating is None else {"valence": (rating - 1) / 6})
+        assert one.audio.read_bytes() == flac(number)
+    assert len(corpus.utterances) == 5
+
+
+def test_web_data_set_gives_its_members_as_columns(tmp_path: Path):
+    path = tmp_path / "set" / "train-000000.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as tar:
+        for number in range(3):
+            for name, data in ((f"{number}.flac", flac(number)), (f"{number}.txt", f"reported {number}".encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    columns = Columns(audio="flac", text="txt", key="__key__")
+    corpus = read_huggingface(str(path.parent), columns=columns, audio_folder=tmp_path / "audio")
+    assert [one.key for one in corpus.utterances] == ["0", "1", "2"]
+    for number, one in enumerate(corpus.utterances):
+        assert isinstance(one, Utterance)
+        assert (one.transcript, one.audio.read_bytes()) == (f"reported {number}", flac(number))
+
+
+def test_splits_by_speaker_take_the_place_of_the_data_sets(tmp_path: Path):
+    source = parquet(tmp_path / "set")
+    folds = read_huggingface(source, columns=COLUMNS, audio_folder=tmp_path / "audio", by_speaker=True, num_folds=2)
+    assert [(one.speaker, one.split) for one in folds.utterances if isinstance(one, Utterance)] == [
+        ("1", "Fold1"),
+        ("1", "Fold1"),
+        ("2", "Fold2"),
+        ("2", "Fold2"),
+        ("3", "Fold1"),
+    ]
+
+
+def test_row_with_a_fault_is_rejected_and_the_others_stay(tmp_path: Path):
+    data = rows().to_dict()
+    assert isinstance(data, dict)
+    data["v"][0] = 9.0
+    data["audio"][1] = {"bytes": b"", "path": None}
+    data["audio"][2] = {"bytes": None, "path": "/etc/passwd"}
+    data["audio"][3] = {"bytes": None, "path": "../../other.flac"}
+    (tmp_path / "other.flac").write_bytes(flac(0))
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    table = pa.Table.from_pydict(data, schema=rows().features.arrow_schema)
+    pq.write_table(table, tmp_path / "set" / "data" / "x.parquet")
+    corpus = read_huggingface(str(tmp_path / "set"), columns=COLUMNS, audio_folder=tmp_path / "audio")
+    assert [one.reason if isinstance(one, Rejected) else "" for one in corpus.utterances] == [
+        "v 9.0 is off the scale 1..7",
+        "audio holds no audio",
+        "missing audio: no file of the data set",
+        "missing audio: no file of the data set",
+        "",
+    ]
+    assert isinstance(corpus.utterances[0], Rejected)
+    assert corpus.utterances[0].source == "train row 0"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"columns": Columns(audio="sound")}, "looked for the column 'sound' and found audio, sentence"),
+        ({"splits": ["dev"]}, "looked for the split 'dev' and found train"),
+        ({"source": "nowhere/at/all"}, "nowhere/at/all: no such folder or file, and no name on the hub"),
+        ({"by_speaker": True, "columns": Columns()}, "--by-speaker: needs to know who speaks"),
+        ({"num_folds": 2}, "--folds: are folds of speakers. Add --by-speaker"),
+        ({"scale": (7.0, 1.0)}, "scale 7 1: must be two numbers"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(options: dict, words: str, tmp_path: Path):
+    given = {"source": parquet(tmp_path / "set"), "columns": COLUMNS} | options
+    source = given.pop("source")
+    with pytest.raises((ConfigError, CorpusError), match=words) as caught:
+        read_huggingface(source, audio_folder=tmp_path / "audio", **given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["not a data set", "script", "cut", "damaged"])
+def test_what_is_no_data_set_is_refused_in_one_line(damage: str, tmp_path: Path):
+    folder = Path(parquet(tmp_path / "set"))
+    file = folder / "data" / "train-00000-of-00001.parquet"
+    if damage in ("not a data set", "script"):
+        file.unlink()
+        (folder / "set.py").write_text("raise SystemExit('ran')" if damage == "script" else "")
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:200])
+    else:
+        data = bytearray(file.read_bytes())
+        data[8:400] = b"\xff" * 392
+        file.write_bytes(data)
+    with pytest.raises(CorpusError, match="cannot be read") as caught:
+        read_huggingface(str(folder), columns=COLUMNS, audio_folder=tmp_path / "audio")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_datasets_the_package_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"pip install 'ccts-dist\[hf\]'"):
+        read_huggingface(str(tmp_path), columns=COLUMNS, audio_folder=tmp_path / "audio")
+
+
+def test_audio_that_was_written_before_is_kept_and_other_audio_replaced(tmp_path: Path):
+    source, folder = parquet(tmp_path / "set"), tmp_path / "audio"
+    read_huggingface(source, columns=COLUMNS, audio_folder=folder)
+    first, second = folder / "train" / "00000000.flac", folder / "train" / "00000001.flac"
+    times = first.stat().st_mtime_ns
+    second.write_bytes(b"x" * second.stat().st_size)
+    read_huggingface(source, columns=COLUMNS, audio_folder=folder)
+    assert first.stat().st_mtime_ns == times
+    assert second.read_bytes() == flac(1)
+
+
+def test_command_builds_shards_of_a_data_set(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    source, out = parquet(tmp_path / "set"), tmp_path / "shards"
+    options = ["--text", "sentence", "--target", "valence=v", "--category", "emotion", "--speaker", "who"]
+    build = ["build", "hf", source, *options, "--by-speaker", "--folds", "3", "--processes", "1", "--out", out]
+    assert run(*map(str, build)) == 0
+    assert run(*map(str, build)) == 0
+    assert "was complete already" in capfd.readouterr().out
+    shards = open_shard_set(out)
+    assert (shards.manifest.corpus, shards.manifest.categories) == ("set", ("glad", "sad"))
+    assert shards.manifest.split_names == ("Fold1", "Fold2", "Fold3")
+    rows_of_first = shards.rows("Fold1-000000.tar")
+    record = read_utterance_json(shards.path(rows_of_first.shard), rows_of_first, 1)
+    assert (record["key"], record["labels"]) == ("train-00000001", {"valence": 0.25})
+    assert run("build", "hf", source, "--target", "=v", "--out", str(tmp_path / "x")) == 2
+    assert "--target =v: must be NAME=COLUMN" in capfd.readouterr().err
+    assert run("build", "hf", source, "--out", "s3://bucket/x") == 2
+    assert "Name a folder with --audio-dir" in capfd.readouterr().err
