@@ -30,7 +30,7 @@ WORKERS := -n 3
 # Begun first, so that no process is left alone with one of them at the end.
 LONGEST := tests/flow/test_first_light_rehearsal.py tests/flow/test_thirty_kills.py tests/ranks/test_stages.py \
   tests/flow/test_demo_study.py tests/flow/test_whole_way.py tests/flow/test_servers.py tests/flow/test_stopping.py \
-  tests/unit/test_train_compiled.py
+  tests/unit/train/zero/test_extension_build.py
 # Two ranks of HuBERT-large want the memory for themselves.
 LARGEST := tests/flow/test_real_size.py
 

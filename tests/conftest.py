@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     modules = [f"ccts_dist.{name}" for name in NUMERIC] if tiers == ["fast"] else "ccts_dist"
     check_signatures(modules)
     if tiers and config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
-        from tests.forked import share_server  # after check_signatures
+        from tests.helpers.processes.forked import share_server  # after check_signatures
 
         share_server()
 

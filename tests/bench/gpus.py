@@ -23,7 +23,7 @@ from ccts_dist.train.speed.cost import read_assumptions
 from ccts_dist.train.speed.flops import count_flops
 from ccts_dist.train.speed.scaling import CostModel, Steps, StepsOf, visible_device
 from ccts_dist.train.zero.ds_config import read_ds_config
-from ccts_dist.train.zero.partitioning import read_layout, sizes_of
+from ccts_dist.train.zero.partitioning import read_partitioning, sizes_of
 from tests.bench.speech import SAMPLE_RATE_HZ, durations
 from tests.helpers.models.large_student import LARGE
 
@@ -47,9 +47,9 @@ def main() -> None:
     assert flops is not None
     assumed = read_assumptions(options.assume, device=visible_device()).completed(run.train.precision)
     lengths = [int(seconds * SAMPLE_RATE_HZ) for seconds in durations(options.utterances)]
-    layout = read_layout(read_ds_config(Path(run.train.deepspeed)))
+    partitioning = read_partitioning(read_ds_config(Path(run.train.deepspeed)))
     steps_of = planned(lengths, run.batch.micro_batch_size, run.data.bucket_batches)
-    model = CostModel(run, sizes, flops, assumed, layout, steps_of)
+    model = CostModel(run, sizes, flops, assumed, partitioning, steps_of)
     print("\n".join(model.lines(options.ranks, len(lengths))))
 
 

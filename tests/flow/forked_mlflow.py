@@ -16,7 +16,7 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Regi
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Runs
 from mlflow.utils import process
 
-from tests.forked import Child
+from tests.helpers.processes.forked import Child
 
 _of_the_command: list[Any] = []
 """Of the process that was forked: kept, so that nothing closes what it has in common with this one."""

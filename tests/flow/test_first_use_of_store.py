@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.forked import Forked
-from tests.launching import ROOT, environment, inner_launcher, run_forked
-from tests.small_runs import build_two_kinds, read_history, write_run
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.model import build_model, save_model
+from tests.helpers.models import model_shapes
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment, inner_launcher, run_forked
+from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
 from tests.ready_store import MIGRATE
-from tests.unit import model_shapes
 
 pytestmark = pytest.mark.long
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.corpus_examples import Example, Said, write_lines, write_recording
-from tests.launching import ROOT, environment, run_forked
 
-from tests import open_examples
+from tests.helpers.examples import open_examples
+from tests.helpers.examples.corpus_examples import Example, Said, write_lines, write_recording
+from tests.helpers.processes.launching import ROOT, environment, run_forked
 from tests.tiers import with_long
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.launching import ROOT, run_forked
-from tests.small_runs import build_two_kinds, make_cache
-from tests.small_teacher import save_small_teacher
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.model import build_model, save_model
+from tests.helpers.models import model_shapes
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.launching import ROOT, run_forked
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache
 from tests.ready_store import MIGRATE
-from tests.unit import model_shapes
 
 pytestmark = pytest.mark.long
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
-from tests.launching import ROOT, environment
+
+from tests.helpers.processes.launching import ROOT, environment
 
 pytestmark = [
     pytest.mark.long,

@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.plain_engine import train_plainly
-from tests.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
-from tests.small_teacher import save_small_teacher
 
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
@@ -24,6 +21,9 @@ from ccts_dist.report.recorded import read_recorded
 from ccts_dist.shards.format.sealed_json import sealed_bytes
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.train.experiment import check_experiment
+from tests.helpers.models.plain_engine import train_plainly
+from tests.helpers.models.small_teacher import save_small_teacher
+from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
 
 OPEN = {"gate": "any-dimension", "reject_fraction": 0.25, "embedding_weight": 0.1}
 

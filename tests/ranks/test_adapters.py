@@ -7,10 +7,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from ccts_dist.model import load_model
-from tests.launching import ROOT
+from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import SPEECH, build_two_kinds, read_history, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
-from tests.small_runs import SPEECH, build_two_kinds, read_history, write_run
 
 pytestmark = pytest.mark.long
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tests.damage import flip, flip_in_member
-from tests.launching import ROOT
 
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.train.experiment import open_experiment
+from tests.helpers.faults.damage import flip, flip_in_member
+from tests.helpers.processes.launching import ROOT
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
 

@@ -4,13 +4,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.small_runs import SPEECH
 from transformers import HubertConfig
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.config.reader import parse_model
 from ccts_dist.model.emotion import EncoderConfigs
 from ccts_dist.tracking.sqlite_store import make_store
+from tests.helpers.processes.small_runs import SPEECH
 from tests.ready_store import MIGRATE, copy_tables
 from tests.remembered import _remembered
 

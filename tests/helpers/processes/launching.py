@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests.forked import INNER_LAUNCHER, SHARED, Forked
+from tests.helpers.processes.forked import INNER_LAUNCHER, SHARED, Forked
 
 ROOT = Path(__file__).resolve().parents[3]
 BIN = Path(sys.executable).parent

@@ -1,4 +1,4 @@
-"""All that commands import, for the process that tests fork them from: see tests/forked.py.
+"""All that commands import, for the process that tests fork them from: see tests/helpers/processes/forked.py.
 
 What each first training of a process would set up again is set up here too: torch's fake tensors, matplotlib's fonts,
 MLflow's tables.
@@ -70,11 +70,10 @@ def _forecast() -> None:
 
     Without the backward pass: autograd refuses to go on in processes that are forked from one that it has run in.
     """
-    from tests.small_runs import SPEECH
-
     from ccts_dist.config.reader import parse_model
     from ccts_dist.model import build_model
     from ccts_dist.train.memory.activations import BatchShape, trace_peak
+    from tests.helpers.processes.small_runs import SPEECH
 
     with torch.random.fork_rng(devices=[]):
         model = build_model(parse_model({"embedding_dim": 8, "speech": SPEECH}))

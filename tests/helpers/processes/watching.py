@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from tests.forked import Forked
-from tests.launching import ROOT, environment
+
+from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.launching import ROOT, environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class Watched:
 def watch(command: Sequence[str], history: Path, *, timeout_s: float, env: Mapping[str, str] | None = None) -> Watched:
     """Run a launcher to its end, looking at its ranks now and then; fail with its words unless it exits with 0.
 
-    It is forked: see ``tests.forked``. What it was forked from counts in the memory of a rank, as imports do.
+    It is forked: see ``tests.helpers.processes.forked``. What it was forked from counts in the memory of a rank, as
+    imports do.
     """
     peaks: dict[int, int] = {}
     times: list[float] = []

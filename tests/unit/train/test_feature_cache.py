@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.small_runs import SPEECH, build_two_kinds, write_run
 
 from ccts_dist.config import RunConfig, read_run
 from ccts_dist.distributed import Ranks
@@ -14,6 +13,7 @@ from ccts_dist.model import build_model
 from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.train.experiment import open_experiment
 from ccts_dist.train.inputs.feature_cache import cache_features
+from tests.helpers.processes.small_runs import SPEECH, build_two_kinds, write_run
 
 FROZEN = {"trainable": "none", "train_feature_encoder": False}
 

@@ -11,7 +11,7 @@ from ccts_dist.train.experiment import Experiment, check_experiment
 from ccts_dist.train.speed.cost import read_assumptions
 from ccts_dist.train.speed.flops import ModelFlops, flops_of
 from ccts_dist.train.speed.scaling import CostModel, _steps_of, scaling_lines
-from ccts_dist.train.zero.partitioning import read_layout, sizes_of
+from ccts_dist.train.zero.partitioning import read_partitioning, sizes_of
 from launch import train as command
 from tests.helpers.processes.small_runs import build_two_kinds, write_run
 
@@ -43,7 +43,7 @@ def lines_of(session: Experiment, flops: ModelFlops, *pairs: str) -> list[str]:
     """As ``scaling_lines`` gives them, without counting once more."""
     assumed = read_assumptions(pairs).completed("fp32")
     model = CostModel(
-        session.run, sizes_of(session.model), flops, assumed, read_layout(session.ds_config), _steps_of(session)
+        session.run, sizes_of(session.model), flops, assumed, read_partitioning(session.ds_config), _steps_of(session)
     )
     return model.lines(4, session.loader.num_utterances)
 
@@ -57,7 +57,7 @@ def table(lines: list[str]) -> dict[tuple[int, int], list[float]]:
 def test_step_is_that_of_the_rank_with_most_to_compute(session: Experiment, flops: ModelFlops):
     assumed = read_assumptions([*SLOW, "compute_efficiency=0.5"]).completed("fp32")
     row = CostModel(
-        session.run, sizes_of(session.model), flops, assumed, read_layout(session.ds_config), _steps_of(session)
+        session.run, sizes_of(session.model), flops, assumed, read_partitioning(session.ds_config), _steps_of(session)
     ).row(4, 8)
     loader = session.loader
     slowest = [
@@ -73,7 +73,12 @@ def test_second_round_of_forward_passes_is_computed_as_well(config: Path, flops:
     with check_experiment(read_run(config, ["batch.micro_batch_size=1", "batch.forward_rounds=two"]), 4) as session:
         assumed = read_assumptions(SLOW).completed("fp32")
         row = CostModel(
-            session.run, sizes_of(session.model), flops, assumed, read_layout(session.ds_config), _steps_of(session)
+            session.run,
+            sizes_of(session.model),
+            flops,
+            assumed,
+            read_partitioning(session.ds_config),
+            _steps_of(session),
         ).row(4, 8)
         assert row.num_micro_batches == 2
         slowest = [

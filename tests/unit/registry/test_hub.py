@@ -24,8 +24,8 @@ from ccts_dist.registry import PulledModel, is_address, load_student, pull_model
 from ccts_dist.registry.attach import attach
 from ccts_dist.registry.hub import HubName, parse_hub_name
 from launch import push as command
-from tests.helpers.hub_server import TOKEN, Hub, Repository, serve_hub
-from tests.unit import model_shapes
+from tests.helpers.faults.hub_server import TOKEN, Hub, Repository, serve_hub
+from tests.helpers.models import model_shapes
 
 SPEECH = model_shapes.speech_config
 REPO = "lab/student"

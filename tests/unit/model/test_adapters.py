@@ -12,8 +12,7 @@ from ccts_dist.errors import ConfigError, run_main
 from ccts_dist.export.command import export_model
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.model.adapters import merged_weights
-from tests.tiers import with_long
-from tests.unit.model_shapes import (
+from tests.helpers.models.model_shapes import (
     EXTRACTED_FAMILIES,
     SPEECH_FAMILIES,
     TEXT_FAMILIES,
@@ -25,6 +24,7 @@ from tests.unit.model_shapes import (
     transcripts,
     utterances,
 )
+from tests.tiers import with_long
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own
 

@@ -11,7 +11,7 @@ from ccts_dist.config import parse_run
 from ccts_dist.errors import ConfigError, run_main
 from ccts_dist.train.starter.facts import SetFacts, set_facts
 from ccts_dist.train.starter.run_file import Wanted, run_file_text
-from tests.small_teacher import build_small_shards
+from tests.helpers.models.small_teacher import build_small_shards
 
 FACTS = SetFacts(
     corpus="MSP-Podcast", train_splits=("Train",), valid_splits=("Development",), test_splits=("Test1", "Test2"),

@@ -15,7 +15,7 @@ from ccts_dist.scoring import (
     in_bins,
     unweighted_accuracy,
 )
-from tests.tables import make_table
+from tests.helpers.examples.tables import make_table
 
 
 def _table(predictions: list[float], labels: list[float]):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import DatasetCard
-from tests.shard_examples import build_example, example_cache, example_shard_set, make_utterances
 
 from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.check.check import check_shard_set
 from ccts_dist.shards.format.dataset_card import CARD_NAME, dataset_card, split_names
 from ccts_dist.shards.merge import merge_shards
+from tests.helpers.examples.shard_examples import build_example, example_cache, example_shard_set, make_utterances
 
 
 def test_splits_are_patterns_that_take_no_other_split_s_tars(tmp_path: Path) -> None:

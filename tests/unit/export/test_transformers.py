@@ -20,8 +20,8 @@ from ccts_dist.export.command import export_model
 from ccts_dist.export.folder import _refuse_unloaded
 from ccts_dist.model import build_model, save_model
 from ccts_dist.registry import load_student
+from tests.helpers.models import model_shapes
 from tests.tiers import with_long
-from tests.unit import model_shapes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")  # WavLM's own
 SPEECH = model_shapes.speech_config
