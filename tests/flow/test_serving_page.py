@@ -168,7 +168,7 @@ def test_fault_is_one_line_beside_the_button(
     soundfile.write(file, np.zeros(21 * 8_000), 8_000, format="FLAC")
     (tmp_path / "d.flac").write_bytes(file.getvalue())
     for name, words in (
-        ("a.wav", "cannot be decoded"),
+        ("a.wav", "a.wav: cannot be decoded"),
         ("b.wav", "0.4 MiB are more than this server takes"),
         ("c.m4a", "this browser cannot decode the recording"),
         ("d.flac", "20 s"),

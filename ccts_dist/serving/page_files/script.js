@@ -63,7 +63,7 @@ async function predict(blob, name) {
     form.append("window", String(length));
     form.append("hop", String(length / 2));
     form.append("audio", blob, "recording");
-    const found = await ask(form);
+    const found = await ask(form, name);
     show({ name, blob, answer: found.predictions[0], windows: found.windows[0] });
     say("");
   } catch (error) {
@@ -73,7 +73,7 @@ async function predict(blob, name) {
   }
 }
 
-async function ask(form) {
+async function ask(form, name) {
   let answer;
   try {
     answer = await fetch("invocations", { method: "POST", body: form });
@@ -83,7 +83,7 @@ async function ask(form) {
   const body = await answer.json().catch(() => ({}));
   if (answer.ok) return body;
   const words = body.message || `the server answered ${answer.status} ${answer.statusText}`;
-  throw new Error(words.replace(/^recording 0: /, ""));
+  throw new Error(words.replace(/^recording 0:/, () => `${name}:`));
 }
 
 // --- what is shown of it ---
