@@ -1,6 +1,6 @@
 """Long recordings in windows: cut while they are read, and output of a student for each as a curve over time."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,19 @@ class Curve:
 
     def mean(self) -> dict[str, Any]:
         """Mean of the windows, each as heavy as the others; the category is the likeliest one in the mean."""
-        answer: dict[str, Any] = {
-            name: total / self.num_windows for name, total in zip(self.numbers, self._sums, strict=True)
-        }
-        if self.categories:
-            answer[CATEGORY] = max(self.categories, key=lambda category: answer[f"p({category})"])
-        return {name: answer[name] for name in self.columns}
+        means = {name: total / self.num_windows for name, total in zip(self.numbers, self._sums, strict=True)}
+        return _with_category(means, self.columns, self.categories)
+
+
+def mean_answer(
+    answers: Sequence[Mapping[str, Any]], columns: Sequence[str], categories: Sequence[str]
+) -> dict[str, Any]:
+    """Mean of the answers of several windows, as ``Curve.mean``."""
+    names = [name for name in columns if name != CATEGORY]
+    means = {name: sum(answer[name] for answer in answers) / len(answers) for name in names}
+    return _with_category(means, columns, categories)
+
+
+def _with_category(means: Mapping[str, float], columns: Sequence[str], categories: Sequence[str]) -> dict[str, Any]:
+    likeliest = max(categories, key=lambda category: means[f"p({category})"]) if categories else ""
+    return {name: likeliest if name == CATEGORY else means[name] for name in columns}

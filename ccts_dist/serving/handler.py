@@ -22,6 +22,7 @@ from ccts_dist.audio.convert import decode_audio
 from ccts_dist.audio.limits import MAX_DURATION_S
 from ccts_dist.errors import ConfigError, RequestError
 from ccts_dist.inference.predictor import AUDIO, PATH, Predictor, load_student
+from ccts_dist.inference.windows import Windows, cut_windows, mean_answer
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.registry.package import check_package
 from ccts_dist.registry.pull import check_registered
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 _BATCH_SECONDS = 60.0
 """Padded seconds of one forward pass. Sixteen times as much is in memory as float32; see ``predict.stretches``."""
+
+_MOST_WINDOWS = 1_000
+"""Of a request."""
 
 _META_FILE = "registered_model_meta"
 """MLflow writes name and version there when it fetches a registered model."""
@@ -159,6 +163,49 @@ class Served:
         Raises:
             RequestError: names which recording, counted from 0, breaks which rule. Nothing is answered then.
         """
+        wholes = self._decoded(rows, on_audio)
+        with self._one_at_a_time:
+            return self.student.predict(wholes, batch_seconds=_BATCH_SECONDS)
+
+    def answer_windows(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        windows: Windows,
+        *,
+        on_audio: Callable[[int], None] = lambda num_samples: None,
+    ) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+        """The mean over the windows of each recording, and the answer of each window with ``start_s`` and ``end_s``.
+
+        Args:
+            rows: as ``answer``.
+            windows: how recordings are cut.
+            on_audio: as ``answer``.
+
+        Raises:
+            RequestError: as ``answer``; or the windows are more, or last together longer, than a request may.
+        """
+        wholes = self._decoded(rows, on_audio)
+        count = sum(max(0, -(-(len(whole) - windows.length) // windows.hop)) + 1 for whole in wholes)
+        seconds, most = count * windows.length / SAMPLE_RATE_HZ, self.limits.recordings * self.limits.seconds
+        if count > _MOST_WINDOWS or (count > len(wholes) and seconds > most):
+            raise RequestError(
+                f"{count} windows of together {seconds:.0f} s, more than {_MOST_WINDOWS} or {most:.0f} s. Raise the "
+                "hop, or send less."
+            )
+        cut = [[one for one in cut_windows(iter([whole]), windows) if not isinstance(one, str)] for whole in wholes]
+        with self._one_at_a_time:
+            answers = self.student.predict([sound for one in cut for _, sound in one], batch_seconds=_BATCH_SECONDS)
+        means, curves, rest = [], [], iter(answers)
+        for one in cut:
+            spans = [(start / SAMPLE_RATE_HZ, (start + len(sound)) / SAMPLE_RATE_HZ) for start, sound in one]
+            curves.append([{"start_s": start, "end_s": end, **next(rest)} for start, end in spans])
+            means.append(mean_answer(curves[-1], self.student.columns, self.student.categories))
+        return means, curves
+
+    def _decoded(
+        self, rows: Sequence[Mapping[str, Any]], on_audio: Callable[[int], None]
+    ) -> list[Int16[np.ndarray, " samples"]]:
+        """The samples of each recording, once all have been looked at."""
         if not rows:
             raise RequestError(f"no recording: send rows with a column {AUDIO!r} or {PATH!r}.")
         if len(rows) > self.limits.recordings:
@@ -169,8 +216,7 @@ class Served:
         # One file at a time, and as 16 bit: together they may last an hour.
         wholes = [self._decode(cell, number) for number, cell in enumerate(cells)]
         on_audio(sum(map(len, wholes)))
-        with self._one_at_a_time:
-            return self.student.predict(wholes, batch_seconds=_BATCH_SECONDS)
+        return wholes
 
     def check(self) -> None:
         """Answer a second of faint noise, which every model can; raises what the model raises."""

@@ -2,23 +2,29 @@
 
 from typing import Any
 
-from ccts_dist.inference.predictor import CATEGORY
+from ccts_dist.audio.limits import MAX_DURATION_S
+from ccts_dist.inference.predictor import AUDIO, CATEGORY
+from ccts_dist.inference.windows import SHORTEST_S
 from ccts_dist.records import varied_target
 from ccts_dist.serving.handler import Limits
+from ccts_dist.serving.multipart_body import FORM, HOP, WINDOW
 
 _ERROR = {"$ref": "#/components/schemas/Error"}
 
 _REFUSALS = {
+    "403": "A form from a page of another site.",
     "400": "Malformed, no audio, or above a limit; the message names the recording, counted from 0.",
     "408": "The body came too slowly.",
     "413": "The body is too large.",
-    "415": "Not JSON in UTF-8, or compressed.",
+    "415": "Neither JSON in UTF-8 nor a form, or compressed.",
     "500": "The model failed.",
     "503": "Too many requests at a time, no room for the body, or shutting down: send it again later.",
 }
 
 
-def openapi_document(*, version: str, columns: tuple[str, ...], categories: tuple[str, ...], limits: Limits) -> Any:
+def openapi_document(
+    *, version: str, columns: tuple[str, ...], categories: tuple[str, ...], limits: Limits, page: bool = True
+) -> Any:
     """What the server takes and returns, in OpenAPI 3.1.
 
     Args:
@@ -26,7 +32,9 @@ def openapi_document(*, version: str, columns: tuple[str, ...], categories: tupl
         columns: names in an answer.
         categories: emotions that the model distinguishes.
         limits: of a request.
+        page: there is one at GET /.
     """
+    own = {"/": {"get": _page()}} if page else {}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -42,6 +50,7 @@ def openapi_document(*, version: str, columns: tuple[str, ...], categories: tupl
             "/version": {"get": _plain("The library's version.", "The version.")},
             "/metrics": {"get": _plain("Metrics for Prometheus.", "Prometheus's text format.")},
             "/openapi.json": {"get": _document()},
+            **own,
         },
         "components": {"schemas": _schemas(columns, categories, limits)},
     }
@@ -73,6 +82,11 @@ def _document() -> dict[str, Any]:
     return {"summary": "This document.", "responses": {"200": answer}}
 
 
+def _page() -> dict[str, Any]:
+    answer = {"description": "HTML.", **_content("text/html", {"type": "string"})}
+    return {"summary": "A page for people.", "responses": {"200": answer}}
+
+
 def _invocations() -> dict[str, Any]:
     answer = {
         "description": "A prediction of each recording, in order.",
@@ -82,7 +96,10 @@ def _invocations() -> dict[str, Any]:
         "summary": "Predict the emotion of recordings.",
         "requestBody": {
             "required": True,
-            **_content("application/json", {"$ref": "#/components/schemas/Request"}),
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/Request"}},
+                FORM: {"schema": {"$ref": "#/components/schemas/Form"}},
+            },
         },
         "responses": {"200": answer} | {status: _refusal(words) for status, words in _REFUSALS.items()},
     }
@@ -111,12 +128,35 @@ def _schemas(columns: tuple[str, ...], categories: tuple[str, ...], limits: Limi
     )
     by_column = [_object({name: {"oneOf": [cell, {**rows, "items": cell}]}}) for name, cell in cells.items()]
     forms = {"dataframe_records": rows, "dataframe_split": split, "inputs": {"oneOf": [rows, *by_column]}}
+    prediction = {name: _value(name, categories) for name in columns}
+    predictions = {"type": "array", "items": _object(prediction)}
+    seconds = {"type": "number", "minimum": 0}
+    of_window = _object({"start_s": seconds, "end_s": seconds, **prediction})
+    curves = {
+        "type": "array",
+        "items": {"type": "array", "items": of_window},
+        "description": "Of each recording its windows, where a form asks for them.",
+    }
     return {
         "Request": {"oneOf": [_object({form: value}) for form, value in forms.items()]},
-        "Answer": _object(
-            {"predictions": {"type": "array", "items": _object({name: _value(name, categories) for name in columns})}}
-        ),
+        "Form": _form(limits),
+        "Answer": {**_object({"predictions": predictions, "windows": curves}), "required": ["predictions"]},
         "Error": _object({"error_code": {"type": "string"}, "message": {"type": "string"}}),
+    }
+
+
+def _form(limits: Limits) -> dict[str, Any]:
+    """Files as they are, in any number of fields "audio"; with "window" a prediction is the mean over windows."""
+    file = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
+    files = {"type": "array", "minItems": 1, "maxItems": limits.recordings, "items": file}
+    length = {"type": "number", "minimum": SHORTEST_S, "maximum": MAX_DURATION_S, "description": "Seconds."}
+    hop = {"type": "number", "exclusiveMinimum": 0, "description": "Seconds, at most those of a window."}
+    return {
+        "type": "object",
+        "properties": {AUDIO: files, WINDOW: length, HOP: hop},
+        "required": [AUDIO],
+        "dependentRequired": {HOP: [WINDOW]},
+        "additionalProperties": False,
     }
 
 

@@ -19,7 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -31,7 +31,9 @@ from ccts_dist.serving.handler import Served, read_limits
 from ccts_dist.serving.http_bodies import Bodies
 from ccts_dist.serving.http_connections import HttpConfig
 from ccts_dist.serving.http_metrics import FACTS, HttpMetrics
+from ccts_dist.serving.multipart_body import FORM, Form, boundary_of, form_of_body
 from ccts_dist.serving.openapi import openapi_document
+from ccts_dist.serving.page import render_page
 from ccts_dist.serving.request_body import rows_of_body
 
 _AT_ONCE = 2
@@ -52,7 +54,7 @@ _PATHS = ("/invocations", "/version", "/openapi.json", *_PROBES)
 _MAX_MESSAGE = 1_000
 """Characters of a refusal; it may repeat what was sent."""
 
-_CODES = {404: "ENDPOINT_NOT_FOUND", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
+_CODES = {403: "PERMISSION_DENIED", 404: "ENDPOINT_NOT_FOUND", 500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE"}
 """MLflow's names of what is not a BAD_REQUEST."""
 
 _log = logging.getLogger(__name__)
@@ -60,7 +62,9 @@ _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-def serve(model: str, *, host: str, port: int, environment: Mapping[str, str], tracking_uri: str = "") -> None:
+def serve(
+    model: str, *, host: str, port: int, environment: Mapping[str, str], tracking_uri: str = "", page: bool = True
+) -> None:
     """Answer until a signal comes. A forward pass may outlive it: the caller ends the process.
 
     Args:
@@ -69,6 +73,7 @@ def serve(model: str, *, host: str, port: int, environment: Mapping[str, str], t
         port: 0 for any that is free.
         environment: holds the limits, as ``read_limits``.
         tracking_uri: server; "" for the default.
+        page: answer GET / with a page for people.
 
     Raises:
         ConfigError: a limit that cannot be, no such folder, a model that reads transcripts or gives no finite numbers,
@@ -80,7 +85,7 @@ def serve(model: str, *, host: str, port: int, environment: Mapping[str, str], t
     served = Served(load_student(pulled.folder), limits)
     with _listen(host, port) as listener:
         served.check()
-        app = application(served, max_body_bytes=limits.request_bytes)
+        app = application(served, max_body_bytes=limits.request_bytes, name=pulled.version, page=page)
         config = HttpConfig(
             app,
             connections=limits.connections,
@@ -91,8 +96,9 @@ def serve(model: str, *, host: str, port: int, environment: Mapping[str, str], t
         )
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them anew when it has ended
             signal.signal(number, lambda *_: None)
-        address = f"http://{host}:{listener.getsockname()[1]}/invocations"
-        print(f"{pulled.version or model} at {address}; Ctrl-C ends it", flush=True)
+        address = f"http://{host}:{listener.getsockname()[1]}"
+        for_people = f", a page for people at {address}/" if page else ""
+        print(f"{pulled.version or model} at {address}/invocations{for_people}; Ctrl-C ends it", flush=True)
         _Server(config, app).run(sockets=[listener])
 
 
@@ -117,21 +123,27 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def application(served: Served, *, max_body_bytes: int) -> "Application":
-    """The ASGI application of a served model, whose bodies have at most so many bytes."""
-    return Application(served, max_body_bytes=max_body_bytes)
+def application(served: Served, *, max_body_bytes: int, name: str = "", page: bool = True) -> "Application":
+    """The ASGI application of a served model, whose bodies have at most so many bytes.
+
+    Args:
+        name: of the model, for its page.
+        page: answer GET / with a page for people.
+    """
+    return Application(served, max_body_bytes=max_body_bytes, name=name, page=page)
 
 
 @final
 class Application:
     """``POST /invocations``; ``GET /ping`` (liveness), ``/health`` and ``/ready`` (readiness), ``/version``,
-    ``/metrics`` and ``/openapi.json``.
+    ``/metrics`` and ``/openapi.json``; ``GET /``, a page for people.
 
     What it refuses it answers as MLflow does, with ``{"error_code": ..., "message": ...}``; see ``openapi``.
     """
 
-    def __init__(self, served: Served, *, max_body_bytes: int) -> None:
+    def __init__(self, served: Served, *, max_body_bytes: int, name: str = "", page: bool = True) -> None:
         limits = served.limits
+        self._rendered = render_page(served.student, limits, name=name) if page else None
         self._served, self._limits = served, limits
         self._bodies = Bodies(
             most_of_one=max_body_bytes,
@@ -144,7 +156,7 @@ class Application:
         self._not_ready = ""
         self._recovery: asyncio.Task[None] | None = None
         self._closing = False
-        self.metrics = HttpMetrics(_PATHS, quiet_paths=_PROBES)
+        self.metrics = HttpMetrics(_PATHS if self._rendered is None else ("/", *_PATHS), quiet_paths=_PROBES)
         self.metrics.gauge("ccts_ready", "1 when the model answers.", lambda: float(not self._not_ready))
         self.metrics.gauge("ccts_requests_in_progress", "Whole requests, waiting or answered.", self._in_progress)
         self.metrics.gauge("ccts_bodies_incomplete", "Bodies coming.", lambda: self._bodies.num_incomplete)
@@ -174,7 +186,7 @@ class Application:
             "/version": self._version,
             "/metrics": self._metrics,
             "/openapi.json": self._openapi,
-        }
+        } | ({} if self._rendered is None else {"/": self._page})
         return Starlette(
             routes=[
                 Route("/invocations", self._invocations, methods=["POST"]),
@@ -191,7 +203,7 @@ class Application:
             async with asyncio.timeout(None) as ends:
                 self._in_hand.add(ends)
                 try:
-                    return JSONResponse({"predictions": await self._in_turn(request, body)})
+                    return JSONResponse(await self._in_turn(request, body))
                 except asyncio.CancelledError:
                     if ends.expired():
                         raise _shutting_down() from None
@@ -199,15 +211,15 @@ class Application:
                 finally:
                     self._in_hand.discard(ends)
 
-    async def _in_turn(self, request: Request, body: bytearray) -> list[dict[str, Any]]:
+    async def _in_turn(self, request: Request, body: bytearray) -> dict[str, Any]:
         must_wait = self._turns.locked()
         async with self._turns:
             if must_wait and await request.is_disconnected():
                 raise HTTPException(499, "the client has gone.")
             return await self._answer(request, body)
 
-    async def _answer(self, request: Request, body: bytearray) -> list[dict[str, Any]]:
-        """The predictions.
+    async def _answer(self, request: Request, body: bytearray) -> dict[str, Any]:
+        """The predictions, and those of windows where a form asks for them.
 
         Raises:
             RequestError: the request's own fault.
@@ -215,17 +227,21 @@ class Application:
         """
         facts = request.scope[FACTS]
 
-        def answer() -> list[dict[str, Any]]:
+        def answer() -> dict[str, Any]:
             try:
-                rows = rows_of_body(body, max_recordings=self._limits.recordings)
-                facts["recordings"] = len(rows)
-                return self._served.answer(rows, on_audio=lambda num: facts.update(audio_s=num / SAMPLE_RATE_HZ))
+                form = self._form_of(request, body)
+                facts["recordings"] = len(form.rows)
+                on_audio = lambda num: facts.update(audio_s=num / SAMPLE_RATE_HZ)  # noqa: E731
+                if form.windows is None:
+                    return {"predictions": self._served.answer(form.rows, on_audio=on_audio)}
+                means, curves = self._served.answer_windows(form.rows, form.windows, on_audio=on_audio)
+                return {"predictions": means, "windows": curves}
             finally:
                 if len(body) > _LARGE_BYTES:
                     _return_memory()
 
         try:
-            predictions = await self._in_thread(answer)
+            answered = await self._in_thread(answer)
         except RequestError:
             raise
         except Exception as error:
@@ -237,9 +253,17 @@ class Application:
                 self._recovery = asyncio.create_task(self._recover())
             raise HTTPException(500, f"the model failed ({name}). The server's log has the reason.") from error
         self._not_ready = ""
-        self.metrics.recordings.inc(len(predictions))
+        self.metrics.recordings.inc(facts["recordings"])
         self.metrics.audio_seconds.inc(facts.get("audio_s", 0.0))
-        return predictions
+        return answered
+
+    def _form_of(self, request: Request, body: bytearray) -> Form:
+        """The recordings of a body, JSON or a form by its Content-Type."""
+        recordings = self._limits.recordings
+        boundary = boundary_of(request.headers.get("content-type", ""))
+        if boundary is None:
+            return Form(rows=rows_of_body(body, max_recordings=recordings), windows=None)
+        return form_of_body(body, boundary, max_recordings=recordings, recording_bytes=self._limits.recording_bytes)
 
     async def _recover(self) -> None:
         """Ask the model until it answers: a load balancer sends nothing to a server that is not ready."""
@@ -285,11 +309,19 @@ class Application:
     async def _metrics(self, _: Request) -> Response:
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def _page(self, _: Request) -> Response:
+        assert self._rendered is not None, "there is no such route without a page"
+        return HTMLResponse(self._rendered[0], headers=self._rendered[1])
+
     async def _openapi(self, _: Request) -> Response:
         version, student = installed_version("ccts-dist"), self._served.student
         return JSONResponse(
             openapi_document(
-                version=version, columns=student.columns, categories=student.categories, limits=self._limits
+                version=version,
+                columns=student.columns,
+                categories=student.categories,
+                limits=self._limits,
+                page=self._rendered is not None,
             )
         )
 
@@ -323,10 +355,11 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 def _check_headers(request: Request) -> None:
-    """Refuse what is no plain JSON by its own account, and two lengths: a proxy may believe the other one.
+    """Refuse what is no plain JSON or form by its own account, forms of other sites' pages, and two lengths: a proxy
+    may believe the other one.
 
     Raises:
-        HTTPException: 415 or 400.
+        HTTPException: 415, 403 or 400.
     """
     coding = ", ".join(request.headers.getlist("content-encoding")).strip()
     if coding.lower() not in ("", "identity"):
@@ -336,9 +369,15 @@ def _check_headers(request: Request) -> None:
         raise HTTPException(415, reason, headers={"Accept-Encoding": "identity"})
     given = request.headers.get("content-type", "")
     kind, _, parameters = given.lower().replace(" ", "").partition(";")
-    if kind != "application/json" or parameters not in ("", "charset=utf-8", 'charset="utf-8"'):
-        reason = f"this server supports the content type application/json in UTF-8, not {_shown(given)}."
-        raise HTTPException(415, reason, headers={"Accept": "application/json"})
+    is_json = kind == "application/json" and parameters in ("", "charset=utf-8", 'charset="utf-8"')
+    if not is_json and boundary_of(given) is None:
+        kinds = f"application/json in UTF-8 and {FORM} with a boundary"
+        raise HTTPException(
+            415, f"this server supports {kinds}, not {_shown(given)}.", headers={"Accept": f"application/json, {FORM}"}
+        )
+    # A page of any site may send a form from its reader's browser without asking first; JSON it may not.
+    if not is_json and request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        raise HTTPException(403, "this form comes from a page of another site. Open this server's own page.")
     if "content-length" in request.headers and "transfer-encoding" in request.headers:
         reason = "a body has a Content-Length or a Transfer-Encoding, not both."
         raise HTTPException(400, reason, headers={"Connection": "close"})

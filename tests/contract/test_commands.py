@@ -19,6 +19,7 @@ OPTIONS = {
         "--teacher-cache --tracking-uri --transcripts"
     ),
     "launch/export.py": "--format --model --out --uri",
+    "launch/init.py": "--encoder --out --small --student --teacher --text-encoder",
     "launch/register.py": "--alias --checkpoint --force --margin --name --promote --shards --split --target --uri",
     "launch/push.py": "--language --license --private --revision --uri",
     "launch/predict.py": "--batch-seconds --device --embeddings --format --hop --model --out --picture --uri --window",
@@ -29,7 +30,8 @@ OPTIONS = {
     ),
     "launch/serve.py": (
         "--audio-root --host --max-body-seconds --max-connections --max-head-seconds --max-recording-bytes "
-        "--max-recordings --max-request-bytes --max-requests --max-seconds --max-waiting-bytes --model --port --uri"
+        "--max-recordings --max-request-bytes --max-requests --max-seconds --max-waiting-bytes --model "
+        "--no-page --port --uri"
     ),
     "launch/sync.py": "--tracking-uri",
     "shards/build.py": "",  # its sub-commands have the options

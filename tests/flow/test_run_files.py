@@ -9,6 +9,7 @@ from ccts_dist.config import read_run
 from ccts_dist.model import build_model, load_tokenizer, save_model
 from ccts_dist.model.speech.modified_cpc import convert
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
+from launch import init
 from launch import train as command
 from tests.helpers.examples import open_examples
 from tests.helpers.examples.small_corpora import write_iemocap, write_msp_podcast
@@ -95,3 +96,15 @@ def test_shipped_run_file_passes_its_check(
     assert command.main(["--config", str(path), "--check", "--ranks", "2", *sets]) == 0
     assert "check passed" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_run_file_of_init_with_full_encoders_passes_its_check(
+    shard_sets: dict[str, ShardSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "teacher.toml"
+    assert init.main([str(shard_sets["msp-podcast"].root), "--teacher", "-o", str(run)]) == 0
+    assert command.main([str(run), "--check", "--ranks", "2", f"output_dir={tmp_path / 'run'}"]) == 0
+    assert "check passed" in capsys.readouterr().out
+    model = read_run(run).model
+    assert model.speech is not None
+    assert model.speech.encoder == "facebook/hubert-large-ll60k"

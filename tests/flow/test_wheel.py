@@ -104,7 +104,7 @@ def test_shipped_files_are_those_of_the_checkout(wheel: Path):
     assert templates <= names
     assert len(shipped) > 30
     assert {f"ccts_dist/shipped/{name}" for name in shipped} <= names
-    assert {"ccts_dist/py.typed", "ccts_dist/commands/train.py"} <= names
+    assert {"ccts_dist/py.typed", "ccts_dist/commands/train.py", "ccts_dist/serving/page_files/page.html"} <= names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"ccts_dist"}
 
 
