@@ -142,7 +142,7 @@ def distilled_shares(run: RunConfig) -> dict[str, float]:
     return shares
 
 
-def count_left_out(wrong: Sequence[bool], kept: Sequence[float], *, percent: int, seed: int) -> LeftOut:
+def count_left_out(wrong: Sequence[bool], kept: Sequence[bool | float], *, percent: int, seed: int) -> LeftOut:
     """Of utterances with a wrong transcript and of the others, how many the condition does not keep.
 
     Args:
