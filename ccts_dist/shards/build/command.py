@@ -191,6 +191,6 @@ def _add_demo(kinds: "argparse._SubParsersAction[CommandParser]", parents: list[
     )
     demo.add_argument(
         "--transcript-errors", choices=("shuffled", "misheard"), default="shuffled",
-        help="what wrong transcripts say: another utterance's text, or words that sound alike (default: shuffled)",
+        help="wrong transcripts: of another utterance, or with words that sound alike (default: shuffled)",
     )  # fmt: skip
     demo.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")
