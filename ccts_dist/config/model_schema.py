@@ -57,9 +57,8 @@ class SpeechConfig:
     trainable: str = "all"
     """Transformer layers that are trained: "none", "all" or "top:N", the N highest of those in use and the parts above
     them. The paper's teachers and frozen rows have "none", its tuned students "top:6". "lora:R" trains low-rank
-    adapters of rank R on frozen weights, in the query and value projections of every layer. In "wavlm"
-    they are in the feed-forward layers. It needs the extra "lora". Models are saved with adapters merged into their
-    weights."""
+    adapters of rank R next to frozen weights; it needs the extra "lora". They are in the query and value projections of
+    every layer, of "wavlm" in the feed-forward layers. Models are saved with adapters merged into their weights."""
 
     layers: str = "last"
     """Layer whose frames are pooled. "last": the encoder's output. "layer:N": the output of its layer N, counted from 1

@@ -16,8 +16,8 @@ from starlette.routing import Mount
 from ccts_dist.inference.predictor import Predictor
 from ccts_dist.serving.handler import Limits
 from tests.flow.test_evaluation_page import CONTRAST, OVERFLOWING, WIDTHS
+from tests.unit.serving.test_form import CATEGORIES, small_student
 from tests.unit.serving.test_server import Running
-from tests.unit.test_serving_form import CATEGORIES, small_student
 
 LIMITS = Limits(recording_bytes=400_000, seconds=20.0)
 FAKE_MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]

@@ -9,6 +9,7 @@ process, and those of the Klatt synthesiser, which draw from the C library's ran
 import _ctypes
 import ctypes
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -20,6 +21,8 @@ from ccts_dist.errors import ConfigError, CorpusError
 _DONT_EXIT = 0x8000  # option of espeak_Initialize: report missing data instead of ending the process
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT: the callback runs within espeak_Synth, without threads
 _UTF8 = 1  # flags of espeak_Synth
+_IPA = 2  # phonememode of espeak_TextToPhonemes
+_STRESS = str.maketrans("", "", "ˈˌː ")  # marks of stress and length
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER
 _HALF_VOLUME = 50  # of 100; at full volume some voices clip inside eSpeak
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -72,6 +75,31 @@ def synthesise(text: str, voice: Voice) -> tuple[Float32[np.ndarray, " samples"]
     if not wave.any():
         raise CorpusError(f"eSpeak NG gave no sound for {text!r} in voice {voice.name}. Choose another voice.")
     return wave, rate_hz
+
+
+def phonemes_of(words: Iterable[str], voice: str = "gmw/en-US") -> dict[str, str]:
+    """How each word is pronounced: a character of the International Phonetic Alphabet for each sound, without stress.
+
+    Raises:
+        ConfigError: the package that brings eSpeak NG is not installed.
+        CorpusError: eSpeak NG refuses the voice.
+    """
+    loader = _espeak_loader()
+    library = ctypes.CDLL(loader.get_library_path())
+    try:
+        library.espeak_Initialize(_SYNCHRONOUS, 0, loader.get_data_path().encode(), _DONT_EXIT)
+        if library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise CorpusError(f"eSpeak NG has no voice {voice}. Choose one of the folders lang and voices/!v.")
+        translate = library.espeak_TextToPhonemes
+        translate.restype = ctypes.c_char_p
+        pronounced = {}
+        for word in words:
+            text = ctypes.c_char_p(word.encode())
+            pronounced[word] = translate(ctypes.byref(text), _UTF8, _IPA).decode().translate(_STRESS)
+        library.espeak_Terminate()
+    finally:
+        _unload(library, loader.get_library_path())
+    return pronounced
 
 
 def _speak(library: ctypes.CDLL, text: str, voice: Voice) -> None:

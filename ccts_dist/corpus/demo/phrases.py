@@ -85,6 +85,13 @@ def choose_words(num_words: int, lexicon: Mapping[str, float]) -> dict[str, floa
     return {word: lexicon[word] for word in chosen}
 
 
+def all_words() -> tuple[str, ...]:
+    """Every word that a phrase can have, whatever the number of emotion words."""
+    templates = (word for template in (*ONE_WORD, *TWO_WORDS) for word in template.split() if word[0] != "{")
+    times = (word for time in TIMES for word in time.split())
+    return tuple(sorted({*POSITIVE, *NEGATIVE, *NOUNS, *templates, *times}))
+
+
 def _spread(ordered: Sequence[str], num: int) -> list[str]:
     """``num`` of the words, evenly spaced."""
     edges = [round(i * len(ordered) / num) for i in range(num + 1)]

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -30,11 +30,11 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from ccts_dist.corpus.corpus import Corpus
-from ccts_dist.corpus.demo.espeak import Voice, synthesise
-from ccts_dist.corpus.demo.phrases import LEXICON_LIMIT, Phrase, choose_words, draw_phrase, read_lexicon
+from ccts_dist.corpus.demo.espeak import Voice, phonemes_of, synthesise
+from ccts_dist.corpus.demo.phrases import LEXICON_LIMIT, Phrase, all_words, choose_words, draw_phrase, read_lexicon
 from ccts_dist.corpus.demo.speakers import SPEAKERS, Speaker
 from ccts_dist.corpus.msp_podcast.reader import read_msp_podcast
-from ccts_dist.corpus.transcript_corruption import USUAL_SHARE, wrong_transcripts
+from ccts_dist.corpus.transcript_corruption import USUAL_SHARE, confused_transcripts, wrong_transcripts
 from ccts_dist.distributed import derive_seed
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import SAMPLE_RATE_HZ
@@ -81,6 +81,9 @@ class SpokenConfig:
     wrong_transcripts: float = USUAL_SHARE
     """Share of each split's transcripts that are another utterance's, 0..1. Nothing else of the corpus depends on it,
     and what is wrong at one share is wrong in the same way at every greater one."""
+
+    transcript_errors: Literal["shuffled", "misheard"] = "shuffled"
+    """What wrong transcripts say: "shuffled", the text of another utterance; "misheard", words that sound alike."""
 
     rate_wpm: int = 165
     """Mean speech rate in words per minute, 120..300; 165 gives phrases of about 1.4 s."""
@@ -187,6 +190,8 @@ def make_spoken_corpus(
     root = Path(root).absolute()
     usual = config.wrong_transcripts == USUAL_SHARE
     marker = {"generator": GENERATOR if usual else GENERATOR_OF_OTHER_SHARES, **asdict(config)}
+    if config.transcript_errors == "shuffled":
+        del marker["transcript_errors"]  # as corpora were marked before there was another kind
     if not _is_made(root, marker):
         unfinished = root.with_name(f".{root.name}.unfinished-spoken-corpus")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -294,10 +299,14 @@ def _rate(
 
 
 def _mix_up_transcripts(lines: Sequence[SpokenLine], split: str, config: SpokenConfig) -> list[SpokenLine]:
-    """A share of the lines with the text of another one that states something else."""
-    mixed = list(lines)
+    """A share of the lines with a text that states something else."""
+    mixed, texts = list(lines), [line.text for line in lines]
     num_wrong = round(config.wrong_transcripts * len(lines))
-    for index, transcript in islice(wrong_transcripts([line.text for line in lines], split, config.seed), num_wrong):
+    if config.transcript_errors == "shuffled":
+        wrong = wrong_transcripts(texts, split, config.seed)
+    else:
+        wrong = confused_transcripts(texts, split, config.seed, phonemes_of(all_words()))
+    for index, transcript in islice(wrong, num_wrong):
         mixed[index] = replace(lines[index], transcript=transcript)
     return mixed
 

@@ -8,17 +8,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ccts_dist.config import read_run
+from ccts_dist.config import RunConfig, read_run
 from ccts_dist.config.renamed import with_present_names
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.corpus.demo.spoken import wrong_keys
+from ccts_dist.distributed import Ranks
 from ccts_dist.files.atomic import write_whole
 from ccts_dist.files.strict_json import as_number
+from ccts_dist.loader.row_gate import row_gate_of
 from ccts_dist.losses.gate import apply_gate
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.study.plan import Study
 from ccts_dist.shards.shard_set import open_shard_set
 from ccts_dist.shards.teacher_cache import open_teacher_cache
+from ccts_dist.train.resolved import resolved_on_ranks
 
 SYSTEMS = ("text", "speech", "teacher", "ts", "cts")
 """Runs of a chain, in the order of the table."""
@@ -55,8 +58,10 @@ class GateCounts:
     """Utterances with another one's transcript."""
 
     num_right: int
-    wrong_rejected: int
-    right_rejected: int
+    wrong_rejected: int | float
+    """Their number, if the gate rejects whole utterances; else the sum of what it rejects of each."""
+
+    right_rejected: int | float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,33 +114,55 @@ def write_gate_counts(study: Study, percent: int, seed: int) -> None:
     folder = study.chain_folder(percent, seed)
     if _counted(folder) is not None:
         return
-    run = read_run(folder / "runs" / "cts" / "run.toml")
-    assert run.distill is not None
-    threshold = DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold
+    shares = distilled_shares(read_run(folder / "runs" / "cts" / "run.toml"))
+    wrong = wrong_keys(study.share_folder(percent) / "corpus")
+    counted = count_rejected([key in wrong for key in shares], list(shares.values()), percent=percent, seed=seed)
+    write_whole(folder / GATE_COUNTS, (json.dumps(asdict(counted), indent=1) + "\n").encode())
+
+
+def distilled_shares(run: RunConfig) -> dict[str, float]:
+    """By key of each training utterance, the share of it that the run's gate lets be distilled, 0..1.
+
+    With gate "per-dimension" that is the share of its dimensions, with "soft" its weight, with all others 0 or 1.
+    """
     shard_set = open_shard_set(run.data.shards)
     cache = open_teacher_cache(run.data.teacher_cache, shard_set)
-    keys, gate_mask = [], []
+    run, condition = resolved_on_ranks(run, cache, shard_set, Ranks())
+    assert run.distill is not None
+    assert condition is not None
+    threshold = DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold
+    row_gate = row_gate_of(run.distill, run.seed)
+    shares: dict[str, float] = {}
     for shard in shard_set.shards_of(run.data.train_splits):
         rows = shard_set.rows(shard.name)
         predicted = [cache.read(rows.shard, row, key).prediction for row, key in enumerate(rows.keys)]
         prediction = torch.from_numpy(np.stack(predicted))
         label = torch.from_numpy(np.stack([rows.labels[target] for target in cache.targets], axis=1))
+        admitted = None
+        if row_gate is not None:
+            admitted = torch.tensor([row_gate.admits(shard_set, rows, row) for row in range(len(rows.keys))])
         weight = torch.ones(len(predicted))
-        keys += rows.keys
-        gate_mask += apply_gate(run.distill.gate, threshold, cache.condition, prediction, label, weight).tolist()
-    wrong = wrong_keys(study.share_folder(percent) / "corpus")
-    counted = count_rejected([key in wrong for key in keys], gate_mask, percent=percent, seed=seed)
-    write_whole(folder / GATE_COUNTS, (json.dumps(asdict(counted), indent=1) + "\n").encode())
+        gate_mask = apply_gate(run.distill.gate, threshold, condition, prediction, label, weight, admitted)
+        of_rows = gate_mask.double() if gate_mask.dim() == 1 else gate_mask.double().mean(dim=1)
+        shares |= dict(zip(rows.keys, of_rows.tolist(), strict=True))
+    return shares
 
 
-def count_rejected(wrong: Sequence[bool], gate_mask: Sequence[bool], *, percent: int, seed: int) -> GateCounts:
-    """Of utterances with a wrong transcript and of the others, how many the condition does not keep."""
-    both = list(zip(wrong, gate_mask, strict=True))
+def count_rejected(wrong: Sequence[bool], distilled: Sequence[bool | float], *, percent: int, seed: int) -> GateCounts:
+    """Of utterances with a wrong transcript and of the others, how many the condition rejects.
+
+    Args:
+        wrong: whether each has a wrong transcript.
+        distilled: the share of each that is distilled, 0..1.
+        percent: of wrong transcripts; recorded.
+        seed: the chain's; recorded.
+    """
+    both = list(zip(wrong, distilled, strict=True))
     return GateCounts(
         percent=percent,
         seed=seed,
         num_wrong=sum(wrong),
         num_right=len(both) - sum(wrong),
-        wrong_rejected=sum(is_wrong and not is_distilled for is_wrong, is_distilled in both),
-        right_rejected=sum(not is_wrong and not is_distilled for is_wrong, is_distilled in both),
+        wrong_rejected=sum(1 - share for is_wrong, share in both if is_wrong),
+        right_rejected=sum(1 - share for is_wrong, share in both if not is_wrong),
     )

@@ -1,7 +1,7 @@
 """The demo study's tables: systems, paired differences, shares of wrong transcripts, whom the condition rejects."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.markdown_table import format_table
@@ -108,7 +108,7 @@ def _rejected(results: Results, study: Study) -> str:
     return format_table(("wrong", "of all", "of the wrong ones", "of the right ones", "n"), rows)
 
 
-def _share(counts: list[tuple[int, int]]) -> str:
+def _share(counts: Sequence[tuple[int | float, int]]) -> str:
     shares = estimate([part / whole for part, whole in counts if whole])
     return "-" if shares is None else f"{shares.mean:.1%}"
 

@@ -91,11 +91,9 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
             raise ConfigError(f"--out {args.out}: the demo corpus cannot be made there. Name a folder with --corpus.")
         root = args.corpus or Path(args.out).with_name(Path(args.out).name + "-corpus")
         config = SpokenConfig(
-            num_utterances=args.utterances,
-            num_words=args.words,
-            wrong_transcripts=args.corrupt_transcripts / 100,
-            seed=args.seed,
-        )
+            num_utterances=args.utterances, num_words=args.words, wrong_transcripts=args.corrupt_transcripts / 100,
+            seed=args.seed, transcript_errors=args.transcript_errors,
+        )  # fmt: skip
         return make_spoken_corpus(root, config), root
     if getattr(args, "min_confidence", 0.0) and args.transcripts is None:
         raise ConfigError("--min-confidence: names what to leave out of --transcripts, and none are given. Name them.")
@@ -196,4 +194,8 @@ def _add_demo(kinds: "argparse._SubParsersAction[CommandParser]", parents: list[
         default=10.0,
         help="percent of the transcripts that are wrong (default: 10)",
     )
+    demo.add_argument(
+        "--transcript-errors", choices=("shuffled", "misheard"), default="shuffled",
+        help="wrong transcripts: of another utterance, or with words that sound alike (default: shuffled)",
+    )  # fmt: skip
     demo.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")

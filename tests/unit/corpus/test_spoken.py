@@ -28,6 +28,7 @@ from ccts_dist.corpus.demo import espeak, phrases, spoken
 from ccts_dist.corpus.demo.espeak import Voice, synthesise
 from ccts_dist.corpus.demo.speakers import SPEAKERS
 from ccts_dist.corpus.demo.spoken import MARKER, wrong_keys
+from ccts_dist.corpus.transcript_corruption import similarity
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
 
@@ -144,6 +145,53 @@ def test_greater_share_of_wrong_transcripts_changes_nothing_else_and_keeps_those
             assert other.transcript == line.transcript
     wrong = Counter(line.split for line in two[1] if line.transcript != line.text)
     assert wrong == {split: round(more * num) for split, num in (("Train", 304), ("Development", 48), ("Test1", 48))}
+
+
+def misheard(**changes) -> SpokenConfig:
+    return SpokenConfig(num_utterances=400, wrong_transcripts=0.3, transcript_errors="misheard", **changes)
+
+
+def test_misheard_words_sound_like_those_that_were_said():
+    lines = plan_spoken_corpus(misheard())
+    sounds = espeak.phonemes_of(phrases.all_words())
+    assert sounds["sad"] == "sæd"
+    pairs = [
+        (said, read)
+        for line in lines
+        for said, read in zip(line.text.split(), line.transcript.split(), strict=True)
+        if said != read
+    ]
+    alike = np.mean([similarity(sounds[said], sounds[read]) for said, read in pairs])
+    chance = np.mean([similarity(one, other) for one in sounds.values() for other in sounds.values() if one != other])
+    assert alike > 2 * chance
+    assert len({read for _, read in pairs}) > 40, "more than a few words are heard in their place"
+
+
+def test_the_same_transcripts_are_misheard_that_would_be_shuffled_and_nothing_else_changes():
+    shuffled = plan_spoken_corpus(replace(misheard(), transcript_errors="shuffled"))
+    fewer = plan_spoken_corpus(replace(misheard(), wrong_transcripts=0.1))
+    lines = plan_spoken_corpus(misheard())
+    for line, other, less in zip(lines, shuffled, fewer, strict=True):
+        assert replace(line, transcript="") == replace(other, transcript="")
+        assert (line.transcript != line.text) == (other.transcript != other.text)
+        assert less.transcript in (line.text, line.transcript)
+    wrong = Counter(line.split for line in lines if line.transcript != line.text)
+    assert wrong == {"Train": 91, "Development": 14, "Test1": 14}
+
+
+def test_similarity_by_hand():
+    # Two of three sounds in common, counted twice, over all six.
+    assert similarity("sæd", "bæd") == pytest.approx(4 / 6)
+    assert similarity("sæd", "") == 0
+
+
+def test_kind_of_errors_is_part_of_a_corpus(tmp_path):
+    root = tmp_path / "misheard"
+    made = make_spoken_corpus(root, replace(TINY, transcript_errors="misheard"), progress=False, num_processes=1)
+    assert len(wrong_keys(root)) == 5
+    assert {one.key for one in made.utterances} == {line.key for line in plan_spoken_corpus(TINY)}
+    with pytest.raises(ConfigError, match="holds a spoken demo corpus with another transcript_errors"):
+        make_spoken_corpus(root, TINY, progress=False)
 
 
 @pytest.mark.integration

@@ -16,7 +16,15 @@ from ccts_dist.model import build_model
 from ccts_dist.model.speech.emotion2vec import Emotion2vecConfig, alibi_slopes
 from ccts_dist.model.speech.emotion2vec_checkpoint import convert, main
 from tests.helpers.models.model_shapes import utterances
-from tests.published_emotion2vec import AUDIO, CONVOLUTIONS, GROUPS, HEADS, SIZE, published, write_checkpoint
+from tests.helpers.models.published_emotion2vec import (
+    AUDIO,
+    CONVOLUTIONS,
+    GROUPS,
+    HEADS,
+    SIZE,
+    published,
+    write_checkpoint,
+)
 
 
 def of_plus(weights: dict[str, Tensor]) -> dict[str, Tensor]:
