@@ -22,7 +22,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 def test_every_script_is_a_command_and_every_command_but_two_a_script():
     names = {path.stem.replace("_", "-") for path in SCRIPTS}
-    assert len(names) == 16
+    assert len(names) == 17
     assert set(cli.COMMANDS) == names | {"path", "schema"}
     modules = {path.stem.replace("_", "-") for path in Path("ccts_dist/commands").glob("[a-z]*.py")}
     assert modules == set(cli.COMMANDS)
