@@ -13,7 +13,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(
         description="Write a speech-only model as a folder for AutoModelForAudioClassification and pipeline(), or as "
         "one ONNX file for any batch and length. The folder is of a class of transformers where one computes the same "
-        "(mean pooling, one linear head). Otherwise it is the model folder with a code file of its own, and needs "
+        "(mean pooling, one linear head). Otherwise it is the model folder and its code, and needs "
         "trust_remote_code=True. The export predicts recordings of several lengths, alone and in batches. It is kept "
         "only if it agrees with torch to 1e-4.",
         epilog="examples:\n"
