@@ -353,7 +353,8 @@ def test_our_server_states_where_it_is_and_ends_at_a_signal(
         if server.poll() is None:
             os.killpg(server.pid, 9)
     first, *requests = log.read_text().splitlines()
-    assert first == f"{model} at http://127.0.0.1:{port}/invocations; Ctrl-C ends it"
+    address = f"http://127.0.0.1:{port}"
+    assert first == f"{model} at {address}/invocations, a page for people at {address}/; Ctrl-C ends it"
     assert {json.loads(line)["status"] for line in requests} <= {503}
 
 
