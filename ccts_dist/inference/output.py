@@ -30,7 +30,7 @@ class GrowingFile:
         self.path = path
         self.partial = path.with_name(f"{path.name}.partial")
         with writing(path):
-            self.file: BinaryIO = open(self.partial, "w+b")  # noqa: SIM115 - closed by complete or leave
+            self.file: BinaryIO = open(self.partial, "w+b")  # noqa: SIM115 - closed by complete or abandon
 
     def complete(self) -> None:
         """Give it its name.

@@ -58,7 +58,7 @@ def test_what_is_left_before_its_end_can_be_read_under_its_partial_name(tmp_path
     for key, embedding in zip(keys, embeddings, strict=True):
         file.add(key, embedding)
     for part in file.end():
-        part.leave()
+        part.abandon()
     assert not path.exists()
     beside = keys_beside(path)
     partial = None if beside is None else beside.with_name(f"{beside.name}.partial")

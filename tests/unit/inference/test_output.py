@@ -26,7 +26,7 @@ def test_a_file_that_is_left_stays_beside_what_was_there(tmp_path: Path) -> None
     path.write_text("old")
     file = GrowingFile(path)
     file.file.write(b"ne")
-    file.leave()
+    file.abandon()
     assert (path.read_text(), (tmp_path / "a.csv.partial").read_text()) == ("old", "ne")
 
 

@@ -32,7 +32,7 @@ def frame_in(filename: str):
 def test_main_thread_in_a_collective_waits_and_one_at_work_does_not():
     waiting, line = where(frame_in("/lib/torch/distributed/distributed_c10d.py"))
     assert waiting
-    assert line.startswith("test_train_watch.py:")
+    assert line.startswith("test_watchdog.py:")
     assert not where(frame_in("/lib/torch/nn/modules/linear.py"))[0]
     assert where(None) == (False, "")
 
