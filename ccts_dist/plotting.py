@@ -12,7 +12,7 @@ from ccts_dist.errors import ConfigError
 
 MODEL, OTHER, TEACHER, REJECTED = "#3480c4", "#d9772b", "#1f9e89", "#8b95a0"
 """One meaning each on a page: the model, what it is compared with, the teacher and what its gate accepts, what the gate
-rejects. Seen on white and on black, and told apart without red and green."""
+rejects. Seen on white and on black, and distinguished without red and green."""
 
 _TARGETS = ("#cc6677", "#a48a1e", "#7d6fd1", "#3aa0b8", "#a0522d", "#708090")
 _KNOWN = ("activation", "valence", "dominance")

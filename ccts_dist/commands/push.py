@@ -28,7 +28,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--revision", default="", metavar="BRANCH", help="branch to push to, created if new; the main branch without")
     add("--license", default="", metavar="ID", help='for the card, such as cc-by-nc-4.0; "other" without')
     add("--language", nargs="+", default=(), metavar="CODE", help="for the card, such as en")
-    add("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
+    add("--tracking-uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
     return parser.parse_args(argv)
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
     pushed = push_model(
         args.model, args.repo, private=args.private, revision=args.revision, license=args.license,
-        language=tuple(args.language), tracking_uri=args.uri,
+        language=tuple(args.language), tracking_uri=args.tracking_uri,
     )  # fmt: skip
     print(f"pushed {pushed.url}\nuse it: --model {pushed.model}")
     if pushed.not_for_transformers:

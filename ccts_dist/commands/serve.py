@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max-head-seconds", default="", metavar="S", help="in which a request's head must come (default: 10)")
     add("--max-body-seconds", default="", metavar="S", help="in which a body must come, or 16 KiB/s more (default: 20)")
     add("--no-page", dest="page", action="store_false", help="no page for people at GET /")
-    add("--uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
+    add("--tracking-uri", default="", help="MLflow server; without it MLFLOW_TRACKING_URI, then mlflow.db here")
     args = parser.parse_args(argv)
     if (args.place is None) == (args.model is None):
         parser.error("give the model to serve once: MODEL or --model MODEL")

@@ -1,6 +1,6 @@
 """Which transcripts of the spoken demo corpus are wrong, and what they state instead.
 
-Two kinds of errors: the text of another utterance, and words that sound like those that were said, which a speech
+Two kinds of errors: the text of another utterance, and words that sound like those that were spoken, which a speech
 recognizer might take for them.
 """
 
@@ -41,13 +41,13 @@ def wrong_transcripts(texts: Sequence[str], split: str, seed: int) -> Iterator[t
 def confused_transcripts(
     texts: Sequence[str], split: str, seed: int, phonemes: Mapping[str, str]
 ) -> Iterator[tuple[int, str]]:
-    """Which line of a split is wrong next, and what a recognizer might have heard in its place; every line comes once.
+    """Which line of a split is wrong next, and what a recognizer might take it for; every line comes once.
 
     Each word is mistaken with probability ``CONFUSED_WORDS``, at least one of a line is, for another of the vocabulary:
-    the more alike they sound, the likelier. What is wrong at one share is wrong in the same way at every greater one.
+    the more alike they sound, the likelier. Errors at one share stay in the same way at every greater one.
 
     Args:
-        texts: what was said.
+        texts: as spoken.
         split: the lines' own.
         seed: the corpus's.
         phonemes: of each word of the vocabulary, a character for each sound; all words of ``texts`` are in it.

@@ -39,7 +39,7 @@ With ccts-dist, which runs no code of the model and checks its digests: `ccts pr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardSettings:
-    """What a model's card says that its folder does not."""
+    """Facts of a model's card that its folder does not have."""
 
     name: str
     """Of the model."""

@@ -88,10 +88,10 @@ def write_own_class(loaded: LoadedModel, folder: Path) -> Exported:
         _feature_extractor(
             do_normalize=branch.do_normalize, masks=getattr(settings, "feat_extract_norm", "layer") == "layer"
         ).save_pretrained(folder)
-        opened, told = AutoModelForAudioClassification.from_pretrained(
+        opened, report = AutoModelForAudioClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
-    _refuse_unloaded(told)
+    _refuse_unloaded(report)
     return _run(opened, folder, shortest=branch.front_end.samples_for(1), loaded=loaded)
 
 
@@ -139,10 +139,10 @@ def write_own_code(loaded: LoadedModel, source: Path, folder: Path) -> Exported:
     # The model normalizes by itself, since each of its encoders may want it another way.
     _feature_extractor(do_normalize=False, masks=True).save_pretrained(folder)
     with quiet_transformers():
-        opened, told = program.EmotionForAudioClassification.from_pretrained(
+        opened, report = program.EmotionForAudioClassification.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True
         )
-    _refuse_unloaded(told)
+    _refuse_unloaded(report)
     return _run(opened, folder, shortest=0, loaded=loaded)
 
 
@@ -237,13 +237,13 @@ def _feature_extractor(*, do_normalize: bool, masks: bool) -> Wav2Vec2FeatureExt
     )
 
 
-def _refuse_unloaded(told: Mapping[str, Any]) -> None:
+def _refuse_unloaded(report: Mapping[str, Any]) -> None:
     """Refuse weights that did not arrive, in whose place transformers draws others at random.
 
     Raises:
         ExportError: names the first of them.
     """
-    lost = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in sorted(told[kind])]
+    lost = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in sorted(report[kind])]
     if lost:
         raise ExportError(
             f"--format transformers: transformers does not load {lost[0]} of the folder. It is not kept: use "

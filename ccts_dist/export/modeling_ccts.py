@@ -78,7 +78,8 @@ class EmotionForAudioClassification(PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         first, *others = [_Branch(settings) for settings in config.branches]
-        self.speech, self.also = first, nn.ModuleList(others)
+        self.speech = first
+        self.add_module("also", nn.ModuleList(others))  # its name in the weights
         self.embedding = nn.Linear(sum(branch.pooling.size for branch in (first, *others)), config.embedding_dim)
         self.embedding_norm = nn.LayerNorm(config.embedding_dim) if config.embedding_norm == "layer" else None
         self.prediction = _heads(config) if config.targets else None
@@ -91,7 +92,7 @@ class EmotionForAudioClassification(PreTrainedModel):
             counts = [input_values.shape[1]] * len(input_values)
         else:
             counts = attention_mask.sum(dim=1).tolist()
-        branches = (self.speech, *self.also)
+        branches = (self.speech, *self.get_submodule("also"))
         rows = [
             torch.cat([branch(row[:count]) for branch in branches])
             for row, count in zip(input_values, counts, strict=True)
@@ -180,8 +181,8 @@ class _Branch(nn.Module):
         # SEW's layers see one frame for so many; a rest that fills none is left out.
         num_frames = frames.shape[2] // self.squeeze * self.squeeze
         stride = math.prod(self.encoder.config.conv_stride)
-        heard = self._samples_for(1) + (num_frames - 1) * stride
-        mask = (torch.arange(num_samples, device=frames.device) < heard).long()
+        covered = self._samples_for(1) + (num_frames - 1) * stride
+        mask = (torch.arange(num_samples, device=frames.device) < covered).long()
         return self._run(input_values=frames, attention_mask=mask[None])[:num_frames]
 
     def _of_piece(self, piece):

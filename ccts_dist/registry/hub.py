@@ -1,7 +1,7 @@
 """Models on Hugging Face's hub: ``hf://ORG/NAME[@REVISION]`` to a folder whose every file is what was pushed.
 
 Only what ``model.json`` names is fetched: no code, no pickle. A branch or tag is resolved to a commit once, and that
-commit is fetched. ``model.json`` shows that the files belong together; who wrote them, only the commit's name says.
+commit is fetched. ``model.json`` shows that the files belong together; who wrote them, only the commit's name shows.
 """
 
 import glob
@@ -107,26 +107,26 @@ def pull_hub_model(named: HubName, cache: Path) -> Path:
     """The folder of a model at a commit, fetched if it is not in the cache or no longer whole there.
 
     Raises:
-        RegistryError: as ``pin_hub_model``, or files that are no model's or not what ``model.json`` says.
+        RegistryError: as ``pin_hub_model``, or files that are no model's or not as ``model.json`` describes them.
     """
     described = _fetch(named, [DESCRIPTION]) / DESCRIPTION
     if not described.is_file():
         raise RegistryError(f"{named}: has no {DESCRIPTION}, so it was not put there by launch/push.py. Name another.")
     names = _names_of(described.parent, named)
-    kept = cache / f"hub-{file_sha256(described)}"
-    if kept.is_dir() and not kept.is_symlink():
+    cached = cache / f"hub-{file_sha256(described)}"
+    if cached.is_dir() and not cached.is_symlink():
         try:
-            _check(kept, named)
+            _check(cached, named)
         except RegistryError:
-            shutil.rmtree(kept)  # damaged in the cache: taken from the hub's again
+            shutil.rmtree(cached)  # damaged in the cache: taken from the hub's again
         else:
-            return kept
+            return cached
     snapshot = _fetch(named, [glob.escape(name) for name in names])
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise RegistryError(
-            f"{cache}: fetched models cannot be kept there ({error.strerror}). Set XDG_CACHE_HOME to a folder that can "
+            f"{cache}: fetched models cannot be cached there ({error.strerror}). Set XDG_CACHE_HOME to a folder that can "
             "be written to."
         ) from error
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
@@ -138,11 +138,11 @@ def pull_hub_model(named: HubName, cache: Path) -> Path:
             _take(snapshot / name, fetched / name)
         _check(fetched, named)
         try:
-            fetched.rename(kept)
+            fetched.rename(cached)
         except OSError:
-            if not kept.is_dir():  # else another process was faster, with the same files
+            if not cached.is_dir():  # else another process was faster, with the same files
                 raise
-    return kept
+    return cached
 
 
 @contextmanager
@@ -240,6 +240,6 @@ def _check(folder: Path, named: HubName) -> None:
         raise RegistryError(f"{named}: {error}") from error
     if found != description.sha256:
         raise RegistryError(
-            f"{named}: {WEIGHTS} has SHA-256 {found}, and {DESCRIPTION} says {description.sha256}: the model was "
+            f"{named}: {WEIGHTS} has SHA-256 {found}, and {DESCRIPTION} has {description.sha256}: the model was "
             "altered or damaged. It is not used."
         )

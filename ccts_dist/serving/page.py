@@ -22,7 +22,7 @@ def render_page(student: Predictor, limits: Limits, *, name: str) -> tuple[str, 
 
     Args:
         student: the model.
-        limits: of a request; the page tells them before a recording is sent.
+        limits: of a request; the page shows them before a recording is sent.
         name: of the model, as "emotion/3"; "" for one that has no public name.
     """
     style, script = ((_FILES / file).read_text(encoding="utf-8") for file in ("style.css", "script.js"))

@@ -147,7 +147,7 @@ def open_experiment(run: RunConfig, ranks: Ranks) -> Experiment:
 def check_experiment(run: RunConfig, num_ranks: int) -> Iterator[Experiment]:
     """Everything as ``num_ranks`` ranks would open it, without a process group and without touching the run folder."""
     if num_ranks < 1:
-        raise ConfigError(f"--ranks {num_ranks}: must be at least 1. Say how many ranks the run shall have.")
+        raise ConfigError(f"--ranks {num_ranks}: must be at least 1. Give the number of ranks the run shall have.")
     if "mlflow" in run.tracking.backend:
         resolve_tracking_uri(run.tracking.tracking_uri)
     with tempfile.TemporaryDirectory() as folder:

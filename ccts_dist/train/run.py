@@ -130,7 +130,7 @@ def check_precision(run: RunConfig, device: torch.device) -> None:
 
 @contextmanager
 def _stopping_in(folder: RunFolder, ranks: Ranks, watchdog: Watchdog) -> Iterator[None]:
-    """Say how to go on when a stop was asked for: by then what was trained is in a complete checkpoint."""
+    """State how to go on when a stop was asked for: by then what was trained is in a complete checkpoint."""
     try:
         yield
     except StopRequested as request:

@@ -18,12 +18,12 @@ OPTIONS = {
         "--batch-size --bins --embed-audio --log-to-mlflow --model --noises --out --run --shards --snr --splits "
         "--teacher-cache --tracking-uri --transcripts"
     ),
-    "launch/export.py": "--format --model --out --uri",
+    "launch/export.py": "--format --model --out --tracking-uri",
     "launch/init.py": "--encoder --out --small --student --teacher --text-encoder",
-    "launch/register.py": "--alias --checkpoint --force --margin --name --promote --shards --split --target --uri",
-    "launch/push.py": "--language --license --private --revision --uri",
-    "launch/predict.py": "--batch-seconds --device --embeddings --format --hop --model --out --picture --uri --window",
-    "launch/probe.py": "--micro --model --normalise --out --pooling --shards --targets --test --train --valid",
+    "launch/register.py": "--alias --checkpoint --force --margin --name --promote --shards --splits --target --tracking-uri",
+    "launch/push.py": "--language --license --private --revision --tracking-uri",
+    "launch/predict.py": "--batch-seconds --device --embeddings --format --hop --model --out --plot --tracking-uri --window",
+    "launch/probe.py": "--batch-size --normalize --model --out --pooling --shards --targets --test --train --valid",
     "launch/reproduce.py": (
         "--corpus --corrupt-transcripts --distances --folds --jobs --launcher --only --out --report-only --seeds --set "
         "--shards --table --transcripts --utterances"
@@ -31,7 +31,7 @@ OPTIONS = {
     "launch/serve.py": (
         "--audio-root --host --max-body-seconds --max-connections --max-head-seconds --max-recording-bytes "
         "--max-recordings --max-request-bytes --max-requests --max-seconds --max-waiting-bytes --model "
-        "--no-page --port --uri"
+        "--no-page --port --tracking-uri"
     ),
     "launch/sync.py": "--tracking-uri",
     "shards/build.py": "",  # its sub-commands have the options

@@ -1,6 +1,6 @@
 """First light, rehearsed whole on the CPU at small size, from the packing of shards and references to the table.
 
-Its parts are forked, and start what they start from nothing.
+Its parts are forked, and so is what they start.
 """
 
 import json
@@ -13,7 +13,13 @@ from typing import Any
 
 import pytest
 
+<<<<<<< HEAD
 from tests.gpu import supervision
+=======
+from tests.flow.forked_parts import MODULES, run
+from tests.helpers.processes.forked import SHARED, Forked, server_address
+from tests.gpu import first_light, supervision
+>>>>>>> w/speed
 from tests.gpu.first_light import PARTS, main
 from tests.helpers.processes.forked import Forked
 from tests.helpers.processes.launching import environment
@@ -43,11 +49,15 @@ RUNS = {
 
 def start(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: BufferedWriter, **_: Any) -> Forked:
     """A part, in a session of its own."""
-    return Forked(command, cwd=cwd, env=env, stdout=Path(stdout.name))
+    before, module = command[:3], command[3]
+    wrapped = ["tests.flow.forked_parts"] if module in MODULES else []
+    shared = {**env, SHARED: server_address()}
+    return Forked([*before, *wrapped, *command[3:]], cwd=cwd, env=shared, stdout=Path(stdout.name))
 
 
 def test_every_part_runs_on_a_cpu_and_none_fails(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(supervision, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+    monkeypatch.setattr(first_light, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": run}))
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     code = main(["--device", "cpu", "--small", "--out", str(tmp_path / "out")])

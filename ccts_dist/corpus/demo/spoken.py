@@ -83,7 +83,7 @@ class SpokenConfig:
     and what is wrong at one share is wrong in the same way at every greater one."""
 
     transcript_errors: Literal["shuffled", "misheard"] = "shuffled"
-    """What wrong transcripts say: "shuffled", the text of another utterance; "misheard", words that sound alike."""
+    """Errors of wrong transcripts: "shuffled", the text of another utterance; "misheard", words that sound alike."""
 
     rate_wpm: int = 165
     """Mean speech rate in words per minute, 120..300; 165 gives phrases of about 1.4 s."""

@@ -1,6 +1,6 @@
 """emotion2vec (Ma et al., arXiv 2312.15185): the audio encoder of data2vec 2.0, pretrained on emotional speech.
 
-Convolutions, five more that tell positions, and transformer layers whose attention fades with distance (ALiBi) and that
+Convolutions, five more for positions, and transformer layers whose attention fades with distance (ALiBi) and that
 read ten learnt tokens before the frames. transformers has no such encoder, so here is one in its form, which AutoModel
 opens once this module is imported. The published checkpoints, emotion2vec_base and the emotion2vec+ models, are files
 that torch pickled; ``emotion2vec_checkpoint`` beside this module makes folders out of them.
@@ -27,7 +27,7 @@ MODEL_TYPE = "emotion2vec"
 @no_type_check  # run-time checkers would hold its constructor to the fields; transformers passes more
 @strict
 class Emotion2vecConfig(PreTrainedConfig):
-    """The shape of an emotion2vec encoder; that of emotion2vec_base unless told otherwise."""
+    """The shape of an emotion2vec encoder; that of emotion2vec_base by default."""
 
     model_type = MODEL_TYPE
 
@@ -44,7 +44,7 @@ class Emotion2vecConfig(PreTrainedConfig):
     conv_kernel: list[int] | tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
     conv_stride: list[int] | tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
     num_conv_pos_embeddings: int = 5
-    """Convolutions one after the other that tell positions."""
+    """Convolutions one after the other, from which positions are known."""
 
     conv_pos_kernel_size: int = 19
     num_conv_pos_embedding_groups: int = 16

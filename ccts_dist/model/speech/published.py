@@ -51,10 +51,14 @@ def read_tensors(checkpoint: Path) -> Any:
 
 
 def save_folder(model: PreTrainedModel, folder: Path, *, do_normalize: bool) -> None:
-    """Write an encoder as transformers would, with the ``preprocessor_config.json`` that says how it was pretrained."""
+    """Write an encoder as transformers would, with the ``preprocessor_config.json`` of its pretraining."""
     model.save_pretrained(folder)
-    said = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": do_normalize, "sampling_rate": 16_000}
-    (folder / "preprocessor_config.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+    settings = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "do_normalize": do_normalize,
+        "sampling_rate": 16_000,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / "preprocessor_config.json", weights)  # safetensors' own is 0600, whatever the umask
 

@@ -29,7 +29,7 @@ class SetFacts:
     valid_splits: tuple[str, ...]
     test_splits: tuple[str, ...]
     by_name: bool
-    """Splits were told apart by their names, not by their order."""
+    """Splits were distinguished by their names, not by their order."""
 
     targets: tuple[str, ...]
     """Targets whose labels vary in the training and the validation splits; activation, valence, dominance first."""

@@ -78,6 +78,12 @@ def share_server() -> None:
     _SERVER.share()
 
 
+def server_address() -> str:
+    """Address of the server that this process forks from, for the environment of one that is to do so too."""
+    _SERVER.ensure_running()
+    return str(_SERVER._forkserver_address)
+
+
 class ForkedProcess(ForkServerProcess):
     """A process from the tests' own fork server; the usual one is the shard builder's, in the tests' process too."""
 
