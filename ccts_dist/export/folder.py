@@ -140,7 +140,7 @@ def write_own_code(loaded: LoadedModel, source: Path, folder: Path) -> Exported:
     _feature_extractor(do_normalize=False, masks=True).save_pretrained(folder)
     with quiet_transformers():
         opened, report = program.EmotionForAudioClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     _refuse_unloaded(report)
     return _run(opened, folder, shortest=0, loaded=loaded)

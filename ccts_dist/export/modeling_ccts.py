@@ -12,7 +12,7 @@ import inspect
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -92,7 +92,7 @@ class EmotionForAudioClassification(PreTrainedModel):
             counts = [input_values.shape[1]] * len(input_values)
         else:
             counts = attention_mask.sum(dim=1).tolist()
-        branches = (self.speech, *self.get_submodule("also"))
+        branches = (self.speech, *cast(nn.ModuleList, self.get_submodule("also")))
         rows = [
             torch.cat([branch(row[:count]) for branch in branches])
             for row, count in zip(input_values, counts, strict=True)

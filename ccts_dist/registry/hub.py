@@ -126,8 +126,8 @@ def pull_hub_model(named: HubName, cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise RegistryError(
-            f"{cache}: fetched models cannot be cached there ({error.strerror}). Set XDG_CACHE_HOME to a folder that can "
-            "be written to."
+            f"{cache}: fetched models cannot be cached there ({error.strerror}). Set XDG_CACHE_HOME to a folder that "
+            "can be written to."
         ) from error
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
         fetched = Path(scratch) / "model"

@@ -20,9 +20,13 @@ OPTIONS = {
     ),
     "launch/export.py": "--format --model --out --tracking-uri",
     "launch/init.py": "--encoder --out --small --student --teacher --text-encoder",
-    "launch/register.py": "--alias --checkpoint --force --margin --name --promote --shards --splits --target --tracking-uri",
+    "launch/register.py": (
+        "--alias --checkpoint --force --margin --name --promote --shards --splits --target --tracking-uri"
+    ),
     "launch/push.py": "--language --license --private --revision --tracking-uri",
-    "launch/predict.py": "--batch-seconds --device --embeddings --format --hop --model --out --plot --tracking-uri --window",
+    "launch/predict.py": (
+        "--batch-seconds --device --embeddings --format --hop --model --out --plot --tracking-uri --window"
+    ),
     "launch/probe.py": "--batch-size --normalize --model --out --pooling --shards --targets --test --train --valid",
     "launch/reproduce.py": (
         "--corpus --corrupt-transcripts --distances --folds --jobs --launcher --only --out --report-only --seeds --set "

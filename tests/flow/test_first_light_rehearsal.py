@@ -13,15 +13,10 @@ from typing import Any
 
 import pytest
 
-<<<<<<< HEAD
-from tests.gpu import supervision
-=======
 from tests.flow.forked_parts import MODULES, run
-from tests.helpers.processes.forked import SHARED, Forked, server_address
 from tests.gpu import first_light, supervision
->>>>>>> w/speed
 from tests.gpu.first_light import PARTS, main
-from tests.helpers.processes.forked import Forked
+from tests.helpers.processes.forked import SHARED, Forked, server_address
 from tests.helpers.processes.launching import environment
 
 pytestmark = pytest.mark.long

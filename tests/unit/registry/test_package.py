@@ -59,16 +59,16 @@ def test_digest_of_the_list_of_digests_stands_for_all_of_them(tmp_path: Path) ->
     check_digests(package, one, source="the tag")
     (package / "model.safetensors").write_text("hullo")
     with pytest.raises(
-        RegistryError, match=rf"^model\.safetensors: .* and digests\.json, which the tag vouches for, says {HELLO}"
+        RegistryError, match=rf"^model\.safetensors: .* and digests\.json, which the tag vouches for, states {HELLO}"
     ):
         check_digests(package, one, source="the tag")
     (package / "model.safetensors").write_text("hello")
     (package / "more.json").write_text("{}")
-    with pytest.raises(RegistryError, match=r"^more\.json: .* says none: the file was added"):
+    with pytest.raises(RegistryError, match=r"^more\.json: .* states none: the file was added"):
         check_digests(package, one, source="the tag")
     (package / "more.json").unlink()
     (package / "digests.json").write_bytes(listed + b" ")
-    with pytest.raises(RegistryError, match=rf"^digests\.json: .* and the tag says {one['digests.json']}"):
+    with pytest.raises(RegistryError, match=rf"^digests\.json: .* and the tag states {one['digests.json']}"):
         check_digests(package, one, source="the tag")
     (package / "digests.json").unlink()
     with pytest.raises(RegistryError, match=r"^digests\.json: its SHA-256 is missing"):

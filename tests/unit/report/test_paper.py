@@ -103,7 +103,9 @@ def test_run_files_name_what_decides_the_papers_figures(path: Path):
     tree, run = tomllib.loads(path.read_text()), read_run(path)
     branches = [tree["model"][name] for name in ("speech", "text") if name in tree["model"]]
     for branch in branches:
-        assert branch["encoder"] == "scratch" or "trainable" in branch, "frozen or tuned is for the file to state"
+        assert branch["encoder"] in ("scratch", "filterbank") or "trainable" in branch, (
+            "frozen or tuned is for the file to state"
+        )
     if run.distill is not None:
         assert "embedding_loss" in tree["distill"]
         assert run.distill.embedding_loss == ("mse" if path.parent.name == "demo" else "l2")

@@ -53,22 +53,22 @@ def residuals(place: Path, *, robust: bool = False) -> tuple[list[str], np.ndarr
             label = np.array([table.labels[target][row] for target in DIMENSIONS])
             off = np.array(fit.w) * cache.read(table.shard, row, key).prediction + np.array(fit.b) - label
             keys.append(key)
-            rows.append(np.nan_to_num(off / np.array(fit.deviation)))
+            rows.append(np.nan_to_num(off / np.array(fit.residual_std)))
     assert len(keys) == 40
     return keys, np.abs(np.array(rows))
 
 
-@pytest.mark.parametrize("deviation", ["standard", "robust"])
-def test_threshold_counts_by_the_fit_that_the_run_used(place: Path, deviation: str):
-    keys, off = residuals(place, robust=deviation == "robust")
-    found = shares(place, gate="any-dimension", threshold=1.2, deviation=deviation)
+@pytest.mark.parametrize("residual_scale", ["std", "robust"])
+def test_threshold_counts_by_the_fit_that_the_run_used(place: Path, residual_scale: str):
+    keys, off = residuals(place, robust=residual_scale == "robust")
+    found = shares(place, gate="any-dimension", threshold=1.2, residual_scale=residual_scale)
     expected = dict(zip(keys, (off <= 1.2).all(axis=1).astype(float).tolist(), strict=True))
     assert found == expected
     assert 0 < sum(found.values()) < 40
 
 
 def test_the_two_fits_reject_others(place: Path):
-    both = [shares(place, gate="any-dimension", threshold=1.2, deviation=name) for name in ("standard", "robust")]
+    both = [shares(place, gate="any-dimension", threshold=1.2, residual_scale=name) for name in ("std", "robust")]
     assert both[0] != both[1]
 
 

@@ -1,17 +1,15 @@
 """Runs in MLflow, in a real SQLite store."""
 
 import json
-import sqlite3
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ccts_dist.config import TrackingConfig
-from ccts_dist.errors import ConfigError, TrackingError
+from ccts_dist.errors import ConfigError
 from ccts_dist.records import Condition
 from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
@@ -19,48 +17,7 @@ from ccts_dist.tracking.mlflow_run import MlflowRun
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.spooling.spooled_run import begin_run, spooled_runs
 from ccts_dist.tracking.sync import Synced, sync
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One SQLite file for all tests, since creating its tables takes seconds; each test has its own experiment."""
-    return tmp_path_factory.mktemp("store") / "mlflow.db"
-
-
-class Store:
-    """One test's experiment, read without MLflow."""
-
-    def __init__(self, database: Path, output: Path, experiment: str) -> None:
-        self.database, self.output = database, output
-        self.config = TrackingConfig(tracking_uri=f"sqlite:///{database}", experiment_name=experiment)
-
-    def open(self, *, resume: bool = False, run_name: str = "demo") -> MlflowRun:
-        tracking = open_tracking(self.config, run_name=run_name, output=self.output, resume=resume)
-        assert isinstance(tracking, MlflowRun)
-        return tracking
-
-    def ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with sqlite3.connect(self.database) as connection:
-            return connection.execute(query, values).fetchall()
-
-    def tags(self, run_id: str) -> dict[str, str]:
-        return dict(self.ask("select key, value from tags where run_uuid = ?", run_id))
-
-    def params(self, run_id: str) -> dict[str, str]:
-        return dict(self.ask("select key, value from params where run_uuid = ?", run_id))
-
-    def steps(self, run_id: str, key: str) -> list[int]:
-        query = "select step from metrics where run_uuid = ? and key = ? order by step"
-        return [step for (step,) in self.ask(query, run_id, key)]
-
-    def status(self, run_id: str) -> str:
-        return self.ask("select status from runs where run_uuid = ?", run_id)[0][0]
-
-
-@pytest.fixture
-def store(database: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Store(database, tmp_path / "run", request.node.name)
+from tests.helpers.processes.tracking_store import Store, never_read
 
 
 def test_what_was_reported_is_there_after_closing(store: Store) -> None:
@@ -125,26 +82,6 @@ def test_data_sets_source_and_description_stand_where_mlflows_pages_look_for_the
     assert tags["mlflow.note.content"] == "**A student**"
     assert tags["mlflow.user"]
     assert tags["mlflow.source.name"].endswith(Path(sys.argv[0]).name)
-
-
-def test_parent_tells_the_results_of_all_its_runs_and_ends_with_the_last(store: Store) -> None:
-    store.config = replace(store.config, parent_run_name="table of results")
-    for number, figures in enumerate([{"test/ccc_valence": 0.25, "train/loss": 1.0}, {"test/ccc_valence": 0.5}]):
-        store.output = store.output.with_name(f"run{number}")
-        run = store.open(run_name=f"row | {number}")
-        run.metrics(figures, 7)
-        run.close("FINISHED" if number else "FAILED")
-    parent = store.tags(run.run_id)["mlflow.parentRunId"]
-    lines = store.tags(parent)["mlflow.note.content"].splitlines()
-    assert lines[0] == "CCC on the test splits:"
-    assert lines[2:] == [
-        "| run | status | valence |",
-        "| --- | --- | ---: |",
-        "| row / 0 | failed | 0.250 |",
-        "| row / 1 | finished | 0.500 |",
-    ]
-    (ended,) = store.ask("select end_time from runs where run_uuid = ?", parent)
-    assert ended == store.ask("select end_time from runs where run_uuid = ?", run.run_id)[0]
 
 
 def test_a_resumed_run_goes_on_and_holds_no_step_twice(store: Store) -> None:
@@ -244,25 +181,10 @@ def test_a_server_that_is_never_there_stops_nothing_and_what_was_meant_for_it_is
     assert not (tmp_path / "tracking.json").exists()
 
 
-def _never_read(store: Store, steps: range, *, resume: bool = False) -> None:
-    """Report a server that is not there of some steps, as a process that is then killed."""
-    dead = replace(store.config, tracking_uri="http://127.0.0.1:9")
-    run = open_tracking(dead, run_name="demo", output=store.output, resume=resume)
-    assert isinstance(run, MlflowRun)
-    run.params({"seed": 1})
-    plot = store.output / "plot.txt"
-    plot.write_text("curve", encoding="utf-8")
-    run.artifact(plot, "plots")
-    for step in steps:
-        run.metrics({"loss": 1.0 / step}, step)
-    run._events.close(0.0)
-    run._files.close(0.0)
-
-
 def test_what_no_server_read_is_sent_later_in_order_and_nothing_twice(store: Store) -> None:
     """Two starts without a server, which repeat steps; the folder is moved before its run is sent."""
-    _never_read(store, range(1, 8))
-    _never_read(store, range(4, 12), resume=True)
+    never_read(store, range(1, 8))
+    never_read(store, range(4, 12), resume=True)
     (spooled,) = spooled_runs(store.output)
     assert spooled.run_id == ""
     store.output = store.output.rename(store.output.with_name("moved"))
@@ -308,46 +230,6 @@ def test_sending_again_what_the_server_has_adds_nothing(store: Store) -> None:
     assert store.steps(run.run_id, "loss") == store.steps(run.run_id, "not a number") == list(range(1, 6))
 
 
-def test_runs_of_one_table_are_listed_under_one_parent_that_the_first_of_them_makes(store: Store) -> None:
-    """Its name may hold anything; a start that goes on makes no other."""
-    name = "the 'table' of \N{SNOWMAN}"
-    store.config = replace(store.config, parent_run_name=name)
-    children = []
-    for number in range(2):
-        store.output = store.output.with_name(f"run{number}")
-        run = store.open(run_name=f"row {number}")
-        run.close("KILLED")
-        store.open(resume=True).close("FINISHED")
-        children.append(run.run_id)
-    parents = {store.tags(child)["mlflow.parentRunId"] for child in children}
-    assert len(parents) == 1
-    (parent,) = parents
-    assert store.ask("select name, status from runs where run_uuid = ?", parent) == [(name, "FINISHED")]
-    query = "select count(*) from runs join experiments using (experiment_id) where experiments.name = ?"
-    assert store.ask(query, store.config.experiment_name) == [(3,)]
-
-
-def test_jobs_that_make_a_parent_at_once_agree_on_the_one_that_began_first(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.config = replace(store.config, parent_run_name="table")
-    client = open_client(store.config.tracking_uri)
-    make, others = client.create_run, []
-
-    def make_late(self: Any, experiment_id: str, **more: Any) -> Any:
-        """Another job is a moment earlier."""
-        if more["run_name"] == "table" and not others:
-            others.append(make(experiment_id, **more, start_time=1).info.run_id)
-        return make(experiment_id, **more)
-
-    monkeypatch.setattr(type(client), "create_run", make_late)
-    run = store.open()
-    run.close("FINISHED")
-    assert store.tags(run.run_id)["mlflow.parentRunId"] == others[0]
-    query = "select count(*) from runs where name = 'table' and lifecycle_stage = 'active'"
-    assert store.ask(query) == [(1,)]
-
-
 def test_a_run_ends_when_it_ended_and_not_when_that_was_sent(store: Store) -> None:
     before = time.time_ns() // 1_000_000
     dead = replace(store.config, tracking_uri="http://127.0.0.1:9")
@@ -363,29 +245,6 @@ def test_a_run_ends_when_it_ended_and_not_when_that_was_sent(store: Store) -> No
     assert before <= start <= end <= ended
 
 
-def test_sync_while_the_server_is_still_away_keeps_all_and_fails_in_one_line(store: Store) -> None:
-    _never_read(store, range(1, 4))
-    with pytest.raises(TrackingError, match=r"http://127.0.0.1:9 is away: .* 5 of 5 events of .* are kept"):
-        sync(store.output)
-
-
-def test_sync_where_nothing_was_tracked_is_the_users_mistake(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(ConfigError, match="no tracking/ with a tracked run in it"):
-            sync(folder)
-
-
-def test_sync_beside_a_training_is_refused(store: Store) -> None:
-    run = store.open()
-    run.metrics({"loss": 1.0}, 1)
-    run.flush()
-    run.metrics({"loss": 1.0}, 2)
-    with pytest.raises(ConfigError, match="a training is under way in it, which sends by itself"):
-        sync(store.output)
-    run.close("FINISHED")
-    assert store.steps(run.run_id, "loss") == [1, 2]
-
-
 def test_a_spooled_run_of_another_kind_is_refused_by_name(store: Store) -> None:
     store.open().close("FINISHED")
     (store.output / "tracking/0001/run.json").write_text("[]", encoding="utf-8")
@@ -394,7 +253,7 @@ def test_a_spooled_run_of_another_kind_is_refused_by_name(store: Store) -> None:
 
 
 def test_a_start_without_resume_leaves_the_earlier_run_alone(store: Store) -> None:
-    _never_read(store, range(1, 4))
+    never_read(store, range(1, 4))
     second = store.open()
     second.metrics({"loss": 7.0}, 1)
     second.close("FINISHED")

@@ -255,7 +255,7 @@ def test_robust_condition_is_found_from_the_cache_and_recorded(shard_set, tmp_pa
     expected = fit_without_outliers(
         torch.from_numpy(np.stack(prediction)), torch.from_numpy(np.concatenate(label)), DIMENSIONS, ("Train",)
     )
-    path = write(tmp_path, shard_set, cache, residual_std="robust", threshold=0.5, gate_targets=["valence"])
+    path = write(tmp_path, shard_set, cache, residual_scale="robust", threshold=0.5, gate_targets=["valence"])
     with closing(open_experiment(read_run(path), Ranks())) as session:
         condition = session.condition
         assert condition is not None

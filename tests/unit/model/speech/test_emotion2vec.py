@@ -92,7 +92,7 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 def test_published_checkpoint_gives_the_frames_of_the_description(folder: Path):
     branch = build_model(ModelConfig(speech=SpeechConfig(encoder=str(folder), pooling="mean"))).eval().speech
-    assert branch.normalise
+    assert branch.do_normalize
     audio, num_samples = utterances([8_000, 12_345])
     audio = audio * 0.02 + 0.01  # quiet, and not centred: what is added to the variance counts
     with torch.no_grad():
