@@ -221,7 +221,8 @@ class _Branch(nn.Module):
 def _build_encoder(settings):
     """The transformers encoder, without the parts that the model was trained without."""
     shape = dict(settings["encoder"])
-    encoder = AutoModel.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape))
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    encoder = AutoModel.from_config(config, trust_remote_code=False)
     if encoder.config.is_encoder_decoder:
         encoder = encoder.get_encoder()
     for path in settings["removed"]:

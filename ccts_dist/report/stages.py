@@ -136,8 +136,8 @@ def _run(stage: Stage, log_path: Path, environment: dict[str, str], *, quiet: bo
 
 def _script(word: str) -> str:
     """The installed file of a command where the working directory is no checkout; other words as they are."""
-    found = re.fullmatch(r"(?:launch|shards)/([a-z_]+\.py)", word)
-    return word if found is None or os.path.exists(word) else str(_COMMANDS / found[1])
+    found = re.fullmatch(r"(?:launch|(shards))/([a-z_]+\.py)", word)
+    return word if found is None or os.path.exists(word) else str(_COMMANDS / (found[1] or "") / found[2])
 
 
 def _free_port() -> int:

@@ -101,8 +101,8 @@ class _Positions(nn.Module):
 
     def __init__(self, config: Emotion2vecConfig) -> None:
         super().__init__()
-        self.eps = config.layer_norm_eps
         size, kernel = config.hidden_size, config.conv_pos_kernel_size
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps, elementwise_affine=False)
         self.even = kernel % 2 == 0  # such a kernel gives one frame too many
         self.layers = nn.ModuleList(
             nn.Conv1d(size, size, kernel, padding=kernel // 2, groups=config.num_conv_pos_embedding_groups)
@@ -113,7 +113,7 @@ class _Positions(nn.Module):
         for layer in self.layers:
             convolved = layer(hidden.transpose(1, 2)).transpose(1, 2)
             convolved = convolved[:, :-1] if self.even else convolved
-            hidden = F.gelu(F.layer_norm(convolved, convolved.shape[-1:], eps=self.eps))
+            hidden = F.gelu(self.norm(convolved))
         return hidden
 
 

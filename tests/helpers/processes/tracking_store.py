@@ -1,6 +1,7 @@
 """One test's experiment in a real SQLite store of MLflow."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
