@@ -171,7 +171,7 @@ class _Encoder(nn.Module):
         num_extra = self.extra_tokens.shape[1]
         hidden = hidden.masked_fill(~real[:, :, None], 0.0)  # for the convolutions
         hidden = hidden + self.pos_conv_embed(hidden)
-        hidden = torch.cat([self.extra_tokens.expand(len(hidden), -1, -1).to(hidden.dtype), hidden], dim=1)
+        hidden = torch.cat([self.extra_tokens.expand(hidden.shape[0], -1, -1).to(hidden.dtype), hidden], dim=1)
         hidden, bias = self.dropout(self.layer_norm(hidden)), self._bias(real).to(hidden.dtype)
         states = [hidden]
         for layer in self.layers:
