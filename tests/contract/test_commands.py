@@ -19,7 +19,7 @@ OPTIONS = {
         "--teacher-cache --tracking-uri --transcripts"
     ),
     "launch/export.py": "--format --model --out --tracking-uri",
-    "launch/init.py": "--encoder --out --small --student --teacher --text-encoder",
+    "launch/init.py": "--encoder --out --small --teacher-cache --text-encoder --with-text",
     "launch/register.py": (
         "--alias --checkpoint --force --margin --name --promote --shards --splits --target --tracking-uri"
     ),

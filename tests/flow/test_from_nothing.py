@@ -33,10 +33,10 @@ def datasets_folder(root: Path) -> Example:
 _COLUMNS = ["--text", "sentence", "--speaker", "who", "--key", "id", "--target", "valence=mood", "--scale", "1", "5"]
 
 CORPORA: dict[str, tuple[Callable[[Path], Example], list[str], list[str]]] = {
-    "crema-d": (open_examples.crema_d, [], ["--teacher"]),
+    "crema-d": (open_examples.crema_d, [], ["--with-text"]),
     "ravdess": (open_examples.ravdess, [], []),
-    "meld": (open_examples.meld, [], ["--teacher"]),
-    "hf": (datasets_folder, _COLUMNS, ["--teacher"]),
+    "meld": (open_examples.meld, [], ["--with-text"]),
+    "hf": (datasets_folder, _COLUMNS, ["--with-text"]),
 }
 """Look-alike, options of its build, options of ``init`` beside ``--small``."""
 
@@ -92,10 +92,10 @@ def test_whole_way_from_an_empty_folder(tmp_path: Path):
     built(tmp_path, "hf")
     short = ["train.epochs=2", "tracking.backend=none", "tracking.registered_model_name="]
     command(tmp_path, "check", "SHARDS")
-    command(tmp_path, "init", "SHARDS", "--teacher", "--small", "-o", "teacher.toml")
+    command(tmp_path, "init", "SHARDS", "--with-text", "--small", "-o", "teacher.toml")
     command(tmp_path, "train", "teacher.toml", *short, ranks=True)
     command(tmp_path, "cache_teacher", "--teacher", "runs/teacher", "--shards", "SHARDS", "--out", "CACHE", ranks=True)
-    command(tmp_path, "init", "SHARDS", "--student", "CACHE", "--small", "-o", "student.toml")
+    command(tmp_path, "init", "SHARDS", "--teacher-cache", "CACHE", "--small", "-o", "student.toml")
     command(tmp_path, "train", "student.toml", *short, ranks=True)
     scores = ["--shards", "SHARDS", "--split", "test", "--out", "SCORES"]
     assert "valence" in command(tmp_path, "evaluate", "-m", "runs/student", *scores, ranks=True)

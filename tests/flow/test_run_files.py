@@ -148,7 +148,7 @@ def test_run_file_of_init_with_full_encoders_passes_its_check(
     shard_sets: dict[str, ShardSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = tmp_path / "teacher.toml"
-    assert init.main([str(shard_sets["msp-podcast"].root), "--teacher", "-o", str(run)]) == 0
+    assert init.main([str(shard_sets["msp-podcast"].root), "--with-text", "-o", str(run)]) == 0
     assert command.main([str(run), "--check", "--ranks", "2", f"output_dir={tmp_path / 'run'}"]) == 0
     assert "check passed" in capsys.readouterr().out
     model = read_run(run).model

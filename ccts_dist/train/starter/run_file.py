@@ -98,7 +98,7 @@ def run_file_text(wanted: Wanted, facts: SetFacts) -> str:
     if wanted.kind != "speech" and not facts.targets:
         raise ConfigError(
             f"{wanted.shards}: has no target with labels, only categories: a student learns a teacher's predictions of "
-            "targets. Leave --teacher and --student out for a model of speech and categories."
+            "targets. Leave --with-text and --teacher-cache out for a model of speech and categories."
         )
     if wanted.kind == "teacher" and not facts.has_transcripts:
         raise ConfigError(

@@ -121,7 +121,7 @@ def test_splits_without_familiar_names_are_taken_in_their_order(tmp_path: Path):
 
 def test_command_writes_a_file_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shard_set = build_small_shards(tmp_path / "s", {"Train": 8, "Development": 4, "Test": 4})
-    words = [str(shard_set.root), "--teacher", "--small", "-o", str(tmp_path / "my run.toml")]
+    words = [str(shard_set.root), "--with-text", "--small", "-o", str(tmp_path / "my run.toml")]
     assert run_main(command.main, words) == 0
     written = (tmp_path / "my run.toml").read_text()
     run = tomllib.loads(written)
