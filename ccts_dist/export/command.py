@@ -70,41 +70,21 @@ def export_model(
     if out.exists():
         raise ConfigError(f"--out {out}: is there already. Name a new folder, or remove it.")
     source = resolve_model(model, tracking_uri=tracking_uri)
-    loaded = load_model(source)
-    if loaded.config.text is not None or loaded.config.speech is None:
-        raise ConfigError(
-            f"model {model!r} reads transcripts: only students, which process and do not read, are exported."
-        )
-    if format == "onnx" and not loaded.config.targets:
-        raise ConfigError(
-            f"model {model!r} predicts categories alone, and an ONNX export gives ratings of targets. Use "
-            "--format transformers, or name a model with targets."
-        )
-    batches = list(_batches())
-    expected = [answers_of(loaded, *batch) for batch in batches]
+    loaded = _load_student(source, model, format)
+    own_class = format == "transformers" and card is None and is_of_transformers(loaded)
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        own_class = format == "transformers" and card is None and is_of_transformers(loaded)
         if format == "onnx":
             exported = write_onnx(loaded, unfinished)
         else:
             exported = write_own_class(loaded, unfinished) if own_class else write_own_code(loaded, source, unfinished)
-        difference = _largest_difference(exported, batches, expected)
-        if not difference <= tolerance:
-            raise ExportError(
-                f"{out}: the export differs from torch by {difference:.2g}, more than {tolerance:g}. It is not kept: "
-                "use the model with ccts_dist, or report it with the encoder's configuration."
-            )
+        difference = _compare(exported, loaded, out, tolerance)
         _write_facts(loaded, unfinished, format, difference)
         if format == "transformers":
-            text = exported_card(
-                loaded,
-                card or CardSettings(name=out.name, place="FOLDER"),
-                own_class=own_class,
-                metrics=find_checkpoint(source).metrics,
-            )
+            card = card or CardSettings(name=out.name, place="FOLDER")
+            text = exported_card(loaded, card, own_class=own_class, metrics=find_checkpoint(source).metrics)
             (unfinished / "README.md").write_text(text, encoding="utf-8")
         for weights in unfinished.glob("*.safetensors"):
             shutil.copymode(unfinished / FACTS, weights)  # safetensors' own is 0600, whatever the umask
@@ -121,6 +101,31 @@ def export_model(
         num_batches=len(_LENGTHS),
         lost=_lost(format, own_class=own_class),
     )
+
+
+def _load_student(folder: Path, model: str, format: Format) -> LoadedModel:
+    """The model, if the format can hold it; ``model`` is what the user called it."""
+    loaded = load_model(folder)
+    if loaded.config.text is not None or loaded.config.speech is None:
+        raise ConfigError(f"model {model!r} reads transcripts: only models of speech alone are exported.")
+    if format == "onnx" and not loaded.config.targets:
+        raise ConfigError(
+            f"model {model!r} predicts categories alone, and an ONNX export gives ratings of targets. Use "
+            "--format transformers, or name a model with targets."
+        )
+    return loaded
+
+
+def _compare(exported: Exported, loaded: LoadedModel, out: Path, tolerance: float) -> float:
+    """The largest difference from torch, once it is within the tolerance."""
+    batches = list(_batches())
+    difference = _largest_difference(exported, batches, [answers_of(loaded, *batch) for batch in batches])
+    if not difference <= tolerance:
+        raise ExportError(
+            f"{out}: the export differs from torch by {difference:.2g}, more than {tolerance:g}. It is not kept: "
+            "use the model with ccts_dist, or report it with the encoder's configuration."
+        )
+    return difference
 
 
 def _lost(format: Format, *, own_class: bool) -> tuple[str, ...]:
