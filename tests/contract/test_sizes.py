@@ -1,5 +1,6 @@
-"""Files and folders that one can take in at a glance."""
+"""Functions, files and folders that one can take in at a glance."""
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,13 @@ def test_folder_has_at_most_16_modules(folder: Path):
 
 def test_modules_have_at_most_400_lines():
     assert [name_of(path) for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
+
+
+def test_functions_have_at_most_60_lines():
+    long = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                num_lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                long += [f"{name_of(path)}: {node.name}"] if num_lines > 60 else []
+    assert long == []

@@ -121,7 +121,7 @@ def test_a_teacher_and_a_folder_that_is_there_are_refused(tmp_path: Path) -> Non
     model = build_model(config, vocabulary_size=tokenizer.vocabulary_size)
     state, encoders = model.state_dict(), model.encoder_configs
     save_model(tmp_path / "teacher", state, config, encoders=encoders, tokenizer=tokenizer, scale=(1.0, 7.0), extra={})
-    with pytest.raises(ConfigError, match="reads transcripts: only students"):
+    with pytest.raises(ConfigError, match="reads transcripts: only models of speech"):
         export_model(str(tmp_path / "teacher"), "onnx", tmp_path / "out")
     with pytest.raises(ConfigError, match="teacher: is there already"):
         export_model(str(tmp_path / "teacher"), "onnx", tmp_path / "teacher")
