@@ -28,7 +28,7 @@ def attach(file: Path, pulled: PulledModel, *, tracking_uri: str = "") -> str:
     """
     if pulled.version.startswith(HUB_SCHEME):
         raise ConfigError(
-            f"{pulled.version}: comes from the hub, which has no run of it to put anything into. Leave --track out, or "
+            f"{pulled.version}: comes from the hub, which has no run of it to put anything into. Leave --log-to-mlflow out, or "
             "name a registered model."
         )
     tracked = TrackedRun() if pulled.version else _run_of_folder(pulled.folder)

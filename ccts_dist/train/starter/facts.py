@@ -51,8 +51,8 @@ class SetFacts:
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """The targets that are emotion dimensions."""
-        return tuple(target for target in self.targets if target in DIMENSIONS)
+        """The targets that are emotion dimensions; activation may be called arousal."""
+        return tuple(target for target in self.targets if target in (*DIMENSIONS, "arousal"))
 
 
 def set_facts(shard_set: ShardSet) -> SetFacts:

@@ -160,6 +160,9 @@ def _model(wanted: Wanted, facts: SetFacts) -> Iterator[str]:
     if not targets:
         pairs["categories"] = (facts.categories, "what is predicted as a class")
     yield from _pairs(pairs, "model")
+    others = [target for target in facts.targets if target not in targets]
+    if others and targets:
+        yield f"# rated too, and not among targets: {', '.join(others)}"
     if targets and facts.categories:
         yield f"# categories = {_value(facts.categories)}  # to predict classes as well"
     small_speech = wanted.small and not wanted.encoder
