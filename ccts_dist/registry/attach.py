@@ -28,8 +28,8 @@ def attach(file: Path, pulled: PulledModel, *, tracking_uri: str = "") -> str:
     """
     if pulled.version.startswith(HUB_SCHEME):
         raise ConfigError(
-            f"{pulled.version}: comes from the hub, which has no run of it to put anything into. Leave --log-to-mlflow out, or "
-            "name a registered model."
+            f"{pulled.version}: comes from the hub, which has no run of it to put anything into. Leave --log-to-mlflow "
+            "out, or name a registered model."
         )
     tracked = TrackedRun() if pulled.version else _run_of_folder(pulled.folder)
     uri = tracked.uri(tracking_uri) if tracked.run_id else resolve_tracking_uri(tracking_uri)

@@ -24,7 +24,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("kind", choices=CORPORA, metavar="CORPUS", help="msp-podcast, iemocap or manifest")
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the corpus, or FILE of a manifest")
     parser.add_argument("--model", "-m", required=True, help="recognition model: folder or name of the hub")
-    parser.add_argument("--out", type=Path, metavar="ASR.jsonl", help="default: ROOT-heard.jsonl, beside the corpus")
+    parser.add_argument("--out", type=Path, metavar="ASR.jsonl", help="default: ROOT-asr.jsonl, beside the corpus")
     parser.add_argument("--language", help='for a model of many languages, "en" or "english"; default: detected')
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
