@@ -135,7 +135,7 @@ def process_group(ranks: Ranks, *, timeout_s: float = 600.0, nccl_records: Path 
 
 
 def _prepare_nccl(records: Path | None) -> None:
-    """Let NCCL leave a failed collective to ``Watch``, which knows who is lost, rather than abort the process."""
+    """Let NCCL leave a failed collective to ``Watchdog``, which knows who is lost, rather than abort the process."""
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")

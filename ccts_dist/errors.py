@@ -1,7 +1,7 @@
 """What can go wrong, as one small tree.
 
 Every message names what value was met, which rule it breaks and what to do, and names the file, shard or key.
-``launch/`` turns a ``CctsError`` into one line on stderr and ``exit_code``; anything else is a bug and keeps its
+``run_main`` turns a ``CctsError`` into one line on stderr and ``exit_code``; anything else is a bug and keeps its
 traceback.
 """
 

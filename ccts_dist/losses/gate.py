@@ -168,7 +168,7 @@ def apply_gate(
         threshold: largest residual that passes, in standard deviations; "none" and "soft" have no use for it.
         condition: the teacher's fit.
         prediction: the teacher's, from its cache.
-        label: NaN where nobody rated; a row without any label passes every gate, wholly.
+        label: NaN where nobody rated; a row without any label passes every gate of residuals, wholly.
         weight: rows of weight 0 are not distilled.
         admitted: decisions of a gate among ``ROW_GATES``; the others have no use for it.
 

@@ -29,7 +29,7 @@ def agreement_sums(
     Args:
         prediction: the student's.
         teacher: the teacher's predictions for the same rows.
-        share: of each prediction, as ``condition.prediction_weights`` gives it.
+        share: of each prediction, as ``gate.prediction_weights`` gives it.
     """
     chosen = share > 0
     p = torch.where(chosen, prediction.detach().double(), 0.0)

@@ -51,7 +51,7 @@ class DistillTerms:
     """"ccc" takes the target weights of the CCC loss."""
 
     gate: str = "any-dimension"
-    """One of ``condition.GATES``."""
+    """One of ``gate.GATES``."""
 
     threshold: float = DEFAULT_THRESHOLD
     """Largest residual that passes, in standard deviations."""
@@ -92,7 +92,7 @@ class BatchSums:
     """With a gate per dimension: what the prediction term divides by in each, rows that are distilled there."""
 
     agreement: Float64[Tensor, "7 dim"] | None = None
-    """With ``prediction_loss`` "ccc": as ``agreement.agreement_sums`` gives them."""
+    """With ``prediction_loss`` "ccc": as ``teacher_ccc.agreement_sums`` gives them."""
 
 
 def batch_sums(
@@ -200,8 +200,8 @@ class DistanceSums:
         return DistillParts(embedding=self.embedding / _divisor(num_distilled), prediction=prediction)
 
 
-def _divisor(gate_mask: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
-    return torch.where(gate_mask > 0, gate_mask, 1.0)
+def _divisor(count: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
+    return torch.where(count > 0, count, 1.0)
 
 
 def distill_sums(

@@ -1,7 +1,7 @@
 """How sure a figure of a split is: 95 % intervals from drawing its speakers with replacement.
 
 A speaker's utterances are alike, so that speakers are drawn, and not utterances. A figure is a function of sums that
-add over speakers (``metrics.SUM_ROWS``): a draw is a weighted sum, whatever the number of utterances. Figures that are
+add over speakers (``measures.SUM_ROWS``): a draw is a weighted sum, whatever the number of utterances. Figures that are
 computed of the same draws may be subtracted: that is what makes an interval of a difference a paired one.
 """
 

@@ -18,7 +18,7 @@ class Gate:
     """A gate of ``[distill]``, with the threshold that was used."""
 
     name: str = "any-dimension"
-    """One of ``losses.condition.GATES``, but "keys": the file does not come with the model."""
+    """One of ``losses.gate.GATES``, but "keys": the file does not come with the model."""
 
     threshold: float = DEFAULT_THRESHOLD
     """In standard deviations of the residuals; gates without one have no use for it."""

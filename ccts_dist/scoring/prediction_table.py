@@ -79,7 +79,7 @@ class PredictionTable:
         return 1 + max(clusters_of(self.speakers), default=-1)
 
     def rows(self) -> Float64[Tensor, "rows 7 dim"]:
-        """Each utterance's sums, as ``metrics.row_sums``."""
+        """Each utterance's sums, as ``measures.row_sums``."""
         return _row_sums(self.predictions, self.labels)
 
     def sums(self) -> Float64[Tensor, "speakers 7 dim"]:

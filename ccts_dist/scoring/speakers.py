@@ -20,7 +20,7 @@ def add_by_cluster(
     cluster: Int64[Tensor, " batch"],
     rows: Float64[Tensor, "batch sums dim"],
 ) -> None:
-    """Add each row's sums (``metrics.row_sums``) to those of its speaker, in place."""
+    """Add each row's sums (``measures.row_sums``) to those of its speaker, in place."""
     total.index_add_(0, cluster, rows)
 
 

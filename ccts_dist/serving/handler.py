@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _BATCH_SECONDS = 60.0
-"""Padded seconds of one forward pass. Sixteen times as much is in memory as float32; see ``predict.stretches``."""
+"""Padded seconds of one forward pass. Sixteen times as much is in memory as float32; see
+``inference.predictor.stretches``."""
 
 _MOST_WINDOWS = 1_000
 """Of a request."""
@@ -58,7 +59,7 @@ class Limits:
     """Folder below which files may be asked for by path; None: no paths."""
 
     request_bytes: int = 128 << 20
-    """Of the body of one request. Only ``registry.server`` can hold to this and the following; MLflow's server does
+    """Of the body of one request. Only ``serving.server`` can hold to this and the following; MLflow's server does
     not ask."""
 
     waiting_bytes: int = 256 << 20

@@ -26,7 +26,7 @@ class FitSums:
     """Everything a fit needs to know of some utterances."""
 
     condition: Float64[np.ndarray, "6 dim"]
-    """As ``losses.condition.condition_sums`` gives them."""
+    """As ``losses.gate.condition_sums`` gives them."""
 
     num_rows: int
     mean: Float64[np.ndarray, " hidden"]

@@ -23,8 +23,8 @@ from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.teacher_cache import TeacherCache
 from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.inputs.feature_cache import cache_features
-from ccts_dist.train.inputs.gates import open_row_gate
 from ccts_dist.train.inputs.loaders import open_augmenter, open_loader, open_training_loader
+from ccts_dist.train.inputs.row_gates import open_row_gate
 from ccts_dist.train.inputs.shards import evaluation_bins, open_shards
 from ccts_dist.train.inputs.teacher import distill_terms, open_teacher
 from ccts_dist.train.inputs.tokenizer import open_tokenizer

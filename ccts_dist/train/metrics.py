@@ -62,7 +62,7 @@ def add_to_epoch(
     Args:
         sums: are written into checkpoints, so that an epoch that is gone on with has the figures of the whole one.
         metrics: of the step, by ``step_metrics``.
-        metered: likewise, by ``Meter``.
+        metered: likewise, by ``ThroughputMonitor``.
     """
     if result.update is None or result.update.skipped:
         own = {"skipped": 1.0}

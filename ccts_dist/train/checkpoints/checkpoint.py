@@ -43,11 +43,11 @@ class TrainState:
     epoch: int = 0
     step_in_epoch: int = 0
     best_loss: float | None = None
-    """Lowest validation loss; None before the first validation."""
+    """Lowest criterion of a validation (``scoring.predict_split.Scores``); None before any finite one."""
 
     best_epoch: int = -1
     since_best: int = 0
-    """Validations since the best one, none of which had a lower loss."""
+    """Validations since the best one, none of which was better."""
 
     validated_step: int = 0
     """Steps that were taken when the model was last validated."""

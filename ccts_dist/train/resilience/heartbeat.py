@@ -31,7 +31,7 @@ class Heartbeat:
     host: str
     pid: int
     started: int
-    """See ``launchers.Process``."""
+    """See ``launcher_watch.Process``."""
 
     number: int = 0
     """Rises with every beat."""

@@ -1,7 +1,8 @@
 """A thread beside training that receives requests to stop and sees to it that no process waits for ever.
 
-Three things end a process from here, whatever its main thread is stuck in: a checkpoint that is not complete within
-the grace period after a request to stop; peers that do not come within the time-out; an exit that takes too long.
+These end a process from here, whatever its main thread is stuck in: a checkpoint that is not complete within the grace
+period after a request to stop; peers that are lost or do not come within the time-out; memory that ran out; an exit
+that takes too long.
 """
 
 import os
@@ -304,7 +305,8 @@ class Watchdog:
             return f"{names}. All ranks end. {advice}"
         places = "; ".join(heartbeat.words() for heartbeat in heartbeats.values()) or "no rank's place is known"
         waited = f"within train.comm_timeout_s = {self._timeout_s:g} s" if timed_out else "any more"
-        return f"ranks cannot reach each other {waited}, and all are alive: {places}. All ranks end. {advice}"
+        alive = ", and all are alive" if self._output is not None else ""
+        return f"ranks cannot reach each other {waited}{alive}: {places}. All ranks end. {advice}"
 
     def _find_lost(self, timed_out: bool) -> tuple[dict[int, str], dict[int, Heartbeat]]:
         if self._output is None:

@@ -1,6 +1,6 @@
 """The one module that knows Accelerate and DeepSpeed: a model under ZeRO, and the few things done to it.
 
-How DeepSpeed lays out weights and optimizer state is ``train.zero_state``'s part.
+How DeepSpeed lays out weights and optimizer state is ``train.zero.state``'s part.
 """
 
 import logging
@@ -115,7 +115,7 @@ class Engine:
         """The model's output for a micro-batch that is on ``device``.
 
         Raises:
-            OutOfMemoryError: on this rank alone, as from all that follows here; see ``Watch``.
+            OutOfMemoryError: on this rank alone, as from all that follows here; see ``Watchdog``.
         """
         frames = (batch.frames,) if batch.frames else ()
         training = self._engine.training

@@ -87,7 +87,8 @@ class PlainSnapshot:
 
 
 def train_plainly(config: Path, *set_: str, resume: str = "", continues: Path | None = None) -> Path:
-    """One start of the program by torch alone, which must end well: ``Watch`` ends a process whose training has failed.
+    """One start of the program by torch alone, which must end well: ``Watchdog`` ends a process whose training
+    has failed.
 
     Gives the run's folder.
 
