@@ -180,7 +180,7 @@ def test_promoted_model_that_was_altered_in_the_store_is_refused_with_file_and_d
     alter(stored_weights("altered", "1", uri))
     refused = (
         rf"^model\.safetensors: its SHA-256 is [0-9a-f]{{64}}, and digests\.json, which the registry's tag of "
-        rf"models:/altered/1 vouches for, says {true}"
+        rf"models:/altered/1 vouches for, states {true}"
     )
     with pytest.raises(RegistryError, match=refused):
         pull_model("models:/altered@champion", tracking_uri=uri, cache=tmp_path / "elsewhere")

@@ -239,7 +239,7 @@ def test_a_version_with_a_digest_tag_for_each_file_as_earlier_ones_have_is_pulle
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     wrong = tags | {"sha256.model.safetensors": "0" * 64}
     client.create_model_version("earlier", new.source, registry.run_id, tags=wrong | new.tags)
-    with pytest.raises(RegistryError, match=r"^model\.safetensors: its SHA-256 is .* says 0000"):
+    with pytest.raises(RegistryError, match=r"^model\.safetensors: its SHA-256 is .* states 0000"):
         resolve_model("models:/earlier/2", tracking_uri=registry.uri, cache=tmp_path / "old")
 
 

@@ -160,7 +160,7 @@ def test_faulty_store_gives_the_same_bytes(tmp_path: Path, server: S3Server) -> 
     server.upload(tmp_path / "set", place)
     server.treat(Rule(place=place, fault_rate=0.3, seed=7, stall_s=8.0))
     seeds = [{"seed": seed} for seed in range(2)]
-    options = {"cache": tmp_path / "cache", "ahead": True, "patience": HASTY}
+    options = {"cache": tmp_path / "cache", "ahead": True, "retry_policy": HASTY}
     end_well(start(f"s3://{place}", files, server.environment(), *seeds, **options))
     assert len(set(server.faults(place))) >= 4, server.faults(place)
 

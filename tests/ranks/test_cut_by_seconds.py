@@ -42,12 +42,12 @@ def config_for(place: Path, name: str, stage: int, batch: dict) -> Path:
     )  # fmt: skip
 
 
-def jobs_for(place: Path, num_ranks: int, cases: Sequence[tuple[int, str]]) -> list[Job]:
+def jobs_for(place: Path, num_ranks: int, cases: Sequence[tuple[int, str]], tag: str = "") -> list[Job]:
     """For each stage and number of rounds by seconds, stopped in between and resumed; and by count as a whole."""
-    jobs = [Job(config=config_for(place, f"count-{num_ranks}", 2, BY_COUNT))]
+    jobs = [Job(config=config_for(place, f"count-{num_ranks}{tag}", 2, BY_COUNT))]
     for stage, rounds in cases:
         batch = {**BY_SECONDS, "forward_rounds": rounds}
-        config = config_for(place, f"{rounds}-{stage}-{num_ranks}", stage, batch)
+        config = config_for(place, f"{rounds}-{stage}-{num_ranks}{tag}", stage, batch)
         jobs += [Job(config=config, set=(f"train.max_steps={SAVED_AT}",)), Job(config=config, resume="auto")]
     return jobs
 
@@ -58,13 +58,13 @@ def losses(place: Path, name: str) -> np.ndarray:
     return np.array([step["train/loss"] for step in steps])
 
 
-def check_against_count(place: Path, num_ranks: int, cases: Sequence[tuple[int, str]]) -> None:
-    expected = losses(place, f"count-{num_ranks}")
+def check_against_count(place: Path, num_ranks: int, cases: Sequence[tuple[int, str]], tag: str = "") -> None:
+    expected = losses(place, f"count-{num_ranks}{tag}")
     assert np.isfinite(expected).all()
     assert abs(expected[0] - expected[-1]) > 0.01, "nothing was learnt, so nothing was compared"
-    keys = [step["keys"] for step in read_history(place / "runs" / f"count-{num_ranks}")]
+    keys = [step["keys"] for step in read_history(place / "runs" / f"count-{num_ranks}{tag}")]
     for stage, rounds in cases:
-        name = f"{rounds}-{stage}-{num_ranks}"
+        name = f"{rounds}-{stage}-{num_ranks}{tag}"
         assert [step["keys"] for step in read_history(place / "runs" / name)] == keys
         print(name, np.abs(losses(place, name) - expected).max())
         assert np.abs(losses(place, name) - expected).max() <= 1e-5, name
@@ -102,5 +102,5 @@ def test_losses_cut_by_seconds_are_those_cut_by_count_under_every_stage(place, n
     either.
     """
     cases = [(stage, ROUNDS[(stage + num_ranks) % 3] if stage < 3 else "auto") for stage in STAGES]
-    run_on_ranks(run_trainings, num_ranks, jobs_for(place, num_ranks, cases), timeout_s=900)
-    check_against_count(place, num_ranks, cases)
+    run_on_ranks(run_trainings, num_ranks, jobs_for(place, num_ranks, cases, "-stages"), timeout_s=900)
+    check_against_count(place, num_ranks, cases, "-stages")

@@ -13,6 +13,7 @@ from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.train.experiment import open_experiment
 from tests.helpers.faults.damage import flip, flip_in_member
 from tests.helpers.processes.launching import ROOT
+from tests.helpers.processes.small_runs import SPEECH, build_two_kinds, read_history, read_validations, write_run
 from tests.ranks.processes import run_on_ranks
 from tests.ranks.trainings import Job, run_trainings
 

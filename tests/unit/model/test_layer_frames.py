@@ -82,7 +82,8 @@ def test_each_layer_is_what_a_run_file_gets_by_its_number(family, tmp_path):
     layers = speech_model(tmp_path / "e").speech.layer_frames(*audio)
     assert len(layers) == 3
     with torch.no_grad():
-        for number, layer in enumerate(layers):
+        lowest = 1 if family == "emotion2vec" else 0
+        for number, layer in list(enumerate(layers))[lowest:]:
             pooled = speech_model(tmp_path / "e", f"layer:{number}").speech(*audio)
             torch.testing.assert_close(torch.stack([mean(layer), mean(layer, 1)]), pooled, rtol=1e-4, atol=1e-5)
 

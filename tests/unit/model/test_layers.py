@@ -66,6 +66,10 @@ def test_mixture_of_bfloat16_frames_is_float32():
 @pytest.mark.parametrize("family", SPEECH_LAYERED)
 def test_a_layer_of_a_speech_encoder_is_what_transformers_gives_there(tmp_path, family, number):
     theirs = save_speech_encoder(tmp_path, family)
+    if family == "emotion2vec" and number == 0:
+        with pytest.raises(ConfigError, match="the encoder has layers 1 to 2"):
+            speech_model(tmp_path, "layer:0")
+        return
     audio, num_samples = utterances(ONE)
     expected = states_of(theirs, input_values=audio)[number].mean(dim=1)
     model = speech_model(tmp_path, f"layer:{number}")
@@ -107,6 +111,8 @@ def test_chosen_layers_do_not_see_padding(tmp_path, family, layers):
 def test_all_that_is_trained_below_the_chosen_layers_gets_a_gradient(
     tmp_path, family, layers, trainable, checkpointing
 ):
+    if family == "emotion2vec" and layers == "layer:0":
+        return  # refused: see above
     save_speech_encoder(tmp_path, family)
     speech = SpeechConfig(encoder=str(tmp_path), layers=layers, trainable=trainable)
     model = build_model(ModelConfig(embedding_dim=8, gradient_checkpointing=checkpointing, speech=speech))
