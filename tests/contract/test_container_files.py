@@ -53,7 +53,7 @@ def test_image_runs_as_a_user_without_rights(stage: str):
 def test_shell_lines_are_sound_and_name_extras_that_there_are(tmp_path: Path):
     known = set(tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"])
     runs = {rest for instructions in stages().values() for word, rest in instructions if word == "RUN"}
-    assert len(runs) == 6
+    assert len(runs) == 7
     (tmp_path / "ccts_dist-1.2-py3-none-any.whl").touch()
     (tmp_path / "pip").write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n')
     (tmp_path / "pip").chmod(0o755)
@@ -65,6 +65,9 @@ def test_shell_lines_are_sound_and_name_extras_that_there_are(tmp_path: Path):
             done = subprocess.run(["sh", "-c", line.replace("/dist", str(tmp_path))], env=path, capture_output=True)
             (given,) = re.findall(rf"^{tmp_path}/ccts_dist-1\.2-py3-none-any\.whl\[([\w,]+)\]$", done.stdout.decode())
             extras |= set(given.split(","))
+        if line.startswith("test "):
+            for index, code in (("", 2), ("folder", 0)):
+                assert subprocess.run(["sh", "-c", line], env={"TORCH_INDEX": index}, check=False).returncode == code
     assert "train" in extras
     assert extras <= known
 
