@@ -122,15 +122,8 @@ def pull_hub_model(named: HubName, cache: Path) -> Path:
         else:
             return cached
     snapshot = _fetch(named, [glob.escape(name) for name in names])
-    try:
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise RegistryError(
-            f"{cache}: fetched models cannot be cached there ({error.strerror}). Set XDG_CACHE_HOME to a folder that "
-            "can be written to."
-        ) from error
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
-        fetched = Path(scratch) / "model"
+    with scratch_in(cache) as scratch:
+        fetched = scratch / "model"
         for name in names:
             if not (snapshot / name).is_file():
                 raise RegistryError(f"{named}: lacks {name}, which its {DESCRIPTION} names. Push the model again.")
@@ -143,6 +136,24 @@ def pull_hub_model(named: HubName, cache: Path) -> Path:
             if not cached.is_dir():  # else another process was faster, with the same files
                 raise
     return cached
+
+
+@contextmanager
+def scratch_in(cache: Path) -> Iterator[Path]:
+    """A new folder in the cache of models, in which one is fetched before it gets its place; gone at the end.
+
+    Raises:
+        RegistryError: the cache cannot be written to.
+    """
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise RegistryError(
+            f"{cache}: fetched models cannot be cached there ({error.strerror}). Set XDG_CACHE_HOME to a folder that "
+            "can be written to."
+        ) from error
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
+        yield Path(scratch)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ been compared with the version's tags.
 import hashlib
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.files.model_folders import model_folder
 from ccts_dist.redaction import without_credentials
-from ccts_dist.registry.hub import HUB_SCHEME, parse_hub_name, pin_hub_model, pull_hub_model
+from ccts_dist.registry.hub import HUB_SCHEME, parse_hub_name, pin_hub_model, pull_hub_model, scratch_in
 from ccts_dist.registry.model_uri import (
     DIGEST_TAG,
     PACKAGE,
@@ -226,20 +225,15 @@ def _fetch(
             _remove(folder, error)  # damaged in the cache, or planted there: fetched again
         else:
             return folder
-    try:
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise RegistryError(
-            f"{cache}: fetched models cannot be kept there ({error.strerror}). Set XDG_CACHE_HOME to a folder that can "
-            "be written to."
-        ) from error
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
+    with scratch_in(cache) as scratch:
         with asking_the_server(uri, f"fetching {SCHEME}{found.name}/{found.version}"), large_transfers():
             from mlflow.artifacts import download_artifacts
 
             place = client.get_model_version_download_uri(found.name, found.version)
             fetched = Path(
-                download_artifacts(f"{place}/artifacts/{PACKAGE}", dst_path=scratch, tracking_uri=uri, registry_uri=uri)
+                download_artifacts(
+                    f"{place}/artifacts/{PACKAGE}", dst_path=str(scratch), tracking_uri=uri, registry_uri=uri
+                )
             )
         check_digests(fetched, digests, source=source)
         try:
