@@ -8,14 +8,13 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ccts_dist.corpus.cells import RowError, has_bad_bytes, parse_label, printable, text_fault
 from ccts_dist.corpus.corpus import Corpus
 from ccts_dist.corpus.folders import is_audio
-from ccts_dist.corpus.speaker_splits import split_by_speaker
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.limits import LIMITS
 from ccts_dist.records import Rejected, Utterance
@@ -75,13 +74,11 @@ def read_huggingface(
     name: str | None = None,
     release: str = "unknown",
     scale: tuple[float, float] = (1.0, 7.0),
-    by_speaker: bool = False,
-    num_folds: int | None = None,
 ) -> Corpus:
     """Every row of a data set as an ``Utterance`` or a ``Rejected``.
 
-    Splits keep their names ("train", "validation"), unless they are made by speaker. Numbers of a ClassLabel become its
-    names, -1 no category. A target without a number is left out of ``labels``.
+    Splits keep their names ("train", "validation"). Numbers of a ClassLabel become its names, -1 no
+    category. A target without a number is left out of ``labels``.
 
     Args:
         source: a name on the hub (``owner/name``), a folder, one that ``save_to_disk`` wrote, or a file.
@@ -93,8 +90,6 @@ def read_huggingface(
         name: of the corpus; None for the source's last part.
         release: of the corpus, for the manifest.
         scale: lowest and highest rating, the same for all targets.
-        by_speaker: make splits by speaker (``split_by_speaker``) of all rows, in place of the data set's.
-        num_folds: of speakers, with ``by_speaker``.
 
     Raises:
         ConfigError: ``datasets`` is not installed, or an option off its range.
@@ -103,10 +98,6 @@ def read_huggingface(
     scale = (float(scale[0]), float(scale[1]))
     if not (math.isfinite(scale[0]) and math.isfinite(scale[1]) and scale[0] < scale[1]):
         raise ConfigError(f"scale {scale[0]:g} {scale[1]:g}: must be two numbers, the lower one first.")
-    if by_speaker and columns.speaker is None:
-        raise ConfigError("--by-speaker: needs to know who speaks. Name the column with --speaker.")
-    if num_folds is not None and not by_speaker:
-        raise ConfigError("--folds: are folds of speakers. Add --by-speaker.")
     opened = _open(source, config=config, revision=revision, splits=splits, columns=columns)
     given: list[Utterance | Rejected] = []
     for split in opened:
@@ -119,20 +110,8 @@ def read_huggingface(
         release=release,
         scale=scale,
         targets=tuple(columns.targets),
-        utterances=tuple(_by_speaker(given, num_folds) if by_speaker else given),
+        utterances=tuple(given),
     )
-
-
-def _by_speaker(given: Sequence[Utterance | Rejected], num_folds: int | None) -> Iterator[Utterance | Rejected]:
-    speakers = {one.speaker: one.gender or "" for one in given if isinstance(one, Utterance) and one.speaker}
-    splits = split_by_speaker(speakers, num_folds)
-    for one in given:
-        if isinstance(one, Rejected):
-            yield one
-        elif one.speaker is None:
-            yield Rejected(key=one.key, reason="no speaker, so no split by speaker", source=one.audio.name)
-        else:
-            yield replace(one, split=splits[one.speaker])
 
 
 def _open(

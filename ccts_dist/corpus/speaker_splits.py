@@ -1,10 +1,12 @@
 """Speaker-disjoint splits for corpora that have none of their own: a fixed rule, without a random number."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ccts_dist.corpus.folders import natural_order
 from ccts_dist.errors import ConfigError
+from ccts_dist.records import Rejected, Utterance
 
 DEAL = ("Train", "Train", "Train", "Development", "Test")
 """Split of the first to the fifth speaker of each group; the sixth is dealt as the first is."""
@@ -35,3 +37,26 @@ def split_by_speaker(groups: Mapping[str, str], num_folds: int | None = None) ->
         for speakers in members.values()
         for place, speaker in enumerate(sorted(speakers, key=natural_order))
     }
+
+
+def resplit_by_speaker(
+    given: Sequence[Utterance | Rejected], num_folds: int | None = None
+) -> Iterator[Utterance | Rejected]:
+    """Utterances with the splits of ``split_by_speaker``, balanced by gender, in place of their own.
+
+    One without a speaker is rejected.
+
+    Raises:
+        ConfigError: as ``split_by_speaker``; or no utterance has a speaker.
+    """
+    speakers = {one.speaker: one.gender or "" for one in given if isinstance(one, Utterance) and one.speaker}
+    if not speakers:
+        raise ConfigError("--by-speaker: no utterance has a speaker. Give the column (speaker, or --speaker COLUMN).")
+    splits = split_by_speaker(speakers, num_folds)
+    for one in given:
+        if isinstance(one, Rejected):
+            yield one
+        elif one.speaker is None:
+            yield Rejected(key=one.key, reason="no speaker, so no split by speaker", source=one.audio.name)
+        else:
+            yield replace(one, split=splits[one.speaker])

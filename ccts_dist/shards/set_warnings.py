@@ -14,13 +14,19 @@ from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 SAME_LABEL = 1e-9
 """Labels on 0..1 that differ by less are equal: text and its scale have rounded them."""
 
+QUARTER = 0.25
+"""Share of the scale at either end that is empty where ratings are probably of a narrower one."""
+
+FEWEST_RATINGS = 50
+"""Ratings below which an empty end of the scale means nothing."""
+
 _MOST_NAMED = 3
 """Speakers that a line names."""
 
 
 def set_warnings(shard_set: ShardSet) -> list[str]:
-    """A line for each pair of splits that share speakers, for each target whose labels never vary in a split, and for
-    recordings that were clipped when the set was built.
+    """A line for each pair of splits that share speakers, for each target whose labels never vary in a split, for
+    ratings that leave an end of their scale empty, and for recordings that were clipped when the set was built.
 
     Raises:
         ShardError: the index is stale or unreadable.
@@ -37,7 +43,8 @@ def set_warnings(shard_set: ShardSet) -> list[str]:
                 if len(given):
                     low, high, count = labels.get((split, target), (np.inf, -np.inf, 0))
                     labels[split, target] = min(low, given.min()), max(high, given.max()), count + len(given)
-    return [*_shared(speakers), *_constant(labels), *_clipped(shard_set)]
+    scale = shard_set.manifest.scale
+    return [*_shared(speakers), *_constant(labels), *_narrow(labels, scale), *_clipped(shard_set)]
 
 
 def print_warnings(place: str | Path) -> None:
@@ -72,6 +79,19 @@ def _constant(labels: dict[tuple[str, str], tuple[float, float, int]]) -> Iterat
         yield (
             f"warning: every label of {target!r} in {', '.join(names)} is {label:g} (on 0..1): its CCC is 0 whatever "
             "is predicted"
+        )
+
+
+def _narrow(labels: dict[tuple[str, str], tuple[float, float, int]], scale: tuple[float, ...]) -> Iterator[str]:
+    """Over all targets: those of one corpus share a scale, and some of its ratings come near both ends."""
+    if sum(count for _, _, count in labels.values()) < FEWEST_RATINGS:
+        return
+    low, high = min(low for low, _, _ in labels.values()), max(high for _, high, _ in labels.values())
+    if high - low > SAME_LABEL and (low > QUARTER or high < 1 - QUARTER):
+        lowest, highest = (scale[0] + label * (scale[1] - scale[0]) for label in (low, high))
+        yield (
+            f"warning: all ratings are from {lowest:g} to {highest:g}, on a scale from {scale[0]:g} to {scale[1]:g}: "
+            "another scale (--scale) changes every prediction"
         )
 
 

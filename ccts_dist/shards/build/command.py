@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ccts_dist.corpus import Corpus, SpokenConfig, make_spoken_corpus, read_manifest
 from ccts_dist.corpus.asr_transcripts import apply_transcripts, read_transcripts
+from ccts_dist.corpus.speaker_splits import resplit_by_speaker
 from ccts_dist.errors import ConfigError
 from ccts_dist.invocation import CommandParser
 from ccts_dist.progress import log
@@ -95,6 +96,8 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
             seed=args.seed, transcript_errors=args.transcript_errors,
         )  # fmt: skip
         return make_spoken_corpus(root, config), root
+    if getattr(args, "folds", None) is not None and not getattr(args, "by_speaker", True):
+        raise ConfigError("--folds: are folds of speakers. Add --by-speaker.")
     if getattr(args, "min_confidence", 0.0) and args.transcripts is None:
         raise ConfigError("--min-confidence: names what to leave out of --transcripts, and none are given. Name them.")
     if args.kind == "manifest":
@@ -109,6 +112,8 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
         read = {one.name: one.read for one in FOLDER_CORPORA}[args.kind]
         corpus, root = read(args), getattr(args, "audio", args.root)
     _warn_unnamed(corpus)
+    if getattr(args, "by_speaker", False):
+        corpus = replace(corpus, utterances=tuple(resplit_by_speaker(corpus.utterances, args.folds)))
     if args.transcripts is not None:
         transcripts = apply_transcripts(
             corpus.utterances, read_transcripts(args.transcripts), min_confidence=args.min_confidence
@@ -166,6 +171,12 @@ def _add_corpora(kinds: "argparse._SubParsersAction[CommandParser]", parents: li
         parser = _add(kinds, one.name, parents, one.words)
         parser.add_argument("root", type=Path, metavar="ROOT", help=one.root)
         one.add_options(parser)
+    by_speaker = CommandParser(add_help=False)
+    by_speaker.add_argument(
+        "--by-speaker", action="store_true", help="make Train, Development and Test by speaker, in place of its splits"
+    )
+    by_speaker.add_argument("--folds", type=int, metavar="K", help="with --by-speaker: Fold1 to FoldK instead")
+    parents = [*parents, by_speaker]
     hf_command.add_options(_add(kinds, "hf", parents, hf_command.WORDS))
     manifest = _add(kinds, "manifest", parents, "any other corpus, from a table of its utterances (CSV or JSON lines)")
     manifest.add_argument(

@@ -25,8 +25,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 7.0), metavar=("LOW", "HIGH"))
     parser.add_argument("--splits", nargs="+", default=[], metavar="NAME", help="to take (default: all)")
-    parser.add_argument("--by-speaker", action="store_true", help="make Train, Development and Test by speaker instead")
-    parser.add_argument("--folds", type=int, metavar="K", help="with --by-speaker: Fold1 to FoldK instead")
     parser.add_argument("--config", metavar="NAME", help="of a data set that has several")
     parser.add_argument("--revision", help="of a data set on the hub: a tag or a commit")
     parser.add_argument("--name", help="name of the corpus (default: the source's)")
@@ -69,8 +67,6 @@ def read(args: argparse.Namespace) -> tuple[Corpus, Path]:
         name=args.name,
         release=args.release,
         scale=(args.scale[0], args.scale[1]),
-        by_speaker=args.by_speaker,
-        num_folds=args.folds,
     )
     own = Path(args.source).resolve()
     first = next((one.audio for one in corpus.utterances if isinstance(one, Utterance)), folder)

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from ccts_dist.corpus.huggingface import Columns, read_huggingface
+from ccts_dist.corpus.speaker_splits import resplit_by_speaker
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards import open_shard_set, read_utterance_json
@@ -143,8 +144,9 @@ def test_web_data_set_gives_its_members_as_columns(tmp_path: Path):
 
 def test_splits_by_speaker_take_the_place_of_the_data_sets(tmp_path: Path):
     source = parquet(tmp_path / "set")
-    folds = read_huggingface(source, columns=COLUMNS, audio_folder=tmp_path / "audio", by_speaker=True, num_folds=2)
-    assert [(one.speaker, one.split) for one in folds.utterances if isinstance(one, Utterance)] == [
+    given = read_huggingface(source, columns=COLUMNS, audio_folder=tmp_path / "audio").utterances
+    folds = resplit_by_speaker([Rejected(key="x", reason="bad", source="row 9"), *given], 2)
+    assert [(one.speaker, one.split) for one in folds if isinstance(one, Utterance)] == [
         ("1", "Fold1"),
         ("1", "Fold1"),
         ("2", "Fold2"),
@@ -182,8 +184,6 @@ def test_row_with_a_fault_is_rejected_and_the_others_stay(tmp_path: Path):
         ({"columns": Columns(audio="sound")}, "looked for the column 'sound' and found audio, sentence"),
         ({"splits": ["dev"]}, "looked for the split 'dev' and found train"),
         ({"source": "nowhere/at/all"}, "nowhere/at/all: no such folder or file, and no name on the hub"),
-        ({"by_speaker": True, "columns": Columns()}, "--by-speaker: needs to know who speaks"),
-        ({"num_folds": 2}, "--folds: are folds of speakers. Add --by-speaker"),
         ({"scale": (7.0, 1.0)}, "scale 7 1: must be two numbers"),
     ],
 )

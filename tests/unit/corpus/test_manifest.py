@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from ccts_dist.corpus import Corpus, read_manifest
-from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.errors import ConfigError, CorpusError, run_main
 from ccts_dist.records import Rejected, Utterance
+from ccts_dist.shards import open_shard_set
+from shards import build as build_command
 
 Write = Callable[..., Path]
 
@@ -296,3 +300,27 @@ def test_audio_that_no_row_names_is_listed(tmp_path: Path):
     (tmp_path / "table.csv").write_text("key,audio,valence\na,a.wav,3\nb,bad.wav,99\n")
     corpus = read_manifest(tmp_path / "table.csv")
     assert corpus.unnamed == (tmp_path / "unnamed.flac", tmp_path / "unnamed.wav")
+
+
+def test_manifest_is_split_by_speaker_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    table = tmp_path / "t.csv"
+    speakers = ["", *"abcdef"]
+    lines = [f"k{number},{number}.wav,{speaker},x,0.{number}\n" for number, speaker in enumerate(speakers)]
+    table.write_text("key,audio,speaker,split,valence\n" + "".join(lines))
+    for number in range(len(speakers)):
+        soundfile.write(tmp_path / f"{number}.wav", np.full(1600, 0.1), 16_000)
+    build = ["manifest", str(table), "--out", str(tmp_path / "set"), "--scale", "0", "1", "--max-rejected", "0.2"]
+    assert run_main(build_command.main, [*build, "--processes", "1", "--by-speaker"]) == 0
+    shard_set = open_shard_set(tmp_path / "set")
+    counts = {
+        split: sum(one.num_utterances for one in shard_set.shards_of([split]))
+        for split in shard_set.manifest.split_names
+    }
+    assert counts == {"Train": 4, "Development": 1, "Test": 1}
+    assert "no speaker" in (tmp_path / "set" / "rejected.jsonl").read_text()
+    capsys.readouterr()
+    assert run_main(build_command.main, [*build, "--folds", "2"]) == 2
+    assert "--folds: are folds of speakers. Add --by-speaker." in capsys.readouterr().err
+    table.write_text(table.read_text().replace("speaker", "other"))
+    assert run_main(build_command.main, [*build, "--targets", "valence", "--by-speaker"]) == 2
+    assert "--by-speaker: no utterance has a speaker" in capsys.readouterr().err

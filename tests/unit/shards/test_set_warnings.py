@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
 from ccts_dist.audio.clipping import is_clipped
@@ -66,6 +67,21 @@ def test_labels_that_never_vary_are_named_by_target_and_split(tmp_path: Path):
         "warning: every label of 'activation' in Test1 is 0.3 (on 0..1): its CCC is 0 whatever is predicted",
         "warning: every label of 'valence' in Train, Test1 is 0.5 (on 0..1): its CCC is 0 whatever is predicted",
     ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "warns"), [(0.0, 4 / 6, True), (0.3, 1.0, True), (0.1, 0.8, False), (0.24, 0.76, False)]
+)
+def test_ratings_that_leave_an_end_of_the_scale_empty_are_named(tmp_path: Path, low, high, warns):
+    rows: list[Row] = [("Train", None, (label, high, low)) for label in np.linspace(low, high, 17)]
+    found = [line for line in set_warnings(open_shard_set(make(tmp_path, rows))) if "scale" in line]
+    wanted = f"warning: all ratings are from {1 + 6 * low:g} to {1 + 6 * high:g}, on a scale from 1 to 7: "
+    assert [line.startswith(wanted) for line in found] == [True] * warns
+
+
+def test_few_ratings_warn_of_no_scale(tmp_path: Path):
+    rows: list[Row] = [("Train", None, (label, 0.5, 0.4)) for label in np.linspace(0.4, 0.5, 16)]
+    assert not [line for line in set_warnings(open_shard_set(make(tmp_path, rows))) if "scale" in line]
 
 
 def test_share_of_samples_at_full_scale_above_which_a_recording_is_clipped():
