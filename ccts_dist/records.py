@@ -69,7 +69,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """An utterance that a reader or the builder left out, and why."""
+    """An utterance that a reader or the builder omitted, and why."""
 
     key: str
     reason: str

@@ -1,4 +1,4 @@
-"""Speech recognition with a transformers model: the words of an utterance, and how sure the model was of them.
+"""Speech recognition with a transformers model: the transcript of an utterance, and how sure the model was of them.
 
 An utterance gives the same words and confidence alone and in any batch, up to rounding (``models`` describes how).
 Audio longer than a window (30 s, or what the model itself reads at once) is cut at its quietest places, transcribed
@@ -53,7 +53,7 @@ class Recognizer:
         self.batch_seconds = batch_seconds
 
     def transcribe(self, waves: Sequence[Float32[np.ndarray, " _samples"]]) -> list[Words | str]:
-        """The words of each wave, or why it cannot be transcribed.
+        """The transcript of each wave, or why it cannot be transcribed.
 
         Args:
             waves: on -1..1 at 16 kHz.

@@ -68,11 +68,11 @@ def transcripts_path(corpus: Path) -> Path:
     """Where what was transcribed of a corpus goes by default: beside its folder or manifest.
 
     Raises:
-        ConfigError: there is no place beside it.
+        ConfigError: there is no place next to it.
     """
     place = Path(os.path.abspath(corpus))
     if not place.name:
-        raise ConfigError(f"{corpus}: has no place beside it for what is transcribed. Name a file with --out.")
+        raise ConfigError(f"{corpus}: has no place next to it for what is transcribed. Name a file with --out.")
     return place.with_name(f"{place.name if place.is_dir() else place.stem}-asr.jsonl")
 
 
@@ -89,7 +89,7 @@ def check_place(out: Path, corpus: Path, utterances: Sequence[Utterance | Reject
     place, home = out.resolve(), corpus.resolve()
     if place.is_relative_to(home):
         what = "is the corpus" if place == home else "lies inside the corpus"
-        raise ConfigError(f"{out}: {what} {corpus}, which is never written to. Name a file beside it with --out.")
+        raise ConfigError(f"{out}: {what} {corpus}, which is never written to. Name a file next to it with --out.")
     path = os.path.abspath(out)
     for one in utterances:
         if isinstance(one, Utterance) and os.path.abspath(one.audio) == path:
@@ -108,7 +108,7 @@ def transcribe(
     transcribed again.
 
     Audio is transcribed as shards carry it: 16 kHz, mono, 16 bit. What cannot be decoded or is too short is named on
-    stderr and left out.
+    stderr and omitted.
 
     Args:
         wanted: as ``wanted_utterances`` gives them.

@@ -18,7 +18,7 @@ def check_model(model: ModelConfig, source: str) -> None:
         raise ConfigError(f"{source}: model has neither [model.speech] nor [model.text]. Give it one or both.")
     if model.extra_speech and model.speech is None:
         raise ConfigError(
-            f"{source}: [[model.extra_speech]] stands without [model.speech]: must be beside it. Make its first one "
+            f"{source}: [[model.extra_speech]] stands without [model.speech]: must be next to it. Make its first one "
             "[model.speech]."
         )
     if len(set(model.targets)) != len(model.targets) or not (model.targets or model.categories):

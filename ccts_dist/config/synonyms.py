@@ -78,7 +78,7 @@ def key_meant(key: str) -> str:
 
 
 def _keys(cls: type, prefix: str) -> Iterator[str]:
-    """Every key of a table and the tables in it, dotted; a table that may be repeated is left out."""
+    """Every key of a table and the tables in it, dotted; a table that may be repeated is omitted."""
     for name, hint in typing.get_type_hints(cls).items():
         inner = next((one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one)), None)
         if inner is None:

@@ -48,7 +48,7 @@ class AsrTranscript:
 
 
 def read_transcripts(path: str | Path) -> Mapping[str, AsrTranscript]:
-    """What was transcribed, by key, in the file's order. A last line that a kill has cut short is left out.
+    """What was transcribed, by key, in the file's order. A last line that a kill has cut short is omitted.
 
     Raises:
         CorpusError: no such file, or it is no file of what a recognizer transcribed.
@@ -184,7 +184,7 @@ def _open_alone(path: Path) -> Any:
 
 
 def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, AsrTranscript], int]:
-    """What the whole lines state, by key, and how many bytes they take; a last line without its end is left out."""
+    """What the whole lines state, by key, and how many bytes they take; a last line without its end is omitted."""
     transcripts: dict[str, AsrTranscript] = {}
     num_bytes, number = 0, 1
     while (line := file.readline(LIMITS[_LINE] + 1)).endswith(b"\n") and len(line) <= LIMITS[_LINE]:

@@ -15,7 +15,7 @@ _RECORD_LINES = 50
 
 
 class RowError(Exception):
-    """Why one row is left out, and the file that was at fault."""
+    """Why one row is omitted, and the file that was at fault."""
 
     def __init__(self, reason: str, source: str) -> None:
         super().__init__(reason)

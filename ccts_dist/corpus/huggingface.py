@@ -78,7 +78,7 @@ def read_huggingface(
     """Every row of a data set as an ``Utterance`` or a ``Rejected``.
 
     Splits keep their names ("train", "validation"). Numbers of a ClassLabel become its names, -1 no
-    category. A target without a number is left out of ``labels``.
+    category. A target without a number is omitted from ``labels``.
 
     Args:
         source: a name on the hub (``owner/name``), a folder, one that ``save_to_disk`` wrote, or a file.

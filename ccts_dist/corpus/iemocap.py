@@ -47,7 +47,7 @@ class _Block:
     ratings: dict[str, list[float]] = field(default_factory=lambda: {target: [] for target in DIMENSIONS})
     num_raters: int = 0
     fault: str = ""
-    """Why the utterance is left out; "" so far."""
+    """Why the utterance is omitted; "" so far."""
 
 
 def read_iemocap(root: str | Path, *, name: str = "iemocap", release: str = "unknown") -> Corpus:
@@ -89,7 +89,7 @@ def _read_session(root: Path, session: Path, seen: dict[str, str]) -> Iterator[U
     for folder in (evaluations, waves):
         if not folder.is_dir():
             found = listing(folder.parent)
-            raise CorpusError(f"{session}: looked for {folder.relative_to(session)} and found {found} beside it.")
+            raise CorpusError(f"{session}: looked for {folder.relative_to(session)} and found {found} next to it.")
     transcripts = _read_transcripts(session / "dialog")
     folders = {entry.name: AudioFolder(entry) for entry in sorted(waves.iterdir()) if entry.is_dir()}
     named: set[str] = set()

@@ -45,7 +45,7 @@ class Asked:
     """Whose training curves the page shows; "" for none."""
 
     transcripts: bool = False
-    """Whether the page has the words of the worst utterances."""
+    """Whether the page has the transcripts of the worst utterances."""
 
     embed_audio: bool = False
     """Whether it has their sound."""

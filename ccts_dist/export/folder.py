@@ -96,7 +96,7 @@ def write_own_class(loaded: LoadedModel, folder: Path) -> Exported:
 
 
 def write_own_code(loaded: LoadedModel, source: Path, folder: Path) -> Exported:
-    """Write the model folder again, and beside it what transformers needs to read the same weights; then open it.
+    """Write the model folder again, and next to it what transformers needs to read the same weights; then open it.
 
     Args:
         source: the model's folder.
@@ -252,7 +252,7 @@ def _refuse_unloaded(report: Mapping[str, Any]) -> None:
 
 
 def _import(path: Path) -> Any:
-    """The module in a file, without compiled code beside it: the folder is a model's, which may hold nothing more."""
+    """The module in a file, without compiled code next to it: the folder is a model's, which may hold nothing more."""
     spec = importlib.util.spec_from_file_location("exported_emotion", path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)

@@ -178,7 +178,7 @@ class _Branch(nn.Module):
     def _of_frames(self, frames, num_samples):
         if self.squeeze == 1:
             return self._run(input_values=frames)
-        # SEW's layers see one frame for so many; a rest that fills none is left out.
+        # SEW's layers see one frame for so many; a rest that fills none is omitted.
         num_frames = frames.shape[2] // self.squeeze * self.squeeze
         stride = math.prod(self.encoder.config.conv_stride)
         covered = self._samples_for(1) + (num_frames - 1) * stride

@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
         log(f"stopped: what came before is {'in ' + ' and '.join(partial) if partial else 'written'}")
         return 1
     if failed and len(asked.files) >= _MANY:
-        log(f"{len(failed)} of {len(asked.files)} files left out")
+        log(f"{len(failed)} of {len(asked.files)} files skipped")
     return 1 if failed or asked.empty else 0
 
 
@@ -135,7 +135,7 @@ def _results(args: argparse.Namespace, asked: _Asked, student: Predictor) -> Res
 
 
 def _predict_recordings(student: Predictor, asked: _Asked, results: Results) -> list[Unreadable]:
-    """Everything through the student; what was left out."""
+    """Everything through the student; what was omitted."""
     visible = len(asked.files) >= _MANY or asked.windows is not None
     with (
         twins_of(student) as students,

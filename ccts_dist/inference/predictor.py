@@ -145,7 +145,7 @@ class Predictor:
         A variance of raters is that of ratings on this scale. With categories also "category", the likeliest, and
         "p(NAME)", the probability of each.
 
-        An answer does not depend on the recordings beside it, but for rounding. A recording is processed as training
+        An answer does not depend on the recordings next to it, but for rounding. A recording is processed as training
         would have processed it from a shard, at 16 kHz, mono and 16 bit.
 
         Args:

@@ -30,7 +30,7 @@ OTHER_SUFFIXES = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """A recording that is left out."""
+    """A recording that is omitted."""
 
     name: str
     reason: str
@@ -40,7 +40,7 @@ class Unreadable:
     @property
     def in_words(self) -> str:
         """For people, in one line."""
-        return f"error: {self.name}: {' '.join(self.reason.split())}. Left out."
+        return f"error: {self.name}: {' '.join(self.reason.split())}. Skipped."
 
 
 @dataclass(slots=True)

@@ -49,7 +49,7 @@ def read_audio(shards: ShardSet, table: ShardRows, row: int, out: Float32[np.nda
 
 
 def read_transcript(shards: ShardSet, table: ShardRows, row: int) -> str:
-    """The words of one utterance; empty when the corpus gave none.
+    """The transcript of one utterance; empty when the corpus gave none.
 
     Raises:
         ShardError: the member is damaged, or no utterance's.

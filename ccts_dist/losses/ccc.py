@@ -97,7 +97,7 @@ def concordance(
     *,
     eps: float = 1e-8,
 ) -> Float[Tensor, " dim"]:
-    """CCC of each dimension over the rows of this batch, differentiable; NaN labels are left out per dimension.
+    """CCC of each dimension over the rows of this batch, differentiable; NaN labels are omitted per dimension.
 
     These are the statistics of *these* rows. The concordance of a batch that is spread over ranks or micro-batches
     comes from ``concordance_sums`` added up, never from a mean of such values. Computed in float64 whatever comes in,

@@ -41,7 +41,7 @@ rounding."""
 def condition_sums(
     prediction: Float[Tensor, "batch dim"], label: Float[Tensor, "batch dim"]
 ) -> Float64[Tensor, "6 dim"]:
-    """The sums that a fit of labels on teacher predictions needs (rows as in ``ccc.SUM_ROWS``); NaN labels left out.
+    """The sums that a fit of labels on teacher predictions needs (rows as in ``ccc.SUM_ROWS``); NaN labels omitted.
 
     float64 raw sums: on 0..1 they lose about 1e-16 of their size, so a residual's standard deviation is good to about
     1e-8.

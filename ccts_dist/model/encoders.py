@@ -149,7 +149,7 @@ def read_extractor(place: str | Path) -> FeatureExtractionMixin:
     except (*_LOAD_ERRORS, *SHAPE_ERRORS) as error:
         raise ConfigError(
             f"model.speech.encoder = {str(place)!r} has no preprocessor_config.json that transformers can read: only "
-            f"encoders of type {', '.join(SPEECH_TYPES)} do without. Save one beside it, or name another."
+            f"encoders of type {', '.join(SPEECH_TYPES)} do without. Save one next to it, or name another."
         ) from error
     rate_hz = getattr(extractor, "sampling_rate", None)
     if rate_hz != SAMPLE_RATE_HZ:

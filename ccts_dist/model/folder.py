@@ -1,7 +1,7 @@
 """A model as a folder that needs nothing else: no hub, no encoder folders, no unpickling.
 
     model.safetensors            weights
-    speech_encoder/config.json   the encoders' shapes, as transformers spells them; none for a filter bank; beside it
+    speech_encoder/config.json   the encoders' shapes, as transformers spells them; none for a filter bank; next to it
                                  preprocessor_config.json for encoders that take input from a feature extractor
     NAME_encoder_0/config.json   of further speech encoders; NAME as their module is stored
     text_encoder/config.json

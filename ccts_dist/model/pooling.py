@@ -87,7 +87,7 @@ class AttentiveStatisticsPooling(nn.Module):
     """Mean and standard deviation over each row's real frames, both weighted by a learnt attention, side by side.
 
     Okabe, Koshinaka, Shinoda (2018), "Attentive Statistics Pooling for Deep Speaker Embedding": scores
-    v . tanh(W h + b), softmax over the frames; their added constant k is left out, since softmax does not see it.
+    v . tanh(W h + b), softmax over the frames; their added constant k is omitted, since softmax does not see it.
     """
 
     def __init__(self, features: int, hidden: int) -> None:

@@ -35,7 +35,7 @@ def write_package(
     metrics: Mapping[str, Any] | None = None,
     documents: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, str]:
-    """Copy a model folder to ``package`` with what belongs beside it; the SHA-256 of every file, by path, comes back.
+    """Copy a model folder to ``package`` with what belongs next to it; the SHA-256 of every file, by path, comes back.
 
     Args:
         model_folder: made by ``model.save_model``.

@@ -1,6 +1,6 @@
 """From a model's name to a folder whose every file is what was registered.
 
-Only the package is fetched, never the code that MLflow keeps beside it, and nothing is opened before its digest has
+Only the package is fetched, never the code that MLflow keeps next to it, and nothing is opened before its digest has
 been compared with the version's tags.
 """
 

@@ -12,7 +12,7 @@ def draw_curves(path: Path, a: RecordedRun, b: RecordedRun, comparison: Comparis
     """Draw the compared figure of both runs, and below it the difference in the steps they have in common.
 
     The difference is drawn on a logarithmic scale, with the tolerance as a line; steps without any difference, or with
-    an infinite one, are left out of it.
+    an infinite one, are omitted from it.
 
     Raises:
         ConfigError: the file cannot be written.

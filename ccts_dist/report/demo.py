@@ -114,7 +114,7 @@ def _relative(path: Path) -> str:
 
 
 def demo_table(folder: Path, seconds: dict[str, float]) -> str:
-    """CCC on the test split per system, seconds per stage, and what the condition left out."""
+    """CCC on the test split per system, seconds per stage, and what the condition rejected."""
     rows = []
     for name, words in SYSTEMS.items():
         summary = json.loads((folder / "runs" / name / "summary.json").read_text(encoding="utf-8"))

@@ -112,7 +112,7 @@ def reproduce(wanted: Reproduction) -> str:
     rows = wanted.runnable()
     for row in wanted.table.choose(wanted.only):
         if row.needs and not (wanted.folder / row.needs).exists():
-            log(f"row {row.number}, {row.words}: left out, {wanted.folder / row.needs} is not there")
+            log(f"row {row.number}, {row.words}: omitted, {wanted.folder / row.needs} is not there")
     if not rows:
         raise ConfigError("--only: none of these can be run. What they need is reported above.")
     if wanted.corpus is None and not wanted.shards and not (wanted.folder / "shards").exists():

@@ -25,7 +25,7 @@ class Row:
     """Row whose outputs it learns from; 0 for none."""
 
     needs: str = ""
-    """Folder, below that of the results, without which the row is left out; "" for none."""
+    """Folder, below that of the results, without which the row is omitted; "" for none."""
 
     distance: str = ""
     """``distill.embedding_loss`` in place of its run file's; "" for that."""

@@ -77,7 +77,7 @@ def read_tracked(address: str, *, tracking_uri: str = "") -> RecordedRun:
 def read_recorded(folder: Path) -> RecordedRun:
     """The run in a run folder, finished or under way.
 
-    A last line without its end is one that is being written, or was when the run was killed: it is left out, and
+    A last line without its end is one that is being written, or was when the run was killed: it is omitted, and
     noted. Steps that stand there twice were replayed: the later line counts, and that is noted too.
 
     Raises:
@@ -140,7 +140,7 @@ def parse_history(text: str, source: str) -> tuple[dict[int, dict[str, Any]], tu
                     "Take the line out, or give another run."
                 ) from error
             if line:
-                notes.append("its last line is half-written and left out")
+                notes.append("its last line is half-written and omitted")
             continue
         num_replayed += step in steps
         steps[step] = with_present_metrics(row)

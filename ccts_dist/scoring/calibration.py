@@ -30,7 +30,7 @@ def calibration_bins(table: PredictionTable, target: str, *, num_bins: int = 10)
     """Mean label by quantile of the prediction, lowest first.
 
     Fewer than ``num_bins`` where a bin would have fewer than 20 labels, or where predictions are equal; no bins
-    without labels. Predictions that are not finite are left out.
+    without labels. Predictions that are not finite are omitted.
     """
     place = table.targets.index(target)
     prediction, label = table.predictions[:, place], table.labels[:, place]

@@ -79,7 +79,7 @@ class SplitSums:
     """Additive float64 sums of a split's predictions and labels, per target.
 
     Raw sums: on 0..1, ten million utterances lose about 1e-12 of a moment. Rows of weight 0 and missing labels are
-    left out by selection. A target with fewer than two labels has no measure: NaN, not 0.
+    omitted by selection. A target with fewer than two labels has no measure: NaN, not 0.
     """
 
     def __init__(self, targets: Sequence[str]) -> None:

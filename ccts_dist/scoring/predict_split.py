@@ -30,11 +30,11 @@ class Scores:
     """What the figures come from, to be added to another split's: see ``SplitSums.pooled``."""
 
     damaged: tuple[str, ...]
-    """In words, what was wrong with the utterances that were left out because they are damaged."""
+    """In words, what was wrong with the utterances that were skipped because they are damaged."""
 
     loss: float
     """sum_j alpha_j (1 - CCC_j) over the whole split, and the weighted cross-entropy of categories; targets without
-    labels are left out. NaN when predictions are."""
+    labels are omitted. NaN when predictions are."""
 
     spearman: dict[str, float] = field(default_factory=dict)
     """Where it was asked for."""

@@ -36,7 +36,7 @@ def robust_condition(
 ) -> Condition:
     """Least squares without outliers, and 1.4826 times the median absolute residual as each target's scale.
 
-    Labels are fitted on the teacher's predictions; rows whose residual exceeds three such scales are left out, and
+    Labels are fitted on the teacher's predictions; rows whose residual exceeds three such scales are omitted, and
     the rest is fitted again, until no row changes sides or ``MOST_FITS`` fits are made. The median is always over all
     labelled rows; where it is 0, the standard deviation stands in for it. Every rank must call it; each reads its part
     of the shards. The result is the same on every rank and, up to rounding of float64 sums, for any number of them.

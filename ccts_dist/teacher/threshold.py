@@ -34,7 +34,7 @@ def threshold_rejecting(
     residual.
 
     Every rank must call it; each reads its part of the shards, and keeps 4 bytes per utterance. The result is the same
-    on every rank, and for any number of them. Of N utterances floor(share * N) are left out, or fewer if several have
+    on every rank, and for any number of them. Of N utterances floor(share * N) are omitted, or fewer if several have
     the very residual at which the cut falls. Utterances without a label pass every gate of residuals, and do not count
     here.
 

@@ -85,5 +85,5 @@ def artifact_location(uri: str, experiment: str) -> str | None:
 
 
 def artifact_root(file: Path) -> Path:
-    """The folder of an SQLite store's files, beside it."""
+    """The folder of an SQLite store's files, next to it."""
     return file.absolute().parent / "mlruns"

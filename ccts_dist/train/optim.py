@@ -19,7 +19,7 @@ def build_optimizer(
     """An optimizer over the trained parameters: encoders at their share of the learning rate, the head at all of it.
 
     Both encoders are one group, "encoder", unless the run file gives one of them a rate of its own. A group without
-    parameters is left out: DeepSpeed loses the state of such a group, or crashes.
+    parameters is omitted: DeepSpeed loses the state of such a group, or crashes.
 
     Args:
         trained: parameters under "speech", "text" and "head".

@@ -133,7 +133,7 @@ class RunFolder:
     def check_there(self) -> None:
         """Raise unless the folder is still the one that was claimed. For one rank, within ``run_on_all_ranks``.
 
-        Without this a folder that was removed would be made anew by the next checkpoint, without what lay beside it.
+        Without this a folder that was removed would be made anew by the next checkpoint, without what lay next to it.
 
         Raises:
             OutputError: it has vanished, or another job has taken it.

@@ -4,7 +4,7 @@
     python tests/bench/decoder.py --utterances 60 --repeats 3
 
 16 kHz mono FLAC of noise shaped like speech, in memory. Times are the best of the repeats, the decoders taking turns.
-Decoders that are not installed are left out with the reason. Prints Markdown; nothing passes or fails on a time.
+Decoders that are not installed are omitted with the reason. Prints Markdown; nothing passes or fails on a time.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Environments for peers that this project's does not hold: beside it, never in it."""
+"""Environments for peers that this project's does not hold: next to it, never in it."""
 
 import shutil
 import site

@@ -97,7 +97,7 @@ def test_bad_files_are_named_and_all_good_ones_answered_in_order(model: Path, re
         "h-gone.wav": "the audio file is missing",
     }.items():
         assert reasons[name].startswith(words)
-    assert "8 of 68 files left out" in done.stderr
+    assert "8 of 68 files skipped" in done.stderr
     assert "predict: 68/68 files" in done.stderr, "plain lines where there is no terminal"
     student = load_student(model)
     for number in (0, 17, 59):

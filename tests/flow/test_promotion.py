@@ -134,11 +134,11 @@ def test_first_champion_then_a_better_one_and_never_a_worse_one(arena: Arena, ur
     assert champion_of("ladder", uri) == "2"
     assert tags_of("ladder", "3", uri)["verdict"] == "not better"
 
-    assert command.main([*args, "--force", "the other one hears too much", "--target", "valence"]) == 0
+    assert command.main([*args, "--force", "the other one overfits", "--target", "valence"]) == 0
     assert "models:/ladder/3 is the champion, by force" in capsys.readouterr().out
     assert champion_of("ladder", uri) == "3"
     tags = tags_of("ladder", "3", uri)
-    assert (tags["verdict"], tags["reason"], tags["target"]) == ("forced", "the other one hears too much", "valence")
+    assert (tags["verdict"], tags["reason"], tags["target"]) == ("forced", "the other one overfits", "valence")
 
 
 def test_gain_below_the_margin_moves_nothing(arena: Arena, uri: str, tmp_path: Path):

@@ -136,7 +136,7 @@ def test_evaluation_counts_by_the_gate_of_the_models_run(place: Path, threshold:
     found, page = tree(tmp_path / "metrics.json")["splits"]["Train"], (tmp_path / "report.html").read_text()
     if gate == "any-dimension":
         assert found["gate"] == {"name": "any-dimension", "threshold": threshold, "of_run": True}
-        assert found["distilled_fraction"] == 0.75  # of 64 labelled utterances, 16 are left out
+        assert found["distilled_fraction"] == 0.75  # of 64 labelled utterances, 16 are omitted
         assert f"Gate: any-dimension at {threshold:.4g} standard deviations (of this model&#39;s run)" in page
     else:
         assert found["gate"] == {"name": "per-dimension", "threshold": 0.5, "of_run": True}

@@ -57,7 +57,7 @@ def end_well(process: Forked) -> list[dict[str, Any]]:
 
 
 def sizes(cache: Path) -> dict[str, int]:
-    """The cache's files now; those that vanish meanwhile are left out."""
+    """The cache's files now; those that vanish meanwhile are omitted."""
     found = {}
     for path in list(cache.glob("*")) + list(cache.glob(".*.partial")):
         try:

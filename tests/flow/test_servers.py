@@ -158,7 +158,7 @@ def _check_reported(output: Path, uri: str, undisturbed: Path) -> None:
 def _check_model_comes_back(output: Path, uri: str, cache: Path) -> None:
     """Registered, promoted, pulled and asked, all over the wire; the answer is that of the model in the run folder."""
     place = output.parent.parent
-    received = place / "heard.wav"
+    received = place / "received.wav"
     soundfile.write(received, [0.1, -0.2, 0.3, 0.0] * 2_000, 16_000)
     contest = Contest(name="student", shards=str(place / "shards"), splits=("Development", "Test1"))
     version = register(output, "student", tracking_uri=uri)

@@ -1,4 +1,4 @@
-"""The server's page in a real browser: a file, the microphone, the curve, what is heard, and what goes wrong."""
+"""The server's page in a real browser: a file, the microphone, the curve, what is played, and what goes wrong."""
 
 import io
 import re
@@ -59,7 +59,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., tuple[Page, list[str]]]]:
-    """Opens a page; beside it, what the browser complains of and what it asks others for."""
+    """Opens a page; next to it, what the browser complains of and what it asks others for."""
     contexts = []
 
     def open_at(address: str, *, size: str = "wide", scheme: str = "light") -> tuple[Page, list[str]]:

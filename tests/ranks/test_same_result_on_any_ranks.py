@@ -29,10 +29,10 @@ SETTINGS = {
     "distilled": {**DISTIL, "gate": "none"},
     "rank 0 gated out": {**DISTIL, "gate": "any-dimension", "threshold": 0.6},
     "soft": {**DISTIL, "gate": "soft", "embedding_loss": "cosine", "prediction_loss": "ccc"},
-    "a share left out": {**DISTIL, "gate": "per-dimension", "reject_fraction": 0.4},
+    "a share omitted": {**DISTIL, "gate": "per-dimension", "reject_fraction": 0.4},
 }
 LAUNCHED = "rank 0 gated out"
-MANY_PASSES = ("distilled", "soft", "a share left out")
+MANY_PASSES = ("distilled", "soft", "a share omitted")
 """Runs that take four micro-batches a step on one rank and one on two: that must not matter either."""
 
 
@@ -108,9 +108,9 @@ def test_losses_of_fifty_steps_and_final_weights_agree_on_one_and_two_ranks(sett
         fractions = [step["distill/fraction"] for step in steps]
         assert min(fractions) > 0
         assert sum(fractions[:4]) / 4 == pytest.approx(0.5, abs=0.1), "the short ones are kept, the long ones are not"
-    if setting == "a share left out":
+    if setting == "a share omitted":
         shares = [step[f"distill/fraction_{target}"] for step in steps for target in DIMENSIONS]
-        assert 0.6 < sum(shares) / len(shares) < 1, "of 40 % some dimension is left out, of none all"
+        assert 0.6 < sum(shares) / len(shares) < 1, "of 40 % some dimension is omitted, of none all"
 
 
 @pytest.mark.long

@@ -25,7 +25,7 @@ class Job:
     set: tuple[str, ...] = ()
     resume: str = ""
     continues: Path | None = None
-    """A checkpoint of another run: its run folder is copied first, without the checkpoints beside it."""
+    """A checkpoint of another run: its run folder is copied first, without the checkpoints next to it."""
 
     record_gradient: bool = False
     """Keep the first step's reduced gradient, as ``record_gradients`` does."""

@@ -100,7 +100,7 @@ def is_withheld(split: str) -> bool:
 
 
 def find_labels(root: Path) -> Path:
-    """The label file: a consensus CSV, else the text form; in ``Labels`` or beside it.
+    """The label file: a consensus CSV, else the text form; in ``Labels`` or next to it.
 
     Raises:
         CorpusError: there is none.

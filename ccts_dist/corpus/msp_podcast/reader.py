@@ -1,4 +1,4 @@
-"""MSP-Podcast as it lies on disk: ``Audios/*.wav``, ``Transcripts/*.txt``, and label files in ``Labels`` or beside it.
+"""MSP-Podcast as it lies on disk: ``Audios/*.wav``, ``Transcripts/*.txt``, and label files in ``Labels`` or next to it.
 
 Reads every release: a consensus CSV, or the oldest text form (``msp_labels``); single ratings where there are any
 (``msp_raters``). Transcripts are absent in release 1.6; without that folder every transcript is empty.

@@ -77,7 +77,7 @@ def _find_split(root: Path, name: str) -> _Split:
     if not clips.stems:
         words = "holds video alone" if any(folder.glob("dia*_utt*.mp4")) else "holds no audio"
         raise CorpusError(
-            f"{folder}: {words}. Extract the audio beside it: for f in *.mp4; do ffmpeg -i $f -vn -ac 1 -ar 16000 "
+            f"{folder}: {words}. Extract the audio next to it: for f in *.mp4; do ffmpeg -i $f -vn -ac 1 -ar 16000 "
             "${f%.mp4}.wav; done"
         )
     return _Split(name=name, table=table, source=table.relative_to(root).as_posix(), clips=clips)

@@ -3,7 +3,7 @@
     python -m ccts_dist.model.speech.emotion2vec_checkpoint emotion2vec_base.pt FOLDER
 
 They are files of fairseq (emotion2vec_base.pt) or of FunASR (model.pt of emotion2vec_base and of the emotion2vec+
-models). The decoder of pretraining, its moving average and the classifier of the emotion2vec+ models are left out.
+models). The decoder of pretraining, its moving average and the classifier of the emotion2vec+ models are omitted.
 """
 
 import re

@@ -45,7 +45,7 @@ def read(args: argparse.Namespace) -> tuple[Corpus, Path]:
     """
     if args.audio_dir is None and is_address(args.out):
         raise ConfigError(
-            f"--out {args.out}: audio of the rows cannot be put beside it. Name a folder with --audio-dir."
+            f"--out {args.out}: audio of the rows cannot be put next to it. Name a folder with --audio-dir."
         )
     folder = args.audio_dir or Path(args.out).with_name(Path(args.out).name + "-audio")
     columns = Columns(

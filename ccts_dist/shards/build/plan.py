@@ -59,7 +59,7 @@ class PlanRecord:
     targets: tuple[str, ...]
     num_given: int
     rejected: tuple[str, ...]
-    """Lines for ``rejected.jsonl``: what was left out before any audio was opened."""
+    """Lines for ``rejected.jsonl``: what was omitted before any audio was opened."""
 
     shards: tuple[PlanEntry, ...]
     input_digest: str

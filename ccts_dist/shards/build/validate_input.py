@@ -1,4 +1,4 @@
-"""What a builder is given, sorted: utterances by split, and what is left out before any audio is opened."""
+"""What a builder is given, sorted: utterances by split, and what is omitted before any audio is opened."""
 
 import json
 import unicodedata

@@ -88,7 +88,7 @@ def _data_files(manifest: Manifest, names: dict[str, str]) -> list[dict[str, Any
 
 
 def _features(manifest: Manifest) -> list[dict[str, Any]]:
-    """Columns in the words of ``datasets``. Those that it would infer are null for ever where the first ones are."""
+    """Columns in the terms of ``datasets``. Those that it would infer are null for ever where the first ones are."""
     targets = manifest.targets
     record = [
         *_columns("string", "key", "split", "transcript"),

@@ -250,7 +250,7 @@ class Spool:
                 try:
                     number, event = from_line(line)
                 except ValueError as error:
-                    log.warning("tracking: %s has a damaged line, which is left out: %s", self._segment(first), error)
+                    log.warning("tracking: %s has a damaged line, which is omitted: %s", self._segment(first), error)
                     continue
                 if number > self._read:
                     self._ahead.append((number, event))

@@ -96,7 +96,7 @@ def begin_run(
 
 
 def spooled_runs(output: Path) -> list[SpooledRun]:
-    """The runs of a run folder, oldest first; one that a kill has left half made reported nothing and is left out.
+    """The runs of a run folder, oldest first; one that a kill has left half made reported nothing and is omitted.
 
     Raises:
         ConfigError: a file is not what tracking writes there.

@@ -53,7 +53,7 @@ class TrainState:
     """Steps that were taken when the model was last validated."""
 
     num_skipped: int = 0
-    """Steps left out since the start: loss not finite, or overflow."""
+    """Steps skipped since the start: loss not finite, or overflow."""
 
     skipped_in_a_row: int = 0
     schedule: dict[str, Any] = field(default_factory=dict)

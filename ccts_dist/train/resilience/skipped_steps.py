@@ -32,7 +32,7 @@ def give_up(state: TrainState, batches: StepBatches) -> None:
 
 
 def count_damaged(state: TrainState, num_damaged: int, batches: StepBatches, run: RunConfig, *, visible: bool) -> None:
-    """Report which damaged utterances a step left out; every rank knows that there are some, and all stop together.
+    """Report which damaged utterances a step omitted; every rank knows that there are some, and all stop together.
 
     Raises:
         ShardError: on all ranks alike, when the epoch has more than ``data.max_corrupt``.

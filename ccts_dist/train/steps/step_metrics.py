@@ -47,13 +47,13 @@ class StepResult:
     """With a gate per dimension: utterances that are distilled in each; else empty."""
 
     num_damaged: int
-    """Utterances that were left out because they are damaged."""
+    """Utterances that were skipped because they are damaged."""
 
     key_checksum: int
     """Sum of the CRC-32 of the keys of the rows that count: equal for equal global batches, however they are cut."""
 
     update: Update | None
-    """None when the loss was not finite and the step was left out."""
+    """None when the loss was not finite and the step was skipped."""
 
     aside: tuple[float, ...]
     """``train_step``'s, added up over ranks."""

@@ -1,6 +1,6 @@
 """Corpora as they lie on disk, in the layouts of their releases, small and with planted faults.
 
-Each maker writes a folder and says what has to come of it: the utterances, in the words of the source, and the faults
+Each maker writes a folder and says what has to come of it: the utterances, in the terms of the source, and the faults
 with their reasons. Nothing here is read by the readers' own code, so that the two can disagree.
 """
 

@@ -12,7 +12,7 @@ from tests.helpers.faults import damage
 
 SHARD = "Train-000000.tar"
 KEYS = [f"MSP/ü {number}.wav" for number in (0, 1, 2, 4, 5, 6)]
-"""Of that shard; beside it there are one of 3 utterances in Train, and one in Development."""
+"""Of that shard; next to it there are one of 3 utterances in Train, and one in Development."""
 
 
 def build_sound(folder: Path) -> Path:

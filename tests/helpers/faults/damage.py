@@ -227,7 +227,7 @@ def write_members(path: Path, members: Members) -> None:
 
 
 def reorder(root: Path, shard: str, order: Sequence[int]) -> None:
-    """The members of a tar in another order; some may be left out, or come twice."""
+    """The members of a tar in another order; some may be omitted, or come twice."""
     members = members_of(root / shard)
     write_members(root / shard, [members[number] for number in order])
 

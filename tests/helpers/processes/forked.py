@@ -50,7 +50,7 @@ class _Server(ForkServer):
             self._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
 
     def share(self) -> None:
-        """Start it for processes that this one is about to start; what it says is heard nowhere."""
+        """Start it for processes that this one is about to start; its output goes nowhere."""
         kept = [os.dup(number) for number in (1, 2)]
         silent = os.open(os.devnull, os.O_WRONLY)
         try:

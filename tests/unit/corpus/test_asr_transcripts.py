@@ -250,7 +250,7 @@ def test_words_go_beside_the_folder_or_the_manifest(tmp_path: Path, monkeypatch)
 
 
 def test_nothing_lies_beside_the_root_of_all():
-    with pytest.raises(ConfigError, match=r"has no place beside it.*--out"):
+    with pytest.raises(ConfigError, match=r"has no place next to it.*--out"):
         transcripts_path(Path("/"))
 
 
@@ -258,7 +258,7 @@ def test_a_place_inside_the_corpus_is_refused_by_any_road(tmp_path: Path):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "road").symlink_to(tmp_path / "corpus")
     for out in ("corpus/asr.jsonl", "road/Labels/asr.jsonl", "corpus/../corpus/asr.jsonl"):
-        with pytest.raises(ConfigError, match=r"lies inside the corpus .* beside it with --out"):
+        with pytest.raises(ConfigError, match=r"lies inside the corpus .* next to it with --out"):
             check_place(tmp_path / out, tmp_path / "corpus", [])
     check_place(tmp_path / "asr.jsonl", tmp_path / "corpus", [])
 

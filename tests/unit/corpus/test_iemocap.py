@@ -174,7 +174,7 @@ def test_session_without_a_folder_is_refused(session_of: Make, tmp_path: Path, f
     session_of(HEADER)
     shutil.rmtree(tmp_path / "Session3" / folder)
     with pytest.raises(
-        CorpusError, match=rf"Session3: looked for {folder} and found (nothing|transcriptions) beside it"
+        CorpusError, match=rf"Session3: looked for {folder} and found (nothing|transcriptions) next to it"
     ):
         read_iemocap(tmp_path)
 

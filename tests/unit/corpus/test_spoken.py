@@ -164,7 +164,7 @@ def test_misheard_words_sound_like_those_that_were_said():
     alike = np.mean([similarity(sounds[said], sounds[read]) for said, read in pairs])
     chance = np.mean([similarity(one, other) for one in sounds.values() for other in sounds.values() if one != other])
     assert alike > 2 * chance
-    assert len({read for _, read in pairs}) > 40, "more than a few words are heard in their place"
+    assert len({read for _, read in pairs}) > 40, "more than a few words take their place"
 
 
 def test_the_same_transcripts_are_misheard_that_would_be_shuffled_and_nothing_else_changes():

@@ -80,7 +80,7 @@ def test_a_recording_that_breaks_off_has_windows_but_no_mean_and_no_picture(
     assert 3 <= len(rows) <= 9
     (line,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: {path}: ")
-    assert line.endswith(f"; without a mean, after {len(rows)} windows that are given. Left out.")
+    assert line.endswith(f"; without a mean, after {len(rows)} windows that are given. Skipped.")
     assert not (tmp_path / "cut.svg").exists()
 
 

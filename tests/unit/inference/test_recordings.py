@@ -61,7 +61,7 @@ def test_a_folder_without_audio_is_named_beside_one_with(tmp_path: Path) -> None
     found, (empty,) = find_recordings([str(tmp_path / "y"), str(tmp_path / "x")])
     assert found == [tmp_path / "x" / "a.wav"]
     assert empty == Unreadable(name=str(tmp_path / "y"), reason="holds no audio file, nor do the folders in it")
-    assert empty.in_words == f"error: {tmp_path}/y: holds no audio file, nor do the folders in it. Left out."
+    assert empty.in_words == f"error: {tmp_path}/y: holds no audio file, nor do the folders in it. Skipped."
 
 
 def test_a_folder_that_cannot_be_listed_is_named() -> None:

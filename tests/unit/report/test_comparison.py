@@ -149,7 +149,7 @@ def test_half_written_last_line_is_left_out_and_noted():
     text = '{"step": 1, "train/loss": 1.0}\n{"step": 2, "train/lo'
     steps, notes = parse_history(text, "h")
     assert list(steps) == [1]
-    assert notes == ("its last line is half-written and left out",)
+    assert notes == ("its last line is half-written and omitted",)
 
 
 def test_whole_last_line_without_its_line_break_counts():
@@ -188,7 +188,7 @@ def test_command_compares_two_folders_states_all_and_draws(tmp_path: Path, capsy
     assert {("optim.name", "'sgd'", "(absent)"), ("seed", "1", "2")} <= rows
     assert {("valid.valence", "-", "0.5", "inf"), ("distilled_fraction", "-", "-", "0")} <= rows
     assert ("train/loss", "-", "0", "1", "-", "-", "0") in rows
-    assert f"B  {b}: 4 steps; its last line is half-written and left out" in printed
+    assert f"B  {b}: 4 steps; its last line is half-written and omitted" in printed
     assert "utterances: the same in each of the 3 common steps" in printed
     assert printed.endswith("agrees within 1e-05 over all 3 common steps; largest difference 0, at step 1\n")
 

@@ -19,7 +19,7 @@ def shard_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 def table_of(shard_set: ShardSet, targets: tuple[str, ...]) -> PredictionTable:
-    """Train, its first utterance left out, in the order of the shards."""
+    """Train, its first utterance omitted, in the order of the shards."""
     keys, labels = [], []
     for shard in shard_set.shards_of(("Train",)):
         rows = shard_set.rows(shard.name)

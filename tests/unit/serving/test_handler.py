@@ -42,7 +42,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """An audio root with a recording, a pipe, and links that lead out of it; beside it what nobody shall have."""
+    """An audio root with a recording, a pipe, and links that lead out of it; next to it what nobody shall have."""
     root = tmp_path / "root"
     (root / "deep").mkdir(parents=True)
     (root / "deep" / "a.wav").write_bytes(_wav(4_000))

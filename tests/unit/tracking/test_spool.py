@@ -120,7 +120,7 @@ def test_a_damaged_line_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCap
     spool = _open(tmp_path)
     assert _take_all(spool) == [_metric(1), _metric(3)]
     assert spool.num_waiting == 0
-    assert "has a damaged line, which is left out" in caplog.text
+    assert "has a damaged line, which is omitted" in caplog.text
 
 
 def test_a_lost_count_of_what_was_sent_sends_again_rather_than_never(

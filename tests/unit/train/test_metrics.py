@@ -49,7 +49,7 @@ def test_loss_of_the_categories_is_reported_where_there_are_any():
 
 
 def test_figures_of_an_epoch_are_means_over_the_steps_that_moved_weights():
-    """Three steps of ten rows: losses 3, 1 and one that was left out; CCC of valence is unknown in the second."""
+    """Three steps of ten rows: losses 3, 1 and one that was omitted; CCC of valence is unknown in the second."""
     sums: dict[str, float] = {}
     moved, skipped = Update(gradient_norm=2.0, skipped=False), Update(gradient_norm=9.0, skipped=True)
     for result, share in (

@@ -213,7 +213,7 @@ def test_settings_that_would_do_nothing_are_refused(tmp_path, changes, key):
 def test_an_encoder_without_an_extractor_of_audio_at_16_khz_is_refused(tmp_path):
     settings = config(tmp_path, "whisper")
     (tmp_path / "whisper" / "preprocessor_config.json").unlink()
-    with pytest.raises(ConfigError, match=r"has no preprocessor_config.json .* Save one beside it") as error:
+    with pytest.raises(ConfigError, match=r"has no preprocessor_config.json .* Save one next to it") as error:
         build_model(settings)
     assert "\n" not in str(error.value)
     EncodecFeatureExtractor(sampling_rate=24_000).save_pretrained(tmp_path / "whisper")
