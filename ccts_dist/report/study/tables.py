@@ -24,6 +24,9 @@ DIFFERENCES = (
     ("cts", "ts"),
     ("teacher", "cts"),
 )
+MOST_BELOW = 0.02
+"""CCC that a teacher may be below the better of its branches: more is a fault of its training, not of its data."""
+
 COMPARED = "valence"
 """What words carry and voices do not, so where a teacher that reads can help."""
 
@@ -34,13 +37,38 @@ def study_tables(results: Results, study: Study) -> str:
     parts = [
         f"CCC on the test split of the spoken demo corpus, {first} % wrong transcripts: mean and standard deviation "
         f"over n seeds.\n\n{_systems(results, first)}",
+        teacher_check(results, first),
         f"Differences of the same seed's runs: mean and 95 % interval (Student's t).\n\n{_differences(results, first)}",
         f"The same on {COMPARED}, by share of wrong transcripts; speech only reads none, so it is the same at every "
         f"share.\n\n{_by_share(results, study)}",
         "What the condition rejects of the training utterances: of all, of those with another one's transcript, "
         f"and of the others.\n\n{_rejected(results, study)}",
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def teacher_check(results: Results, percent: int) -> str:
+    """Whether each seed's teacher is at most ``MOST_BELOW`` below the better branch on every dimension; "" for no seed.
+
+    A teacher can read off either branch, so one that is worse has not been trained to its end.
+    """
+    apart = {
+        (seed, dimension): ccc - max(branches[seed] for branches in both)
+        for dimension in DIMENSIONS
+        for both in [[results.ccc(percent, branch, dimension) for branch in ("text", "speech")]]
+        for seed, ccc in results.ccc(percent, "teacher", dimension).items()
+        if all(seed in branches for branches in both)
+    }
+    if not apart:
+        return ""
+    seeds = {seed for seed, _ in apart}
+    failed = {seed for (seed, _), value in apart.items() if value < -MOST_BELOW}
+    seed, dimension = min(apart, key=lambda one: apart[one])
+    return (
+        f"Check of the teacher: {'failed' if failed else 'passed'}. In {len(seeds - failed)} of {len(seeds)} seeds it "
+        f"is at most {MOST_BELOW:.2f} below the better of text only and speech only on every dimension; the lowest "
+        f"difference is {apart[seed, dimension]:+.3f} ({dimension}, seed {seed})."
+    )
 
 
 def difference(

@@ -11,12 +11,14 @@ import pytest
 
 from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError, StageError
+from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.command import build_parser, is_study, study_of
 from ccts_dist.report.stages import Stage
 from ccts_dist.report.study.files import write_results
 from ccts_dist.report.study.plan import Study, Task, order_of_shares, order_of_tasks, stages_of
-from ccts_dist.report.study.results import count_rejected
+from ccts_dist.report.study.results import Results, StudyRun, count_rejected
 from ccts_dist.report.study.study import StudyProgress, _Workers, run_study, share_out
+from ccts_dist.report.study.tables import teacher_check
 
 SEEDS = (17, 18, 19, 20, 21)
 
@@ -286,3 +288,27 @@ def test_options_that_make_no_study_are_refused(words, rule):
     args = asked(*words)
     with pytest.raises(ConfigError, match=rule):
         is_study(args) and study_of(args)
+
+
+def run_of(seed: int, system: str, *ccc: float) -> StudyRun:
+    return StudyRun(
+        percent=10, seed=seed, system=system, ccc=dict(zip(DIMENSIONS, ccc, strict=True)), best_epoch=1, seconds=1.0,
+        distilled_fraction=None,
+    )  # fmt: skip
+
+
+def test_teacher_is_checked_against_the_better_branch_of_each_dimension_and_seed():
+    runs = [
+        run_of(1, "text", 0.1, 0.90, 0.1), run_of(1, "speech", 0.8, 0.4, 0.70), run_of(1, "teacher", 0.9, 0.885, 0.69),
+        run_of(2, "text", 0.1, 0.80, 0.1), run_of(2, "speech", 0.8, 0.4, 0.70), run_of(2, "teacher", 0.8, 0.800, 0.70),
+        run_of(3, "teacher", 0.0, 0.0, 0.0),
+    ]  # fmt: skip
+    assert teacher_check(Results(runs=tuple(runs), gate_counts=()), 10) == (
+        "Check of the teacher: passed. In 2 of 2 seeds it is at most 0.02 below the better of text only and speech "
+        "only on every dimension; the lowest difference is -0.015 (valence, seed 1)."
+    )
+    runs += [run_of(3, "text", 0.1, 0.8, 0.1), run_of(3, "speech", 0.021, 0.0, 0.0)]
+    checked = teacher_check(Results(runs=tuple(runs), gate_counts=()), 10)
+    assert checked.startswith("Check of the teacher: failed. In 2 of 3 seeds")
+    assert checked.endswith("the lowest difference is -0.800 (valence, seed 3).")
+    assert teacher_check(Results(runs=(), gate_counts=()), 10) == ""
