@@ -29,7 +29,7 @@ PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder --durations 10
 WORKERS := -n 3
 # Begun first, so that no process is left alone with one of them at the end.
 LONGEST := tests/flow/benches/test_first_light_rehearsal.py tests/flow/train/resilience/test_thirty_kills.py \
-  tests/ranks/test_stages.py tests/flow/report/test_demo_study.py tests/flow/report/test_whole_way.py \
+  tests/ranks/train/zero/test_stages.py tests/flow/report/test_demo_study.py tests/flow/report/test_whole_way.py \
   tests/flow/tracking/test_servers.py tests/flow/train/resilience/test_stopping.py \
   tests/unit/train/zero/test_extension_build.py
 # Two ranks of HuBERT-large want the memory for themselves.

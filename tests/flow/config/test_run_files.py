@@ -22,8 +22,8 @@ from tests.helpers.models.hub import write_hub
 from tests.helpers.models.published_cpc import published, write_checkpoint
 from tests.helpers.processes.launching import run_forked
 from tests.helpers.processes.small_runs import make_cache
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.processes import run_on_ranks
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own attention
 

@@ -33,7 +33,7 @@ from tests.helpers.models.model_shapes import TEXT
 from tests.helpers.models.small_teacher import save_small_teacher
 from tests.helpers.processes.launching import launch
 from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, write_run
-from tests.ranks.processes import run_on_ranks
+from tests.helpers.ranks.processes import run_on_ranks
 
 EPOCHS, STEPS_PER_EPOCH, BATCH = 2, 4, 16
 SHARDS = ("Train-000000.tar", "Train-000001.tar", "Train-000002.tar")

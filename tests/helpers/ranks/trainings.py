@@ -11,7 +11,7 @@ from ccts_dist.config import read_run
 from ccts_dist.distributed import barrier, rank_facts
 from ccts_dist.train import run as training
 from ccts_dist.train.zero.engine import Engine
-from tests.ranks.record_gradients import RecordingEngine
+from tests.helpers.ranks.record_gradients import RecordingEngine
 
 LINEAR = functional.linear
 """As a new process has it: ZeRO-3 puts its own, which rounds otherwise, in its place for good."""

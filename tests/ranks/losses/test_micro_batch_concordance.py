@@ -12,7 +12,7 @@ from ccts_dist.losses.total import DistillTerms
 from ccts_dist.records import DIMENSIONS, Batch, Condition, StepBatches, TeacherBatch
 from ccts_dist.train.steps.step import Objective, StepResult, train_step
 from ccts_dist.train.zero.engine import Update
-from tests.ranks.processes import run_on_ranks
+from tests.helpers.ranks.processes import run_on_ranks
 
 ALPHA = (0.4, 0.35, 0.25)
 ROWS = 13

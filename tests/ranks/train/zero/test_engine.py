@@ -19,7 +19,7 @@ from ccts_dist.train.checkpoints.writer import CheckpointWriter
 from ccts_dist.train.zero.ds_config import read_ds_config
 from ccts_dist.train.zero.engine import Engine, Snapshot
 from tests.helpers.processes.launching import ROOT, environment
-from tests.ranks.processes import run_on_ranks
+from tests.helpers.ranks.processes import run_on_ranks
 
 SHIPPED = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 CASES = [(stage, precision) for stage in SHIPPED for precision in ("fp32", "bf16")]
@@ -97,7 +97,7 @@ def imported_for_nothing() -> list[str]:
 
 
 def test_engine_starts_without_what_no_run_makes_use_of():
-    program = "import tests.ranks.test_engine as test; assert test.imported_for_nothing() == []"
+    program = "import tests.ranks.train.zero.test_engine as test; assert test.imported_for_nothing() == []"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.helpers.processes.small_runs import build_two_kinds, read_history, read_validations, write_run
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.processes import run_on_ranks
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 pytestmark = pytest.mark.long
 

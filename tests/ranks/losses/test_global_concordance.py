@@ -20,7 +20,7 @@ from ccts_dist.losses.total import (
 )
 from ccts_dist.records import Condition, TeacherBatch
 from tests.helpers.models.distillation import direct_distillation, rows_of
-from tests.ranks.processes import run_on_ranks
+from tests.helpers.ranks.processes import run_on_ranks
 
 ALPHA = (0.4, 0.35, 0.25)
 ROWS = 13

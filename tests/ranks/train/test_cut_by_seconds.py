@@ -13,8 +13,8 @@ from ccts_dist.train.experiment import open_experiment
 from tests.helpers.models.small_teacher import save_small_teacher
 from tests.helpers.processes.launching import ROOT
 from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, write_run
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.processes import run_on_ranks
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 STEPS, SAVED_AT = 12, 6
 STAGES = (0, 1, 2, 3)

@@ -8,8 +8,8 @@ from safetensors.numpy import load_file
 from ccts_dist.train import run as training
 from ccts_dist.train.zero.engine import Engine
 from tests.helpers.processes.small_runs import LONG, SHORT, build_two_kinds, read_history, write_run
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.processes import run_on_ranks
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 tried: list[tuple[int, int]] = []
 """Rows and samples of the micro-batches that this process's engine has tried."""

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 
 from tests.helpers.models.small_teacher import save_small_teacher
 from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, write_run
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.processes import run_on_ranks
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 pytestmark = pytest.mark.long
 

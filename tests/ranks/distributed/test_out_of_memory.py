@@ -11,7 +11,7 @@ from ccts_dist.distributed import rank_facts
 from ccts_dist.train import run as training
 from ccts_dist.train.zero.engine import Engine, Update
 from tests.helpers.processes.small_runs import build_two_kinds, write_run
-from tests.ranks.processes import end_ranks
+from tests.helpers.ranks.processes import end_ranks
 
 _TOO_MANY_BYTES = 1 << 50
 

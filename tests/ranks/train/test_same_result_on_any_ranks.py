@@ -20,8 +20,8 @@ from ccts_dist.train.experiment import open_experiment
 from tests.helpers.models.small_teacher import save_small_teacher
 from tests.helpers.processes.launching import launch_well
 from tests.helpers.processes.small_runs import LONG, build_two_kinds, make_cache, read_history, write_run
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.processes import run_on_ranks
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 DISTIL = {"embedding_weight": 1.0, "embedding_loss": "mse", "prediction_weight": 0.5}
 SETTINGS = {
@@ -161,7 +161,7 @@ def test_first_reduced_gradient_and_every_steps_keys_agree_with_adam(place):
             data={"teacher_cache": str(place / "cache")}, optim={"name": "adam", "learning_rate": 1e-3},
             train={"max_steps": 12},
         )  # fmt: skip
-        launch_well(num_ranks, "tests/ranks/record_gradients.py", "--config", str(config))
+        launch_well(num_ranks, "tests/helpers/ranks/record_gradients.py", "--config", str(config))
         gradients.append(load_file(output / "gradients.safetensors"))
         keys.append([step["keys"] for step in read_history(output)])
     assert keys[0] == keys[1]

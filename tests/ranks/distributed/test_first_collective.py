@@ -17,7 +17,7 @@ from torch.distributed import TCPStore
 
 from tests.helpers.processes.launching import ROOT
 from tests.helpers.processes.small_runs import build_two_kinds, write_run
-from tests.ranks.processes import HOST, end_ranks
+from tests.helpers.ranks.processes import HOST, end_ranks
 
 _COLLECTIVES = ("all_gather_object", "all_reduce", "broadcast_object_list", "broadcast", "barrier")
 

@@ -12,7 +12,7 @@ from ccts_dist.shards import ShardSet, TeacherCache, open_shard_set, open_teache
 from ccts_dist.teacher.robust import robust_condition
 from ccts_dist.teacher.threshold import kth_smallest, rejected_fraction, threshold_rejecting
 from tests.helpers.examples.shard_examples import example_cache, example_shard_set
-from tests.ranks.processes import run_on_ranks
+from tests.helpers.ranks.processes import run_on_ranks
 
 SIZES = (0, 5, 300)
 """Numbers of each rank: one has none."""

@@ -22,7 +22,7 @@ from ccts_dist.distributed import (
     sum_over_ranks,
 )
 from ccts_dist.errors import CctsError, ShardError, TeacherError
-from tests.ranks.processes import end_ranks, run_on_ranks
+from tests.helpers.ranks.processes import end_ranks, run_on_ranks
 
 
 def settle(ballot: PendingResult[int]) -> tuple[int, bool]:

@@ -19,8 +19,8 @@ from launch import evaluate as evaluate_command
 from launch import predict as predict_command
 from tests.helpers.processes.launching import ROOT
 from tests.helpers.processes.small_runs import build_two_kinds, read_history, read_validations, write_run
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.processes import run_on_ranks
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 pytestmark = pytest.mark.long
 

@@ -21,8 +21,8 @@ from ccts_dist.scoring import read_table
 from ccts_dist.shards import open_shard_set
 from launch import evaluate as command
 from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.processes import run_on_ranks
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 NAMES = ["calm", "tense"]
 

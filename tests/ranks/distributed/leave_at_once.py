@@ -1,6 +1,6 @@
 """Two ranks that leave right after a collective, whose threads have not yet been let to give back its tensors.
 
-    python tests/ranks/leave_at_once.py ROUNDS
+    python tests/ranks/distributed/leave_at_once.py ROUNDS
 
 Prints every rank's exit code. Each round forks from one process that has imported torch, so that it takes little time.
 """

@@ -14,8 +14,8 @@ from ccts_dist.train.experiment import open_experiment
 from tests.helpers.faults.damage import flip, flip_in_member
 from tests.helpers.processes.launching import ROOT
 from tests.helpers.processes.small_runs import SPEECH, build_two_kinds, read_history, read_validations, write_run
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.processes import run_on_ranks
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 pytestmark = pytest.mark.long
 

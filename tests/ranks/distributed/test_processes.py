@@ -7,7 +7,7 @@ import pytest
 
 from ccts_dist.distributed import gather_objects, rank_facts
 from tests.helpers.processes.launching import ROOT, environment
-from tests.ranks.processes import run_on_ranks
+from tests.helpers.ranks.processes import run_on_ranks
 
 
 def ranks_of_all() -> list[int]:
@@ -53,7 +53,7 @@ def test_rank_that_does_not_end_in_time_fails():
 def test_ranks_that_leave_right_after_a_collective_keep_their_exit_code():
     """Without ``leave`` every fourth rank or so aborts here: a thread of gloo meets the end of the interpreter."""
     done = subprocess.run(
-        [sys.executable, "tests/ranks/leave_at_once.py", "16"],
+        [sys.executable, "tests/ranks/distributed/leave_at_once.py", "16"],
         cwd=ROOT, env=environment({"PYTHONPATH": str(ROOT)}), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.stdout.split() == ["0"] * 32, done.stderr

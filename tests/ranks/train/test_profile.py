@@ -5,8 +5,8 @@ import json
 
 from ccts_dist.train.speed.step_profile import PARTS, TABLE, TRACE
 from tests.helpers.processes.small_runs import build_two_kinds, write_run
-from tests.ranks.processes import run_on_ranks
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.processes import run_on_ranks
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 
 def test_first_rank_writes_a_trace_and_a_table_of_the_steps(tmp_path):

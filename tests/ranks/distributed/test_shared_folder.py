@@ -10,7 +10,7 @@ from ccts_dist.errors import TeacherError
 from ccts_dist.shards.shard_set import open_shard_set
 from ccts_dist.teacher import cache_teacher
 from tests.helpers.models.small_teacher import build_small_shards, save_small_teacher
-from tests.ranks.processes import run_on_ranks
+from tests.helpers.ranks.processes import run_on_ranks
 
 
 def cache_in_own_folder(folder: Path, shards: Path) -> str:
