@@ -28,11 +28,12 @@ PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder --durations 10
 # A worker more than there are cores: much of what the later tiers do is waiting, for a time-out, a start or a server.
 WORKERS := -n 3
 # Begun first, so that no process is left alone with one of them at the end.
-LONGEST := tests/flow/test_first_light_rehearsal.py tests/flow/test_thirty_kills.py tests/ranks/test_stages.py \
-  tests/flow/test_demo_study.py tests/flow/test_whole_way.py tests/flow/test_servers.py tests/flow/test_stopping.py \
+LONGEST := tests/flow/benches/test_first_light_rehearsal.py tests/flow/train/resilience/test_thirty_kills.py \
+  tests/ranks/train/zero/test_stages.py tests/flow/report/test_demo_study.py tests/flow/report/test_whole_way.py \
+  tests/flow/tracking/test_servers.py tests/flow/train/resilience/test_stopping.py \
   tests/unit/train/zero/test_extension_build.py
 # Two ranks of HuBERT-large want the memory for themselves.
-LARGEST := tests/flow/test_real_size.py
+LARGEST := tests/flow/train/test_real_size.py
 
 UV_INSTALL := $(BIN)/uv pip install --system-certs --compile-bytecode --python $(BIN)/python
 define INSTALL_cuda

@@ -34,9 +34,9 @@ from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.shard_set import open_shard_set
 from tests.bench import speech
-from tests.flow.s3_server import Rule, s3_server
 from tests.helpers.processes.launching import ROOT, environment
 from tests.helpers.processes.small_runs import SPEECH
+from tests.helpers.servers.s3_server import Rule, s3_server
 
 WINDOWS = 6
 

@@ -19,7 +19,7 @@ from tests.gpu.material import ROOT, write_run
 from tests.gpu.outcome import Outcome, check
 from tests.gpu.situation import Situation, run_part
 from tests.gpu.steps import Training, training
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 SAVED_AT, MORE = 3, 2

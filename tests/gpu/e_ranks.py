@@ -11,7 +11,7 @@ from tests.gpu.material import ROOT, write_run
 from tests.gpu.outcome import Outcome, check
 from tests.gpu.situation import Situation, run_part
 from tests.helpers.processes.launching import environment, inner_launcher
-from tests.ranks.trainings import Job, run_trainings
+from tests.helpers.ranks.trainings import Job, run_trainings
 
 STAGES = ("zero1", "zero2", "zero3")
 NUM_STEPS = 3

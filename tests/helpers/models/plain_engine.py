@@ -14,7 +14,7 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.records import Batch
 from ccts_dist.train import run as training
 from ccts_dist.train.zero.engine import Engine, Update
-from tests.ranks.trainings import copy_run
+from tests.helpers.ranks.trainings import copy_run
 
 _FILE = "plain.pt"
 

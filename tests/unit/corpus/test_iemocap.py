@@ -1,4 +1,4 @@
-"""The IEMOCAP reader against folders written by hand; the whole layout is in tests/flow/test_corpora_to_shards.py."""
+"""The IEMOCAP reader against written folders; the whole layout is in tests/flow/corpus/test_corpora_to_shards.py."""
 
 import shutil
 from collections.abc import Callable

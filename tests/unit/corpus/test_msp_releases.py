@@ -1,4 +1,4 @@
-"""What differs between releases of MSP-Podcast; whole look-alikes are in tests/flow/test_corpora_to_shards.py."""
+"""What differs between releases of MSP-Podcast; look-alikes are in tests/flow/corpus/test_corpora_to_shards.py."""
 
 from collections.abc import Callable
 from pathlib import Path

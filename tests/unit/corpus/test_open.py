@@ -1,4 +1,4 @@
-"""Readers of the open corpora against damaged copies; tests/flow/test_corpora_to_shards.py has their layouts."""
+"""Readers of the open corpora against damaged copies; tests/flow/corpus/test_corpora_to_shards.py has their layouts."""
 
 from collections.abc import Callable
 from pathlib import Path
