@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from ccts_dist import __version__
 from ccts_dist.errors import exit_without_teardown, run_main
-from ccts_dist.invocation import PROGRAM
+from ccts_dist.process.invocation import PROGRAM
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from ccts_dist.account import complete_account
 from ccts_dist.extras import words_for_missing
-from ccts_dist.invocation import as_started
-from ccts_dist.launched import adopt_launcher
+from ccts_dist.process.account import complete_account
+from ccts_dist.process.invocation import as_started
+from ccts_dist.process.launched import adopt_launcher
 from ccts_dist.redaction import guard_output
 
 STOPPED = 75

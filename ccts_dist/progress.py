@@ -12,7 +12,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from ccts_dist.errors import without_controls
-from ccts_dist.invocation import as_started
+from ccts_dist.process.invocation import as_started
 
 SECONDS_BETWEEN_LINES = 10.0
 """Without a terminal: often enough to see that it lives, seldom enough for a log that is kept."""

@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from ccts_dist.errors import ConfigError, PeerLostError, PortTakenError
-from ccts_dist.launched import adopt_launcher, launcher_conflict
+from ccts_dist.process.launched import adopt_launcher, launcher_conflict
 
 BACKEND = "CCTS_BACKEND"
 """Environment variable: "gloo" lets ranks share a GPU, slowly; "nccl" is the default where there are GPUs."""

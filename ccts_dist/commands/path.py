@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ccts_dist.cli import COMMANDS, module_of, start
 from ccts_dist.errors import ConfigError
-from ccts_dist.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser
 from ccts_dist.shipped import FOLDER, find_shipped
 
 

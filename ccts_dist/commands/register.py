@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ccts_dist.cli import start
 from ccts_dist.errors import gc_paused
-from ccts_dist.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

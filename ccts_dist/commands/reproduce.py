@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ccts_dist.cli import start
-from ccts_dist.invocation import as_started
+from ccts_dist.process.invocation import as_started
 from ccts_dist.report.command import build_parser, is_study, reproduction_of, study_of
 from ccts_dist.report.demo import run_demo
 from ccts_dist.report.paper import reproduce

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from ccts_dist.cli import start
-from ccts_dist.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

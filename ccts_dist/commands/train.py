@@ -8,7 +8,7 @@ from pathlib import Path
 from ccts_dist.cli import start
 from ccts_dist.errors import ConfigError, gc_paused
 from ccts_dist.extras import missing_for_training
-from ccts_dist.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser
 from ccts_dist.train.memory.allocator import prefer_expandable_segments
 
 

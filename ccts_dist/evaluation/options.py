@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser
 
 EPILOG = """examples:
   python launch/evaluate.py --model runs/student/best --shards data/msp --splits Test1 --out runs/student/test

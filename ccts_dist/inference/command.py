@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ccts_dist.inference.rows import FORMATS
-from ccts_dist.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser
 
 EPILOG = """examples:
   python launch/predict.py --model runs/student/best a.wav b.flac

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ccts_dist.account import user_cache
 from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.files.model_folders import model_folder
+from ccts_dist.process.account import user_cache
 from ccts_dist.redaction import without_credentials
 from ccts_dist.registry.hub import HUB_SCHEME, parse_hub_name, pin_hub_model, pull_hub_model, scratch_in
 from ccts_dist.registry.model_uri import (

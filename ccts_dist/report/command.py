@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import get_args
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.invocation import CommandParser
 from ccts_dist.losses.distill import Distance
+from ccts_dist.process.invocation import CommandParser
 from ccts_dist.report.paper import PAPERS_DISTANCE, Reproduction
 from ccts_dist.report.paper_tables import TABLES
 from ccts_dist.report.study.plan import Study, order_of_shares

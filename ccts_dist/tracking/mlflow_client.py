@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ccts_dist.account import complete_account
 from ccts_dist.errors import ConfigError
+from ccts_dist.process.account import complete_account
 from ccts_dist.redaction import redact, remember, shown_cause, without_credentials
 from ccts_dist.tracking.sqlite_store import make_store
 from ccts_dist.tracking.uri import sqlite_file

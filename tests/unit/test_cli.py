@@ -9,7 +9,7 @@ import pytest
 from ccts_dist import __version__, cli
 from ccts_dist.commands import evaluate, reproduce
 from ccts_dist.commands.shards import check
-from ccts_dist.invocation import as_started
+from ccts_dist.process.invocation import as_started
 
 SCRIPTS = sorted([*Path("launch").glob("*.py"), *Path("shards").glob("*.py")])
 

@@ -5,7 +5,7 @@ import sys
 
 from ccts_dist.cli import start
 from ccts_dist.errors import gc_paused, without_controls
-from ccts_dist.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser
 from ccts_dist.progress import byte_progress
 
 EPILOG = """Unpacks nothing, follows no link. A finding that is of no single utterance has "-" for its key.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ccts_dist.cli import start
 from ccts_dist.errors import gc_paused, without_controls
-from ccts_dist.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser
 
 EPILOG = """Reads the index alone, no audio. A histogram has ten bars, from label 0 to label 1.
 Exit codes: 0 done; 1 a damaged set; 2 a mistake, or no shard set there."""

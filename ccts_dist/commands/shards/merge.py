@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ccts_dist.cli import start
 from ccts_dist.errors import gc_paused
-from ccts_dist.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser
 from ccts_dist.progress import Progress
 
 EPILOG = """Train on the result with [data] shards = "MERGED" and teacher_cache = "merged": bit-equal to

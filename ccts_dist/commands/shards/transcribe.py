@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ccts_dist.cli import start
 from ccts_dist.errors import gc_paused
-from ccts_dist.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser
 from ccts_dist.progress import Progress
 
 EPILOG = """MODEL is a folder or a name of the hub: a CTC model (wav2vec 2.0, HuBERT, WavLM ...), Whisper or Moonshine.

@@ -9,7 +9,7 @@ from ccts_dist.corpus import Corpus, SpokenConfig, make_spoken_corpus, read_mani
 from ccts_dist.corpus.asr_transcripts import apply_transcripts, read_transcripts
 from ccts_dist.corpus.speaker_splits import resplit_by_speaker
 from ccts_dist.errors import ConfigError
-from ccts_dist.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser
 from ccts_dist.progress import log
 from ccts_dist.shards.build import hf_command
 from ccts_dist.shards.build.corpora import FOLDER_CORPORA

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ccts_dist.account import user_cache
 from ccts_dist.errors import CctsError, ConfigError, FetchError, ShardError, is_first_rank
+from ccts_dist.process.account import user_cache
 from ccts_dist.progress import SECONDS_BETWEEN_LINES, log
 from ccts_dist.shards.stores.address import is_address
 from ccts_dist.shards.stores.fetch_cache import FetchCache, Refusal, Reservation, cached_name

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.launched import adopt_launcher, first_host
+from ccts_dist.process.launched import adopt_launcher, first_host
 from ccts_dist.ranks import Ranks, rank_facts
 
 SLURM = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ccts_dist.account import complete_account, user_cache
+from ccts_dist.process.account import complete_account, user_cache
 
 NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME", "XDG_CACHE_HOME")
 

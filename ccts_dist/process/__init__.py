@@ -1,0 +1,1 @@
+"""How this process was started: its command, its launcher, and the account that it runs under."""
