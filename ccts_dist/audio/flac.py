@@ -17,8 +17,8 @@ def decode_flac(payload: bytes, out: Float32[np.ndarray, " samples"]) -> tuple[i
         Number of samples, sample rate and number of channels; of the samples that could be decoded, when the file
         states as many as were asked for. None when it is no FLAC file.
     """
-    # dr_flac: about twice as fast as libsndfile, to the same samples (tests/bench/decoder.py). Its samples come as
-    # 32-bit floats, which hold 16 bits exactly, straight into the batch.
+    # dr_flac: about twice as fast as libsndfile, to the same samples (tests/bench/loader/decoder.py). Its samples come
+    # as 32-bit floats, which hold 16 bits exactly, straight into the batch.
     flac = lib.ma_dr_flac_open_memory(payload, len(payload), ffi.NULL)
     if flac == ffi.NULL:
         return None

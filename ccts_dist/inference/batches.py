@@ -204,8 +204,8 @@ def keep_few_kernels() -> None:
     """Bound what oneDNN keeps for shapes it has met; to be called before the first pass on a CPU.
 
     It keeps up to 1,024 kernels, and nearly every pass has a shape of its own: 4,000 recordings took 1.4 GB so, and
-    take 0.2 GB with 16, at 5 % of the time (tests/bench/predict.py). ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``, where it is
-    set, has the last word.
+    take 0.2 GB with 16, at 5 % of the time (tests/bench/inference/predict.py). ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``,
+    where it is set, has the last word.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 

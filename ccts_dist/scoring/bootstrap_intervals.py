@@ -55,7 +55,8 @@ def bootstrap(
 
     The ends are quantiles of the draws, a little farther out than 2.5 and 97.5 %: Hesterberg's expanded percentile
     interval (The American Statistician 69, 2015), with as many speakers as the uneven ones amount to.
-    ``tests/bench/coverage.py`` measures what it covers; Efron's BCa covered less where some speakers speak much.
+    ``tests/bench/scoring/coverage.py`` measures what it covers; Efron's BCa covered less where some speakers speak
+    much.
 
     Args:
         sums: of each speaker, the first of them how many labels; several models side by side are more columns.

@@ -16,7 +16,7 @@ from ccts_dist.scoring.prediction_table import PredictionTable
 
 FEWEST_SPEAKERS = 150
 """From here on intervals were measured to hold what they state, however unevenly speakers talk
-(``tests/bench/coverage.py``)."""
+(``tests/bench/scoring/coverage.py``)."""
 
 MEAN = "mean over targets"
 """In the place of a target's name."""

@@ -156,7 +156,7 @@ def test_command_of_a_document_is_one_that_its_parser_takes(document: str, line:
         "python launch/train.py --config RUN.toml --chek",
         "deepspeed --num_gpu_ 2 launch/train.py --config RUN.toml",
         "make demmo",
-        "python -m tests.bench.scaling --repeat-it 3",
+        "python -m tests.bench.train.scaling --repeat-it 3",
         "ccts trian --config RUN.toml",
     ],
 )

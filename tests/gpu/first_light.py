@@ -31,14 +31,14 @@ from tests.gpu.supervision import Part, python, run_part, skipped  # noqa: E402
 from tests.gpu.table import table  # noqa: E402
 
 PARTS = (
-    Part(letter="A", title="starts", module="tests.gpu.a_starts", limit_s=60),
-    Part(letter="B", title="the CPU's losses", module="tests.gpu.b_losses", limit_s=120),
-    Part(letter="C", title="two rounds agree", module="tests.gpu.c_rounds", limit_s=50),
-    Part(letter="D", title="saves and stops", module="tests.gpu.d_saves", limit_s=100),
-    Part(letter="E", title="two ranks", module="tests.gpu.e_ranks", limit_s=90),
-    Part(letter="F", title="speed and memory", module="tests.gpu.f_speed", limit_s=200),
-    Part(letter="G", title="beside other loops", module="tests.gpu.g_peers", limit_s=100),
-    Part(letter="H", title="long runs", module="tests.gpu.h_long", limit_s=150),
+    Part(letter="A", title="starts", module="tests.gpu.parts.a_starts", limit_s=60),
+    Part(letter="B", title="the CPU's losses", module="tests.gpu.parts.b_losses", limit_s=120),
+    Part(letter="C", title="two rounds agree", module="tests.gpu.parts.c_rounds", limit_s=50),
+    Part(letter="D", title="saves and stops", module="tests.gpu.parts.d_saves", limit_s=100),
+    Part(letter="E", title="two ranks", module="tests.gpu.parts.e_ranks", limit_s=90),
+    Part(letter="F", title="speed and memory", module="tests.gpu.parts.f_speed", limit_s=200),
+    Part(letter="G", title="beside other loops", module="tests.gpu.parts.g_peers", limit_s=100),
+    Part(letter="H", title="long runs", module="tests.gpu.parts.h_long", limit_s=150),
 )
 """The most valuable first. A to E take at most 420 s, all of them at most 870 s."""
 

@@ -17,7 +17,7 @@ from typing import Any
 from tests.helpers.processes.forked import Forked
 from tests.helpers.processes.launching import run_forked
 
-MODULES = ("tests.gpu.d_saves", "tests.gpu.e_ranks", "tests.gpu.h_long")
+MODULES = ("tests.gpu.parts.d_saves", "tests.gpu.parts.e_ranks", "tests.gpu.parts.h_long")
 """Parts that start commands."""
 
 WITHIN_S = 1_200.0

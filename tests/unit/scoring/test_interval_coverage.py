@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.bench.coverage import TRUTH, covered, draw_split
+from tests.bench.scoring.coverage import TRUTH, covered, draw_split
 
 
 def test_truth_is_that_of_the_population_worked_by_hand():

@@ -1,7 +1,7 @@
 """What keeping the frames of a frozen encoder saves: seconds of training with and without, in turns.
 
-    python -m tests.bench.frames            5 turns of 2 epochs each
-    python -m tests.bench.frames --quick    2 turns of 1
+    python -m tests.bench.train.frames            5 turns of 2 epochs each
+    python -m tests.bench.train.frames --quick    2 turns of 1
 
 A frozen encoder of HuBERT-base's depth at a quarter of its width (12 layers of 192, seven convolutions), the GRU and
 the heads above it trained, one rank on one core, 128 utterances of 2 to 4 s. Both ways train the same model on the same

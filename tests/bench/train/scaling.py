@@ -1,7 +1,7 @@
 """Weak scaling: two ranks on two cores against one rank pinned to one core, on the demo's student.
 
-    python -m tests.bench.scaling            5 turns, three trainings of 100 steps each
-    python -m tests.bench.scaling --quick    1 turn, trainings of 30 steps
+    python -m tests.bench.train.scaling            5 turns, three trainings of 100 steps each
+    python -m tests.bench.train.scaling --quick    1 turn, trainings of 30 steps
 
 Each rank has the same micro-batch (16 utterances), so that two ranks do twice the work of one in a step; they reach
 ``rate of two / (2 x rate of one)`` of what twice the hardware could give. Each measurement is a training of its own
@@ -22,11 +22,11 @@ from typing import Any
 from ccts_dist.loader.micro_batches import split_global_batch
 from ccts_dist.loader.sampler import BatchSampler
 from ccts_dist.shards.shard_set import ShardSet
-from tests.bench.demo_student import finish, prepare, start, work_folder, write_run
+from tests.bench.train.demo_student import finish, prepare, start, work_folder, write_run
 
 ONE, TWO, ASIDE = "one rank, one core", "two ranks, two cores", "two single ranks side by side"
 MICRO = 16
-SCRIPT = "tests/bench/under_launcher/train_timed.py"
+SCRIPT = "tests/bench/train/under_launcher/train_timed.py"
 
 
 def main() -> None:

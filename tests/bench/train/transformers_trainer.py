@@ -1,7 +1,7 @@
 """Training with batches of random composition against the transformers Trainer: seconds of audio per second.
 
-    python -m tests.bench.transformers_trainer            5 turns of 12 steps of 16 utterances, and of 6 of 32
-    python -m tests.bench.transformers_trainer --quick    2 turns of half as many
+    python -m tests.bench.train.transformers_trainer            5 turns of 12 steps of 16 utterances, and of 6 of 32
+    python -m tests.bench.train.transformers_trainer --quick    2 turns of half as many
 
 The same HuBERT of four layers with the same loss, utterances of 2.5 to 11 s, float32, AdamW, on the same cores. Ours:
 one rank under ZeRO-2, `data.bucket_batches = 1`, `batch.micro_batch_seconds`, the exact CCC of the whole batch. Theirs:
@@ -110,7 +110,7 @@ def _measure(side: str, config: Path, place: Path, size: int, steps: int) -> dic
     words = [side, str(config), str(size), str(WARM_UP), str(steps), str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(cores), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(
-        [sys.executable, "-m", "tests.bench.under_launcher.time_training", *words],
+        [sys.executable, "-m", "tests.bench.train.under_launcher.time_training", *words],
         cwd=ROOT,
         env=environment,
         check=True,

@@ -1,6 +1,6 @@
 """How many cores ``launch/predict.py`` keeps busy, and how much memory it takes, over few and many recordings.
 
-    python tests/bench/predict.py [--files 1 250 1000 4000] [--hours 0.5 2]
+    python -m tests.bench.inference.predict [--files 1 250 1000 4000] [--hours 0.5 2]
 
 The recordings are made on the spot in a temporary folder: sounds like speech of MSP-like durations as FLAC files, and
 one long recording of each of ``--hours``, which is read in windows of 5 s. The model has the shape of the demo's
@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import speech
 import torch
 
 from ccts_dist.config import parse_run
 from ccts_dist.model import build_model, save_model
+from tests.bench.loader import speech
+from tests.helpers.processes.launching import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN_FILE = ROOT / "launch" / "runs" / "demo" / "cts.toml"
 
 

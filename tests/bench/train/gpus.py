@@ -1,7 +1,7 @@
 """The cost model's table of a full run on many GPUs, for a corpus of MSP-like durations.
 
-    python -m tests.bench.gpus --ranks 64
-    python -m tests.bench.gpus --ranks 64 --assume device=a100 --assume host_gbit_s=1600
+    python -m tests.bench.train.gpus --ranks 64
+    python -m tests.bench.train.gpus --ranks 64 --assume device=a100 --assume host_gbit_s=1600
 
 Needs no GPU, no shards and no weights: HuBERT-large is made of shapes, and a plan of durations drawn as in
 MSP-Podcast, sorted in groups of 32 batches and cut as the loader does. ``launch/train.py --check --ranks N`` gives the
@@ -24,7 +24,7 @@ from ccts_dist.train.speed.flops import count_flops
 from ccts_dist.train.speed.scaling import CostModel, Steps, StepsOf, visible_device
 from ccts_dist.train.zero.ds_config import read_ds_config
 from ccts_dist.train.zero.partitioning import read_partitioning, sizes_of
-from tests.bench.speech import SAMPLE_RATE_HZ, durations
+from tests.bench.loader.speech import SAMPLE_RATE_HZ, durations
 from tests.helpers.models.large_student import LARGE
 
 RUN = Path("launch/runs/full/speech.toml")

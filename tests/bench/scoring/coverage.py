@@ -1,6 +1,6 @@
 """How often a 95 % interval of ``ccts_dist.scoring`` holds the truth, by number of speakers.
 
-    python -m tests.bench.coverage --speakers 20 50 100 150 400 --splits 2000
+    python -m tests.bench.scoring.coverage --speakers 20 50 100 150 400 --splits 2000
 
 Splits are drawn from a population whose CCC is known. A speaker has an own mean label (30 % of the labels' variance),
 and the model an own bias for the speaker, so that utterances of one speaker are alike. How much a speaker states is

@@ -1,6 +1,6 @@
 """How much faster two processes build shards than one: the same corpus, the same bytes, turn by turn in one run.
 
-    python tests/bench/build.py [--hours 4] [--repeats 5]
+    python tests/bench/shards/build.py [--hours 4] [--repeats 5]
 
 The corpus is made on the spot in a temporary folder: voiced sounds of 2 to 11 s in wave files, which FLAC brings to
 about half their size, as it does speech. Prints every repeat and the medians; one process is one process with one

@@ -1,8 +1,8 @@
 """What a training step costs beyond forward, backward and optimizer, and what of it is the exact CCC.
 
-    python -m tests.bench.step            three launches, in each 20 turns of 10 steps for every way
-    python -m tests.bench.step --quick    3 turns of 4 steps
-    python -m tests.bench.step --cases 2x2    one launch alone
+    python -m tests.bench.train.step            three launches, in each 20 turns of 10 steps for every way
+    python -m tests.bench.train.step --quick    3 turns of 4 steps
+    python -m tests.bench.train.step --cases 2x2    one launch alone
 
 On the demo's cT/S student, ZeRO-2, the same batches for every way of taking a step. The ways take turns within one
 process (per rank), and a ratio is the median of the turns' ratios.
@@ -24,9 +24,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.bench.demo_student import finish, prepare, start, work_folder, write_run
+from tests.bench.train.demo_student import finish, prepare, start, work_folder, write_run
 
-SCRIPT = "tests/bench/under_launcher/time_steps.py"
+SCRIPT = "tests/bench/train/under_launcher/time_steps.py"
 MICRO = 16
 CASES = {"1x1": (1, 1), "2x1": (2, 1), "2x2": (2, 2)}
 """Ranks x micro-batches."""

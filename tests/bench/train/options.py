@@ -1,8 +1,8 @@
 """What options cost a run that uses none: a step's time at an earlier revision and now, the same run file for both.
 
-    python -m tests.bench.options               15 turns, each of 40 steps per revision and case
-    python -m tests.bench.options --quick       2 turns of 20 steps
-    python -m tests.bench.options --base HEAD   the present commit against itself: what the machine alone does
+    python -m tests.bench.train.options               15 turns, each of 40 steps per revision and case
+    python -m tests.bench.train.options --quick       2 turns of 20 steps
+    python -m tests.bench.train.options --base HEAD   the present commit against itself: what the machine alone does
 
 The earlier revision (by default the last one before the options) is exported into a temporary folder and runs in the
 same environment, with the same corpus, cache and clock. Its own run files name no option that came later, so that all
@@ -35,13 +35,13 @@ from typing import Any
 
 import tomli_w
 
-from tests.bench.demo_student import finish, prepare, start, work_folder
+from tests.bench.train.demo_student import finish, prepare, start, work_folder
 from tests.helpers.processes.launching import ROOT
 
 BASE = "a4dc43d"
 """The last revision before the options."""
 
-SCRIPT = ROOT / "tests" / "bench" / "under_launcher" / "train_timed.py"
+SCRIPT = ROOT / "tests/bench/train/under_launcher/train_timed.py"
 UTTERANCES = 16
 SECONDS = 1.5
 TARGET = 0.02

@@ -1,9 +1,9 @@
 """How fast loaders make padded batches of speech: this one and others, on the same audio, against a floor.
 
-    python tests/bench/loader.py                      all systems, 3,000 utterances, 5 repeats: about 20 minutes
-    python tests/bench/loader.py --quick              600 utterances, 3 repeats
-    python tests/bench/loader.py --peers none         this project's loader and the floor only
-    python tests/bench/loader.py --peers lhotse,litdata --json figures.json
+    python tests/bench/loader/loader.py                      all systems, 3,000 utterances, 5 repeats: about 20 minutes
+    python tests/bench/loader/loader.py --quick              600 utterances, 3 repeats
+    python tests/bench/loader/loader.py --peers none         this project's loader and the floor only
+    python tests/bench/loader/loader.py --peers lhotse,litdata --json figures.json
 
 Every system reads the same FLAC utterances in its own format, shuffles them, and hands over float32 batches of 16 with
 lengths, keys and three labels. Each measurement is an epoch in a fresh process; the systems take turns, and a figure is
@@ -82,7 +82,7 @@ class Entrant:
         command = [str(self.python), str(_HERE / "measure.py"), self.system.module, str(self.folder), action, argument]
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(_HERE.parents[1]),
+            "PYTHONPATH": str(_HERE.parents[2]),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }

@@ -4,7 +4,7 @@ A real S3 server (moto) on this machine, slowed to so many megabytes a second pe
 on one epoch by each of: shards on disk; shards of the server with an empty cache; the same with a full cache; and with
 an empty cache while some requests fail. Each epoch in a fresh process; the losses must be equal.
 
-    python -m tests.bench.remote
+    python -m tests.bench.loader.remote
 
     overlap = 1 - (seconds in which a reader waited for a shard) / (seconds in which a transfer ran)
 
@@ -33,7 +33,7 @@ from ccts_dist.model.emotion import build_model
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.shard_set import open_shard_set
-from tests.bench import speech
+from tests.bench.loader import speech
 from tests.helpers.processes.launching import ROOT, environment
 from tests.helpers.processes.small_runs import SPEECH
 from tests.helpers.servers.s3_server import Rule, s3_server
@@ -97,7 +97,7 @@ def run_epoch(root: str | Path, cache: Path, window: int, env: Mapping[str, str]
     """One epoch in a process of its own."""
     options = json.dumps({"root": str(root), "cache": str(cache), "window": window})
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.remote", "--epoch", options],
+        [sys.executable, "-m", "tests.bench.loader.remote", "--epoch", options],
         cwd=ROOT,
         env=environment(env),
         stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """Which decoder the loader uses, and why: time, one thread and two, exactness, and what each makes of damage.
 
-    python tests/bench/decoder.py
-    python tests/bench/decoder.py --utterances 60 --repeats 3
+    python tests/bench/loader/decoder.py
+    python tests/bench/loader/decoder.py --utterances 60 --repeats 3
 
 16 kHz mono FLAC of noise shaped like speech, in memory. Times are the best of the repeats, the decoders taking turns.
 Decoders that are not installed are omitted with the reason. Prints Markdown; nothing passes or fails on a time.
