@@ -25,8 +25,8 @@ export PYTHONDONTWRITEBYTECODE :=
 
 # By file, so that what a file sets up for its tests is set up once. The tiers are in tests/tiers.py.
 PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder --durations 10
-# A worker more than there are cores: much of what the later tiers do is waiting, for a time-out, a start or a server.
-WORKERS := -n 3
+# Two workers more than the two cores of CI: much of what the later tiers do is waiting, for a time-out, a start or a server.
+WORKERS := -n 4
 # Begun first, so that no process is left alone with one of them at the end.
 LONGEST := tests/flow/benches/test_first_light_rehearsal.py tests/flow/train/resilience/test_thirty_kills.py \
   tests/ranks/train/zero/test_stages.py tests/flow/report/test_demo_study.py tests/flow/report/test_whole_way.py \

@@ -21,7 +21,7 @@ TIERS = ("fast", "integration", "long")
 FOLDERS = {"unit": "fast", "contract": "fast", "ranks": "integration", "flow": "integration", "cluster": "long"}
 """Tier of each folder's tests; tests/gpu and tests/bench are started by hand."""
 
-EXAMPLES = {"fast": 20, "integration": 100, "long": 300}
+EXAMPLES = {"fast": 20, "integration": 100, "long": 200}
 """Examples of a property test that names no number."""
 
 

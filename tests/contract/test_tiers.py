@@ -66,6 +66,6 @@ def test_a_test_outside_the_folders_has_no_tier(tmp_path: Path) -> None:
 
 
 def test_number_of_examples_follows_the_tier(request: pytest.FixtureRequest) -> None:
-    number = {"fast": 12, "integration": 60, "long": 180}
+    number = {"fast": 12, "integration": 60, "long": 120}
     expected = max((number[tier] for tier in request.config.getoption("--tier")), default=60)
     assert examples(60).max_examples == expected
