@@ -33,7 +33,7 @@ class AsrTranscript:
     """Empty when it transcribed no word."""
 
     confidence: float
-    """0..1, as the model's family measures it (recognise.py); 0 when it transcribed no word."""
+    """0..1, as the model's family measures it (asr/models.py); 0 when it transcribed no word."""
 
     model: str
     """Name of the model, for people."""

@@ -4,9 +4,9 @@ run.toml          the resolved run file
 ds_config.json    what ``train.deepspeed`` held when the run began
 history.jsonl     one line per optimizer step, of the run as it counts: replayed steps stand once; epochs from 0
 validations.jsonl one line per validation, likewise
-tracking/         what is informed of the run, and how far the tracking server has it, see ``tracking.spool``
+tracking/         what is informed of the run, and how far the tracking server has it, see ``tracking.spooling``
 STOP              made by whoever wants the run to stop; removed when it has
-.ranks/           signs of life, see ``beats``
+.ranks/           signs of life, see ``train.resilience.heartbeat``
 tokenizer/        SentencePiece model of a text branch trained from scratch
 checkpoints/      see ``checkpoint``
 best/  last/      model folders: lowest validation loss, and the end of training

@@ -19,12 +19,10 @@ from ccts_dist.config.reader import parse_run
 from ccts_dist.config.reference import page
 from ccts_dist.config.renamed import with_present_keys
 from ccts_dist.shards.build.corpora import FOLDER_CORPORA
+from tests.helpers.repository import FILES, ROOT, name_of
 
-ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-FOLDERS = ("ccts_dist", "ds_configs", "launch", "shards", "tests")
-FOUND = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
-DOCUMENTS = sorted(path for path in FOUND if path.name != "CHANGELOG.md" and "shipped" not in path.parts)
+DOCUMENTS = [path for path in FILES if path.suffix == ".md" and path.name != "CHANGELOG.md"]
 BANNED = (
     "tell", "tells", "told", "hear", "hears", "heard", "hearing", "say", "says", "said", "judge", "judges", "judged",
     "coin", "the words", "beside it", "left out", "leave out", "leaves out", "by hand", "ear", "ears", "kin",
@@ -36,10 +34,6 @@ FIELD_TERMS = (
     "mixed precision", "inference", "speech recognition",
 )  # fmt: skip
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
 
 
 def without_code(text: str) -> str:

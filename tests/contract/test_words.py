@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted(path for folder in ("ccts_dist", "launch", "shards") for path in (ROOT / folder).rglob("*.py"))
+from tests.helpers.repository import MODULES, ROOT, name_of
+
+SOURCES = [path for path in MODULES if not path.is_relative_to(ROOT / "tests")]
 RUN_FILES = sorted(path for path in (ROOT / "launch" / "runs").rglob("*.toml"))
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 
@@ -37,10 +38,6 @@ WORDS = re.compile(
 OLD_NAMES = ROOT / "ccts_dist" / "config" / "renamed.py"
 SPOKEN = ROOT / "ccts_dist" / "corpus" / "open" / "tess.py"
 """Its recordings are of people who say "Say the word"."""
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
 
 
 def tokens(path: Path) -> Iterator[tokenize.TokenInfo]:

@@ -1,7 +1,7 @@
 """MSP-Podcast as it lies on disk: ``Audios/*.wav``, ``Transcripts/*.txt``, and label files in ``Labels`` or next to it.
 
-Reads every release: a consensus CSV, or the oldest text form (``msp_labels``); single ratings where there are any
-(``msp_raters``). Transcripts are absent in release 1.6; without that folder every transcript is empty.
+Reads every release: a consensus CSV, or the oldest text form (``labels.py``); single ratings where there are any
+(``raters.py``). Transcripts are absent in release 1.6; without that folder every transcript is empty.
 """
 
 import re

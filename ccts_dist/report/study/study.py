@@ -1,7 +1,7 @@
 """The demo study: the demo's systems over several seeds, and students under a growing share of wrong transcripts.
 
-Chains (see ``study_plan``) know nothing of each other, so several run side by side, one rank each; what is done is not
-done again.
+Chains (see ``report.study.plan``) know nothing of each other, so several run side by side, one rank each; what is done
+is not done again.
 """
 
 import os

@@ -111,7 +111,7 @@ class IndexFile:
             yield Finding(shard=INDEX_NAME, what="its footer has other columns than its beginning")
 
     def batch(self, shard: str) -> pa.RecordBatch:
-        """One shard's rows, of sound form; their values are for ``row_findings``.
+        """One shard's rows, of sound form; their values are for ``value_findings``.
 
         Raises:
             ShardError: in words what is wrong, without the shard's name; empty words when ``findings`` has reported it.

@@ -70,7 +70,7 @@ class Forecast:
 
         Args:
             rank_bytes: memory that each rank may use.
-            recorded: see ``train.rounds.decide_rounds``.
+            recorded: see ``train.steps.rounds.decide_rounds``.
         """
         batch, cuts = self._run.batch, self._session.loader.cuts()
         always_one = batch.micro_batch_seconds is None and cuts.most_micro_batches == 1

@@ -1,4 +1,4 @@
-"""How long a run's steps and epochs take on many GPUs, by ``train.cost``, and what keeps those GPUs busy.
+"""How long a run's steps and epochs take on many GPUs, by ``train.speed.cost``, and what keeps those GPUs busy.
 
 The work of a step comes from the shard set: its durations, in the order of the plan and cut as the loader cuts them.
 """

@@ -1,6 +1,6 @@
 """Where DeepSpeed keeps each parameter's float32 weight and optimizer state on this rank, for every ZeRO stage.
 
-The other half of ``train.engine``: that one drives DeepSpeed, this one knows how its optimizers are laid out. What
+The other half of ``train.zero.engine``: that one drives DeepSpeed, this one knows how its optimizers are laid out. What
 comes out of ``gather`` and goes into ``restore`` knows neither stages nor ranks: whole tensors by the parameter's name.
 """
 

@@ -1,6 +1,6 @@
 """The checker: what it is given, what it states, and damage in teacher caches and merged sets.
 
-Damage in shard sets: ``test_shards_damage.py`` and ``test_shards_damage_index.py``.
+Damage in shard sets: ``test_damage.py`` and ``test_damaged_index.py``.
 """
 
 import importlib.util

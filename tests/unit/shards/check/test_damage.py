@@ -1,7 +1,7 @@
 """Damage of every kind in tars and beside them, planted in a set that is otherwise sound, and named by the checker.
 
 Each kind twice where that makes sense: as it happens, and "blessed", when the manifest was made to agree with it.
-Indexes, manifests and contents: ``test_shards_damage_index.py``.
+Indexes, manifests and contents: ``test_damaged_index.py``.
 """
 
 import os

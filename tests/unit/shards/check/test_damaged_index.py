@@ -1,6 +1,6 @@
 """Damage in indexes, manifests, small files and the contents of members, named by the checker.
 
-Most of it "blessed": the manifest was made to agree, so that no digest reports. Tars: ``test_shards_damage.py``.
+Most of it "blessed": the manifest was made to agree, so that no digest reports. Tars: ``test_damage.py``.
 """
 
 import json

@@ -42,7 +42,7 @@ def peak_bytes(run: RunConfig, num_ranks: int) -> int:
 
 @cache
 def activations_of_a_row() -> int:
-    """They grow with the rows (``test_train_activations``), and a trace of 24 layers takes seconds."""
+    """They grow with the rows (``test_activations``), and a trace of 24 layers takes seconds."""
     shape = BatchShape(rows=16, samples=int(LONGEST_S * 16_000))
     peak = trace_peak(read_run(STUDENTS[0]).model, ENCODERS, shape, precision="bf16", training=True, on_gpu=True)
     assert peak is not None
