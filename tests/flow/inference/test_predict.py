@@ -14,13 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from pyarrow import parquet
 
-from ccts_dist.config import ModelConfig, parse_run
+from ccts_dist.config import parse_run
 from ccts_dist.inference.predictor import load_student
-from ccts_dist.model import build_model, save_model
-from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student
 from tests.helpers.processes.launching import ROOT, environment, hear_interrupts, run_forked
 
 SCRIPT = str(ROOT / "launch" / "predict.py")
@@ -28,12 +26,7 @@ SCRIPT = str(ROOT / "launch" / "predict.py")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("student") / "best"
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
-    built = build_model(config)
-    save_model(folder, built.state_dict(), config, encoders=built.encoder_configs, scale=(1.0, 7.0), extra={})
-    return folder
+    return save_student(tmp_path_factory.mktemp("student") / "best")
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +154,8 @@ def test_a_full_disk_is_reported_in_one_line(model: Path, recordings: Path) -> N
 @pytest.fixture(scope="module")
 def demo_student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the demo's shape: what a pass leaves behind is reported better than with the smallest."""
-    folder = tmp_path_factory.mktemp("demo") / "best"
-    torch.manual_seed(0)
-    config = parse_run(tomllib.loads((ROOT / "launch" / "runs" / "demo" / "cts.toml").read_text())).model
-    built = build_model(config)
-    save_model(folder, built.state_dict(), config, encoders=built.encoder_configs, scale=(1.0, 7.0), extra={})
-    return folder
+    run = parse_run(tomllib.loads((ROOT / "launch" / "runs" / "demo" / "cts.toml").read_text()))
+    return save_student(tmp_path_factory.mktemp("demo") / "best", run.model)
 
 
 def _peak_mb(model: Path, *args: str | Path) -> float:

@@ -11,17 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from huggingface_hub import ModelCard
 
-from ccts_dist.config import ModelConfig, TrackingConfig
+from ccts_dist.config import TrackingConfig
 from ccts_dist.errors import ConfigError, RegistryError
-from ccts_dist.model import build_model, save_model
 from ccts_dist.registry import load_student, pull_model, register, resolve_model, resolve_version
 from ccts_dist.registry.lineage import code_digest
 from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import open_client
-from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student
 from tests.helpers.processes.launching import ROOT, free_port, run_forked
 from tests.helpers.servers.mlflow_server import mlflow_server
 
@@ -42,19 +40,9 @@ class Registry:
 
 
 def _save_run_folder(folder: Path, *, seed: int) -> None:
-    torch.manual_seed(seed)
-    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
-    model = build_model(config)
     extra = {"run": "student", "shards": "5ha2d5", "valid_ccc": {"valence": 0.5}}
     extra |= {"teacher_cache": "cac4e", "teacher_version": "teacher/3", "teacher_weights_sha256": "7eac4e5"}
-    save_model(
-        folder / "best",
-        model.state_dict(),
-        config,
-        encoders=model.encoder_configs,
-        scale=(1.0, 7.0),
-        extra=extra,
-    )
+    save_student(folder / "best", seed=seed, extra=extra)
     (folder / "summary.json").write_text(json.dumps({"test": {"valence": 0.4}}), encoding="utf-8")
 
 

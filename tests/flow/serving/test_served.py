@@ -22,15 +22,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError
-from ccts_dist.model import build_model, save_model
 from ccts_dist.registry import load_student, register
 from ccts_dist.serving.server import serve
 from ccts_dist.tracking.mlflow_client import open_client
-from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student
 from tests.helpers.processes.launching import free_port
 from tests.helpers.servers.mlflow_server import model_server, start_model_server, wait_until_healthy
 
@@ -56,18 +53,11 @@ def _wav(seconds: float, *, seed: int = 0, subtype: str = "PCM_16") -> bytes:
     return file.getvalue()
 
 
-def _save_run_folder(folder: Path) -> None:
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
-    model = build_model(config)
-    save_model(folder / "best", model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry in a file, ``mlflow.db``, and a run folder whose model it has as ``emotion@champion``."""
     place = tmp_path_factory.mktemp("served")
-    _save_run_folder(place / "run")
+    save_student(place / "run" / "best")
     register(place / "run", "emotion", alias="champion", tracking_uri=_uri(place))
     return place
 
@@ -312,7 +302,7 @@ def test_requests_in_parallel_are_answered_as_each_would_be_alone(server: Server
 def test_a_model_altered_in_the_store_with_its_own_list_of_digests_is_not_served(tmp_path: Path, by: str) -> None:
     """Only the registry's tags can report: file and list agree with each other."""
     uri, place = _uri(tmp_path), tmp_path
-    _save_run_folder(place / "run")
+    save_student(place / "run" / "best")
     version = register(place / "run", "altered", alias="champion", tracking_uri=uri)
     true = open_client(uri).get_model_version("altered", version).tags["sha256.digests.json"]
     (stored,) = (place / "mlruns").rglob(f"models/{true[:16]}/**/package/model.safetensors")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import schemathesis
 import soundfile
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
@@ -21,12 +20,10 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from ccts_dist.config import ModelConfig
 from ccts_dist.inference.predictor import load_student
-from ccts_dist.model import build_model, save_model
 from ccts_dist.serving.handler import Limits, Served
 from ccts_dist.serving.server import application
-from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student
 from tests.tiers import examples
 
 pytestmark = pytest.mark.long
@@ -52,11 +49,7 @@ def _recording() -> bytes:
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> schemathesis.BaseSchema:
     folder = tmp_path_factory.mktemp("openapi")
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
-    model = build_model(config)
-    encoders = model.encoder_configs
-    save_model(folder / "best", model.state_dict(), config, encoders=encoders, scale=(1.0, 7.0), extra={})
+    save_student(folder / "best")
     (folder / "root").mkdir()
     (folder / "root" / "a.wav").write_bytes(_recording())
     served = Served(load_student(folder / "best"), Limits(recordings=3, audio_root=folder / "root"))

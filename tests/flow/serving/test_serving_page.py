@@ -2,20 +2,19 @@
 
 import io
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from ccts_dist.inference.predictor import Predictor
 from ccts_dist.serving.handler import Limits
-from tests.flow.evaluation.test_evaluation_page import CONTRAST, OVERFLOWING, WIDTHS
+from tests.helpers.processes.browser import CONTRAST, OVERFLOWING, WIDTHS, open_browser
 from tests.unit.serving.test_form import CATEGORIES, small_student
 from tests.unit.serving.test_server import Running
 
@@ -25,12 +24,8 @@ FAKE_MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-medi
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
-    assert program, "no Chromium: apt-get install chromium-headless-shell"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", *FAKE_MICROPHONE])
+    with open_browser(*FAKE_MICROPHONE) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
-from ccts_dist.config import ModelConfig
-from ccts_dist.model import build_model, save_model
-from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student
 from tests.helpers.processes.forked import Forked
 from tests.helpers.processes.launching import ROOT, environment, inner_launcher, run_forked
 from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
@@ -32,10 +29,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with shards, and the folder of a model."""
     folder = tmp_path_factory.mktemp("first-use")
     build_two_kinds(folder)
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
-    model = build_model(config)
-    save_model(folder / "model", model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
+    save_student(folder / "model")
     return folder
 
 

@@ -2,14 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jaxtyping
 import numpy as np
 import pytest
-import torch
 
 from ccts_dist.config import FilterbankConfig, ModelConfig, SpeechConfig
 from ccts_dist.errors import ConfigError, ExportError, run_main
@@ -18,6 +15,7 @@ from ccts_dist.model import build_model, save_model
 from ccts_dist.registry import load_student
 from launch import export as command
 from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student, student_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")  # WavLM's own
 POOLINGS = ("gru", "mean", "statistics", "attentive-statistics", "self-attention")
@@ -33,18 +31,7 @@ def _without_shape_checks() -> Iterator[None]:
 
 
 def _save(folder: Path, config: ModelConfig) -> str:
-    """A model folder; its weights are large enough to report what each does."""
-    torch.manual_seed(0)
-    model = build_model(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2.0) if parameter.dim() > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
-    save_model(folder, model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
-    return str(folder)
-
-
-def _student(speech: SpeechConfig, **changes: Any) -> ModelConfig:
-    return replace(ModelConfig(embedding_dim=8, speech=speech), **changes)
+    return str(save_student(folder, config, large_weights=True))
 
 
 def _export(tmp_path: Path, config: ModelConfig, format: Format) -> float:
@@ -59,7 +46,7 @@ def test_an_onnx_file_answers_as_the_student_does_in_a_batch_of_any_length(tmp_p
     import onnx
     import onnxruntime
 
-    config = _student(SPEECH(), categories=("sad", "happy"), targets=("valence", "valence.variance"))
+    config = student_config(SPEECH(), categories=("sad", "happy"), targets=("valence", "valence.variance"))
     assert _export(tmp_path, config, "onnx") < 1e-4
     onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"), full_check=True)
     waves = [np.random.default_rng(n).normal(0, 0.1, 5_000 + 3_000 * n).astype(np.float32) for n in range(3)]
@@ -78,7 +65,7 @@ def test_an_onnx_file_answers_as_the_student_does_in_a_batch_of_any_length(tmp_p
 
 @pytest.mark.parametrize("format", ["onnx", "transformers"])
 def test_an_export_that_differs_from_torch_is_not_kept(tmp_path: Path, format: Format) -> None:
-    model = _save(tmp_path / "model", _student(SPEECH(pooling="mean")))
+    model = _save(tmp_path / "model", student_config(SPEECH(pooling="mean")))
     with pytest.raises(ExportError, match=r"out: the export differs from torch by \d.*, more than 0\. It is not kept"):
         export_model(model, format, tmp_path / "out", tolerance=0.0)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -88,12 +75,12 @@ CUT = SPEECH(layers="layer:1", shape=model_shapes.LAYER_NORM)
 REFUSED: dict[str, tuple[Format, ModelConfig, str]] = {
     "a filter bank in ONNX": (
         "onnx",
-        _student(SpeechConfig(encoder="filterbank", filterbank=FilterbankConfig(num_mel_bins=20, channels=(8,)))),
+        student_config(SpeechConfig(encoder="filterbank", filterbank=FilterbankConfig(num_mel_bins=20, channels=(8,)))),
         "a filterbank encoder has a Fourier transform",
     ),
     "modified CPC in transformers": (
         "transformers",
-        _student(SPEECH(shape=model_shapes.SPEECH_FAMILIES["modified-cpc"])),
+        student_config(SPEECH(shape=model_shapes.SPEECH_FAMILIES["modified-cpc"])),
         "a modified-cpc encoder is not in transformers",
     ),
 }
@@ -133,11 +120,11 @@ def test_every_family_of_encoders_is_the_same_in_onnx(tmp_path: Path, family: st
     """And every pooling: there are more families."""
     number = list(model_shapes.SPEECH_FAMILIES).index(family)
     shape = model_shapes.SPEECH_FAMILIES[family]
-    config = _student(SPEECH(shape=shape, pooling=POOLINGS[number % len(POOLINGS)], do_normalize="on"))
+    config = student_config(SPEECH(shape=shape, pooling=POOLINGS[number % len(POOLINGS)], do_normalize="on"))
     assert _export(tmp_path, config, "onnx") < 1e-4
 
 
 @pytest.mark.long
 def test_several_encoders_cut_and_mixed_layers_are_the_same_in_onnx(tmp_path: Path) -> None:
-    config = _student(SPEECH(layers="weighted"), extra_speech=(CUT, SPEECH(pooling="mean", do_normalize="on")))
+    config = student_config(SPEECH(layers="weighted"), extra_speech=(CUT, SPEECH(pooling="mean", do_normalize="on")))
     assert _export(tmp_path, config, "onnx") < 1e-4

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from ccts_dist.config import FilterbankConfig, ModelConfig, SpeechConfig
 from ccts_dist.errors import ExportError
 from ccts_dist.export.command import export_model
 from ccts_dist.export.folder import _refuse_unloaded
-from ccts_dist.model import build_model, save_model
 from ccts_dist.registry import load_student
 from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student, student_config
 from tests.tiers import with_long
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")  # WavLM's own
@@ -35,19 +34,8 @@ def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
-def save_student(folder: Path, config: ModelConfig) -> Path:
-    """A model folder; its weights are large enough to tell what each does."""
-    torch.manual_seed(0)
-    model = build_model(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2.0) if parameter.dim() > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
-    save_model(folder, model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
-    return folder
-
-
-def _student(speech: SpeechConfig, **changes: Any) -> ModelConfig:
-    return replace(ModelConfig(embedding_dim=8, speech=speech), **changes)
+def _save(folder: Path, config: ModelConfig) -> Path:
+    return save_student(folder, config, large_weights=True)
 
 
 def _waves() -> list[np.ndarray]:
@@ -65,27 +53,27 @@ def _extracted(tmp_path: Path, family: str) -> str:
 def _configs(tmp_path: Path, name: str) -> ModelConfig:
     filterbank = SpeechConfig(encoder="filterbank", filterbank=FilterbankConfig(num_mel_bins=20, channels=(8,)))
     if name in model_shapes.EXTRACTED_FAMILIES:
-        return _student(
+        return student_config(
             SpeechConfig(encoder=_extracted(tmp_path, name), pooling="statistics"),
             heads="per-target",
             categories=("sad", "happy"),
         )
     return {
-        "hubert, averaged": _student(SPEECH(pooling="mean", do_normalize="on")),
-        "hubert, averaged, categories": _student(SPEECH(pooling="mean"), targets=(), categories=MANY),
-        "hubert, per-target": _student(
+        "hubert, averaged": student_config(SPEECH(pooling="mean", do_normalize="on")),
+        "hubert, averaged, categories": student_config(SPEECH(pooling="mean"), targets=(), categories=MANY),
+        "hubert, per-target": student_config(
             SPEECH(do_normalize="on"), heads="per-target", embedding_norm="layer", embedding_activation="gelu"
         ),
-        "hubert, both": _student(
+        "hubert, both": student_config(
             SPEECH(pooling="attentive-statistics", layers="weighted"),
             targets=("valence", "valence.variance"),
             categories=MANY,
         ),
-        "hubert, categories": _student(SPEECH(), targets=(), categories=MANY),
-        "without the norm at its end": _student(SPEECH(layers="layer:1", shape=model_shapes.LAYER_NORM)),
-        "filterbank": _student(filterbank),
-        "two encoders": _student(SPEECH(), extra_speech=(SPEECH(pooling="self-attention", do_normalize="on"),)),
-        "first frame": _student(SPEECH(pooling="first")),
+        "hubert, categories": student_config(SPEECH(), targets=(), categories=MANY),
+        "without the norm at its end": student_config(SPEECH(layers="layer:1", shape=model_shapes.LAYER_NORM)),
+        "filterbank": student_config(filterbank),
+        "two encoders": student_config(SPEECH(), extra_speech=(SPEECH(pooling="self-attention", do_normalize="on"),)),
+        "first frame": student_config(SPEECH(pooling="first")),
     }[name]
 
 
@@ -107,7 +95,7 @@ FAST = (
 
 @pytest.mark.parametrize("name", with_long(FAST, STUDENTS))
 def test_pipeline_and_auto_model_predict_what_the_student_does(tmp_path: Path, name: str) -> None:
-    model = save_student(tmp_path / "model", _configs(tmp_path, name))
+    model = _save(tmp_path / "model", _configs(tmp_path, name))
     report = export_model(str(model), "transformers", tmp_path / "out")
     assert report.largest_difference < 1e-4
     trusted = {} if name in OF_TRANSFORMERS else {"trust_remote_code": True}
@@ -132,7 +120,7 @@ def test_pipeline_and_auto_model_predict_what_the_student_does(tmp_path: Path, n
 
 def test_a_folder_with_code_of_its_own_gives_all_labels_and_embeddings_in_any_batch(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    student = load_student(save_student(tmp_path / "model", _configs(tmp_path, "hubert, both")))
+    student = load_student(_save(tmp_path / "model", _configs(tmp_path, "hubert, both")))
     export_model(str(tmp_path / "model"), "transformers", out)
     waves = _waves()
     emotion = pipeline("audio-classification", model=str(out), trust_remote_code=True)
@@ -148,7 +136,7 @@ def test_a_folder_with_code_of_its_own_gives_all_labels_and_embeddings_in_any_ba
 
 
 def test_an_exported_folder_with_code_is_still_a_model_folder(tmp_path: Path) -> None:
-    model = save_student(tmp_path / "model", _configs(tmp_path, "hubert, per-target"))
+    model = _save(tmp_path / "model", _configs(tmp_path, "hubert, per-target"))
     export_model(str(model), "transformers", tmp_path / "out")
     waves = _waves()
     assert load_student(tmp_path / "out").predict(waves) == load_student(model).predict(waves)
@@ -165,7 +153,7 @@ def test_an_exported_folder_with_code_is_still_a_model_folder(tmp_path: Path) ->
 
 
 def test_a_folder_with_code_is_not_opened_unless_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_student(tmp_path / "model", _configs(tmp_path, "hubert, per-target"))
+    _save(tmp_path / "model", _configs(tmp_path, "hubert, per-target"))
     export_model(str(tmp_path / "model"), "transformers", tmp_path / "out")
     monkeypatch.setattr(transformers.dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 1)  # nobody answers the question
     for opens in (
@@ -181,14 +169,14 @@ def test_a_folder_with_code_is_not_opened_unless_it_is_trusted(tmp_path: Path, m
 def test_no_class_of_transformers_predicts_with_a_head_drawn_at_random(tmp_path: Path) -> None:
     """Where it has the class, all weights arrive; another task's class has labels of its own, not the student's."""
     export_model(
-        str(save_student(tmp_path / "model", _configs(tmp_path, "hubert, averaged"))), "transformers", tmp_path / "own"
+        str(_save(tmp_path / "model", _configs(tmp_path, "hubert, averaged"))), "transformers", tmp_path / "own"
     )
     opened, told = AutoModelForAudioClassification.from_pretrained(tmp_path / "own", output_loading_info=True)
     assert type(opened).__name__ == "HubertForSequenceClassification"
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert opened.config.problem_type == "regression"
     assert list(opened.config.id2label.values()) == ["activation", "valence", "dominance"]
-    save_student(tmp_path / "gru", _configs(tmp_path, "hubert, per-target"))
+    _save(tmp_path / "gru", _configs(tmp_path, "hubert, per-target"))
     export_model(str(tmp_path / "gru"), "transformers", tmp_path / "code")
     with pytest.raises(ValueError, match="Unrecognized configuration class"):
         AutoModelForCTC.from_pretrained(tmp_path / "code", trust_remote_code=True)
@@ -203,12 +191,12 @@ LONG_FIRST_FRAME = {"conv_dim": [8, 8, 16], "conv_kernel": [40, 8, 16], "conv_st
 @pytest.mark.parametrize("pooling", ["statistics", "mean"])
 def test_a_student_whose_first_frame_is_long_predicts_short_recordings(tmp_path: Path, pooling: Any) -> None:
     speech = SPEECH(pooling=pooling, shape=LONG_FIRST_FRAME, do_normalize="on")
-    model = save_student(tmp_path / "model", _student(speech))
+    model = _save(tmp_path / "model", student_config(speech))
     assert export_model(str(model), "transformers", tmp_path / "out").largest_difference < 1e-4
 
 
 def test_the_card_says_how_to_call_it_and_the_hub_can_read_it(tmp_path: Path) -> None:
-    model = save_student(tmp_path / "model", _configs(tmp_path, "hubert, both"))
+    model = _save(tmp_path / "model", _configs(tmp_path, "hubert, both"))
     scores = {"ccc": {"valence": 0.61}, "categories": {"unweighted_accuracy": 0.5}}
     (model / "metrics.json").write_text(json.dumps({"test": {"valence": 0.61}, "test_scores": scores}))
     export_model(str(model), "transformers", tmp_path / "out")
@@ -225,7 +213,7 @@ def test_the_card_says_how_to_call_it_and_the_hub_can_read_it(tmp_path: Path) ->
 
 @pytest.mark.long
 def test_a_folder_with_code_needs_no_ccts_dist_and_no_network(tmp_path: Path) -> None:
-    student = load_student(save_student(tmp_path / "model", _configs(tmp_path, "whisper")))
+    student = load_student(_save(tmp_path / "model", _configs(tmp_path, "whisper")))
     export_model(str(tmp_path / "model"), "transformers", tmp_path / "out")
     np.save(tmp_path / "wave.npy", _waves()[1])
     (expected,) = student.predict(_waves()[1:2])
@@ -252,5 +240,5 @@ def test_every_family_that_transformers_has_is_the_same_in_its_folder(
     tmp_path: Path, family: str, pooling: Any
 ) -> None:
     shape = model_shapes.SPEECH_FAMILIES[family]
-    model = save_student(tmp_path / "model", _student(SPEECH(shape=shape, pooling=pooling, gru_layers=2)))
+    model = _save(tmp_path / "model", student_config(SPEECH(shape=shape, pooling=pooling, gru_layers=2)))
     assert export_model(str(model), "transformers", tmp_path / "out").largest_difference < 1e-4

@@ -12,23 +12,16 @@ import pytest
 import soundfile
 import torch
 
-from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.inference.batches import Answered, Piece, answered_in_order, decoded_ahead, twins_of
 from ccts_dist.inference.predictor import Prediction, Predictor, load_student
 from ccts_dist.inference.recordings import Unreadable
-from ccts_dist.model import build_model, save_model
-from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student
 
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    folder = tmp_path_factory.mktemp("student") / "best"
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
-    model = build_model(config)
-    save_model(folder, model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
-    return load_student(folder)
+    return load_student(save_student(tmp_path_factory.mktemp("student") / "best"))
 
 
 def _pieces(lengths: list[int]) -> list[Piece]:

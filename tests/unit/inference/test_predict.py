@@ -8,24 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from ccts_dist.config import ModelConfig
 from ccts_dist.errors import run_main
 from ccts_dist.inference.predictor import load_student
-from ccts_dist.model import build_model, save_model
 from launch import predict as command
-from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student, student_config
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("student") / "best"
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config(), categories=("calm", "tense"))
-    built = build_model(config)
-    save_model(folder, built.state_dict(), config, encoders=built.encoder_configs, scale=(1.0, 7.0), extra={})
-    return folder
+    return save_student(tmp_path_factory.mktemp("student") / "best", student_config(categories=("calm", "tense")))
 
 
 def _write(path: Path, seconds: float, rate: int = 16_000) -> np.ndarray:

@@ -26,17 +26,13 @@ from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.build.builder import build_shard_set
 from launch import predict as command
 from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved speech-only model of a corpus rated 1 to 7."""
-    folder = tmp_path_factory.mktemp("student") / "best"
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
-    model = build_model(config)
-    save_model(folder, model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
-    return folder
+    return save_student(tmp_path_factory.mktemp("student") / "best")
 
 
 @pytest.fixture(scope="module")

@@ -15,20 +15,12 @@ from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.inference.predictor import Predictor, load_student, read_audio
 from ccts_dist.model import build_model, load_model, save_model
 from tests.helpers.models import model_shapes
-
-
-def save_student(folder: Path, speech: SpeechConfig, **changes) -> Path:
-    """A saved speech-only model of a corpus rated 1 to 7."""
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_dim=8, speech=speech, **changes)
-    model = build_model(config)
-    save_model(folder, model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
-    return folder
+from tests.helpers.models.small_student import save_student, student_config
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_student(tmp_path_factory.mktemp("student") / "best", model_shapes.speech_config())
+    return save_student(tmp_path_factory.mktemp("student") / "best")
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +127,10 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for family in FAMILIES[:-1]:
         model_shapes.save_speech_encoder(place / "encoder" / family, family)
         speech = SpeechConfig(encoder=str(place / "encoder" / family), gru_hidden=16)
-        folders[family] = save_student(place / family, speech)
-    folders["filterbank"] = save_student(place / "filterbank", SpeechConfig(encoder="filterbank", gru_hidden=16))
+        folders[family] = save_student(place / family, student_config(speech=speech))
+    folders["filterbank"] = save_student(
+        place / "filterbank", student_config(speech=SpeechConfig(encoder="filterbank", gru_hidden=16))
+    )
     return folders
 
 

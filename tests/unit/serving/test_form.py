@@ -9,21 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from ccts_dist.config import ModelConfig
 from ccts_dist.errors import RequestError
 from ccts_dist.inference.predictor import Predictor, load_student
 from ccts_dist.inference.windows import Windows
-from ccts_dist.model import build_model, save_model
 from ccts_dist.serving.handler import Limits, Served
 from ccts_dist.serving.multipart_body import boundary_of, form_of_body
 from ccts_dist.serving.page import render_page
 from ccts_dist.serving.server import application
-from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student, student_config
 from tests.tiers import examples
 
 LIMITS = Limits(recordings=4, recording_bytes=200_000, seconds=5.0)
@@ -31,11 +28,7 @@ CATEGORIES = ("anger", "calm", "joy")
 
 
 def small_student(folder: Path, targets: tuple[str, ...], categories: tuple[str, ...] = ()) -> Predictor:
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_dim=8, targets=targets, categories=categories, speech=model_shapes.speech_config())
-    model = build_model(config)
-    save_model(folder, model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
-    return load_student(folder)
+    return load_student(save_student(folder, student_config(targets=targets, categories=categories)))
 
 
 def wav(seconds: float, seed: int = 0) -> bytes:

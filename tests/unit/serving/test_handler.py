@@ -15,15 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-import torch
 
-from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError, RequestError
 from ccts_dist.inference.predictor import Predictor, load_student
-from ccts_dist.model import build_model, save_model
 from ccts_dist.serving.handler import Limits, Served, read_limits, rows_of
 from ccts_dist.serving.server import application
 from tests.helpers.models import model_shapes
+from tests.helpers.models.small_student import save_student, student_config
 
 MIB = 1 << 20
 
@@ -31,13 +29,8 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     """Its encoder notes in each pass which frames are real."""
-    folder = tmp_path_factory.mktemp("student") / "best"
-    torch.manual_seed(0)
     speech = model_shapes.speech_config(shape=model_shapes.SPEECH_FAMILIES["data2vec"])
-    config = ModelConfig(embedding_dim=8, speech=speech)
-    model = build_model(config)
-    save_model(folder, model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
-    return load_student(folder)
+    return load_student(save_student(tmp_path_factory.mktemp("student") / "best", student_config(speech=speech)))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.train.checkpoints.checkpoint import read_manifest
+from tests.helpers.faults.small_disk import small_disk
 from tests.helpers.processes.launching import launch
 from tests.helpers.processes.running_training import Running, newest_checkpoint, num_steps
 from tests.helpers.processes.small_runs import build_two_kinds, read_history, write_run
@@ -144,28 +145,18 @@ def test_gradient_of_one_rank_that_is_not_finite_moves_neither_weights_nor_optim
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, of 12 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", "12m") as folder:
+        yield folder
 
 
-def test_full_disk_leaves_the_checkpoint_before_whole_and_the_run_goes_on_once_there_is_room(
-    shards, small_disk, tmp_path
-):
-    output = small_disk / "run"
+def test_full_disk_leaves_the_checkpoint_before_whole_and_the_run_goes_on_once_there_is_room(shards, disk, tmp_path):
+    output = disk / "run"
     config = write_run(
         tmp_path / "full.toml", shards, output,
         optim={"name": "adam"}, train=FOR_EVER | {"save_steps": 10, "save_total_limit": 1},
     )  # fmt: skip
-    filler = small_disk / "filler"
+    filler = disk / "filler"
     with Running(config, output, tmp_path / "1.log") as running:
         running.wait_until(lambda: bool(newest_checkpoint(output)))
         fill(filler)

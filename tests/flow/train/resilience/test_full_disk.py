@@ -1,16 +1,13 @@
 """Commands that write to a disk which is full: one line, exit code 1, and nothing half written that looks whole."""
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from ccts_dist.config import ModelConfig
-from ccts_dist.model import build_model, save_model
-from tests.helpers.models import model_shapes
+from tests.helpers.faults.small_disk import small_disk
+from tests.helpers.models.small_student import save_student
 from tests.helpers.models.small_teacher import save_small_teacher
 from tests.helpers.processes.launching import ROOT, run_forked
 from tests.helpers.processes.small_runs import build_two_kinds, make_cache
@@ -25,25 +22,15 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full-disk")
     shard_set = build_two_kinds(folder)
     make_cache(save_small_teacher(folder / "teacher"), shard_set, folder / "cache")
-    torch.manual_seed(0)
-    config = ModelConfig(embedding_dim=8, speech=model_shapes.speech_config())
-    model = build_model(config)
-    save_model(folder / "model", model.state_dict(), config, encoders=model.encoder_configs, scale=(1.0, 7.0), extra={})
+    save_student(folder / "model")
     return folder
 
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of its own with room for a few kilobytes."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with small_disk(tmp_path / "disk", "32k") as disk:
+        yield disk
 
 
 COMMANDS = {

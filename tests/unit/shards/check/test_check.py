@@ -22,20 +22,8 @@ from ccts_dist.shards.teacher_cache import open_teacher_cache
 from ccts_dist.shards.teacher_cache_writer import write_cache_manifest
 from ccts_dist.teacher.refit_check import fit_again
 from tests.helpers.examples.shard_examples import example_facts, example_shard_set
-from tests.helpers.examples.sound_sets import KEYS, SHARD, build_sound, findings
+from tests.helpers.examples.sound_sets import KEYS, SHARD, findings
 from tests.helpers.faults import damage
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``shards``, ``cache`` and ``merged``, to be copied."""
-    return build_sound(tmp_path_factory.mktemp("sound"))
-
-
-@pytest.fixture
-def root(sound: Path, tmp_path: Path) -> Path:
-    shutil.copytree(sound / "shards", tmp_path / "shards")
-    return tmp_path / "shards"
 
 
 @pytest.fixture

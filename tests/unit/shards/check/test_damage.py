@@ -5,29 +5,16 @@ Indexes, manifests and contents: ``test_damaged_index.py``.
 """
 
 import os
-import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from ccts_dist.shards.check.check import check_shard_set
-from tests.helpers.examples.sound_sets import KEYS, SHARD, build_sound, findings
+from tests.helpers.examples.sound_sets import KEYS, SHARD, findings
 from tests.helpers.faults import damage
 
 WHOLE = f"{SHARD} - differs from the manifest's SHA-256"
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``shards``, ``cache`` and ``merged``, to be copied."""
-    return build_sound(tmp_path_factory.mktemp("sound"))
-
-
-@pytest.fixture
-def root(sound: Path, tmp_path: Path) -> Path:
-    shutil.copytree(sound / "shards", tmp_path / "shards")
-    return tmp_path / "shards"
 
 
 def test_the_examples_are_sound_in_every_way(sound: Path):

@@ -5,7 +5,6 @@ Most of it "blessed": the manifest was made to agree, so that no digest reports.
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,23 +13,11 @@ import pytest
 import soundfile
 
 from ccts_dist.shards import open_shard_set
-from tests.helpers.examples.sound_sets import KEYS, SHARD, build_other_shards, build_shards, build_sound, findings
+from tests.helpers.examples.sound_sets import KEYS, SHARD, build_other_shards, build_shards, findings
 from tests.helpers.faults import damage
 
 NOISE = np.random.default_rng(0).integers(-9_000, 9_000, 20_000, dtype=np.int16)
 """Of several frames."""
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``shards``, ``cache`` and ``merged``, to be copied."""
-    return build_sound(tmp_path_factory.mktemp("sound"))
-
-
-@pytest.fixture
-def root(sound: Path, tmp_path: Path) -> Path:
-    shutil.copytree(sound / "shards", tmp_path / "shards")
-    return tmp_path / "shards"
 
 
 @pytest.mark.parametrize("blessed", [False, True])
