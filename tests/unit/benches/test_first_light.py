@@ -11,8 +11,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from ccts_dist.train.memory.estimate import Estimate, Part
-from tests.gpu import b_losses, f_speed, first_light, pack, supervision, wheels
+from tests.gpu import first_light, pack, supervision, wheels
 from tests.gpu.outcome import FAILED, PASSED, SKIPPED, NotApplicable, Outcome
+from tests.gpu.parts import b_losses, f_speed
 from tests.gpu.settings import SETTINGS
 from tests.gpu.table import table
 
