@@ -28,6 +28,11 @@ def check_model(model: ModelConfig, source: str) -> None:
     if len(model.categories) == 1 or len(set(model.categories)) != len(model.categories):
         named = f"model.categories = {list(model.categories)}"
         raise ConfigError(f"{source}: {named}: must be two or more, each once, or none. Change the list.")
+    if model.fusion == "cross-attention" and (model.speech is None or model.text is None or model.extra_speech):
+        raise ConfigError(
+            f"{source}: model.fusion = 'cross-attention': must stand with [model.speech] and [model.text], and without "
+            "[[model.extra_speech]]. Change the branches, or leave it out."
+        )
     if model.text is not None:
         _check_branch(model.text, f"{source}: model.text")
     for name, branch in speech_tables(model).items():

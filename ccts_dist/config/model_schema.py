@@ -152,6 +152,15 @@ class ModelConfig:
     layer on the embedding scores each. Utterances of another category, or of none, count for the targets alone.
     Validation and test report weighted and unweighted accuracy, macro F1 and cross-entropy."""
 
+    fusion: Literal["concat", "cross-attention"] = "concat"
+    """Fusion of speech and text. "concat": each branch pools its own frames, and the vectors are concatenated.
+    "cross-attention": before pooling the speech frames attend to the tokens of the transcript, and these to the speech
+    frames. Both ways are multi-head attention with a residual connection and layer normalization, the co-attentional
+    layer of ViLBERT (Lu 2019) without its feed-forward parts. It needs [model.speech] and [model.text] alone."""
+
+    fusion_heads: Count = 4
+    """Attention heads of "cross-attention"; must divide the features of both encoders."""
+
     embedding_dim: Count = 128
     """Size of the embedding, which the student imitates."""
 

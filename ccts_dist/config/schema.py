@@ -256,6 +256,13 @@ class TrainConfig:
     convolutions of training steps to three digits, which is several times as fast on GPUs. The head, the norms, the
     filter bank and validation remain exact."""
 
+    ema_decay: Annotated[float, Between(0, 0.99999)] = 0.0
+    """Decay of an exponential moving average (EMA) of the trained weights; 0 for none. The average begins with the
+    weights after the first step. Each further step makes it ema_decay * average + (1 - ema_decay) * weights. The model
+    of the average is the one that is validated, selected and saved, as best/ and last/. With 0.999 it reaches back some
+    1,000 steps. Statistics of batch norms are not averaged. It takes 4 bytes per trained parameter, divided by the
+    ranks from ZeRO-1 on."""
+
     torch_compile: bool = False
     """Compile each encoder layer that has attention with torch (inductor). It makes fewer and larger kernels, for GPUs
     where the host launches them too slowly. The first steps take minutes, and numbers change by rounding. It needs a

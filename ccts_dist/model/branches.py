@@ -67,7 +67,8 @@ class SpeechBranch(nn.Module):
         layers = EncoderLayers(encoder, table=table)
         self._chosen = layers.choose(config.layers)
         self.mixture = self._chosen.mixture
-        self.pooling = build_pooling(config, settings.hidden_size)
+        self.frame_size = settings.hidden_size
+        self.pooling = build_pooling(config, self.frame_size)
         self._silence = zero_before_convolutions(encoder)
         self._trusts_masks = trust_masks(encoder)
         self._masks = SpecAugment(encoder) if augments(settings) else None
@@ -206,7 +207,8 @@ class TextBranch(nn.Module):
         layers = EncoderLayers(encoder, table="model.text")
         self._chosen = layers.choose(config.layers)
         self.mixture = self._chosen.mixture
-        self.pooling = build_pooling(config, encoder.config.hidden_size)
+        self.frame_size = encoder.config.hidden_size
+        self.pooling = build_pooling(config, self.frame_size)
         self._trusts_masks = trust_masks(encoder)
         self._frozen = config.trainable == "none"
         layers.set_trainable(config.trainable)

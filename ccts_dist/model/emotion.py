@@ -1,6 +1,6 @@
 """The emotion model: speech branches and/or a text branch -> embedding -> prediction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -23,6 +23,7 @@ from ccts_dist.model.encoders import (
     read_extractor,
     reads_features,
 )
+from ccts_dist.model.fusion import CrossAttentionFusion
 from ccts_dist.model.heads import ACTIVATIONS, WideLayerNorm, build_heads
 from ccts_dist.model.precision import WideLinear
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
@@ -115,6 +116,11 @@ class EmotionModel(nn.Module):
             self.text = TextBranch(text, config.text, gradient_checkpointing=config.gradient_checkpointing)
         self.add_module(EXTRA_SPEECH, nn.ModuleList(branches[1:]))
         size = sum(branch.pooling.size for branch in (*branches, self.text) if branch is not None)
+        self.fusion: CrossAttentionFusion | None = None
+        if config.fusion == "cross-attention":
+            assert self.speech is not None
+            assert self.text is not None
+            self.fusion = CrossAttentionFusion(self.speech.frame_size, self.text.frame_size, config.fusion_heads)
         self.dropout = nn.Dropout(config.dropout)
         self.embedding = WideLinear(size, config.embedding_dim)
         self.embedding_norm = WideLayerNorm(config.embedding_dim) if config.embedding_norm == "layer" else None
@@ -148,21 +154,10 @@ class EmotionModel(nn.Module):
             ConfigError: a model with a text branch was given no tokens.
         """
         cached = frames or {}
-        speech = {} if self.speech is None else {"speech": self.speech}
-        vectors = [
-            self.dropout(branch(audio, num_samples, cached[name]) if name in cached else branch(audio, num_samples))
-            for name, branch in (
-                speech | {f"{EXTRA_SPEECH}.{number}": branch for number, branch in enumerate(self.extra_speech)}
-            ).items()
-        ]
-        if self.text is not None and "text" in cached:
-            vectors.append(self.dropout(self.text(tokens, num_tokens, cached["text"])))
-        elif self.text is not None:
-            if tokens is None or num_tokens is None:
-                raise ConfigError(
-                    "this model reads transcripts, and was given none. Use a model without a text branch."
-                )
-            vectors.append(self.dropout(self.text(tokens, num_tokens)))
+        if self.text is not None and "text" not in cached and (tokens is None or num_tokens is None):
+            raise ConfigError("this model reads transcripts, and was given none. Use a model without a text branch.")
+        pooled = self._pool_each if self.fusion is None else self._pool_fused
+        vectors = [self.dropout(vector) for vector in pooled(audio, num_samples, tokens, num_tokens, cached)]
         embedding = self.embedding(torch.cat(vectors, dim=1))
         if self.embedding_norm is not None:
             embedding = self.embedding_norm(embedding)
@@ -170,6 +165,43 @@ class EmotionModel(nn.Module):
         read = self.embedding_dropout(embedding)
         categories = None if self.categories is None else self.categories(read)
         return ModelOutput(embedding=embedding, prediction=self.prediction(read), categories=categories)
+
+    def _pool_each(
+        self,
+        audio: Tensor,
+        num_samples: Tensor,
+        tokens: Tensor | None,
+        num_tokens: Tensor | None,
+        cached: Mapping[str, FrameBatch],
+    ) -> Iterator[Tensor]:
+        """The vector of each branch by itself."""
+        speech = {} if self.speech is None else {"speech": self.speech}
+        speech |= {f"{EXTRA_SPEECH}.{number}": branch for number, branch in enumerate(self.extra_speech)}
+        for name, branch in speech.items():
+            yield branch(audio, num_samples, cached[name]) if name in cached else branch(audio, num_samples)
+        if self.text is not None:
+            yield self.text(tokens, num_tokens, cached.get("text"))
+
+    def _pool_fused(
+        self,
+        audio: Tensor,
+        num_samples: Tensor,
+        tokens: Tensor | None,
+        num_tokens: Tensor | None,
+        cached: Mapping[str, FrameBatch],
+    ) -> Iterator[Tensor]:
+        """The vectors of speech and text, whose frames are fused before they are pooled."""
+        assert self.speech is not None
+        assert self.text is not None
+        assert self.fusion is not None
+        speech, text = (
+            None if one is None else (one.frames, one.num_frames) for one in map(cached.get, ("speech", "text"))
+        )
+        frames, num_frames = speech or self.speech.encode(audio, num_samples)
+        words, num_words = text or self.text.encode(cast(Tensor, tokens), cast(Tensor, num_tokens))
+        frames, words = self.fusion(frames, num_frames, words, num_words)
+        yield self.speech.pooling(frames, num_frames)
+        yield self.text.pooling(words, num_words)
 
 
 def build_model(config: ModelConfig, *, vocabulary_size: int | None = None) -> EmotionModel:
@@ -252,7 +284,7 @@ def describe(model: EmotionModel) -> dict[str, PartSize]:
             parts[name] = list(branch.parameters())
     for number, branch in enumerate(model.extra_speech):
         parts[f"extra speech {number}"] = list(branch.parameters())
-    heads = (model.embedding, model.embedding_norm, model.prediction, model.categories)
+    heads = (model.fusion, model.embedding, model.embedding_norm, model.prediction, model.categories)
     parts["head"] = [parameter for head in heads if head is not None for parameter in head.parameters()]
     parts["model"] = list(model.parameters())
     return {

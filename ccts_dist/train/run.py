@@ -32,9 +32,9 @@ from ccts_dist.train.context import TrainContext
 from ccts_dist.train.curves import draw_training
 from ccts_dist.train.description import describe_run
 from ccts_dist.train.experiment import Experiment, check_experiment, open_experiment
-from ccts_dist.train.memory.estimate import HOST_FLOOR
 from ccts_dist.train.memory.forecast import Forecast, memory_of_a_gpu
 from ccts_dist.train.memory.out_of_memory import MemoryWords, is_out_of_memory
+from ccts_dist.train.memory.parts import HOST_FLOOR
 from ccts_dist.train.optim import build_optimizer, build_schedule, describe_groups, rates_by_group
 from ccts_dist.train.resilience.stop_requests import STOP_FILE
 from ccts_dist.train.resilience.watchdog import Watchdog, stopped_words

@@ -155,7 +155,8 @@ class Trainer:
             self._session.close()
         run_on_all_ranks(self._check)
         if not state.finished:
-            save_trained(self._context, "last", {})
+            with self._engine.averaged():
+                save_trained(self._context, "last", {})
             state.finished = True
             self._checkpoint()
         self._writer.wait()

@@ -61,12 +61,18 @@ class Validator:
     def validate(self, words: str, metrics: Mapping[str, float]) -> None:
         """Score the model, report of it, and keep it if it is the best so far; leaves it in evaluation mode.
 
+        With ``train.ema_decay`` the model is the average of the weights.
+
         Training goes on as if nothing had been: each of its forward passes draws from a random state of its own.
 
         Args:
             words: what is reported before the scores.
             metrics: what is reported with them.
         """
+        with self._context.engine.averaged():
+            self._validate(words, metrics)
+
+    def _validate(self, words: str, metrics: Mapping[str, float]) -> None:
         parts, state = self._context, self._context.state
         scores = self._scores()
         parts.schedule.after_validation(scores.loss)

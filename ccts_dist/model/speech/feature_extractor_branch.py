@@ -81,7 +81,8 @@ class ExtractedBranch(nn.Module):
         layers = EncoderLayers(encoder, table=table, is_known=False)
         self._chosen = layers.choose(config.layers)
         self.mixture = self._chosen.mixture
-        self.pooling = build_pooling(config, encoder.config.hidden_size)
+        self.frame_size = encoder.config.hidden_size
+        self.pooling = build_pooling(config, self.frame_size)
         self._frozen = config.trainable == "none"
         layers.set_trainable(config.trainable)
         for parameter in fixed:

@@ -98,13 +98,20 @@ class FilterbankBranch(nn.Module):
         super().__init__()
         self.do_normalize = do_normalize
         self.encoder = Filterbank(config.filterbank or FilterbankConfig())
-        self.pooling = build_pooling(config, self.encoder.size)
+        self.frame_size = self.encoder.size
+        self.pooling = build_pooling(config, self.frame_size)
 
     def forward(
         self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch hidden"]:
+        return self.pooling(*self.encode(audio, num_samples))
+
+    def encode(
+        self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch frames features"], Int64[Tensor, " batch"]]:
+        """The encoder's frames, and how many of each row's are real."""
         audio, num_samples = self._prepare(audio, queued(num_samples, audio.device))
-        return self.pooling(self.encoder(audio), self.encoder.num_frames(num_samples))
+        return self.encoder(audio), self.encoder.num_frames(num_samples)
 
     def layer_frames(
         self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]

@@ -3,6 +3,7 @@
     <output>/checkpoints/step-00000123/
         weights.safetensors     every parameter and buffer, whole, in float32
         exp_avg.safetensors     and what else the optimizer keeps for each trained parameter: exp_avg_sq, step
+        average.safetensors     moving average of each trained parameter, with train.ema_decay
         state.json              position, schedule, best model so far
         manifest.json           written last: size and SHA-256 of every file, step, ranks, plan digest, run file
 

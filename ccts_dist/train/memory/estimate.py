@@ -8,20 +8,12 @@ Without a GPU all parts lie in the host's memory, and the peak can be compared w
 (``ccts_dist.train.memory.peak``).
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from ccts_dist.config import OptimConfig
+from ccts_dist.train.memory.parts import PHASES, Activations, Estimate, Part, Phase
 from ccts_dist.train.zero.partitioning import ModelSizes, ZeroPartitioning
 
-Phase = Literal["start", "forward and backward", "optimizer step", "saving a model", "scoring the best model"]
-PHASES: tuple[Phase, ...] = (
-    "start",
-    "forward and backward",
-    "optimizer step",
-    "saving a model",
-    "scoring the best model",
-)
 _START, _BACKWARD, _STEP, _SAVING, _SCORING = PHASES
 _TRAINING = PHASES[1:]
 _WRITING = PHASES[1:4]
@@ -30,109 +22,14 @@ HOST_PROCESS_BYTES = 850_000_000
 """Resident memory of a rank that is no tensor of a model, the least that was measured: Python, torch, transformers,
 DeepSpeed, gloo and their libraries. A training of three steps, foreseen at 0.98 GB, took 1.03."""
 
-HOST_FLOOR = "freed memory that the C library keeps is not in it, 0.1 to 1.1 GB where it was measured"
-"""Why the host's figure is a floor. Tensors below 32 MB lie in glibc's heap, where blocks of new lengths leave gaps:
-a student of 0.4 million parameters, foreseen at 0.98 GB, took 1.43 GB, and 1.17 GB with MALLOC_MMAP_THRESHOLD_=131072,
-which gives such blocks back, and costs time. The demo's students, foreseen at 0.92 GB, took 1.81 to 1.88 GB, 0.85 of it
-in that heap; one that was foreseen at 1.67 GB took 2.8."""
-
 GPU_CONTEXT_BYTES = 500_000_000
 """A CUDA context with the kernels that it loads. A rule of thumb, as is the next: they belong to driver and library."""
 
 NCCL_BYTES = 2_000_000_000
 """Buffers of two communicators, the trainer's and DeepSpeed's, among the GPUs of a host that NVLink joins."""
 
-FRAGMENTATION = 0.1
-"""Share on top of the tensors of a GPU, for gaps between blocks under varying lengths, and for workspaces of cuBLAS and
-cuDNN. A rule of thumb."""
-
 _DDP_BUCKET = 500_000_000
 """Elements that DeepSpeed reduces at a time at stage 0 (engine.py, MEMORY_OPT_ALLREDUCE_SIZE)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One thing that takes memory."""
-
-    what: str
-    size_bytes: int
-    why: str
-    """How the size comes about, for people."""
-
-    phases: tuple[Phase, ...] = PHASES
-    """When it is there."""
-
-    on_host: bool = False
-    """In the host's memory although the model is on a GPU."""
-
-    fragments: bool = True
-    """Given out by torch's allocator, block by block."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A rank's memory by parts."""
-
-    parts: tuple[Part, ...]
-    on_gpu: bool
-
-    def peak(self, *, on_host: bool | None = None) -> tuple[Phase, int]:
-        """The phase that needs most, and how many bytes; of the device that trains, unless ``on_host`` is given."""
-        host = (not self.on_gpu) if on_host is None else on_host
-        needs = {phase: self._needed(phase, on_host=host) for phase in PHASES}
-        phase = max(PHASES, key=needs.__getitem__)
-        return phase, needs[phase]
-
-    def fragmentation(self, phase: Phase, *, on_host: bool) -> int:
-        """Margin beside the tensors of a GPU in a phase; none for the host's memory."""
-        if on_host or not self.on_gpu:
-            return 0
-        tensors = (p.size_bytes for p in self.parts if phase in p.phases and p.fragments and not p.on_host)
-        return int(FRAGMENTATION * sum(tensors))
-
-    def _needed(self, phase: Phase, *, on_host: bool) -> int:
-        there = (p for p in self.parts if phase in p.phases and (p.on_host == on_host or not self.on_gpu))
-        return sum(p.size_bytes for p in there) + self.fragmentation(phase, on_host=on_host)
-
-    def table(self) -> list[str]:
-        """The parts and the peak as lines for people."""
-        lines = []
-        for on_host in (False, True) if self.on_gpu else (True,):
-            place = "on the host" if on_host else "on the GPU"
-            lines.append(f"memory per rank {place:>16}      GB")
-            lines += [
-                f"  {part.what:30} {part.size_bytes / 1e9:7.2f}  {part.why}{_when(part)}"
-                for part in self.parts
-                if part.size_bytes and (part.on_host == on_host or not self.on_gpu)
-            ]
-            phase, most = self.peak(on_host=on_host)
-            if margin := self.fragmentation(phase, on_host=on_host):
-                lines.append(
-                    f"  {'fragmentation':30} {margin / 1e9:7.2f}  {FRAGMENTATION:.0%} of the tensors [{phase}]"
-                )
-            bound, why = ("at least", f"; {HOST_FLOOR}") if on_host else ("at most", "")
-            lines.append(f"  {bound:30} {most / 1e9:7.2f}  in this phase: {phase}{why}")
-        return lines
-
-
-def _when(part: Part) -> str:
-    if part.phases in (PHASES, _TRAINING):
-        return ""
-    return f" [{', '.join(part.phases)}]"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Activations:
-    """Most bytes alive at a time beside the weights, for the largest micro-batch."""
-
-    training: int
-    """In a forward and backward pass, gradients of weights not counted."""
-
-    scoring: int
-    """In a forward pass without gradient."""
-
-    shape: str
-    """The micro-batch, for people."""
 
 
 def estimate_memory(
@@ -147,6 +44,7 @@ def estimate_memory(
     on_gpu: bool,
     tests: bool = True,
     async_save: bool = False,
+    keeps_average: bool = False,
 ) -> Estimate:
     """A rank's parts; the rank that needs most, which is the first, since it saves models.
 
@@ -156,6 +54,7 @@ def estimate_memory(
         on_gpu: where the model is; the parts of the host are then distinguished.
         tests: whether the best model is scored on test splits at the end; it is read in any case.
         async_save: whether checkpoints are written from a copy.
+        keeps_average: whether there is a moving average of the trained weights.
     """
     numbers = _Numbers(sizes, partitioning, optim, precision, num_ranks, num_micro_batches, on_gpu)
     parts = [
@@ -165,7 +64,8 @@ def estimate_memory(
         *_buckets(numbers),
         Part(what="activations", size_bytes=activations.training, why=activations.shape, phases=(_BACKWARD,)),
         *_files(numbers, activations.scoring if tests else None),
-        *([_checkpoint_copy(numbers)] if async_save else []),
+        *([_average(numbers)] if keeps_average else []),
+        *([_checkpoint_copy(numbers, keeps_average=keeps_average)] if async_save else []),
     ]
     if on_gpu:
         parts += _of_the_driver(num_ranks)
@@ -344,10 +244,17 @@ def _buckets(n: _Numbers) -> list[Part]:
     return parts
 
 
-def _checkpoint_copy(n: _Numbers) -> Part:
+def _average(n: _Numbers) -> Part:
+    size, why = (4 * n.own, n.divided) if n.stage else (4 * n.trained, "whole on each rank")
+    return Part(
+        what="average of weights, fp32", size_bytes=size, why=why, phases=_TRAINING, on_host=n.on_gpu and n.offloads
+    )
+
+
+def _checkpoint_copy(n: _Numbers, *, keeps_average: bool) -> Part:
     """What rank 0 writes a checkpoint from while training goes on."""
     moments = 0 if n.optim.name == "sgd" else 8 * n.trained
-    size = 4 * n.parameters + moments
+    size = 4 * n.parameters + moments + (4 * n.trained if keeps_average else 0)
     return Part(what="copy for a checkpoint", size_bytes=size, why="async_save", phases=_WRITING, on_host=n.on_gpu)
 
 
@@ -386,11 +293,3 @@ def _files(n: _Numbers, scoring: int | None) -> list[Part]:
         # Cast one by one, so that both precisions are never there at once.
         parts.append(as_read if n.stage == 3 else replace(as_read, size_bytes=model - n.low * n.parameters))
     return parts
-
-
-def describe_peak(estimate: Estimate) -> str:
-    """The peak in one line."""
-    phase, most = estimate.peak()
-    place = "of the GPU" if estimate.on_gpu else "without a GPU"
-    least = "" if estimate.on_gpu else "at least "
-    return f"{least}{most / 1e9:.2f} GB {place}, most in this phase: {phase}"

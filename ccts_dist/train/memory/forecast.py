@@ -10,7 +10,8 @@ from ccts_dist.loader.micro_batches import MicroBatch as Cut
 from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.train.experiment import Experiment
 from ccts_dist.train.memory.activations import BatchShape, trace_pass, trace_peak
-from ccts_dist.train.memory.estimate import Activations, Estimate, Part, describe_peak, estimate_memory
+from ccts_dist.train.memory.estimate import estimate_memory
+from ccts_dist.train.memory.parts import Activations, Estimate, Part, describe_peak
 from ccts_dist.train.steps.rounds import NO_ROUNDS, GraphMemory, decide_rounds
 from ccts_dist.train.zero.partitioning import ZeroPartitioning, read_partitioning, sizes_of
 
@@ -229,6 +230,7 @@ class Forecast:
             on_gpu=self._on_gpu,
             tests=bool(self._run.data.test_splits),
             async_save=self._run.train.async_save,
+            keeps_average=self._run.train.ema_decay > 0,
         )
 
     def _activations(self, choice: _Choice) -> Activations | None:

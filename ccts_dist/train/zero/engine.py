@@ -6,8 +6,8 @@ How DeepSpeed lays out weights and optimizer state is ``train.zero.state``'s par
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from math import isfinite
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from ccts_dist.config import RunConfig
 from ccts_dist.device.arithmetic import exact_float32, tf32
 from ccts_dist.distributed import Ranks, agree_or_raise, barrier, run_on_all_ranks
-from ccts_dist.errors import CheckpointError, OutputError, is_first_rank
-from ccts_dist.files.safetensors_stream import Entry, StoredTensors, TensorFile
+from ccts_dist.errors import OutputError, StopRequested, is_first_rank
 from ccts_dist.progress import log
 from ccts_dist.ranks import chosen_backend
 from ccts_dist.records import Batch
@@ -31,9 +30,8 @@ from ccts_dist.train.speed.step_profile import BACKWARD, FORWARD, OPTIMIZER, tim
 from ccts_dist.train.steps.regional_compile import compile_layers
 from ccts_dist.train.zero.ds_config import launcher_warnings, resolve_ds_config
 from ccts_dist.train.zero.extension_build import compile_once
+from ccts_dist.train.zero.files import SUFFIX, Snapshot, load_whole, open_stored, write_all
 from ccts_dist.train.zero.state import WEIGHTS, ZeroState, undo_first_step
-
-_SUFFIX = ".safetensors"
 
 _HARMLESS = ("ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE")
 """Variables of Accelerate that change no result."""
@@ -55,6 +53,8 @@ class Engine:
 
     Build the model, weights and all, before this.
     """
+
+    _ema_decay = 0.0
 
     def __init__(
         self,
@@ -80,10 +80,10 @@ class Engine:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         run_on_all_ranks(compile_for_ranks)
-        stored = run_on_all_ranks(lambda: _open_stored(resume_from)) if resume_from is not None else {}
+        stored = run_on_all_ranks(lambda: open_stored(resume_from)) if resume_from is not None else {}
         if stored:
             # What is frozen, and what ZeRO-3 will spread, is easiest to load while the model is still whole.
-            run_on_all_ranks(lambda: _load_whole(model, stored[WEIGHTS]))
+            run_on_all_ranks(lambda: load_whole(model, stored[WEIGHTS]))
         if run.train.torch_compile:
             compile_layers(model)
         self._accelerator = _accelerator(run, ds_config)
@@ -106,6 +106,7 @@ class Engine:
             optimizer.register_step_pre_hook(self._refuse_what_is_not_finite)
         self._arithmetic = tf32 if run.train.precision == "tf32" else exact_float32
         self._rounds_to = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
+        self._ema_decay = run.train.ema_decay
         self._state = ZeroState(self._engine, optimizer, ranks, self.device)
         if stored:
             run_on_all_ranks(lambda: self._state.restore({kind: tensors.get for kind, tensors in stored.items()}))
@@ -168,7 +169,8 @@ class Engine:
 
     @timed(OPTIMIZER)
     def step(self) -> Update:
-        """Count a micro-batch; after the last of a step, reduce the gradient and move the weights.
+        """Count a micro-batch; after the last of a step, reduce the gradient, move the weights, and update their
+        average.
 
         A gradient that is not finite on any rank moves no weights, under every stage and in both precisions.
         """
@@ -183,12 +185,29 @@ class Engine:
             return Update(gradient_norm=float("nan"), skipped=False)  # the last norm would be waited for in vain
         self._memory.finish()
         if self._is_plain:
-            return Update(gradient_norm=self._norm, skipped=not isfinite(self._norm))
-        norm = self._engine.get_global_grad_norm()
-        return Update(
-            gradient_norm=float("nan") if norm is None else float(norm),
-            skipped=self._engine.skipped_steps > skipped_before,
-        )
+            norm, skipped = self._norm, not isfinite(self._norm)
+        else:
+            norm, skipped = self._engine.get_global_grad_norm(), self._engine.skipped_steps > skipped_before
+        if self._ema_decay and not skipped:
+            self._state.update_average(self._ema_decay)
+        return Update(gradient_norm=float("nan") if norm is None else float(norm), skipped=skipped)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Compute with the exponential moving average of the weights, where ``train.ema_decay`` keeps one.
+
+        ``full_state`` gives the average then, and ``save`` must not be called. Every rank must enter and leave it.
+        """
+        if self._ema_decay:
+            self._state.exchange()
+        try:
+            yield
+        except StopRequested:  # on all ranks, and a checkpoint of the weights follows
+            if self._ema_decay:
+                self._state.exchange()
+            raise
+        if self._ema_decay:
+            self._state.exchange()
 
     def _norm_of_plain_gradients(self) -> float:
         """Of the reduced gradient, before clipping."""
@@ -227,7 +246,8 @@ class Engine:
     def save(self, folder: Path) -> dict[str, tuple[int, str]]:
         """Write weights and optimizer state, whole, by the parameters' names; every rank must call it.
 
-        One safetensors file per kind of tensor: weights, and with Adam exp_avg, exp_avg_sq and step. Rank 0 writes, and
+        One safetensors file per kind of tensor: weights, with Adam exp_avg, exp_avg_sq and step, and the average of
+        the weights if there is one. Rank 0 writes, and
         holds one tensor at a time. What is written depends neither on the ranks nor on the ZeRO stage.
 
         Returns:
@@ -238,7 +258,7 @@ class Engine:
         """
         written: dict[str, tuple[int, str]] = {}
         for kind, entries in self._state.kinds().items():
-            path = folder / f"{kind}{_SUFFIX}"
+            path = folder / f"{kind}{SUFFIX}"
             tensors = self._state.gather(kind, entries)
             if not self.ranks.is_first:
                 for _ in tensors:
@@ -248,7 +268,7 @@ class Engine:
             error = None
             try:
                 with writing(path):
-                    written[path.name] = _write_all(path, entries, tensors)
+                    written[path.name] = write_all(path, entries, tensors)
             except OutputError as raised:
                 error = raised
                 for _ in tensors:  # the others are waiting in their gathers
@@ -256,7 +276,7 @@ class Engine:
             agree_or_raise(error)
         return written
 
-    def snapshot(self) -> "Snapshot":
+    def snapshot(self) -> Snapshot:
         """Copy what ``save`` would write, so that it can be written while training goes on; every rank must call it.
 
         Rank 0 holds all of it in the host's memory, the other ranks nothing.
@@ -268,28 +288,6 @@ class Engine:
             # On a CPU what one rank has whole is the tensor itself, which the next step changes.
             copies[kind] = [(name, tensor.clone()) for name, tensor in gathered if tensor is not None]
         return Snapshot(entries=kinds, tensors=copies)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """A copy of weights and optimizer state by kind."""
-
-    entries: Mapping[str, Mapping[str, Entry]]
-    tensors: Mapping[str, Sequence[tuple[str, Tensor]]]
-    """By name, in the entries' order; none on other ranks than the first."""
-
-    def write(self, folder: Path) -> dict[str, tuple[int, str]]:
-        """The files of ``Engine.save``, byte for byte, with size and SHA-256 of each; waits for no other rank.
-
-        Raises:
-            OutputError: they cannot be written.
-        """
-        written: dict[str, tuple[int, str]] = {}
-        for kind, entries in self.entries.items():
-            path = folder / f"{kind}{_SUFFIX}"
-            with writing(path):
-                written[path.name] = _write_all(path, entries, iter(self.tensors[kind]))
-        return written
 
 
 def compile_for_ranks() -> None:
@@ -363,33 +361,3 @@ def _forget_shared_buffer(ranks: Ranks) -> None:
     barrier()  # all have mapped all
     place = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
     Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}_{ranks.rank}").unlink(missing_ok=True)
-
-
-def _write_all(
-    path: Path,
-    entries: Mapping[str, Entry],
-    tensors: Iterator[tuple[str, Tensor | None]] | Iterator[tuple[str, Tensor]],
-) -> tuple[int, str]:
-    file = TensorFile(path, entries)
-    try:
-        for name, tensor in tensors:
-            assert tensor is not None, "rank 0 has them whole"
-            file.write(name, tensor)
-        return file.finish()
-    finally:
-        file.close()
-
-
-def _open_stored(folder: Path) -> dict[str, StoredTensors]:
-    """The files of ``save`` by kind."""
-    stored = {path.name.removesuffix(_SUFFIX): StoredTensors(path) for path in sorted(folder.glob(f"*{_SUFFIX}"))}
-    if WEIGHTS not in stored:
-        raise CheckpointError(f"{folder}: there is no {WEIGHTS}{_SUFFIX}.")
-    return stored
-
-
-def _load_whole(model: nn.Module, stored: StoredTensors) -> None:
-    """Every parameter and buffer of a model that is not yet spread."""
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(stored.get(name, tuple(tensor.shape)))

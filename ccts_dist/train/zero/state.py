@@ -19,8 +19,14 @@ from ccts_dist.files.safetensors_stream import Entry
 WEIGHTS = "weights"
 """The kind of tensor that every parameter has; other kinds are the optimizer's: exp_avg, exp_avg_sq, step."""
 
+AVERAGE = "average"
+"""The kind that is the exponential moving average of each trained parameter, where there is one."""
+
 STEP = "step"
 """The kind that is one number per parameter, and that the optimizer keeps once for all it steps together."""
+
+_PIECE = 1 << 20
+"""Elements that are exchanged at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +70,9 @@ class ZeroState:
             optimizer: torch's own, which DeepSpeed steps.
             device: where collectives take place.
         """
-        self._optimizer, self._ranks, self._device = optimizer, ranks, device
+        self._zero, self._optimizer, self._ranks, self._device = engine.optimizer, optimizer, ranks, device
+        self._averages: dict[Tensor, Tensor] = {}
+        """Of each tensor that the optimizer moves, laid out like it."""
         trained = dict(_trained_pieces(engine.optimizer, ranks.rank))
         self._values: dict[str, _Value] = {}
         # With parameters as such: under ZeRO-3 their data is elsewhere, and one parameter may have several names.
@@ -86,7 +94,7 @@ class ZeroState:
         """
         found = {kind for state in self._optimizer.state.values() for kind in state if isinstance(state[kind], Tensor)}
         kinds = {WEIGHTS: {name: value.entry for name, value in self._values.items()}}
-        for kind in broadcast_object(sorted(found)):
+        for kind in (*broadcast_object(sorted(found)), *([AVERAGE] if self._averages else [])):
             kinds[kind] = {
                 name: Entry(shape=()) if kind == STEP else value.entry
                 for name, value in self._values.items()
@@ -114,6 +122,8 @@ class ZeroState:
         """What this rank keeps of a kind, laid out like ``flat``."""
         if kind == WEIGHTS:
             return flat
+        if kind == AVERAGE:
+            return self._averages[flat]
         found = self._optimizer.state.get(flat, {}).get(kind)
         if found is None:  # never stepped
             return torch.zeros(()) if kind == STEP else torch.zeros_like(flat)
@@ -143,6 +153,10 @@ class ZeroState:
             piece, shape = value.piece, value.entry.shape
             _copy_part(piece.of(piece.flat), stored[WEIGHTS](name, shape), piece)
             for kind in stored.keys() - {WEIGHTS}:
+                if kind == AVERAGE:
+                    average = self._averages.setdefault(piece.flat, torch.zeros_like(piece.flat.detach()))
+                    _copy_part(piece.of(average), stored[kind](name, shape), piece)
+                    continue
                 state = self._optimizer.state[piece.flat]
                 if kind == STEP:
                     # A tensor of its own for each: the optimizer counts in place.
@@ -153,6 +167,30 @@ class ZeroState:
                         stored[kind](name, shape),
                         piece,
                     )
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Move the average by (1 - decay) of its distance to the weights; the first time it begins with these."""
+        if not self._averages:
+            flats = dict.fromkeys(value.piece.flat for value in self._values.values() if value.trained)
+            self._averages = {flat: flat.detach().clone() for flat in flats}
+            return
+        for flat, average in self._averages.items():
+            average.lerp_(flat.detach(), 1.0 - decay)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Exchange weights and average, also in the model that computes; done twice, nothing has changed.
+
+        Every rank must call it. Does nothing before the first ``update_average``.
+        """
+        for flat, average in self._averages.items():
+            for one, other in zip(flat.detach().split(_PIECE), average.split(_PIECE), strict=True):
+                former = one.clone()
+                one.copy_(other)
+                other.copy_(former)
+        if self._averages:
+            take_up_weights(self._zero)
 
     def _counts_on(self, flat: Tensor) -> torch.device:
         """Where torch's optimizer keeps the count of its steps: beside the weights if it is fused, else on the CPU.
@@ -217,6 +255,22 @@ def _trained_pieces(zero: Any, rank: int) -> Iterator[tuple[int, Piece]]:
 
 def _whole(tensor: Tensor) -> Piece:
     return Piece(flat=tensor, offset=0, start=0, count=tensor.numel())
+
+
+def take_up_weights(zero: Any) -> None:
+    """Have the model compute with the float32 weights as they are now, as after DeepSpeed's own step."""
+    if hasattr(zero, "fp32_partitioned_groups_flat"):  # stage 3
+        zero._partition_all_parameters()
+        for number in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(number)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+    elif hasattr(zero, "single_partition_of_fp32_groups"):  # stages 1 and 2
+        zero.update_lp_params()
+    elif hasattr(zero, "fp32_groups"):  # stage 0 in bf16
+        for parameters, copies in zip(zero.fp16_groups, zero.fp32_groups, strict=True):
+            for parameter, copy in zip(parameters, copies, strict=True):
+                parameter.detach().copy_(copy.detach())
 
 
 def undo_first_step(zero: Any, optimizer: torch.optim.Optimizer) -> None:

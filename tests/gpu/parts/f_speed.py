@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ccts_dist.records import Batch
 from ccts_dist.train.experiment import Experiment
-from ccts_dist.train.memory.estimate import Estimate, Phase
 from ccts_dist.train.memory.forecast import Forecast
+from ccts_dist.train.memory.parts import Estimate, Phase
 from tests.gpu.large import first_batch, make_seconds, size_for, step, twice_as_long, varied, with_rows, write_large_run
 from tests.gpu.material import ROOT
 from tests.gpu.outcome import Outcome, check

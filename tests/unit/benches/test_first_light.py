@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from ccts_dist.train.memory.estimate import Estimate, Part
+from ccts_dist.train.memory.parts import Estimate, Part
 from tests.gpu import first_light, pack, supervision, wheels
 from tests.gpu.outcome import FAILED, PASSED, SKIPPED, NotApplicable, Outcome
 from tests.gpu.parts import b_losses, f_speed

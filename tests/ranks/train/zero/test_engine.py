@@ -17,7 +17,8 @@ from ccts_dist.errors import OutputError
 from ccts_dist.train.checkpoints.checkpoint import CheckpointFiles, TrainState, find_checkpoint, write_checkpoint
 from ccts_dist.train.checkpoints.writer import CheckpointWriter
 from ccts_dist.train.zero.ds_config import read_ds_config
-from ccts_dist.train.zero.engine import Engine, Snapshot
+from ccts_dist.train.zero.engine import Engine
+from ccts_dist.train.zero.files import Snapshot
 from tests.helpers.processes.launching import ROOT, environment
 from tests.helpers.ranks.processes import run_on_ranks
 

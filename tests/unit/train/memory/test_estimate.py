@@ -12,10 +12,9 @@ from ccts_dist.train.memory.estimate import (
     GPU_CONTEXT_BYTES,
     HOST_PROCESS_BYTES,
     NCCL_BYTES,
-    Activations,
-    Estimate,
     estimate_memory,
 )
+from ccts_dist.train.memory.parts import Activations, Estimate
 from ccts_dist.train.zero.ds_config import read_ds_config
 from ccts_dist.train.zero.partitioning import ModelSizes, ZeroPartitioning, read_partitioning, sizes_of
 
@@ -111,6 +110,17 @@ def test_stage_0_in_fp32_needs_no_master_weights_and_divides_nothing():
     assert (
         part(estimate(ZeroPartitioning(stage=0), num_ranks=1), "gradients being reduced", "forward and backward") == 0
     )
+
+
+def test_average_of_weights_is_spread_like_the_optimizer_state_and_copied_for_a_checkpoint():
+    for stage, own in ((0, 900), (2, 450)):
+        settings = ZeroPartitioning(stage=stage)
+        plain = estimate(settings, async_save=True)
+        averaged = estimate(settings, async_save=True, keeps_average=True)
+        assert needed(averaged, "optimizer step") - needed(plain, "optimizer step") == 4 * own + 4 * 900
+        assert needed(averaged, "start") == needed(plain, "start")
+    offloaded = estimate(ZeroPartitioning(stage=2, offload_optimizer=True), on_gpu=True, keeps_average=True)
+    assert [p.on_host for p in offloaded.parts if p.what.startswith("average")] == [True]
 
 
 def test_plain_sgd_has_no_state():

@@ -10,7 +10,8 @@ from transformers import HubertConfig
 from ccts_dist.config import RunConfig, read_run
 from ccts_dist.model.emotion import EncoderConfigs, rebuild_model
 from ccts_dist.train.memory.activations import BatchShape, trace_peak
-from ccts_dist.train.memory.estimate import Activations, estimate_memory
+from ccts_dist.train.memory.estimate import estimate_memory
+from ccts_dist.train.memory.parts import Activations
 from ccts_dist.train.zero.ds_config import read_ds_config
 from ccts_dist.train.zero.partitioning import read_partitioning, sizes_of
 from tests.helpers.models.large_student import LARGE
