@@ -148,6 +148,9 @@ class Batch:
     categories: Int64[Tensor, " batch"] | None = None
     """Number of the categorical emotion, -1 where it is unknown; None when none were asked for."""
 
+    votes: Float[Tensor, "batch categories"] | None = None
+    """Share of the raters' votes for each category, adding up to 1, NaN where unknown; None when not asked for."""
+
     teacher: TeacherBatch | None = None
     frames: Mapping[str, FrameBatch] = field(default_factory=dict)
     """By branch of the model, of those whose encoder is frozen and was run before."""

@@ -281,6 +281,11 @@ def _check_loss(run: RunConfig, source: str) -> None:
             f"{source}: loss.focal_gamma = {run.loss.focal_gamma} shapes the cross-entropy of model.categories, and "
             "there are none. Name some, or leave it out."
         )
+    if run.loss.category_target == "votes" and not run.model.categories:
+        raise ConfigError(
+            f'{source}: loss.category_target = "votes" needs model.categories, and there are none. Name some, or '
+            "leave it out."
+        )
     if any(weight < 0 for weight in weights):
         raise ConfigError(f"{source}: loss.target_weights = {list(weights)}: must be at least 0 each. Change them.")
 

@@ -23,8 +23,8 @@ Every key can also be given as `--set table.key=VALUE`.
 Better TOML) complete keys and mark mistakes.
 
 `demo/` is what `make demo` runs, `paper/` the rows of the paper's tables, `full/` full HuBERT-large
-students, `open/` a baseline per open corpus, `related/` systems after related papers, and `challenge/` the baseline of
-Odyssey 2024.
+students, `open/` a baseline per open corpus (for MELD and CMU-MOSEI a teacher and its student too), `related/` systems
+after related papers, and `challenge/` the baseline of Odyssey 2024.
 """
 
 

@@ -149,6 +149,12 @@ class LossConfig:
     multiplied by (1 - p)^focal_gamma, p the probability of its own category. Utterances that are recognized already
     then count less."""
 
+    category_target: Literal["category", "votes"] = "category"
+    """What the cross-entropy compares with. "category": the category of each utterance. "votes": the distribution of
+    its raters' votes over ``model.categories`` (soft labels), from the labels of those names, such as CREMA-D's. Shares
+    are scaled to add up to 1; utterances without votes for any are left out. Class weights and focal factor apply to
+    each category's term. Validation and test stay by category, and add ``category_kl_to_votes``."""
+
     scope: Literal["global", "micro-batch"] = "global"
     """Utterances over which the CCC is computed. "global": the global batch, exactly, whatever the number of ranks and
     micro-batches; see ``batch.forward_rounds`` for several micro-batches. "micro-batch": each micro-batch of each rank,

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from ccts_dist.errors import FetchError, ShardError, TeacherError
@@ -74,6 +74,9 @@ class Reading:
 
     categories: tuple[str, ...] = ()
     """Names of the categories, in the order of their numbers; without them none are read."""
+
+    has_votes: bool = False
+    """Whether the labels named as the categories are read as the shares of votes for them."""
 
     encode_text: EncodeText | None = None
     """For models with a text branch; without it no transcript is read."""
@@ -160,6 +163,7 @@ def read_batch(part: MicroBatch, reading: Reading, epoch: int = 0) -> Batch:
         tokens=tokens,
         num_tokens=num_tokens,
         categories=_categories(rows, reading.categories) if reading.categories else None,
+        votes=_votes(rows, reading.categories) if reading.has_votes else None,
         teacher=None if reading.teacher is None else _teacher_batch(read, reading),
         frames={branch: _pad_frames([one.frames[branch] for one in read]) for branch in reading.frames},
         damaged=tuple(damaged.values()) if part.counts else (),
@@ -236,6 +240,23 @@ def _labels(rows: Sequence[SampleRef], targets: Sequence[str], read: Sequence[_R
 def _categories(rows: Sequence[SampleRef], categories: Sequence[str]) -> Int64[Tensor, " batch"]:
     numbers = {name: number for number, name in enumerate(categories)}
     return torch.tensor([numbers.get(row.table.categories[row.row] or "", -1) for row in rows])
+
+
+def _votes(rows: Sequence[SampleRef], categories: Sequence[str]) -> Float32[Tensor, "batch categories"]:
+    labels = [[float(row.table.labels[category][row.row]) for category in categories] for row in rows]
+    return torch.from_numpy(vote_shares(np.array(labels))).float()
+
+
+def vote_shares(labels: Float64[np.ndarray, "rows categories"]) -> Float64[np.ndarray, "rows categories"]:
+    """Distribution of each row's votes over the categories that a model knows; NaN where there are none for them.
+
+    >>> vote_shares(np.array([[0.2, 0.6], [0.0, 0.0], [0.5, np.nan]]))
+    array([[0.25, 0.75],
+           [ nan,  nan],
+           [ nan,  nan]])
+    """
+    total = labels.sum(axis=1, keepdims=True)
+    return labels / np.where(total > 0, total, np.nan)
 
 
 def _pad_frames(rows: Sequence[Float32[np.ndarray, "_ features"]]) -> FrameBatch:

@@ -79,6 +79,7 @@ class Loader:
         seed: of the order.
         ranks: whose part to read.
         categories: names of the categories, in the order of their numbers in a batch; none are read without.
+        votes: read the labels named as the categories as the shares of votes for them.
         encode_text: transcript to token numbers, for models with a text branch. Called by several threads.
         teacher: cached teacher outputs, for students.
         gate: decides by key or transcript who is distilled; None where residuals do.
@@ -101,6 +102,7 @@ class Loader:
         seed: int,
         ranks: Ranks,
         categories: Sequence[str] = (),
+        votes: bool = False,
         encode_text: EncodeText | None = None,
         teacher: TeacherSource | None = None,
         gate: RowGate | None = None,
@@ -110,6 +112,9 @@ class Loader:
         rated = [varied_target(target) or target for target in targets]
         _check_names("target", "a label", rated, shard_set.manifest.targets, shard_set)
         _check_names("category", "a category", categories, shard_set.manifest.categories, shard_set)
+        if votes:
+            kind = 'loss.category_target = "votes" reads labels named as model.categories:'
+            _check_names(kind, "a label", categories, shard_set.manifest.targets, shard_set)
         max_samples = round(data.max_duration_s * SAMPLE_RATE_HZ) if shuffle else 0
         self.plan = _plan(shard_set, splits, batch, data, targets, seed=seed, shuffle=shuffle, max_samples=max_samples)
         batch.gradient_accumulation_steps(
@@ -125,6 +130,7 @@ class Loader:
             shards=shard_set,
             targets=tuple(targets),
             categories=tuple(categories),
+            has_votes=votes,
             encode_text=encode_text,
             teacher=teacher,
             gate=gate,

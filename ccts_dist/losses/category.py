@@ -2,6 +2,10 @@
 
 Optionally with a weight for each class, and focal (Lin et al. 2017): each row's cross-entropy times (1 - p)^gamma, p
 the probability of its own category. The mean is then weighted, as torch's is: sum of w CE over sum of w.
+
+The target of a row is a category, or a distribution over them, such as the shares of its raters' votes. With shares q a
+row's cross-entropy is - sum_c q_c log p_c; weight and focal factor go to each term, as if each share were a row of its
+own. A distribution that is all one category gives the same as that category.
 """
 
 from dataclasses import dataclass
@@ -11,6 +15,9 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ccts_dist.losses.constants import constant
+
+CategoryTarget = Int64[Tensor, " batch"] | Float[Tensor, "batch categories"]
+"""Number of the category, -1 where it is unknown; or the share of each, NaN where the row's are unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,25 +34,34 @@ class CategoryTerm:
 PLAIN = CategoryTerm()
 
 
-def categorised(category: Int64[Tensor, " batch"], weight: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    """True for the rows that count and whose category is known (not -1)."""
-    return (category >= 0) & (weight > 0)
+def categorised(target: CategoryTarget, weight: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+    """True for the rows that count and whose target is known."""
+    return (target >= 0 if target.ndim == 1 else (target >= 0).all(dim=1)) & (weight > 0)
 
 
 def category_shares(
-    category: Int64[Tensor, " batch"], weight: Float[Tensor, " batch"], term: CategoryTerm = PLAIN
+    target: CategoryTarget, weight: Float[Tensor, " batch"], term: CategoryTerm = PLAIN
 ) -> Float64[Tensor, " batch"]:
     """Weight of each row in the mean: that of its class; 0 for rows that ``categorised`` leaves out."""
-    known = categorised(category, weight)
+    known = categorised(target, weight)
+    if target.ndim == 2:
+        return _weighted_shares(target, known, term).sum(dim=1)
     if not term.class_weights:
         return known.double()
-    of_class = constant(term.class_weights, category.device)
-    return torch.where(known, of_class[category.clamp(min=0)], 0.0)
+    of_class = constant(term.class_weights, target.device)
+    return torch.where(known, of_class[target.clamp(min=0)], 0.0)
+
+
+def _weighted_shares(
+    target: Float[Tensor, "batch categories"], known: Bool[Tensor, " batch"], term: CategoryTerm
+) -> Float64[Tensor, "batch categories"]:
+    shares = torch.where(known[:, None], target, 0.0).double()
+    return shares * constant(term.class_weights, target.device) if term.class_weights else shares
 
 
 def cross_entropy_sums(
     scores: Float[Tensor, "batch categories"],
-    category: Int64[Tensor, " batch"],
+    target: CategoryTarget,
     weight: Float[Tensor, " batch"],
     term: CategoryTerm = PLAIN,
 ) -> Float64[Tensor, "2"]:
@@ -57,21 +73,42 @@ def cross_entropy_sums(
 
     Args:
         scores: of each category, before any softmax.
-        category: number of the category, -1 where it is unknown.
+        target: category of each row, or shares that add up to 1.
         weight: 1 for rows that count, 0 for others.
         term: class weights and focal exponent.
     """
-    known = categorised(category, weight)
+    known = categorised(target, weight)
     wide = torch.where(known[:, None], scores, 0.0).double()
-    own = wide.gather(1, category.clamp(min=0)[:, None]).squeeze(1)
+    if target.ndim == 2:
+        each = -wide.log_softmax(dim=1)
+        if term.focal_gamma:
+            each = each * _remainder(-each) ** term.focal_gamma
+        weighted = _weighted_shares(target, known, term)
+        return torch.stack([(each * weighted).sum(), weighted.sum()])
+    own = wide.gather(1, target.clamp(min=0)[:, None]).squeeze(1)
     each = wide.logsumexp(dim=1) - own
     if term.focal_gamma:
         each = each * _remainder(-each) ** term.focal_gamma
-    shares = category_shares(category, weight, term)
+    shares = category_shares(target, weight, term)
     return torch.stack([(torch.where(known, each, 0.0) * shares).sum(), shares.sum()])
 
 
-def _remainder(log_probability: Float64[Tensor, " batch"]) -> Float64[Tensor, " batch"]:
+def divergence_sums(
+    scores: Float[Tensor, "batch categories"],
+    shares: Float[Tensor, "batch categories"],
+    weight: Float[Tensor, " batch"],
+) -> Float64[Tensor, "2"]:
+    """Kullback-Leibler divergence of predictions from the shares in nats, added up over known rows; and their number.
+
+    It is the cross-entropy less the entropy of the shares, which no model can go below.
+    """
+    known = categorised(shares, weight)
+    entropy = torch.special.entr(torch.where(known[:, None], shares, 0.0).double()).sum()
+    sums = cross_entropy_sums(scores, shares, weight)
+    return torch.stack([sums[0] - entropy, known.sum().double()])
+
+
+def _remainder(log_probability: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
     """1 - p; above 0, since a power below 1 has no derivative there."""
     return (-torch.expm1(log_probability)).clamp(min=1e-12)
 

@@ -13,7 +13,7 @@ from ccts_dist.device.transfer import fetched
 from ccts_dist.distributed import gather_objects, lockstep, sum_over_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
-from ccts_dist.losses.category import categorised, cross_entropy_sums, mean_cross_entropy
+from ccts_dist.losses.category import categorised, cross_entropy_sums, divergence_sums, mean_cross_entropy
 from ccts_dist.records import Batch, varied_target
 from ccts_dist.scoring.measures import ConfusionSums, SplitSums, binned, spearman
 
@@ -43,7 +43,8 @@ class Scores:
     """By target that is a rating, of labels and predictions sorted into bins; where those were asked for."""
 
     categories: dict[str, float] = field(default_factory=dict)
-    """Of a model with categories: weighted_accuracy, unweighted_accuracy, macro_f1 and cross_entropy (in nats)."""
+    """Of a model with categories: weighted_accuracy, unweighted_accuracy, macro_f1 and cross_entropy (in nats); with
+    votes kl_to_votes, the mean divergence from their distribution (in nats)."""
 
     confusion: dict[str, list[float]] = field(default_factory=dict)
     """For each category how often which was predicted, in the same order."""
@@ -88,6 +89,9 @@ class Extras:
 
     category_weight: float = 0.0
     """Of the cross-entropy in the loss."""
+
+    votes: bool = False
+    """Whether batches have the votes for the categories."""
 
     bins: tuple[float, ...] = ()
     """Rising edges on 0..1."""
@@ -180,6 +184,7 @@ class _Beside:
         self._targets, self._extras = tuple(targets), extras
         self._confusion = ConfusionSums(extras.categories)
         self._cross_entropy = torch.zeros(2, dtype=torch.float64)
+        self._divergence = torch.zeros(2, dtype=torch.float64)
         classes = [str(number) for number in range(len(extras.bins) + 1)] if extras.bins else []
         self._binned = {
             column: ConfusionSums(classes) for column, target in enumerate(targets) if varied_target(target) is None
@@ -193,6 +198,8 @@ class _Beside:
             known = categorised(batch.categories, batch.weight)
             self._confusion.add(categories[known].argmax(dim=1), batch.categories[known])
             self._cross_entropy += cross_entropy_sums(categories, batch.categories, batch.weight)
+            if batch.votes is not None:
+                self._divergence += divergence_sums(categories, batch.votes, batch.weight)
         if not (self._extras.bins or self._extras.spearman):
             return
         counts = batch.weight > 0
@@ -216,6 +223,8 @@ class _Beside:
                 "macro_f1": whole.macro_f1(),
                 "cross_entropy": float(mean_cross_entropy(sum_over_ranks(self._cross_entropy))),
             }
+            if self._extras.votes:
+                found["categories"]["kl_to_votes"] = float(mean_cross_entropy(sum_over_ranks(self._divergence)))
             found["confusion"] = whole.by_class()
         if self._extras.bins:
             found["unweighted_recall"] = {

@@ -87,6 +87,7 @@ class Experiment:
         return Extras(
             categories=self.run.model.categories,
             category_weight=self.run.loss.category_weight if self.run.model.categories else 0.0,
+            votes=self.run.loss.category_target == "votes",
             bins=evaluation_bins(self.run, self.shard_set),
         )
 

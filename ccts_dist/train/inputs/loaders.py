@@ -79,6 +79,7 @@ def open_loader(
         seed=run.seed,
         ranks=ranks,
         categories=run.model.categories,
+        votes=run.loss.category_target == "votes",
         encode_text=None if tokenizer is None else tokenizer.encode,
         teacher=teacher,
         gate=gate,

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from ccts_dist.device.transfer import fetched, queued
 from ccts_dist.distributed import Ranks, derive_seed, seed_everything, sum_over_ranks
-from ccts_dist.losses.category import category_shares, cross_entropy_sums, mean_cross_entropy, over
+from ccts_dist.losses.category import (
+    CategoryTarget,
+    category_shares,
+    cross_entropy_sums,
+    mean_cross_entropy,
+    over,
+)
 from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance_from_sums
 from ccts_dist.losses.micro_batch import (
     mean_concordance,
@@ -132,7 +138,9 @@ class _Part:
         batch = self.micro_batches[number]
         if batch.categories is None:
             return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)
-        return cross_entropy_sums(output.categories, batch.categories, batch.weight, self.objective.category)
+        return cross_entropy_sums(
+            output.categories, _category_target(batch, batch.categories), batch.weight, self.objective.category
+        )
 
     @torch.no_grad()
     def distances(self, number: int, output: Any) -> Tensor:
@@ -319,7 +327,12 @@ def _gate_mask(batch: Batch, distill: DistillTerms | None) -> Tensor | None:
 def _num_categorised(batch: Batch, objective: Objective) -> float:
     if batch.categories is None:
         return 0.0
-    return float(category_shares(batch.categories, batch.weight, objective.category).sum())
+    return float(category_shares(_category_target(batch, batch.categories), batch.weight, objective.category).sum())
+
+
+def _category_target(batch: Batch, categories: Tensor) -> CategoryTarget:
+    """The votes where the run trains on them."""
+    return categories if batch.votes is None else batch.votes
 
 
 def _pack_shares(distilled: DistillParts, category: Tensor) -> Tensor:

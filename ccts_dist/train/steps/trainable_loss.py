@@ -7,6 +7,7 @@ import numpy as np
 
 from ccts_dist.config import RunConfig
 from ccts_dist.errors import ConfigError
+from ccts_dist.loader.collate import vote_shares
 from ccts_dist.loader.decode import read_label_variance
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import varied_target
@@ -23,8 +24,11 @@ def check_labels(run: RunConfig, shard_set: ShardSet) -> None:
 
     Raises:
         ConfigError: no target has two labels, or every one that has them has the same label for all utterances; of a
-            model without targets, fewer than two of its categories occur.
+            model without targets, fewer than two of its categories occur; of one that learns from votes, fewer than
+            two got any.
     """
+    if run.loss.category_target == "votes":
+        _check_votes(run, shard_set)
     if not run.model.targets:
         _check_categories(run, shard_set)
         return
@@ -57,6 +61,19 @@ def _check_categories(run: RunConfig, shard_set: ShardSet) -> None:
                 f"{shard_set.root}: {list(splits)} has utterances of {known or 'none'} of model.categories = "
                 f"{list(run.model.categories)}, and telling them apart needs two. Name other splits or categories."
             )
+
+
+def _check_votes(run: RunConfig, shard_set: ShardSet) -> None:
+    got = np.zeros(len(run.model.categories), dtype=bool)
+    for shard in shard_set.shards_of(run.data.train_splits):
+        labels = shard_set.rows(shard.name).labels
+        if all(category in labels for category in run.model.categories):
+            got |= (vote_shares(np.stack([labels[name] for name in run.model.categories], axis=1)) > 0).any(axis=0)
+    if got.sum() < 2:
+        raise ConfigError(
+            f'{shard_set.root}: loss.category_target = "votes", and {list(run.data.train_splits)} has no votes for two '
+            f"of {list(run.model.categories)}. Build the set with its votes, or leave the key out."
+        )
 
 
 def label_warnings(run: RunConfig, shard_set: ShardSet) -> list[str]:

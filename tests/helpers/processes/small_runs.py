@@ -45,11 +45,13 @@ SPEECH = {
 }
 
 
-def build_two_kinds(folder: Path, *, num_train: int = 64, num_valid: int = 12, beside: bool = False) -> ShardSet:
+def build_two_kinds(
+    folder: Path, *, num_train: int = 64, num_valid: int = 12, beside: bool = False, votes: bool = False
+) -> ShardSet:
     """Half the utterances short, rated near the middle; half long, rated at the ends of the scale.
 
     With ``beside`` two of three have a category, "calm" if short and "tense" if long, and two of three the variance of
-    their raters of valence.
+    their raters of valence. With ``votes`` three of four have labels "calm" and "tense", .75 and .25.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(5)
@@ -61,13 +63,15 @@ def build_two_kinds(folder: Path, *, num_train: int = 64, num_valid: int = 12, b
             audio = folder / f"{split}-{number}.wav"
             soundfile.write(audio, generator.normal(0, 2_000, samples).astype(np.int16), 16_000, subtype="PCM_16")
             ends = generator.integers(0, 2, size=3).astype(float)
+            voted = {"tense": 0.75 if is_long else 0.25, "calm": 0.25 if is_long else 0.75}
             labels = ends if is_long else 0.5 + 0.02 * generator.standard_normal(3)
             utterances.append(
                 Utterance(
                     key=f"{split}_{number}",
                     audio=audio,
                     split=split,
-                    labels=dict(zip(DIMENSIONS, map(float, labels), strict=True)),
+                    labels=dict(zip(DIMENSIONS, map(float, labels), strict=True))
+                    | (voted if votes and number % 4 else {}),
                     scale=(1.0, 7.0),
                     transcript=" ".join(generator.choice(WORDS, size=3)),
                     speaker=f"speaker {number % 3}",
@@ -76,8 +80,8 @@ def build_two_kinds(folder: Path, *, num_train: int = 64, num_valid: int = 12, b
                 )
             )
     build_shard_set(
-        utterances, folder / "shards", corpus="two kinds", release="1", scale=(1.0, 7.0), targets=DIMENSIONS,
-        root=folder, shard_bytes=60_000,
+        utterances, folder / "shards", corpus="two kinds", release="1", scale=(1.0, 7.0), root=folder,
+        targets=(*DIMENSIONS, "tense", "calm") if votes else DIMENSIONS, shard_bytes=60_000,
     )  # fmt: skip
     return open_shard_set(folder / "shards")
 

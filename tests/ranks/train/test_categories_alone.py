@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, TeacherError
 from ccts_dist.evaluation.options import asked_of
@@ -19,6 +20,7 @@ from ccts_dist.inference.predictor import Predictor
 from ccts_dist.model import load_model
 from ccts_dist.scoring import read_table
 from ccts_dist.shards import open_shard_set
+from ccts_dist.train.steps.trainable_loss import check_labels
 from launch import evaluate as command
 from tests.helpers.processes.small_runs import build_two_kinds, make_cache, read_history, read_validations, write_run
 from tests.helpers.ranks.processes import run_on_ranks
@@ -29,11 +31,12 @@ NAMES = ["calm", "tense"]
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> dict[str, Path]:
-    """By name: one rank, two ranks with several micro-batches."""
+    """By name: one rank, two ranks with several micro-batches; and the same with votes as targets."""
     place = tmp_path_factory.mktemp("categories")
-    build_two_kinds(place, beside=True)
+    build_two_kinds(place, beside=True, votes=True)
     found = {}
-    for name, num_ranks, micro in (("one", 1, 12), ("two", 2, 3)):
+    for name, num_ranks, micro in (("one", 1, 12), ("two", 2, 3), ("one-votes", 1, 12), ("two-votes", 2, 3)):
+        loss = {"category_target": "votes", "class_weights": [1.0, 3.0], "focal_gamma": 1.0} if "votes" in name else {}
         found[name] = place / "runs" / name
         config = write_run(
             place / f"{name}.toml",
@@ -41,6 +44,7 @@ def outputs(tmp_path_factory) -> dict[str, Path]:
             found[name],
             data={"test_splits": ["Test1"]},
             model={"targets": [], "categories": NAMES},
+            loss=loss,
             batch={"global_batch_size": 12, "micro_batch_size": micro},
             optim={"learning_rate": 0.3},
             train={"max_steps": 12},
@@ -49,17 +53,39 @@ def outputs(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-def test_losses_weights_and_validations_agree_on_any_ranks(outputs: dict[str, Path]):
-    one, two = (read_history(outputs[name]) for name in ("one", "two"))
+@pytest.mark.parametrize("target", ["", "-votes"])
+def test_losses_weights_and_validations_agree_on_any_ranks(outputs: dict[str, Path], target: str):
+    one, two = (read_history(outputs[name + target]) for name in ("one", "two"))
     assert len(one) == len(two) == 12
     assert [row["keys"] for row in one] == [row["keys"] for row in two]
     for name in ("train/loss", "train/loss_category", "train/grad_norm"):
         np.testing.assert_allclose([row[name] for row in one], [row[name] for row in two], rtol=2e-4)
     assert not any(name.startswith(("train/ccc", "train/loss_ccc")) for name in one[0])
-    first, second = (load_file(outputs[name] / "best" / "model.safetensors") for name in ("one", "two"))
+    first, second = (load_file(outputs[name + target] / "best" / "model.safetensors") for name in ("one", "two"))
     for name, weights in first.items():
         np.testing.assert_allclose(weights, second[name], atol=1e-4, err_msg=name)
     assert not any(name.startswith("prediction") for name in first)
+
+
+def test_votes_train_another_model_and_its_divergence_from_them_is_reported_on_any_ranks(outputs: dict[str, Path]):
+    one, two = (read_validations(outputs[name]) for name in ("one-votes", "two-votes"))
+    divergence = [row["valid/category_kl_to_votes"] for row in one]
+    np.testing.assert_allclose([row["valid/category_kl_to_votes"] for row in two], divergence, atol=1e-5)
+    assert min(divergence) > 0
+    assert "valid/category_kl_to_votes" not in read_validations(outputs["one"])[0]
+    losses = [
+        [row["train/loss_category"] for row in read_history(outputs[name])] for name in ("one-votes", "two-votes")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+    assert abs(losses[0][0] - read_history(outputs["one"])[0]["train/loss_category"]) > 0.01
+    scores = json.loads((outputs["one-votes"] / "summary.json").read_text())["test_scores"]["categories"]
+    assert scores["kl_to_votes"] > 0
+
+
+def test_votes_that_no_shard_has_are_refused(outputs: dict[str, Path], tmp_path: Path):
+    run = read_run(outputs["one-votes"].parents[1] / "one-votes.toml")
+    with pytest.raises(ConfigError, match=r"category_target = .votes., and .'Train'. has no votes for two of"):
+        check_labels(run, build_two_kinds(tmp_path, num_train=4, num_valid=4, beside=True))
 
 
 def test_best_model_is_the_one_of_the_highest_unweighted_accuracy(outputs: dict[str, Path]):

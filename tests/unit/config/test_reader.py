@@ -131,6 +131,7 @@ def test_defaults_are_those_of_the_paper():
         ({"loss": {"class_weights": [1.0]}}, "loss.class_weights has 1 numbers for 0 of model.categories"),
         ({"loss": {"class_weights": [0.0]}}, r"loss.class_weights\[0\] = 0\.0: must be more than 0"),
         ({"loss": {"focal_gamma": 2.0}}, r"loss.focal_gamma = 2\.0 shapes the cross-entropy of model.categories"),
+        ({"loss": {"category_target": "votes"}}, 'category_target = "votes" needs model.categories'),
         ({"distill": {}}, "needs a teacher, and data.teacher_cache is empty"),
         (
             {"data": {"shards": "s", "teacher_cache": "c"}},

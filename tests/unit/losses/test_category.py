@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from ccts_dist.losses.category import CategoryTerm, category_shares, cross_entropy_sums, mean_cross_entropy
+from ccts_dist.losses.category import (
+    CategoryTerm,
+    category_shares,
+    cross_entropy_sums,
+    divergence_sums,
+    mean_cross_entropy,
+)
 
 NAN = math.nan
 
@@ -81,3 +87,37 @@ def test_gradient_of_the_focal_loss_is_finite_where_a_category_is_certain(gamma:
     assert scores.grad.isfinite().all()
     assert scores.grad[0].abs().max() < 1e-3
     assert scores.grad[1].tolist() == pytest.approx([-1.0, 1.0], abs=1e-6)
+
+
+def test_cross_entropy_of_votes_is_the_one_worked_by_hand():
+    # Predicted (1/4, 3/4), voted (1/2, 1/2): ln 4 / 2 + ln(4/3) / 2. Gradient: prediction less votes.
+    scores = torch.tensor([[0.0, math.log(3.0)], [NAN, 1.0], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    votes = torch.tensor([[0.5, 0.5], [NAN, NAN], [1.0, 0.0]])
+    sums = cross_entropy_sums(scores, votes, torch.tensor([1.0, 1.0, 0.0]))
+    assert sums.tolist() == pytest.approx([math.log(4) / 2 + math.log(4 / 3) / 2, 1])
+    sums[0].backward()
+    assert scores.grad is not None
+    assert scores.grad.flatten().tolist() == pytest.approx([-1 / 4, 1 / 4, 0, 0, 0, 0])
+    assert category_shares(votes, torch.ones(3)).tolist() == [1, 0, 1]
+    divergence = divergence_sums(scores.detach(), votes, torch.ones(3))
+    assert divergence.tolist() == pytest.approx([math.log(4) / 2 + math.log(4 / 3) / 2 - math.log(2) + math.log(2), 2])
+
+
+def test_class_weights_and_focal_factor_go_to_each_share_of_the_votes():
+    # As above with weights 3 and 1 and gamma 2: (3 ln 4 (3/4)^2 + ln(4/3) (1/4)^2) / 2 over (3 + 1) / 2.
+    scores = torch.tensor([[0.0, math.log(3.0)]], dtype=torch.float64)
+    term = CategoryTerm(class_weights=(3.0, 1.0), focal_gamma=2.0)
+    sums = cross_entropy_sums(scores, torch.tensor([[0.5, 0.5]]), torch.ones(1), term)
+    assert sums.tolist() == pytest.approx([(3 * math.log(4) * 9 + math.log(4 / 3)) / 32, 2])
+
+
+@pytest.mark.parametrize("term", [CategoryTerm(), CategoryTerm(class_weights=(0.5, 1.0, 4.0), focal_gamma=2.0)])
+def test_unanimous_votes_give_what_the_category_gives(term: CategoryTerm):
+    scores = torch.randn(7, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    category = torch.tensor([0, 1, 2, 2, -1, 0, 1])
+    votes = torch.nn.functional.one_hot(category.clamp(min=0), 3).float()
+    votes[4] = NAN
+    weight = torch.tensor([1.0, 1, 1, 0, 1, 1, 1])
+    hard, soft = (cross_entropy_sums(scores, target, weight, term).tolist() for target in (category, votes))
+    assert soft == pytest.approx(hard, abs=1e-12)
+    assert category_shares(votes, weight, term).tolist() == category_shares(category, weight, term).tolist()

@@ -1,5 +1,6 @@
 """One step by plain torch: any cut into micro-batches gives the gradient of the loss of the whole batch."""
 
+import math
 import sys
 import zlib
 from dataclasses import replace
@@ -95,6 +96,7 @@ def rows(batch: Batch, start: int, stop: int) -> Batch:
         labels=batch.labels[start:stop],
         weight=batch.weight[start:stop],
         categories=None if batch.categories is None else batch.categories[start:stop],
+        votes=None if batch.votes is None else batch.votes[start:stop],
         teacher=rows_of(batch.teacher, slice(start, stop)),
     )
 
@@ -276,6 +278,25 @@ def test_cross_entropy_of_categories_is_that_of_the_whole_batch_by_any_cut(cuts:
     assert result.category_loss == pytest.approx(expected.item(), abs=1e-9)
     assert result.loss == pytest.approx(loss.item(), abs=1e-6)
     assert torch.allclose(engine.gradient(), reference.gradient(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("scope", ["global", "micro-batch"])
+@pytest.mark.parametrize("cuts", [[], [6], [1, 5], [3, 6, 9]])
+def test_cross_entropy_of_votes_is_that_of_the_whole_batch_by_any_cut(cuts: list[int], scope):
+    """Torch's own cross-entropy with probabilities; rows 2 and 8 have no votes, row 7 has weight 0."""
+    votes = torch.rand(12, 4, generator=torch.Generator().manual_seed(7)).softmax(dim=1)
+    votes[[2, 8]] = math.nan
+    batch = replace(whole_batch(), categories=torch.full((12,), -1), votes=votes)
+    engine, reference = PlainEngine(), PlainEngine()
+    objective = Objective(target_weights=(0.0, 0.0, 0.0), category_weight=2.0, scope=scope)
+    result = train_step(engine, step_of(batch, cuts), objective, seed=0)
+    counts = (batch.weight > 0) & ~votes[:, 0].isnan()
+    output = reference.forward(batch)
+    expected = nn.functional.cross_entropy(output.categories[counts], votes[counts].double())
+    (2.0 * expected + 0.0 * output.prediction.sum()).backward()
+    assert counts.sum() == 9
+    assert result.category_loss == pytest.approx(expected.item(), abs=1e-7)
+    assert torch.allclose(engine.gradient(), reference.gradient(), rtol=1e-5, atol=1e-8)
 
 
 def test_batches_without_categories_leave_the_loss_as_it_is_whatever_the_weight():
