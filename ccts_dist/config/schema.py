@@ -152,7 +152,7 @@ class LossConfig:
     category_target: Literal["category", "votes"] = "category"
     """What the cross-entropy compares with. "category": the category of each utterance. "votes": the distribution of
     its raters' votes over ``model.categories`` (soft labels), from the labels of those names, such as CREMA-D's. Shares
-    are scaled to add up to 1; utterances without votes for any are left out. Class weights and focal factor apply to
+    are scaled to add up to 1; utterances without votes for any are ignored. Class weights and focal factor apply to
     each category's term. Validation and test stay by category, and add ``category_kl_to_votes``."""
 
     scope: Literal["global", "micro-batch"] = "global"

@@ -109,12 +109,7 @@ class Loader:
         augmenter: Augmenter | None = None,
         shuffle: bool = True,
     ) -> None:
-        rated = [varied_target(target) or target for target in targets]
-        _check_names("target", "a label", rated, shard_set.manifest.targets, shard_set)
-        _check_names("category", "a category", categories, shard_set.manifest.categories, shard_set)
-        if votes:
-            kind = 'loss.category_target = "votes" reads labels named as model.categories:'
-            _check_names(kind, "a label", categories, shard_set.manifest.targets, shard_set)
+        _check_labels(shard_set, targets, categories, votes=votes)
         max_samples = round(data.max_duration_s * SAMPLE_RATE_HZ) if shuffle else 0
         self.plan = _plan(shard_set, splits, batch, data, targets, seed=seed, shuffle=shuffle, max_samples=max_samples)
         batch.gradient_accumulation_steps(
@@ -349,6 +344,15 @@ def pad_multiple_s(data: DataConfig) -> float:
     if data.pad_multiple_s is not None:
         return data.pad_multiple_s
     return _GPU_PAD_MULTIPLE_S if torch.cuda.is_available() else 0.0
+
+
+def _check_labels(shard_set: ShardSet, targets: Sequence[str], categories: Sequence[str], *, votes: bool) -> None:
+    rated = [varied_target(target) or target for target in targets]
+    _check_names("target", "a label", rated, shard_set.manifest.targets, shard_set)
+    _check_names("category", "a category", categories, shard_set.manifest.categories, shard_set)
+    if votes:
+        kind = 'loss.category_target = "votes" reads labels named as model.categories:'
+        _check_names(kind, "a label", categories, shard_set.manifest.targets, shard_set)
 
 
 def _check_names(kind: str, what: str, names: Sequence[str], known: Sequence[str], shard_set: ShardSet) -> None:

@@ -120,7 +120,7 @@ def parse_command(line: str) -> None:
         words = [f"{words[1].replace('.', '/')}.py", *words[2:]]
     script, *options = words
     path = ROOT / script
-    if path.parent.name in ("launch", "shards"):
+    if path.parent in (ROOT / "launch", ROOT / "shards"):
         parse_options(path.stem.replace("_", "-"), options)
     else:
         options_are_in(path if path.exists() else path.with_suffix("") / "__main__.py", options)
