@@ -24,6 +24,12 @@ class Estimate:
 
     count: int
 
+    def in_words(self) -> str:
+        """Mean with its sign, and the interval if there is one."""
+        if math.isnan(self.half_width):
+            return f"{self.mean:+.3f}"
+        return f"{self.mean:+.3f} ({self.mean - self.half_width:+.3f} to {self.mean + self.half_width:+.3f})"
+
     @property
     def is_above_zero(self) -> bool:
         """Whether the whole interval is."""

@@ -16,6 +16,7 @@ from ccts_dist.files.strict_json import as_number
 from ccts_dist.progress import log
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.markdown_table import format_table
+from ccts_dist.report.paired_intervals import estimate
 from ccts_dist.report.paper_tables import Fold, PaperTable, Row
 from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environment
 from ccts_dist.scoring.measures import SplitSums
@@ -194,14 +195,19 @@ def _starter(wanted: Reproduction) -> tuple[str, ...]:
 
 
 def table_text(wanted: Reproduction, rows: Sequence[Row], seconds: Mapping[str, float]) -> str:
-    """The paper's figures, ours and the difference for each dimension; seeds, their spread, and the seconds it took."""
+    """The paper's figures, ours and the difference for each dimension; seeds, their spread, and the seconds it took.
+
+    With several seeds also the differences of rows, in pairs of runs of one seed.
+    """
     columns = [f"{dimension[0].upper()} {of}" for dimension in DIMENSIONS for of in ("paper", "ours", "diff")]
     header = ("#", "system", *columns, "seeds", "spread", "rejected", "seconds")
     lines, pooled = [], []
+    of_seeds: dict[str, list[list[float]]] = {}
     for row in rows:
         by_seed = [[_read(wanted, row, seed, fold) for fold in wanted.folds] for seed in wanted.seeds]
         took = sum(seconds[_name(row.name, seed, fold)] for seed, fold in wanted.cases())
         ours = [[mean(one.ccc[dimension] for one in folds) for folds in by_seed] for dimension in DIMENSIONS]
+        of_seeds[row.name] = ours
         cells = []
         for values, theirs in zip(ours, row.paper, strict=True):
             cells += [f"{theirs:.3f}", f"{mean(values):.3f}", f"{mean(values) - theirs:+.3f}"]
@@ -219,9 +225,25 @@ def table_text(wanted: Reproduction, rows: Sequence[Row], seconds: Mapping[str, 
         "",
         format_table(header, lines),
     ]
+    differences = [
+        (f"{one.short} - {other.short}", *map(_difference, of_seeds[one.name], of_seeds[other.name]))
+        for one, other in wanted.table.pairs(rows)
+    ]
+    if len(wanted.seeds) > 1 and differences:
+        words = (
+            f"Differences of rows, {len(wanted.seeds)} pairs of runs of one seed: mean and 95 % interval (Student's t)."
+        )
+        text += ["", words, "", format_table(("rows", *DIMENSIONS), differences)]
     if several:
         text += ["", "CCC of these folds' predictions pooled:", "", format_table(("#", "system", *DIMENSIONS), pooled)]
     return "\n".join(text)
+
+
+def _difference(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """In words, of two rows in one dimension, seed by seed."""
+    found = estimate([one - other for one, other in zip(ours, theirs, strict=True)])
+    assert found is not None, "there is a seed"
+    return found.in_words()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,11 @@ class Row:
     """``distill.embedding_loss`` in place of its run file's; "" for that."""
 
     @property
+    def short(self) -> str:
+        """Its number, and the distance if that is another."""
+        return " ".join(part for part in (str(self.number), self.distance) if part)
+
+    @property
     def name(self) -> str:
         """Of its runs: the run file's, and the distance if that is another."""
         return "-".join(part for part in (self.run, self.distance) if part)
@@ -60,6 +65,18 @@ class PaperTable:
 
     rows: tuple[Row, ...]
     folds: tuple[Fold, ...]
+    compared: tuple[tuple[int, int], ...] = ()
+    """Rows whose difference is of interest: the first less the second."""
+
+    def pairs(self, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+        """Those of ``compared`` among ``rows``, students of one distance; and each other distance less the paper's."""
+        return [
+            (one, other)
+            for one in rows
+            for other in rows
+            if ((one.number, other.number) in self.compared and (not other.teacher or one.distance == other.distance))
+            or (one.number == other.number and one.distance and not other.distance)
+        ]
 
     def choose(self, numbers: Sequence[int]) -> list[Row]:
         """These rows and the teachers that they need, in the paper's order; all rows when none is named.
@@ -103,6 +120,7 @@ MSP = PaperTable(
         Row(number=12, words="10 + teacher 9: cT/S", run="12-cts", paper=(0.757, 0.627, 0.671), teacher=9),
     ),
     folds=(Fold(name="", train=("Train",), valid=("Development",), test=("Test1",)),),
+    compared=((9, 7), (11, 10), (12, 10), (12, 11)),
 )
 
 _SESSIONS = tuple(f"Session{number}" for number in range(1, 6))
@@ -132,6 +150,7 @@ IEMOCAP = PaperTable(
         Row(number=6, words="teacher 4: cT/S", run="06-cts", paper=(0.645, 0.481, 0.528), teacher=4),
     ),
     folds=tuple(_iemocap_fold(test) for test in range(len(_SESSIONS))),
+    compared=((4, 2), (5, 2), (6, 2), (6, 5)),
 )
 
 TABLES = {table.name: table for table in (MSP, IEMOCAP)}

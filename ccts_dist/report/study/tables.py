@@ -148,12 +148,7 @@ def _spread(value: Estimate | None) -> str:
 
 
 def _interval(value: Estimate | None) -> str:
-    if value is None:
-        return "-"
-    if math.isnan(value.half_width):
-        return f"{value.mean:+.3f}"
-    low, high = value.mean - value.half_width, value.mean + value.half_width
-    return f"{value.mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    return "-" if value is None else value.in_words()
 
 
 def _count(value: Estimate | None) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,15 @@ def test_row_that_lacks_its_encoder_is_left_out_and_taken_once_it_is_there(tmp_p
     assert [row.number for row in wanted.runnable()] == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_rows_that_are_compared_are_those_with_a_teacher_and_the_teacher(table):
+    rows = {row.number: row for row in table.rows}
+    assert {one for one, _ in table.compared} == {row.number for row in rows.values() if row.teacher} | {
+        row.teacher for row in rows.values()
+    } - {0}
+    assert all(other in rows for _, other in table.compared)
+
+
 def test_row_that_the_paper_has_not_is_refused():
     with pytest.raises(ConfigError, match=r"--only 2: the table msp has the rows 3, 4, .*, 12"):
         MSP.choose([2])
@@ -164,6 +174,26 @@ def test_figures_stand_beside_the_papers_with_their_spread(tmp_path: Path):
         "+0.179", "2", "0.050", "25.0%", "21",
     ]  # fmt: skip
     assert teacher[-3:] == ["0.000", "-", "21"]
+
+
+def test_rows_are_compared_in_pairs_of_one_seed(tmp_path: Path):
+    wanted = Reproduction(table=MSP, folder=tmp_path, only=(11, 12), seeds=(1, 2), distances=("l2", "mse"))
+    for seed in wanted.seeds:
+        # The seed shifts every row alike; T/S to cT/S is .02 and .04 by seed.
+        for row, ccc in (("09-teacher", 0.5), ("11-ts", 0.4), ("11-ts-mse", 0.3), ("12-cts", 0.4 + 0.02 * seed),
+                         ("12-cts-mse", 0.2)):  # fmt: skip
+            summary(tmp_path / "runs" / f"{row}-seed{seed}", ccc + 0.1 * seed, SUMS["right"])
+    rows = wanted.runnable()
+    seconds = {f"{row.name}-seed{seed}": 1.0 for row in rows for seed in wanted.seeds}
+    text = table_text(wanted, rows, seconds).splitlines()
+    place = text.index("Differences of rows, 2 pairs of runs of one seed: mean and 95 % interval (Student's t).")
+    found = {line[0]: line[1:] for line in map(cells, text[place + 4 :])}
+    assert list(found) == ["11 mse - 11", "12 - 11", "12 mse - 11 mse", "12 mse - 12"]
+    assert found["11 mse - 11"] == ["-0.100 (-0.100 to -0.100)"] * 3
+    # Mean .03, standard deviation .01 sqrt(2), t(1) = 12.706: half width 12.706 x .01.
+    assert found["12 - 11"] == ["+0.030 (-0.097 to +0.157)"] * 3
+    alone = replace(wanted, seeds=(1,))
+    assert "Differences" not in table_text(alone, rows, seconds)
 
 
 @pytest.mark.integration
