@@ -47,6 +47,12 @@ class Asked:
     transcripts: bool = False
     """Whether the page has the transcripts of the worst utterances."""
 
+    text_model: str = ""
+    """Whose predictions show how lexical the others are; "" for none."""
+
+    ages: Path | None = None
+    """Table of the speakers' ages; None for none."""
+
     embed_audio: bool = False
     """Whether it has their sound."""
 
@@ -78,6 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CACHE",
         help='also compare with the teacher of this cache; "merged": the shards carry it',
     )
+    add("--text-model", default="", metavar="MODEL", help="also how lexical the models are: correlation with this "
+        "text-only model given the labels, and CCC by the valence that it predicts")  # fmt: skip
+    add("--ages", type=Path, metavar="FILE.csv", help="also groups and gaps by age: columns speaker, age (years)")
     add("--snr", type=float, nargs="+", default=[], metavar="DB", help="also in noise, at these ratios to the speech")
     add("--noises", nargs="+", default=[], metavar="NOISE",
         help="with --snr: white, pink, babble (these three if not given), or folders of audio")  # fmt: skip
@@ -115,6 +124,8 @@ def asked_of(args: argparse.Namespace) -> Asked:
         teacher_cache=args.teacher_cache,
         snr_db=tuple(dict.fromkeys(args.snr)),
         noises=tuple(dict.fromkeys(args.noises)),
+        text_model=args.text_model,
+        ages=args.ages,
         run=args.run,
         transcripts=args.transcripts,
         embed_audio=args.embed_audio,

@@ -46,16 +46,32 @@ _TERMS = {
     "Spearman": "correlation of ranks",
     "MAE": "mean absolute error, on the scale of ratings",
 }
+_CALIBRATION = {
+    "slope": "of the labels' regression on the predictions: 1 where the model is calibrated",
+    "shift": "mean of prediction minus label, on the scale of ratings: 0 where the model is calibrated",
+}
+_CEILINGS = {
+    "one rater": "expected CCC of one rater with the mean of the others",
+    "half of the raters": "expected CCC of the mean of half of the raters with the mean of the others",
+    "noise ceiling": "expected CCC of a model that predicts what raters answer on average",
+}
 _SECTIONS = {
     "predictions": "Predictions",
     "classes": "Classes",
     "teacher": "A and the teacher",
+    "words": "Words",
     "noise": "In noise",
     "parts": "Parts",
     "speakers": "Speakers",
     "worst": "Worst utterances",
 }
-_GROUPS = {"gender": "Gender", "duration": "Duration", "transcript": "Length of transcript"}
+_GROUPS = {
+    "gender": "Gender",
+    "age": "Age",
+    "duration": "Duration",
+    "transcript": "Length of transcript",
+    "sentiment": "Valence of words",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +124,8 @@ def make_page(result: Result, beside: Beside) -> str:
         models=list(zip(_letters(), result.models, strict=False)),
         splits=[_view(result, number, beside) for number in range(len(first.splits))],
         terms=_TERMS,
+        ceilings=_CEILINGS,
+        calibration=_CALIBRATION,
         training=_of_training(beside) if beside.run else [],
     )
 
@@ -115,6 +133,7 @@ def make_page(result: Result, beside: Beside) -> str:
 def _view(result: Result, number: int, beside: Beside) -> dict[str, Any]:
     """What the page shows of a split."""
     own, anchor, scale = result.models[0].splits[number], f"s{number}", result.scale
+    named = dict(list(zip(_letters(), result.models, strict=False))[1:])
     table, classes = own.table, list(_classes(own.table, result))
     rated = [one for one in own.metrics if one.num_labels]
     view: dict[str, Any] = {
@@ -127,13 +146,11 @@ def _view(result: Result, number: int, beside: Beside) -> dict[str, Any]:
             draw_predictions(f"{anchor}p{at}", own.split, table, one, scale) for at, one in enumerate(rated)
         ]
         + [draw_calibration(f"{anchor}c{at}", own.split, table, one.target, scale) for at, one in enumerate(rated)],
+        "raters": {one.target: one for one in own.ceilings},
         "classes": classes,
-        "rivals": [
-            _rival(f"{anchor}v{letter}", letter, own, model.splits[number])
-            for letter, model in zip(_letters(), result.models, strict=False)
-            if model is not result.models[0]
-        ],
+        "rivals": [_rival(f"{anchor}v{letter}", letter, own, model.splits[number]) for letter, model in named.items()],
         "gap": [],
+        "words": _words(own, {letter: model.splits[number] for letter, model in named.items()}),
         "noise": [draw_noise(f"{anchor}n{at}", own, one.target) for at, one in enumerate(rated) if own.in_noise],
         "parts": [_parts(f"{anchor}g{at}", own, at) for at in range(len(own.metrics))],
         "worst": beside.worst.get(own.split, ()),
@@ -142,8 +159,8 @@ def _view(result: Result, number: int, beside: Beside) -> dict[str, Any]:
     view["verdicts"] = [rival["verdict"] for rival in view["rivals"]]
     sections = {
         "predictions": own.metrics, "classes": classes, **{one["name"]: one for one in view["rivals"]},
-        "teacher": view["gap"], "noise": view["noise"], "parts": own.metrics, "speakers": own.speakers,
-        "worst": view["worst"],
+        "teacher": view["gap"], "words": view["words"], "noise": view["noise"], "parts": own.metrics,
+        "speakers": own.speakers, "worst": view["worst"],
     }  # fmt: skip
     view["sections"] = [
         (f"{anchor}-{name}", _SECTIONS.get(name, f"A and {name}")) for name, one in sections.items() if one
@@ -171,8 +188,24 @@ def _rival(name: str, letter: str, own: SplitResult, rival: SplitResult) -> dict
         "name": letter,
         "rows": rival.gains,
         "verdict": verdict("A", letter, rival.gains, own.split),
+        "by_sentiment": rival.sentiment_gains,
         "pictures": [draw_intervals(name, {"": rows}, f"CCC on {own.split}", caption)] if rows else [],
     }
+
+
+def _words(own: SplitResult, rivals: Mapping[str, SplitResult]) -> list[dict[str, Any]]:
+    """How lexical the first model and each of the others are, a row for each target."""
+    changes = {letter: {one.target: one.gain for one in rival.lexical_changes} for letter, rival in rivals.items()}
+    return [
+        {
+            "target": target,
+            "own": found,
+            "others": [
+                (letter, rival.lexical.get(target), changes[letter].get(target)) for letter, rival in rivals.items()
+            ],
+        }
+        for target, found in own.lexical.items()
+    ]
 
 
 def _teacher(anchor: str, own: SplitResult, scale: tuple[float, float]) -> dict[str, Any]:
@@ -208,6 +241,7 @@ def _parts(name: str, own: SplitResult, column: int) -> Picture:
     groups = {
         heading: [(group.name, {"A": group.ccc[column]}) for group in own.groups if group.kind == kind]
         for kind, heading in _GROUPS.items()
+        if any(group.kind == kind for group in own.groups)
     }
     ends = [end for group in own.groups for one in group.ccc for end in (one.value, one.low, one.high) if isfinite(end)]
     limits = (min(ends) - 0.02, max(ends) + 0.02) if ends else None

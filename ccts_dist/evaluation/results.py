@@ -1,6 +1,5 @@
 """The results of an evaluation: as files for other programs, and in words."""
 
-import math
 import platform
 import shlex
 import sys
@@ -8,21 +7,29 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from ccts_dist import __version__
 from ccts_dist.errors import ConfigError
 from ccts_dist.evaluation.extracts import with_contents, worst_utterances
+from ccts_dist.evaluation.metrics_tree import CEILINGS, model_tree
 from ccts_dist.evaluation.options import Asked
 from ccts_dist.evaluation.page import Beside, gate_in_words, make_page
-from ccts_dist.evaluation.run import ModelResult, Result, SplitResult
+from ccts_dist.evaluation.run import Result, SplitResult
 from ccts_dist.files.strict_json import json_text
 from ccts_dist.redaction import redact
 from ccts_dist.report.markdown_table import format_table
 from ccts_dist.report.recorded import read_run_of, read_validations
 from ccts_dist.report.score_tables import scores_to_text
-from ccts_dist.scoring import UAR, Difference, Gate, Interval, few_speakers, unweighted_accuracy, write_table
-from ccts_dist.scoring.predict_split import scores_to_tree
+from ccts_dist.scoring import (
+    UAR,
+    Difference,
+    Interval,
+    RaterCeiling,
+    TargetFigures,
+    few_speakers,
+    unweighted_accuracy,
+    write_table,
+)
 from ccts_dist.shards.format.schema import escape_key
 from ccts_dist.shards.shard_set import open_shard_set
 
@@ -95,7 +102,7 @@ def write_results(out: Path, result: Result, beside: Beside) -> None:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    first, *others = (_model_tree(model) for model in result.models)
+    first, *others = (model_tree(model) for model in result.models)
     tree = {**first, "shards": result.shards_digest, **({"others": others} if others else {})}
     try:
         for number, model in enumerate(result.models):
@@ -114,9 +121,15 @@ def result_in_words(result: Result) -> str:
         for one in model.splits:
             title = one.split if len(result.models) == 1 else f"{model.name}: {one.split}"
             parts += [title, scores_to_text(one.scores), _intervals_in_words(one)]
-            for note, found in (("the teacher less this model", one.teacher_gap), (_gain_of(result), one.gains)):
+            if one.lexical:
+                rows = [(target, f"{found.value:.4f}", _ends(found)) for target, found in one.lexical.items()]
+                parts.append(format_table(("partial correlation with the text-only model", "r", "95 %"), rows))
+            for note, measure, found in (
+                ("the teacher less this model", "CCC", one.teacher_gap),
+                (_gain_of(result), "CCC" if one.table.targets else "gain", one.gains),
+                (_gain_of(result), "partial r", one.lexical_changes),
+            ):
                 if found:
-                    measure = "CCC" if one.table.targets else "gain"
                     parts.append(format_table((note, measure, "95 %"), [_gain_row(gain) for gain in found]))
             if one.table.teacher is not None:
                 parts.append(gate_in_words(one.table.teacher))
@@ -134,19 +147,27 @@ def _gain_row(gain: Difference) -> tuple[str, str, str]:
 
 
 def _intervals_in_words(one: SplitResult) -> str:
-    rows = [
-        (each.target, *(f"{figure.value:.4f} ({_ends(figure)})" for figure in (each.ccc, each.pearson, each.bias)))
-        for each in one.metrics
-    ]
+    rows = [_figures_row(each, one.ceilings) for each in one.metrics]
     num_speakers = one.table.num_speakers
     head = f"95 % intervals, {num_speakers} speakers drawn with replacement"
     if not rows:
         found = unweighted_accuracy(one.table)
         rows, names = [(UAR, f"{found.value:.4f} ({_ends(found)})")], ("categories", "")
     else:
-        names = ("target", "CCC", "Pearson", "C_b")
+        names = ("target", "CCC", *(CEILINGS.values() if one.ceilings else ()), "Pearson", "C_b", "slope", "intercept")
     table = format_table(names, rows)
     return "\n\n".join(part for part in (head, few_speakers(num_speakers), table) if part)
+
+
+def _figures_row(figures: TargetFigures, ceilings: Sequence[RaterCeiling]) -> tuple[str, ...]:
+    """A target's figures with their intervals, and after the CCC those of its raters without."""
+    ccc, *others = (
+        f"{figure.value:.4f} ({_ends(figure)})"
+        for figure in (figures.ccc, figures.pearson, figures.bias, figures.slope, figures.intercept)
+    )
+    own = next((one for one in ceilings if one.target == figures.target), None)
+    raters = [f"{getattr(own, name).value:.4f}" if own else "-" for name in CEILINGS] if ceilings else []
+    return figures.target, ccc, *raters, *others
 
 
 def _noise_in_words(one: SplitResult) -> str:
@@ -158,71 +179,3 @@ def _noise_in_words(one: SplitResult) -> str:
 
 def _ends(interval: Interval, form: str = ".4f") -> str:
     return f"{interval.low:{form}} to {interval.high:{form}}" if interval.is_known else "no interval"
-
-
-def _model_tree(model: ModelResult) -> dict[str, Any]:
-    splits = {one.split: _split_tree(one) for one in model.splits}
-    return {"model": model.pulled.version, "weights": model.weights_sha256, "splits": splits}
-
-
-def _split_tree(one: SplitResult) -> dict[str, Any]:
-    targets = one.table.targets
-    tree = scores_to_tree(one.scores)
-    tree["c_b"] = {each.target: _number(each.bias.value) for each in one.metrics}
-    tree["speakers"] = one.table.num_speakers
-    if not targets:
-        found = unweighted_accuracy(one.table)
-        tree["unweighted_accuracy"] = {"value": _number(found.value), "95%": _pair(found)}
-    tree["intervals"] = {
-        name: {each.target: _pair(getattr(each, field)) for each in one.metrics}
-        for name, field in (("ccc", "ccc"), ("pearson", "pearson"), ("c_b", "bias"), ("mae", "mae"))
-    }
-    tree["groups"] = [
-        {
-            "by": group.kind,
-            "name": group.name,
-            "utterances": group.num_utterances,
-            "speakers": group.num_speakers,
-            "ccc": _by_target(targets, [ccc.value for ccc in group.ccc]),
-            "interval": {target: _pair(ccc) for target, ccc in zip(targets, group.ccc, strict=True)},
-        }
-        for group in one.groups
-    ]
-    tree["by_speaker"] = [
-        {
-            "speaker": speaker.speaker,
-            "utterances": speaker.num_utterances,
-            "ccc": _by_target(targets, speaker.ccc),
-            "shift": _by_target(targets, speaker.shift),
-        }
-        for speaker in one.speakers
-    ]
-    for name, found in (("teacher_gap", one.teacher_gap), ("gain_of_the_first", one.gains)):
-        if found:
-            tree[name] = {each.target: {"gain": _number(each.gain.value), "95%": _pair(each.gain)} for each in found}
-    if one.table.teacher is not None:
-        tree["distilled_fraction"] = float(one.table.teacher.gate_mask.mean())
-        tree["gate"] = gate_tree(one.table.teacher.gate)
-    if one.in_noise:
-        tree["in_noise"] = [
-            {"noise": each.noise, "snr_db": each.snr_db, "ccc": _by_target(targets, [ccc.value for ccc in each.ccc])}
-            for each in one.in_noise
-        ]
-    return tree
-
-
-def gate_tree(gate: Gate) -> dict[str, Any]:
-    """The gate by which ``distilled_fraction`` was counted, and whether it is that of the model's run."""
-    return {"name": gate.name, "threshold": gate.threshold if gate.has_threshold else None, "of_run": gate.of_run}
-
-
-def _by_target(targets: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
-    return {target: _number(value) for target, value in zip(targets, values, strict=True)}
-
-
-def _pair(interval: Interval) -> list[float] | None:
-    return [interval.low, interval.high] if interval.is_known else None
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -1,23 +1,39 @@
 """An evaluation in order: each model on each split, clean and in every noise, then the figures of all."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ccts_dist.audio.augment import GENERATED
 from ccts_dist.distributed import Ranks, run_on_all_ranks
+from ccts_dist.errors import ConfigError
+from ccts_dist.evaluation.ages import read_ages
+from ccts_dist.evaluation.label_scale import on_scale
 from ccts_dist.evaluation.options import MERGED, Asked
 from ccts_dist.progress import Progress
+from ccts_dist.records import DIMENSIONS
 from ccts_dist.registry.pull import PulledModel, pull_model_on_ranks
 from ccts_dist.scoring import (
     Difference,
+    Gap,
     Group,
     Interval,
+    Part,
     PredictionTable,
+    RaterCeiling,
+    SentimentGain,
     SpeakerScore,
     TargetFigures,
+    by_age,
     concordances,
     differences,
+    gains_by_sentiment,
+    gaps_of,
     groups_of,
+    in_bands,
+    lexical_changes,
+    lexical_correlations,
     metrics_of,
+    rater_ceilings,
     speaker_scores,
     teacher_gap,
     uar_difference,
@@ -27,6 +43,9 @@ from ccts_dist.scoring.evaluator import Evaluation, Evaluator
 from ccts_dist.scoring.predict_split import Scores
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, open_teacher_cache
+
+VALENCE = DIMENSIONS[1]
+"""Whose prediction from the words alone is their sentiment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +66,13 @@ class SplitResult:
     scores: Scores
     table: PredictionTable
     metrics: tuple[TargetFigures, ...]
+    ceilings: tuple[RaterCeiling, ...]
+    """Of the targets whose raters are known."""
+
     groups: tuple[Group, ...]
+    gaps: tuple[Gap, ...]
+    """Of genders, and of ages where they are known."""
+
     speakers: tuple[SpeakerScore, ...]
     in_noise: tuple[InNoise, ...]
     teacher_gap: tuple[Difference, ...]
@@ -55,6 +80,15 @@ class SplitResult:
 
     gains: tuple[Difference, ...]
     """The first model less this one; empty for the first."""
+
+    lexical: Mapping[str, Interval]
+    """By target, the partial correlation with the text-only model; empty without one."""
+
+    lexical_changes: tuple[Difference, ...]
+    """Of that, the first model less this one; empty for the first."""
+
+    sentiment_gains: tuple[SentimentGain, ...]
+    """The first model less this one, by the sentiment of the words; empty for the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +130,17 @@ class _Predicted:
     """For each split: noise, ratio and table."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What is known of the splits beside the models' predictions."""
+
+    ages: Mapping[str, float]
+    """By speaker, in years."""
+
+    texts: tuple[PredictionTable, ...]
+    """What the text-only model predicts of each split; empty without one."""
+
+
 def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
     """Predict all that was asked for, over all ranks; the same result on every rank. Every rank must call it.
 
@@ -106,6 +151,7 @@ def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
         TeacherError: a cache of other shards, or one that lacks the split.
     """
     found: list[ModelResult] = []
+    known = _known(asked, ranks)
     shard_set = run_on_all_ranks(lambda: open_shard_set(asked.shards))
     for name in asked.models:
         pulled = pull_model_on_ranks(name, ranks, tracking_uri=asked.tracking_uri)
@@ -114,7 +160,9 @@ def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
         )
         predicted = _predict(asked, evaluator, ranks, name)
         first = found[0] if found else None
-        splits = run_on_all_ranks(lambda: _splits(asked, evaluator, predicted, first))  # noqa: B023 - called at once
+        splits = run_on_all_ranks(
+            lambda: _splits(asked, evaluator, predicted, first, known)  # noqa: B023 - called at once
+        )
         found.append(ModelResult(name=name, pulled=pulled, weights_sha256=evaluator.weights_sha256, splits=splits))
     low, high = shard_set.manifest.scale
     return Result(
@@ -141,13 +189,42 @@ def _predict(asked: Asked, evaluator: Evaluator, ranks: Ranks, name: str) -> _Pr
     return _Predicted(clean=tuple(clean), in_noise=tuple(in_noise))
 
 
+def _known(asked: Asked, ranks: Ranks) -> _Known:
+    ages = run_on_all_ranks(lambda: read_ages(asked.ages) if asked.ages else {})
+    if not asked.text_model:
+        return _Known(ages=ages, texts=())
+    pulled = pull_model_on_ranks(asked.text_model, ranks, tracking_uri=asked.tracking_uri)
+    evaluator = Evaluator(pulled.folder, asked.shards, ranks=ranks, micro_batch_size=asked.batch_size)
+    if not evaluator.is_text_only:
+        raise ConfigError(
+            f"--text-model {asked.text_model}: has a speech branch, so its errors are not those of words alone. "
+            "Give a model without [model.speech]."
+        )
+    return _Known(ages=ages, texts=tuple(evaluator.split(split).table for split in asked.splits))
+
+
+def _by_sentiment(text: PredictionTable, scale: Sequence[float]) -> dict[str, list[Part]]:
+    """Quarters of the valence that the words alone predict, on the corpus's scale; empty where they predict none."""
+    if VALENCE not in text.targets:
+        return {}
+    low, high = scale
+    valence = text.predictions[:, text.targets.index(VALENCE)]
+    return {"sentiment": in_bands(on_scale(VALENCE, valence, (low, high)), "{:.2f}")}
+
+
 def _splits(
-    asked: Asked, evaluator: Evaluator, predicted: _Predicted, first: ModelResult | None
+    asked: Asked,
+    evaluator: Evaluator,
+    predicted: _Predicted,
+    first: ModelResult | None,
+    known: _Known,
 ) -> tuple[SplitResult, ...]:
     cache = _teacher(asked.teacher_cache, evaluator.shard_set) if asked.teacher_cache else None
-    results = []
+    results, texts = [], known.texts
     for number, split in enumerate(asked.splits):
-        table = predicted.clean[number].table
+        table, rival = predicted.clean[number].table, None if first is None else first.splits[number].table
+        sentiment = _by_sentiment(texts[number], evaluator.shard_set.manifest.scale) if texts else {}
+        ages = {"age": by_age(table.speakers, known.ages)} if known.ages else {}
         if cache is not None:
             table = with_teacher(table, cache, evaluator.shard_set, split, gate=evaluator.gate)
         results.append(
@@ -156,14 +233,21 @@ def _splits(
                 scores=predicted.clean[number].scores,
                 table=table,
                 metrics=metrics_of(table),
-                groups=groups_of(table),
+                ceilings=rater_ceilings(table),
+                groups=groups_of(table, {**ages, **sentiment}),
+                gaps=gaps_of(table, ages),
                 speakers=speaker_scores(table),
                 in_noise=tuple(
                     InNoise(noise=noise, snr_db=ratio, ccc=concordances(noisy.sums()))
                     for noise, ratio, noisy in predicted.in_noise[number]
                 ),
                 teacher_gap=() if cache is None else teacher_gap(table),
-                gains=() if first is None else _gains(first.splits[number].table, table),
+                gains=() if rival is None else _gains(rival, table),
+                lexical=lexical_correlations(table, texts[number]) if texts else {},
+                lexical_changes=lexical_changes(rival, table, texts[number]) if texts and rival is not None else (),
+                sentiment_gains=()
+                if rival is None
+                else tuple(one for parts in sentiment.values() for one in gains_by_sentiment(rival, table, parts)),
             )
         )
     return tuple(results)

@@ -14,6 +14,7 @@ from ccts_dist.shards.format.schema import (
     AUDIO_MEMBER,
     JSON_MEMBER,
     label_variance_of,
+    num_raters_of,
     transcript_confidence_of,
     transcript_of,
 )
@@ -73,6 +74,15 @@ def read_label_variance(shards: ShardSet, table: ShardRows, row: int) -> dict[st
         ShardError: the member is damaged, or no utterance's.
     """
     return _of_json(shards, table, row, label_variance_of)
+
+
+def read_raters(shards: ShardSet, table: ShardRows, row: int) -> tuple[dict[str, float], int]:
+    """The variances of ``read_label_variance`` and the number of raters, 0 where the corpus did not give it.
+
+    Raises:
+        ShardError: the member is damaged, or no utterance's.
+    """
+    return _of_json(shards, table, row, lambda data: (label_variance_of(data), num_raters_of(data)))
 
 
 def _of_json(shards: ShardSet, table: ShardRows, row: int, parse: Callable[[bytes], Parsed]) -> Parsed:

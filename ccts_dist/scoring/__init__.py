@@ -4,8 +4,27 @@ from ccts_dist.scoring.bootstrap_intervals import Interval, bootstrap
 from ccts_dist.scoring.calibration import CalibrationBin, calibration_bins
 from ccts_dist.scoring.gate import Gate, gate_from
 from ccts_dist.scoring.gather import PredictionCollector
-from ccts_dist.scoring.groups import Group, SpeakerScore, groups_of, speaker_scores
-from ccts_dist.scoring.prediction_table import PredictionTable, TeacherColumns, joined, read_table, write_table
+from ccts_dist.scoring.groups import (
+    Gap,
+    Group,
+    Part,
+    SpeakerScore,
+    by_age,
+    gaps_of,
+    groups_of,
+    in_bands,
+    speaker_scores,
+)
+from ccts_dist.scoring.lexical import SentimentGain, gains_by_sentiment, lexical_changes, lexical_correlations
+from ccts_dist.scoring.prediction_table import (
+    PredictionTable,
+    RaterColumns,
+    TeacherColumns,
+    joined,
+    read_table,
+    write_table,
+)
+from ccts_dist.scoring.rater_ceilings import RaterCeiling, rater_ceilings
 from ccts_dist.scoring.recalls import UAR, confusion, in_bins, uar_difference, unweighted_accuracy
 from ccts_dist.scoring.speakers import add_by_cluster, clusters_of, sums_by_speaker
 from ccts_dist.scoring.target_metrics import (
@@ -25,27 +44,39 @@ __all__ = [
     "UAR",
     "CalibrationBin",
     "Difference",
+    "Gap",
     "Gate",
     "Group",
     "Interval",
+    "Part",
     "PredictionCollector",
     "PredictionTable",
+    "RaterCeiling",
+    "RaterColumns",
+    "SentimentGain",
     "SpeakerScore",
     "TargetFigures",
     "TeacherColumns",
     "add_by_cluster",
     "bootstrap",
+    "by_age",
     "calibration_bins",
     "clusters_of",
     "concordances",
     "confusion",
     "differences",
     "few_speakers",
+    "gains_by_sentiment",
+    "gaps_of",
     "gate_from",
     "groups_of",
+    "in_bands",
     "in_bins",
     "joined",
+    "lexical_changes",
+    "lexical_correlations",
     "metrics_of",
+    "rater_ceilings",
     "read_table",
     "speaker_scores",
     "sums_by_speaker",

@@ -50,6 +50,7 @@ def bootstrap(
     *,
     seed: int = 0,
     replicates: int = REPLICATES,
+    num_groups: int = 1,
 ) -> tuple[Interval, ...]:
     """Each figure of ``statistic`` with its interval; the same on every machine for equal sums and seed.
 
@@ -63,6 +64,8 @@ def bootstrap(
         statistic: what is wanted; called with the sums of many draws at once.
         seed: of the draws.
         replicates: how many draws.
+        num_groups: how many groups of speakers have columns of their own, side by side; the interval of what compares
+            them is as wide as the smallest asks for.
     """
     value = statistic(sums.sum(0)[:, None])[0]
     num_speakers = len(sums)
@@ -70,7 +73,8 @@ def bootstrap(
         return tuple(Interval(value=one, low=torch.nan, high=torch.nan) for one in value.tolist())
     drawn = torch.cat([statistic(draws) for draws in _draws(sums, seed, replicates)])
     known = (drawn.isnan().double().mean(0) <= _MOST_WITHOUT) & ~value.isnan()
-    ends = torch.tensor(_ends(_effective(sums[:, 0].sum(1))), dtype=torch.float64)
+    fewest = min(_effective(counts.sum(1)) for counts in sums[:, 0].chunk(num_groups, dim=1))
+    ends = torch.tensor(_ends(fewest), dtype=torch.float64)
     low, high = torch.where(known, torch.nanquantile(drawn, ends, dim=0), torch.nan).tolist()
     return tuple(
         Interval(value=one, low=left, high=right) for one, left, right in zip(value.tolist(), low, high, strict=True)

@@ -62,6 +62,7 @@ class Evaluator:
         self.targets: tuple[str, ...] = loaded.config.targets
         self.weights_sha256: str = loaded.digest
         self.gate: Gate = gate_from(loaded.extra)
+        self.is_text_only: bool = loaded.config.speech is None
         self._tokenizer, self._ranks = loaded.tokenizer, ranks
         self._device = best_device(ranks)
         self._model = loaded.model.eval().to(self._device)
@@ -106,7 +107,7 @@ class Evaluator:
                 scores = evaluate(forward, loader, self.targets, weights, self._device, extras=extras)
         finally:
             loader.close()
-        return Evaluation(scores=scores, table=predicted.table(self.shard_set, split))
+        return Evaluation(scores=scores, table=predicted.table(self.shard_set, split, raters=not noise))
 
     def _loader(self, split: str, noise: str, snr_db: float, seed: int) -> Loader:
         augmenter = None

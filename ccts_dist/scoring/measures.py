@@ -58,6 +58,25 @@ def mae_of(sums: Float64[Tensor, "7 *more"]) -> Float64[Tensor, "*more"]:
     return _where_measured(sums, sums[6] / sums[0])
 
 
+def slope_of(sums: Float64[Tensor, "7 *more"]) -> Float64[Tensor, "*more"]:
+    """Slope of the labels' regression on the predictions, covariance / var_p; NaN where predictions are constant.
+
+    Below 1 the predictions spread too far, above 1 not far enough (Cox 1958).
+    """
+    var_p, _, covariance, _ = _moments(sums)
+    return _where_measured(sums, torch.where(var_p > 0, covariance / var_p, nan))
+
+
+def intercept_of(sums: Float64[Tensor, "7 *more"]) -> Float64[Tensor, "*more"]:
+    """Intercept of that regression, mean_y - slope * mean_p: ``intercept + slope * prediction`` is calibrated."""
+    return (sums[2] - slope_of(sums) * sums[1]) / sums[0]
+
+
+def shift_of(sums: Float64[Tensor, "7 *more"]) -> Float64[Tensor, "*more"]:
+    """Mean of prediction less label; NaN with fewer than two labels."""
+    return _where_measured(sums, (sums[1] - sums[2]) / sums[0])
+
+
 def _where_measured(sums: Float64[Tensor, "7 *more"], figure: Float64[Tensor, "*more"]) -> Float64[Tensor, "*more"]:
     return torch.where(sums[0] >= 2, figure, nan)
 

@@ -44,6 +44,17 @@ class TeacherColumns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RaterColumns:
+    """The spread of each utterance's raters."""
+
+    variance: Float64[np.ndarray, "rows dim"]
+    """Population variance of their ratings on 0..1; NaN where it is unknown, and for targets that are no ratings."""
+
+    count: Int64[np.ndarray, " rows"]
+    """How many they are; 0 where it is unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PredictionTable:
     """One row per utterance, in the order of the shards."""
 
@@ -69,6 +80,8 @@ class PredictionTable:
     """That the model distinguishes; empty as well in tables of earlier versions."""
 
     teacher: TeacherColumns | None = None
+    raters: RaterColumns | None = None
+    """None where nothing is known of them."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -109,6 +122,7 @@ class PredictionTable:
             columns = (self.teacher.prediction, self.teacher.residual, self.teacher.gate_mask)
             prediction, residual, gate_mask = (column[numbers] for column in columns)
             teacher = replace(self.teacher, prediction=prediction, residual=residual, gate_mask=gate_mask)
+        raters = self.raters and RaterColumns(variance=self.raters.variance[numbers], count=self.raters.count[numbers])
         return replace(
             self,
             keys=some(self.keys),
@@ -121,6 +135,7 @@ class PredictionTable:
             categories=some(self.categories),
             predicted_categories=some(self.predicted_categories),
             teacher=teacher,
+            raters=raters,
         )
 
     def only(self, targets: Sequence[str]) -> "PredictionTable":
@@ -132,11 +147,12 @@ class PredictionTable:
             labels=self.labels[:, columns],
             predictions=self.predictions[:, columns],
             teacher=None,
+            raters=self.raters and replace(self.raters, variance=self.raters.variance[:, columns]),
         )
 
 
 def joined(tables: Sequence[PredictionTable]) -> PredictionTable:
-    """The rows of several splits in one table, without a teacher; at least one, all of one model."""
+    """The rows of several splits in one table, without teacher and raters; at least one, all of one model."""
 
     def all_of(name: str) -> tuple:
         return tuple(value for table in tables for value in getattr(table, name))
@@ -160,7 +176,7 @@ def joined(tables: Sequence[PredictionTable]) -> PredictionTable:
 
 
 def write_table(path: Path, table: PredictionTable) -> None:
-    """Write a table as Parquet: a column for every target's label and prediction, and the teacher's if there is one.
+    """Write a table as Parquet: a column for every target's label and prediction, and the teacher's and raters' if any.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -175,6 +191,9 @@ def write_table(path: Path, table: PredictionTable) -> None:
     of_targets = {"label": table.labels, "prediction": table.predictions}
     if table.teacher is not None:
         of_targets |= {"teacher": table.teacher.prediction, "residual": table.teacher.residual}
+    if table.raters is not None:
+        columns["num_raters"] = pa.array(table.raters.count, pa.int64())
+        of_targets["variance"] = table.raters.variance
     for kind, values in of_targets.items():
         for place, target in enumerate(table.targets):
             # NaN, nobody having rated, becomes null.
@@ -252,6 +271,9 @@ def _from_columns(table: pa.Table, facts: Mapping[str, Any]) -> PredictionTable:
         predicted_categories=texts("prediction.category"),
         known_categories=tuple(facts.get("categories", ())),
         teacher=teacher,
+        raters=RaterColumns(variance=by_target("variance"), count=numbers("num_raters"))
+        if "num_raters" in table.column_names
+        else None,
     )
 
 

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.scoring.bootstrap_intervals import Interval, bootstrap
-from ccts_dist.scoring.measures import bias_of, ccc_of, mae_of, pearson_of, spearman
+from ccts_dist.scoring.measures import (
+    bias_of,
+    ccc_of,
+    intercept_of,
+    mae_of,
+    pearson_of,
+    shift_of,
+    slope_of,
+    spearman,
+)
 from ccts_dist.scoring.prediction_table import PredictionTable
 
 FEWEST_SPEAKERS = 150
@@ -20,6 +29,18 @@ FEWEST_SPEAKERS = 150
 
 MEAN = "mean over targets"
 """In the place of a target's name."""
+
+
+_MEASURES = {
+    "ccc": ccc_of,
+    "pearson": pearson_of,
+    "bias": bias_of,
+    "mae": mae_of,
+    "slope": slope_of,
+    "intercept": intercept_of,
+    "shift": shift_of,
+}
+"""By field of ``TargetFigures``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +56,15 @@ class TargetFigures:
 
     mae: Interval
     """On 0..1."""
+
+    slope: Interval
+    """Of the labels' regression on the predictions; 1 where the model is calibrated."""
+
+    intercept: Interval
+    """Of that regression, on 0..1; 0 where the model is calibrated."""
+
+    shift: Interval
+    """Mean of prediction less label, on 0..1."""
 
     spearman: float
     """Ranks are no sums over speakers: without an interval."""
@@ -60,7 +90,7 @@ def metrics_of(table: PredictionTable, *, seed: int = 0) -> tuple[TargetFigures,
         return ()
 
     def statistic(draws: Float64[Tensor, "7 draws columns"]) -> Float64[Tensor, "draws figures"]:
-        return torch.cat([measure(draws) for measure in (ccc_of, pearson_of, bias_of, mae_of)], dim=1)
+        return torch.cat([measure(draws) for measure in _MEASURES.values()], dim=1)
 
     found = bootstrap(sums, statistic, seed=seed)
     counts = sums[:, 0].sum(0).tolist()
@@ -68,11 +98,8 @@ def metrics_of(table: PredictionTable, *, seed: int = 0) -> tuple[TargetFigures,
         TargetFigures(
             target=target,
             num_labels=int(counts[place]),
-            ccc=found[place],
-            pearson=found[width + place],
-            bias=found[2 * width + place],
-            mae=found[3 * width + place],
             spearman=_spearman(table, place),
+            **{name: found[number * width + place] for number, name in enumerate(_MEASURES)},
         )
         for place, target in enumerate(table.targets)
     )

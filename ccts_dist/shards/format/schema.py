@@ -319,6 +319,23 @@ def label_variance_of(data: bytes) -> dict[str, float]:
         raise ValueError("no label_variance in it") from error
 
 
+def num_raters_of(data: bytes) -> int:
+    """How many raters a ``json`` member counts; 0 where it is not known.
+
+    Raises:
+        ValueError: it is no utterance's, or the number is none.
+    """
+    try:
+        number = json.loads(data)["num_raters"]
+    except (LookupError, TypeError, RecursionError) as error:
+        raise ValueError("no num_raters in it") from error
+    if number is None:
+        return 0
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"its num_raters is {str(number)[:40]}")
+    return number
+
+
 def utterance_from_json(data: bytes) -> Utterance:
     """The utterance in a ``json`` member; its ``audio`` is the source relative to the corpus."""
     record = json.loads(data)

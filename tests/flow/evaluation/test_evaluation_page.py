@@ -122,7 +122,7 @@ def test_summary_has_the_verdict_and_differences_are_a_minus_the_other(shown: tu
 def test_contents_lead_to_sections_and_terms_are_explained(shown: tuple[Page, list[str]]):
     page, _ = shown
     targets = page.locator("nav a").evaluate_all("all => all.map(one => one.getAttribute('href'))")
-    assert len(targets) == 10
+    assert len(targets) == 11
     assert all(page.locator(target).count() == 1 for target in targets)
     page.locator("summary", has_text="Terms of this page").click()
     assert page.get_by_text("Concordance correlation coefficient: 1 where").is_visible()

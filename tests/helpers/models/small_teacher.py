@@ -1,6 +1,7 @@
 """A real shard set of noise and words, and a real speech + text teacher of a few thousand parameters, in seconds."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ WORDS = ("good", "bad", "loud", "soft", "rain", "and", "sun", "never")
 
 
 def build_small_shards(
-    folder: Path, splits: Mapping[str, int], *, shard_bytes: int = 40_000, seed: int = 0
+    folder: Path, splits: Mapping[str, int], *, shard_bytes: int = 40_000, seed: int = 0, num_raters: int = 0
 ) -> ShardSet:
-    """A shard set with so many utterances per split, of 0.1 to 0.4 s; every seventh has no valence."""
+    """A shard set with so many utterances per split, of 0.1 to 0.4 s; every seventh has no valence.
+
+    Test3 has no labels. With ``num_raters`` their variances are in the shards.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
     utterances = []
@@ -33,6 +37,9 @@ def build_small_shards(
             labels = {name: float(generator.random()) for name in DIMENSIONS}
             if number % 7 == 3:
                 del labels["valence"]
+            if split == "Test3":
+                labels.clear()
+            varied = labels if num_raters else {}
             utterances.append(
                 Utterance(
                     key=f"{split}.{number}",
@@ -41,6 +48,8 @@ def build_small_shards(
                     labels=labels,
                     scale=(1.0, 7.0),
                     transcript=" ".join(generator.choice(WORDS, size=int(generator.integers(0, 6)))),
+                    label_variance=dict.fromkeys(varied, 0.01 * (1 + number % 3)),
+                    num_raters=num_raters or None,
                 )
             )
     out = folder / "shards"
@@ -58,14 +67,17 @@ def build_small_shards(
 
 
 def save_small_teacher(
-    folder: Path, *, seed: int = 0, with_text: bool = True, weights: Mapping[str, float] | None = None, **extra: Any
-) -> Path:
+    folder: Path, *, seed: int = 0, with_text: bool = True, with_speech: bool = True,
+    weights: Mapping[str, float] | None = None, **extra: Any,
+) -> Path:  # fmt: skip
     """An untrained teacher's model folder; its train_splits are ``("Train",)`` unless ``extra`` states otherwise.
 
     Args:
         weights: parameters by name, to be filled with one number.
     """
     config = both() if with_text else ModelConfig(embedding_dim=8, speech=speech_config())
+    if not with_speech:
+        config = replace(config, speech=None)
     tokenizer = None
     if config.text is not None:
         tokenizer = train_tokenizer([" ".join(WORDS)] * 20, config.text, folder.with_name(f"{folder.name}-tokenizer"))

@@ -10,7 +10,7 @@ import pytest
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.evaluation.options import asked_of
-from ccts_dist.scoring import read_table
+from ccts_dist.scoring import lexical_correlations, read_table
 from ccts_dist.shards import open_shard_set, open_teacher_cache
 from ccts_dist.shards.merge import merge_shards
 from launch import evaluate as command
@@ -22,12 +22,13 @@ from tests.helpers.processes.small_runs import make_cache
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("evaluate")
-    shard_set = build_small_shards(folder / "s", {"Train": 21, "Test1": 37})
+    shard_set = build_small_shards(folder / "s", {"Train": 21, "Test1": 37, "Test3": 9}, num_raters=5)
     teacher = save_small_teacher(folder / "teacher")
     return {
         "shards": folder / "s" / "shards",
         "teacher": teacher,
         "student": save_small_teacher(folder / "student", with_text=False, seed=1),
+        "text": save_small_teacher(folder / "text", with_speech=False, seed=2),
         "cache": make_cache(teacher, shard_set, folder / "cache"),
     }
 
@@ -43,6 +44,8 @@ def outs(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> l
             "Test1",
             "--teacher-cache",
             str(places["cache"]),
+            "--text-model",
+            str(places["text"]),
             "--snr",
             "0",
             "20",
@@ -76,6 +79,41 @@ def test_same_figures_and_tables_on_one_rank_and_on_two(outs: list[Path]):
         assert len(mine) == 37
         np.testing.assert_array_equal(mine.labels, theirs.labels)
         np.testing.assert_allclose(mine.predictions, theirs.predictions, atol=1e-5)
+
+
+def test_raters_ceilings_stand_beside_the_figures(outs: list[Path]):
+    found = json.loads((outs[0] / "metrics.json").read_text())["splits"]["Test1"]
+    assert found["raters"].keys() == found["ccc"].keys()
+    own, table = found["raters"]["activation"], read_table(outs[0] / "predictions-Test1.parquet")
+    assert own["labels"] == 37
+    assert own["one_rater"]["value"] < own["half_of_the_raters"]["value"] < own["noise_ceiling"]["value"] < 1
+    assert table.raters is not None
+    assert set(table.raters.count) == {5}
+    assert found["calibration"]["activation"]["slope"].keys() == {"value", "95%"}
+    assert "one rater" in (outs[0] / "report.html").read_text()
+
+
+def test_correlation_with_the_text_model_is_that_of_the_tables(
+    outs: list[Path], places: dict[str, Path], tmp_path: Path
+):
+    args = ["--model", str(places["text"]), "--shards", str(places["shards"]), "--splits", "Test1"]
+    assert command.main([*args, "--out", str(tmp_path)]) == 0
+    student, text = (read_table(out / "predictions-Test1.parquet") for out in (outs[0], tmp_path))
+    found = json.loads((outs[0] / "metrics.json").read_text())
+    own, other = found["splits"]["Test1"], found["others"][0]["splits"]["Test1"]
+    for target, interval in lexical_correlations(student, text).items():
+        assert own["lexical"][target]["value"] == pytest.approx(interval.value, abs=1e-6)
+        change = other["lexical_change_of_the_first"][target]["gain"]
+        assert change == pytest.approx(own["lexical"][target]["value"] - other["lexical"][target]["value"], abs=1e-9)
+    parts = other["gain_of_the_first_by_sentiment"]
+    assert sum(one["utterances"] for one in parts) == 37
+    assert [one["name"] for one in parts] == [one["name"] for one in own["groups"] if one["by"] == "sentiment"]
+
+
+def test_model_with_speech_is_no_text_model(places: dict[str, Path], tmp_path: Path):
+    args = ["--model", str(places["student"]), "--shards", str(places["shards"]), "--splits", "Test1"]
+    with pytest.raises(ConfigError, match=r"--text-model .*teacher: has a speech branch"):
+        command.main([*args, "--out", str(tmp_path), "--text-model", str(places["teacher"])])
 
 
 def test_cached_teacher_is_the_teacher_that_was_evaluated(outs: list[Path]):

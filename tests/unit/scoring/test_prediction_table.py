@@ -10,8 +10,17 @@ import pytest
 import torch
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.scoring import PredictionCollector, PredictionTable, TeacherColumns, joined, read_table, write_table
+from ccts_dist.scoring import (
+    PredictionCollector,
+    PredictionTable,
+    RaterColumns,
+    TeacherColumns,
+    joined,
+    read_table,
+    write_table,
+)
 from ccts_dist.scoring.measures import SplitSums
+from tests.helpers.examples.shard_examples import example_shard_set
 from tests.helpers.examples.tables import make_table
 from tests.helpers.examples.tones import build_tones, make_loader
 
@@ -23,6 +32,9 @@ def same(one: PredictionTable, other: PredictionTable) -> None:
             assert mine.widest == theirs.widest
             for name in ("prediction", "residual", "gate_mask"):
                 np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name), err_msg=name)
+        elif isinstance(mine, RaterColumns):
+            np.testing.assert_array_equal(mine.variance, theirs.variance)
+            np.testing.assert_array_equal(mine.count, theirs.count)
         elif isinstance(mine, np.ndarray):
             np.testing.assert_array_equal(mine, theirs, err_msg=field.name)
             assert mine.dtype == theirs.dtype, field.name
@@ -39,8 +51,13 @@ def whole_table() -> PredictionTable:
         widest=(0.25, 0.5, 0.125),
     )
     count = len(table)
+    raters = RaterColumns(variance=table.labels / 10, count=np.arange(count) % 6)
     return replace(
-        table, teacher=teacher, categories=("Happy", None) * (count // 2), predicted_categories=("Sad",) * count
+        table,
+        raters=raters,
+        teacher=teacher,
+        categories=("Happy", None) * (count // 2),
+        predicted_categories=("Sad",) * count,
     )
 
 
@@ -78,7 +95,7 @@ def test_rows_that_are_taken_and_joined_again_are_the_table():
     table = whole_table()
     first = np.arange(len(table)) < 50
     again = joined([table.take(first), table.take(np.arange(50, len(table)))])
-    same(again, replace(table, teacher=None))
+    same(again, replace(table, teacher=None, raters=None))
     assert table.take(first).teacher is not None
 
 
@@ -87,6 +104,9 @@ def test_only_some_targets_keep_their_columns():
     one = table.only(("dominance", "activation"))
     np.testing.assert_array_equal(one.predictions, table.predictions[:, [2, 0]])
     assert one.targets == ("dominance", "activation")
+    raters = whole_table().only(("dominance",)).raters
+    assert raters is not None
+    np.testing.assert_array_equal(raters.variance, table.labels[:, 2:] / 10)
 
 
 def test_sums_over_speakers_are_those_of_the_split():
@@ -126,3 +146,20 @@ def test_batches_in_any_order_make_a_table_in_the_order_of_the_shards(tmp_path: 
     assert np.isnan(table.labels[numbers.index(40), 1])
     assert table.labels[numbers.index(39), 0] == pytest.approx(39 / 60)
     assert table.duration_s.tolist() == [(1_600 + (number * 613) % 4_800) / 16_000 for number in numbers]
+
+
+def test_raters_come_from_the_shards_where_they_are_asked_for(tmp_path: Path):
+    shard_set = example_shard_set(tmp_path)
+    loader = make_loader(
+        shard_set, splits=("Development",), shuffle=False, global_batch_size=2, micro_batch_size=2,
+        targets=("valence", "activation"),
+    )  # fmt: skip
+    collected = PredictionCollector(("valence", "activation"))
+    for step in loader.epoch(0):
+        for batch in step.micro_batches:
+            collected.add(batch, batch.labels, torch.zeros(len(batch.keys)))
+    assert collected.table(shard_set, "Development").raters is None
+    raters = collected.table(shard_set, "Development", raters=True).raters
+    assert raters is not None
+    assert raters.count.tolist() == [5, 5, 5]
+    np.testing.assert_array_equal(raters.variance, [[np.nan, 0.01]] * 3)

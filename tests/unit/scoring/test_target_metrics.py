@@ -11,14 +11,16 @@ from ccts_dist.scoring import (
     MEAN,
     PredictionTable,
     TeacherColumns,
+    by_age,
     differences,
     few_speakers,
+    gaps_of,
     groups_of,
     metrics_of,
     speaker_scores,
     teacher_gap,
 )
-from ccts_dist.scoring.measures import bias_of, ccc_of, pearson_of, row_sums
+from ccts_dist.scoring.measures import bias_of, ccc_of, intercept_of, pearson_of, row_sums, shift_of, slope_of
 from tests.helpers.examples.tables import make_table
 
 
@@ -29,15 +31,34 @@ def test_bias_of_three_utterances_is_that_worked_by_hand():
     assert float(bias_of(sums) * pearson_of(sums)) == pytest.approx(float(ccc_of(sums)), abs=1e-14)
 
 
+def test_calibration_of_three_utterances_is_that_worked_by_hand():
+    # Predictions 1, 2, 3, labels 2, 2, 5: covariance 1, variance 2/3, so slope 3/2; means 2 and 3, so 3 - 3 and -1.
+    sums = row_sums(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[2.0], [2.0], [5.0]]), torch.ones(3)).sum(0)
+    found = [float(measure(sums)) for measure in (slope_of, intercept_of, shift_of)]
+    assert found == pytest.approx([1.5, 0, -1], abs=1e-12)
+
+
+def test_predictions_that_are_recalibrated_have_slope_one_and_intercept_zero():
+    table = make_table(num_speakers=40)
+    slope, intercept = (
+        np.array([getattr(one, name).value for one in metrics_of(table)]) for name in ("slope", "intercept")
+    )
+    for one in metrics_of(replace(table, predictions=intercept + slope * table.predictions)):
+        assert one.slope.value == pytest.approx(1, abs=1e-9)
+        assert one.intercept.value == pytest.approx(0, abs=1e-9)
+        assert one.shift.value == pytest.approx(0, abs=1e-9)
+
+
 def test_constant_prediction_has_no_bias_factor():
     sums = row_sums(torch.full((3, 1), 0.5), torch.tensor([[0.1], [0.2], [0.3]]), torch.ones(3)).sum(0)
     assert bias_of(sums).isnan().all()
+    assert slope_of(sums).isnan().all()
 
 
 def test_every_figure_lies_in_its_interval_and_ccc_is_pearson_times_bias():
     table = make_table(num_speakers=40)
     for one in metrics_of(table):
-        for figure in (one.ccc, one.pearson, one.bias, one.mae):
+        for figure in (one.ccc, one.pearson, one.bias, one.mae, one.slope, one.intercept, one.shift):
             assert figure.low < figure.value < figure.high
         assert one.ccc.value == pytest.approx(one.pearson.value * one.bias.value, abs=1e-12)
         rated = ~np.isnan(table.labels[:, table.targets.index(one.target)])
@@ -126,6 +147,68 @@ def test_groups_hold_each_utterance_once_and_have_the_ccc_of_their_rows():
     rows = np.array([gender == "Male" for gender in table.genders])
     assert [one.value for one in men.ccc] == pytest.approx(ccc_of(table.take(rows).rows().sum(0)).tolist())
     assert [group.name for group in groups if group.kind == "gender"] == ["Female", "Male", "unknown"]
+
+
+def test_gap_of_genders_is_that_worked_by_hand():
+    # Women: predictions equal to labels 0 and 1. Men: labels 0 and 1, predictions .5 and 1: variances 1/4 and 1/16,
+    # covariance 1/8, means .5 and .75: CCC .25 / .375, shift .25. One of unknown gender counts for neither.
+    table = replace(
+        make_table(1, 5, targets=("valence",)),
+        labels=np.array([[0.0], [1.0], [0.0], [1.0], [0.3]]),
+        predictions=np.array([[0.0], [1.0], [0.5], [1.0], [0.9]]),
+        genders=("Female", "Female", "Male", "Male", None),
+        speakers=("a", "b", "c", "d", None),
+    )
+    (gap,) = gaps_of(table)
+    assert (gap.kind, gap.name, gap.other) == ("gender", "Male", "Female")
+    assert gap.ccc[0].value == pytest.approx(-1 / 3)
+    assert gap.shift[0].value == pytest.approx(0.25)
+    assert gaps_of(replace(table, genders=("Male",) * 4 + (None,))) == ()
+
+
+def speakers_of(count: int, *, men: int) -> PredictionTable:
+    """A table of so many known speakers, the first of them men."""
+    table = make_table(num_speakers=count)
+    numbers = [row % count for row in range(len(table))]
+    return replace(
+        table,
+        speakers=tuple(f"speaker {number}" for number in numbers),
+        genders=tuple("Male" if number < men else "Female" for number in numbers),
+    )
+
+
+def test_gap_that_is_there_lies_outside_and_one_that_is_not_inside_its_interval():
+    table = speakers_of(60, men=30)
+    raised = table.predictions + 0.1 * np.array([gender == "Male" for gender in table.genders])[:, None]
+    (none,) = gaps_of(table)
+    (some,) = gaps_of(replace(table, predictions=raised))
+    assert none.shift[0].low < 0 < none.shift[0].high
+    assert some.shift[0].value == pytest.approx(none.shift[0].value + 0.1)
+    assert some.shift[0].low > 0.05
+    assert some.ccc[0].value < none.ccc[0].value
+
+
+def test_interval_of_a_gap_is_as_wide_as_its_smaller_group_asks_for():
+    table = speakers_of(44, men=4)
+    (gap,) = gaps_of(table)
+    men = metrics_of(table.take(np.array([gender == "Male" for gender in table.genders])))[0]
+    assert gap.shift[0].high - gap.shift[0].low > men.shift.high - men.shift.low
+
+
+def test_ages_are_in_bands_and_each_less_the_youngest_is_a_gap():
+    table = make_table(5, 20)
+    speakers = tuple(f"speaker {row % 5}" for row in range(len(table)))
+    ages = by_age(speakers, {"speaker 0": 29.5, "speaker 1": 30.0, "speaker 2": 50.0, "speaker 3": 8.0})
+    assert [(name, int(rows.sum())) for name, rows in ages] == [
+        ("0 to 29", 40), ("30 to 49", 20), ("50 and over", 20), ("unknown", 20),
+    ]  # fmt: skip
+    gaps = [gap for gap in gaps_of(replace(table, speakers=speakers), {"age": ages}) if gap.kind == "age"]
+    assert [(gap.name, gap.other) for gap in gaps] == [("30 to 49", "0 to 29"), ("50 and over", "0 to 29")]
+    old, young = (metrics_of(table.take(ages[at][1]))[0] for at in (2, 0))
+    assert gaps[1].ccc[0].value == pytest.approx(old.ccc.value - young.ccc.value)
+    assert [group.name for group in groups_of(table, {"age": ages}) if group.kind == "age"] == [
+        name for name, _ in ages
+    ]
 
 
 def lengths(num_words: list[int]) -> PredictionTable:
