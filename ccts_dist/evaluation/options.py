@@ -53,6 +53,9 @@ class Asked:
     ages: Path | None = None
     """Table of the speakers' ages; None for none."""
 
+    submission: Path | None = None
+    """Where the first model's predictions are written for a challenge; None for nowhere."""
+
     embed_audio: bool = False
     """Whether it has their sound."""
 
@@ -86,6 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--text-model", default="", metavar="MODEL", help="also how lexical the models are: correlation with this "
         "text-only model given the labels, and CCC by the valence that it predicts")  # fmt: skip
+    add("--submission", type=Path, metavar="FILE.csv", help="also the first model's predictions of the split, as the "
+        "MSP-Podcast challenges take them: FileName, EmoAct, EmoVal, EmoDom, or FileName, EmoClass")  # fmt: skip
     add("--ages", type=Path, metavar="FILE.csv", help="also groups and gaps by age: columns speaker, age (years)")
     add("--snr", type=float, nargs="+", default=[], metavar="DB", help="also in noise, at these ratios to the speech")
     add("--noises", nargs="+", default=[], metavar="NOISE",
@@ -113,6 +118,11 @@ def asked_of(args: argparse.Namespace) -> Asked:
             raise ConfigError(f"--snr {ratio}: must be a number of decibels. Give one.")
     if args.noises and not args.snr:
         raise ConfigError("--noises: no ratio to the speech is given. Give --snr too.")
+    if args.submission is not None and len(set(args.splits)) != 1:
+        raise ConfigError(
+            f"--submission {args.submission}: a challenge takes one split, and --splits names {len(set(args.splits))}. "
+            "Evaluate that split by itself."
+        )
     return Asked(
         models=tuple(args.model),
         shards=args.shards,
@@ -126,6 +136,7 @@ def asked_of(args: argparse.Namespace) -> Asked:
         noises=tuple(dict.fromkeys(args.noises)),
         text_model=args.text_model,
         ages=args.ages,
+        submission=args.submission,
         run=args.run,
         transcripts=args.transcripts,
         embed_audio=args.embed_audio,

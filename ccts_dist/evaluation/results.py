@@ -45,17 +45,23 @@ def predictions_name(split: str, number: int) -> str:
     return f"predictions-{name}.parquet" if number == 0 else f"predictions-{name}.{number + 1}.parquet"
 
 
-def make_folder(out: Path) -> None:
-    """Have the folder ready before any work is done.
+def make_folders(asked: Asked) -> None:
+    """Have the folders of all files ready before any work is done.
 
     Raises:
-        ConfigError: it cannot be written.
+        ConfigError: one cannot be written.
     """
+    folder, option = asked.out, "--out"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / METRICS).touch()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METRICS).touch()
+        if asked.submission is not None:
+            folder, option = asked.submission.parent, "--submission"
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{out}: cannot be written ({error.strerror}). Name another folder with --out.") from error
+        raise ConfigError(
+            f"{folder}: cannot be written ({error.strerror}). Name another folder with {option}."
+        ) from error
 
 
 def beside_of(asked: Asked, result: Result) -> Beside:

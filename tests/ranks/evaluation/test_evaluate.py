@@ -116,6 +116,23 @@ def test_model_with_speech_is_no_text_model(places: dict[str, Path], tmp_path: P
         command.main([*args, "--out", str(tmp_path), "--text-model", str(places["teacher"])])
 
 
+def test_split_without_labels_makes_a_submission_and_a_page(places: dict[str, Path], tmp_path: Path):
+    models = ["--model", str(places["student"]), "--model", str(places["teacher"]), "--text-model", str(places["text"])]
+    args = [*models, "--shards", str(places["shards"]), "--splits", "Test3", "--out", str(tmp_path / "out")]
+    assert command.main([*args, "--submission", str(tmp_path / "to" / "s.csv")]) == 0
+    table = read_table(tmp_path / "out" / "predictions-Test3.parquet")
+    header, *lines = (tmp_path / "to" / "s.csv").read_text().splitlines()
+    assert header == "FileName,EmoAct,EmoVal,EmoDom"
+    assert [line.split(",")[0] for line in lines] == sorted(f"{key}.wav" for key in table.keys)
+    found = {line.split(",")[0]: [float(cell) for cell in line.split(",")[1:]] for line in lines}
+    for key, row in zip(table.keys, table.predictions, strict=True):
+        assert found[f"{key}.wav"] == pytest.approx(np.clip(1 + 6 * row, 1, 7), abs=1e-6)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["splits"]["Test3"]
+    assert metrics["num_labels"] == dict.fromkeys(table.targets, 0)
+    assert "raters" not in metrics
+    assert "one rater" not in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_cached_teacher_is_the_teacher_that_was_evaluated(outs: list[Path]):
     student, teacher = (
         read_table(outs[0] / name) for name in ("predictions-Test1.parquet", "predictions-Test1.2.parquet")
