@@ -331,7 +331,7 @@ def num_raters_of(data: bytes) -> int:
         raise ValueError("no num_raters in it") from error
     if number is None:
         return 0
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 1 << 31:
         raise ValueError(f"its num_raters is {str(number)[:40]}")
     return number
 

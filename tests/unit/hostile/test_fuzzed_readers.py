@@ -22,7 +22,7 @@ from ccts_dist.corpus.msp_podcast.reader import read_msp_podcast
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.shards import open_shard_set, open_teacher_cache
 from ccts_dist.shards.check.check import check_shard_set
-from ccts_dist.shards.format.schema import label_variance_of, transcript_of
+from ccts_dist.shards.format.schema import label_variance_of, num_raters_of, transcript_of
 from ccts_dist.shards.format.sealed_json import sealed_bytes
 from ccts_dist.shards.format.tars import walk_tar
 from ccts_dist.shards.format.teacher_cache import decode_output
@@ -156,6 +156,7 @@ def test_members(work: Path, member: str):
         if member == "json":
             transcript_of(data)
             label_variance_of(data)
+            num_raters_of(data)
         else:
             decode_output(data, 5, 3)
 

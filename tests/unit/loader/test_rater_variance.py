@@ -10,7 +10,7 @@ from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.loader.decode import read_label_variance
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import varied_target
-from ccts_dist.shards.format.schema import label_variance_of
+from ccts_dist.shards.format.schema import label_variance_of, num_raters_of
 from ccts_dist.shards.shard_set import ShardSet
 from tests.helpers.faults import damage
 from tests.helpers.processes.small_runs import build_two_kinds
@@ -62,6 +62,15 @@ def test_variance_of_what_is_no_label_is_refused(shard_set: ShardSet):
 def test_json_without_variances_is_refused(data: bytes):
     with pytest.raises(ValueError, match=r"."):
         label_variance_of(data)
+
+
+def test_number_of_raters_is_0_where_it_is_unknown_and_refused_where_it_is_none():
+    assert [num_raters_of(data) for data in (b'{"num_raters": 5}', b'{"num_raters": null}')] == [5, 0]
+    with pytest.raises(ValueError, match="no num_raters in it"):
+        num_raters_of(b"{}")
+    for value in ("-1", "true", "2.5", '"five"', "9" * 400):
+        with pytest.raises(ValueError, match="its num_raters is"):
+            num_raters_of(f'{{"num_raters": {value}}}'.encode())
 
 
 def test_damaged_json_stops_the_reading_or_gives_the_row_weight_0(shard_set: ShardSet):
