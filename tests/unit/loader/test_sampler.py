@@ -1,5 +1,7 @@
 """The plan: which utterances form which global batch."""
 
+import hashlib
+import json
 import pickle
 import time
 from collections import Counter
@@ -194,6 +196,22 @@ def test_order_of_a_small_plan_stays_what_it_was():
         ["12", "11"],
         ["01", "00", "13"],
     ]
+
+
+def test_order_over_windows_and_partitions_stays_what_it_was():
+    # Frozen likewise: shards within a window, at its end, and across two. All lengths differ.
+    counts = [8, 24, 16, 40, 7]
+    source = Counts(counts)
+    for number, count in enumerate(counts):
+        rows = source.rows(f"Train-{number:06d}.tar")
+        rows.num_samples[:] = 16_000 + (100 * number + np.arange(count)) * 7_919 % 9_973
+        source.made[rows.shard] = rows
+    digests = []
+    for partitions in (1, 2):
+        plan = make_plan(source, seed=7, shuffle_buffer_size=24, partitions=partitions)
+        order = [[(row.shard, row.row) for row in batch] for epoch in (0, 1) for batch in epoch_of(plan, epoch)]
+        digests.append(hashlib.sha256(json.dumps(order).encode()).hexdigest()[:16])
+    assert digests == ["b80d2903db7f0601", "db4d6ff46c134134"]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():

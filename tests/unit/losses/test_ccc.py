@@ -104,6 +104,19 @@ def test_dimension_with_one_label_contributes_nothing():
     assert loss.item() == pytest.approx(0.5 * (1 - concordance(prediction, label)[0].item()), abs=1e-12)
 
 
+def test_dimension_with_two_labels_counts_as_worked_by_hand():
+    # Means .4 and .5, variances .04 and .16, covariance .08: 2 * .08 / (.04 + .16 + .01) = 16/21.
+    prediction = torch.tensor([[0.2], [0.6], [0.7]], dtype=torch.float64)
+    label = torch.tensor([[0.1], [0.9], [NAN]], dtype=torch.float64)
+    sums = concordance_sums(prediction, label, ones(3))
+    assert concordance(prediction, label, eps=0.0).item() == pytest.approx(16 / 21)
+    assert concordance_from_sums(sums, eps=0.0).item() == pytest.approx(16 / 21)
+    assert ccc_loss_from_sums(sums, (0.5,), eps=0.0).item() == pytest.approx(0.5 * 5 / 21)
+    # 2 / (2 * .21) * ((y - .5) - 16/21 * (p - .5))
+    gradient = concordance_gradient(sums, prediction, label, ones(3), eps=0.0)
+    assert gradient[:, 0].tolist() == pytest.approx([-3.6 / 4.41, 6.8 / 4.41, 0])
+
+
 def test_batch_without_any_label_has_loss_zero():
     prediction = torch.rand(3, 2)
     label = torch.full((3, 2), NAN)

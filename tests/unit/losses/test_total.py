@@ -138,13 +138,15 @@ def test_every_way_to_distil_has_a_loss_of_its_own():
     assert len({round(loss, 9) for loss in losses}) == 31
 
 
-def test_soft_shares_weigh_the_distances_by_hand():
-    # Two rows at squared distances 1 and 4, and squared prediction differences .25 and 1, with shares 1 and 1/4.
+@pytest.mark.parametrize("largest", [1.0, 0.25])
+def test_soft_shares_weigh_the_distances_by_hand(largest: float):
+    # Two rows at squared distances 1 and 4, and squared prediction differences .25 and 1, with shares 1 and 1/4; or a
+    # quarter of each, which add up to less than one row.
     student = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
     teacher = TeacherBatch(embedding=torch.zeros(2, 1), prediction=torch.zeros(2, 1))
-    gate_mask = torch.tensor([1.0, 0.25], dtype=torch.float64)
+    gate_mask = largest * torch.tensor([1.0, 0.25], dtype=torch.float64)
     sums = batch_sums(student / 2, torch.full((2, 1), NAN), torch.ones(2), gate_mask)
-    assert sums.num_distilled == 1.25
+    assert sums.num_distilled == 1.25 * largest
     _, share = surrogate(
         student / 2, student, torch.full((2, 1), NAN), torch.ones(2), sums, (1.0,),
         teacher=teacher, gate_mask=gate_mask, distill=replace(DISTILL, gate="soft"),

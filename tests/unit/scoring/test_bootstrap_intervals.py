@@ -73,6 +73,17 @@ def test_uneven_speakers_amount_to_fewer():
     assert _effective(torch.zeros(3, dtype=torch.float64)) == 0
 
 
+def test_interval_of_a_figure_of_labels_alone_is_the_same_whatever_was_predicted():
+    _, label, _ = split(20)
+    uneven = torch.zeros(20, 2)
+    uneven[0] = 1
+    found = [
+        bootstrap(row_sums(printed, label, torch.ones(20)), lambda sums: sums[2] / sums[0])
+        for printed in (torch.full((20, 2), 0.5), uneven)
+    ]
+    assert found[0] == found[1]
+
+
 def test_interval_holds_the_figure_is_wider_with_fewer_speakers_and_comes_again():
     printed, label, weight = split(400)
     rows = row_sums(printed, label, weight)

@@ -77,6 +77,13 @@ def test_base64_bytes_and_a_path_of_one_file_are_answered_alike(student: Predict
         assert answer == pytest.approx(expected, abs=1e-4)
 
 
+def test_as_many_recordings_as_the_limit_are_answered_and_one_more_is_not(student: Predictor) -> None:
+    served, rows = Served(student, Limits(recordings=2)), [{"audio": _wav(1_000)}] * 3
+    assert len(served.answer(rows[:2])) == 2
+    with pytest.raises(RequestError, match="3 recordings in one request, more than 2"):
+        served.answer(rows)
+
+
 def test_many_threads_get_the_answers_that_each_would_get_alone(student: Predictor, served: Served) -> None:
     """Without its lock, passes over this encoder take each other's padding."""
     requests = [[_wav(3_000 + 900 * n, seed=n), _wav(9_000 - 700 * n, seed=n + 50)] for n in range(4)]

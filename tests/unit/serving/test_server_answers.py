@@ -80,6 +80,13 @@ def test_requests_sent_ahead_are_answered_in_order(start: Callable[..., Running]
     assert [part.split()[0] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"404", b"200", b"200"]
 
 
+def test_small_chunks_are_counted_anew_for_each_request_of_a_connection(start: Callable[..., Running]) -> None:
+    server = start()
+    chunks = b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 600 + b"0\r\n\r\n"
+    _, answer = server.send(POST + chunks + POST + b"Connection: close\r\n" + chunks)
+    assert answer.count(b"the body is not valid JSON") == 2
+
+
 def test_client_that_leaves_before_its_answer_stops_nothing(start: Callable[..., Running]) -> None:
     server = start()
     body = good_body(3.0)

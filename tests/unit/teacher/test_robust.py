@@ -32,6 +32,15 @@ def test_fit_without_the_outlier_is_the_one_worked_by_hand():
     )
 
 
+def test_scale_is_the_middle_one_of_an_odd_number_of_residuals():
+    # On the line y = p but for pairs .1, .2 and .3 above and below it: 0 .1 .1 .2 .2 .3 .3, of which the fourth is .2.
+    prediction = column(0, 0, 0.5, 0.5, 1, 1, 0.5)
+    label = column(0.1, -0.1, 0.7, 0.3, 1.3, 0.7, 0.5).double()
+    assert fit_without_outliers(prediction, label, ("valence",), ("Train",)).residual_std[0] == pytest.approx(
+        1.4826 * 0.2, rel=1e-6
+    )
+
+
 def test_missing_labels_and_other_targets_play_no_part():
     prediction = torch.cat([PREDICTION, column(0.9)]).expand(-1, 2)
     label = torch.cat([LABEL, column(NAN).double()])

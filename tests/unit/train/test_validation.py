@@ -137,3 +137,16 @@ def test_warm_up_and_cosine_stand_in_the_history(place):
     # A step's line reports the rate that the next one has: 2/5 after the first.
     assert rates[:5] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
     assert rates[-2] == pytest.approx(0.0495156, rel=1e-4)  # (1 + cos(pi 6 / 7)) / 2
+
+
+@pytest.mark.fast
+def test_an_equal_loss_is_no_fall_and_training_ends_when_patience_is_used_up(tmp_path):
+    build_two_kinds(tmp_path, num_train=16, num_valid=4)
+    still = {**STANDING, "encoder_lr_scale": 0.0}
+    config = write_run(
+        tmp_path / "still.toml", tmp_path / "shards", tmp_path / "still", optim=still,
+        train={"epochs": 9, "max_steps": 0, "early_stopping_patience": 2},
+    )  # fmt: skip
+    lines = read_validations(train_plainly(config))
+    assert len({line["valid/loss"] for line in lines}) == 1
+    assert [(line["step"], line["best"]) for line in lines] == [(1, True), (2, False), (3, False)]

@@ -289,6 +289,7 @@ RECORD |= dict.fromkeys(("key", "split", "transcript", "source", "speaker", "gen
         (RECORD | {"num_samples": 10**30}, "json is not an utterance's: num_samples is 1000"),
         (RECORD | {"scale": [1, 5]}, "json has the scale [1, 5], and the manifest [1.0, 7.0]"),
         (RECORD, "json has labels of none, and the manifest's targets are activation, dominance, valence"),
+        (RECORD, "json has label_variance of none, and the manifest's targets are activation, dominance, valence"),
         (RECORD, "json has 0.1 s for 1 samples"),
         (RECORD, "the index is stale: key is 'MSP/ü 1.wav' there and '' in json"),
     ],

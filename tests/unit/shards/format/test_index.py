@@ -18,6 +18,7 @@ from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
 from ccts_dist.files.atomic import file_sha256
 from ccts_dist.shards import MemberPlaces, ShardRows, ShardSet, open_shard_set, read_member, read_utterance_json
 from ccts_dist.shards.format.index import IndexPlace, RowGroups, rows_to_table, table_to_rows
+from ccts_dist.shards.format.index_validation import places_fault
 from ccts_dist.shards.format.index_writer import IndexWriter
 from ccts_dist.shards.format.schema import MANIFEST_NAME
 from tests.helpers.examples.shard_examples import example_shard_set, flip_bit
@@ -130,6 +131,21 @@ def test_shards_are_forgotten_the_longest_unused_first(tmp_path: Path):
     assert groups.get("huge") == 9  # larger than the bound, and kept alone
     assert groups.get("huge") == 9
     assert decoded == ["a", "b", "c", "b", "huge"]
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "words"),
+    [
+        (90, 10, ""),
+        (0, 100, ""),
+        (90, 11, "flac of 'k' lies at byte 90, of 11 bytes"),
+        (101, 0, "flac of 'k' lies at byte 101, of 0 bytes"),
+        (-1, 5, "flac of 'k' lies at byte -1, of 5 bytes"),
+    ],
+)
+def test_a_member_lies_within_its_shard_to_the_last_byte(offset: int, size: int, words: str):
+    places = MemberPlaces(offset=np.array([offset]), size=np.array([size]), crc32=np.zeros(1, np.uint32))
+    assert places_fault(places, 100, "flac", ("k",)) == words
 
 
 def test_an_index_that_is_not_the_manifests_is_seen_when_rows_are_read(tmp_path: Path):
