@@ -17,7 +17,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "no audio is refused with a 4xx and the reason. There are no users and no passwords.",
         epilog="examples:\n"
         "  python launch/serve.py models:/emotion@champion --audio-root /data/calls\n"
-        '  printf \'{"inputs": [{"audio": "%%s"}, {"path": "2026/a.wav"}]}\' "$(base64 -w0 a.wav)" |\n'
+        '  printf \'{"inputs": [{"audio": "%s"}, {"path": "2026/a.wav"}]}\' "$(base64 -w0 a.wav)" |\n'
         "    curl -H 'Content-Type: application/json' --data-binary @- http://127.0.0.1:5001/invocations\n"
         "  curl -F audio=@a.wav -F window=5 -F hop=1 http://127.0.0.1:5001/invocations\n"
         "Each limit may come from the environment instead: CCTS_AUDIO_ROOT, CCTS_MAX_RECORDINGS, ...\n"

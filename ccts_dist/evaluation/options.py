@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser; ``--local_rank`` comes from the launcher."""
     parser = CommandParser(
         description="Score a model on splits, by one prediction for each utterance: CCC, Pearson, C_b, mean "
-        "absolute error on 0..1, each with a 95 %% interval over speakers, and Spearman; the same by gender, duration "
+        "absolute error on 0..1, each with a 95 % interval over speakers, and Spearman; the same by gender, duration "
         "and transcript length; mean recall of classes between edges (--bins); of categories accuracies and F1.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,7 +1,7 @@
 """Predictions as the MSP-Podcast challenges take them (Odyssey 2024, Interspeech 2025).
 
 One file for each task. Attributes: ``FileName,EmoAct,EmoVal,EmoDom``, on the corpus's scale and within it, as the
-organizers' ``eval_dim_ser_test3.py`` writes it. Categories: ``FileName,EmoClass``, the likeliest one as the corpus's
+organizers' script for Test3 writes it. Categories: ``FileName,EmoClass``, the likeliest one as the corpus's
 labels spell it. Labels are not needed: Test3 has none.
 """
 

@@ -15,7 +15,8 @@ OPTIONS = {
     "launch/cache_teacher.py": "--batch-seconds --fit-splits --out --shards --splits --teacher --timeout-s",
     "launch/compare.py": "--key --plot --tolerance --tracking-uri",
     "launch/evaluate.py": (
-        "--batch-size --bins --embed-audio --log-to-mlflow --model --noises --out --run --shards --snr --splits "
+        "--ages --batch-size --bins --embed-audio --log-to-mlflow --model --noises --out --run --shards --snr --splits "
+        "--submission --text-model "
         "--teacher-cache --tracking-uri --transcripts"
     ),
     "launch/export.py": "--format --model --out --tracking-uri",
@@ -76,6 +77,7 @@ def test_help_teaches_and_options_are_the_known_ones(path, capsys):
     assert "exit code" in words.lower().replace("\n", " ")
     usage = set(re.findall(r"--[a-z][a-z_-]*", words.split("\n\n")[0])) - {"--help"}
     assert usage == own
+    assert "%%" not in words, "argparse formats the texts of options, and no others"
 
 
 @pytest.mark.parametrize("path", [path for path in SCRIPTS if str(path) not in STARTING_SLOWLY], ids=str)
