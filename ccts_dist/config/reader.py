@@ -222,7 +222,9 @@ def _convert(value: Any, hint: Any, path: tuple[str, ...], source: str) -> Any:
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise refuse("a table")
-        return dict(value)
+        if args[1] is Any:
+            return dict(value)
+        return {str(key): _convert(one, args[1], (*path, str(key)), source) for key, one in value.items()}
     if hint is bool or hint is str:
         if not isinstance(value, hint):
             raise refuse("true or false" if hint is bool else "a string")
@@ -285,6 +287,11 @@ def _check_loss(run: RunConfig, source: str) -> None:
         raise ConfigError(
             f'{source}: loss.category_target = "votes" needs model.categories, and there are none. Name some, or '
             "leave it out."
+        )
+    if run.loss.category_target == "votes" and run.model.category_map:
+        raise ConfigError(
+            f'{source}: loss.category_target = "votes" reads votes by the names of the corpus, which '
+            "model.category_map changes. Leave one of them out."
         )
     if any(weight < 0 for weight in weights):
         raise ConfigError(f"{source}: loss.target_weights = {list(weights)}: must be at least 0 each. Change them.")

@@ -13,7 +13,7 @@ from ccts_dist.distributed import Ranks, best_device, run_on_all_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.model import load_model
-from ccts_dist.records import Batch
+from ccts_dist.records import Batch, mapped_category
 from ccts_dist.scoring import Gate, PredictionCollector, PredictionTable, gate_from
 from ccts_dist.scoring.predict_split import Extras, Scores, bin_edges, evaluate
 from ccts_dist.shards.shard_set import open_shard_set
@@ -67,11 +67,13 @@ class Evaluator:
         self._model = loaded.model.eval().to(self._device)
         self.shard_set = run_on_all_ranks(lambda: open_shard_set(shards))
         self._edges = run_on_all_ranks(lambda: bin_edges(bins, self.shard_set.manifest.scale, source="--bins"))
-        known = set(loaded.config.categories) <= set(self.shard_set.manifest.categories)
+        of_shards = self.shard_set.manifest.categories
+        self._category_map = {name: to for name, to in loaded.config.category_map.items() if name in of_shards}
+        known = set(loaded.config.categories) <= {mapped_category(name, self._category_map) for name in of_shards}
         self._categories = loaded.config.categories if known else ()
         if not (self.targets or known):
             raise ConfigError(
-                f"{shards}: has utterances of {list(self.shard_set.manifest.categories)}, and the model reports "
+                f"{shards}: has utterances of {list(of_shards)}, and the model reports "
                 f"{list(loaded.config.categories)} apart and predicts nothing else. Name shards with these categories."
             )
         self._micro, self._workers = micro_batch_size, workers
@@ -88,8 +90,8 @@ class Evaluator:
             ConfigError: no such split, the shards lack one of the model's targets, or a noise that cannot be used.
             ShardError: a shard is damaged.
         """
-        loader = run_on_all_ranks(lambda: self._loader(split, noise, snr_db, seed))
-        predicted = PredictionCollector(self.targets, self._categories)
+        loader = run_on_all_ranks(lambda: self._loader(split, noise, snr_db, impulse_responses, seed))
+        predicted = PredictionCollector(self.targets, self._categories, self._category_map)
 
         def forward(batch: Batch) -> Any:
             assert batch.tokens is not None
@@ -121,6 +123,7 @@ class Evaluator:
             seed=0,
             ranks=self._ranks,
             categories=self._categories,
+            category_map=self._category_map,
             encode_text=self._counted,
             augmenter=augmenter,
             shuffle=False,

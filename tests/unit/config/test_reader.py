@@ -85,6 +85,21 @@ def test_defaults_are_those_of_the_paper():
         ({"model": {"speech": {"encoder": "e"}, "categories": ["a", "a"]}}, "must be two or more, each once, or none"),
         ({"model": {"speech": {"encoder": "e"}, "categories": ["a"]}}, "must be two or more, each once, or none"),
         (
+            {"model": {"speech": {"encoder": "e"}, "categories": ["a", "b"], "category_map": {"d": "", "c": "e"}}},
+            "'e' must be one of model.categories, or \"\" for none",
+        ),
+        (
+            {"model": {"speech": {"encoder": "e"}, "categories": ["a", "b"], "category_map": {"c": 1}}},
+            r"model\.category_map\.c = 1: must be a string",
+        ),
+        (
+            {
+                "model": {"speech": {"encoder": "e"}, "categories": ["a", "b"], "category_map": {"c": "a"}},
+                "loss": {"category_target": "votes"},
+            },
+            "votes by the names of the corpus, which model.category_map changes",
+        ),
+        (
             {"model": {"speech": {"encoder": "e"}, "categories": ["a", "b"]}, "loss": {"category_weight": 0}},
             "loss.category_weight = 0.0 leaves model.categories untrained",
         ),
