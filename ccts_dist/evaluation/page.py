@@ -51,6 +51,7 @@ _SECTIONS = {
     "classes": "Classes",
     "teacher": "A and the teacher",
     "noise": "In noise",
+    "rooms": "In rooms",
     "parts": "Parts",
     "speakers": "Speakers",
     "worst": "Worst utterances",
@@ -142,8 +143,8 @@ def _view(result: Result, number: int, beside: Beside) -> dict[str, Any]:
     view["verdicts"] = [rival["verdict"] for rival in view["rivals"]]
     sections = {
         "predictions": own.metrics, "classes": classes, **{one["name"]: one for one in view["rivals"]},
-        "teacher": view["gap"], "noise": view["noise"], "parts": own.metrics, "speakers": own.speakers,
-        "worst": view["worst"],
+        "teacher": view["gap"], "noise": view["noise"], "rooms": own.in_rooms, "parts": own.metrics,
+        "speakers": own.speakers, "worst": view["worst"],
     }  # fmt: skip
     view["sections"] = [
         (f"{anchor}-{name}", _SECTIONS.get(name, f"A and {name}")) for name, one in sections.items() if one

@@ -122,6 +122,8 @@ def result_in_words(result: Result) -> str:
                 parts.append(gate_in_words(one.table.teacher))
             if one.in_noise:
                 parts.append(_noise_in_words(one))
+            if one.in_rooms:
+                parts.append(_rooms_in_words(one))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -154,6 +156,12 @@ def _noise_in_words(one: SplitResult) -> str:
     rows = [("none", "-", *(f"{ccc.value:.4f}" for ccc in clean))]
     rows += [(each.noise, f"{each.snr_db:g}", *(f"{ccc.value:.4f}" for ccc in each.ccc)) for each in one.in_noise]
     return format_table(("noise", "dB", *one.table.targets), rows)
+
+
+def _rooms_in_words(one: SplitResult) -> str:
+    rows = [("none", *(f"{each.ccc.value:.4f}" for each in one.metrics))]
+    rows += [(each.impulse_responses, *(f"{ccc.value:.4f}" for ccc in each.ccc)) for each in one.in_rooms]
+    return format_table(("impulse responses", *one.table.targets), rows)
 
 
 def _ends(interval: Interval, form: str = ".4f") -> str:
@@ -207,6 +215,11 @@ def _split_tree(one: SplitResult) -> dict[str, Any]:
         tree["in_noise"] = [
             {"noise": each.noise, "snr_db": each.snr_db, "ccc": _by_target(targets, [ccc.value for ccc in each.ccc])}
             for each in one.in_noise
+        ]
+    if one.in_rooms:
+        tree["in_rooms"] = [
+            {"impulse_responses": each.impulse_responses, "ccc": _by_target(targets, [ccc.value for ccc in each.ccc])}
+            for each in one.in_rooms
         ]
     return tree
 

@@ -78,16 +78,20 @@ class Evaluator:
             )
         self._micro, self._workers = micro_batch_size, workers
 
-    def split(self, split: str, *, noise: str = "", snr_db: float = 0.0, seed: int = 0) -> Evaluation:
+    def split(
+        self, split: str, *, noise: str = "", snr_db: float = 0.0, impulse_responses: str = "", seed: int = 0
+    ) -> Evaluation:
         """Scores and predictions, the same on every rank.
 
         Args:
             noise: mixed into each utterance: "white", "pink", "babble" or a folder of audio; "" for none.
             snr_db: its signal-to-noise ratio.
-            seed: of the noise, which is drawn for each utterance by its key.
+            impulse_responses: a folder of them, of which each utterance is reverberated by one; "" for none.
+            seed: of noise and impulse response, which are drawn for each utterance by its key.
 
         Raises:
-            ConfigError: no such split, the shards lack one of the model's targets, or a noise that cannot be used.
+            ConfigError: no such split, the shards lack one of the model's targets, or a noise or an impulse response
+                that cannot be used.
             ShardError: a shard is damaged.
         """
         loader = run_on_all_ranks(lambda: self._loader(split, noise, snr_db, impulse_responses, seed))
@@ -110,10 +114,11 @@ class Evaluator:
             loader.close()
         return Evaluation(scores=scores, table=predicted.table(self.shard_set, split))
 
-    def _loader(self, split: str, noise: str, snr_db: float, seed: int) -> Loader:
+    def _loader(self, split: str, noise: str, snr_db: float, impulse_responses: str, seed: int) -> Loader:
         augmenter = None
-        if noise:
-            augmenter = Augmenter(AugmentConfig(noises=(noise,), snr_db=(snr_db, snr_db)), seed)
+        if noise or impulse_responses:
+            noises, rooms = (tuple(filter(None, (one,))) for one in (noise, impulse_responses))
+            augmenter = Augmenter(AugmentConfig(noises=noises, snr_db=(snr_db, snr_db), impulse_responses=rooms), seed)
         return Loader(
             self.shard_set,
             (split,),

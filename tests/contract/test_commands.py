@@ -15,8 +15,8 @@ OPTIONS = {
     "launch/cache_teacher.py": "--batch-seconds --fit-splits --out --shards --splits --teacher --timeout-s",
     "launch/compare.py": "--key --plot --tolerance --tracking-uri",
     "launch/evaluate.py": (
-        "--batch-size --bins --embed-audio --log-to-mlflow --model --noises --out --run --shards --snr --splits "
-        "--teacher-cache --tracking-uri --transcripts"
+        "--batch-size --bins --embed-audio --impulse-responses --log-to-mlflow --model --noises --out --run --shards "
+        "--snr --splits --teacher-cache --tracking-uri --transcripts"
     ),
     "launch/export.py": "--format --model --out --tracking-uri",
     "launch/init.py": "--encoder --out --small --teacher-cache --text-encoder --with-text",
