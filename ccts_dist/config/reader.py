@@ -20,6 +20,7 @@ from ccts_dist.config.rules import (
     check_batch,
     check_checkpointing,
     check_distill,
+    check_extra_shards,
     check_frames,
     check_input,
     check_profile,
@@ -254,6 +255,7 @@ def _check_together(run: RunConfig, source: str) -> None:
     check_checkpointing(run, source)
     check_input(run, source)
     check_frames(run, source)
+    check_extra_shards(run, source)
     _check_loss(run, source)
     _check_teacher(run, source)
     _check_names(run, source)

@@ -125,6 +125,28 @@ def check_frames(run: RunConfig, source: str) -> None:
             raise ConfigError(f"{named}: {key} makes each epoch read something else. Leave one of them out.")
 
 
+def check_extra_shards(run: RunConfig, source: str) -> None:
+    """Raises: ConfigError, for further shard sets beside what knows one set alone."""
+    if not run.data.extra_shards:
+        return
+    for key, on in (
+        ("data.teacher_cache", bool(run.data.teacher_cache)),
+        ("data.feature_cache", bool(run.data.feature_cache)),
+        ("batch.labelled_share", run.batch.labelled_share is not None),
+    ):
+        if on:
+            raise ConfigError(
+                f"{source}: [[data.extra_shards]] with {key}, which must stand with data.shards alone. Leave one of "
+                "them out."
+            )
+    total = sum(one.share for one in run.data.extra_shards)
+    if total >= 1:
+        raise ConfigError(
+            f"{source}: the shares of [[data.extra_shards]] add up to {total:g}: must be below 1, as data.shards has "
+            "the rest. Lower them."
+        )
+
+
 def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:
     """Raises: ConfigError, for options of the distillation that contradict each other, or would do nothing."""
     if distill.embedding_weight == distill.prediction_weight == 0:

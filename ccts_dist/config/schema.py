@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ccts_dist.config.augment import AugmentConfig
+from ccts_dist.config.extra_shards import ExtraShardsConfig
 from ccts_dist.config.model_schema import ModelConfig
 from ccts_dist.config.optim_schema import OptimConfig
 from ccts_dist.config.ranges import Between, Count, CountOrZero, NotNegative, Positive, Share
@@ -20,6 +21,8 @@ class DataConfig:
 
     shards: str
     """Folder or address (s3://, gs://, https://) of the shard set."""
+
+    extra_shards: tuple[ExtraShardsConfig, ...] = ()
 
     train_splits: tuple[str, ...] = ("Train",)
     """Splits that the model is trained on."""

@@ -14,6 +14,7 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.read_ahead import read_ahead
 from ccts_dist.loader.collate import EncodeText, FrameSource, Reading, TeacherSource, read_batch, rounded_up
+from ccts_dist.loader.joined_shards import JoinedShards
 from ccts_dist.loader.micro_batches import (
     Cuts,
     MicroBatch,
@@ -23,7 +24,7 @@ from ccts_dist.loader.micro_batches import (
     split_global_batch,
     sum_up,
 )
-from ccts_dist.loader.mixed_plan import MixedPlan
+from ccts_dist.loader.mixed_plan import MixedPlan, PlansSideBySide, plan_of_sets
 from ccts_dist.loader.row_gate import RowGate
 from ccts_dist.loader.sampler import BatchSampler, SampleRef
 from ccts_dist.loader.waveform_reader import WaveformReader
@@ -47,7 +48,7 @@ def _plan(
     seed: int,
     shuffle: bool,
     max_samples: int,
-) -> BatchSampler | MixedPlan:
+) -> BatchSampler | PlansSideBySide:
     order: dict[str, Any] = {
         "global_batch_size": batch.global_batch_size,
         "seed": seed,
@@ -57,6 +58,8 @@ def _plan(
         "shuffle": shuffle,
         "max_samples": max_samples,
     }
+    if isinstance(shard_set, JoinedShards) and shuffle:
+        return plan_of_sets(shard_set, splits, **order)
     if batch.labelled_share is None or not shuffle:
         return BatchSampler(shard_set, splits, **order)
     scored = [target for target in targets if varied_target(target) is None]

@@ -1,5 +1,4 @@
-"""Global batches of which a set share has labels: two plans side by side, one of the labelled utterances and one of the
-others."""
+"""Global batches with set shares, plans side by side: of labelled utterances and others, or of several shard sets."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.loader.joined_shards import JoinedShards
 from ccts_dist.loader.partitions import RowSource
 from ccts_dist.loader.sampler import BatchSampler, SampleRef
 from ccts_dist.shards.format.index import ShardRows
@@ -58,12 +58,57 @@ class LabelledRows:
         return np.flatnonzero(has_label == self._labelled)
 
 
-class MixedPlan:
+class PlansSideBySide:
+    """A plan whose global batches are those of several others side by side; the first of them sets the epoch.
+
+    The others begin anew as often as it takes, each time in another order, or go on in the next epoch. Like
+    ``BatchSampler`` it is a pure function of epoch and step, knows nothing of ranks, and can be used by several
+    threads.
+    """
+
+    def __init__(self, main: BatchSampler, *others: BatchSampler) -> None:
+        self._main, self._others = main, others
+        self.plans = (main, *others)
+        self.num_utterances = sum(plan.num_utterances for plan in self.plans)
+        """Different utterances; those of the others may come more or less than once in an epoch."""
+
+        self.steps_per_epoch = main.steps_per_epoch
+        self.window_steps = main.window_steps
+        self.windows_per_epoch = main.windows_per_epoch
+        self.num_partitions = main.num_partitions
+        self.largest_batch = sum(plan.largest_batch for plan in self.plans)
+        digests = " ".join(plan.digest for plan in self.plans)
+        self.digest = hashlib.sha256(digests.encode()).hexdigest()
+        """Hex SHA-256; equal digests mean equal global batches at every (epoch, step)."""
+
+    def global_batch(self, epoch: int, step: int, partitions: range | None = None) -> tuple[SampleRef, ...]:
+        """As ``BatchSampler.global_batch``."""
+        rows = list(self._main.global_batch(epoch, step, partitions))
+        for other in self._others:
+            rows += other.global_batch(*self._place(epoch, step, other), partitions)
+        return tuple(sorted(rows, key=lambda row: row.num_samples))
+
+    def shards_of_window(self, epoch: int, number: int, partitions: range | None = None) -> tuple[str, ...]:
+        """As ``BatchSampler.shards_of_window``."""
+        names = list(self._main.shards_of_window(epoch, number, partitions))
+        first = number * self.window_steps
+        steps = range(first, min(first + self.window_steps, self.steps_per_epoch))
+        for other in self._others:
+            places = (self._place(epoch, step, other) for step in steps)
+            for theirs, window in dict.fromkeys((one, at // other.window_steps) for one, at in places):
+                names += other.shards_of_window(theirs, window, partitions)
+        return tuple(dict.fromkeys(names))
+
+    def _place(self, epoch: int, step: int, other: BatchSampler) -> tuple[int, int]:
+        """Epoch and step of a plan that does not set the epoch."""
+        return divmod(epoch * self.steps_per_epoch + step, other.steps_per_epoch)
+
+
+class MixedPlan(PlansSideBySide):
     """A plan whose every global batch has the same share of labelled utterances.
 
     The kind that takes more steps to come once sets the epoch; the other begins anew as often as it takes, each time in
-    another order. So an utterance of the scarcer kind comes several times in an epoch. Like ``BatchSampler`` it is a
-    pure function of epoch and step, knows nothing of ranks, and can be used by several threads.
+    another order. So an utterance of the scarcer kind comes several times in an epoch.
 
     Args:
         source: where the rows come from.
@@ -102,36 +147,32 @@ class MixedPlan:
                 raise ConfigError(f"{named}: {kind} in {', '.join(splits)}. Leave the share out.")
             plans.append(BatchSampler(rows, splits, global_batch_size=size, **settings))
         plans.sort(key=lambda plan: -plan.steps_per_epoch)  # stable: the labelled ones lead where both take as long
-        self._main, self._other = plans
-        self.num_utterances = self._main.num_utterances + self._other.num_utterances
-        """Different utterances; those of the scarcer kind come more than once in an epoch."""
+        super().__init__(*plans)
 
-        self.steps_per_epoch = self._main.steps_per_epoch
-        self.window_steps = self._main.window_steps
-        self.windows_per_epoch = self._main.windows_per_epoch
-        self.num_partitions = self._main.num_partitions
-        self.largest_batch = self._main.largest_batch + self._other.largest_batch
-        digests = " ".join(plan.digest for plan in plans)
-        self.digest = hashlib.sha256(digests.encode()).hexdigest()
-        """Hex SHA-256; equal digests mean equal global batches at every (epoch, step)."""
 
-    def global_batch(self, epoch: int, step: int, partitions: range | None = None) -> tuple[SampleRef, ...]:
-        """As ``BatchSampler.global_batch``."""
-        rows = self._main.global_batch(epoch, step, partitions) + self._other.global_batch(
-            *self._place(epoch, step), partitions
+def plan_of_sets(
+    shards: JoinedShards, splits: Sequence[str], *, global_batch_size: int, **settings: Any
+) -> PlansSideBySide:
+    """A plan in whose every global batch each further shard set has its share.
+
+    Args:
+        splits: of the first set, whose utterances come once in an epoch.
+        global_batch_size: most utterances in a global batch.
+        settings: the other arguments of ``BatchSampler``.
+
+    Raises:
+        ConfigError: shares that leave no place to some set.
+    """
+    sizes = [round(one.extra.share * global_batch_size) for one in shards.extras]
+    rest = global_batch_size - sum(sizes)
+    if rest < 1 or min(sizes) < 1:
+        shares = ", ".join(f"{one.extra.share:g}" for one in shards.extras)
+        raise ConfigError(
+            f"data.extra_shards: shares {shares} of batch.global_batch_size = {global_batch_size} are "
+            f"{', '.join(map(str, sizes))} utterances, and leave {rest} to data.shards: must be 1 at least each. "
+            "Change the shares, or take larger batches."
         )
-        return tuple(sorted(rows, key=lambda row: row.num_samples))
-
-    def shards_of_window(self, epoch: int, number: int, partitions: range | None = None) -> tuple[str, ...]:
-        """As ``BatchSampler.shards_of_window``."""
-        names = list(self._main.shards_of_window(epoch, number, partitions))
-        first = number * self.window_steps
-        steps = range(first, min(first + self.window_steps, self.steps_per_epoch))
-        places = (self._place(epoch, step) for step in steps)
-        for theirs, window in dict.fromkeys((one, at // self._other.window_steps) for one, at in places):
-            names += self._other.shards_of_window(theirs, window, partitions)
-        return tuple(dict.fromkeys(names))
-
-    def _place(self, epoch: int, step: int) -> tuple[int, int]:
-        """Epoch and step of the scarcer kind."""
-        return divmod(epoch * self.steps_per_epoch + step, self._other.steps_per_epoch)
+    plans = [BatchSampler(shards.main, splits, global_batch_size=rest, **settings)]
+    for one, size in zip(shards.extras, sizes, strict=True):
+        plans.append(BatchSampler(one, one.extra.splits, global_batch_size=size, **settings))
+    return PlansSideBySide(*plans)

@@ -159,6 +159,25 @@ def test_defaults_are_those_of_the_paper():
         ({"data": {"shards": "s", "valid_splits": ["Train"]}}, "'Train' is trained on and also validated or tested on"),
         ({"data": {"shards": "s", "valid_splits": []}}, "data.valid_splits is empty"),
         (
+            {"data": {"shards": "s", "extra_shards": [{"shards": "t", "share": 0.6}, {"shards": "u", "share": 0.4}]}},
+            r"the shares of \[\[data.extra_shards\]\] add up to 1: must be below 1",
+        ),
+        (
+            {
+                "data": {"shards": "s", "teacher_cache": "c", "extra_shards": [{"shards": "t", "share": 0.5}]},
+                "distill": {},
+            },
+            r"\[\[data.extra_shards\]\] with data.teacher_cache, which must stand with data.shards alone",
+        ),
+        (
+            {
+                "data": {"shards": "s", "extra_shards": [{"shards": "t", "share": 0.5}]},
+                "batch": {"labelled_share": 0.5},
+            },
+            r"\[\[data.extra_shards\]\] with batch.labelled_share",
+        ),
+        ({"data": {"shards": "s", "extra_shards": [{"shards": "t"}]}}, r"extra_shards\[0\].share is missing"),
+        (
             {"optim": {"warmup_steps": 9}},
             "warmup_steps = 9 with optim.lr_scheduler = 'plateau': only constant, linear, cosin",
         ),
