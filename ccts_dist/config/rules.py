@@ -41,6 +41,9 @@ def check_profile(run: RunConfig, source: str) -> None:
 
 def check_batch(run: RunConfig, source: str) -> None:
     """Raises: ConfigError, for settings of the micro-batches that nothing would come of."""
+    if run.batch.balanced and (run.batch.labelled_share is not None or not run.model.categories):
+        rule = "stand without batch.labelled_share" if run.model.categories else "stand with model.categories"
+        raise ConfigError(f"{source}: batch.balanced = true: must {rule}. Change one of them.")
     overhead = run.batch.micro_batch_overhead_seconds
     if run.batch.micro_batch_seconds is None and overhead != BatchConfig().micro_batch_overhead_seconds:
         raise ConfigError(
@@ -133,6 +136,7 @@ def check_extra_shards(run: RunConfig, source: str) -> None:
         ("data.teacher_cache", bool(run.data.teacher_cache)),
         ("data.feature_cache", bool(run.data.feature_cache)),
         ("batch.labelled_share", run.batch.labelled_share is not None),
+        ("batch.balanced", run.batch.balanced),
     ):
         if on:
             raise ConfigError(

@@ -102,6 +102,11 @@ class BatchConfig:
     few labelled ones that its CCC is noise. The kind that takes more steps to be used once sets the epoch. The other
     kind is repeated, in another order each time. Absent: every utterance is used once, in random batches."""
 
+    balanced: bool = False
+    """Give each of ``model.categories`` as many utterances of every training batch. The category that takes most steps
+    sets the epoch; the others are repeated, in another order each time. Utterances of none of them are not trained on.
+    Validation and test have every utterance once."""
+
     micro_batch_seconds: Positive | None = None
     """Most seconds of padded audio in a micro-batch on one rank: utterances times the longest one's duration. The
     global batch is then sorted by duration and split into as many micro-batches per rank as make the step shortest.

@@ -24,7 +24,7 @@ from ccts_dist.loader.micro_batches import (
     split_global_batch,
     sum_up,
 )
-from ccts_dist.loader.mixed_plan import MixedPlan, PlansSideBySide, plan_of_sets
+from ccts_dist.loader.mixed_plan import MixedPlan, PlansSideBySide, balanced_plan, plan_of_sets
 from ccts_dist.loader.row_gate import RowGate
 from ccts_dist.loader.sampler import BatchSampler, SampleRef
 from ccts_dist.loader.waveform_reader import WaveformReader
@@ -45,6 +45,8 @@ def _plan(
     data: DataConfig,
     targets: Sequence[str],
     *,
+    categories: Sequence[str],
+    category_map: Mapping[str, str],
     seed: int,
     shuffle: bool,
     max_samples: int,
@@ -60,6 +62,8 @@ def _plan(
     }
     if isinstance(shard_set, JoinedShards) and shuffle:
         return plan_of_sets(shard_set, splits, **order)
+    if batch.balanced and shuffle:
+        return balanced_plan(shard_set, splits, categories=categories, category_map=category_map, **order)
     if batch.labelled_share is None or not shuffle:
         return BatchSampler(shard_set, splits, **order)
     scored = [target for target in targets if varied_target(target) is None]
@@ -117,7 +121,10 @@ class Loader:
         category_map = category_map or {}
         _check_labels(shard_set, targets, categories, category_map, votes=votes)
         max_samples = round(data.max_duration_s * SAMPLE_RATE_HZ) if shuffle else 0
-        self.plan = _plan(shard_set, splits, batch, data, targets, seed=seed, shuffle=shuffle, max_samples=max_samples)
+        self.plan = _plan(
+            shard_set, splits, batch, data, targets, categories=categories, category_map=category_map, seed=seed,
+            shuffle=shuffle, max_samples=max_samples,
+        )  # fmt: skip
         batch.gradient_accumulation_steps(
             ranks.num_ranks, self.plan.largest_batch
         )  # refuses more ranks than utterances

@@ -176,6 +176,14 @@ def test_defaults_are_those_of_the_paper():
             },
             r"\[\[data.extra_shards\]\] with batch.labelled_share",
         ),
+        ({"batch": {"balanced": True}}, r"batch\.balanced = true: must stand with model\.categories"),
+        (
+            {
+                "batch": {"balanced": True, "labelled_share": 0.5},
+                "model": {"speech": {"encoder": "e"}, "categories": ["a", "b"]},
+            },
+            r"batch\.balanced = true: must stand without batch\.labelled_share",
+        ),
         ({"data": {"shards": "s", "extra_shards": [{"shards": "t"}]}}, r"extra_shards\[0\].share is missing"),
         (
             {"optim": {"warmup_steps": 9}},
