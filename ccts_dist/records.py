@@ -30,6 +30,11 @@ def varied_target(target: str) -> str | None:
     return target.removesuffix(VARIANCE) if target.endswith(VARIANCE) and target != VARIANCE else None
 
 
+def mapped_category(category: str | None, category_map: Mapping[str, str]) -> str | None:
+    """A corpus's category by its name in ``model.category_map``; None for one that is mapped to none."""
+    return (category_map.get(category, category) or None) if category is not None else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Utterance:
     """One recording as a corpus reader yields it, before its audio has been opened."""

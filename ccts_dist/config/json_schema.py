@@ -65,7 +65,7 @@ def _value(hint: Any, tables: dict[str, Any]) -> dict[str, Any]:
     if origin is tuple:
         return {"type": "array", "items": _value(args[0], tables)}
     if origin is Mapping:
-        return {"type": "object"}
+        return {"type": "object"} | ({} if args[1] is Any else {"additionalProperties": _value(args[1], tables)})
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
         _add_table(hint, tables)

@@ -28,6 +28,12 @@ def check_model(model: ModelConfig, source: str) -> None:
     if len(model.categories) == 1 or len(set(model.categories)) != len(model.categories):
         named = f"model.categories = {list(model.categories)}"
         raise ConfigError(f"{source}: {named}: must be two or more, each once, or none. Change the list.")
+    unknown = [name for name in model.category_map.values() if name and name not in model.categories]
+    if unknown:
+        raise ConfigError(
+            f"{source}: model.category_map = {dict(model.category_map)}: {unknown[0]!r} must be one of "
+            f'model.categories, or "" for none. Change one of them.'
+        )
     if model.fusion == "cross-attention" and (model.speech is None or model.text is None or model.extra_speech):
         raise ConfigError(
             f"{source}: model.fusion = 'cross-attention': must stand with [model.speech] and [model.text], and without "

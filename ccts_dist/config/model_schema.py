@@ -152,6 +152,11 @@ class ModelConfig:
     layer on the embedding scores each. Utterances of another category, or of none, count for the targets alone.
     Validation and test report weighted and unweighted accuracy, macro F1 and cross-entropy."""
 
+    category_map: Mapping[str, str] = field(default_factory=dict)
+    """Categories of the corpus that count as another: { exc = "hap" } merges two, { Other = "" } makes one unknown. All
+    others keep their names, and ``categories`` has the names after it. Also used in evaluation, where a corpus may lack
+    some of them."""
+
     fusion: Literal["concat", "cross-attention"] = "concat"
     """Fusion of speech and text. "concat": each branch pools its own frames, and the vectors are concatenated.
     "cross-attention": before pooling the speech frames attend to the tokens of the transcript, and these to the speech

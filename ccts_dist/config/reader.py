@@ -20,6 +20,7 @@ from ccts_dist.config.rules import (
     check_batch,
     check_checkpointing,
     check_distill,
+    check_extra_shards,
     check_frames,
     check_input,
     check_profile,
@@ -222,7 +223,9 @@ def _convert(value: Any, hint: Any, path: tuple[str, ...], source: str) -> Any:
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise refuse("a table")
-        return dict(value)
+        if args[1] is Any:
+            return dict(value)
+        return {str(key): _convert(one, args[1], (*path, str(key)), source) for key, one in value.items()}
     if hint is bool or hint is str:
         if not isinstance(value, hint):
             raise refuse("true or false" if hint is bool else "a string")
@@ -252,6 +255,7 @@ def _check_together(run: RunConfig, source: str) -> None:
     check_checkpointing(run, source)
     check_input(run, source)
     check_frames(run, source)
+    check_extra_shards(run, source)
     _check_loss(run, source)
     _check_teacher(run, source)
     _check_names(run, source)
@@ -285,6 +289,11 @@ def _check_loss(run: RunConfig, source: str) -> None:
         raise ConfigError(
             f'{source}: loss.category_target = "votes" needs model.categories, and there are none. Name some, or '
             "leave it out."
+        )
+    if run.loss.category_target == "votes" and run.model.category_map:
+        raise ConfigError(
+            f'{source}: loss.category_target = "votes" reads votes by the names of the corpus, which '
+            "model.category_map changes. Leave one of them out."
         )
     if any(weight < 0 for weight in weights):
         raise ConfigError(f"{source}: loss.target_weights = {list(weights)}: must be at least 0 each. Change them.")

@@ -89,7 +89,7 @@ def _words(hint: Any) -> str:
     if origin is tuple:
         return f"list: {_words(args[0])}"
     if origin is Mapping:
-        return "table"
+        return "table" if args[1] is Any else f"table: {_words(args[1])}"
     if type(None) in args:
         return " or absent: ".join(_words(arg) for arg in args if arg is not type(None)) + " or absent"
     return {bool: "true or false", str: "text", int: "whole number", float: "number"}[hint]

@@ -41,6 +41,9 @@ def check_profile(run: RunConfig, source: str) -> None:
 
 def check_batch(run: RunConfig, source: str) -> None:
     """Raises: ConfigError, for settings of the micro-batches that nothing would come of."""
+    if run.batch.balanced and (run.batch.labelled_share is not None or not run.model.categories):
+        rule = "stand without batch.labelled_share" if run.model.categories else "stand with model.categories"
+        raise ConfigError(f"{source}: batch.balanced = true: must {rule}. Change one of them.")
     overhead = run.batch.micro_batch_overhead_seconds
     if run.batch.micro_batch_seconds is None and overhead != BatchConfig().micro_batch_overhead_seconds:
         raise ConfigError(
@@ -123,6 +126,29 @@ def check_frames(run: RunConfig, source: str) -> None:
     for key, on in (("[augment]", run.augment is not None), ("data.max_duration_s", run.data.max_duration_s > 0)):
         if on:
             raise ConfigError(f"{named}: {key} makes each epoch read something else. Leave one of them out.")
+
+
+def check_extra_shards(run: RunConfig, source: str) -> None:
+    """Raises: ConfigError, for further shard sets beside what knows one set alone."""
+    if not run.data.extra_shards:
+        return
+    for key, on in (
+        ("data.teacher_cache", bool(run.data.teacher_cache)),
+        ("data.feature_cache", bool(run.data.feature_cache)),
+        ("batch.labelled_share", run.batch.labelled_share is not None),
+        ("batch.balanced", run.batch.balanced),
+    ):
+        if on:
+            raise ConfigError(
+                f"{source}: [[data.extra_shards]] with {key}, which must stand with data.shards alone. Leave one of "
+                "them out."
+            )
+    total = sum(one.share for one in run.data.extra_shards)
+    if total >= 1:
+        raise ConfigError(
+            f"{source}: the shares of [[data.extra_shards]] add up to {total:g}: must be below 1, as data.shards has "
+            "the rest. Lower them."
+        )
 
 
 def check_distill(distill: DistillConfig, run: RunConfig, source: str) -> None:

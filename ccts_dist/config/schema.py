@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ccts_dist.config.augment import AugmentConfig
+from ccts_dist.config.extra_shards import ExtraShardsConfig
 from ccts_dist.config.model_schema import ModelConfig
 from ccts_dist.config.optim_schema import OptimConfig
 from ccts_dist.config.ranges import Between, Count, CountOrZero, NotNegative, Positive, Share
@@ -20,6 +21,8 @@ class DataConfig:
 
     shards: str
     """Folder or address (s3://, gs://, https://) of the shard set."""
+
+    extra_shards: tuple[ExtraShardsConfig, ...] = ()
 
     train_splits: tuple[str, ...] = ("Train",)
     """Splits that the model is trained on."""
@@ -98,6 +101,11 @@ class BatchConfig:
     """Share of labelled utterances in a training batch, where some have no label. With few labels a random batch has so
     few labelled ones that its CCC is noise. The kind that takes more steps to be used once sets the epoch. The other
     kind is repeated, in another order each time. Absent: every utterance is used once, in random batches."""
+
+    balanced: bool = False
+    """Give each of ``model.categories`` as many utterances of every training batch. The category that takes most steps
+    sets the epoch; the others are repeated, in another order each time. Utterances of none of them are not trained on.
+    Validation and test have every utterance once."""
 
     micro_batch_seconds: Positive | None = None
     """Most seconds of padded audio in a micro-batch on one rank: utterances times the longest one's duration. The

@@ -56,6 +56,8 @@ SYNONYMS: Mapping[str, str] = {
     "model_name_or_path": "model.speech.encoder",
     "pretrained": "model.speech.encoder",
     "freeze": "model.speech.trainable",
+    "balanced_sampling": "batch.balanced",
+    "weighted_sampler": "batch.balanced",
     "labels": "model.targets or model.categories",
     "classes": "model.categories",
     "hidden_size": "model.embedding_dim or model.head_hidden_dim",

@@ -27,6 +27,10 @@ def _split_tree(one: SplitResult) -> dict[str, Any]:
         tree["in_noise"] = [
             {"noise": each.noise, "snr_db": each.snr_db, "ccc": _values(one, each.ccc)} for each in one.in_noise
         ]
+    if one.in_rooms:
+        tree["in_rooms"] = [
+            {"impulse_responses": each.impulse_responses, "ccc": _values(one, each.ccc)} for each in one.in_rooms
+        ]
     return tree
 
 

@@ -41,6 +41,9 @@ class Asked:
     noises: tuple[str, ...] = ()
     """Empty for those that are generated."""
 
+    impulse_responses: tuple[str, ...] = ()
+    """Folders, each a kind of room."""
+
     run: str = ""
     """Whose training curves the page shows; "" for none."""
 
@@ -95,6 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--snr", type=float, nargs="+", default=[], metavar="DB", help="also in noise, at these ratios to the speech")
     add("--noises", nargs="+", default=[], metavar="NOISE",
         help="with --snr: white, pink, babble (these three if not given), or folders of audio")  # fmt: skip
+    add("--impulse-responses", nargs="+", default=[], metavar="DIR",
+        help="also reverberated, by the impulse responses in each of these folders")  # fmt: skip
     add("--run", default="", metavar="RUN", help="also the training curves of this run folder, or runs:/ID")
     add("--transcripts", action="store_true", help="put the transcripts of the worst utterances into the page; they "
         "may be licensed")  # fmt: skip
@@ -113,6 +118,8 @@ def asked_of(args: argparse.Namespace) -> Asked:
     Raises:
         ConfigError: options that do not go together, or a ratio that is no number.
     """
+    if "" in args.impulse_responses:
+        raise ConfigError("--impulse-responses '': must be folders of audio files. Name them.")
     for ratio in args.snr:
         if not math.isfinite(ratio):
             raise ConfigError(f"--snr {ratio}: must be a number of decibels. Give one.")
@@ -137,6 +144,7 @@ def asked_of(args: argparse.Namespace) -> Asked:
         text_model=args.text_model,
         ages=args.ages,
         submission=args.submission,
+        impulse_responses=tuple(dict.fromkeys(args.impulse_responses)),
         run=args.run,
         transcripts=args.transcripts,
         embed_audio=args.embed_audio,

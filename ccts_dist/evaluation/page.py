@@ -61,6 +61,7 @@ _SECTIONS = {
     "teacher": "A and the teacher",
     "words": "Words",
     "noise": "In noise",
+    "rooms": "In rooms",
     "parts": "Parts",
     "speakers": "Speakers",
     "worst": "Worst utterances",
@@ -159,7 +160,8 @@ def _view(result: Result, number: int, beside: Beside) -> dict[str, Any]:
     view["verdicts"] = [rival["verdict"] for rival in view["rivals"]]
     sections = {
         "predictions": own.metrics, "classes": classes, **{one["name"]: one for one in view["rivals"]},
-        "teacher": view["gap"], "words": view["words"], "noise": view["noise"], "parts": own.metrics,
+        "teacher": view["gap"], "words": view["words"], "noise": view["noise"], "rooms": own.in_rooms,
+        "parts": own.metrics,
         "speakers": own.speakers, "worst": view["worst"],
     }  # fmt: skip
     view["sections"] = [

@@ -141,6 +141,8 @@ def result_in_words(result: Result) -> str:
                 parts.append(gate_in_words(one.table.teacher))
             if one.in_noise:
                 parts.append(_noise_in_words(one))
+            if one.in_rooms:
+                parts.append(_rooms_in_words(one))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -181,6 +183,12 @@ def _noise_in_words(one: SplitResult) -> str:
     rows = [("none", "-", *(f"{ccc.value:.4f}" for ccc in clean))]
     rows += [(each.noise, f"{each.snr_db:g}", *(f"{ccc.value:.4f}" for ccc in each.ccc)) for each in one.in_noise]
     return format_table(("noise", "dB", *one.table.targets), rows)
+
+
+def _rooms_in_words(one: SplitResult) -> str:
+    rows = [("none", *(f"{each.ccc.value:.4f}" for each in one.metrics))]
+    rows += [(each.impulse_responses, *(f"{ccc.value:.4f}" for ccc in each.ccc)) for each in one.in_rooms]
+    return format_table(("impulse responses", *one.table.targets), rows)
 
 
 def _ends(interval: Interval, form: str = ".4f") -> str:

@@ -1,4 +1,4 @@
-"""An evaluation in order: each model on each split, clean and in every noise, then the figures of all."""
+"""An evaluation in order: each model on each split, clean, in every noise and room, then the figures of all."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +59,17 @@ class InNoise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InRoom:
+    """A split, read in rooms."""
+
+    impulse_responses: str
+    """Their folder."""
+
+    ccc: tuple[Interval, ...]
+    """Of each target."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SplitResult:
     """All that is found of one model on one split."""
 
@@ -89,6 +100,8 @@ class SplitResult:
 
     sentiment_gains: tuple[SentimentGain, ...]
     """The first model less this one, by the sentiment of the words; empty for the first."""
+
+    in_rooms: tuple[InRoom, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +142,9 @@ class _Predicted:
     in_noise: tuple[tuple[tuple[str, float, PredictionTable], ...], ...]
     """For each split: noise, ratio and table."""
 
+    in_rooms: tuple[tuple[tuple[str, PredictionTable], ...], ...]
+    """For each split: folder and table."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
@@ -145,7 +161,8 @@ def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
     """Predict all that was asked for, over all ranks; the same result on every rank. Every rank must call it.
 
     Raises:
-        ConfigError: an unknown model folder, split or noise, bins that do not rise, or models that share no target.
+        ConfigError: an unknown model folder, split, noise or room, bins that do not rise, or models without a common
+            target.
         RegistryError: a model that is unknown in the registry, or was altered.
         ShardError: shards that are absent or damaged.
         TeacherError: a cache of other shards, or one that lacks the split.
@@ -175,9 +192,10 @@ def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
 
 
 def _predict(asked: Asked, evaluator: Evaluator, ranks: Ranks, name: str) -> _Predicted:
-    clean, in_noise = [], []
+    clean, in_noise, in_rooms = [], [], []
     noises = [(noise, ratio) for noise in asked.noises or GENERATED for ratio in asked.snr_db]
-    with Progress(len(asked.splits) * (1 + len(noises)), name, unit="splits", visible=ranks.is_first) as progress:
+    each = 1 + len(noises) + len(asked.impulse_responses)
+    with Progress(len(asked.splits) * each, name, unit="splits", visible=ranks.is_first) as progress:
         for split in asked.splits:
             clean.append(evaluator.split(split))
             progress.advance()
@@ -186,7 +204,12 @@ def _predict(asked: Asked, evaluator: Evaluator, ranks: Ranks, name: str) -> _Pr
                 noisy.append((noise, ratio, evaluator.split(split, noise=noise, snr_db=ratio).table))
                 progress.advance()
             in_noise.append(tuple(noisy))
-    return _Predicted(clean=tuple(clean), in_noise=tuple(in_noise))
+            reverberant = []
+            for folder in asked.impulse_responses:
+                reverberant.append((folder, evaluator.split(split, impulse_responses=folder).table))
+                progress.advance()
+            in_rooms.append(tuple(reverberant))
+    return _Predicted(clean=tuple(clean), in_noise=tuple(in_noise), in_rooms=tuple(in_rooms))
 
 
 def _known(asked: Asked, ranks: Ranks) -> _Known:
@@ -240,6 +263,10 @@ def _splits(
                 in_noise=tuple(
                     InNoise(noise=noise, snr_db=ratio, ccc=concordances(noisy.sums()))
                     for noise, ratio, noisy in predicted.in_noise[number]
+                ),
+                in_rooms=tuple(
+                    InRoom(impulse_responses=folder, ccc=concordances(reverberant.sums()))
+                    for folder, reverberant in predicted.in_rooms[number]
                 ),
                 teacher_gap=() if cache is None else teacher_gap(table),
                 gains=() if rival is None else _gains(rival, table),

@@ -16,7 +16,7 @@ from ccts_dist.loader.micro_batches import MicroBatch
 from ccts_dist.loader.row_gate import RowGate
 from ccts_dist.loader.sampler import SampleRef
 from ccts_dist.loader.waveform_reader import Crop, WaveformReader
-from ccts_dist.records import Batch, FrameBatch, TeacherBatch, TeacherOutput, varied_target
+from ccts_dist.records import Batch, FrameBatch, TeacherBatch, TeacherOutput, mapped_category, varied_target
 from ccts_dist.shards.shard_set import ShardSet
 
 EncodeText = Callable[[str], Sequence[int]]
@@ -77,6 +77,9 @@ class Reading:
 
     has_votes: bool = False
     """Whether the labels named as the categories are read as the shares of votes for them."""
+
+    category_map: Mapping[str, str] = field(default_factory=dict)
+    """See ``ModelConfig.category_map``."""
 
     encode_text: EncodeText | None = None
     """For models with a text branch; without it no transcript is read."""
@@ -162,7 +165,7 @@ def read_batch(part: MicroBatch, reading: Reading, epoch: int = 0) -> Batch:
         weight=weight,
         tokens=tokens,
         num_tokens=num_tokens,
-        categories=_categories(rows, reading.categories) if reading.categories else None,
+        categories=_categories(rows, reading) if reading.categories else None,
         votes=_votes(rows, reading.categories) if reading.has_votes else None,
         teacher=None if reading.teacher is None else _teacher_batch(read, reading),
         frames={branch: _pad_frames([one.frames[branch] for one in read]) for branch in reading.frames},
@@ -237,9 +240,10 @@ def _labels(rows: Sequence[SampleRef], targets: Sequence[str], read: Sequence[_R
     return torch.tensor(labels, dtype=torch.float32)
 
 
-def _categories(rows: Sequence[SampleRef], categories: Sequence[str]) -> Int64[Tensor, " batch"]:
-    numbers = {name: number for number, name in enumerate(categories)}
-    return torch.tensor([numbers.get(row.table.categories[row.row] or "", -1) for row in rows])
+def _categories(rows: Sequence[SampleRef], reading: Reading) -> Int64[Tensor, " batch"]:
+    numbers = {name: number for number, name in enumerate(reading.categories)}
+    names = (mapped_category(row.table.categories[row.row], reading.category_map) for row in rows)
+    return torch.tensor([numbers.get(name or "", -1) for name in names])
 
 
 def _votes(rows: Sequence[SampleRef], categories: Sequence[str]) -> Float32[Tensor, "batch categories"]:

@@ -14,6 +14,7 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.read_ahead import read_ahead
 from ccts_dist.loader.collate import EncodeText, FrameSource, Reading, TeacherSource, read_batch, rounded_up
+from ccts_dist.loader.joined_shards import JoinedShards
 from ccts_dist.loader.micro_batches import (
     Cuts,
     MicroBatch,
@@ -23,11 +24,11 @@ from ccts_dist.loader.micro_batches import (
     split_global_batch,
     sum_up,
 )
-from ccts_dist.loader.mixed_plan import MixedPlan
+from ccts_dist.loader.mixed_plan import MixedPlan, PlansSideBySide, balanced_plan, plan_of_sets
 from ccts_dist.loader.row_gate import RowGate
 from ccts_dist.loader.sampler import BatchSampler, SampleRef
 from ccts_dist.loader.waveform_reader import WaveformReader
-from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches, varied_target
+from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches, mapped_category, varied_target
 from ccts_dist.shards.shard_set import ShardSet
 
 _GPU_PAD_MULTIPLE_S = 0.5
@@ -44,10 +45,12 @@ def _plan(
     data: DataConfig,
     targets: Sequence[str],
     *,
+    categories: Sequence[str],
+    category_map: Mapping[str, str],
     seed: int,
     shuffle: bool,
     max_samples: int,
-) -> BatchSampler | MixedPlan:
+) -> BatchSampler | PlansSideBySide:
     order: dict[str, Any] = {
         "global_batch_size": batch.global_batch_size,
         "seed": seed,
@@ -57,6 +60,10 @@ def _plan(
         "shuffle": shuffle,
         "max_samples": max_samples,
     }
+    if isinstance(shard_set, JoinedShards) and shuffle:
+        return plan_of_sets(shard_set, splits, **order)
+    if batch.balanced and shuffle:
+        return balanced_plan(shard_set, splits, categories=categories, category_map=category_map, **order)
     if batch.labelled_share is None or not shuffle:
         return BatchSampler(shard_set, splits, **order)
     scored = [target for target in targets if varied_target(target) is None]
@@ -80,6 +87,7 @@ class Loader:
         ranks: whose part to read.
         categories: names of the categories, in the order of their numbers in a batch; none are read without.
         votes: read the labels named as the categories as the shares of votes for them.
+        category_map: names that categories of the shards have among these, as in ``model.category_map``.
         encode_text: transcript to token numbers, for models with a text branch. Called by several threads.
         teacher: cached teacher outputs, for students.
         gate: decides by key or transcript who is distilled; None where residuals do.
@@ -103,15 +111,20 @@ class Loader:
         ranks: Ranks,
         categories: Sequence[str] = (),
         votes: bool = False,
+        category_map: Mapping[str, str] | None = None,
         encode_text: EncodeText | None = None,
         teacher: TeacherSource | None = None,
         gate: RowGate | None = None,
         augmenter: Augmenter | None = None,
         shuffle: bool = True,
     ) -> None:
-        _check_labels(shard_set, targets, categories, votes=votes)
+        category_map = category_map or {}
+        _check_labels(shard_set, targets, categories, category_map, votes=votes)
         max_samples = round(data.max_duration_s * SAMPLE_RATE_HZ) if shuffle else 0
-        self.plan = _plan(shard_set, splits, batch, data, targets, seed=seed, shuffle=shuffle, max_samples=max_samples)
+        self.plan = _plan(
+            shard_set, splits, batch, data, targets, categories=categories, category_map=category_map, seed=seed,
+            shuffle=shuffle, max_samples=max_samples,
+        )  # fmt: skip
         batch.gradient_accumulation_steps(
             ranks.num_ranks, self.plan.largest_batch
         )  # refuses more ranks than utterances
@@ -126,6 +139,7 @@ class Loader:
             targets=tuple(targets),
             categories=tuple(categories),
             has_votes=votes,
+            category_map=category_map,
             encode_text=encode_text,
             teacher=teacher,
             gate=gate,
@@ -136,6 +150,13 @@ class Loader:
         self._batch, self._num_ranks, self._num_threads = batch, ranks.num_ranks, data.num_workers
         self._pool: ThreadPoolExecutor | None = None
         self._prefetched: tuple[int, int] | None = None
+        self._take_partitions(ranks)
+        self._cuts: dict[tuple[int, BatchConfig], Cuts] = {}
+        self._shuffle = shuffle
+        if shuffle and batch.micro_batch_seconds is not None:
+            self._check_longest(shard_set, splits, max_samples)
+
+    def _take_partitions(self, ranks: Ranks) -> None:
         # A node that has streams of its own cuts what they give among its own ranks.
         nodes = ranks.num_nodes if self.plan.num_partitions % ranks.num_nodes == 0 else 1
         self._peers, self._place = ranks.num_ranks // nodes, ranks.rank % (ranks.num_ranks // nodes)
@@ -145,10 +166,6 @@ class Loader:
         """The streams that this rank reads from."""
 
         self._of_nodes = [range(start, start + per_node) for start in range(0, per_node * nodes, per_node)]
-        self._cuts: dict[tuple[int, BatchConfig], Cuts] = {}
-        self._shuffle = shuffle
-        if shuffle and batch.micro_batch_seconds is not None:
-            self._check_longest(shard_set, splits, max_samples)
 
     def use_features(self, features: Mapping[str, FrameSource], *, needs_audio: bool) -> None:
         """Read the features of encoders that were run before, from the next epoch on.
@@ -346,10 +363,20 @@ def pad_multiple_s(data: DataConfig) -> float:
     return _GPU_PAD_MULTIPLE_S if torch.cuda.is_available() else 0.0
 
 
-def _check_labels(shard_set: ShardSet, targets: Sequence[str], categories: Sequence[str], *, votes: bool) -> None:
+def _check_labels(
+    shard_set: ShardSet,
+    targets: Sequence[str],
+    categories: Sequence[str],
+    category_map: Mapping[str, str],
+    *,
+    votes: bool,
+) -> None:
     rated = [varied_target(target) or target for target in targets]
     _check_names("target", "a label", rated, shard_set.manifest.targets, shard_set)
-    _check_names("category", "a category", categories, shard_set.manifest.categories, shard_set)
+    known = shard_set.manifest.categories
+    _check_names("model.category_map:", "a category", tuple(category_map), known, shard_set)
+    mapped = dict.fromkeys(mapped_category(name, category_map) or "" for name in known)
+    _check_names("category", "a category", categories, tuple(mapped), shard_set)
     if votes:
         kind = 'loss.category_target = "votes" reads labels named as model.categories:'
         _check_names(kind, "a label", categories, shard_set.manifest.targets, shard_set)

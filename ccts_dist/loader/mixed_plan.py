@@ -1,44 +1,54 @@
-"""Global batches of which a set share has labels: two plans side by side, one of the labelled utterances and one of the
-others."""
+"""Global batches with set shares, plans side by side: of labelled utterances and others, of categories, or of
+several shard sets."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from ccts_dist.errors import ConfigError
+from ccts_dist.loader.joined_shards import JoinedShards
 from ccts_dist.loader.partitions import RowSource
 from ccts_dist.loader.sampler import BatchSampler, SampleRef
+from ccts_dist.records import mapped_category
 from ccts_dist.shards.format.index import ShardRows
 from ccts_dist.shards.format.schema import ShardEntry
 
 
-class LabelledRows:
-    """The utterances of a shard set that have a label of some target, or those that have none.
+class SelectedRows:
+    """Some utterances of a shard set, for a plan.
 
     Reads the index of the splits once, to count them.
 
     Args:
         source: the shard set.
         splits: which of its splits.
-        targets: whose labels count.
-        labelled: True for those with a label.
+        select: which rows of a shard are meant; can be pickled.
+        words: what they are, for the digest.
     """
 
-    def __init__(self, source: RowSource, splits: Sequence[str], targets: Sequence[str], *, labelled: bool) -> None:
-        self._source, self._targets, self._labelled = source, tuple(targets), labelled
+    def __init__(
+        self,
+        source: RowSource,
+        splits: Sequence[str],
+        select: Callable[[ShardRows], Bool[np.ndarray, " rows"]],
+        words: str,
+    ) -> None:
+        self._source, self._select, self._words = source, select, words
         self._entries = {entry.name: entry for entry in source.shards_of(splits)}
         for name, entry in self._entries.items():
             self._entries[name] = replace(entry, num_utterances=len(self.numbers(name)))
+        self.num_utterances = sum(entry.num_utterances for entry in self._entries.values())
 
     @property
     def digest(self) -> str:
         """Names the source's content, and which of it this is."""
         content = getattr(self._source, "content_digest", None) or self._source.digest
-        return f"{content} {'with' if self._labelled else 'without'} labels of {' '.join(self._targets)}"
+        return f"{content} {self._words}"
 
     def shards_of(self, splits: Sequence[str], /) -> list[ShardEntry]:
         """The shards of the splits, with the number of these utterances that each has."""
@@ -50,20 +60,73 @@ class LabelledRows:
 
     def numbers(self, shard: str, /) -> Int64[np.ndarray, " rows"]:
         """Which rows of one shard are meant, rising."""
-        rows = self._source.rows(shard)
-        has_label = np.zeros(len(rows), bool)
-        for target in self._targets:
-            if target in rows.labels:
-                has_label |= ~np.isnan(rows.labels[target])
-        return np.flatnonzero(has_label == self._labelled)
+        return np.flatnonzero(self._select(self._source.rows(shard)))
 
 
-class MixedPlan:
+def _is_labelled(rows: ShardRows, targets: Sequence[str], *, labelled: bool) -> Bool[np.ndarray, " rows"]:
+    """True for utterances with a label of some target, or for those with none."""
+    has_label = np.zeros(len(rows), bool)
+    for target in targets:
+        if target in rows.labels:
+            has_label |= ~np.isnan(rows.labels[target])
+    return has_label == labelled
+
+
+def _is_of(rows: ShardRows, category: str, category_map: Mapping[str, str]) -> Bool[np.ndarray, " rows"]:
+    return np.array([mapped_category(one, category_map) == category for one in rows.categories], bool)
+
+
+class PlansSideBySide:
+    """A plan whose global batches are those of several others side by side; the first of them sets the epoch.
+
+    The others begin anew as often as it takes, each time in another order, or go on in the next epoch. Like
+    ``BatchSampler`` it is a pure function of epoch and step, knows nothing of ranks, and can be used by several
+    threads.
+    """
+
+    def __init__(self, main: BatchSampler, *others: BatchSampler) -> None:
+        self._main, self._others = main, others
+        self.plans = (main, *others)
+        self.num_utterances = sum(plan.num_utterances for plan in self.plans)
+        """Different utterances; those of the others may come more or less than once in an epoch."""
+
+        self.steps_per_epoch = main.steps_per_epoch
+        self.window_steps = main.window_steps
+        self.windows_per_epoch = main.windows_per_epoch
+        self.num_partitions = main.num_partitions
+        self.largest_batch = sum(plan.largest_batch for plan in self.plans)
+        digests = " ".join(plan.digest for plan in self.plans)
+        self.digest = hashlib.sha256(digests.encode()).hexdigest()
+        """Hex SHA-256; equal digests mean equal global batches at every (epoch, step)."""
+
+    def global_batch(self, epoch: int, step: int, partitions: range | None = None) -> tuple[SampleRef, ...]:
+        """As ``BatchSampler.global_batch``."""
+        rows = list(self._main.global_batch(epoch, step, partitions))
+        for other in self._others:
+            rows += other.global_batch(*self._place(epoch, step, other), partitions)
+        return tuple(sorted(rows, key=lambda row: row.num_samples))
+
+    def shards_of_window(self, epoch: int, number: int, partitions: range | None = None) -> tuple[str, ...]:
+        """As ``BatchSampler.shards_of_window``."""
+        names = list(self._main.shards_of_window(epoch, number, partitions))
+        first = number * self.window_steps
+        steps = range(first, min(first + self.window_steps, self.steps_per_epoch))
+        for other in self._others:
+            places = (self._place(epoch, step, other) for step in steps)
+            for theirs, window in dict.fromkeys((one, at // other.window_steps) for one, at in places):
+                names += other.shards_of_window(theirs, window, partitions)
+        return tuple(dict.fromkeys(names))
+
+    def _place(self, epoch: int, step: int, other: BatchSampler) -> tuple[int, int]:
+        """Epoch and step of a plan that does not set the epoch."""
+        return divmod(epoch * self.steps_per_epoch + step, other.steps_per_epoch)
+
+
+class MixedPlan(PlansSideBySide):
     """A plan whose every global batch has the same share of labelled utterances.
 
     The kind that takes more steps to come once sets the epoch; the other begins anew as often as it takes, each time in
-    another order. So an utterance of the scarcer kind comes several times in an epoch. Like ``BatchSampler`` it is a
-    pure function of epoch and step, knows nothing of ranks, and can be used by several threads.
+    another order. So an utterance of the scarcer kind comes several times in an epoch.
 
     Args:
         source: where the rows come from.
@@ -96,42 +159,82 @@ class MixedPlan:
             )
         plans = []
         for labelled, size in ((True, num_labelled), (False, global_batch_size - num_labelled)):
-            rows = LabelledRows(source, splits, targets, labelled=labelled)
-            if not sum(entry.num_utterances for entry in rows.shards_of(splits)):
+            words = f"{'with' if labelled else 'without'} labels of {' '.join(targets)}"
+            rows = SelectedRows(source, splits, partial(_is_labelled, targets=tuple(targets), labelled=labelled), words)
+            if not rows.num_utterances:
                 kind = "no utterance has a label" if labelled else "every utterance has a label"
                 raise ConfigError(f"{named}: {kind} in {', '.join(splits)}. Leave the share out.")
             plans.append(BatchSampler(rows, splits, global_batch_size=size, **settings))
         plans.sort(key=lambda plan: -plan.steps_per_epoch)  # stable: the labelled ones lead where both take as long
-        self._main, self._other = plans
-        self.num_utterances = self._main.num_utterances + self._other.num_utterances
-        """Different utterances; those of the scarcer kind come more than once in an epoch."""
+        super().__init__(*plans)
 
-        self.steps_per_epoch = self._main.steps_per_epoch
-        self.window_steps = self._main.window_steps
-        self.windows_per_epoch = self._main.windows_per_epoch
-        self.num_partitions = self._main.num_partitions
-        self.largest_batch = self._main.largest_batch + self._other.largest_batch
-        digests = " ".join(plan.digest for plan in plans)
-        self.digest = hashlib.sha256(digests.encode()).hexdigest()
-        """Hex SHA-256; equal digests mean equal global batches at every (epoch, step)."""
 
-    def global_batch(self, epoch: int, step: int, partitions: range | None = None) -> tuple[SampleRef, ...]:
-        """As ``BatchSampler.global_batch``."""
-        rows = self._main.global_batch(epoch, step, partitions) + self._other.global_batch(
-            *self._place(epoch, step), partitions
+def plan_of_sets(
+    shards: JoinedShards, splits: Sequence[str], *, global_batch_size: int, **settings: Any
+) -> PlansSideBySide:
+    """A plan in whose every global batch each further shard set has its share.
+
+    Args:
+        splits: of the first set, whose utterances come once in an epoch.
+        global_batch_size: most utterances in a global batch.
+        settings: the other arguments of ``BatchSampler``.
+
+    Raises:
+        ConfigError: shares that leave no place to some set.
+    """
+    sizes = [round(one.extra.share * global_batch_size) for one in shards.extras]
+    rest = global_batch_size - sum(sizes)
+    if rest < 1 or min(sizes) < 1:
+        shares = ", ".join(f"{one.extra.share:g}" for one in shards.extras)
+        raise ConfigError(
+            f"data.extra_shards: shares {shares} of batch.global_batch_size = {global_batch_size} are "
+            f"{', '.join(map(str, sizes))} utterances, and leave {rest} to data.shards: must be 1 at least each. "
+            "Change the shares, or take larger batches."
         )
-        return tuple(sorted(rows, key=lambda row: row.num_samples))
+    plans = [BatchSampler(shards.main, splits, global_batch_size=rest, **settings)]
+    for one, size in zip(shards.extras, sizes, strict=True):
+        plans.append(BatchSampler(one, one.extra.splits, global_batch_size=size, **settings))
+    return PlansSideBySide(*plans)
 
-    def shards_of_window(self, epoch: int, number: int, partitions: range | None = None) -> tuple[str, ...]:
-        """As ``BatchSampler.shards_of_window``."""
-        names = list(self._main.shards_of_window(epoch, number, partitions))
-        first = number * self.window_steps
-        steps = range(first, min(first + self.window_steps, self.steps_per_epoch))
-        places = (self._place(epoch, step) for step in steps)
-        for theirs, window in dict.fromkeys((one, at // self._other.window_steps) for one, at in places):
-            names += self._other.shards_of_window(theirs, window, partitions)
-        return tuple(dict.fromkeys(names))
 
-    def _place(self, epoch: int, step: int) -> tuple[int, int]:
-        """Epoch and step of the scarcer kind."""
-        return divmod(epoch * self.steps_per_epoch + step, self._other.steps_per_epoch)
+def balanced_plan(
+    source: RowSource,
+    splits: Sequence[str],
+    *,
+    categories: Sequence[str],
+    category_map: Mapping[str, str],
+    global_batch_size: int,
+    **settings: Any,
+) -> PlansSideBySide:
+    """A plan in whose every global batch each category has as many utterances, but for one at most.
+
+    The largest category sets the epoch. Utterances of none of the categories are left out.
+
+    Args:
+        categories: names after ``category_map``.
+        category_map: see ``ModelConfig.category_map``.
+        global_batch_size: most utterances in a global batch.
+        settings: the other arguments of ``BatchSampler``.
+
+    Raises:
+        ConfigError: a category without utterances, or fewer places in a batch than categories.
+    """
+    num = len(categories)
+    if global_batch_size < num:
+        raise ConfigError(
+            f"batch.balanced: a batch of batch.global_batch_size = {global_batch_size} has no place for each of {num} "
+            "categories. Raise it, or leave batch.balanced out."
+        )
+    plans = []
+    for number, category in enumerate(categories):
+        select = partial(_is_of, category=category, category_map=dict(category_map))
+        rows = SelectedRows(source, splits, select, f"of category {category} by {sorted(category_map.items())}")
+        if not rows.num_utterances:
+            raise ConfigError(
+                f"batch.balanced: no utterance of {', '.join(splits)} is of category {category!r}. Take it out of "
+                "model.categories, or leave batch.balanced out."
+            )
+        size = global_batch_size * (number + 1) // num - global_batch_size * number // num
+        plans.append(BatchSampler(rows, splits, global_batch_size=size, **settings))
+    plans.sort(key=lambda plan: -plan.steps_per_epoch)
+    return PlansSideBySide(*plans)

@@ -13,7 +13,7 @@ from ccts_dist.distributed import Ranks, best_device, run_on_all_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.model import load_model
-from ccts_dist.records import Batch
+from ccts_dist.records import Batch, mapped_category
 from ccts_dist.scoring import Gate, PredictionCollector, PredictionTable, gate_from
 from ccts_dist.scoring.predict_split import Extras, Scores, bin_edges, evaluate
 from ccts_dist.shards.shard_set import open_shard_set
@@ -68,29 +68,35 @@ class Evaluator:
         self._model = loaded.model.eval().to(self._device)
         self.shard_set = run_on_all_ranks(lambda: open_shard_set(shards))
         self._edges = run_on_all_ranks(lambda: bin_edges(bins, self.shard_set.manifest.scale, source="--bins"))
-        known = set(loaded.config.categories) <= set(self.shard_set.manifest.categories)
+        of_shards = self.shard_set.manifest.categories
+        self._category_map = {name: to for name, to in loaded.config.category_map.items() if name in of_shards}
+        known = set(loaded.config.categories) <= {mapped_category(name, self._category_map) for name in of_shards}
         self._categories = loaded.config.categories if known else ()
         if not (self.targets or known):
             raise ConfigError(
-                f"{shards}: has utterances of {list(self.shard_set.manifest.categories)}, and the model reports "
+                f"{shards}: has utterances of {list(of_shards)}, and the model reports "
                 f"{list(loaded.config.categories)} apart and predicts nothing else. Name shards with these categories."
             )
         self._micro, self._workers = micro_batch_size, workers
 
-    def split(self, split: str, *, noise: str = "", snr_db: float = 0.0, seed: int = 0) -> Evaluation:
+    def split(
+        self, split: str, *, noise: str = "", snr_db: float = 0.0, impulse_responses: str = "", seed: int = 0
+    ) -> Evaluation:
         """Scores and predictions, the same on every rank.
 
         Args:
             noise: mixed into each utterance: "white", "pink", "babble" or a folder of audio; "" for none.
             snr_db: its signal-to-noise ratio.
-            seed: of the noise, which is drawn for each utterance by its key.
+            impulse_responses: a folder of them, of which each utterance is reverberated by one; "" for none.
+            seed: of noise and impulse response, which are drawn for each utterance by its key.
 
         Raises:
-            ConfigError: no such split, the shards lack one of the model's targets, or a noise that cannot be used.
+            ConfigError: no such split, the shards lack one of the model's targets, or a noise or an impulse response
+                that cannot be used.
             ShardError: a shard is damaged.
         """
-        loader = run_on_all_ranks(lambda: self._loader(split, noise, snr_db, seed))
-        predicted = PredictionCollector(self.targets, self._categories)
+        loader = run_on_all_ranks(lambda: self._loader(split, noise, snr_db, impulse_responses, seed))
+        predicted = PredictionCollector(self.targets, self._categories, self._category_map)
 
         def forward(batch: Batch) -> Any:
             assert batch.tokens is not None
@@ -109,10 +115,11 @@ class Evaluator:
             loader.close()
         return Evaluation(scores=scores, table=predicted.table(self.shard_set, split, raters=not noise))
 
-    def _loader(self, split: str, noise: str, snr_db: float, seed: int) -> Loader:
+    def _loader(self, split: str, noise: str, snr_db: float, impulse_responses: str, seed: int) -> Loader:
         augmenter = None
-        if noise:
-            augmenter = Augmenter(AugmentConfig(noises=(noise,), snr_db=(snr_db, snr_db)), seed)
+        if noise or impulse_responses:
+            noises, rooms = (tuple(filter(None, (one,))) for one in (noise, impulse_responses))
+            augmenter = Augmenter(AugmentConfig(noises=noises, snr_db=(snr_db, snr_db), impulse_responses=rooms), seed)
         return Loader(
             self.shard_set,
             (split,),
@@ -122,6 +129,7 @@ class Evaluator:
             seed=0,
             ranks=self._ranks,
             categories=self._categories,
+            category_map=self._category_map,
             encode_text=self._counted,
             augmenter=augmenter,
             shuffle=False,

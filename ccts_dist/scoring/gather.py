@@ -1,6 +1,6 @@
 """The table of a split's utterances, from what each rank has predicted of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ccts_dist.distributed import gather_objects, run_on_all_ranks
 from ccts_dist.loader.decode import read_raters
-from ccts_dist.records import SAMPLE_RATE_HZ, Batch
+from ccts_dist.records import SAMPLE_RATE_HZ, Batch, mapped_category
 from ccts_dist.scoring.prediction_table import PredictionTable, RaterColumns
 from ccts_dist.shards.shard_set import ShardSet
 
@@ -20,10 +20,13 @@ class PredictionCollector:
     Args:
         targets: names of the predictions' columns.
         categories: names of the model's categories; none are kept without.
+        category_map: names that categories of the shards have among these, as in ``model.category_map``.
     """
 
-    def __init__(self, targets: Sequence[str], categories: Sequence[str] = ()) -> None:
-        self._targets, self._categories = tuple(targets), tuple(categories)
+    def __init__(
+        self, targets: Sequence[str], categories: Sequence[str] = (), category_map: Mapping[str, str] | None = None
+    ) -> None:
+        self._targets, self._categories, self._category_map = tuple(targets), tuple(categories), category_map or {}
         self._keys: list[str] = []
         self._numbers: list[np.ndarray] = []
         self._likeliest: list[int] = []
@@ -70,7 +73,7 @@ class PredictionCollector:
             num_words=num_words[0].astype(np.int64),
             labels=labels.T,
             predictions=predictions.T,
-            categories=categories if likeliest else (),
+            categories=tuple(mapped_category(one, self._category_map) for one in categories) if likeliest else (),
             predicted_categories=tuple(self._categories[likeliest[place]] for place in taken) if likeliest else (),
             known_categories=self._categories if likeliest else (),
             raters=_known_raters(spread),

@@ -73,7 +73,8 @@ class PredictionTable:
 
     predictions: Float64[np.ndarray, "rows dim"]
     categories: tuple[str | None, ...] = ()
-    """As the corpus spells them; empty, as the next, for a model without categories."""
+    """As the corpus spells them, or as ``model.category_map`` has them; empty, as the next, for a model without
+    categories."""
 
     predicted_categories: tuple[str, ...] = ()
     known_categories: tuple[str, ...] = ()

@@ -71,6 +71,7 @@ def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> 
         "valid_ccc": {target: value if isfinite(value) else None for target, value in valid.items()},
         "train_splits": list(run.data.train_splits),
         "shards": session.shard_set.digest,
+        "extra_shards": [one.digest for one in session.extra_shards],
         "corpus": manifest.corpus,
         "teacher_cache": session.teacher.digest if session.teacher else "",
         "teacher_version": session.teacher.facts.registry_version if session.teacher else "",

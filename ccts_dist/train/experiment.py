@@ -12,8 +12,10 @@ from ccts_dist.audio.augment import Augmenter
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import Ranks, derive_seed, run_on_all_ranks, seed_everything
 from ccts_dist.errors import ConfigError
+from ccts_dist.loader.joined_shards import JoinedShards
 from ccts_dist.loader.loader import Loader
 from ccts_dist.loader.row_gate import KeysGate, RowGate
+from ccts_dist.loader.sampler import BatchSampler
 from ccts_dist.losses.category import CategoryTerm
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.text.tokenizer import Tokenizer
@@ -25,7 +27,7 @@ from ccts_dist.tracking.uri import resolve_tracking_uri
 from ccts_dist.train.inputs.feature_cache import cache_features
 from ccts_dist.train.inputs.loaders import open_augmenter, open_loader, open_training_loader
 from ccts_dist.train.inputs.row_gates import open_row_gate
-from ccts_dist.train.inputs.shards import evaluation_bins, open_shards
+from ccts_dist.train.inputs.shards import evaluation_bins, open_shards, with_extra_shards
 from ccts_dist.train.inputs.teacher import distill_terms, open_teacher
 from ccts_dist.train.inputs.tokenizer import open_tokenizer
 from ccts_dist.train.optim import check_warmup
@@ -55,6 +57,9 @@ class Experiment:
     objective: Objective
     augmenter: Augmenter | None
     """Of the training utterances."""
+
+    extra_shards: tuple[ShardSet, ...] = ()
+    """That are trained on as well."""
 
     gate: RowGate | None = None
     """The gate that decides by keys or transcripts who is distilled; None where residuals do."""
@@ -99,7 +104,8 @@ class Experiment:
         """Let threads go that read or fetch, also those that wait for a store."""
         self.loader.close()
         self.valid_loader.close()
-        self.shard_set.store.close()
+        for one in (self.shard_set, *self.extra_shards):
+            one.store.close()
         if self.teacher is not None:
             self.teacher.store.close()
 
@@ -112,6 +118,7 @@ class Experiment:
             "trained parameters": f"{size.trained:,}",
             "training utterances": f"{self.loader.num_utterances:,}",
             "validation utterances": f"{self.valid_loader.num_utterances:,}",
+            **self._sets_in_words(),
             "utterances per step": f"{self.loader.plan.largest_batch}",
             "ranks x micro-batches": f"{self.ranks.num_ranks} x {describe_micro_batches(batch, cuts)}",
             "steps per epoch": f"{self.loader.steps_per_epoch:,}",
@@ -128,6 +135,15 @@ class Experiment:
         if self.gate_words:
             numbers["gate"] = self.gate_words
         return numbers
+
+    def _sets_in_words(self) -> dict[str, str]:
+        """What of each step comes from further shard sets."""
+        plan = self.loader.plan
+        if not self.extra_shards or isinstance(plan, BatchSampler):
+            return {}
+        pairs = zip(self.run.data.extra_shards, plan.plans[1:], strict=True)
+        words = (f"{one.num_utterances:,} of {table.shards}, {one.largest_batch} a step" for table, one in pairs)
+        return {"of further shard sets": "; ".join(words)}
 
 
 def open_experiment(run: RunConfig, ranks: Ranks) -> Experiment:
@@ -174,9 +190,10 @@ def _open(run: RunConfig, ranks: Ranks, folder: Path, *, here: Ranks) -> Experim
     run, condition = resolved_on_ranks(run, teacher, shard_set, here)
     gate, gate_words = open_row_gate(run, shard_set, here)
     augmenter = open_augmenter(run)
+    trained = run_on_all_ranks(lambda: with_extra_shards(run, shard_set))
     loader = run_on_all_ranks(
         lambda: open_training_loader(
-            run, shard_set, ranks, tokenizer=tokenizer, teacher=teacher, gate=gate, augmenter=augmenter
+            run, trained, ranks, tokenizer=tokenizer, teacher=teacher, gate=gate, augmenter=augmenter
         )
     )
     valid_loader = run_on_all_ranks(
@@ -200,6 +217,7 @@ def _open(run: RunConfig, ranks: Ranks, folder: Path, *, here: Ranks) -> Experim
             scope=run.loss.scope,
         ),
         augmenter=augmenter,
+        extra_shards=tuple(one.extra.shard_set for one in trained.extras) if isinstance(trained, JoinedShards) else (),
         gate=gate,
         gate_words=gate_words,
     )

@@ -15,9 +15,8 @@ OPTIONS = {
     "launch/cache_teacher.py": "--batch-seconds --fit-splits --out --shards --splits --teacher --timeout-s",
     "launch/compare.py": "--key --plot --tolerance --tracking-uri",
     "launch/evaluate.py": (
-        "--ages --batch-size --bins --embed-audio --log-to-mlflow --model --noises --out --run --shards --snr --splits "
-        "--submission --text-model "
-        "--teacher-cache --tracking-uri --transcripts"
+        "--ages --batch-size --bins --embed-audio --impulse-responses --log-to-mlflow --model --noises --out --run "
+        "--shards --snr --splits --submission --teacher-cache --text-model --tracking-uri --transcripts"
     ),
     "launch/export.py": "--format --model --out --tracking-uri",
     "launch/init.py": "--encoder --out --small --teacher-cache --text-encoder --with-text",

@@ -80,6 +80,7 @@ def open_loader(
         ranks=ranks,
         categories=run.model.categories,
         votes=run.loss.category_target == "votes",
+        category_map=run.model.category_map,
         encode_text=None if tokenizer is None else tokenizer.encode,
         teacher=teacher,
         gate=gate,

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ccts_dist.config import RunConfig
+from ccts_dist.loader.joined_shards import ExtraSet, JoinedShards
+from ccts_dist.records import varied_target
 from ccts_dist.scoring.predict_split import bin_edges
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.train.steps.trainable_loss import check_labels
@@ -21,6 +23,27 @@ def open_shards(run: RunConfig) -> ShardSet:
     evaluation_bins(run, shard_set)
     check_labels(run, shard_set)
     return shard_set
+
+
+def with_extra_shards(run: RunConfig, shard_set: ShardSet) -> ShardSet:
+    """What is trained on: the shard set, and those of ``data.extra_shards`` beside it.
+
+    Raises:
+        ConfigError: a set without the splits, or without a label that the model learns.
+        ShardError: it cannot be read.
+    """
+    if not run.data.extra_shards:
+        return shard_set
+    joined = JoinedShards(
+        shard_set,
+        (
+            ExtraSet(shard_set=open_shard_set(one.shards, **shard_cache(run)), splits=one.splits, share=one.share)
+            for one in run.data.extra_shards
+        ),
+    )
+    names = [varied_target(target) or target for target in run.model.targets]
+    joined.check_names(names, (*run.model.categories, *run.model.category_map))
+    return joined
 
 
 def shard_cache(run: RunConfig) -> dict[str, Any]:

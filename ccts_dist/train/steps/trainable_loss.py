@@ -10,7 +10,7 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.loader.collate import vote_shares
 from ccts_dist.loader.decode import read_label_variance
 from ccts_dist.loader.loader import Loader
-from ccts_dist.records import varied_target
+from ccts_dist.records import mapped_category, varied_target
 from ccts_dist.shards.format.schema import ShardEntry
 from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.train.resolved import target_weights
@@ -54,7 +54,8 @@ def _check_categories(run: RunConfig, shard_set: ShardSet) -> None:
     for splits in (run.data.train_splits, run.data.valid_splits):
         found: set[str] = set()
         for shard in shard_set.shards_of(splits):
-            found |= {category for category in shard_set.rows(shard.name).categories if category is not None}
+            names = shard_set.rows(shard.name).categories
+            found |= {name for one in names if (name := mapped_category(one, run.model.category_map)) is not None}
         known = [category for category in run.model.categories if category in found]
         if len(known) < 2:
             raise ConfigError(

@@ -22,7 +22,7 @@ def build_for(run: RunConfig, folder: Path) -> ShardSet:
     generator = np.random.default_rng(0)
     targets = tuple(name for name in run.model.targets if not name.endswith(VARIANCE)) or DIMENSIONS
     varied = [name.removesuffix(VARIANCE) for name in run.model.targets if name.endswith(VARIANCE)]
-    categories = cycle(run.model.categories or (None,))
+    categories = cycle((*run.model.categories, *run.model.category_map) or (None,))
     utterances = []
     for split in dict.fromkeys((*run.data.train_splits, *run.data.valid_splits, *run.data.test_splits)):
         for number in range(PER_SPLIT):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.evaluation.options import asked_of
@@ -23,9 +24,18 @@ from tests.helpers.processes.small_runs import make_cache
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("evaluate")
     shard_set = build_small_shards(folder / "s", {"Train": 21, "Test1": 37, "Test3": 9}, num_raters=5)
+    generator = np.random.default_rng(4)
+    for room, decay_s, number in (("dry", 1e-5, 1), ("hall", 0.5, 2)):
+        (folder / room).mkdir()
+        for one in range(number):
+            response = np.exp(-np.arange(8_000) / 16_000 / decay_s) * generator.normal(0, 0.3, 8_000)
+            response[0] = 1.0
+            soundfile.write(folder / room / f"{one}.wav", response, 16_000, subtype="FLOAT")
     teacher = save_small_teacher(folder / "teacher")
     return {
         "shards": folder / "s" / "shards",
+        "dry": folder / "dry",
+        "hall": folder / "hall",
         "teacher": teacher,
         "student": save_small_teacher(folder / "student", with_text=False, seed=1),
         "text": save_small_teacher(folder / "text", with_speech=False, seed=2),
@@ -53,6 +63,7 @@ def outs(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> l
             "white",
             "babble",
         ),
+        *("--impulse-responses", str(places["dry"]), str(places["hall"])),
     ]
     assert command.main([*args, "--out", str(outs[0]), "--transcripts", "--embed-audio"]) == 0
     launch_well(2, "launch/evaluate.py", *args, "--out", str(outs[1]), "--batch-size", "3")
@@ -154,6 +165,16 @@ def test_every_noise_and_ratio_is_scored_and_little_noise_changes_less(outs: lis
     assert abs(received["white", 20] - clean) < abs(received["white", 0] - clean)
 
 
+def test_every_room_is_scored_and_one_without_echo_changes_nothing(outs: list[Path], places: dict[str, Path]):
+    split = json.loads((outs[0] / "metrics.json").read_text())["splits"]["Test1"]
+    received = {one["impulse_responses"]: one["ccc"] for one in split["in_rooms"]}
+    assert list(received) == [str(places["dry"]), str(places["hall"])]
+    for target, clean in split["ccc"].items():
+        assert received[str(places["dry"])][target] == pytest.approx(clean, abs=1e-4)
+        assert abs(received[str(places["hall"])][target] - clean) > 1e-3
+    assert "reverberated by impulse responses" in (outs[0] / "report.html").read_text()
+
+
 def test_page_has_words_and_sound_only_where_they_were_asked_for(outs: list[Path], places: dict[str, Path]):
     asked, plain = ((out / "report.html").read_text() for out in outs)
     assert asked.count("<audio ") == 20
@@ -201,6 +222,7 @@ def test_page_draws_the_curves_of_a_run(places: dict[str, Path], tmp_path: Path)
     ("more", "words"),
     [
         (["--snr", "nan"], r"--snr nan: must be a number of decibels"),
+        (["--impulse-responses", ""], r"--impulse-responses '': must be folders of audio files"),
         (["--noises", "pink"], r"--noises: no ratio to the speech is given"),
     ],
 )

@@ -85,6 +85,21 @@ def test_defaults_are_those_of_the_paper():
         ({"model": {"speech": {"encoder": "e"}, "categories": ["a", "a"]}}, "must be two or more, each once, or none"),
         ({"model": {"speech": {"encoder": "e"}, "categories": ["a"]}}, "must be two or more, each once, or none"),
         (
+            {"model": {"speech": {"encoder": "e"}, "categories": ["a", "b"], "category_map": {"d": "", "c": "e"}}},
+            "'e' must be one of model.categories, or \"\" for none",
+        ),
+        (
+            {"model": {"speech": {"encoder": "e"}, "categories": ["a", "b"], "category_map": {"c": 1}}},
+            r"model\.category_map\.c = 1: must be a string",
+        ),
+        (
+            {
+                "model": {"speech": {"encoder": "e"}, "categories": ["a", "b"], "category_map": {"c": "a"}},
+                "loss": {"category_target": "votes"},
+            },
+            "votes by the names of the corpus, which model.category_map changes",
+        ),
+        (
             {"model": {"speech": {"encoder": "e"}, "categories": ["a", "b"]}, "loss": {"category_weight": 0}},
             "loss.category_weight = 0.0 leaves model.categories untrained",
         ),
@@ -143,6 +158,33 @@ def test_defaults_are_those_of_the_paper():
         ({"train": {"comm_timeout_s": 1e20}}, "train.comm_timeout_s = 1e.20: must be between 1 and 1000000"),
         ({"data": {"shards": "s", "valid_splits": ["Train"]}}, "'Train' is trained on and also validated or tested on"),
         ({"data": {"shards": "s", "valid_splits": []}}, "data.valid_splits is empty"),
+        (
+            {"data": {"shards": "s", "extra_shards": [{"shards": "t", "share": 0.6}, {"shards": "u", "share": 0.4}]}},
+            r"the shares of \[\[data.extra_shards\]\] add up to 1: must be below 1",
+        ),
+        (
+            {
+                "data": {"shards": "s", "teacher_cache": "c", "extra_shards": [{"shards": "t", "share": 0.5}]},
+                "distill": {},
+            },
+            r"\[\[data.extra_shards\]\] with data.teacher_cache, which must stand with data.shards alone",
+        ),
+        (
+            {
+                "data": {"shards": "s", "extra_shards": [{"shards": "t", "share": 0.5}]},
+                "batch": {"labelled_share": 0.5},
+            },
+            r"\[\[data.extra_shards\]\] with batch.labelled_share",
+        ),
+        ({"batch": {"balanced": True}}, r"batch\.balanced = true: must stand with model\.categories"),
+        (
+            {
+                "batch": {"balanced": True, "labelled_share": 0.5},
+                "model": {"speech": {"encoder": "e"}, "categories": ["a", "b"]},
+            },
+            r"batch\.balanced = true: must stand without batch\.labelled_share",
+        ),
+        ({"data": {"shards": "s", "extra_shards": [{"shards": "t"}]}}, r"extra_shards\[0\].share is missing"),
         (
             {"optim": {"warmup_steps": 9}},
             "warmup_steps = 9 with optim.lr_scheduler = 'plateau': only constant, linear, cosin",

@@ -116,6 +116,32 @@ def test_categories_are_numbered_as_asked_and_unknown_ones_are_minus_one(shard_s
             assert batch.categories.tolist() == wanted
 
 
+@pytest.mark.parametrize(
+    ("categories", "category_map", "numbers"),
+    [
+        (("calm", "Sad"), {"Happy": "calm"}, (0, 1, -1)),
+        (("Sad", "Happy"), {"Happy": "Sad", "Sad": "Happy"}, (0, 1, -1)),
+        (("Sad",), {"Happy": "Sad"}, (0, 0, -1)),
+        (("Happy",), {"Sad": ""}, (0, -1, -1)),
+    ],
+)
+def test_categories_of_the_shards_are_renamed_merged_and_dropped_by_the_map(
+    shard_set, categories, category_map, numbers
+):
+    loader = make_loader(
+        shard_set, categories=categories, category_map=category_map, global_batch_size=64, micro_batch_size=64
+    )
+    (batch,) = next(loader.epoch(0)).micro_batches
+    assert batch.categories.tolist() == [numbers[int(key.removeprefix("u.")) % 3] for key in batch.keys]
+
+
+def test_map_of_a_category_that_the_shards_lack_is_refused(shard_set):
+    with pytest.raises(ConfigError, match=r"model\.category_map: 'Bored' is not a category .*It has: Happy, Sad"):
+        make_loader(shard_set, categories=("Happy", "Sad"), category_map={"Bored": "Sad"})
+    with pytest.raises(ConfigError, match="category 'Sad' is not a category"):
+        make_loader(shard_set, categories=("Happy", "Sad"), category_map={"Sad": "Happy"})
+
+
 def test_unknown_category_is_refused_with_the_known_ones(shard_set):
     with pytest.raises(ConfigError, match=r"category 'Bored' is not a category .*It has: Happy, Sad"):
         make_loader(shard_set, categories=("Bored",))
