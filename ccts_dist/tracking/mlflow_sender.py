@@ -38,7 +38,7 @@ from ccts_dist.tracking.events import (
     TextEvent,
 )
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client, prepare_mlflow
-from ccts_dist.tracking.mlflow_parent import PARENT_ID, describe_parent
+from ccts_dist.tracking.mlflow_parent import PARENT_ID, UNFOLDED, describe_parent
 from ccts_dist.tracking.run_file import TrackedRun, write_run_file
 from ccts_dist.tracking.spooling.delivery import RejectedByServerError, ServerUnavailableError
 from ccts_dist.tracking.spooling.spooled_run import SpooledRun, is_newest
@@ -183,7 +183,7 @@ class MlflowSender:
         if self._run.run_id:
             tags["ccts_dist.continues"] = self._run.run_id
         if self._run.parent:
-            tags[PARENT_ID] = self._parent_id(experiment_id)
+            tags |= {PARENT_ID: self._parent_id(experiment_id), **UNFOLDED}
         return self._client.create_run(
             experiment_id, run_name=self._run.run_name, tags=tags, start_time=self._run.began_ms
         )

@@ -21,6 +21,15 @@ def describe_run(session: Experiment, test: Mapping[str, float] | None = None) -
     )
     kind = f"**Model of {inputs}, without a teacher.**" if distill is None else f"**Student of {inputs}.**"
     lines = [f"{kind} It predicts {', '.join((*model.targets, *model.categories))}."]
+    if test:  # near the top: MLflow folds what is below the first lines
+        figures = ("-" if not isfinite(value) else f"{value:.3f}" for value in test.values())
+        lines += [
+            "",
+            f"| {' | '.join(('test splits', *test))} |",
+            f"|---|{'---:|' * len(test)}",
+            f"| {' | '.join(('CCC' if model.targets else 'figure', *figures))} |",
+            "",
+        ]
     if distill is not None and session.teacher is not None:
         gate = session.gate_words or distill.gate
         lines.append(
@@ -33,12 +42,4 @@ def describe_run(session: Experiment, test: Mapping[str, float] | None = None) -
         f"Trained on {count:,} utterances of {manifest.corpus} {manifest.release} ({splits}), {run.train.epochs} "
         f"epochs at most, {session.total_steps:,} steps, on {session.ranks.num_ranks} rank(s), seed {run.seed}."
     )
-    if test:
-        figures = ("-" if not isfinite(value) else f"{value:.3f}" for value in test.values())
-        lines += [
-            "",
-            f"| {' | '.join(('test splits', *test))} |",
-            f"|---|{'---:|' * len(test)}",
-            f"| {' | '.join(('CCC' if model.targets else 'figure', *figures))} |",
-        ]
     return "\n".join(lines) + "\n"

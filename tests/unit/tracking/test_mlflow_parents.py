@@ -1,5 +1,6 @@
 """Parent runs, and sending later what a server missed, in a real SQLite store."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,47 @@ from ccts_dist.tracking.mlflow_client import open_client
 from ccts_dist.tracking.sync import sync
 from tests.helpers.processes.tracking_store import Store, never_read
 
+FIGURES = [
+    {"test/ccc_valence": 0.25, "train/loss": 1.0},
+    {"test/ccc_valence": 0.5, "test/ccc_joy": 0.75, "test/ccc_activation": 0.125},
+]
+
 
 def test_parent_tells_the_results_of_all_its_runs_and_ends_with_the_last(store: Store) -> None:
     store.config = replace(store.config, parent_run_name="table of results")
-    for number, figures in enumerate([{"test/ccc_valence": 0.25, "train/loss": 1.0}, {"test/ccc_valence": 0.5}]):
+    children = []
+    for number, figures in enumerate(FIGURES):
         store.output = store.output.with_name(f"run{number}")
         run = store.open(run_name=f"row | {number}")
+        children.append(run.run_id)
         run.metrics(figures, 7)
         run.close("FINISHED" if number else "FAILED")
     parent = store.tags(run.run_id)["mlflow.parentRunId"]
     lines = store.tags(parent)["mlflow.note.content"].splitlines()
-    assert lines[0] == "CCC on the test splits:"
-    assert lines[2:] == [
-        "| run | status | valence |",
-        "| --- | --- | ---: |",
-        "| row / 0 | failed | 0.250 |",
-        "| row / 1 | finished | 0.500 |",
+    assert lines[0].startswith(
+        "CCC of each target on the test splits. Highest: activation 0.125 (row / 1), valence 0.500 (row / 1), "
+        "joy 0.750 (row / 1). [As a list of runs](#/experiments/"
+    )
+    links = [f"({lines[0].rpartition('(')[2].partition('?')[0]}/{child})" for child in children]
+    assert lines[2:6] == [
+        "| run | status | activation | valence | joy |",
+        "| --- | --- | ---: | ---: | ---: |",
+        f"| [row / 0]{links[0]} | failed | - | 0.250 | - |",
+        f"| [row / 1]{links[1]} | finished | 0.125 | 0.500 | 0.750 |",
     ]
+    assert store.tags(run.run_id)["mlflow.runType"] == "evaluation", "MLflow unfolds the parents of such runs"
+    client = open_client(store.config.tracking_uri)
+    table = Path(client.download_artifacts(parent, "results.csv")).read_text().splitlines()
+    assert table == [
+        "run,run_id,status,activation,valence,joy",
+        f"row | 0,{children[0]},failed,,0.25,",
+        f"row | 1,{children[1]},finished,0.125,0.5,0.75",
+    ]
+    assert lines[-1].endswith(f"(get-artifact?path=results.svg&run_uuid={parent})")
+    assert Path(client.download_artifacts(parent, "results.svg")).read_text().count('<g id="line2d') >= 3
+    (experiment,) = store.ask("select experiment_id from runs where run_uuid = ?", parent)[0]
+    view = json.loads(client.get_experiment(str(experiment)).tags["mlflow.sharedViewState.ccts-results"])
+    assert "metrics.`test/ccc_joy`" in json.loads(view["state"])["selectedColumns"]
     (ended,) = store.ask("select end_time from runs where run_uuid = ?", parent)
     assert ended == store.ask("select end_time from runs where run_uuid = ?", run.run_id)[0]
 
