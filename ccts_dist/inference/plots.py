@@ -87,9 +87,9 @@ def draw_curve(path: Path, curve: Curve, *, targets: tuple[str, ...], scale: tup
             if not target.endswith(".variance"):
                 axes.set_yticks(scale_ticks(*scale))
                 axes.set_ylim(min(scale[0], *values), max(scale[1], *values))
-            axes.margins(x=0.01)
+        panels[-1].set_xlim(0, curve.end_s / 60 if minutes else curve.end_s)
         hollow = "; hollow: the last window, which ends with the recording" if whole < len(times) else ""
-        panels[-1].set_xlabel(("minutes" if minutes else "seconds") + hollow)
+        panels[-1].set_xlabel(("minutes" if minutes else "seconds") + ", at the middle of each window" + hollow)
         save_picture(figure, path, metadata=words)
 
 

@@ -15,11 +15,14 @@ from ccts_dist.train.resilience.storage_errors import writing
 
 NAME = "curves.png"
 
+_LOSS = "Loss"
+
 _PANELS = (
-    ("Loss", ("train/loss", "valid/loss"), True),
+    (_LOSS, ("train/loss", "valid/loss"), True),
     ("Terms of the loss", ("train/loss_",), True),
     ("CCC, training batches", ("train/ccc_",), False),
-    ("CCC or UAR, validation", ("valid/ccc_", "valid/uar"), False),
+    ("CCC, validation", ("valid/ccc_",), False),
+    ("Unweighted accuracy, validation", ("valid/uar",), False),
     ("Fraction distilled", ("train/kept_share", "distill/fraction"), False),
     ("Norm of the gradient", ("train/gradient_norm", "train/grad_norm"), True),
     ("Learning rate", ("train/learning_rate_", "train/lr_"), False),
@@ -51,6 +54,8 @@ def draw_training(folder: Path) -> Path:
         steps, validations = (_read(folder / name) for name in ("history.jsonl", "validations.jsonl"))
         curves = {name: curve for rows in (steps, validations) for name, curve in curves_of(rows).items()}
         panels = [(title, _wanted(curves, names), log) for title, names, log in _PANELS]
+        if "train/loss_embedding" in curves:
+            panels[0] = (f"{_LOSS}; validation has no distillation", *panels[0][1:])
         panels = [panel for panel in panels if panel[1]] or [("no step was taken", {}, False)]
         num_rows = -(-len(panels) // 2)
         with drawing(width=10.0, height=0.5 + 2.3 * num_rows, page=False) as figure:

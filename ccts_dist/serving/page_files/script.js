@@ -189,10 +189,17 @@ function draw() {
       width: Math.max(1, x(chosen[1]) - x(chosen[0])), height: bottom - MARGIN.top });
   series.forEach((one, number) => {
     const points = shown.windows.map((span) => [x((span.start_s + span.end_s) / 2), y(span[one.key])]);
-    const line = named("polyline", curve, { class: "line", points: points.map((at) => at.join(",")).join(" ") });
+    // The last window ends with the recording: near the one before it, a line to it would be a stroke up or down.
+    const near = points.length > 2 && points.at(-1)[0] - points.at(-2)[0] < (points[1][0] - points[0][0]) / 2;
+    const joined = near ? points.slice(0, -1) : points;
+    const line = named("polyline", curve, { class: "line", points: joined.map((at) => at.join(",")).join(" ") });
     line.style.stroke = colour(number);
     if (points.length <= 40)
-      for (const [cx, cy] of points) named("circle", curve, { cx, cy, r: 3 }).style.fill = colour(number);
+      for (const [cx, cy] of joined) named("circle", curve, { cx, cy, r: 3 }).style.fill = colour(number);
+    if (near) {
+      const [cx, cy] = points.at(-1), last = named("circle", curve, { cx, cy, r: 3, class: "last" });
+      last.style.stroke = colour(number);
+    }
   });
   named("line", curve, { class: "head", id: "head", y1: MARGIN.top, y2: bottom });
   place();

@@ -138,6 +138,18 @@ def test_chosen_stretch_is_heard_and_then_it_stops(
     assert said == []
 
 
+def test_last_window_that_is_near_the_one_before_is_a_mark_without_a_line(
+    open_page: Callable[..., tuple[Page, list[str]]], address: str, tmp_path: Path
+):
+    page, said = open_page(f"{address}/")
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(1).normal(0.0, 0.1, 163_200), 16_000)
+    send(page, tmp_path / "a.wav")
+    lines = page.locator("#curve polyline").evaluate_all("all => all.map(one => one.getAttribute('points'))")
+    assert [len(line.split()) for line in lines] == [9, 9, 9], "2 s, every second; the tenth begins at 8.2 s"
+    assert page.locator("#curve circle.last").count() == 3
+    assert said == []
+
+
 def test_microphone_is_recorded_as_a_file_that_the_server_decodes(
     open_page: Callable[..., tuple[Page, list[str]]], address: str
 ):
