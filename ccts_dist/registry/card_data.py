@@ -62,6 +62,35 @@ def base_models(config: ModelConfig) -> list[str]:
     return [name for name in names if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(name).exists()]
 
 
+def without_metadata(card: str) -> str:
+    """The body of a card, for pages that show no YAML and have the title themselves.
+
+    >>> without_metadata("---\\nlicense: other\\n---\\n\\n# name\\n\\nPredicts valence.")
+    'Predicts valence.'
+    """
+    return re.sub(r"\A(---\n.*?\n---\s+)?(# [^\n]*\n+)?", "", card, flags=re.DOTALL)
+
+
+def scores_table(metrics: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
+    """Lines of a Markdown table: each target's CCC and the unweighted accuracy (UAR), on validation and test."""
+    rows = {}
+    for split in _SPLITS:
+        ccc = dict(_numbers(metrics.get(split)))
+        scores = metrics.get(f"{split}_scores")
+        categories = dict(_numbers(scores.get("categories"))) if isinstance(scores, Mapping) else {}
+        figures = {target: ccc[target] for target in targets if target in ccc}
+        if "unweighted_accuracy" in categories:
+            figures["UAR"] = categories["unweighted_accuracy"]
+        rows[_SPLITS[split]] = figures
+    columns = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    if not columns:
+        return []
+    cells = [[split, *(f"{figures[name]:.3f}" if name in figures else "-" for name in columns)]
+             for split, figures in rows.items() if figures]  # fmt: skip
+    lines = [["CCC", *columns], [":--", *("--:" for _ in columns)], *cells]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
 def eval_results(metrics: Mapping[str, Any], corpus: str) -> Iterator[EvalResult]:
     """The CCC of each target and the unweighted accuracy of the categories, by split; those that are undefined not."""
     for key, split in _SPLITS.items():

@@ -1,13 +1,14 @@
 """The model card that goes with a registered model."""
 
 import json
+import re
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
 from ccts_dist.inference.predictor import answer_columns
 from ccts_dist.model import LoadedModel
-from ccts_dist.registry.card_data import with_metadata
+from ccts_dist.registry.card_data import scores_table, with_metadata
 from ccts_dist.registry.lineage import epoch_of, preprocessing_of
 
 _ASKING = """\
@@ -28,6 +29,9 @@ the recording's number counted from 0. Limits, and the variables that change the
 `mlflow models serve` answers the same, but reads a body of any size before it refuses.
 """
 
+
+_FOR_PROGRAMS = re.compile(r"^resolved / |(^|_|/ )(sums|confusion) / ")
+"""Figures that stand in ``metrics.json`` alone: settings, and sums for pooling."""
 
 _LIMITS = (
     "",
@@ -79,6 +83,7 @@ def model_card(
         f"{_predicts(targets, categories, given, f'{low:g} to {high:g}')} {num_parameters:,} parameters. Audio: any "
         "file libsndfile reads; it is mixed to mono and resampled to 16 kHz.",
         "",
+        *(["## Scores", "", *scores, ""] if (scores := scores_table(metrics or {}, targets)) else []),
         "## Where it comes from",
         "",
         f"- run: {run_name or 'unknown'}",
@@ -92,7 +97,7 @@ def model_card(
         "",
     ]
     if metrics:
-        lines += [f"- {figure}: {value}" for figure, value in _flat(metrics)]
+        lines += [f"- {figure}: {value}" for figure, value in _flat(metrics) if not _FOR_PROGRAMS.search(figure)]
     else:
         lines.append("The run left none. Measure it: `launch/evaluate.py --model MODEL --shards SHARDS --split SPLIT`.")
     if usage:
@@ -120,8 +125,12 @@ def card_of(
         metrics, usage: see ``model_card``.
         metadata: library, tags, license and language; see ``with_metadata``.
     """
-    known = {key: value for key, value in lineage.items() if key != "run_name" and value not in ("", None, [], {})}
-    training = {"epoch": epoch_of(loaded.extra), "valid_ccc": loaded.extra.get("valid_ccc")}
+    known = {
+        key: value
+        for key, value in lineage.items()
+        if key not in ("run_name", "resolved") and value not in ("", None, [], {})
+    }
+    training = {"epoch": epoch_of(loaded.extra), "valid_ccc": None if metrics else loaded.extra.get("valid_ccc")}
     config = loaded.config
     body = model_card(
         name=name,

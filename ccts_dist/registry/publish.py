@@ -15,6 +15,7 @@ from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.files.model_folders import model_folder
 from ccts_dist.inference.predictor import AUDIO, CATEGORY, PATH, answer_columns
 from ccts_dist.model import load_model
+from ccts_dist.registry.card_data import without_metadata
 from ccts_dist.registry.lineage import (
     LINEAGE_FILE,
     PREPROCESSING_FILE,
@@ -218,16 +219,18 @@ def _store(
     # Named by content: registering another model of the same run must not overwrite this one.
     place = f"models/{digests[DIGESTS_FILE][:16]}"
     client.log_artifacts(run_id, os.fspath(model), place)
+    card = (model / "artifacts" / PACKAGE / CARD_FILE).read_text(encoding="utf-8")
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=without_metadata(card).partition("\n")[0])
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
     # The digest of the list of digests stands for all of them.
     tags = {f"{DIGEST_TAG}{DIGESTS_FILE}": digests[DIGESTS_FILE], **tags}
-    card = (model / "artifacts" / PACKAGE / CARD_FILE).read_text(encoding="utf-8")
-    created = client.create_model_version(name, source, run_id, tags=tags, description=shortened(card))
+    created = client.create_model_version(
+        name, source, run_id, tags=tags, description=shortened(without_metadata(card))
+    )
     if not created.version:
         raise RegistryError(
             f"registering {name!r}: the server answers, but not as MLflow does. See what listens there."

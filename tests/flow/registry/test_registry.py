@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from ccts_dist.config import TrackingConfig
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.registry import load_student, pull_model, register, resolve_model, resolve_version
+from ccts_dist.registry.card_data import without_metadata
 from ccts_dist.registry.lineage import code_digest
 from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import open_client
@@ -150,7 +151,8 @@ def test_a_version_belongs_to_its_run_and_its_tags_state_what_it_is(registry: Re
     assert len(tags["weights_sha256"]) == 64
     card = next(registry.files.rglob("MODEL_CARD.md")).read_text(encoding="utf-8")
     assert version.description is not None
-    assert version.description[:1000] == card[:1000]
+    assert version.description[:1000] == without_metadata(card)[:1000]
+    assert version.description.startswith("Predicts ")
     assert (tags["teacher_cache_digest"], tags["teacher_version"]) == ("cac4e", "teacher/3")
     assert (tags["teacher_weights_sha256"], tags["sample_rate_hz"]) == ("7eac4e5", "16000")
     assert tags["code_sha256"] == code_digest()

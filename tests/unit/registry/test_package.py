@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.errors import ConfigError, RegistryError
+from ccts_dist.registry.card_data import without_metadata
 from ccts_dist.registry.model_card import model_card
 from ccts_dist.registry.model_uri import ModelName, check_alias, check_name, parse_model_name
 from ccts_dist.registry.package import check_digests, check_package, write_package
@@ -84,6 +85,11 @@ def test_long_card_is_cut_at_a_line_for_databases(tmp_path: Path) -> None:
     assert shortened("# card") == "# card"
 
 
+def test_description_of_a_version_is_the_card_without_metadata_and_title() -> None:
+    assert without_metadata("---\na: b\n---\n\n# name\n\nPredicts.\n\n---\n# x\n") == "Predicts.\n\n---\n# x\n"
+    assert without_metadata("Predicts.") == "Predicts."
+
+
 def test_figures_that_are_not_finite_are_null_in_a_package(tmp_path: Path) -> None:
     metrics = {"test": {"valence": math.nan, "activation": 0.5}, "test_sums": {"valence": [0.0, math.inf]}}
     package = tmp_path / "package"
@@ -159,7 +165,14 @@ def test_the_card_states_what_is_predicted_on_which_scale_from_what() -> None:
         run_name="student",
         facts={"corpus": "MSP-Podcast", "train_splits": ["Train"]},
         preprocessing={"sample_rate_hz": 16_000},
-        metrics={"test": {"valence": 0.61234}, "steps": 100},
+        metrics={
+            "valid": {"valence": 0.5},
+            "test": {"valence": 0.61234},
+            "steps": 100,
+            "test_sums": {"valence": [480.0]},
+            "test_scores": {"categories": {"unweighted_accuracy": 0.25}, "sums": {"valence": [480.0]}},
+            "resolved": {"train.device": "cpu"},
+        },
     )
     assert "Predicts activation, valence of an utterance from speech alone, on the scale 1 to 7" in card
     assert "which of these categories it sounds like: sad, happy." in card
@@ -167,6 +180,11 @@ def test_the_card_states_what_is_predicted_on_which_scale_from_what() -> None:
     assert '- run: student\n- corpus: MSP-Podcast\n- train_splits: ["Train"]\n' in card
     assert "- sample_rate_hz: 16000\n" in card
     assert "- test / valence: 0.6123\n- steps: 100\n" in card
+    assert "test_sums" not in card
+    assert "resolved" not in card
+    assert (
+        "| CCC | valence | UAR |\n| :-- | --: | --: |\n| validation | 0.500 | - |\n| test | 0.612 | 0.250 |\n" in card
+    )
     assert "licence" in card
 
 
