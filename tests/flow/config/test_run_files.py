@@ -29,6 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_paddi
 
 RUN_FILES = sorted(Path("launch/runs").rglob("*.toml"))
 RELATED = [path for path in RUN_FILES if path.parent.name == "related"]
+OPEN = [path for path in RUN_FILES if path.parent.name == "open"]
+WITH_TEACHER = [path for path in OPEN if path.stem.endswith(("-teacher", "-cts"))]
 MSP_SPLITS = {"Train": 40, "Development": 20, "Test1": 20}
 
 
@@ -45,10 +47,9 @@ def shard_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardSet]:
         "msp-podcast": write_msp_podcast(place / "MSP-Podcast", MSP_SPLITS),
         "iemocap": write_iemocap(place / "IEMOCAP", per_session=20),
     }
-    for path in RUN_FILES:
-        if path.parent.name == "open":  # with planted faults, so that much is rejected
-            make = getattr(open_examples, path.stem.replace("-", "_"))
-            corpora[path.stem] = make(place / f"{path.stem}-corpus").path
+    for path in set(OPEN) - set(WITH_TEACHER):  # with planted faults, so that much is rejected
+        make = getattr(open_examples, path.stem.replace("-", "_"))
+        corpora[path.stem] = make(place / f"{path.stem}-corpus").path
     for name, root in corpora.items():
         build = [sys.executable, "shards/build.py", name, str(root), "--out", str(place / name)]
         done = run_forked([*build, "--max-rejected", "0.9", "--processes", "1"])
@@ -68,14 +69,21 @@ def made() -> dict[tuple[str, ...], Path]:
     return {}
 
 
-def untrained_teacher(folder: Path, train_splits: tuple[str, ...]) -> Path:
-    """A model folder of the paper's teacher, as if it had been trained on these splits."""
-    config = read_run(Path("launch/runs/paper/msp/09-teacher.toml")).model
+def corpus_of(path: Path) -> str:
+    """Name of the corpus of a run file for an open one."""
+    return path.stem.removesuffix("-teacher").removesuffix("-cts")
+
+
+def untrained_teacher(folder: Path, student: Path, scale: tuple[float, float]) -> Path:
+    """A model folder of the corpus's teacher, or of the paper's, as if it had been trained on the student's splits."""
+    own = student.with_name(f"{corpus_of(student)}-teacher.toml")
+    config = read_run(own if own in OPEN else Path("launch/runs/paper/msp/09-teacher.toml")).model
+    train_splits = read_run(student).data.train_splits
     assert config.text is not None
     tokenizer = load_tokenizer(config.text.encoder, max_tokens=config.text.max_tokens)
     model = build_model(config, vocabulary_size=tokenizer.vocabulary_size)
     save_model(
-        folder, model.state_dict(), config, encoders=model.encoder_configs, tokenizer=tokenizer, scale=(1.0, 7.0),
+        folder, model.state_dict(), config, encoders=model.encoder_configs, tokenizer=tokenizer, scale=scale,
         extra={"train_splits": list(train_splits)},
     )  # fmt: skip
     return folder
@@ -89,7 +97,9 @@ def test_shipped_run_file_passes_its_check(
     if path in RELATED:
         shard_set = build_for(run, tmp_path / "corpus")
     else:
-        shard_set = shard_sets.get(path.stem) or shard_sets["iemocap" if "iemocap" in path.parts else "msp-podcast"]
+        shard_set = (
+            shard_sets.get(corpus_of(path)) or shard_sets["iemocap" if "iemocap" in path.parts else "msp-podcast"]
+        )
     sets = [word for setting in settings_for(path, shard_set, made, tmp_path) for word in ("--set", setting)]
     assert command.main(["--config", str(path), "--check", "--ranks", "2", *sets]) == 0
     assert "check passed" in capsys.readouterr().out
@@ -100,13 +110,14 @@ def settings_for(path: Path, shard_set: ShardSet, made: dict[tuple[str, ...], Pa
     """What is to be set so that a run file finds its corpus, its teacher's cache and its encoder here."""
     run = read_run(path)
     settings = [f"data.shards={shard_set.root}", f"output_dir={tmp_path / 'run'}"]
-    if path.parent.name == "open":  # the look-alikes have some of the categories, spelt as the readers do
+    if path in OPEN:  # the look-alikes have some of the categories, spelt as the readers do
         assert set(shard_set.manifest.categories) <= set(run.model.categories)
         settings.append(f"model.categories={list(shard_set.manifest.categories)}")
     if run.data.teacher_cache:
         trained_on = (shard_set.digest, *run.data.train_splits)
         if trained_on not in made:
-            teacher = untrained_teacher(tmp_path / "teacher", run.data.train_splits)
+            low, high = shard_set.manifest.scale
+            teacher = untrained_teacher(tmp_path / "teacher", path, (low, high))
             made[trained_on] = make_cache(teacher, shard_set, tmp_path / "cache")
         settings.append(f"data.teacher_cache={made[trained_on]}")
     if run.model.speech is not None and run.model.speech.encoder == "msp/encoders/modified-cpc":
@@ -128,17 +139,17 @@ def train_from_hub(hub: Path, jobs: list[Job]) -> None:
 
 
 @pytest.mark.long
-def test_run_files_of_related_papers_train(hub: Path, tmp_path: Path):
+def test_run_files_of_related_papers_and_of_teachers_on_open_corpora_train(hub: Path, tmp_path: Path):
     jobs = []
-    for path in RELATED:
+    for path in (*RELATED, *WITH_TEACHER):
         place = tmp_path / path.stem
         shard_set = build_for(read_run(path), place / "corpus")
         small = ["train.epochs=1", "train.max_steps=2", "tracking.backend=none", "data.num_workers=0"]
         small += ["batch.global_batch_size=16", "batch.micro_batch_size=8"]
         jobs.append(Job(config=path.absolute(), set=(*settings_for(path, shard_set, {}, place), *small)))
-    assert len(jobs) == 8
+    assert len(jobs) == 8 + 4
     run_on_ranks(train_from_hub, 1, hub, jobs, timeout_s=600)
-    for path in RELATED:
+    for path in (*RELATED, *WITH_TEACHER):
         summary = json.loads((tmp_path / path.stem / "run" / "summary.json").read_text())
         assert summary["steps"] == 2
         assert summary["test_scores"], path.stem
