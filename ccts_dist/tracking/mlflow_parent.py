@@ -34,7 +34,7 @@ def describe_parent(client: "MlflowClient", run: "Run") -> None:
     """Write the results of all runs below this run's parent into that: as description, ``results.csv`` and a picture.
 
     Nothing without a parent. The parent ends when the last of them has. Each of several runs that end at once writes
-    all that it finds. The experiment gets a saved view of the same scores, unless it has one.
+    all that it finds. The experiment gets a saved view of the same scores.
     """
     parent = run.data.tags.get(PARENT_ID)
     if not parent:
@@ -50,9 +50,8 @@ def describe_parent(client: "MlflowClient", run: "Run") -> None:
     client.log_text(parent, results_csv(children, scores), TABLE_FILE)
     if scores:
         client.log_text(parent, draw_results(children, scores), PICTURE_FILE)
-        tag = f"mlflow.sharedViewState.{VIEW}"
-        if tag not in client.get_experiment(experiment).tags:
-            client.set_experiment_tag(experiment, tag, _saved_view(list(scores.values()), run.info.end_time or 0))
+        view = _saved_view(list(scores.values()), run.info.end_time or 0)
+        client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", view)
 
 
 def score_keys(runs: "Sequence[Run]") -> dict[str, str]:
