@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from ccts_dist.errors import StageError
 from ccts_dist.report.command import build_parser, gate_study_of
+from ccts_dist.report.gate_study.forked import run_forked
+from ccts_dist.report.gate_study.plan import TRAIN
 from ccts_dist.report.gate_study.study import run_gate_study
+from ccts_dist.report.stages import Stage
 from tests.flow.forked_gates import PARTS, few_cells
 from tests.helpers.processes.forked import Forked
 from tests.helpers.processes.launching import ROOT, environment
@@ -70,3 +74,11 @@ def test_killed_study_goes_on_and_its_gates_reject_what_they_are_meant_to(tmp_pa
     assert run_gate_study(study) == text
     assert stamps(folder) == after
     assert "done before" in capsys.readouterr().err
+
+
+def test_stage_that_fails_is_named_and_its_log_has_the_reason(tmp_path: Path, monkeypatch):
+    few_cells(monkeypatch)
+    log = tmp_path / "speech.log"
+    with pytest.raises(StageError, match=r"^speech: ended with exit code 2\. Its whole output is in .*speech\.log"):
+        run_forked(Stage(name="speech", command=(TRAIN, "none.toml")), log, environment())
+    assert "none.toml" in log.read_text()
