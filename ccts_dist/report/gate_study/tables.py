@@ -60,7 +60,13 @@ def _by_dimension(runs: Runs) -> str:
     for contrast in contrasts(*PRIMARY):
         estimates = [contrast.estimate(runs, dimension) for dimension in DIMENSIONS]
         if estimates[0] is not None:
-            rows.append((*_words(contrast), *("-" if value is None else value.in_words() for value in estimates), estimates[0].count))
+            rows.append(
+                (
+                    *_words(contrast),
+                    *("-" if value is None else value.in_words() for value in estimates),
+                    estimates[0].count,
+                )
+            )
     return format_table(("difference", "labels", "distilled", "errors", *DIMENSIONS, "n"), rows)
 
 

@@ -1,6 +1,6 @@
 """The gate study with few cells, its stages forked from the tests' own server.
 
-``python -m tests.flow.forked_gates ...`` is ``launch/reproduce.py ...`` of that kind.
+``python -m tests.flow.report.forked_gates ...`` is ``launch/reproduce.py ...`` of that kind.
 """
 
 import runpy

@@ -15,7 +15,7 @@ from ccts_dist.report.gate_study.forked import run_forked
 from ccts_dist.report.gate_study.plan import TRAIN
 from ccts_dist.report.gate_study.study import run_gate_study
 from ccts_dist.report.stages import Stage
-from tests.flow.forked_gates import PARTS, few_cells
+from tests.flow.report.forked_gates import PARTS, few_cells
 from tests.helpers.processes.forked import Forked
 from tests.helpers.processes.launching import ROOT, environment
 
@@ -35,7 +35,7 @@ def stamps(folder: Path) -> dict[str, int]:
 
 def kill_in_its_midst(folder: Path) -> None:
     """Begin, and end it as a machine that goes down would, once the teacher is trained."""
-    command = [sys.executable, "-m", "tests.flow.forked_gates", *options(folder)]
+    command = [sys.executable, "-m", "tests.flow.report.forked_gates", *options(folder)]
     driver = Forked(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 600
     while "few-teacher-audible" not in stamps(folder):
