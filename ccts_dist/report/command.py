@@ -2,12 +2,14 @@
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.losses.distill import Distance
 from ccts_dist.process.invocation import CommandParser
+from ccts_dist.report.gate_study.plan import GateStudy
 from ccts_dist.report.paper import PAPERS_DISTANCE, Reproduction
 from ccts_dist.report.paper_tables import TABLES
 from ccts_dist.report.study.plan import Study, order_of_shares
@@ -15,6 +17,7 @@ from ccts_dist.report.study.plan import Study, order_of_shares
 EPILOG = """examples:
   python launch/reproduce.py --table demo
   python launch/reproduce.py --table demo --seeds 17 18 19 20 21 --corrupt-transcripts 0 10 30 --jobs 2
+  python launch/reproduce.py --table gate --jobs 2
   python launch/reproduce.py --table msp --corpus MSP-Podcast --transcripts asr.jsonl --seeds 17 18 19
   python launch/reproduce.py --table msp --shards s3://ours/msp --only 12 --launcher 'deepspeed --hostfile H'
   python launch/reproduce.py --table msp --shards s3://ours/msp --only 11 12 --distances l2 mse
@@ -24,6 +27,9 @@ exit codes: 0 done, 1 a stage failed (its log is named), 2 a mistake in the inpu
 DISTANCES: tuple[str, ...] = get_args(Distance)
 
 FOLDER_OF_THE_STUDY = Path("demo/study")
+FOLDER_OF_THE_GATE_STUDY = Path("demo/gate-study")
+NUM_UTTERANCES = 4000
+"""Of the demo and its study."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,22 +40,23 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--table", choices=("demo", *TABLES), required=True, help="which table")
+    parser.add_argument("--table", choices=("demo", "gate", *TABLES), required=True, help="which table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="SEED", help="seeds of every run (17)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: the table's name)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=VALUE", help="for every run; may be repeated"
     )
     demo = parser.add_argument_group(
-        "for the demo; with --seeds or --corrupt-transcripts it becomes a study, in demo/study"
+        "for the demo; with --seeds or --corrupt-transcripts it becomes a study, in demo/study; "
+        "--utterances, --jobs and --report-only are for the table gate too"
     )
-    demo.add_argument("--utterances", type=int, default=4000, help="number of utterances of the demo (%(default)s)")
+    demo.add_argument("--utterances", type=int, help="number of utterances of the demo (4000)")
     demo.add_argument(
         "--corrupt-transcripts", type=int, nargs="+", default=[], metavar="PERCENT",
         help="students and teachers at each of these shares of wrong transcripts (10)",
     )  # fmt: skip
-    demo.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel runs of the study, one rank each (1)")
-    demo.add_argument("--report-only", action="store_true", help="run nothing: the study's tables from finished runs")
+    demo.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel runs of a study, one rank each (1)")
+    demo.add_argument("--report-only", action="store_true", help="run nothing: a study's tables from finished runs")
     paper = parser.add_argument_group("for the paper's tables")
     source = paper.add_mutually_exclusive_group()
     source.add_argument("--corpus", type=Path, metavar="ROOT", help="the corpus on disk; shards are built first")
@@ -74,7 +81,9 @@ def is_study(args: argparse.Namespace) -> bool:
     study = bool(args.seeds or args.corrupt_transcripts or args.report_only)
     if args.table == "demo" and not study and (args.out or args.set or args.jobs != 1):
         raise ConfigError("--out, --set, --jobs: the plain demo has no use for them. Add --seeds: that makes a study.")
-    if args.table != "demo" and (args.corrupt_transcripts or args.report_only or args.jobs != 1):
+    if args.table == "gate" and args.corrupt_transcripts:
+        raise ConfigError("--corrupt-transcripts: the table gate has shares of its own. Leave it out.")
+    if args.table in TABLES and (args.corrupt_transcripts or args.report_only or args.jobs != 1):
         raise ConfigError(
             f"--corrupt-transcripts, --jobs, --report-only: only --table demo has them, not {args.table}. "
             "Leave them out."
@@ -93,7 +102,23 @@ def study_of(args: argparse.Namespace) -> Study:
         folder=usual.folder,
         seeds=tuple(args.seeds) or usual.seeds,
         percents=order_of_shares(args.corrupt_transcripts) or usual.percents,
-        num_utterances=args.utterances,
+        num_utterances=args.utterances or NUM_UTTERANCES,
+        overrides=tuple(args.set),
+        jobs=args.jobs,
+    )
+
+
+def gate_study_of(args: argparse.Namespace) -> GateStudy:
+    """The gate study that was asked for.
+
+    Raises:
+        ConfigError: it cannot be run.
+    """
+    usual = GateStudy(folder=args.out or FOLDER_OF_THE_GATE_STUDY)
+    return replace(
+        usual,
+        seeds=tuple(args.seeds) or usual.seeds,
+        num_utterances=args.utterances or usual.num_utterances,
         overrides=tuple(args.set),
         jobs=args.jobs,
     )

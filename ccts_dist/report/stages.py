@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from ccts_dist.errors import StageError
 from ccts_dist.progress import log
@@ -44,6 +45,15 @@ class Stage:
         return hashlib.sha256(b"\x00".join(parts)).hexdigest()
 
 
+@runtime_checkable
+class Runner(Protocol):
+    """Runs one stage to its end."""
+
+    def __call__(self, stage: Stage, log_path: Path, environment: dict[str, str], *, quiet: bool) -> float:
+        """The seconds that it took; raises StageError if it failed."""
+        ...
+
+
 def run_stages(
     stages: Sequence[Stage],
     folder: Path,
@@ -51,6 +61,7 @@ def run_stages(
     environment: dict[str, str],
     title: str = "",
     after_each: Callable[[Stage, float], None] | None = None,
+    run: Runner | None = None,
 ) -> dict[str, float]:
     """Run the stages that are not done, in order; the seconds that each took, when it was run.
 
@@ -62,6 +73,7 @@ def run_stages(
         title: of a pipeline that runs beside others: stands before its headings, and what its stages state goes to
             their logs alone.
         after_each: informed of each stage that is done, and the seconds it took, whenever that was.
+        run: runs a stage; None to start its command.
 
     Raises:
         StageError: a command failed; names its log. What is done stays done.
@@ -76,7 +88,7 @@ def run_stages(
         done = _read_stamp(stamp, stage)
         if done is None:
             log(f"{heading}: {log_path if title else shlex.join(stage.command)}")
-            done = _run(stage, log_path, environment, quiet=bool(title))
+            done = (run or _run)(stage, log_path, environment, quiet=bool(title))
             stamp.write_text(json.dumps({"digest": stage.digest(), "seconds": done}), encoding="utf-8")
         else:
             log(f"{heading}: done before, in {done:.0f} s")

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -61,8 +61,9 @@ def run_study(study: Study) -> str:
 class StudyProgress:
     """Reports how far the study is, and about how long it takes from here."""
 
-    def __init__(self, stages: Sequence[Stage], jobs: int) -> None:
-        self._left = [NOMINAL_S[stage.name] for stage in stages]
+    def __init__(self, stages: Sequence[Stage], jobs: int, nominal_s: Mapping[str, float] = NOMINAL_S) -> None:
+        self._nominal_s = nominal_s
+        self._left = [nominal_s[stage.name] for stage in stages]
         self._total = len(stages)
         self._jobs = jobs
         self._began = time.monotonic()
@@ -72,7 +73,7 @@ class StudyProgress:
     def advance(self, stage: Stage, seconds: float) -> None:
         """A stage is done."""
         with self._lock:
-            nominal = NOMINAL_S[stage.name]
+            nominal = self._nominal_s[stage.name]
             self._left.remove(nominal)
             self._took += seconds
             self._foreseen += nominal

@@ -95,7 +95,7 @@ def _systems(results: Results, percent: int) -> str:
         ]
         rejected = estimate([1 - share for share in fractions])
         rows.append(
-            (words, *map(_spread, estimates), "-" if rejected is None else f"{rejected.mean:.1%}", _count(estimates[0]))
+            (words, *map(spread, estimates), "-" if rejected is None else f"{rejected.mean:.1%}", _count(estimates[0]))
         )
     return format_table(("system", *DIMENSIONS, "rejected", "n"), rows)
 
@@ -118,7 +118,7 @@ def _by_share(results: Results, study: Study) -> str:
         teacher, ts, cts = ({seed: ccc[seed] for seed in whole} for ccc in (teacher, ts, cts))
         values = [estimate(list(ccc.values())) for ccc in (teacher, ts, cts)]
         apart = [estimate(paired(*both)) for both in ((ts, alone), (cts, alone), (cts, ts))]
-        rows.append((f"{percent} %", *map(_spread, values), *map(_interval, apart), len(whole)))
+        rows.append((f"{percent} %", *map(spread, values), *map(_interval, apart), len(whole)))
     header = ("wrong", "teacher", "T/S", "cT/S", "T/S - speech only", "cT/S - speech only", "cT/S - T/S", "n")
     return format_table(header, rows)
 
@@ -141,7 +141,8 @@ def _share(counts: Sequence[tuple[int | float, int]]) -> str:
     return "-" if shares is None else f"{shares.mean:.1%}"
 
 
-def _spread(value: Estimate | None) -> str:
+def spread(value: Estimate | None) -> str:
+    """Mean and standard deviation."""
     if value is None:
         return "-"
     return f"{value.mean:.3f}" + ("" if math.isnan(value.std) else f" ± {value.std:.3f}")
