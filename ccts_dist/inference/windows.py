@@ -37,10 +37,11 @@ def windows_of(window_s: float, hop_s: float | None) -> Windows:
     if not SHORTEST_S <= window_s <= MAX_DURATION_S:
         raise ConfigError(f"--window {window_s:g}: must be {SHORTEST_S:g} to {MAX_DURATION_S:g} s. Try 5.")
     hop_s = window_s if hop_s is None else hop_s
-    length, hop = round(window_s * SAMPLE_RATE_HZ), round(hop_s * SAMPLE_RATE_HZ) if hop_s < MAX_DURATION_S + 1 else 0
-    if not 1 <= hop <= length:
+    # The range first: a number of 300 digits times the sample rate is infinite, which no int is.
+    length, hop = round(window_s * SAMPLE_RATE_HZ), round(hop_s * SAMPLE_RATE_HZ) if 0 < hop_s <= window_s else 0
+    if not hop:
         raise ConfigError(
-            f"--hop {hop_s:g}: must be above 0 and at most the window of {window_s:g} s, or something is left unheard. "
+            f"--hop {hop_s:g}: must be above 0 and at most the window of {window_s:g} s, or audio is skipped. "
             "Try half a window."
         )
     return Windows(length, hop)

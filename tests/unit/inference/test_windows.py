@@ -104,6 +104,7 @@ def test_little_of_a_long_recording_is_in_memory(tmp_path: Path) -> None:
         (5.0, 5.1, r"--hop 5\.1: must be above 0 and at most the window of 5 s"),
         (5.0, -1.0, r"--hop -1: must be above 0"),
         (5.0, float("inf"), r"--hop inf: must be above 0"),
+        (5.0, -7.7e307, r"--hop -7\.7e\+307: must be above 0"),
     ],
 )
 def test_windows_that_make_no_sense_are_refused(window: float, hop: float | None, words: str) -> None:
