@@ -24,7 +24,7 @@ from ccts_dist.scoring import PredictionTable
 def write_submission(path: Path, table: PredictionTable, scale: tuple[float, float]) -> tuple[Path, ...]:
     """Write one model's predictions of one split, sorted by file name; the files that were written.
 
-    A model of attributes and of categories makes two files: ``path``, and beside it ``NAME-EmoClass.csv``.
+    A model of attributes and of categories makes two files: ``path``, and next to it ``NAME-EmoClass.csv``.
 
     Args:
         path: of the file.

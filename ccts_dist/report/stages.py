@@ -98,6 +98,20 @@ def run_stages(
     return seconds
 
 
+def raise_failures(errors: Sequence[BaseException]) -> None:
+    """Raise what ended pipelines that ran side by side; nothing if none failed.
+
+    Raises:
+        StageError: stages failed; each message once.
+        BaseException: the first error of another kind.
+    """
+    for error in errors:
+        if not isinstance(error, StageError):
+            raise error
+    if errors:
+        raise StageError("; ".join(sorted({str(error) for error in errors})))
+
+
 def stage_environment(tracking_uri: str) -> dict[str, str]:
     """What stages get beside this process's environment: the launcher on the path, and where runs are tracked."""
     return {

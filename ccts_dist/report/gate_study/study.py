@@ -10,7 +10,7 @@ from ccts_dist.report.gate_study.corpora import read_facts
 from ccts_dist.report.gate_study.files import write_results
 from ccts_dist.report.gate_study.forked import run_forked
 from ccts_dist.report.gate_study.plan import Cell, GateStudy, chains, corpus_stages, count_stages, stages_of
-from ccts_dist.report.stages import Stage, run_stages
+from ccts_dist.report.stages import Stage, raise_failures, run_stages
 from ccts_dist.report.study.study import StudyProgress
 
 NOMINAL_S: Mapping[str, float] = defaultdict(lambda: 7.0, {"corpus": 14.0})
@@ -26,22 +26,20 @@ def run_gate_study(study: GateStudy) -> str:
         StageError: stages failed, and every chain without such a one was run to its end; what is done stays done.
     """
     study.folder.mkdir(parents=True, exist_ok=True)
-    todo = chains(study)
-    progress = StudyProgress([stage for chain in todo for stage in _all_stages(study, *chain)], study.jobs, NOMINAL_S)
+    every_chain = chains(study)
+    progress = StudyProgress(
+        [stage for chain in every_chain for stage in _all_stages(study, *chain)], study.jobs, NOMINAL_S
+    )
     chain = _Chains(study, progress)
     with ThreadPoolExecutor(study.jobs) as pool:
-        futures = [pool.submit(chain.run, *one) for one in todo]
+        futures = [pool.submit(chain.run, *one) for one in every_chain]
         try:
             errors = [error for future in futures if (error := future.exception()) is not None]
         except BaseException:  # interrupted: the stages that have begun are waited for, nothing else is begun
             chain.stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    for error in errors:
-        if not isinstance(error, StageError):
-            raise error
-    if errors:
-        raise StageError("; ".join(sorted({str(error) for error in errors})))
+    raise_failures(errors)
     return write_results(study)
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from ccts_dist.errors import StageError
 from ccts_dist.progress import log
-from ccts_dist.report.stages import Stage, run_stages, stage_environment
+from ccts_dist.report.stages import Stage, raise_failures, run_stages, stage_environment
 from ccts_dist.report.study.files import write_results
 from ccts_dist.report.study.plan import Study, Task, order_of_tasks, stages_of
 from ccts_dist.report.study.results import write_gate_counts
@@ -50,11 +50,7 @@ def run_study(study: Study) -> str:
             workers.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    for error in errors:
-        if not isinstance(error, StageError):
-            raise error
-    if errors:
-        raise StageError("; ".join(sorted({str(error) for error in errors})))
+    raise_failures(errors)
     return write_results(study)
 
 
