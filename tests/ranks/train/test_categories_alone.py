@@ -1,6 +1,7 @@
 """A model of categories alone: the same on any ranks, chosen by unweighted accuracy, and usable to the end."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +28,20 @@ from tests.helpers.ranks.processes import run_on_ranks
 from tests.helpers.ranks.trainings import Job, run_trainings
 
 NAMES = ["calm", "tense"]
+VOTES = {"category_target": "votes", "class_weights": [1.0, 3.0], "focal_gamma": 1.0}
+VARIANTS = {"": {}, "-votes": {"loss": VOTES}, "-balanced": {"batch": {"balanced": True}}}
+"""Tables of a run file, by the end of the run's name."""
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> dict[str, Path]:
-    """By name: one rank, two ranks with several micro-batches; and the same with votes as targets."""
+    """By name: one rank, two ranks with several micro-batches; of each variant."""
     place = tmp_path_factory.mktemp("categories")
     build_two_kinds(place, beside=True, votes=True)
     found = {}
-    for name, num_ranks, micro in (("one", 1, 12), ("two", 2, 3), ("one-votes", 1, 12), ("two-votes", 2, 3)):
-        loss = {"category_target": "votes", "class_weights": [1.0, 3.0], "focal_gamma": 1.0} if "votes" in name else {}
+    ranks = (("one", 1, 12), ("two", 2, 3))
+    for (ending, tables), (first, num_ranks, micro) in product(VARIANTS.items(), ranks):
+        name = first + ending
         found[name] = place / "runs" / name
         config = write_run(
             place / f"{name}.toml",
@@ -44,8 +49,8 @@ def outputs(tmp_path_factory) -> dict[str, Path]:
             found[name],
             data={"test_splits": ["Test1"]},
             model={"targets": [], "categories": NAMES},
-            loss=loss,
-            batch={"global_batch_size": 12, "micro_batch_size": micro},
+            loss=tables.get("loss", {}),
+            batch={"global_batch_size": 12, "micro_batch_size": micro, **tables.get("batch", {})},
             optim={"learning_rate": 0.3},
             train={"max_steps": 12},
         )
@@ -53,18 +58,23 @@ def outputs(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-@pytest.mark.parametrize("target", ["", "-votes"])
-def test_losses_weights_and_validations_agree_on_any_ranks(outputs: dict[str, Path], target: str):
-    one, two = (read_history(outputs[name + target]) for name in ("one", "two"))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_losses_weights_and_validations_agree_on_any_ranks(outputs: dict[str, Path], variant: str):
+    one, two = (read_history(outputs[name + variant]) for name in ("one", "two"))
     assert len(one) == len(two) == 12
     assert [row["keys"] for row in one] == [row["keys"] for row in two]
     for name in ("train/loss", "train/loss_category", "train/grad_norm"):
         np.testing.assert_allclose([row[name] for row in one], [row[name] for row in two], rtol=2e-4)
     assert not any(name.startswith(("train/ccc", "train/loss_ccc")) for name in one[0])
-    first, second = (load_file(outputs[name + target] / "best" / "model.safetensors") for name in ("one", "two"))
+    first, second = (load_file(outputs[name + variant] / "best" / "model.safetensors") for name in ("one", "two"))
     for name, weights in first.items():
         np.testing.assert_allclose(weights, second[name], atol=1e-4, err_msg=name)
     assert not any(name.startswith("prediction") for name in first)
+
+
+def test_balanced_batches_are_others_than_those_drawn_from_all(outputs: dict[str, Path]):
+    plain, balanced = (read_history(outputs[name]) for name in ("one", "one-balanced"))
+    assert [row["keys"] for row in balanced] != [row["keys"] for row in plain]
 
 
 def test_votes_train_another_model_and_its_divergence_from_them_is_reported_on_any_ranks(outputs: dict[str, Path]):
