@@ -50,7 +50,7 @@ class ExtraRows:
 
 
 class JoinedShards(ShardSet):
-    """A shard set with others beside it, for training. What it states of itself is the first one's.
+    """A shard set joined with others for training. What it states of itself is the first one's.
 
     Raises:
         ConfigError: a split that a set does not have.

@@ -208,7 +208,7 @@ def balanced_plan(
 ) -> PlansSideBySide:
     """A plan in whose every global batch each category has as many utterances, but for one at most.
 
-    The largest category sets the epoch. Utterances of none of the categories are left out.
+    The largest category sets the epoch. Utterances of none of the categories are not drawn.
 
     Args:
         categories: names after ``category_map``.

@@ -26,7 +26,7 @@ def open_shards(run: RunConfig) -> ShardSet:
 
 
 def with_extra_shards(run: RunConfig, shard_set: ShardSet) -> ShardSet:
-    """What is trained on: the shard set, and those of ``data.extra_shards`` beside it.
+    """The shard sets of a training: that of ``data.shards``, and those of ``data.extra_shards``.
 
     Raises:
         ConfigError: a set without the splits, or without a label that the model learns.
