@@ -261,17 +261,19 @@ def test_what_was_altered_in_the_store_is_refused_with_file_and_both_digests_bef
     assert list((tmp_path / "cache").iterdir()) == [], "nothing of it is kept"
 
 
-def test_two_models_of_one_run_stay_two(registry: Registry, tmp_path: Path) -> None:
-    folders = []
-    for seed in (2, 3):
-        _save_run_folder(tmp_path / f"run{seed}", seed=seed)
-        model = tmp_path / f"run{seed}" / "best"
-        version = register(model, "twice", tracking_uri=registry.uri, run_id=registry.run_id)
-        folders.append((version, (model / "model.safetensors").read_bytes()))
-    for version, weights in folders:
-        pulled = resolve_model(f"models:/twice/{version}", tracking_uri=registry.uri, cache=tmp_path / "cache")
+def test_models_of_one_run_stay_apart_by_weights_or_by_figures(registry: Registry, tmp_path: Path) -> None:
+    registered = []
+    for number, (seed, ccc) in enumerate([(2, 0.4), (3, 0.4), (3, 0.6)]):
+        run = tmp_path / f"run{number}"
+        _save_run_folder(run, seed=seed)
+        (run / "summary.json").write_text(json.dumps({"test": {"valence": ccc}}), encoding="utf-8")
+        version = register(run, "apart", tracking_uri=registry.uri, run_id=registry.run_id)
+        registered.append((version, (run / "best" / "model.safetensors").read_bytes(), ccc))
+    for version, weights, ccc in registered:
+        pulled = resolve_model(f"models:/apart/{version}", tracking_uri=registry.uri, cache=tmp_path / "cache")
         assert (pulled / "model.safetensors").read_bytes() == weights
-    assert resolve_version("models:/twice@candidate", tracking_uri=registry.uri) == "twice/2"
+        assert json.loads((pulled / "metrics.json").read_text(encoding="utf-8"))["test"] == {"valence": ccc}
+    assert resolve_version("models:/apart@candidate", tracking_uri=registry.uri) == "apart/3"
 
 
 def test_registering_from_the_command_line_uses_the_runs_own_server(registry: Registry, tmp_path: Path) -> None:
