@@ -12,7 +12,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ``--local_rank`` comes from the launcher."""
     parser = CommandParser(
         description="Write a teacher's embeddings and predictions for a shard set, and the condition that is fitted on "
-        "them. Run it again to resume after it was stopped.",
+        "them. Of several teachers it writes the mean. Run it again to resume after it was stopped.",
         epilog="example: deepspeed launch/cache_teacher.py --teacher runs/teacher/best --shards SHARDS --out CACHE\n"
         "exit codes: 0 done, 1 failed, 2 a mistake in the input (named in one line on stderr)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -20,14 +20,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--teacher",
         required=True,
+        action="append",
         metavar="MODEL",
-        help="a run folder, a model folder, models:/NAME@ALIAS or hf://ORG/NAME",
+        help="a run folder, a model folder, models:/NAME@ALIAS or hf://ORG/NAME; repeat it to average the outputs of "
+        "several that have the same targets and embedding_dim (one that is named twice counts twice)",
     )
     parser.add_argument("--shards", required=True, metavar="SHARDS", help="folder or address of the shard set")
     parser.add_argument("--out", type=Path, required=True, metavar="CACHE", help="folder that all ranks share")
     parser.add_argument("--splits", nargs="+", default=[], help="splits to cache (default: all)")
     parser.add_argument(
-        "--fit-splits", nargs="+", default=[], help="splits to fit the condition on (default: the teacher's own)"
+        "--fit-splits",
+        nargs="+",
+        default=[],
+        help="splits to fit the condition on (default: those that every teacher was trained on)",
     )
     parser.add_argument("--batch-seconds", type=float, default=120.0, help="padded audio per forward pass (120)")
     parser.add_argument(
@@ -48,10 +53,12 @@ def main(argv: list[str] | None = None) -> int:
 
     with process_group(rank_facts(), timeout_s=args.timeout_s) as ranks:
         shard_set = run_on_all_ranks(lambda: open_shard_set(args.shards))
-        pulled = pull_model_on_ranks(args.teacher, ranks)
+        pulled = [pull_model_on_ranks(teacher, ranks) for teacher in args.teacher]
         done = cache_teacher(
-            pulled.folder, shard_set, args.out, ranks=ranks, device=best_device(ranks), fit_splits=args.fit_splits,
-            splits=args.splits, name=args.teacher, registry_version=pulled.version, batch_seconds=args.batch_seconds,
+            [one.folder for one in pulled], shard_set, args.out, ranks=ranks, device=best_device(ranks),
+            fit_splits=args.fit_splits, splits=args.splits, name=", ".join(sorted(args.teacher)),
+            registry_version=", ".join(sorted(one.version for one in pulled if one.version)),
+            batch_seconds=args.batch_seconds,
         )  # fmt: skip
     if ranks.is_first:
         print(f"{args.out}: {done.words()}")

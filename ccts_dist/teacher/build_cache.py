@@ -1,4 +1,4 @@
-"""Pass a teacher over a shard set once and store its outputs: the cache that students are trained with.
+"""Pass a teacher, or several, over a shard set once and store its outputs: the cache that students are trained with.
 
 The ranks share the shards out among themselves. A shard is written whole or not at all, so that a pass that was killed
 goes on with the shards that are missing; what is in a shard depends on the teacher and the source shard alone.
@@ -17,7 +17,6 @@ import torch
 from ccts_dist.distributed import Ranks, broadcast_object, gather_objects, run_on_all_ranks, sum_over_ranks
 from ccts_dist.errors import ConfigError, TeacherError
 from ccts_dist.files.locking import lock
-from ccts_dist.model import LoadedModel, load_model
 from ccts_dist.progress import Progress, log
 from ccts_dist.records import Condition
 from ccts_dist.shards.format.schema import ShardEntry, TeacherFacts
@@ -28,6 +27,7 @@ from ccts_dist.shards.teacher_cache_writer import (
     write_cache_manifest,
     write_cache_shard,
 )
+from ccts_dist.teacher.ensemble import Ensemble, load_ensemble
 from ccts_dist.teacher.fit import FitSums, ShardFit, fit_teacher, num_rejected, read_shard_fit
 from ccts_dist.teacher.forward import BATCH_SECONDS, teacher_outputs
 
@@ -64,7 +64,7 @@ class CacheSummary:
 
 
 def cache_teacher(
-    model_folder: Path,
+    model_folders: Sequence[Path],
     shard_set: ShardSet,
     out: Path,
     *,
@@ -79,30 +79,30 @@ def cache_teacher(
     """Write the teacher's outputs for a shard set, its condition, and its embedding's mean and standard deviation.
 
     Every rank must call it, in one process group. Shards that an earlier pass of the same teacher wrote for the same
-    source shards are kept. An error on any rank is raised on all.
+    source shards are kept. An error on any rank is raised on all. Several teachers are distilled as their mean
+    (Hinton 2015): of embeddings and of predictions, to which the condition is fitted. All are in memory at a time.
 
     Args:
-        model_folder: the teacher, as training wrote it.
+        model_folders: the teacher, as training wrote it; or several, in any order.
         shard_set: what it is to read.
         out: folder of the cache, on storage that all ranks share.
-        fit_splits: splits that the condition is fitted on; empty for those that the teacher was trained on.
+        fit_splits: splits that the condition is fitted on; empty for those that each teacher was trained on.
         splits: splits that are cached; empty for all.
-        name: of the teacher, for people; "" for its folder.
-        registry_version: of the teacher, if it is registered.
+        name: of the teacher or teachers, for people; "" for their folders.
+        registry_version: of the teacher or teachers that are registered.
         batch_seconds: most seconds of padded audio in a forward pass.
 
     Raises:
-        TeacherError: a fit split that the teacher was not trained on, a folder that holds another cache, a teacher
-            whose outputs are not finite, or too few labels to fit.
+        TeacherError: a fit split that a teacher was not trained on, a folder that holds another cache, a teacher
+            whose outputs are not finite, teachers of other targets or another embedding size, or too few labels to fit.
         ConfigError: an unknown split, or no such model folder.
         CheckpointError: the model folder is not whole.
         ShardError: a shard is damaged.
     """
-    teacher = run_on_all_ranks(lambda: load_model(model_folder, device))
+    teacher = run_on_all_ranks(lambda: load_ensemble(model_folders, device))
     work = run_on_all_ranks(
         lambda: _plan_work(
             teacher,
-            model_folder,
             shard_set,
             Path(out),
             fit_splits,
@@ -116,14 +116,14 @@ def cache_teacher(
         finished = broadcast_object(run_on_all_ranks(lambda: _finished_shards(work)))
         _cache_shards(work, finished)
         parts = _read_fit(work)
-        return _finish(work, parts, name or str(model_folder), registry_version, len(finished))
+        return _finish(work, parts, name or str(teacher), registry_version, len(finished))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
     """What all steps of a pass need."""
 
-    teacher: LoadedModel
+    teacher: Ensemble
     shard_set: ShardSet
     out: Path
     splits: tuple[str, ...]
@@ -135,12 +135,11 @@ class _Work:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        return self.teacher.config.targets
+        return self.teacher.targets
 
 
 def _plan_work(
-    teacher: LoadedModel,
-    model_folder: Path,
+    teacher: Ensemble,
     shard_set: ShardSet,
     out: Path,
     fit_splits: Sequence[str],
@@ -153,33 +152,34 @@ def _plan_work(
     """Refuses what cannot come to a good end before the first utterance is read."""
     if not seconds > 0:
         raise ConfigError(f"--batch-seconds={seconds:g}: must be above 0. Leave it out for {BATCH_SECONDS:g}.")
-    trained = tuple(teacher.extra.get("train_splits", ()))
+    trained = teacher.train_splits
     fit_splits = tuple(dict.fromkeys(fit_splits)) or trained
     splits = tuple(dict.fromkeys(splits)) or tuple(shard_set.manifest.splits)
     if not trained:
+        lacking = "names no train_splits" if len(teacher.members) == 1 else "of these names no train_splits in common"
         raise TeacherError(
-            f"{model_folder}: model.json names no train_splits, so nothing reports which utterances the condition may "
+            f"{teacher}: model.json {lacking}, so nothing reports which utterances the condition may "
             "be fitted on. Take a model that launch/train.py saved."
         )
     for split in fit_splits:
         if split not in trained:
             raise TeacherError(
-                f"Fit split {split!r} is not one that the teacher {model_folder} was trained on "
+                f"Fit split {split!r} is not one that the teacher {teacher} was trained on "
                 f"({', '.join(map(repr, trained))}): its residuals there are no measure of what it has learnt. "
                 "Leave --fit-splits out, or name some of those."
             )
         if split not in splits:
             raise ConfigError(f"Fit split {split!r} is not among the splits to cache ({', '.join(splits)}). Add it.")
     known = shard_set.manifest.targets
-    if not teacher.config.targets:
+    if not teacher.targets:
         raise TeacherError(
-            f"The teacher {model_folder} predicts no target, only categories, and the condition is fitted on targets. "
+            f"The teacher {teacher} predicts no target, only categories, and the condition is fitted on targets. "
             "Take a model whose model.targets names some."
         )
-    for target in teacher.config.targets:
+    for target in teacher.targets:
         if target not in known:
             raise TeacherError(
-                f"The teacher {model_folder} predicts {target!r}, which is no label of {shard_set.root} "
+                f"The teacher {teacher} predicts {target!r}, which is no label of {shard_set.root} "
                 f"({', '.join(known)}). Take the shards that it was trained on."
             )
     shard_set.shards_of(fit_splits)
@@ -300,7 +300,7 @@ def _read_fit(work: _Work) -> dict[str, ShardFit]:
                 work.shard_set,
                 shard.name,
                 targets=work.targets,
-                embedding_size=work.teacher.config.embedding_dim,
+                embedding_size=work.teacher.embedding_size,
             )
             for shard in shards
         }
@@ -327,7 +327,7 @@ def _finish(
             registry_version=registry_version,
             weight_digest=work.teacher.digest,
             targets=work.targets,
-            embedding_size=work.teacher.config.embedding_dim,
+            embedding_size=work.teacher.embedding_size,
             embedding_mean=tuple(sums.mean.tolist()),
             embedding_std=tuple(sums.std.tolist()),
             condition_sha256="",

@@ -80,7 +80,7 @@ def make_teacher(folder: Path, shards: Path) -> Path:
         scale=(1.0, 7.0), extra={"train_splits": ["Train"]},
     )  # fmt: skip
     cache_teacher(
-        folder / "teacher", open_shard_set(shards), folder / "cache", ranks=Ranks(), device=torch.device("cpu")
+        [folder / "teacher"], open_shard_set(shards), folder / "cache", ranks=Ranks(), device=torch.device("cpu")
     )
     return folder / "teacher"
 

@@ -81,7 +81,7 @@ class TeacherFacts:
     """Version in the model registry; empty for a teacher that was never registered."""
 
     weight_digest: Digest
-    """SHA-256 of the teacher's weights."""
+    """SHA-256 of the teacher's weights; of several teachers, that of their digests, sorted and one a line."""
 
     targets: tuple[str, ...]
     """What its predictions are of, in this order."""

@@ -104,14 +104,14 @@ class _Work:
     def make(self, shard: ShardEntry) -> None:
         """Those of one shard."""
         rows = self.shard_set.rows(shard.name)
-        batches = shard_batches(self.shard_set, rows, self.encode_text, BATCH_SECONDS, skip_damaged=self.skip_damaged)
+        batches = shard_batches(self.shard_set, rows, [self.encode_text], BATCH_SECONDS, skip_damaged=self.skip_damaged)
         features = self.branch.encoder.config.hidden_size
         with writing(self.folder):
             write_frames(self.folder, shard, self._frames(batches), features=features, frame_type=self.frame_type)
 
     @torch.inference_mode()
-    def _frames(self, batches: Iterable[tuple[list[int], Batch]]) -> Iterator[tuple[int, np.ndarray]]:
-        for numbers, batch in batches:
+    def _frames(self, batches: Iterable[tuple[list[int], list[Batch]]]) -> Iterator[tuple[int, np.ndarray]]:
+        for numbers, (batch,) in batches:
             moved = batch.to(self.device)
             with exact_float32():
                 hidden, num_frames = self._encode(moved)

@@ -60,7 +60,7 @@ def prepare(folder: Path, num_utterances: int, *, seconds: float | None = None) 
             scale=shard_set.manifest.scale,
             extra={"train_splits": ["Train"]},
         )
-    cache_teacher(folder / "teacher", shard_set, folder / "cache", ranks=Ranks(), device=torch.device("cpu"))
+    cache_teacher([folder / "teacher"], shard_set, folder / "cache", ranks=Ranks(), device=torch.device("cpu"))
     return shard_set
 
 

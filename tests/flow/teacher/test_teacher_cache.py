@@ -1,4 +1,4 @@
-"""launch/cache_teacher.py as users run it: two ranks under the deepspeed launcher, killed, resumed, refused."""
+"""launch/cache_teacher.py of two teachers: two ranks under the deepspeed launcher, killed, resumed, refused."""
 
 import os
 import signal
@@ -24,12 +24,13 @@ TIMEOUT_S = 300.0
 class Material:
     folder: Path
     shard_set: ShardSet
-    teacher: Path
+    teachers: tuple[Path, Path]
 
-    def options(self, out: Path, shards: Path | None = None) -> list[str]:
+    def options(self, out: Path, shards: Path | None = None, *, reverse: bool = False) -> list[str]:
         """One utterance per forward pass, so that a pass lasts long enough to be killed in its middle."""
         shards = shards or self.shard_set.root
-        return [f"--teacher={self.teacher}", f"--shards={shards}", f"--out={out}", "--batch-seconds=0.1"]
+        teachers = [f"--teacher={teacher}" for teacher in self.teachers[:: -1 if reverse else 1]]
+        return [*teachers, f"--shards={shards}", f"--out={out}", "--batch-seconds=0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +38,15 @@ def material(tmp_path_factory) -> Material:
     folder = tmp_path_factory.mktemp("cache")
     shard_set = build_small_shards(folder / "corpus", {"Train": 120, "Development": 20}, shard_bytes=12_000)
     assert len(shard_set.manifest.shards) > 40
-    return Material(folder, shard_set, save_small_teacher(folder / "teacher"))
+    teachers = save_small_teacher(folder / "teacher"), save_small_teacher(folder / "deaf", seed=1, with_text=False)
+    return Material(folder, shard_set, teachers)
 
 
 @pytest.fixture(scope="module")
 def one_rank(material: Material) -> Path:
-    """The cache of a process without a launcher."""
+    """The cache of a process without a launcher, which was given the teachers the other way round."""
     out = material.folder / "one-rank"
-    done = finish(start([sys.executable, str(SCRIPT), *material.options(out)]))
+    done = finish(start([sys.executable, str(SCRIPT), *material.options(out, reverse=True)]))
     assert done.code == 0, done.stderr
     return out
 

@@ -55,7 +55,7 @@ def long_runs(outcome: Outcome, situation: Situation) -> None:
         shards = open_shard_set(situation.pack / "shards")
         began = time.monotonic()
         summary = cache_teacher(
-            situation.pack / "teacher", shards, situation.work / "cache", ranks=Ranks(), device=situation.device
+            [situation.pack / "teacher"], shards, situation.work / "cache", ranks=Ranks(), device=situation.device
         )
         figures["utterances/s"] = summary.num_utterances / (time.monotonic() - began)
         outcome.show("teacher cache", f"{figures['utterances/s']:.0f}/s")

@@ -1,6 +1,6 @@
 """A real shard set of noise and words, and a real speech + text teacher of a few thousand parameters, in seconds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,19 +68,23 @@ def build_small_shards(
 
 def save_small_teacher(
     folder: Path, *, seed: int = 0, with_text: bool = True, with_speech: bool = True,
-    weights: Mapping[str, float] | None = None, **extra: Any,
+    weights: Mapping[str, float] | None = None, words: Sequence[str] = WORDS,
+    changes: Mapping[str, Any] | None = None, **extra: Any,
 ) -> Path:  # fmt: skip
     """An untrained teacher's model folder; its train_splits are ``("Train",)`` unless ``extra`` states otherwise.
 
     Args:
         weights: parameters by name, to be filled with one number.
+        words: that the tokenizer knows.
+        changes: settings of the model that differ.
     """
     config = both() if with_text else ModelConfig(embedding_dim=8, speech=speech_config())
     if not with_speech:
         config = replace(config, speech=None)
+    config = replace(config, **(changes or {}))
     tokenizer = None
     if config.text is not None:
-        tokenizer = train_tokenizer([" ".join(WORDS)] * 20, config.text, folder.with_name(f"{folder.name}-tokenizer"))
+        tokenizer = train_tokenizer([" ".join(words)] * 20, config.text, folder.with_name(f"{folder.name}-tokenizer"))
     torch.manual_seed(seed)
     model = build_model(config, vocabulary_size=None if tokenizer is None else tokenizer.vocabulary_size)
     with torch.no_grad():

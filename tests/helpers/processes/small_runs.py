@@ -109,7 +109,7 @@ def write_run(path: Path, shards: Path, output: Path, **sections: Mapping[str, A
 
 def make_cache(teacher: Path, shard_set: ShardSet, cache: Path) -> Path:
     """The teacher cache of one rank in this process."""
-    cache_teacher(teacher, shard_set, cache, ranks=Ranks(), device=torch.device("cpu"))
+    cache_teacher([teacher], shard_set, cache, ranks=Ranks(), device=torch.device("cpu"))
     return cache
 
 

@@ -18,7 +18,7 @@ def cache_in_own_folder(folder: Path, shards: Path) -> str:
     ranks = rank_facts()
     out = folder / f"cache-of-{ranks.rank}"
     with pytest.raises(TeacherError) as refused:
-        cache_teacher(folder / "teacher", open_shard_set(shards), out, ranks=ranks, device=torch.device("cpu"))
+        cache_teacher([folder / "teacher"], open_shard_set(shards), out, ranks=ranks, device=torch.device("cpu"))
     assert not list(out.glob("*.tar"))
     return str(refused.value)
 

@@ -22,6 +22,7 @@ from ccts_dist.model.speech.feature_encoder import MaskedGroupNorm
 from ccts_dist.model.speech.filterbank import Filterbank
 from ccts_dist.probe.encoders import FrozenEncoders
 from ccts_dist.scoring.evaluator import evaluate_split
+from ccts_dist.teacher.ensemble import load_ensemble
 from ccts_dist.teacher.forward import shard_batches, teacher_outputs
 from tests.helpers.models.small_teacher import build_small_shards, save_small_teacher
 
@@ -144,12 +145,17 @@ def test_every_pass_without_gradient_is_exact_whatever_stands_outside(tmp_path: 
     loaded, rows, cpu = load_model(folder), shard_set.rows(next(iter(shard_set.shards_of(("Train",)))).name), "cpu"
     student = load_student(folder, device=cpu)
     encoders = FrozenEncoders(loaded.model, None)
-    (batch,) = (batch for _, batch in shard_batches(shard_set, rows, None, 60.0))
+    ((_, (batch,)),) = shard_batches(shard_set, rows, [None], 60.0)
     cases: dict[str, Callable[[], object]] = {
         "predict": lambda: student.predict([np.ones(4_000, np.float32)]),
         "probe": lambda: encoders.vectors(batch),
         "teacher": lambda: teacher_outputs(
-            loaded, shard_set, rows, device=torch.device(cpu), batch_seconds=60.0, advance=lambda _: None
+            load_ensemble([folder], torch.device(cpu)),
+            shard_set,
+            rows,
+            device=torch.device(cpu),
+            batch_seconds=60.0,
+            advance=lambda _: None,
         ),
         "evaluate": lambda: evaluate_split(folder, tmp_path / "shards", "Test1", ranks=Ranks(), workers=0),
     }

@@ -21,6 +21,7 @@ from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.shards.teacher_cache import open_teacher_cache
 from ccts_dist.shards.teacher_cache_writer import write_cache_shard
 from ccts_dist.teacher import CacheSummary, cache_teacher
+from ccts_dist.teacher.ensemble import load_ensemble
 from ccts_dist.teacher.fit import read_shard_fit
 from ccts_dist.teacher.forward import cut_by_seconds, teacher_outputs
 from tests.helpers.models.small_teacher import build_small_shards, cache_bytes, save_small_teacher
@@ -38,7 +39,7 @@ class Material:
 
 def run_pass(teacher: Path, shard_set: ShardSet, out: Path, **settings) -> CacheSummary:
     settings = {"ranks": Ranks(), "device": torch.device("cpu"), "batch_seconds": 1.0} | settings
-    return cache_teacher(teacher, shard_set, out, **settings)
+    return cache_teacher([teacher], shard_set, out, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -284,8 +285,8 @@ def test_batch_that_does_not_fit_the_device_is_reported_with_what_to_lower(mater
     def out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    teacher = load_model(material.teacher)
-    teacher.model.register_forward_pre_hook(out_of_memory)
+    teacher = load_ensemble([material.teacher], torch.device("cpu"))
+    teacher.members[0].model.register_forward_pre_hook(out_of_memory)
     rows = material.shard_set.rows(material.shard_set.manifest.shards[0].name)
     with pytest.raises(TeacherError, match=rf"{rows.shard}: .* do not fit .* Lower --batch-seconds, now 1\."):
         teacher_outputs(

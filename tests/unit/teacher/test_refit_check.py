@@ -31,7 +31,7 @@ def made(tmp_path_factory) -> tuple[ShardSet, Path]:
     shard_set = build_small_shards(folder / "corpus", SPLITS)
     teacher = save_small_teacher(folder / "teacher")
     cache_teacher(
-        teacher, shard_set, folder / "cache", ranks=Ranks(), device=torch.device("cpu"), batch_seconds=1.0,
+        [teacher], shard_set, folder / "cache", ranks=Ranks(), device=torch.device("cpu"), batch_seconds=1.0,
         name="a folder", registry_version="",
     )  # fmt: skip
     return shard_set, folder / "cache"
@@ -112,7 +112,7 @@ def test_a_condition_on_too_few_labels_cannot_be(made):
     true = open_teacher_cache(cache, shard_set).condition
     small = build_small_shards(cache.parent / "few", {"Train": 21, "Two": 2})
     cache_teacher(
-        cache.parent / "teacher", small, cache.parent / "cache of few", ranks=Ranks(), device=torch.device("cpu"),
+        [cache.parent / "teacher"], small, cache.parent / "cache of few", ranks=Ranks(), device=torch.device("cpu"),
         batch_seconds=1.0, name="a folder", registry_version="",
     )  # fmt: skip
     plant(small, cache.parent / "cache of few", replace(true, splits=("Two",)))
