@@ -33,6 +33,7 @@ LIMITS: Mapping[str, int] = {
     "checkpoint state.json": 256 * _MIB,
     "digests.json": 4 * _MIB,
     "label file": 256 * _MIB,
+    "header of a database": 16 * _MIB,
     "file of keys": 256 * _MIB,
     "line of a label table": _MIB,
     "file of transcripts": 512 * _MIB,

@@ -1,5 +1,6 @@
 """Corpora on disk. One file and one read function per corpus; ``spoken`` makes the demo corpus by speech synthesis."""
 
+from ccts_dist.corpus.audformat.reader import AnnotationColumns, read_audformat
 from ccts_dist.corpus.corpus import Corpus
 from ccts_dist.corpus.demo.spoken import SpokenConfig, make_spoken_corpus, plan_spoken_corpus, read_spoken_corpus
 from ccts_dist.corpus.iemocap import read_iemocap
@@ -15,10 +16,12 @@ from ccts_dist.corpus.open.ravdess import read_ravdess
 from ccts_dist.corpus.open.tess import read_tess
 
 __all__ = [
+    "AnnotationColumns",
     "Corpus",
     "SpokenConfig",
     "make_spoken_corpus",
     "plan_spoken_corpus",
+    "read_audformat",
     "read_cmu_mosei",
     "read_crema_d",
     "read_emobox",

@@ -167,15 +167,15 @@ def _add(
 
 
 def _add_corpora(kinds: "argparse._SubParsersAction[CommandParser]", parents: list[CommandParser]) -> None:
-    for one in FOLDER_CORPORA:
-        parser = _add(kinds, one.name, parents, one.words)
-        parser.add_argument("root", type=Path, metavar="ROOT", help=one.root)
-        one.add_options(parser)
     by_speaker = CommandParser(add_help=False)
     by_speaker.add_argument(
         "--by-speaker", action="store_true", help="make Train, Development and Test by speaker, in place of its splits"
     )
     by_speaker.add_argument("--folds", type=int, metavar="K", help="with --by-speaker: Fold1 to FoldK instead")
+    for one in FOLDER_CORPORA:
+        parser = _add(kinds, one.name, [*parents, by_speaker] if one.can_resplit else parents, one.words)
+        parser.add_argument("root", type=Path, metavar="ROOT", help=one.root)
+        one.add_options(parser)
     parents = [*parents, by_speaker]
     hf_command.add_options(_add(kinds, "hf", parents, hf_command.WORDS))
     manifest = _add(kinds, "manifest", parents, "any other corpus, from a table of its utterances (CSV or JSON lines)")

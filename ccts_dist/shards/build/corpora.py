@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ccts_dist.corpus import (
+    AnnotationColumns,
     Corpus,
+    read_audformat,
     read_cmu_mosei,
     read_crema_d,
     read_emobox,
@@ -20,6 +22,7 @@ from ccts_dist.corpus import (
 )
 from ccts_dist.corpus.open.crema_d import CATEGORIES_FROM
 from ccts_dist.corpus.open.esd import LANGUAGES
+from ccts_dist.shards.build.hf_command import parse_targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,8 @@ class FolderCorpus:
 
     read: Callable[[argparse.Namespace], Corpus]
     add_options: Callable[[argparse.ArgumentParser], object] = lambda _: None
+    can_resplit: bool = False
+    """Whether it takes ``--by-speaker``."""
 
 
 def _folds(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +73,31 @@ def _crema_options(parser: argparse.ArgumentParser) -> None:
 
 def _emobox_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio", type=Path, required=True, metavar="DIR", help="folder that holds downloads/")
+
+
+def _audformat_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", action="append", default=[], metavar="NAME=TABLE.COLUMN",
+        help="a column with ratings; as often as needed. A * stands for any characters but dots: several columns of a "
+        "table are raters, whose mean is the label",
+    )  # fmt: skip
+    for name in ("category", "text", "speaker", "gender"):
+        parser.add_argument(f"--{name}", metavar="TABLE.COLUMN", help=f"with the {name}")
+    parser.add_argument(
+        "--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="default: minimum and maximum of the schemes"
+    )
+
+
+def _read_audformat(args: argparse.Namespace) -> Corpus:
+    columns = AnnotationColumns(
+        targets=parse_targets(args.target),
+        category=args.category,
+        text=args.text,
+        speaker=args.speaker,
+        gender=args.gender,
+    )
+    scale = None if args.scale is None else (args.scale[0], args.scale[1])
+    return read_audformat(args.root, columns=columns, scale=scale, release=args.release)
 
 
 def _esd_options(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +160,14 @@ FOLDER_CORPORA = (
         root="fold with NAME_train_fold_1.jsonl and so on, such as data/emodb/fold_1",
         read=lambda args: read_emobox(args.root, audio=args.audio, release=args.release),
         add_options=_emobox_options,
+    ),
+    FolderCorpus(
+        name="audformat",
+        words="a database in audformat, audEERING's form of annotated media",
+        root="folder with db.yaml",
+        read=_read_audformat,
+        add_options=_audformat_options,
+        can_resplit=True,
     ),
     FolderCorpus(
         name="tess",

@@ -55,7 +55,7 @@ def read(args: argparse.Namespace) -> tuple[Corpus, Path]:
         category=args.category,
         speaker=args.speaker,
         gender=args.gender,
-        targets=_targets(args.target),
+        targets=parse_targets(args.target),
     )
     corpus = read_huggingface(
         args.source,
@@ -73,7 +73,12 @@ def read(args: argparse.Namespace) -> tuple[Corpus, Path]:
     return corpus, own if own.is_dir() and first.is_relative_to(own) else folder
 
 
-def _targets(given: Sequence[str]) -> dict[str, str]:
+def parse_targets(given: Sequence[str]) -> dict[str, str]:
+    """Column by target, from the words of ``--target``.
+
+    Raises:
+        ConfigError: one is not NAME=COLUMN, or a name comes twice.
+    """
     targets: dict[str, str] = {}
     for one in given:
         target, _, column = one.partition("=")

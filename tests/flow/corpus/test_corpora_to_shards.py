@@ -27,7 +27,7 @@ from ccts_dist.corpus import (
 )
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.format.schema import unescape_key
-from tests.helpers.examples import open_examples
+from tests.helpers.examples import audformat_examples, open_examples
 from tests.helpers.examples.corpus_examples import MAX_DURATION_S, NUM_SAMPLES, Example, iemocap, manifest
 from tests.helpers.examples.msp_examples import msp_podcast_1_6, msp_podcast_1_11, msp_podcast_2_0, msp_podcast_text
 
@@ -47,6 +47,8 @@ EXAMPLES: dict[str, tuple[Callable[[Path], Example], Callable[[Path], Corpus]]] 
     "tess": (open_examples.tess, read_tess),
     "meld": (open_examples.meld, read_meld),
     "emobox": (open_examples.emobox, lambda fold: read_emobox(fold, audio=fold.parents[2])),
+    "audformat csv": (audformat_examples.raters, audformat_examples.read_raters),
+    "audformat parquet": (audformat_examples.segments, audformat_examples.read_segments),
     "cmu-mosei": (open_examples.cmu_mosei, read_cmu_mosei),
     "manifest csv": (lambda root: manifest(root / "corpus.csv"), partial(read_manifest, scale=(0.0, 4.0))),
     "manifest jsonl": (lambda root: manifest(root / "corpus.jsonl"), partial(read_manifest, scale=(0.0, 4.0))),

@@ -27,6 +27,7 @@ from ccts_dist.shards.format.sealed_json import sealed_bytes
 from ccts_dist.shards.format.tars import walk_tar
 from ccts_dist.shards.format.teacher_cache import decode_output
 from ccts_dist.train.checkpoints.checkpoint import find_checkpoint, read_manifest, read_state
+from tests.helpers.examples import audformat_examples
 from tests.helpers.examples.sound_sets import SHARD, build_sound
 from tests.helpers.faults import damage
 from tests.helpers.faults.fuzzing import fuzz
@@ -279,6 +280,20 @@ def test_labels_of_iemocap(tmp_path: Path, name: str, sound: bytes):
         list(read_iemocap(tmp_path).utterances)
 
     assert fuzz(lambda draw: mutate_lines(draw, sound), read, tmp_path / "found") > 0
+
+
+@pytest.mark.parametrize("name", ["db.yaml", "db.segments.parquet"])
+def test_files_of_an_audformat_database(name: str, tmp_path: Path):
+    audformat_examples.segments(tmp_path)
+    path = tmp_path / name
+    sound = path.read_bytes()
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        audformat_examples.read_segments(tmp_path)
+
+    mutate = mutate_lines if name.endswith("yaml") else partial(mutate_bytes, most=4)
+    assert fuzz(lambda draw: either(draw, mutate, sound), read, tmp_path / "found") > 0
 
 
 def test_files_of_a_recognizer(tmp_path: Path):
