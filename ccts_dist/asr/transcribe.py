@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from ccts_dist.asr.recognizer import Recognizer
-from ccts_dist.audio.convert import Decoded, decode_audio, to_wave
+from ccts_dist.audio.convert import Decoded, decode_part, to_wave
 from ccts_dist.audio.decode import stated_seconds
 from ccts_dist.audio.limits import MAX_DURATION_S
 from ccts_dist.corpus.asr_transcripts import AsrTranscript, TranscriptFile, has_transcript
@@ -187,11 +187,7 @@ def _groups(wanted: Sequence[Utterance]) -> Iterator[list[Utterance]]:
     group: list[Utterance] = []
     size, seconds = 0, 0.0
     for utterance in wanted:
-        try:
-            bytes_more = os.stat(utterance.audio).st_size
-        except OSError:
-            bytes_more = 0  # decoding will give the reason
-        seconds_more = stated_seconds(utterance.audio)
+        bytes_more, seconds_more = _size(utterance)
         full = len(group) >= _GROUP_UTTERANCES or size + bytes_more > _GROUP_BYTES
         if group and (full or seconds + seconds_more > _GROUP_SECONDS):
             yield group
@@ -202,16 +198,27 @@ def _groups(wanted: Sequence[Utterance]) -> Iterator[list[Utterance]]:
         yield group
 
 
+def _size(utterance: Utterance) -> tuple[int, float]:
+    """Bytes and seconds of its audio; of a part of a recording the seconds alone."""
+    if utterance.segment_s is not None:
+        return 0, utterance.segment_s[1] - utterance.segment_s[0]
+    try:
+        size = os.stat(utterance.audio).st_size
+    except OSError:
+        size = 0  # decoding will give the reason
+    return size, stated_seconds(utterance.audio)
+
+
 def _decoded_ahead(
     groups: Iterable[Sequence[Utterance]], num_threads: int
 ) -> Iterator[list[tuple[Utterance, Decoded | str]]]:
     """Each group with its audio; the next one is decoded while this one is transcribed."""
-    decode = partial(decode_audio, max_duration_s=MAX_DURATION_S)
+    decode = partial(decode_part, max_duration_s=MAX_DURATION_S)
     waiting: deque[tuple[Sequence[Utterance], list[Future[Decoded | str]]]] = deque()
     with ThreadPoolExecutor(num_threads) as threads:
         try:
             for group in chain(groups, [()]):
-                waiting.append((group, [threads.submit(decode, one.audio) for one in group]))
+                waiting.append((group, [threads.submit(decode, one.audio, one.segment_s) for one in group]))
                 if len(waiting) > 1:
                     ready, futures = waiting.popleft()
                     yield [(one, future.result()) for one, future in zip(ready, futures, strict=True)]

@@ -52,10 +52,7 @@ def convert_audio(
         max_duration_s: longer audio is not used.
         segment_s: beginning and end of the part that is taken; None for the whole file.
     """
-    if segment_s is None:
-        decoded = decode_audio(path, max_duration_s=max_duration_s)
-    else:
-        decoded = decode_segment(path, segment_s, max_duration_s=max_duration_s)
+    decoded = decode_part(path, segment_s, max_duration_s=max_duration_s)
     if isinstance(decoded, str):
         return decoded
     return Converted(
@@ -65,6 +62,13 @@ def convert_audio(
         mixed_down=decoded.mixed_down,
         clipped=is_clipped(decoded.whole),
     )
+
+
+def decode_part(path: Path, segment_s: tuple[float, float] | None, *, max_duration_s: float) -> Decoded | str:
+    """As ``decode_segment``, or ``decode_audio`` of the whole file where there is no segment."""
+    if segment_s is None:
+        return decode_audio(path, max_duration_s=max_duration_s)
+    return decode_segment(path, segment_s, max_duration_s=max_duration_s)
 
 
 def decode_audio(source: Path | io.BytesIO, *, max_duration_s: float) -> Decoded | str:

@@ -42,9 +42,9 @@ OPTIONS = {
     "shards/check.py": "--fast --teacher-cache --threads",
     "shards/info.py": "--json --plot",
     "shards/merge.py": "--out --shards --teacher-cache",
-    "shards/transcribe.py": "--all --batch-seconds --device --language --model --out",
+    "shards/transcribe.py": "",  # as above
 }
-STARTING_SLOWLY = ("launch/reproduce.py", "shards/build.py")
+STARTING_SLOWLY = ("launch/reproduce.py", "shards/build.py", "shards/transcribe.py")
 """Their options are made from tables and readers that compute."""
 
 SCRIPTS = sorted([*Path("launch").glob("*.py"), *Path("shards").glob("*.py")])

@@ -244,7 +244,12 @@ BUILD_KINDS = [*(corpus.name for corpus in FOLDER_CORPORA), "hf", "manifest", "d
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, []) for name in COMMANDS), *(("build", [kind]) for kind in BUILD_KINDS)]
+    ("name", "options"),
+    [
+        *((name, []) for name in COMMANDS),
+        *(("build", [kind]) for kind in BUILD_KINDS),
+        *(("transcribe", [kind]) for kind in BUILD_KINDS[:-2]),
+    ],
 )
 def test_help_has_no_banned_word(name: str, options: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):

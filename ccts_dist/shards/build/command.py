@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +57,12 @@ def build_parser() -> CommandParser:
     )
     parser = CommandParser(description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="CORPUS")
-    _add_corpora(kinds, [_output_options(shard_mb=256.0), limits, shared])
+    by_speaker = CommandParser(add_help=False)
+    by_speaker.add_argument(
+        "--by-speaker", action="store_true", help="make Train, Development and Test by speaker, in place of its splits"
+    )
+    by_speaker.add_argument("--folds", type=int, metavar="K", help="with --by-speaker: Fold1 to FoldK instead")
+    add_corpora(kinds, [_output_options(shard_mb=256.0), limits, shared], [by_speaker], epilog=EPILOG)
     _add_demo(kinds, [_output_options(shard_mb=4.0), limits])  # so that even a small corpus is several shards
     join = _add(kinds, "join", [limits], "finish a build whose parts have all been made")
     join.add_argument("out", metavar="OUT", help="where the parts were built")
@@ -114,7 +120,7 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
     _warn_unnamed(corpus)
     if getattr(args, "by_speaker", False):
         corpus = replace(corpus, utterances=tuple(resplit_by_speaker(corpus.utterances, args.folds)))
-    if args.transcripts is not None:
+    if getattr(args, "transcripts", None) is not None:
         transcripts = apply_transcripts(
             corpus.utterances, read_transcripts(args.transcripts), min_confidence=args.min_confidence
         )
@@ -146,39 +152,34 @@ def part_of(args: argparse.Namespace) -> Part | None:
 
 
 def _warn_unnamed(corpus: Corpus) -> None:
-    """Count on stderr the audio files that no row of the label table names, and that are not built therefore."""
+    """Count on stderr the audio files that no row of the label table names, and that are passed over therefore."""
     if corpus.unnamed:
         names = ", ".join(path.name for path in corpus.unnamed[:3])
         more = ", ..." if len(corpus.unnamed) > 3 else ""
         count = len(corpus.unnamed)
-        log(f"{corpus.name}: {count} audio files are named by no row, so they are not built: {names}{more}")
+        log(f"{corpus.name}: {count} audio files are named by no row, so they are passed over: {names}{more}")
 
 
-def _add(
+def add_corpora(
     kinds: "argparse._SubParsersAction[CommandParser]",
-    name: str,
-    parents: list[CommandParser],
-    words: str,
-) -> CommandParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    return kinds.add_parser(
-        name, parents=parents, help=words, description=words, epilog=EPILOG, formatter_class=formatter
-    )
+    parents: Sequence[CommandParser] = (),
+    resplit_parents: Sequence[CommandParser] = (),
+    *,
+    epilog: str,
+) -> None:
+    """A sub-command for each kind of corpus, with its own options and those of the parents.
 
-
-def _add_corpora(kinds: "argparse._SubParsersAction[CommandParser]", parents: list[CommandParser]) -> None:
-    by_speaker = CommandParser(add_help=False)
-    by_speaker.add_argument(
-        "--by-speaker", action="store_true", help="make Train, Development and Test by speaker, in place of its splits"
-    )
-    by_speaker.add_argument("--folds", type=int, metavar="K", help="with --by-speaker: Fold1 to FoldK instead")
+    Args:
+        resplit_parents: further options of corpora whose splits can be made by speaker.
+    """
+    both = [*parents, *resplit_parents]
     for one in FOLDER_CORPORA:
-        parser = _add(kinds, one.name, [*parents, by_speaker] if one.can_resplit else parents, one.words)
+        parser = _add(kinds, one.name, both if one.can_resplit else parents, one.words, epilog)
         parser.add_argument("root", type=Path, metavar="ROOT", help=one.root)
         one.add_options(parser)
-    parents = [*parents, by_speaker]
-    hf_command.add_options(_add(kinds, "hf", parents, hf_command.WORDS))
-    manifest = _add(kinds, "manifest", parents, "any other corpus, from a table of its utterances (CSV or JSON lines)")
+    hf_command.add_options(_add(kinds, "hf", both, hf_command.WORDS, epilog))
+    words = "any other corpus, from a table of its utterances (CSV or JSON lines)"
+    manifest = _add(kinds, "manifest", both, words, epilog)
     manifest.add_argument(
         "file", type=Path, metavar="FILE", help="columns key, audio, split; perhaps transcript, speaker; targets"
     )
@@ -191,6 +192,19 @@ def _add_corpora(kinds: "argparse._SubParsersAction[CommandParser]", parents: li
         default=(1.0, 7.0),
         metavar=("LOW", "HIGH"),
         help="lowest and highest rating (default: 1 7)",
+    )
+
+
+def _add(
+    kinds: "argparse._SubParsersAction[CommandParser]",
+    name: str,
+    parents: Sequence[CommandParser],
+    words: str,
+    epilog: str = EPILOG,
+) -> CommandParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    return kinds.add_parser(
+        name, parents=[*parents], help=words, description=words, epilog=epilog, formatter_class=formatter
     )
 
 

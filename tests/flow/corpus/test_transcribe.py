@@ -1,6 +1,7 @@
 """The command as people run it: real processes, real small models, corpora in their layouts, kills at any moment."""
 
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -13,14 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from ccts_dist.asr.recognizer import Recognizer, load_recognizer
 from ccts_dist.asr.transcribe import transcribe, wanted_utterances
+from ccts_dist.commands.shards.transcribe import parse_args
 from ccts_dist.corpus import read_msp_podcast
 from ccts_dist.corpus.asr_transcripts import apply_transcripts, read_transcripts
 from ccts_dist.errors import run_main
@@ -223,6 +227,49 @@ def test_a_manifest_is_read_by_whisper_on_any_scale_and_in_any_format(run, tmp_p
         "whisper",
     )
     assert transcripts["ü/2"].duration_s == pytest.approx(30_000 / 44_100, abs=1e-4)
+
+
+def test_parts_of_a_recording_are_transcribed_as_files_of_their_own_would_be(run, model: Path, tmp_path: Path):
+    wave = np.concatenate([chirps(24_000, seed=1), chirps(16_000, seed=2)])
+    soundfile.write(tmp_path / "long.wav", wave, 16_000, subtype="PCM_16")
+    lines = [
+        {"key": "first", "wav": "long.wav", "emo": "a", "start_time": 0.0, "end_time": 1.5},
+        {"key": "second", "wav": "long.wav", "emo": "a", "start_time": 1.5, "end_time": 2.5},
+    ]
+    fold = tmp_path / "fold_1"
+    fold.mkdir()
+    (fold / "x_train_fold_1.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (fold / "x_test_fold_1.jsonl").touch()
+    assert run("emobox", fold, "--audio", tmp_path, "--model", model).returncode == 0
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for name, part in (("first", wave[:24_000]), ("second", wave[24_000:])):
+        soundfile.write(parts / f"{name}.wav", part, 16_000, subtype="PCM_16")
+    (parts / "list.csv").write_text("key,audio\nfirst,first.wav\nsecond,second.wav\n")
+    assert run("manifest", parts / "list.csv", "--model", model).returncode == 0
+    read = [read_transcripts(path) for path in (tmp_path / "fold_1-asr.jsonl", parts / "list-asr.jsonl")]
+    assert read[0] == read[1]
+    assert [one.duration_s for one in read[0].values()] == [1.0, 1.5]
+    assert all(one.transcript for one in read[0].values())
+
+
+def test_rows_of_a_hugging_face_data_set_are_transcribed_under_the_keys_of_the_build(run, model: Path, tmp_path: Path):
+    wave = io.BytesIO()
+    soundfile.write(wave, chirps(16_000, seed=3), 16_000, format="FLAC")
+    rows = {"audio": [{"bytes": wave.getvalue(), "path": "a.flac"}] * 2, "words": ["people wrote this", ""]}
+    parquet.write_table(pa.table(rows), tmp_path / "set.parquet")
+    ended = run("hf", tmp_path / "set.parquet", "--text", "words", "--model", model)
+    assert ended.returncode == 0, ended.stderr
+    assert set(read_transcripts(tmp_path / "set-asr.jsonl")) == {"train-00000001"}
+    assert (tmp_path / "set-audio" / "train" / "00000001.flac").read_bytes() == wave.getvalue()
+
+
+def test_language_of_a_bilingual_corpus_is_also_the_recognizers():
+    one = parse_args(["esd", "ROOT", "--model", "m", "--language", "zh"])
+    assert (one.kind, one.language) == ("esd", "zh")
+    assert parse_args(["emodb", "ROOT", "--model", "m", "--language", "german"]).language == "german"
+    with pytest.raises(SystemExit):
+        parse_args(["esd", "ROOT", "--model", "m", "--language", "german"])
 
 
 @pytest.mark.parametrize("place", ["podcast/Labels/labels_consensus.csv", "podcast/new.jsonl", "diary.txt"])
