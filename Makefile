@@ -24,7 +24,8 @@ TORCH_VERSION = $(shell sed -nE 's/^torch==([0-9.]+).*/\1/p' requirements.lock)
 export PYTHONDONTWRITEBYTECODE :=
 
 # By file, so that what a file sets up for its tests is set up once. The tiers are in tests/tiers.py.
-PYTEST := $(BIN)/pytest --dist loadfile --no-loadscope-reorder --durations 10
+OPTIONS := --dist loadfile --no-loadscope-reorder --durations 10
+PYTEST := $(BIN)/pytest $(OPTIONS)
 # Two workers more than the two cores of CI: much of what the later tiers do is waiting, for a time-out, a start or a server.
 WORKERS := -n 4
 # Begun first, so that no process is left alone with one of them at the end.
@@ -51,7 +52,7 @@ $(UV_INSTALL) --no-deps $(if $(wildcard $(TORCH_INDEX)),--no-index --find-links,
 rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
 endef
 
-.PHONY: help setup demo test test-integration test-long test-rest say-test check proof lock clean
+.PHONY: help setup demo test test-integration test-long test-rest say-test coverage check proof lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -86,6 +87,16 @@ test-long: setup  ## kills, clusters, servers, tables, and many more examples of
 test-rest: setup  ## both of these in one go, as CI runs them: shorter by minutes
 	$(PYTEST) $(WORKERS) --tier integration --tier long --ignore $(LARGEST) $(LONGEST) tests
 	$(BIN)/pytest --tier long $(LARGEST)
+
+coverage: export COVERAGE_FILE := $(CURDIR)/build/coverage/data
+coverage: export COVERAGE_RCFILE := $(CURDIR)/pyproject.toml
+coverage: setup  ## lines and branches of ccts_dist that the tests of all tiers run: half an hour
+	rm -rf $(dir $(COVERAGE_FILE))
+	mkdir -p $(dir $(COVERAGE_FILE))
+	-$(BIN)/coverage run -m pytest $(OPTIONS) -n 2 --tier fast tests/unit tests/contract tests/flow
+	-$(BIN)/coverage run -m pytest $(OPTIONS) $(WORKERS) --tier integration --tier long --ignore $(LARGEST) $(LONGEST) tests
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered --sort=cover
 
 say-test:
 	@test -e $(VENV)/.ready && echo "the fast tests, about three minutes" \
