@@ -63,7 +63,7 @@ def teacher_outputs(
                     f"{rows.shard}: the teacher's output for {rows.keys[numbers[place]]!r} is not finite. The teacher "
                     f"{folder} has diverged: take another checkpoint."
                 )
-        mean = np.mean(stated, axis=0, dtype=np.float64).astype(np.float32)
+        mean = np.stack(stated).mean(axis=0, dtype=np.float64).astype(np.float32)
         for number, vector in zip(numbers, mean, strict=True):
             embedding, prediction = np.split(vector, [teacher.embedding_size])
             outputs[number] = TeacherOutput(embedding=embedding, prediction=prediction)
