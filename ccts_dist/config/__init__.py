@@ -9,6 +9,7 @@ from ccts_dist.config.model_schema import (
     TextConfig,
     layer_number,
     lora_rank,
+    num_poolings,
     num_trainable_layers,
 )
 from ccts_dist.config.optim_schema import OptimConfig
@@ -52,6 +53,7 @@ __all__ = [
     "complete_tree",
     "layer_number",
     "lora_rank",
+    "num_poolings",
     "num_trainable_layers",
     "parse_model",
     "parse_run",

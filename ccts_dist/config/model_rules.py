@@ -1,11 +1,21 @@
 """Rules of the tables under [model] that no single annotation can state."""
 
-from ccts_dist.config.model_schema import ModelConfig, SpeechConfig, TextConfig, layer_number, num_trainable_layers
+from ccts_dist.config.model_schema import (
+    ModelConfig,
+    SpeechConfig,
+    TextConfig,
+    layer_number,
+    num_poolings,
+    num_trainable_layers,
+)
 from ccts_dist.config.renamed import stored_name
 from ccts_dist.errors import ConfigError
 
 EXTRA_SPEECH = stored_name("extra_speech")
 """Module of the further speech branches, in state dicts and names of branches."""
+
+_LEARNT_POOLINGS = ("gru", "attentive-statistics", "self-attention")
+"""Those with weights."""
 
 
 def check_model(model: ModelConfig, source: str) -> None:
@@ -39,10 +49,15 @@ def check_model(model: ModelConfig, source: str) -> None:
             f"{source}: model.fusion = 'cross-attention': must stand with [model.speech] and [model.text], and without "
             "[[model.extra_speech]]. Change the branches, or leave it out."
         )
+    if model.poolings == "per-target" and num_poolings(model) < 2:
+        raise ConfigError(
+            f"{source}: model.poolings = 'per-target': must stand with two targets, or with a target and categories. "
+            "Leave it out."
+        )
     if model.text is not None:
-        _check_branch(model.text, f"{source}: model.text")
+        _check_branch(model.text, f"{source}: model.text", model.poolings)
     for name, branch in speech_tables(model).items():
-        _check_branch(branch, f"{source}: {name}")
+        _check_branch(branch, f"{source}: {name}", model.poolings)
         _check_filterbank(branch, f"{source}: {name}")
 
 
@@ -66,7 +81,12 @@ def cached_branches(model: ModelConfig) -> dict[str, SpeechConfig | TextConfig]:
     }
 
 
-def _check_branch(branch: SpeechConfig | TextConfig, table: str) -> None:
+def _check_branch(branch: SpeechConfig | TextConfig, table: str, poolings: str) -> None:
+    if poolings == "per-target" and branch.pooling not in _LEARNT_POOLINGS:
+        raise ConfigError(
+            f"{table}.pooling = {branch.pooling!r} with model.poolings = 'per-target': must be one with weights "
+            f"({', '.join(map(repr, _LEARNT_POOLINGS))}), for all others are the same for each target. Change one."
+        )
     try:
         num_trainable_layers(branch.trainable)
     except ValueError:

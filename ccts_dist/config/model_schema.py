@@ -166,6 +166,12 @@ class ModelConfig:
     fusion_heads: Count = 4
     """Attention heads of "cross-attention"; must divide the features of both encoders."""
 
+    poolings: Literal["shared", "per-target"] = "shared"
+    """Poolings of each branch. "shared": one, for all targets. "per-target": one for each target, and one for the
+    categories together, so that each weighs the frames its own way; not for poolings without weights. The layers from
+    a pooled vector to the embedding are the same for all. A head reads the embedding of its own target, and the
+    embedding that is distilled, cached and returned is the mean of all of them."""
+
     embedding_dim: Count = 128
     """Size of the embedding, which the student imitates."""
 
@@ -199,6 +205,11 @@ class ModelConfig:
     normalized its own way, and pools its own frames; the vectors are concatenated before the embedding."""
 
     text: TextConfig | None = None
+
+
+def num_poolings(model: ModelConfig) -> int:
+    """Poolings of each branch; with ``poolings`` = "per-target" that of the categories is the last."""
+    return 1 if model.poolings == "shared" else len(model.targets) + bool(model.categories)
 
 
 def lora_rank(trainable: str) -> int | None:

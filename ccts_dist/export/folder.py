@@ -119,7 +119,14 @@ def write_own_code(loaded: LoadedModel, source: Path, folder: Path) -> Exported:
         "offset": offset.tolist(),
         **{
             name: getattr(loaded.config, name)
-            for name in ("embedding_dim", "embedding_norm", "embedding_activation", "heads", "head_hidden_dim")
+            for name in (
+                "poolings",
+                "embedding_dim",
+                "embedding_norm",
+                "embedding_activation",
+                "heads",
+                "head_hidden_dim",
+            )
         },
     }
     for name in model_files(source):

@@ -39,6 +39,7 @@ class CctsConfig(_PretrainedConfig):
         categories=(),
         factor=(),
         offset=(),
+        poolings="shared",
         embedding_dim=1,
         embedding_norm="none",
         embedding_activation="none",
@@ -47,7 +48,7 @@ class CctsConfig(_PretrainedConfig):
         **more,
     ):
         self.branches, self.targets, self.categories = list(branches), list(targets), list(categories)
-        self.factor, self.offset = list(factor), list(offset)
+        self.factor, self.offset, self.poolings = list(factor), list(offset), poolings
         self.embedding_dim, self.heads, self.head_hidden_dim = embedding_dim, heads, head_hidden_dim
         self.embedding_norm, self.embedding_activation = embedding_norm, embedding_activation
         super().__init__(**more)
@@ -77,7 +78,9 @@ class EmotionForAudioClassification(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        first, *others = [_Branch(settings) for settings in config.branches]
+        per_target = config.poolings == "per-target"
+        num_poolings = len(config.targets) + bool(config.categories) if per_target else 1
+        first, *others = [_Branch(settings, num_poolings) for settings in config.branches]
         self.speech = first
         self.add_module("also", nn.ModuleList(others))  # its name in the weights
         self.embedding = nn.Linear(sum(branch.pooling.size for branch in (first, *others)), config.embedding_dim)
@@ -94,19 +97,21 @@ class EmotionForAudioClassification(PreTrainedModel):
             counts = attention_mask.sum(dim=1).tolist()
         branches = (self.speech, *cast(nn.ModuleList, self.get_submodule("also")))
         rows = [
-            torch.cat([branch(row[:count]) for branch in branches])
+            torch.cat([branch(row[:count]) for branch in branches], dim=-1)
             for row, count in zip(input_values, counts, strict=True)
         ]
         embedding = self.embedding(torch.stack(rows))
         if self.embedding_norm is not None:
             embedding = self.embedding_norm(embedding)
         embedding = ACTIVATIONS[self.config.embedding_activation](embedding)
-        rating = probability = scores = None
-        if self.categories is not None:
-            scores = self.categories(embedding)
-            probability = scores.softmax(dim=1)
-        if self.prediction is not None:
-            rating = self.prediction(embedding)
+        rating: Any = None if self.prediction is None else self.prediction(embedding)
+        scores = None if self.categories is None else self.categories(embedding)
+        if self.config.poolings == "per-target":  # all have the poolings as second dimension
+            rating = rating.diagonal(dim1=1, dim2=2)
+            scores = None if scores is None else scores[:, -1]
+            embedding = embedding.mean(dim=1)
+        probability = None if scores is None else scores.softmax(dim=1)
+        if rating is not None:
             rating = rating * rating.new_tensor(self.config.factor) + rating.new_tensor(self.config.offset)
             scores = rating if probability is None else torch.cat([rating, probability], dim=1)
         return EmotionOutput(logits=scores, rating=rating, probability=probability, embedding=embedding)
@@ -130,9 +135,9 @@ class EmotionPipeline(AudioClassificationPipeline):
 
 
 class _Branch(nn.Module):
-    """A speech encoder and its pooling: of a waveform [samples] one vector."""
+    """A speech encoder and its pooling: of a waveform [samples] one vector, or [poolings features] with several."""
 
-    def __init__(self, settings):
+    def __init__(self, settings, num_poolings):
         super().__init__()
         self.settings = settings
         self.normalize, extractor = settings["normalize"], settings.get("extractor")
@@ -159,7 +164,9 @@ class _Branch(nn.Module):
             self.shortest = self._samples_for(self.squeeze)
         if settings["num_states"]:
             self.mixture = _Mixture(settings["num_states"])
-        self.pooling = _Pooling(settings, features)
+        self.pooling = (
+            _Pooling(settings, features) if num_poolings == 1 else _PerTargetPooling(settings, features, num_poolings)
+        )
 
     def forward(self, wave):
         if self.normalize:
@@ -285,6 +292,18 @@ class _Pooling(nn.Module):
         return torch.cat([mean, (variance + self.floor).sqrt()])
 
 
+class _PerTargetPooling(nn.Module):
+    """A pooling for each target, and one for the categories: of [frames features] one vector each."""
+
+    def __init__(self, settings, features, count):
+        super().__init__()
+        poolings = [_Pooling(settings, features) for _ in range(count)]
+        self.poolings, self.size = nn.ModuleList(poolings), poolings[0].size
+
+    def forward(self, frames):
+        return torch.stack([pooling(frames) for pooling in self.poolings])
+
+
 class _PerTarget(nn.Module):
     """A hidden layer and a linear one for each target."""
 
@@ -295,7 +314,7 @@ class _PerTarget(nn.Module):
         )
 
     def forward(self, embedding):
-        return torch.cat([head(embedding) for head in self.heads], dim=1)
+        return torch.cat([head(embedding) for head in self.heads], dim=-1)
 
 
 def _heads(config):

@@ -13,7 +13,7 @@ from ccts_dist.errors import ConfigError
 from ccts_dist.export.answers import Answers, Exported, scale_of
 from ccts_dist.model import LoadedModel
 from ccts_dist.model.branches import SpeechBranch
-from ccts_dist.model.pooling import GruPooling
+from ccts_dist.model.pooling import GruPooling, PerTargetPooling
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
 
 FILE = "model.onnx"
@@ -50,6 +50,12 @@ class _GruForTracing(nn.Module):
         outputs, _ = self.gru(frames)
         last = num_frames.clamp(1, frames.shape[1]) - 1
         return outputs.gather(1, last[:, None, None].expand(-1, 1, outputs.shape[2]))[:, 0]
+
+
+def _for_tracing(pooling: Any) -> Any:
+    if isinstance(pooling, PerTargetPooling):
+        return PerTargetPooling([_for_tracing(one) for one in pooling.poolings])
+    return _GruForTracing(pooling) if isinstance(pooling, GruPooling) else pooling
 
 
 class _Answering(nn.Module):
@@ -95,8 +101,7 @@ def write_onnx(loaded: LoadedModel, folder: Path) -> Exported:
     branches = [cast(SpeechBranch, branch) for branch in found]
     for branch in branches:
         branch.encoder.set_attn_implementation("eager")  # type: ignore[operator] - a PreTrainedModel
-        if isinstance(branch.pooling, GruPooling):
-            branch.pooling = _GruForTracing(branch.pooling)  # type: ignore[assignment] - a stand-in
+        branch.pooling = _for_tracing(branch.pooling)
     names = ["rating", "embedding"] + (["probability"] if loaded.config.categories else [])
     _trace(_Answering(loaded, branches).eval(), folder / FILE, names)
     (folder / "README.md").write_text(_README, encoding="utf-8")

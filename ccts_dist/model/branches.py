@@ -107,7 +107,7 @@ class SpeechBranch(nn.Module):
         audio: Float[Tensor, "batch samples"],
         num_samples: Int64[Tensor, " batch"],
         cached: FrameBatch | None = None,
-    ) -> Float[Tensor, "batch hidden"]:
+    ) -> Float[Tensor, "batch *poolings hidden"]:
         """The audio is not looked at where what ``encode`` made of it was ``cached``."""
         frames, num_frames = self.encode(audio, num_samples) if cached is None else (cached.frames, cached.num_frames)
         return self.pooling(frames, num_frames)
@@ -227,7 +227,7 @@ class TextBranch(nn.Module):
         tokens: Int64[Tensor, "batch tokens"] | None,
         num_tokens: Int64[Tensor, " batch"] | None,
         cached: FrameBatch | None = None,
-    ) -> Float[Tensor, "batch hidden"]:
+    ) -> Float[Tensor, "batch *poolings hidden"]:
         """Tokens are needed unless what ``encode`` made of them was ``cached``."""
         if cached is not None:
             return self.pooling(cached.frames, cached.num_frames)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from ccts_dist.config import ModelConfig, SpeechConfig, speech_tables
+from ccts_dist.config import ModelConfig, SpeechConfig, num_poolings, speech_tables
 from ccts_dist.config.model_rules import EXTRA_SPEECH
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.adapters import add_adapters
@@ -25,6 +25,7 @@ from ccts_dist.model.encoders import (
 )
 from ccts_dist.model.fusion import CrossAttentionFusion
 from ccts_dist.model.heads import ACTIVATIONS, WideLayerNorm, build_heads
+from ccts_dist.model.pooling import PerTargetPooling, build_pooling
 from ccts_dist.model.precision import WideLinear
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
 from ccts_dist.model.speech.filterbank import FilterbankBranch
@@ -115,7 +116,13 @@ class EmotionModel(nn.Module):
             assert text is not None
             self.text = TextBranch(text, config.text, gradient_checkpointing=config.gradient_checkpointing)
         self.add_module(EXTRA_SPEECH, nn.ModuleList(branches[1:]))
-        size = sum(branch.pooling.size for branch in (*branches, self.text) if branch is not None)
+        pooled = [branch for branch in (*branches, self.text) if branch is not None]
+        if config.poolings == "per-target":
+            tables = [table for table in (*speech_tables(config).values(), config.text) if table is not None]
+            for branch, table in zip(pooled, tables, strict=True):
+                others = [build_pooling(table, branch.frame_size) for _ in range(num_poolings(config) - 1)]
+                branch.pooling = PerTargetPooling([branch.pooling, *others])
+        size = sum(branch.pooling.size for branch in pooled)
         self.fusion: CrossAttentionFusion | None = None
         if config.fusion == "cross-attention":
             assert self.speech is not None
@@ -158,13 +165,18 @@ class EmotionModel(nn.Module):
             raise ConfigError("this model reads transcripts, and was given none. Use a model without a text branch.")
         pooled = self._pool_each if self.fusion is None else self._pool_fused
         vectors = [self.dropout(vector) for vector in pooled(audio, num_samples, tokens, num_tokens, cached)]
-        embedding = self.embedding(torch.cat(vectors, dim=1))
+        embedding = self.embedding(torch.cat(vectors, dim=-1))
         if self.embedding_norm is not None:
             embedding = self.embedding_norm(embedding)
         embedding = ACTIVATIONS[self.config.embedding_activation](embedding)
         read = self.embedding_dropout(embedding)
+        prediction = self.prediction(read)
         categories = None if self.categories is None else self.categories(read)
-        return ModelOutput(embedding=embedding, prediction=self.prediction(read), categories=categories)
+        if self.config.poolings == "per-target":  # all have the poolings as second dimension
+            prediction = prediction.diagonal(dim1=1, dim2=2)
+            categories = None if categories is None else categories[:, -1]
+            embedding = embedding.mean(dim=1)
+        return ModelOutput(embedding=embedding, prediction=prediction, categories=categories)
 
     def _pool_each(
         self,

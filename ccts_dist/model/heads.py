@@ -43,8 +43,8 @@ class PerTargetHeads(nn.Module):
             for _ in range(num_targets)
         )
 
-    def forward(self, embedding: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch dim"]:
-        return torch.cat([head(embedding) for head in self.heads], dim=1)
+    def forward(self, embedding: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch dim"]:
+        return torch.cat([head(embedding) for head in self.heads], dim=-1)
 
 
 class NoTargets(nn.Module):

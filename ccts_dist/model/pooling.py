@@ -3,6 +3,8 @@
 Whatever stands in padded frames, infinities included, does not reach the vector.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -127,8 +129,28 @@ class SelfAttentionPooling(nn.Module):
         return (weights * frames).sum(dim=1)
 
 
+class PerTargetPooling(nn.Module):
+    """Several poolings of the same frames, each with weights of its own; their vectors in the second dimension."""
+
+    def __init__(self, poolings: Sequence["Pooling"]) -> None:
+        super().__init__()
+        self.size = poolings[0].size
+        self.poolings = nn.ModuleList(poolings)
+
+    def forward(
+        self, frames: Float[Tensor, "batch frames features"], num_frames: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch poolings hidden"]:
+        return torch.stack([pooling(frames, num_frames) for pooling in self.poolings], dim=1)
+
+
 Pooling = (
-    GruPooling | FirstPooling | MeanPooling | StatisticsPooling | AttentiveStatisticsPooling | SelfAttentionPooling
+    GruPooling
+    | FirstPooling
+    | MeanPooling
+    | StatisticsPooling
+    | AttentiveStatisticsPooling
+    | SelfAttentionPooling
+    | PerTargetPooling
 )
 
 

@@ -110,7 +110,7 @@ class ExtractedBranch(nn.Module):
         audio: Float[Tensor, "batch samples"],
         num_samples: Int64[Tensor, " batch"],
         cached: FrameBatch | None = None,
-    ) -> Float[Tensor, "batch hidden"]:
+    ) -> Float[Tensor, "batch *poolings hidden"]:
         """The audio is not looked at where what ``encode`` made of it was ``cached``."""
         frames, num_frames = self.encode(audio, num_samples) if cached is None else (cached.frames, cached.num_frames)
         return self.pooling(frames, num_frames)

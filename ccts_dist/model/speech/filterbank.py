@@ -103,7 +103,7 @@ class FilterbankBranch(nn.Module):
 
     def forward(
         self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
-    ) -> Float[Tensor, "batch hidden"]:
+    ) -> Float[Tensor, "batch *poolings hidden"]:
         return self.pooling(*self.encode(audio, num_samples))
 
     def encode(

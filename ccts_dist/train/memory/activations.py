@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
+from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig, num_poolings
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs, rebuild_model, with_adapters
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
 
@@ -160,7 +160,7 @@ def _gru_bytes(
     Args:
         nums_frames: that each branch pools; further speech branches stand before the text branch.
     """
-    numbers = 12 if training else 5
+    numbers = (12 if training else 5) * num_poolings(config)
     branches = [branch for branch in (config.speech, *config.extra_speech, config.text) if branch is not None]
     return sum(
         numbers * branch.gru_hidden * branch.gru_layers * num_rows * num_frames * dtype.itemsize

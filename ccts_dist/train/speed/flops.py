@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 from torch.utils.hooks import RemovableHandle
 
-from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
+from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig, num_poolings
 from ccts_dist.config.model_rules import EXTRA_SPEECH, cached_branches
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs
 from ccts_dist.records import SAMPLE_RATE_HZ, FrameBatch
@@ -189,7 +189,7 @@ def _recurrent(config: ModelConfig, pooled: dict[str, tuple[int, ...]]) -> float
         if branch.pooling == "gru":
             sizes = [features, *[branch.gru_hidden] * (branch.gru_layers - 1)]
             total += sum(2 * 3 * branch.gru_hidden * (size + branch.gru_hidden) * frames * rows for size in sizes)
-    return total
+    return total * num_poolings(config)
 
 
 def _fitted(shapes: Sequence[BatchShape], counts: Sequence[float]) -> RowFlops:

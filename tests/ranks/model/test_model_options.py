@@ -24,6 +24,7 @@ CONFORMER = {
 }
 MODEL = {
     "embedding_dim": 7,
+    "poolings": "per-target",
     "heads": "per-target",
     "head_hidden_dim": 5,
     "gradient_checkpointing": True,
@@ -35,7 +36,7 @@ MODEL = {
          "do_normalize": "on"},
     ],
     "text": {
-        "encoder": "scratch", "vocab_size": 60, "layers": "weighted", "pooling": "mean", "max_tokens": 16,
+        "encoder": "scratch", "vocab_size": 60, "layers": "weighted", "pooling": "self-attention", "max_tokens": 16,
         "scratch": {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                     "intermediate_size": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     },
@@ -78,7 +79,8 @@ def test_weights_agree_and_all_that_is_trained_moved(outputs):
     for name, others in weights.items():
         assert others.keys() == plain.keys()
         assert max(np.abs(others[key] - plain[key]).max() for key in plain) <= 1e-5, name
-    for key in ("speech.mixture.scores", "text.mixture.scores"):
+    scores = [f"{name}.pooling.poolings.{number}.query.weight" for name in ("also.1", "text") for number in range(3)]
+    for key in ("speech.mixture.scores", "text.mixture.scores", *scores):
         assert np.abs(plain[key]).max() > 1e-7, key  # they start at 0
     assert not any(key.startswith("also.1.encoder.encoder.layers.1") for key in plain)
 

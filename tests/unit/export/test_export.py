@@ -16,6 +16,7 @@ from ccts_dist.registry import load_student
 from launch import export as command
 from tests.helpers.models import model_shapes
 from tests.helpers.models.small_student import save_student, student_config
+from tests.tiers import with_long
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")  # WavLM's own
 POOLINGS = ("gru", "mean", "statistics", "attentive-statistics", "self-attention")
@@ -42,11 +43,14 @@ def _export(tmp_path: Path, config: ModelConfig, format: Format) -> float:
     return report.largest_difference
 
 
-def test_an_onnx_file_answers_as_the_student_does_in_a_batch_of_any_length(tmp_path: Path) -> None:
+@pytest.mark.parametrize("poolings", with_long(["per-target"], ["shared", "per-target"]))
+def test_an_onnx_file_answers_as_the_student_does_in_a_batch_of_any_length(tmp_path: Path, poolings: str) -> None:
     import onnx
     import onnxruntime
 
-    config = student_config(SPEECH(), categories=("sad", "happy"), targets=("valence", "valence.variance"))
+    config = student_config(
+        SPEECH(), categories=("sad", "happy"), targets=("valence", "valence.variance"), poolings=poolings
+    )
     assert _export(tmp_path, config, "onnx") < 1e-4
     onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"), full_check=True)
     waves = [np.random.default_rng(n).normal(0, 0.1, 5_000 + 3_000 * n).astype(np.float32) for n in range(3)]

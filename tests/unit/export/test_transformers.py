@@ -73,6 +73,7 @@ def _configs(tmp_path: Path, name: str) -> ModelConfig:
         "without the norm at its end": student_config(SPEECH(layers="layer:1", shape=model_shapes.LAYER_NORM)),
         "filterbank": student_config(filterbank),
         "two encoders": student_config(SPEECH(), extra_speech=(SPEECH(pooling="self-attention", do_normalize="on"),)),
+        "poolings per target": student_config(SPEECH(), poolings="per-target", categories=("sad", "happy")),
         "first frame": student_config(SPEECH(pooling="first")),
     }[name]
 
@@ -81,7 +82,7 @@ OF_TRANSFORMERS = ("hubert, averaged", "hubert, averaged, categories")
 STUDENTS = [
     *OF_TRANSFORMERS,
     *("hubert, per-target", "hubert, both", "hubert, categories", "without the norm at its end", "filterbank"),
-    *("two encoders", "first frame", *model_shapes.EXTRACTED_FAMILIES),
+    *("two encoders", "first frame", "poolings per target", *model_shapes.EXTRACTED_FAMILIES),
 ]
 FAST = (
     "hubert, averaged",
@@ -89,6 +90,7 @@ FAST = (
     "hubert, per-target",
     "hubert, both",
     "filterbank",
+    "poolings per target",
     "whisper",
 )
 

@@ -65,10 +65,11 @@ def allocated_peak(config: ModelConfig, *shapes: BatchShape) -> int:
 
 
 @pytest.mark.parametrize(
-    ("pooling", "checkpointing"), with_long([("gru", True)], product(["mean", "gru"], [False, True]))
+    ("pooling", "checkpointing", "poolings"),
+    with_long([("gru", True, "per-target")], product(["mean", "gru"], [False, True], ["shared", "per-target"])),
 )
-def test_peak_is_what_the_allocator_gave(checkpointing, pooling):
-    config = replace(speech_model(pooling=pooling), gradient_checkpointing=checkpointing)
+def test_peak_is_what_the_allocator_gave(checkpointing, pooling, poolings):
+    config = replace(speech_model(pooling=pooling), gradient_checkpointing=checkpointing, poolings=poolings)
     assert trace(config) == pytest.approx(allocated_peak(config, SHAPE), rel=0.02)
 
 

@@ -75,6 +75,13 @@ def test_frozen_encoder_costs_one_forward_pass():
     )
 
 
+def test_gru_of_each_target_counts():
+    shared = speech_model(pooling="gru")
+    one, three = counted(shared), counted(replace(shared, poolings="per-target"))
+    gru = 2 * 3 * 16 * 100 * ((32 + 16) + (16 + 16))
+    assert three.forward.of_row(LENGTH) - one.forward.of_row(LENGTH) == pytest.approx(2 * gru, rel=0.01)
+
+
 def test_gru_is_three_gates_of_two_products():
     plain, with_gru = counted(speech_model()), counted(speech_model(pooling="gru"))
     # Two layers of 16 units over 100 frames.
