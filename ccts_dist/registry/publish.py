@@ -23,6 +23,7 @@ from ccts_dist.registry.lineage import (
     preprocessing_of,
     version_tags,
 )
+from ccts_dist.registry.logged_model import create_logged_model, finish_logged_model, link_version
 from ccts_dist.registry.model_card import card_of
 from ccts_dist.registry.model_uri import DIGEST_TAG, PACKAGE, asking_the_server, check_alias, check_name, move_alias
 from ccts_dist.registry.package import CARD_FILE, DIGESTS_FILE, METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
@@ -216,25 +217,33 @@ def _store(
 ) -> str:
     from mlflow.exceptions import MlflowException
 
-    # Named by content: registering another model of the same run must not overwrite this one.
-    place = f"models/{digests[DIGESTS_FILE][:16]}"
-    client.log_artifacts(run_id, os.fspath(model), place)
+    run = client.get_run(run_id)
+    tags = {f"{DIGEST_TAG}{DIGESTS_FILE}": digests[DIGESTS_FILE], **tags}  # of the list of digests: stands for all
+    logged = create_logged_model(client, run, name, tags)
+    if logged is None:
+        # Named by content: registering another model of the same run must not overwrite this one.
+        place = f"models/{digests[DIGESTS_FILE][:16]}"
+        client.log_artifacts(run_id, os.fspath(model), place)
+        source, model_id = f"{run.info.artifact_uri}/{place}", None
+    else:
+        client.log_model_artifacts(logged.model_id, os.fspath(model))
+        finish_logged_model(client, run, logged)
+        source, model_id = logged.artifact_location, logged.model_id
     card = (model / "artifacts" / PACKAGE / CARD_FILE).read_text(encoding="utf-8")
     try:
         client.create_registered_model(name, description=without_metadata(card).partition("\n")[0])
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
-    # The digest of the list of digests stands for all of them.
-    tags = {f"{DIGEST_TAG}{DIGESTS_FILE}": digests[DIGESTS_FILE], **tags}
     created = client.create_model_version(
-        name, source, run_id, tags=tags, description=shortened(without_metadata(card))
+        name, source, run_id, tags=tags, description=shortened(without_metadata(card)), model_id=model_id
     )
     if not created.version:
         raise RegistryError(
             f"registering {name!r}: the server answers, but not as MLflow does. See what listens there."
         )
+    if logged is not None:
+        link_version(client, logged, name, str(created.version))
     if alias:
         move_alias(client, name, alias, created.version)
     return str(created.version)

@@ -1,5 +1,6 @@
 """From a checkpoint through a real MLflow server to predictions elsewhere."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from huggingface_hub import ModelCard
+from mlflow.entities.model_registry import ModelVersion
 
 from ccts_dist.config import TrackingConfig
 from ccts_dist.errors import ConfigError, RegistryError
@@ -20,6 +22,7 @@ from ccts_dist.registry.card_data import without_metadata
 from ccts_dist.registry.lineage import code_digest
 from ccts_dist.tracking import open_tracking
 from ccts_dist.tracking.mlflow_client import open_client
+from tests.flow.tracking.faulty_proxy import WITHOUT_LOGGED_MODELS, faulty_proxy
 from tests.helpers.models.small_student import save_student
 from tests.helpers.processes.launching import ROOT, free_port, run_forked
 from tests.helpers.servers.mlflow_server import mlflow_server
@@ -53,6 +56,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     with mlflow_server(place, port=free_port()) as uri:
         run_folder = place / "run"
         tracking = open_tracking(TrackingConfig(tracking_uri=uri), run_name="student", output=run_folder, resume=False)
+        tracking.inputs(shard_set_digest="5ha2d5", splits={"Train": 8}, corpus="small")
+        tracking.metrics({"test/ccc_valence": 0.4, "train/loss": 0.2}, 7)
         tracking.close("FINISHED")
         _save_run_folder(run_folder, seed=0)
         audio = []
@@ -71,6 +76,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
             audio=tuple(audio),
             expected=expected,
         )
+
+
+def _logged_model(version: ModelVersion) -> str:
+    """The id of the logged model whose files a version is."""
+    assert version.source is not None
+    return version.source.split("/")[-2]
 
 
 def _python(code: str, *args: str, uri: str, cache: Path) -> subprocess.CompletedProcess[str]:
@@ -158,6 +169,40 @@ def test_a_version_belongs_to_its_run_and_its_tags_state_what_it_is(registry: Re
     assert tags["code_sha256"] == code_digest()
 
 
+def test_a_run_shows_its_model_with_scores_data_and_version(registry: Registry) -> None:
+    client = open_client(registry.uri)
+    run = client.get_run(registry.run_id)
+    assert run.outputs is not None
+    (output,) = run.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert (model.name, model.source_run_id, model.status.value) == ("emotion", registry.run_id, "READY")
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "emotion", "version": 1}]
+    assert model.metrics is not None
+    assert [(one.key, one.value, one.step, one.dataset_name, one.dataset_digest) for one in model.metrics] == [
+        ("test/ccc_valence", 0.4, 7, "small", "5ha2d5")
+    ]
+    assert len(client.get_metric_history(registry.run_id, "test/ccc_valence")) == 1, "no second point in the curve"
+    assert _logged_model(client.get_model_version("emotion", "1")) == output.model_id
+    digest = json.loads((next(registry.files.rglob("digests.json"))).read_text())["model.safetensors"]
+    stored = [path for path in registry.files.rglob("model.safetensors") if output.model_id in str(path)]
+    assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in stored] == [digest], "uploaded once"
+    assert [path.path for path in client.list_artifacts(registry.run_id)] == ["inputs"]
+
+
+def test_a_server_before_logged_models_keeps_the_model_in_its_run(registry: Registry, tmp_path: Path) -> None:
+    _save_run_folder(tmp_path / "run", seed=9)
+    with faulty_proxy(registry.uri) as proxy:
+        proxy.fault = WITHOUT_LOGGED_MODELS
+        version = register(tmp_path / "run", "old", tracking_uri=proxy.address, run_id=registry.run_id)
+    found = open_client(registry.uri).get_model_version("old", version)
+    digest = found.tags["sha256.digests.json"]
+    assert found.source is not None
+    assert found.source.endswith(f"{registry.run_id}/artifacts/models/{digest[:16]}")
+    pulled = pull_model("models:/old/1", tracking_uri=registry.uri, cache=tmp_path / "cache")
+    weights = (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
+    assert (pulled.folder / "model.safetensors").read_bytes() == weights
+
+
 def test_a_version_reports_where_it_comes_from_and_how_audio_is_prepared(registry: Registry, tmp_path: Path) -> None:
     folder = resolve_model("models:/emotion/1", tracking_uri=registry.uri, cache=tmp_path)
     lineage = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
@@ -222,11 +267,15 @@ def test_a_version_with_a_digest_tag_for_each_file_as_earlier_ones_have_is_pulle
     tags = {f"sha256.{name}": digest for name, digest in json.loads((folder / "digests.json").read_text()).items()}
     client.create_registered_model("earlier")
     assert new.source is not None
-    client.create_model_version("earlier", new.source, registry.run_id, tags=tags | new.tags)
+    client.create_model_version(
+        "earlier", new.source, registry.run_id, tags=tags | new.tags, model_id=_logged_model(new)
+    )
     again = resolve_model("models:/earlier/1", tracking_uri=registry.uri, cache=tmp_path / "old")
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     wrong = tags | {"sha256.model.safetensors": "0" * 64}
-    client.create_model_version("earlier", new.source, registry.run_id, tags=wrong | new.tags)
+    client.create_model_version(
+        "earlier", new.source, registry.run_id, tags=wrong | new.tags, model_id=_logged_model(new)
+    )
     with pytest.raises(RegistryError, match=r"^model\.safetensors: its SHA-256 is .* states 0000"):
         resolve_model("models:/earlier/2", tracking_uri=registry.uri, cache=tmp_path / "old")
 
@@ -234,9 +283,9 @@ def test_a_version_with_a_digest_tag_for_each_file_as_earlier_ones_have_is_pulle
 def test_a_version_that_others_registered_has_no_digests_and_is_refused(registry: Registry, tmp_path: Path) -> None:
     client = open_client(registry.uri)
     client.create_registered_model("foreign")
-    source = client.get_model_version("emotion", "1").source
-    assert source is not None
-    client.create_model_version("foreign", source, registry.run_id)
+    found = client.get_model_version("emotion", "1")
+    assert found.source is not None
+    client.create_model_version("foreign", found.source, registry.run_id, model_id=_logged_model(found))
     with pytest.raises(RegistryError, match=r"models:/foreign/1 has no sha256\.\* tags"):
         resolve_model("models:/foreign/1", tracking_uri=registry.uri, cache=tmp_path)
 
@@ -250,7 +299,7 @@ def test_what_was_altered_in_the_store_is_refused_with_file_and_both_digests_bef
     found = open_client(registry.uri).get_model_version("altered", version)
     true = found.tags["weights_sha256"]
     assert found.source is not None
-    (stored,) = registry.files.rglob(f"{found.source.rsplit('/', 1)[1]}/artifacts/package/model.safetensors")
+    (stored,) = registry.files.rglob(f"{_logged_model(found)}/artifacts/artifacts/package/model.safetensors")
     data = bytearray(stored.read_bytes())
     data[-1] ^= 1
     stored.write_bytes(data)

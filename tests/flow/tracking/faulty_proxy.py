@@ -12,6 +12,8 @@ from typing import Any
 FAULTS = ("error 500", "error 503", "error 507", "no answer", "answer lost", "page of a proxy", "slow")
 """``answer lost``: the server has done what it was asked, and nobody is given of it."""
 
+WITHOUT_LOGGED_MODELS = "before MLflow 3"
+
 SLOW_S = 0.3
 
 
@@ -35,7 +37,7 @@ class FaultyProxy:
                 int(fault.split()[1]),
                 b'{"error_code": "INTERNAL_ERROR", "message": "database or disk is full"}',
             )
-        elif fault == "page of a proxy":
+        elif fault == "page of a proxy" or (fault == WITHOUT_LOGGED_MODELS and "/logged-models" in request.path):
             _reply(request, 404, b"<html>no upstream</html>")
         elif fault == "no answer":
             time.sleep(3.0)
