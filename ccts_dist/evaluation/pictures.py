@@ -170,6 +170,8 @@ def draw_noise(name: str, split: SplitResult, target: str) -> Picture:
     words = []
     ratios = sorted({one.snr_db for one in split.in_noise})
     step = 0.02 * (ratios[-1] - ratios[0])
+    figures = [*(one.ccc for one in split.metrics), *(one for noise in split.in_noise for one in noise.ccc)]
+    ends = [end for one in figures for end in (one.value, one.low, one.high) if np.isfinite(end)] or [0.0, 1.0]
     with drawing(name) as figure:
         axes = figure.subplots()
         axes.axhline(clean.value, linestyle=":", linewidth=1, color=MODEL, label="without noise")
@@ -182,6 +184,7 @@ def draw_noise(name: str, split: SplitResult, target: str) -> Picture:
             )  # fmt: skip
             words.append(f"{_short(noise)} {', '.join(f'{one.value:.3f} at {ratio:g} dB' for ratio, one in own)}")
         axes.set_xticks(ratios)
+        axes.set_ylim(min(ends) - 0.03, max(ends) + 0.03)  # one scale for all targets
         axes.set_xlabel("signal-to-noise ratio, dB")
         axes.set_ylabel("CCC, 95 %")
         legend_above(figure, axes, columns=2)

@@ -191,6 +191,7 @@ function draw() {
     const points = shown.windows.map((span) => [x((span.start_s + span.end_s) / 2), y(span[one.key])]);
     // The last window ends with the recording: near the one before it, a line to it would be a stroke up or down.
     const near = points.length > 2 && points.at(-1)[0] - points.at(-2)[0] < (points[1][0] - points[0][0]) / 2;
+    byId("hollow").hidden = !near;
     const joined = near ? points.slice(0, -1) : points;
     const line = named("polyline", curve, { class: "line", points: joined.map((at) => at.join(",")).join(" ") });
     line.style.stroke = colour(number);
