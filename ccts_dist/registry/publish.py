@@ -28,6 +28,7 @@ from ccts_dist.registry.model_card import card_of
 from ccts_dist.registry.model_uri import DIGEST_TAG, PACKAGE, asking_the_server, check_alias, check_name, move_alias
 from ccts_dist.registry.package import CARD_FILE, DIGESTS_FILE, METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
+from ccts_dist.tracking.mlflow_parent import NOTE
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file
 from ccts_dist.tracking.uri import artifact_location
 
@@ -219,7 +220,8 @@ def _store(
 
     run = client.get_run(run_id)
     tags = {f"{DIGEST_TAG}{DIGESTS_FILE}": digests[DIGESTS_FILE], **tags}  # of the list of digests: stands for all
-    logged = create_logged_model(client, run, name, tags)
+    card = without_metadata((model / "artifacts" / PACKAGE / CARD_FILE).read_text(encoding="utf-8"))
+    logged = create_logged_model(client, run, name, {**tags, NOTE: shortened(card)})
     if logged is None:
         # Named by content: registering another model of the same run must not overwrite this one.
         place = f"models/{digests[DIGESTS_FILE][:16]}"
@@ -229,14 +231,13 @@ def _store(
         client.log_model_artifacts(logged.model_id, os.fspath(model))
         finish_logged_model(client, run, logged)
         source, model_id = logged.artifact_location, logged.model_id
-    card = (model / "artifacts" / PACKAGE / CARD_FILE).read_text(encoding="utf-8")
     try:
-        client.create_registered_model(name, description=without_metadata(card).partition("\n")[0])
+        client.create_registered_model(name, description=card.partition("\n")[0])
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     created = client.create_model_version(
-        name, source, run_id, tags=tags, description=shortened(without_metadata(card)), model_id=model_id
+        name, source, run_id, tags=tags, description=shortened(card), model_id=model_id
     )
     if not created.version:
         raise RegistryError(

@@ -177,6 +177,7 @@ def test_a_run_shows_its_model_with_scores_data_and_version(registry: Registry) 
     model = client.get_logged_model(output.model_id)
     assert (model.name, model.source_run_id, model.status.value) == ("emotion", registry.run_id, "READY")
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "emotion", "version": 1}]
+    assert model.tags["mlflow.note.content"] == client.get_model_version("emotion", "1").description
     assert model.metrics is not None
     assert [(one.key, one.value, one.step, one.dataset_name, one.dataset_digest) for one in model.metrics] == [
         ("test/ccc_valence", 0.4, 7, "small", "5ha2d5")
