@@ -21,6 +21,7 @@ from ccts_dist.plotting import (
     to_svg,
 )
 from ccts_dist.scoring import Interval, PredictionTable, TargetFigures, calibration_bins
+from ccts_dist.train.curves import smoothed
 
 Picture = tuple[str, str]
 """SVG, and caption."""
@@ -29,6 +30,9 @@ _SERIES = {"A": (MODEL, "o"), "teacher": (TEACHER, "D")}
 """Colour and mark of each, in every picture; of all others those of ``_RIVAL``."""
 
 _RIVAL = (OTHER, "s")
+
+_TERMS = {"ccc": MODEL, "embedding": TEACHER, "prediction": OTHER}
+"""Colours of the terms of a loss, as in ``curves.png``."""
 
 _FEWEST_BINS, _MOST_BINS = 10, 60
 _CELLS = 22
@@ -193,7 +197,7 @@ def draw_noise(name: str, split: SplitResult, target: str) -> Picture:
 
 
 def draw_curves(name: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], what: str) -> Picture:
-    """Figures of a run by step.
+    """Figures of a run by step; those of many steps faintly as they were measured, and smoothed.
 
     Args:
         curves: by the name of each: steps and values; there is one at least.
@@ -201,10 +205,18 @@ def draw_curves(name: str, curves: Mapping[str, tuple[Sequence[float], Sequence[
     """
     with drawing(name) as figure:
         axes = figure.subplots()
+        log = "loss" in what and span_decades(value for _, values in curves.values() for value in values)
         for number, (label, (steps, values)) in enumerate(curves.items()):
-            style = {"color": color_of(label, number)} if "CCC" in what else {"color": MODEL, "ls": _LINES[number % 4]}
-            axes.plot(steps, values, marker="." if len(steps) < 40 else "", linewidth=1.2, label=label, **style)
-        if "loss" in what and span_decades(value for _, values in curves.values() for value in values):
+            own = _TERMS.get(label, REJECTED if len(curves) > 1 else MODEL)
+            color = color_of(label, number) if "CCC" in what else own
+            few = len(steps) < 40
+            if not few:
+                axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.7)
+                width = len(values) // 40
+                # On a logarithmic axis the mean is that of the logarithms: one large value would lift all around it.
+                values = np.exp(smoothed(np.log(values), width)) if log else smoothed(values, width)
+            axes.plot(steps, values, color=color, marker="." if few else "", linewidth=1.2, label=label)
+        if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("step")
