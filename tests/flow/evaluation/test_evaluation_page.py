@@ -49,6 +49,14 @@ def test_nothing_overflows_nothing_is_reported_and_nothing_is_asked_for(shown: t
     assert kept == []
 
 
+def test_printed_page_holds_every_table(browser: Browser, report: Path):
+    page = browser.new_page(viewport={"width": 703, "height": 1000})  # A4 within its margins
+    page.emulate_media(media="print")
+    page.goto(report.as_uri())
+    assert page.evaluate(OVERFLOWING) == []
+    page.close()
+
+
 def test_element_that_sticks_out_would_be_found(browser: Browser, report: Path):
     page = browser.new_page(viewport={"width": WIDTHS["narrow"], "height": 800})
     page.goto(report.as_uri())
