@@ -53,7 +53,9 @@ def index_of(file: object, start: object = None, end: object = None) -> Index:
     begin, until = _nanoseconds(start), _nanoseconds(end)
     if until is None and not begin:
         return file, 0, None
-    if until is None or not 0 <= (begin or 0) < until:
+    if until is None:
+        raise ValueError("begins within the file and names no end")
+    if not 0 <= (begin or 0) < until:
         raise ValueError("start and end span nothing")
     return file, begin or 0, until
 

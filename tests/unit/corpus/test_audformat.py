@@ -129,6 +129,7 @@ def test_speaker_of_two_names_and_control_characters_are_rejected(tmp_path: Path
         (("a.wav", "-1 days +23:59:59", None), "is no time such as"),
         (("a.wav", 5, 5), "span nothing"),
         (("a.wav", -5, 5), "span nothing"),
+        (("a.wav", 5, None), "begins within the file and names no end"),
         (("a.wav", None, float("nan")), "is no time such as"),
     ],
 )
