@@ -1,6 +1,7 @@
 """Every test has one tier, and every tier is run by a target of its own, and by CI."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def test_every_tier_is_run_by_its_target_which_names_each_place_of_its_tests(tie
     for path in paths:
         if may_have(path, tier):
             assert any(path.is_relative_to(ROOT / folder) for folder in given), f"{path}: not run by {target}"
+
+
+def test_pytest_goes_into_every_folder_with_tests(pytestconfig: pytest.Config) -> None:
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    passed_over = pytestconfig.getini("norecursedirs")  # by default "build" is one of them
+    assert [
+        (folder, rule) for folder in folders for part in folder.parts for rule in passed_over if fnmatch(part, rule)
+    ] == []
 
 
 def test_ci_calls_the_targets_and_the_one_of_the_readme_first() -> None:
