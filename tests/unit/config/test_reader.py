@@ -71,6 +71,7 @@ def test_defaults_are_those_of_the_paper():
         ({"optim": {"learning_rate": "2e-5"}}, "optim.learning_rate = '2e-5': must be a number"),
         ({"optim": {"learning_rate": 0}}, "optim.learning_rate = 0: must be at least 1e-12"),
         ({"optim": {"learning_rate": 1e-30}}, "optim.learning_rate = 1e-30: must be at least 1e-12"),
+        ({"optim": {"learning_rate": [10**5000]}}, "optim.learning_rate = a list too large to show: must be a number"),
         ({"optim": {"plateau_factor": 1.5}}, "optim.plateau_factor = 1.5: must be between 0 and 1"),
         ({"optim": {"learning_rate": float("nan")}}, "optim.learning_rate = nan: must be a finite number"),
         ({"optim": {"learning_rate": float("inf")}}, "optim.learning_rate = inf: must be a finite number"),
@@ -145,6 +146,13 @@ def test_defaults_are_those_of_the_paper():
         ({"optim": {"text_lr_scale": "x"}}, "optim.text_lr_scale = 'x': must be a number"),
         ({"loss": {"target_weights": [1.0]}}, "has 1 numbers for 3 targets"),
         ({"loss": {"class_weights": [1.0]}}, "loss.class_weights has 1 numbers for 0 of model.categories"),
+        (
+            {
+                "data": {"shards": "S", "teacher_cache": "C"},
+                "model": {"targets": [], "categories": ["a", "b"], "speech": {"encoder": "x"}},
+            },
+            "data.teacher_cache = 'C' needs model.targets",
+        ),
         ({"loss": {"class_weights": [0.0]}}, r"loss.class_weights\[0\] = 0\.0: must be at least 1e-12"),
         ({"loss": {"focal_gamma": 2.0}}, r"loss.focal_gamma = 2\.0 shapes the cross-entropy of model.categories"),
         ({"loss": {"category_target": "votes"}}, 'category_target = "votes" needs model.categories'),

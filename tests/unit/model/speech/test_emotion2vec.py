@@ -184,3 +184,15 @@ def test_spec_augment_is_refused(folder: Path):
     speech = SpeechConfig(encoder=str(folder), trainable="all", spec_augment=SpecAugmentConfig())
     with pytest.raises(ConfigError, match="an encoder of type emotion2vec masks nothing"):
         build_model(ModelConfig(speech=speech))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"conv_kernel": [10, 3]}, "must be equally long and not empty"),
+        ({"hidden_size": 770}, "hidden_size = 770 must be a multiple of the numbers of heads and groups"),
+    ],
+)
+def test_architecture_that_cannot_be_is_refused(fields: dict, words: str):
+    with pytest.raises(Exception, match=words):
+        Emotion2vecConfig(**fields)
