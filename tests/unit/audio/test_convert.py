@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ccts_dist.audio.convert import Converted, convert_audio, decode_audio, flac_facts
 from ccts_dist.audio.mp3 import look_at_mp3
-from ccts_dist.audio.truncation import missing_audio
+from ccts_dist.audio.truncation import audio_start, length_patch, missing_audio
 from tests.helpers.examples.shard_examples import write_noise
 from tests.tiers import examples
 
@@ -320,6 +320,7 @@ TAGS = {
     "Lyrics3": LYRICS,
     "APEv1, ID3v1": APE_V1 + ID3V1,
     "APEv2, Lyrics3, ID3v1": APE_V2 + LYRICS + ID3V1,
+    "Lyrics3 without its beginning": b"la la LYRICSEND",
     "zeros": bytes(50),  # fewer than a frame has
 }
 
@@ -328,6 +329,52 @@ TAGS = {
 def test_tags_behind_the_frames_of_an_mp3_are_no_audio(tags: bytes):
     tagged = io.BytesIO(bare_mp3() + tags)
     assert (missing_audio(tagged), look_at_mp3(tagged).samples) == ("", 33_408)
+
+
+@pytest.mark.parametrize(("stated", "fault"), [(58, ""), (5, "holds several MP3 streams")])
+def test_the_number_of_frames_that_a_vbri_header_states_is_compared(stated: int, fault: str):
+    data = bytearray(bare_mp3())
+    data[36:62] = struct.pack(">4sHHHII8x", b"VBRI", 1, 0, 0, 0, stated)
+    assert look_at_mp3(io.BytesIO(data)).fault.startswith(fault)
+    assert bool(look_at_mp3(io.BytesIO(data)).fault) == bool(fault)
+
+
+def many(chunk: bytes, number: int, container: str, at: int) -> bytes:
+    """A file with small chunks at an offset, and the last 100 bytes of its audio missing."""
+    whole = encoded(container, "PCM_16", tone(0.1))
+    return whole[:at] + chunk * number + whole[at:-100]
+
+
+@pytest.mark.parametrize(
+    ("container", "at", "chunk"),
+    [
+        ("wav", 12, b"note" + bytes(4)),
+        ("caf", 8, b"note" + bytes(8)),
+        ("w64", 40, b"note" + bytes(12) + struct.pack("<Q", 24)),
+    ],
+)
+def test_the_length_behind_very_many_chunks_is_not_looked_for(container: str, at: int, chunk: bytes):
+    assert missing_audio(io.BytesIO(many(chunk, 10, container, at))).startswith("is cut: ")
+    assert missing_audio(io.BytesIO(many(chunk, 10_001, container, at))) == ""
+
+
+def test_a_second_file_behind_very_many_chunks_is_not_looked_for():
+    whole, chunk = encoded("wav", "PCM_16", tone(0.1)), b"note" + bytes(4)
+    assert missing_audio(io.BytesIO(whole + chunk * 10 + whole)).startswith("holds several files of its kind")
+    assert missing_audio(io.BytesIO(whole + chunk * 10_001 + whole)) == ""
+
+
+def test_a_wav_of_no_stated_length_with_very_many_chunks_is_taken_for_audio():
+    whole = bytearray(encoded("wav", "PCM_16", np.zeros(0)))[:44]
+    whole[40:44] = bytes(4)
+    assert length_patch(io.BytesIO(whole + (b"note" + bytes(4)) * 10)) == {}
+    assert length_patch(io.BytesIO(whole + (b"note" + bytes(4)) * 10_001)) == {40: b"\xff" * 4}
+
+
+def test_audio_behind_very_many_tags_is_not_looked_for():
+    tag = b"ID3\x04" + bytes(6)
+    assert audio_start(io.BytesIO(tag * 100 + b"RIFF")) == 1_000
+    assert audio_start(io.BytesIO(tag * 101 + b"RIFF")) == 0
 
 
 @examples(150)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.corpus.cells import csv_records, parse_label, parse_number, population_variance, text_fault, text_lines
-from ccts_dist.corpus.folders import AudioFolder, find_entry
+from ccts_dist.corpus.folders import AudioFolder, find_audio, find_entry
 from ccts_dist.errors import CorpusError
+from ccts_dist.limits import LIMITS
 from tests.tiers import examples
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
@@ -44,6 +45,13 @@ def test_an_unclosed_quote_at_the_end_costs_its_line(tmp_path: Path):
     (tmp_path / "a.csv").write_text('1,y,z\n2,"y,z\n3,y,z\n')
     read = dict(csv_records(tmp_path / "a.csv", ",", 3))
     assert [type(cells) for cells in read.values()] == [list, csv.Error, list]
+
+
+def test_a_record_of_very_many_lines_costs_its_first_line(tmp_path: Path):
+    (tmp_path / "a.csv").write_text('1,"y,z\n' + "2,y,z\n" * 2_000 + '3",y,z\n')
+    cells = [cells for _, cells in csv_records(tmp_path / "a.csv", ",", 3)]
+    assert [type(one) for one in (cells[0], cells[-1])] == [csv.Error, csv.Error]
+    assert cells[1:-1] == [["2", "y", "z"]] * 2_000
 
 
 @pytest.mark.parametrize(
@@ -87,6 +95,13 @@ def test_text_that_cannot_be_stored_is_reported(text: str, fault: str):
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
     with pytest.raises(CorpusError, match=r"cannot be read \(Is a directory\)"):
         list(text_lines(tmp_path))
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(LIMITS, "line of a label table", 10)  # type: ignore[arg-type]
+    (tmp_path / "a.csv").write_text("a,b\n" + "x" * 11)
+    with pytest.raises(CorpusError, match=r"line 2 has more than 10 characters\. Is it a table of labels\?"):
+        list(text_lines(tmp_path / "a.csv"))
 
 
 def touch(folder: Path, *names: str) -> AudioFolder:
@@ -133,6 +148,14 @@ def test_a_link_that_leads_nowhere_or_to_itself_is_no_audio(tmp_path: Path):
 def test_a_folder_that_is_a_link_to_itself_holds_nothing(tmp_path: Path):
     (tmp_path / "loop").symlink_to("loop")
     assert AudioFolder(tmp_path / "loop").find("a.wav") is None
+
+
+def test_audio_is_looked_for_past_links_to_themselves_and_not_in_a_folder_that_is_gone(tmp_path: Path):
+    (tmp_path / "loop").symlink_to("loop")
+    touch(tmp_path, "a.wav", ".b.wav")
+    assert find_audio(tmp_path) == [tmp_path / "a.wav"]
+    with pytest.raises(CorpusError, match=r"gone: cannot be listed \(No such file or directory\)"):
+        find_audio(tmp_path / "gone")
 
 
 def test_entries_are_found_in_upper_and_lower_case_and_in_the_order_asked_for(tmp_path: Path):

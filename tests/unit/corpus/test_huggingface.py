@@ -1,11 +1,16 @@
 """Hugging Face data sets, in every form that the library reads from a folder, become the utterances that went in."""
 
 import io
+import json
 import sys
 import tarfile
+import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -17,6 +22,7 @@ import soundfile
 from ccts_dist.corpus.huggingface import Columns, read_huggingface
 from ccts_dist.corpus.speaker_splits import resplit_by_speaker
 from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.limits import LIMITS
 from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards import open_shard_set, read_utterance_json
 from tests.unit.shards.test_commands import run
@@ -176,6 +182,113 @@ def test_row_with_a_fault_is_rejected_and_the_others_stay(tmp_path: Path):
     ]
     assert isinstance(corpus.utterances[0], Rejected)
     assert corpus.utterances[0].source == "train row 0"
+
+
+def json_lines(folder: Path, *rows: dict[str, Any]) -> str:
+    """A file of rows beside the audio ``a.flac`` that they name unless they name another."""
+    folder.mkdir()
+    (folder / "a.flac").write_bytes(flac(0))
+    lines = [json.dumps({"id": f"row {number}", "audio": "a.flac"} | row) for number, row in enumerate(rows)]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return str(folder / "rows.jsonl")
+
+
+def test_audio_that_a_text_names_is_a_file_of_the_data_set(tmp_path: Path):
+    source = json_lines(tmp_path / "set", {})
+    (one,) = read_huggingface(source, columns=Columns(key="id"), audio_folder=tmp_path / "audio").utterances
+    assert isinstance(one, Utterance)
+    assert (one.key, one.audio) == ("row 0", tmp_path / "set" / "a.flac")
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "reason"),
+    [
+        (Columns(key="id"), {"id": ""}, "id is empty"),
+        (Columns(key="id"), {"id": "row 0"}, "duplicate of row 0, which comes first"),
+        (Columns(key="id"), {"id": "a\tb"}, "id holds a control character"),
+        (Columns(text="id"), {"id": "a\0b"}, "id holds NUL"),
+        (Columns(targets={"valence": "v"}), {"v": True}, "v is no number but True"),
+        (Columns(category="c"), {"c": [1.5]}, "c is no text but [1.5]"),
+        (Columns(), {"audio": "a\0.flac"}, "missing audio: no file of the data set"),
+    ],
+)
+def test_row_whose_cell_is_none_is_rejected_in_words(
+    columns: Columns, row: dict[str, Any], reason: str, tmp_path: Path
+):
+    source = json_lines(tmp_path / "set", {}, row)
+    first, second = read_huggingface(source, columns=columns, audio_folder=tmp_path / "audio").utterances
+    assert isinstance(first, Utterance)
+    assert isinstance(second, Rejected)
+    assert (second.reason, second.source) == (reason, "train row 1")
+
+
+def test_number_of_no_class_is_rejected(tmp_path: Path):
+    data = rows().to_dict()
+    assert isinstance(data, dict)
+    data["emotion"][1] = 2
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.Table.from_pydict(data, schema=rows().features.arrow_schema), tmp_path / "set" / "x.parquet")
+    corpus = read_huggingface(str(tmp_path / "set"), columns=COLUMNS, audio_folder=tmp_path / "audio")
+    reasons = [one.reason for one in corpus.utterances if isinstance(one, Rejected)]
+    assert reasons == ["emotion 2 is the number of no class"]
+
+
+def test_audio_of_more_bytes_than_any_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(LIMITS, "flac member", 10)  # type: ignore[arg-type]
+    source = parquet(tmp_path / "set")
+    one = read_huggingface(source, columns=COLUMNS, audio_folder=tmp_path / "audio").utterances[0]
+    assert isinstance(one, Rejected)
+    assert one.reason == f"audio has {len(flac(0)):,} bytes, more than 10"
+
+
+def test_audio_beside_the_rows_of_a_data_set_on_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "a.flac").write_bytes(flac(0))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            names = [f"http://127.0.0.1:{server.server_port}/{name}.flac" for name in ("a", "b")]
+            on_hub = datasets.IterableDataset.from_generator(lambda: ({"audio": name} for name in names))
+            assert on_hub.features is None, "a stream states its columns by its rows alone"
+            monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: on_hub)
+            found, gone = read_huggingface(
+                "somebody/speech", columns=Columns(), audio_folder=tmp_path / "audio"
+            ).utterances
+        finally:
+            server.shutdown()
+            thread.join()
+    assert isinstance(found, Utterance)
+    assert found.audio.read_bytes() == flac(0)
+    assert isinstance(gone, Rejected)
+    assert gone.reason == f"missing audio: {names[1]}"
+
+
+def no_rows(folder: Path) -> str:
+    folder.mkdir()
+    with pa.ipc.new_stream(str(folder / "x.arrow"), pa.schema([("audio", pa.string())])):
+        pass
+    return str(folder / "x.arrow")
+
+
+def no_known_file(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "rows.csv").write_text("audio\na.flac\n")
+    return str(folder / "rows.csv")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (no_rows, r"x.arrow: no row\. Name a data set that has some"),
+        (no_known_file, r"rows.csv: ends in none of \.parquet, \.arrow"),
+    ],
+)
+def test_file_without_rows_or_of_another_kind_is_refused(make: Callable[[Path], str], words: str, tmp_path: Path):
+    with pytest.raises(CorpusError, match=words):
+        read_huggingface(make(tmp_path / "set"), columns=Columns(), audio_folder=tmp_path / "audio")
 
 
 @pytest.mark.parametrize(

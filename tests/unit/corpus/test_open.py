@@ -1,5 +1,6 @@
 """Readers of the open corpora against damaged copies; tests/flow/corpus/test_corpora_to_shards.py has their layouts."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,12 +147,16 @@ def test_votes_that_are_none_are_refused_in_one_line(lines: list[str], words: st
 @pytest.mark.parametrize(
     ("damage", "words"),
     [("no test", "looked for one .*_test_fold.*jsonl and found"), ("map", "is no map from labels to names"),
-     ("broken", "label_map.json: cannot be read"), ("audio", "gone: no such folder")],
+     ("broken", "label_map.json: cannot be read"), ("audio", "gone: no such folder"),
+     ("lines", "no line in its files")],
 )  # fmt: skip
 def test_fold_of_emobox_that_is_none_is_refused_in_one_line(damage: str, words: str, tmp_path: Path):
     fold = open_examples.emobox(tmp_path).path
     if damage == "no test":
         (fold / "small_test_fold_2.jsonl").unlink()
+    elif damage == "lines":
+        for path in fold.glob("*.jsonl"):
+            path.write_text("\n")
     elif damage != "audio":
         (fold.parent / "label_map.json").write_text('["a"]' if damage == "map" else "{")
     with pytest.raises(CorpusError, match=words) as caught:
@@ -192,6 +197,129 @@ def test_sentiment_of_mosei_is_the_raters_mean_where_the_table_has_it(tmp_path: 
     header, *rows = table.read_text().splitlines()
     table.write_text("\n".join([header + ",sentiment", *(f"{row},-1.5" for row in rows)]))
     assert good(read_cmu_mosei(tmp_path))["257771_0"].labels == {"sentiment": 0.25}  # (-1.5 + 3) / 6
+
+
+def empty_tables(root: Path) -> None:
+    for table in root.glob("*.csv"):
+        table.write_text(table.read_text().partition("\n")[0])
+
+
+def folder_for(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("kind", "harm", "words"),
+    [
+        ("meld", empty_tables, "no row below the headers of the tables"),
+        (
+            "meld",
+            lambda root: (root / "dev_splits_complete").rename(root / "other"),
+            "looked for the folder dev_splits_complete with the clips and found",
+        ),
+        ("cmu-mosei", empty_tables, "CMU_MOSEI_Labels.csv: no row below the header"),
+        (
+            "cmu-mosei",
+            lambda root: (root / "Raw" / "Audio").rename(root / "Sound"),
+            "looked for the folder Audio/Full/WAV_16000 and found CMU_MOSEI_Labels.csv, Raw, Sound",
+        ),
+        (
+            "cmu-mosei",
+            lambda root: folder_for(root / "Raw/Transcript/Segmented/Combined/-3g5yACwYnA.txt"),
+            r"-3g5yACwYnA.txt: cannot be read \(.*\)\. Mend its rights",
+        ),
+        (
+            "esd",
+            lambda root: folder_for(root / "Emotion Speech Dataset/0012/0012.txt"),
+            r"0012.txt: cannot be read \(.*\)\. Mend its rights",
+        ),
+    ],
+)
+def test_release_that_lacks_a_part_is_refused_in_one_line(
+    kind: str, harm: Callable[[Path], object], words: str, tmp_path: Path
+):
+    make, read = READERS[kind]
+    make(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(CorpusError, match=words) as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "row", "key", "reason"),
+    [
+        (
+            "meld",
+            "test_sent_emo.csv",
+            '9,Wh\x01at?,Ross,anger,negative,7,0,8,21,"0","1"',
+            "test_dia7_utt0",
+            "Utterance holds a control character",
+        ),
+        ("cmu-mosei", "CMU_MOSEI_Labels.csv", "0,257771,0,0,0.05,0,0,0,1,0", "257771_0", "duplicate of 257771_0"),
+        ("cmu-mosei", "CMU_MOSEI_Labels.csv", "0,a\x01b,0,0,0.05,0,0,0,1,0", r"a\x01b_0", "file holds a control"),
+        (
+            "crema-d",
+            "processedResults/tabulatedVotes.csv",
+            '"100099",1.5,0,0,0,0,0,"1006_IEO_ANG_XX",9,1,"A",50.5',
+            "1006_IEO_ANG_XX",
+            "count 1.5 is no whole number",
+        ),
+    ],
+)
+def test_row_with_a_fault_is_rejected_in_words(kind: str, table: str, row: str, key: str, reason: str, tmp_path: Path):
+    make, read = READERS[kind]
+    make(tmp_path)
+    if kind == "crema-d":
+        open_examples.record(tmp_path / "AudioWAV" / f"{key}.wav", 1)
+    with open(tmp_path / table, "a") as file:
+        file.write(f"\n{row}\n")
+    rejected = [one.reason for one in read(tmp_path).utterances if isinstance(one, Rejected) and one.key == key]
+    assert len(rejected) == 1
+    assert reason in rejected[0]
+
+
+def test_transcripts_of_mosei_may_be_absent_and_lines_without_an_interval_are_passed_over(tmp_path: Path):
+    open_examples.cmu_mosei(tmp_path)
+    text = tmp_path / "Raw" / "Transcript" / "Segmented" / "Combined" / "-3g5yACwYnA.txt"
+    text.write_text("-3g5yACwYnA___9___soon___later___No interval.\n" + text.read_text())
+    assert good(read_cmu_mosei(tmp_path))["-3g5yACwYnA_0"].transcript == "And so, that's it 0___"
+    (tmp_path / "Raw" / "Transcript").rename(tmp_path / "other")
+    assert good(read_cmu_mosei(tmp_path))["-3g5yACwYnA_0"].transcript == ""
+
+
+def test_categories_of_crema_d_are_of_two_kinds(tmp_path: Path):
+    open_examples.crema_d(tmp_path)
+    with pytest.raises(ConfigError, match="categories 'heard': must be one of acted, voted"):
+        read_crema_d(tmp_path, categories="heard")
+
+
+@pytest.mark.parametrize("kind", ["crema-d", "esd"])
+def test_audio_of_another_name_is_listed(kind: str, tmp_path: Path):
+    make, read = READERS[kind]
+    make(tmp_path)
+    open_examples.record(tmp_path / ("AudioWAV" if kind == "crema-d" else "Emotion Speech Dataset") / "hello.wav", 1)
+    assert [path.name for path in read(tmp_path).unnamed] == ["hello.wav"]
+
+
+def test_speaker_of_esd_without_a_text_file_has_no_transcripts(tmp_path: Path):
+    open_examples.esd(tmp_path)
+    (tmp_path / "Emotion Speech Dataset" / "0012" / "0012.txt").unlink()
+    transcripts = {key[:4]: one.transcript for key, one in good(read_esd(tmp_path)).items() if key.endswith("_000001")}
+    assert (transcripts["0012"], transcripts["0013"]) == ("", "The nine the eggs, I keep.")
+
+
+def test_lines_of_emobox_with_a_key_twice_or_a_control_character_are_rejected(tmp_path: Path):
+    fold = open_examples.emobox(tmp_path).path
+    path = fold / "small_test_fold_2.jsonl"
+    row = json.loads(path.read_text().splitlines()[0])
+    path.write_text("\n".join(json.dumps(one) for one in (row, row, row | {"key": "other", "emo": "a\x01"})))
+    reasons = [one.reason for one in read_emobox(fold, audio=tmp_path).utterances if isinstance(one, Rejected)]
+    assert reasons[-2:] == [
+        "small_test_fold_2.jsonl line 2: duplicate of small_test_fold_2.jsonl line 1, which comes first",
+        "small_test_fold_2.jsonl line 3: emo holds a control character",
+    ]
 
 
 @pytest.mark.parametrize("rate", [16_000, 8_000])

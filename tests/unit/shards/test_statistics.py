@@ -3,12 +3,14 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.shards import open_shard_set
-from ccts_dist.shards.statistics import split_statistics
+from ccts_dist.plotting import save_picture
+from ccts_dist.shards import open_shard_set, plots
+from ccts_dist.shards.statistics import LabelStatistics, SplitStatistics, split_statistics
 from tests.helpers.examples.shard_examples import build_example, make_utterances
 
 
@@ -34,3 +36,58 @@ def test_counts_durations_and_label_moments_by_hand(tmp_path: Path):
     assert (figures.durations, figures.categories) == ({0: 4}, {"Happy": 4})
     with pytest.raises(ConfigError, match="no split 'Test1'"):
         split_statistics(open_shard_set(tmp_path / "s"), "Test1")
+
+
+def figures(split: str, targets: list[str], categories: dict[str, int]) -> SplitStatistics:
+    """Two utterances; only the first target has labels."""
+    some, none = (2, 0.5, 0.1, (1, 1)), (0, math.nan, math.nan, (0, 0))
+    labels = {}
+    for number, target in enumerate(targets):
+        labelled, mean, std, bins = none if number else some
+        labels[target] = LabelStatistics(num_labelled=labelled, mean=mean, std=std, histogram=bins + (0,) * 8)
+    return SplitStatistics(
+        split=split,
+        num_shards=1,
+        num_utterances=2,
+        num_speakers=1,
+        num_without_speaker=0,
+        num_unlabelled=0,
+        hours=0.1,
+        shortest_s=1.0,
+        longest_s=2.0,
+        durations={1: 1, 2: 1},
+        duration_tenths={10: 1, 20: 1},
+        categories=categories,
+        labels=labels,
+    )
+
+
+@pytest.mark.parametrize(
+    ("targets", "categories", "shown"),
+    [
+        ([], {}, []),
+        (["valence"], {}, ["valence, 0..1"]),
+        (["valence", "arousal"], {}, ["valence, 0..1", "arousal, 0..1"]),
+        ([], {"Happy": 2}, ["% of categories"]),
+        (["valence"], {"Happy": 2}, ["% of categories", "valence, 0..1"]),
+    ],
+)
+@pytest.mark.parametrize("splits", [["Train"], ["Train", "Test"]])
+def test_a_picture_of_a_set_has_a_drawing_of_each_thing_there_is_and_no_empty_one(
+    targets: list[str],
+    categories: dict[str, int],
+    shown: list[str],
+    splits: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    drawn: list[str] = []
+
+    def keep(figure: Any, path: Path) -> None:
+        drawn.extend(axes.get_xlabel() for axes in figure.axes)
+        save_picture(figure, path)
+
+    monkeypatch.setattr(plots, "save_picture", keep)
+    plots.draw_set(tmp_path / "a.png", "set", [figures(split, targets, categories) for split in splits])
+    assert drawn == ["hours", "duration, bins of 0.1 s", *shown]
+    assert (tmp_path / "a.png").stat().st_size

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccts_dist.errors import ConfigError, MissingShardsError, TeacherError, run_main
+from ccts_dist.errors import ConfigError, FetchError, MissingShardsError, TeacherError, run_main
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.check.check import check_shard_set
 from ccts_dist.shards.check.findings import Finding
 from ccts_dist.shards.shard_set import read_shard_set
+from ccts_dist.shards.stores.remote import RemoteStore
 from ccts_dist.shards.teacher_cache import open_teacher_cache
 from ccts_dist.shards.teacher_cache_writer import write_cache_manifest
 from ccts_dist.teacher.refit_check import fit_again
@@ -149,6 +150,22 @@ def test_damage_that_a_store_still_has_is_named_by_shard(root: Path, tmp_path: P
     damage.lose(root, "Train-000001.tar")
     found = check_shard_set(f"file://{root}")
     assert [finding.shard for finding in found] == [SHARD, "Train-000001.tar"]
+
+
+def test_a_small_file_that_a_store_lacks_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fetched"))
+    damage.lose(root, "rejected.jsonl")
+    assert [str(finding) for finding in check_shard_set(f"file://{root}")] == ["rejected.jsonl - is missing"]
+
+
+def test_a_store_that_stops_answering_is_no_damage(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(self: object, file: object) -> None:
+        raise FetchError("the store does not answer")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fetched"))
+    monkeypatch.setattr(RemoteStore, "opened", refuse)
+    with pytest.raises(FetchError, match="the store does not answer"):
+        check_shard_set(f"file://{root}")
 
 
 @pytest.mark.parametrize("blessed", [False, True])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ccts_dist.limits import LIMITS
 from ccts_dist.shards.check.check import check_shard_set
 from tests.helpers.examples.sound_sets import KEYS, SHARD, findings
 from tests.helpers.faults import damage
@@ -278,6 +279,19 @@ def test_what_an_interrupted_build_left_is_reported_and_is_no_damage(root: Path)
     found = check_shard_set(root)
     assert [finding.shard for finding in found] == names
     assert all(finding.leftover and "interrupted: delete it" in finding.what for finding in found)
+
+
+def test_an_index_of_format_version_1_is_reported_and_is_no_damage(root: Path):
+    (root / "index.parquet").touch()
+    (finding,) = check_shard_set(root)
+    assert str(finding) == "index.parquet - is an index of format version 1: delete it"
+    assert finding.leftover
+
+
+def test_a_manifest_larger_than_any_is_named_and_not_read(root: Path, monkeypatch: pytest.MonkeyPatch):
+    size = (root / "manifest.json").stat().st_size
+    monkeypatch.setitem(LIMITS, "manifest.json", size - 1)  # type: ignore[arg-type]
+    assert findings(root) == [f"manifest.json - has {size} bytes, more than any manifest"]
 
 
 def test_a_finding_is_one_line_whatever_the_names_in_a_tar_are(root: Path):

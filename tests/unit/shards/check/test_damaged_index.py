@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from ccts_dist.limits import LIMITS
 from ccts_dist.shards import open_shard_set
+from ccts_dist.shards.check.index import IndexFile
 from tests.helpers.examples.sound_sets import KEYS, SHARD, build_other_shards, build_shards, findings
 from tests.helpers.faults import damage
 
@@ -131,6 +133,24 @@ def shift(index: dict) -> None:
 def test_batches_that_lie_elsewhere_than_the_manifest_states_are_named(root: Path, change: Callable, words: str):
     damage.edit_manifest(root, lambda document: change(document["shards"]))
     assert any(words in line for line in findings(root, fast=True))
+
+
+def test_the_index_of_no_shards_has_no_faults(root: Path):
+    with open(root / "index.arrow", "rb") as file:
+        assert list(IndexFile(file, [], {}).findings()) == []
+
+
+def test_a_column_that_comes_twice_is_named(root: Path):
+    tables = damage.index_tables(root)
+    damage.write_index(root, {shard: table.append_column("key", table["key"]) for shard, table in tables.items()})
+    damage.bless(root)
+    assert findings(root) == ["index.arrow - is no Arrow file: it has a column twice"]
+
+
+def test_rows_that_take_more_than_any_are_named_and_not_read(root: Path, monkeypatch: pytest.MonkeyPatch):
+    size = open_shard_set(root).manifest.shards[0].index.size
+    monkeypatch.setitem(LIMITS, "index.arrow, a shard's rows", size - 1)  # type: ignore[arg-type]
+    assert f"{SHARD} - its rows take {size} bytes of index.arrow, and may take {size - 1}" in findings(root)
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 40, b"PAR1" + bytes(100)])
