@@ -169,7 +169,7 @@ def _unreadable(datasets: Any) -> tuple[type[Exception], ...]:
     return (
         OSError,
         ValueError,
-        KeyError,
+        LookupError,
         TypeError,
         RuntimeError,
         NotImplementedError,

@@ -273,6 +273,11 @@ def no_rows(folder: Path) -> str:
     return str(folder / "x.arrow")
 
 
+def saved_without_rows(folder: Path) -> str:
+    datasets.Dataset.from_dict({"audio": []}).save_to_disk(folder)
+    return str(folder)
+
+
 def no_known_file(folder: Path) -> str:
     folder.mkdir()
     (folder / "rows.csv").write_text("audio\na.flac\n")
@@ -283,6 +288,7 @@ def no_known_file(folder: Path) -> str:
     ("make", "words"),
     [
         (no_rows, r"x.arrow: no row\. Name a data set that has some"),
+        (saved_without_rows, r"set: cannot be read as a data set \(list index out of range\)"),
         (no_known_file, r"rows.csv: ends in none of \.parquet, \.arrow"),
     ],
 )
