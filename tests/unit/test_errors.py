@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import sys
 
 import pyarrow
 import pytest
@@ -75,3 +76,15 @@ def test_error_of_another_kind_keeps_its_traceback():
 
     with pytest.raises(FileNotFoundError):
         run_main(main)
+
+
+def test_stop_by_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def main(_: list[str] | None) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_main(main)
+    sys.excepthook(stopped.type, stopped.value, stopped.tb)
+    assert capsys.readouterr().err == "stopped by Ctrl-C; what was finished is kept\n"

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from ccts_dist.commands import train
 from ccts_dist.distributed import run_on_all_ranks
 from ccts_dist.errors import ConfigError, run_main
 from ccts_dist.extras import missing_for_training, words_for_missing
@@ -52,3 +53,5 @@ def test_training_looks_for_its_packages_before_it_starts(monkeypatch: pytest.Mo
     assert missing_for_training(backend="mlflow") == ""
     lacking = "deepspeed"
     assert missing_for_training(backend="none") == LINES["deepspeed.ops"]
+    with pytest.raises(ConfigError, match=r"^the package deepspeed is not installed"):
+        train.main(["launch/runs/demo/cts.toml"])

@@ -309,3 +309,9 @@ def test_logs_warnings_and_tracebacks_on_a_guarded_stream_hold_no_secret(monkeyp
     cast(RedactedStream, sys.stderr).writelines([address, "\n"])
     assert "hush99" not in written.getvalue()
     assert written.getvalue().count("http://host") >= 5
+    written.seek(0)
+    assert list(cast(RedactedStream, sys.stderr)) == written.getvalue().splitlines(keepends=True)
+
+
+def test_address_within_an_address_is_cut_too():
+    assert without_credentials("sqlite:///a/http://alice:hush99@host/b") == "sqlite:///a/http://host/b"

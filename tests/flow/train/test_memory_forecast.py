@@ -86,6 +86,31 @@ def test_check_refuses_a_gpu_that_is_too_small_in_one_line(config, capfd):
     assert "check passed" not in out
 
 
+def test_activations_that_cannot_be_foreseen_are_not_in_the_table(config, monkeypatch):
+    monkeypatch.setattr("ccts_dist.train.memory.forecast.trace_peak", lambda *_, **__: None)
+    monkeypatch.setattr("ccts_dist.train.memory.forecast.trace_pass", lambda *_, **__: None)
+    with check_experiment(read_run(config), 1) as session:
+        forecast = Forecast(session, on_gpu=True)
+        forecast.decide_rounds(10**10)
+        assert forecast.lines()[-1] == "  activations of this encoder cannot be foreseen, and are not in it"
+
+
+def test_a_run_that_has_all_that_helps_is_told_to_take_more_ranks(config, capfd):
+    changes = ["train.precision=bf16", "model.gradient_checkpointing=true", "batch.micro_batch_size=1"]
+    changes.append("train.deepspeed=ds_configs/zero3_offload.json")
+    options = [word for change in changes for word in ("--set", change)]
+    assert check(config, "--ranks", "2", "--gpu-memory", "0.5", *options) == 2
+    assert "What helps most: more ranks, or larger GPUs." in capfd.readouterr().err
+
+
+def test_nothing_faster_is_named_where_a_run_just_fits(config):
+    changes = ["model.gradient_checkpointing=true", "batch.micro_batch_size=1"]
+    with check_experiment(read_run(config, changes), 1) as session:
+        forecast = Forecast(session, on_gpu=True)
+        gb = forecast.peak_bytes / 1e9
+        assert forecast.check_fits(gb).endswith("; the largest batch.micro_batch_size that does is 1")
+
+
 @pytest.mark.parametrize("gb", ["0", "-1", "nan"])
 def test_memory_that_is_none_is_refused(config, capfd, gb):
     assert check(config, f"--gpu-memory={gb}") == 2

@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from ccts_dist.commands import schema
 from ccts_dist.config import parse_run
 from ccts_dist.config.json_schema import run_schema, schema_text
 from ccts_dist.errors import ConfigError
@@ -77,3 +78,8 @@ def test_keys_have_meaning_range_and_default():
         "description": "Number of epochs, each over every training utterance once.",
     }  # fmt: skip
     assert run_schema()["required"] == ["run_name", "output_dir", "data", "model"]
+
+
+def test_command_prints_it(capsys: pytest.CaptureFixture[str]):
+    assert schema.main([]) == 0
+    assert capsys.readouterr().out == schema_text()

@@ -103,6 +103,27 @@ def test_what_a_format_cannot_hold_is_refused_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_an_encoder_with_a_feature_extractor_is_refused_in_onnx(tmp_path: Path) -> None:
+    model_shapes.save_extracted(tmp_path / "encoder", *model_shapes.EXTRACTED_FAMILIES["w2v-bert"])
+    model = _save(tmp_path / "model", student_config(SpeechConfig(encoder=str(tmp_path / "encoder"), pooling="mean")))
+    with pytest.raises(
+        ConfigError, match="--format onnx: a wav2vec2-bert encoder takes input from a feature extractor"
+    ):
+        export_model(model, "onnx", tmp_path / "out")
+
+
+def test_export_to_onnx_without_its_packages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccts_dist.export.onnx.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the package onnx\. Install it: pip install ccts-dist\[onnx\]"):
+        export_model(_save(tmp_path / "model", student_config()), "onnx", tmp_path / "out")
+
+
+def test_command_states_what_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = _save(tmp_path / "model", student_config(SPEECH(pooling="mean")))
+    assert run_main(command.main, ["-m", model, "--format", "transformers", "--out", str(tmp_path / "out")]) == 0
+    assert "\nlost: Audio must be mono; " in capsys.readouterr().out
+
+
 def test_a_teacher_and_a_folder_that_is_there_are_refused(tmp_path: Path) -> None:
     from ccts_dist.model import train_tokenizer
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,28 @@ def test_nothing_to_predict_is_a_mistake_and_an_empty_folder_beside_files_a_fail
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 1
     assert "empty: holds no audio file" in printed.err
+
+
+def test_no_picture_of_a_model_that_predicts_categories_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_student(tmp_path / "best", student_config(targets=(), categories=("calm", "tense")))
+    _write(tmp_path / "a.wav", 0.5)
+    picture = tmp_path / "a.svg"
+    args = ["--model", str(model), "--window", "1", "--plot", str(picture), str(tmp_path / "a.wav")]
+    assert run_main(command.main, args) == 2
+    assert f"error: --plot {picture}: draws targets over time, and the model predicts" in capsys.readouterr().err
+
+
+def test_a_recording_that_cannot_be_read_has_no_windows(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.wav").write_bytes(b"plain text, and rather long")
+    written = io.StringIO()  # of another program, which has no encoding to set
+    monkeypatch.setattr(sys, "stdout", written)
+    args = ["--model", str(model), "--window", "1", "--format", "jsonl", str(tmp_path / "a.wav")]
+    assert run_main(command.main, args) == 1
+    assert written.getvalue() == ""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.endswith(". Skipped.")
+    assert "without a mean" not in line

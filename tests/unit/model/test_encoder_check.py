@@ -1,6 +1,7 @@
 """Encoders of transformers that do not do what is relied on are refused when they are loaded, in one line."""
 
 from collections import Counter
+from functools import wraps
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from transformers import (
 from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model
+from ccts_dist.model.encoder_check import try_out
 from tests.helpers.models.model_shapes import EXTRACTED_FAMILIES, save_extracted, utterances
 
 WHISPER, _ = EXTRACTED_FAMILIES["whisper"]
@@ -117,3 +119,45 @@ def test_recomputing_that_transformers_does_not_do_is_refused(tmp_path, monkeypa
         ConfigError, match=r"gradient_checkpointing = true: transformers recomputes no layer of a whisper"
     ):
         build(tmp_path, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda frames: frames[:, :1], "it makes 1 frames of 0.25 s of audio and 1 of 4 s"),
+        (lambda frames: frames[..., :3], "no frames of 32 features"),
+        (lambda frames: frames * float("nan"), "its frames are not finite"),
+    ],
+)
+def test_frames_that_cannot_be_used_are_refused(tmp_path, change, words):
+    save_extracted(tmp_path, GRANITE, GraniteSpeech5FeatureExtractor())
+    branch = build(tmp_path).speech
+    forward = branch.encoder.forward
+
+    @wraps(forward)
+    def changed(**inputs):
+        output = forward(**inputs)
+        output.last_hidden_state = change(output.last_hidden_state)
+        return output
+
+    branch.encoder.forward = changed
+    with pytest.raises(ConfigError, match=words):
+        try_out(branch.encoder, GraniteSpeech5FeatureExtractor(), SpeechConfig(encoder=str(tmp_path)))
+
+
+def test_encoder_that_reports_fewer_layers_than_it_has_is_refused(tmp_path):
+    save_extracted(tmp_path, GRANITE, GraniteSpeech5FeatureExtractor())
+    encoder = build(tmp_path).speech.encoder
+    forward = encoder.forward
+
+    @wraps(forward)
+    def changed(**inputs):
+        output = forward(**inputs)
+        if inputs.get("output_hidden_states"):
+            output.hidden_states = output.hidden_states[1:]
+        return output
+
+    encoder.forward = changed
+    speech = SpeechConfig(encoder=str(tmp_path), layers="weighted")
+    with pytest.raises(ConfigError, match="it does not report what leaves each of its layers, and layers = 'weighted'"):
+        try_out(encoder, GraniteSpeech5FeatureExtractor(), speech)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from ccts_dist.config import ModelConfig
 from ccts_dist.errors import CheckpointError, ConfigError
 from ccts_dist.model import build_model, load_model, save_model, train_tokenizer, weights_digest
+from ccts_dist.model.description import model_files
 from tests.helpers.models.model_shapes import both, speech_config, text_config, utterances
 
 SENTENCES = ["what a wonderful day this is", "this is the worst thing that ever happened to me"]
@@ -130,6 +131,19 @@ def test_a_description_that_is_not_json_or_lacks_a_key_is_refused(speech_folder)
     (speech_folder / "model.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"model.json: not JSON"):
         load_model(speech_folder)
+
+
+def test_files_of_a_description_are_digests_by_path(speech_folder):
+    _edit(speech_folder / "model.json", files={"model.safetensors": 3})
+    with pytest.raises(CheckpointError, match=r"'?files'? .*an object of a SHA-256 by path"):
+        load_model(speech_folder)
+
+
+def test_files_of_a_model_of_an_earlier_version_are_those_in_its_folders(speech_folder):
+    listed = model_files(speech_folder)
+    _edit(speech_folder / "model.json", files=None)
+    (speech_folder / "beside.txt").write_text("")
+    assert model_files(speech_folder) == listed == ["model.json", "model.safetensors", "speech_encoder/config.json"]
 
 
 def test_weights_that_are_not_there_are_refused(speech_folder):

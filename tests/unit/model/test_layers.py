@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, load_model, parameter_groups, save_model
-from ccts_dist.model.layers import LayerMixture
+from ccts_dist.model import layers as layers_module
+from ccts_dist.model.layers import EncoderLayers, LayerMixture
 from tests.helpers.models.model_shapes import (
     SPEECH_FAMILIES,
     SPEECH_MECHANISMS,
@@ -187,3 +190,16 @@ def test_layers_that_are_not_there_are_refused():
         build_model(ModelConfig(text=text_config(layers="layer:3")), vocabulary_size=VOCABULARY)
     with pytest.raises(ConfigError, match=r"model.speech.layers = 'weighted': must be 'last' for a sew encoder"):
         build_model(ModelConfig(speech=speech_config(layers="weighted", shape={"model_type": "sew"})))
+
+
+def test_layers_under_no_usual_name_and_layers_that_are_not_reported_are_refused():
+    class Bare(PreTrainedModel):  # transformers keeps what it finds out about a class in that class
+        pass
+
+    layers = EncoderLayers(Bare(PretrainedConfig()), table="model.speech", is_known=False)
+    with pytest.raises(
+        ConfigError, match=r"speech.layers = 'layer:1': must be 'last' for a .*not found under any usual"
+    ):
+        layers.choose("layer:1")
+    with pytest.raises(ConfigError, match="this encoder does not report what leaves each of its layers"):
+        layers_module.states_of(BaseModelOutput(last_hidden_state=torch.zeros(1, 2, 3)))

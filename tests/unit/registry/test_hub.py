@@ -1,12 +1,15 @@
 """Models are pushed to a hub and pulled from it by digest; code and pickles never, and tokens are not shown."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -14,6 +17,8 @@ import pytest
 import soundfile
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.errors import ConfigError, RegistryError, run_main
@@ -22,7 +27,7 @@ from ccts_dist.model import build_model, save_model
 from ccts_dist.model.description import description_bytes
 from ccts_dist.registry import PulledModel, is_address, load_student, pull_model, resolve_version
 from ccts_dist.registry.attach import attach
-from ccts_dist.registry.hub import HubName, parse_hub_name
+from ccts_dist.registry.hub import HubName, asking_the_hub, parse_hub_name
 from launch import push as command
 from tests.helpers.faults.hub_server import TOKEN, Hub, Repository, serve_hub
 from tests.helpers.models import model_shapes
@@ -253,6 +258,84 @@ def test_a_model_of_the_hub_has_no_run_to_put_a_page_into(tmp_path: Path) -> Non
     pulled = PulledModel(folder=tmp_path, version=f"hf://{REPO}@{'0' * 40}")
     with pytest.raises(ConfigError, match="comes from the hub, which has no run"):
         attach(tmp_path / "page.html", pulled)
+
+
+def test_a_description_that_is_no_json_and_a_file_that_is_not_there_are_refused(hub: Hub) -> None:
+    hub.repositories[REPO] = Repository()
+    hub.repositories[REPO].commit("main", {"model.json": b"{"})
+    with pytest.raises(RegistryError, match=r"hf://lab/student@[0-9a-f]+: its model\.json cannot be read: "):
+        pull_model(f"hf://{REPO}")
+    description = description_bytes({"files": {"encoder/config.json": "0" * 64, "model.safetensors": "0" * 64}})
+    hub.repositories[REPO].commit("main", {"model.json": description, "model.safetensors": b""})
+    with pytest.raises(RegistryError, match=r"lacks encoder/config\.json, which its model\.json names\. Push"):
+        pull_model(f"hf://{REPO}")
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push_model(str(_save(tmp_path / "model", _student())), REPO)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(RegistryError, match=r"cannot be cached there \(Not a directory\)\. Set XDG_CACHE_HOME"):
+        pull_model(f"hf://{REPO}")
+
+
+def test_a_model_that_another_process_puts_into_the_cache_meanwhile_is_taken(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_model(str(_save(tmp_path / "model", _student())), REPO)
+    is_there = False
+
+    def rename(self: Path, target: Path) -> Path:
+        if is_there:
+            shutil.copytree(self, target)
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Directory not empty"):
+        pull_model(f"hf://{REPO}")
+    is_there = True
+    assert load_student(str(pull_model(f"hf://{REPO}").folder)).embedding_size == 8
+
+
+def test_a_model_is_copied_where_it_cannot_be_linked_and_bars_stay_off(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_model(str(_save(tmp_path / "model", _student())), REPO)
+
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+    disable_progress_bars()
+    try:
+        folder = pull_model(f"hf://{REPO}").folder
+        assert are_progress_bars_disabled()
+    finally:
+        enable_progress_bars()
+    assert (folder / "model.safetensors").stat().st_nlink == 1
+    assert load_student(str(folder)).embedding_size == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "reason"),
+    [
+        (GatedRepoError, 403, "access to it must be asked for on its page, with a token"),
+        (RepositoryNotFoundError, 401, "no such repository, or none that this token may see"),
+        (RepositoryNotFoundError, 404, "no such repository. Check its name"),
+        (HfHubHTTPError, 401, "no token, or one that may not do so"),
+    ],
+)
+def test_refusals_of_the_hub_say_what_to_do(kind: type[HfHubHTTPError], status: int, reason: str) -> None:
+    response: Any = SimpleNamespace(status_code=status, headers={}, request=None)
+    with pytest.raises(RegistryError) as error, asking_the_hub("fetching it"):
+        raise kind("refused", response=response)
+    assert str(error.value).startswith(f"fetching it failed: {reason}")
+
+
+def test_push_states_what_transformers_lacks(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = _student(speech=SPEECH(shape=model_shapes.SPEECH_FAMILIES["modified-cpc"]))
+    assert run_main(command.main, [str(_save(tmp_path / "model", config)), REPO]) == 0
+    assert "\nnot for transformers: " in capsys.readouterr().out
 
 
 @pytest.mark.integration

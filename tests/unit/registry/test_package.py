@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,9 @@ def test_a_package_without_readable_digests_is_refused(tmp_path: Path) -> None:
     (package / "digests.json").write_text("no json")
     with pytest.raises(RegistryError, match=r"digests\.json: not readable"):
         check_package(package)
+    (package / "digests.json").write_text('{"model.json": 3}')
+    with pytest.raises(RegistryError, match=r"digests\.json: not readable: no object of a SHA-256 by path"):
+        check_package(package)
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "model.PKL", "speech_encoder/pytorch_model.bin"])
@@ -151,6 +155,13 @@ def test_a_link_is_neither_packaged_nor_accepted(tmp_path: Path) -> None:
     package, digests = _package(tmp_path)
     (package / "link").symlink_to(tmp_path)
     with pytest.raises(RegistryError, match="is a link"):
+        check_digests(package, digests, source="tags")
+
+
+def test_a_pipe_is_not_accepted(tmp_path: Path) -> None:
+    package, digests = _package(tmp_path)
+    os.mkfifo(package / "pipe")
+    with pytest.raises(RegistryError, match="pipe: is a pipe or a device, and packages hold none"):
         check_digests(package, digests, source="tags")
 
 

@@ -223,3 +223,11 @@ def test_model_of_categories_alone_is_served(tmp_path: Path) -> None:
     whole = client.post("/invocations", files={"audio": wav(1.5)}).json()["predictions"]
     assert whole == [pytest.approx(one) for one in student.predict([io.BytesIO(wav(1.5))])]
     assert json.dumps(list(CATEGORIES))[1:-1].replace('"', "&#34;") in client.get("/").text
+
+
+def test_document_lists_the_categories_and_their_probabilities(tmp_path: Path) -> None:
+    served = Served(small_student(tmp_path / "best", ("valence",), CATEGORIES), LIMITS)
+    schemas = TestClient(application(served, max_body_bytes=1_000)).get("/openapi.json").json()["components"]["schemas"]
+    answer = schemas["Answer"]["properties"]["predictions"]["items"]["properties"]
+    assert answer["category"] == {"enum": list(CATEGORIES)}
+    assert answer["p(calm)"] == {"type": "number", "minimum": 0, "maximum": 1}

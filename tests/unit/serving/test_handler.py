@@ -15,10 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from ccts_dist.errors import ConfigError, RequestError
 from ccts_dist.inference.predictor import Predictor, load_student
 from ccts_dist.serving.handler import Limits, Served, read_limits, rows_of
+from ccts_dist.serving.http_bodies import Bodies
+from ccts_dist.serving.request_body import LongText
 from ccts_dist.serving.server import application
 from tests.helpers.models import model_shapes
 from tests.helpers.models.small_student import save_student, student_config
@@ -119,10 +123,13 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "folder link out": ([{"path": "up/secret.wav"}], "path 'up/secret.wav' is no file below the audio root"),
     "absent": ([{"path": "absent.wav"}], "path 'absent.wav' is no file below the audio root"),
     "too long a name": ([{"path": "a" * 5_000}], "is no file below the audio root"),
+    "a path of a megabyte": (
+        [{"path": LongText(memoryview(b"a" * MIB))}], "a path of 1048576 bytes is no file below the audio root",
+    ),
     "circle": ([{"path": "circle"}], "path 'circle' is no file below the audio root"),
     "folder": ([{"path": "deep"}], "path 'deep' is no file below the audio root"),
     "pipe": ([{"path": "pipe.wav"}], r"path 'pipe\.wav' is no file below the audio root"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", BAD_ROWS)
@@ -155,6 +162,12 @@ def test_a_recording_one_byte_too_large_is_refused_however_it_comes(student: Pre
         assert len(exact.answer([row])) == 1
         with pytest.raises(RequestError, match=f"recording 0: .* more than {len(data) - 1} bytes"):
             short.answer([row])
+
+
+def test_base64_of_too_large_a_recording_is_refused_before_it_is_copied(student: Predictor) -> None:
+    served, text = Served(student, Limits(recording_bytes=1_000)), LongText(memoryview(b"A" * 9_000))
+    with pytest.raises(RequestError, match="recording 0: 9000 characters of base64, more than 1000 bytes"):
+        served.answer([{"audio": text}])
 
 
 def test_an_oversized_recording_is_refused_without_being_decoded(served: Served) -> None:
@@ -253,6 +266,41 @@ def _post(served: Served, chunks: list[bytes], *, max_body_bytes: int) -> tuple[
     }  # fmt: skip
     asyncio.run(application(served, max_body_bytes=max_body_bytes)(scope, receive, send))
     return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+@pytest.mark.parametrize(
+    ("most_of_one", "status", "reason"),
+    [
+        (50, 413, "a body of more than 50 bytes"),
+        (100, 503, "the server holds 0 bytes of bodies already. Send it again later."),
+    ],
+)
+def test_a_refused_body_whose_rest_does_not_come_is_answered(
+    most_of_one: int, status: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ccts_dist.serving.http_bodies._ROOM_S", 0.0)
+    chunks = [b"x" * 60]
+
+    async def receive() -> dict[str, Any]:
+        if not chunks:
+            await asyncio.sleep(60.0)
+        return {"type": "http.request", "body": chunks.pop(), "more_body": True}
+
+    async def read() -> None:
+        request = Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
+        async with Bodies(most_of_one=most_of_one, most_of_all=55, seconds=0.3).read(request):
+            pass
+
+    with pytest.raises(HTTPException) as error:
+        asyncio.run(read())
+    assert (error.value.status_code, error.value.detail.startswith(reason)) == (status, True)
+
+
+def test_a_body_far_too_large_is_not_read_to_its_end(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccts_dist.serving.http_bodies._DROPPED_BYTES", 100)
+    chunks = [b"x" * 60] * 10
+    status, answer = _post(served, chunks, max_body_bytes=50)
+    assert (status, answer["message"].startswith("a body of more than 50 bytes")) == (413, True)
 
 
 def test_a_body_one_byte_too_large_is_refused_by_our_server_however_it_comes(served: Served) -> None:
