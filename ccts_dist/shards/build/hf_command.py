@@ -74,7 +74,7 @@ def read(args: argparse.Namespace) -> tuple[Corpus, Path]:
 
 
 def parse_targets(given: Sequence[str]) -> dict[str, str]:
-    """Column by target, from the words of ``--target``.
+    """Column by target, from the values of ``--target``.
 
     Raises:
         ConfigError: one is not NAME=COLUMN, or a name comes twice.
