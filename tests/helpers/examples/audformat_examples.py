@@ -234,7 +234,7 @@ def segments(root: Path) -> Example:
             "audio/002.wav": Said(split="other", ratings={"valence": 0.0}),
         },
         rejected={
-            "db.segments.parquet row 4": "start and end span nothing",
+            "db.segments.parquet row 4": "begins within the file and names no end",
             "audio/001.wav#t=0.25,0.3": "its file ends at 0.20 s",
         },
         scale=(0.0, 1.0),
