@@ -97,7 +97,7 @@ def study_of(args: argparse.Namespace) -> Study:
     Raises:
         ConfigError: it cannot be run.
     """
-    usual = Study(folder=args.out or FOLDER_OF_THE_STUDY)
+    usual = Study(folder=_folder(args, FOLDER_OF_THE_STUDY))
     return Study(
         folder=usual.folder,
         seeds=tuple(args.seeds) or usual.seeds,
@@ -114,7 +114,7 @@ def gate_study_of(args: argparse.Namespace) -> GateStudy:
     Raises:
         ConfigError: it cannot be run.
     """
-    usual = GateStudy(folder=args.out or FOLDER_OF_THE_GATE_STUDY)
+    usual = GateStudy(folder=_folder(args, FOLDER_OF_THE_GATE_STUDY))
     return replace(
         usual,
         seeds=tuple(args.seeds) or usual.seeds,
@@ -122,6 +122,13 @@ def gate_study_of(args: argparse.Namespace) -> GateStudy:
         overrides=tuple(args.set),
         jobs=args.jobs,
     )
+
+
+def _folder(args: argparse.Namespace, usual: Path) -> Path:
+    folder = args.out or usual
+    if args.report_only and not folder.is_dir():
+        raise ConfigError(f"--report-only: {folder} is no folder. Name the study's by --out.")
+    return folder
 
 
 def reproduction_of(args: argparse.Namespace) -> Reproduction:

@@ -1,16 +1,14 @@
 """The demo: the whole pipeline on the spoken corpus, the one table it ends with, and what to paste afterwards."""
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ccts_dist.config.renamed import with_present_names
-from ccts_dist.files.strict_json import as_number
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.markdown_table import format_table
 from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environment
+from ccts_dist.report.summary import read_summary
 from ccts_dist.tracking.uri import DEMO_STORE, sqlite_uri
 
 SYSTEMS = {
@@ -117,9 +115,9 @@ def demo_table(folder: Path, seconds: dict[str, float]) -> str:
     """CCC on the test split per system, seconds per stage, and what the condition rejected."""
     rows = []
     for name, words in SYSTEMS.items():
-        summary = json.loads((folder / "runs" / name / "summary.json").read_text(encoding="utf-8"))
-        ccc = (f"{as_number(summary['test'][dimension]):.3f}" for dimension in DIMENSIONS)
-        distilled = with_present_names(summary)["distilled_fraction"]
+        summary = read_summary(folder / "runs" / name)
+        ccc = (f"{summary.ccc[dimension]:.3f}" for dimension in DIMENSIONS)
+        distilled = summary.distilled_fraction
         rejected = "-" if distilled is None else f"{1 - distilled:.1%}"
         rows.append((words, *ccc, rejected, f"{seconds[name]:.0f}"))
     header = ("system", "activation", "valence", "dominance", "rejected", "seconds")

@@ -10,15 +10,14 @@ from statistics import mean, pstdev
 
 import torch
 
-from ccts_dist.config.renamed import with_present_names
 from ccts_dist.errors import ConfigError
-from ccts_dist.files.strict_json import as_number
 from ccts_dist.progress import log
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.markdown_table import format_table
 from ccts_dist.report.paired_intervals import estimate
 from ccts_dist.report.paper_tables import Fold, PaperTable, Row
 from ccts_dist.report.stages import Stage, launcher, run_stages, stage_environment
+from ccts_dist.report.summary import Summary, read_summary
 from ccts_dist.scoring.measures import SplitSums
 from ccts_dist.tracking.fetch_run import SCHEME, fetch_run
 from ccts_dist.tracking.run_file import read_run_file
@@ -246,21 +245,13 @@ def _difference(ours: Sequence[float], theirs: Sequence[float]) -> str:
     return found.in_words()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Result:
-    ccc: dict[str, float]
-    sums: dict[str, list[float]]
-    distilled_fraction: float | None
-
-
-def _read(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> _Result:
+def _read(wanted: Reproduction, row: Row, seed: int, fold: Fold) -> Summary:
     """A training's figures as the tracking server has them; its sums are in its folder alone."""
     output = wanted.output(row, seed, fold)
-    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    ccc = {target: as_number(value) for target, value in summary["test"].items()}
+    summary = read_summary(output)
+    ccc = summary.ccc
     tracked = read_run_file(output)
     if tracked.run_id:
         tracked_metrics = fetch_run(f"{SCHEME}{tracked.run_id}", tracking_uri=_tracking_uri(wanted.folder)).metrics
         ccc = {dimension: list(tracked_metrics[f"test/ccc_{dimension}"].values())[-1] for dimension in DIMENSIONS}
-    sums = {target: [*map(as_number, own)] for target, own in summary["test_sums"].items()}
-    return _Result(ccc=ccc, sums=sums, distilled_fraction=with_present_names(summary)["distilled_fraction"])
+    return replace(summary, ccc=ccc)

@@ -19,6 +19,7 @@ from ccts_dist.distributed import derive_seed
 from ccts_dist.files.atomic import write_whole
 from ccts_dist.records import Utterance
 from ccts_dist.report.gate_study.plan import LABELS, facts_key
+from ccts_dist.report.summary import read_stage_json
 from ccts_dist.shards.build.builder import build_shard_set
 
 WRONG: Mapping[str, tuple[str, float]] = {"random": ("shuffled", 0.30), "audible": ("misheard", 0.45)}
@@ -123,5 +124,5 @@ def read_facts(folder: Path) -> dict[str, dict[str, str]]:
     """Of a seed's corpora that are there, by ``facts_key``."""
     facts: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("facts-*.json")):
-        facts |= json.loads(path.read_text(encoding="utf-8"))
+        facts |= read_stage_json(path, dict)
     return facts

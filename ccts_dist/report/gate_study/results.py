@@ -1,15 +1,15 @@
 """What came of the gate study, read from its folders, and differences of runs of one seed."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ccts_dist.files.strict_json import as_number
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.gate_study.counts import COUNTS
 from ccts_dist.report.gate_study.plan import CELLS, Cell, GateStudy
 from ccts_dist.report.paired_intervals import Estimate, estimate, paired
+from ccts_dist.report.recorded import SUMMARY
+from ccts_dist.report.summary import read_stage_json, read_summary
 from ccts_dist.scoring.bootstrap_intervals import t_quantile
 
 POWER = 0.8
@@ -44,16 +44,16 @@ def read_results(study: GateStudy) -> list[GateRun]:
     for cell in CELLS:
         for seed in study.seeds:
             folder = study.run_folder(seed, cell)
-            if not (folder / "summary.json").is_file():
+            if not (folder / SUMMARY).is_file():
                 continue
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            counted = json.loads((folder / COUNTS).read_text()) if (folder / COUNTS).is_file() else {}
+            summary = read_summary(folder)
+            counted = read_stage_json(folder / COUNTS, dict) if (folder / COUNTS).is_file() else {}
             runs.append(
                 GateRun(
                     seed=seed,
                     cell=cell,
-                    ccc={dimension: as_number(summary["test"][dimension]) for dimension in DIMENSIONS},
-                    distilled_fraction=summary["distilled_fraction"],
+                    ccc={dimension: summary.ccc[dimension] for dimension in DIMENSIONS},
+                    distilled_fraction=summary.distilled_fraction,
                     off_rejected=counted.get("off"),
                     sound_rejected=counted.get("sound"),
                 )

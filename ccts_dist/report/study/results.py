@@ -9,16 +9,16 @@ import numpy as np
 import torch
 
 from ccts_dist.config import RunConfig, read_run
-from ccts_dist.config.renamed import with_present_names
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.corpus.demo.spoken import wrong_keys
 from ccts_dist.distributed import Ranks
 from ccts_dist.files.atomic import write_whole
-from ccts_dist.files.strict_json import as_number
 from ccts_dist.loader.row_gate import row_gate_of
 from ccts_dist.losses.gate import apply_gate
 from ccts_dist.records import DIMENSIONS
+from ccts_dist.report.recorded import SUMMARY
 from ccts_dist.report.study.plan import Study
+from ccts_dist.report.summary import read_stage_json, read_summary
 from ccts_dist.shards.shard_set import open_shard_set
 from ccts_dist.shards.teacher_cache import open_teacher_cache
 from ccts_dist.train.resolved import resolved_on_ranks
@@ -84,8 +84,7 @@ def read_results(study: Study) -> Results:
             folder = study.chain_folder(percent, seed)
             runs += [run for system in SYSTEMS if (run := _read_run(folder, percent, seed, system)) is not None]
             if (path := _counted(folder)) is not None:
-                counts = with_present_names(json.loads(path.read_text(encoding="utf-8")))
-                gate_counts.append(GateCounts(**counts))
+                gate_counts.append(read_stage_json(path, lambda counts: GateCounts(**counts)))
     return Results(runs=tuple(runs), gate_counts=tuple(gate_counts))
 
 
@@ -94,18 +93,17 @@ def _counted(folder: Path) -> Path | None:
 
 
 def _read_run(folder: Path, percent: int, seed: int, system: str) -> StudyRun | None:
-    path = folder / "runs" / system / "summary.json"
-    if not path.is_file():
+    if not (folder / "runs" / system / SUMMARY).is_file():
         return None
-    summary = with_present_names(json.loads(path.read_text(encoding="utf-8")))
+    summary = read_summary(folder / "runs" / system)
     return StudyRun(
         percent=percent,
         seed=seed,
         system=system,
-        ccc={dimension: as_number(summary["test"][dimension]) for dimension in DIMENSIONS},
-        best_epoch=summary["best_epoch"],
-        seconds=summary["seconds"],
-        distilled_fraction=summary["distilled_fraction"],
+        ccc={dimension: summary.ccc[dimension] for dimension in DIMENSIONS},
+        best_epoch=summary.best_epoch,
+        seconds=summary.seconds,
+        distilled_fraction=summary.distilled_fraction,
     )
 
 

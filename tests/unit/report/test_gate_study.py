@@ -199,7 +199,8 @@ def write_run(study: GateStudy, seed: int, cell: Cell, valence: float, counted: 
     folder.mkdir(parents=True)
     ccc = {"activation": 0.5, "valence": valence, "dominance": 0.25}
     fraction = None if cell.system != "student" else 0.8
-    (folder / "summary.json").write_text(json.dumps({"test": ccc, "distilled_fraction": fraction}))
+    rest = {"test_sums": {}, "distilled_fraction": fraction, "best_epoch": 3, "seconds": 1.5}
+    (folder / "summary.json").write_text(json.dumps({"test": ccc, **rest}))
     if counted is not None:
         (folder / "rejected.json").write_text(json.dumps(counted))
 
@@ -252,6 +253,23 @@ def test_tables_have_what_is_there(study: GateStudy):
     assert (study.folder / "differences.svg").read_bytes() == picture
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("summary.json", '{"test": '),
+        ("summary.json", "[]"),
+        ("summary.json", '{"test": 3}'),
+        ("rejected.json", "\xff"),
+        ("rejected.json", "[]"),
+    ],
+)
+def test_damaged_file_of_a_stage_is_named(study: GateStudy, name: str, text: str):
+    path = next(study.folder.rglob(name))
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=rf"{name}: not what its stage wrote \(.*Restore it, or begin in an empty"):
+        write_results(study)
+
+
 def test_study_of_which_nothing_is_there_has_tables_and_a_picture(tmp_path: Path):
     assert "Primary differences" in write_results(GateStudy(folder=tmp_path / "new"))
 
@@ -269,6 +287,7 @@ def test_command_line_makes_the_study():
     [
         (["--seeds", "1", "1"], r"--seeds: each of \[1, 1\] must be there, and only once"),
         (["--jobs", "0"], r"--jobs 0: must be at least 1"),
+        (["--report-only", "--out", "no/such"], r"--report-only: no/such is no folder"),
         (["--corrupt-transcripts", "10"], r"the table gate has shares of its own"),
     ],
 )

@@ -29,6 +29,8 @@ def summary(path: Path, ccc: float, sums: list[float], distilled_fraction: float
         "test": {name: ccc + 0.1 * number for number, name in enumerate(names)},
         "test_sums": dict.fromkeys(names, sums),
         "distilled_fraction": distilled_fraction,
+        "best_epoch": 1,
+        "seconds": 1.5,
     }
     (path / "summary.json").write_text(json.dumps(reported))
 

@@ -37,7 +37,7 @@ def write_run(
     folder = study.chain_folder(percent, seed) / "runs" / system
     folder.mkdir(parents=True)
     reported = {"test": {"activation": 0.5, "valence": valence, "dominance": 0.25}, "best_epoch": 3, "seconds": 1.5}
-    (folder / "summary.json").write_text(json.dumps(reported | {"distilled_fraction": fraction}))
+    (folder / "summary.json").write_text(json.dumps(reported | {"test_sums": {}, "distilled_fraction": fraction}))
 
 
 def write_gate_counts(study: Study, percent: int, seed: int, wrong: int, right: int) -> None:
@@ -281,6 +281,7 @@ def test_seeds_or_shares_make_the_demo_a_study():
         (["--seeds", "17", "--jobs", "0"], r"--jobs 0: must be at least 1"),
         (["--jobs", "2"], r"the plain demo has no use for them. Add --seeds"),
         (["--out", "here"], r"the plain demo has no use for them. Add --seeds"),
+        (["--report-only", "--out", "no/such"], r"--report-only: no/such is no folder. Name the study's by --out"),
         (["--table", "msp", "--corrupt-transcripts", "10"], r"only --table demo has them, not msp"),
     ],
 )
