@@ -32,6 +32,7 @@ LIMITS: Mapping[str, int] = {
     "checkpoint manifest.json": 64 * _MIB,
     "checkpoint state.json": 256 * _MIB,
     "digests.json": 4 * _MIB,
+    "figures of a run": 64 * _MIB,
     "label file": 256 * _MIB,
     "header of a database": 16 * _MIB,
     "file of keys": 256 * _MIB,

@@ -14,6 +14,7 @@ from ccts_dist.config import read_run
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.files.model_folders import model_folder
 from ccts_dist.inference.predictor import AUDIO, CATEGORY, PATH, answer_columns
+from ccts_dist.limits import read_limited
 from ccts_dist.model import load_model
 from ccts_dist.registry.card_data import without_metadata
 from ccts_dist.registry.lineage import (
@@ -102,7 +103,7 @@ def find_checkpoint(folder: Path) -> Checkpoint:
     A model folder within a run folder goes with what lies in the run folder, unless it has a run file of its own.
 
     Raises:
-        ConfigError: there is no model.
+        ConfigError: there is no model, or its figures are not what training writes.
     """
     model = model_folder(folder)
     if not (model / WEIGHTS_FILE).is_file():
@@ -117,8 +118,16 @@ def find_checkpoint(folder: Path) -> Checkpoint:
     run_file = next((place / RUN_FILE for place in around if (place / RUN_FILE).is_file()), None)
     files = [place / name for place in around for name in (METRICS_FILE, _SUMMARY_FILE)]
     metrics_file = next((path for path in files if path.is_file()), None)
-    metrics = None if metrics_file is None else json.loads(metrics_file.read_text(encoding="utf-8"))
+    metrics = None if metrics_file is None else _read_figures(metrics_file)
     return Checkpoint(model=model, run_file=run_file, metrics=metrics, tracked=read_run_file(home))
+
+
+def _read_figures(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(read_limited(path, "figures of a run")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        words = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path}: not the figures of a run ({words}). Restore it, or delete it.") from error
 
 
 def _run_tags(client: "MlflowClient", run_id: str) -> dict[str, str] | None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ccts_dist.config.renamed import with_present_names
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.strict_json import as_number
+from ccts_dist.limits import read_limited
 from ccts_dist.report.recorded import SUMMARY
 
 Read = TypeVar("Read")
@@ -57,8 +58,8 @@ def read_stage_json(path: Path, take: Callable[[Mapping[str, Any]], Read]) -> Re
         ConfigError: there is no such file, or ``take`` does not find in it what it looks for.
     """
     try:
-        return take(with_present_names(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return take(with_present_names(json.loads(read_limited(path, "figures of a run"))))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         words = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{path}: not what its stage wrote ({words}). Restore it, or begin in an empty folder."

@@ -305,6 +305,14 @@ def test_a_folder_without_a_model_is_the_users_mistake(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "\xff", "[" * 100_000])
+def test_damaged_figures_are_named(tmp_path: Path, text: str):
+    _model_folder(tmp_path / "best")
+    (tmp_path / "summary.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"summary\.json: not the figures of a run \(.*Restore it, or delete it"):
+        find_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("alias", ["latest", "Latest", "v3", "V12", "a b", "é" * 300, "x" * 256, ""])
 def test_an_alias_that_mlflow_would_refuse_is_refused_before_a_version_is_made(tmp_path: Path, alias: str) -> None:
     with pytest.raises(ConfigError, match=r"alias .*Choose another\."):
