@@ -21,6 +21,7 @@ from ccts_dist.extras import words_for_missing
 from ccts_dist.process.account import complete_account
 from ccts_dist.process.invocation import as_started
 from ccts_dist.process.launched import adopt_launcher
+from ccts_dist.process.streams import complete_streams
 from ccts_dist.redaction import guard_output
 
 STOPPED = 75
@@ -147,11 +148,13 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
         argv: its options; None for the process's.
         on_ranks: the command computes on all ranks that a launcher has started, whichever launcher it was.
     """
+    complete_streams()
     guard_output()
     complete_account()
     if on_ranks:
         adopt_launcher()
     try:
+        _check_working_folder()
         return _main_with_extras(main, argv)
     except CctsError as error:
         if isinstance(error, PortTakenError) and not is_first_rank():
@@ -173,6 +176,16 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
             _print("stopped by Ctrl-C; what was finished is kept")
         sys.excepthook = lambda *_: None  # no traceback, but Python's way of ending by the signal
         raise
+
+
+def _check_working_folder() -> None:
+    """Refuse one that was removed: libraries fail there in words of their own."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the working folder is gone or cannot be entered ({error.strerror}). Change to another one."
+        ) from error
 
 
 def _main_with_extras(main: Callable[[list[str] | None], int], argv: list[str] | None) -> int:
