@@ -5,7 +5,7 @@ strings are cut out first, where they lie. What is left is small, or the body is
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -126,8 +126,17 @@ def _with_strings(tree: Any, strings: list[memoryview]) -> Any:
     if isinstance(tree, list):
         return [_with_strings(one, strings) for one in tree]
     if isinstance(tree, dict):
-        return {_name(strings[int(name)]): _with_strings(value, strings) for name, value in tree.items()}
+        named = [(_name(strings[int(name)]), _with_strings(value, strings)) for name, value in tree.items()]
+        _refuse_doubles([name for name, _ in named])
+        return dict(named)
     return tree
+
+
+def _refuse_doubles(names: Sequence[str]) -> None:
+    """Parsers differ in which of two values they take."""
+    if len(set(names)) < len(names):
+        double = next(name for at, name in enumerate(names) if name in names[:at])
+        raise RequestError(f"the body has {double!r} twice in one place. Give it once.")
 
 
 def _name(raw: memoryview) -> str:
@@ -149,6 +158,7 @@ def _rows_of_form(form: str, value: Any) -> list[Any]:
         data = value.get("data") if isinstance(value, dict) else None
         if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
             raise RequestError("dataframe_split must have 'columns', a list of names.")
+        _refuse_doubles(columns)
         if not isinstance(data, list):
             raise RequestError("dataframe_split must have 'data' field, a list of rows.")
         if not all(isinstance(cells, list) and len(cells) == len(columns) for cells in data):

@@ -165,6 +165,9 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        target = str(scope.get("path", ""))
+        if target.lower().startswith(("http://", "https://")):  # absolute-form, which all must take (RFC 9112, 3.2.2)
+            scope = {**scope, "path": "/" + target.partition("://")[2].partition("/")[2]}
         await self._asgi(scope, receive, send)
 
     def begin_shutdown(self) -> None:

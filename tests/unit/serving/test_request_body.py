@@ -49,6 +49,19 @@ def test_body_that_would_grow_when_parsed_is_refused_before_it_is_parsed(kind: s
     assert peak < 4 * MIB
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"inputs":[{"audio":"AAAA","\\u0061udio":"BBBB"}]}',
+        b'{"inputs":[],"inputs":[{"audio":"AAAA"}]}',
+        b'{"dataframe_split":{"columns":["audio","audio"],"data":[["AAAA","BBBB"]]}}',
+    ],
+)
+def test_name_that_comes_twice_is_refused_since_parsers_differ_in_which_they_take(body: bytes) -> None:
+    with pytest.raises(RequestError, match=r"the body has '(audio|inputs)' twice in one place"):
+        rows_of_body(body, max_recordings=4)
+
+
 def test_name_too_long_is_refused_and_not_sent_back() -> None:
     with pytest.raises(RequestError, match="has a name of 1000000 bytes") as error:
         rows_of_body(b'{"' + b"A" * 1_000_000 + b'":1}', max_recordings=1)

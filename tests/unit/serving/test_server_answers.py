@@ -71,6 +71,21 @@ def test_methods_that_a_path_does_not_have_are_refused_with_those_it_has(start: 
         assert (b"\r\nallow: " in answer) == (status == 405)
 
 
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ("http://x:80/ping", 200),
+        ("HTTPS://x/ping?a=b", 200),
+        ("http://x", 200),
+        ("http://x/elsewhere", 404),
+        ("ftp://x/ping", 404),
+    ],
+)
+def test_target_with_scheme_and_host_is_that_without(start: Callable[..., Running], target: str, status: int) -> None:
+    found, _ = start().send(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert found == status
+
+
 def test_requests_sent_ahead_are_answered_in_order(start: Callable[..., Running]) -> None:
     server = start()
     body = good_body()
