@@ -43,8 +43,8 @@ def read_meld(root: str | Path, *, release: str = "unknown") -> Corpus:
     """Every row of MELD's tables as an ``Utterance`` or a ``Rejected``, in the corpus's own splits train, dev and test.
 
     Keys are ``train_dia0_utt3``: dialogues are numbered anew in each split. The splits are of dialogues; the main
-    characters speak in all of them. Transcripts hold characters of Windows-1252 that were taken for control characters;
-    they are read as what they were. Audio that no row names is listed.
+    characters speak in all of them. Transcripts hold characters of Windows-1252, in some copies of the tables taken for
+    control characters; they are read as what they were. Audio that no row names is listed.
 
     Args:
         root: folder that holds the tables and, there or in a folder per split, the clips.
@@ -123,7 +123,13 @@ def _utterance(split: _Split, cells: dict[str, str], key: str, clip: str, audio:
 
 
 def _mended(text: str) -> str:
-    """The text with the bytes of Windows-1252 that were read as Latin-1: U+0092 is an apostrophe."""
-    return "".join(
-        bytes([ord(one)]).decode("cp1252", errors="ignore") if "\x80" <= one <= "\x9f" else one for one in text
-    )
+    """The text with the bytes of Windows-1252 decoded that stand for themselves or as U+0092, an apostrophe."""
+    return "".join(map(_mended_character, text))
+
+
+def _mended_character(one: str) -> str:
+    if "\x80" <= one <= "\x9f":  # the byte read as Latin-1; those of no character are dropped
+        return bytes([ord(one)]).decode("cp1252", errors="ignore")
+    if "\udc80" <= one <= "\udcff":  # the byte itself, which is not UTF-8
+        return one.encode(errors="surrogateescape").decode("cp1252", errors="surrogateescape")
+    return one

@@ -186,6 +186,26 @@ def test_meld_whose_clips_are_still_video_is_refused_with_the_command_that_extra
         read_meld(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [(b"it\x92s", "it\N{RIGHT SINGLE QUOTATION MARK}s"), (b"caf\xe9 \x96 no", "caf\xe9 \N{EN DASH} no")],
+)
+def test_table_of_meld_in_windows_1252_is_read_as_what_it_is(written: bytes, read: str, tmp_path: Path):
+    open_examples.meld(tmp_path)
+    table = tmp_path / "dev_sent_emo.csv"
+    table.write_bytes(table.read_bytes().replace("he\x92s".encode(), written))
+    assert good(read_meld(tmp_path))["dev_dia0_utt0"].transcript == f"Oh my God, {read} lost it. Totally."
+
+
+def test_byte_of_no_character_in_a_table_of_meld_is_rejected(tmp_path: Path):
+    open_examples.meld(tmp_path)
+    table = tmp_path / "dev_sent_emo.csv"
+    table.write_bytes(table.read_bytes().replace("he\x92s".encode(), b"he\x81s"))
+    assert next(one.reason for one in read_meld(tmp_path).utterances if isinstance(one, Rejected)).endswith(
+        "Utterance is not UTF-8"
+    )
+
+
 def test_audio_of_meld_that_no_row_names_is_listed(tmp_path: Path):
     open_examples.meld(tmp_path)
     assert [path.name for path in read_meld(tmp_path).unnamed] == ["final_videos_testdia0_utt1.wav"]
