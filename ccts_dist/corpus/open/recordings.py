@@ -1,5 +1,6 @@
 """Corpora whose file names state everything: who speaks, which sentence, with which emotion."""
 
+import filecmp
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,8 +62,9 @@ def read_recordings(
 ) -> Corpus:
     """Every audio file of a folder whose name is one of the corpus, as an ``Utterance`` or a ``Rejected``.
 
-    The key is the file's name without its ending; of two files of one key the first stays. Audio files with other names
-    are listed as ``unnamed``. Opens no audio.
+    The key is the file's name without its ending; of two files of one key the first stays. Downloads hold whole copies
+    of themselves in a folder within, so a second file of the same bytes is listed as ``unnamed``, as are audio files
+    with other names. Decodes no audio.
 
     Args:
         root: of the corpus.
@@ -78,14 +80,16 @@ def read_recordings(
         raise CorpusError(f"{root}: no such folder. Give the folder that holds {corpus.example}.")
     found: list[tuple[Path, Recording | RowError]] = []
     unnamed: list[Path] = []
+    first: dict[str, Path] = {}
     for path in find_audio(folder or root):
         try:
             recording = describe(path.relative_to(root))
         except RowError as error:
             recording = error
-        if recording is None:
+        if recording is None or (path.stem in first and _same_bytes(first[path.stem], path)):
             unnamed.append(path)
         else:
+            first.setdefault(path.stem, path)
             found.append((path, recording))
     if not found:
         raise CorpusError(f"{root}: looked for audio such as {corpus.example} and found {listing(root)}.")
@@ -98,6 +102,13 @@ def read_recordings(
         utterances=tuple(_utterances(root, corpus, found, assign(groups) if groups else {})),
         unnamed=tuple(unnamed),
     )
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False  # the builder names what cannot be read
 
 
 def _utterances(

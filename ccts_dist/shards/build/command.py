@@ -152,12 +152,12 @@ def part_of(args: argparse.Namespace) -> Part | None:
 
 
 def _warn_unnamed(corpus: Corpus) -> None:
-    """Count on stderr the audio files that no row of the label table names, and that are passed over therefore."""
+    """Count on stderr the audio files that are passed over: copies, and those of no row or name of the corpus."""
     if corpus.unnamed:
         names = ", ".join(path.name for path in corpus.unnamed[:3])
         more = ", ..." if len(corpus.unnamed) > 3 else ""
         count = len(corpus.unnamed)
-        log(f"{corpus.name}: {count} audio files are named by no row, so they are passed over: {names}{more}")
+        log(f"{corpus.name}: {count} audio files are passed over, as copies or as none of the corpus: {names}{more}")
 
 
 def add_corpora(

@@ -103,7 +103,8 @@ def tess(root: Path) -> Example:
         printed[path.rpartition("/")[2]] = Said(
             split=speaker, transcript=f"Say the word {word}", speaker=speaker, gender="Female", category=category
         )
-    record(root / "copy" / "OAF_angry" / "OAF_back_angry.wav", 1)
+    record(root / "copy" / "OAF_angry" / "OAF_back_angry.wav", 2, rate=24_414)  # not the same
+    record(root / "copy" / "YAF_sad" / "YAF_home_sad.wav", 1, rate=24_414)
     record(root / "TESS" / "OAF_angry" / "OAF_back_cross.wav", 1)
     return Example(
         path=root,

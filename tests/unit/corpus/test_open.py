@@ -1,6 +1,7 @@
 """Readers of the open corpora against damaged copies; tests/flow/corpus/test_corpora_to_shards.py has their layouts."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def test_songs_of_ravdess_are_taken_when_asked_for_and_other_names_are_listed(tm
     sung = "03-02-03-01-01-01-01"
     assert set(good(song)) - set(good(speech)) == {sung}
     assert [path.name for path in speech.unnamed] == ["01-01-03-01-01-01-01.wav", f"{sung}.wav", "hello.wav"]
+
+
+def test_copy_of_the_whole_corpus_within_itself_is_passed_over(tmp_path: Path):
+    open_examples.ravdess(tmp_path)
+    once = read_ravdess(tmp_path)
+    inner = tmp_path / "audio_speech_actors_01-24"
+    shutil.copytree(tmp_path / "Actor_03", inner / "Actor_03")
+    twice = read_ravdess(tmp_path)
+    assert twice.utterances == once.utterances
+    assert set(twice.unnamed) - set(once.unnamed) == set(inner.rglob("*.wav"))
 
 
 def test_folds_of_actors(tmp_path: Path):
