@@ -34,7 +34,7 @@ _FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".js
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """What each column of a data set is."""
+    """What each column of a data set is; ``json.emotion`` is the field ``emotion`` of the column ``json``."""
 
     audio: str = "audio"
     key: str | None = None
@@ -61,6 +61,9 @@ class _Rows:
     rows: Any  # a datasets.IterableDataset or datasets.Dataset
     labels: Mapping[str, Sequence[str]]
     """Names of the classes of each ClassLabel column."""
+
+    paths: Mapping[str, Sequence[str]]
+    """The column, and the fields within it, by the name that was given."""
 
 
 def read_huggingface(
@@ -150,18 +153,36 @@ def _load(datasets: Any, source: str, config: str | None, revision: str | None) 
 def _prepared(datasets: Any, source: str, split: str, rows: Any, columns: Columns) -> _Rows:
     if rows.features is None:  # a stream without a schema
         rows = rows._resolve_features()
-    there = list(rows.features)
-    for column in columns.named():
-        if column not in there:
-            raise CorpusError(
-                f"{source}: looked for the column {column!r} and found {', '.join(map(printable, there))}."
-            )
-    rows = rows.select_columns(columns.named())
-    if isinstance(rows.features[columns.audio], datasets.Audio):
+    paths = {name: (name,) if name in rows.features else tuple(name.split(".")) for name in columns.named()}
+    kinds = {name: _kind(source, rows.features, name, path) for name, path in paths.items()}
+    for name, kind in kinds.items():
+        if name != columns.audio and isinstance(kind, Mapping | datasets.List | datasets.LargeList):
+            raise CorpusError(f"{source}: the column {name!r} holds {_held(name, kind)}. Name one of text or numbers.")
+    rows = rows.select_columns(list(dict.fromkeys(path[0] for path in paths.values())))
+    if isinstance(kinds[columns.audio], datasets.Audio) and len(paths[columns.audio]) == 1:
         rows = rows.cast_column(columns.audio, datasets.Audio(decode=False))
-    kinds = ((column, rows.features[column]) for column in columns.named())
-    labels = {column: kind.names for column, kind in kinds if isinstance(kind, datasets.ClassLabel)}
-    return _Rows(name=split, rows=rows, labels=labels)
+    labels = {name: kind.names for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
+    return _Rows(name=split, rows=rows, labels=labels, paths=paths)
+
+
+def _kind(source: str, features: Mapping[str, Any], name: str, path: Sequence[str]) -> Any:
+    """The type of a column, or of a field within one."""
+    kind: Any = features
+    for part in path:
+        if not isinstance(kind, Mapping) or part not in kind:
+            there = [one for column, held in features.items() for one in _names(column, held)]
+            raise CorpusError(f"{source}: looked for the column {name!r} and found {', '.join(map(printable, there))}.")
+        kind = kind[part]
+    return kind
+
+
+def _names(column: str, kind: Any) -> list[str]:
+    """A column's name, or those of its fields."""
+    return [f"{column}.{field}" for field in kind] if isinstance(kind, Mapping) else [column]
+
+
+def _held(column: str, kind: Any) -> str:
+    return f"fields ({printable(', '.join(_names(column, kind)))})" if isinstance(kind, Mapping) else "lists"
 
 
 def _unreadable(datasets: Any) -> tuple[type[Exception], ...]:
@@ -223,7 +244,7 @@ class _Reading:
         columns = self._columns
         labels = {}
         for target, column in columns.targets.items():
-            label = self._label(row[column], column, source)
+            label = self._label(self._cell(row, column), column, source)
             if label is not None:
                 labels[target] = label
         texts = {
@@ -237,7 +258,7 @@ class _Reading:
         transcript = "" if columns.text is None else self._text(row, columns.text, source, any_character=True)
         return Utterance(
             key=key,
-            audio=self._audio(row[columns.audio], number, source),
+            audio=self._audio(self._cell(row, columns.audio), number, source),
             split=self._split.name,
             labels=labels,
             scale=self._scale,
@@ -246,6 +267,13 @@ class _Reading:
             gender=texts["gender"].strip() or None,
             category=texts["category"].strip() or None,
         )
+
+    def _cell(self, row: Mapping[str, Any], column: str) -> Any:
+        """What stands in a column or in a field of one; None for a field of nothing."""
+        cell: Any = row
+        for part in self._split.paths[column]:
+            cell = None if cell is None else cell.get(part)
+        return cell
 
     def _label(self, cell: object, column: str, source: str) -> float | None:
         if cell is None or (isinstance(cell, float) and math.isnan(cell)) or cell == "":
@@ -259,7 +287,7 @@ class _Reading:
 
     def _text(self, row: Mapping[str, Any], column: str | None, source: str, *, any_character: bool = False) -> str:
         """A text cell, or the name of a class; "" where there is none."""
-        cell = None if column is None else row[column]
+        cell = None if column is None else self._cell(row, column)
         if cell is None or column is None:
             return ""
         names = self._split.labels.get(column)

@@ -136,16 +136,41 @@ def test_web_data_set_gives_its_members_as_columns(tmp_path: Path):
     path.parent.mkdir()
     with tarfile.open(path, "w") as tar:
         for number in range(3):
-            for name, data in ((f"{number}.flac", flac(number)), (f"{number}.txt", f"reported {number}".encode())):
+            label = json.dumps({"emotion": NAMES[number], "rated": {"v": VALENCE[number]}}).encode()
+            for name, data in (
+                (f"{number}.flac", flac(number)),
+                (f"{number}.txt", f"reported {number}".encode()),
+                (f"{number}.json", label),
+            ):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    columns = Columns(audio="flac", text="txt", key="__key__")
+    columns = Columns(
+        audio="flac", text="txt", key="__key__", category="json.emotion", targets={"valence": "json.rated.v"}
+    )
     corpus = read_huggingface(str(path.parent), columns=columns, audio_folder=tmp_path / "audio")
     assert [one.key for one in corpus.utterances] == ["0", "1", "2"]
     for number, one in enumerate(corpus.utterances):
         assert isinstance(one, Utterance)
         assert (one.transcript, one.audio.read_bytes()) == (f"reported {number}", flac(number))
+        rating = VALENCE[number]
+        assert one.category == NAMES[number]
+        assert one.labels == ({} if rating is None else {"valence": (rating - 1) / 6})
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (Columns(category="votes"), r"the column 'votes' holds lists\. Name one of text or numbers"),
+        (Columns(targets={"v": "all"}), r"the column 'all' holds fields \(all\.v\)\. Name one of"),
+        (Columns(text="all.w"), r"looked for the column 'all\.w' and found id, audio, votes, all\.v\."),
+        (Columns(text="votes.0"), r"looked for the column 'votes\.0' and found"),
+    ],
+)
+def test_column_of_lists_or_fields_is_refused_before_any_audio_is_written(columns: Columns, words: str, tmp_path: Path):
+    source = json_lines(tmp_path / "set", {"votes": [1.5], "all": {"v": 2.0}})
+    with pytest.raises(CorpusError, match=words):
+        read_huggingface(source, columns=columns, audio_folder=tmp_path / "audio")
 
 
 def test_splits_by_speaker_take_the_place_of_the_data_sets(tmp_path: Path):
@@ -208,7 +233,7 @@ def test_audio_that_a_text_names_is_a_file_of_the_data_set(tmp_path: Path):
         (Columns(key="id"), {"id": "a\tb"}, "id holds a control character"),
         (Columns(text="id"), {"id": "a\0b"}, "id holds NUL"),
         (Columns(targets={"valence": "v"}), {"v": True}, "v is no number but True"),
-        (Columns(category="c"), {"c": [1.5]}, "c is no text but [1.5]"),
+        (Columns(category="c"), {"c": 1.5}, "c is no text but 1.5"),
         (Columns(), {"audio": "a\0.flac"}, "missing audio: no file of the data set"),
     ],
 )
