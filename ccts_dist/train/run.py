@@ -202,7 +202,8 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
     )
     outcome = _train_to_end(context, optimizer, is_tracked=is_tracked)
     if forecast is not None:
-        _log_outcome(outcome, forecast)
+        for line in (*outcome_lines(outcome), _memory_line(outcome, forecast)):
+            log(line)
     return outcome
 
 
@@ -275,26 +276,36 @@ def try_largest(engine: Engine, session: Experiment, watchdog: Watchdog) -> None
     engine.try_out(batch.to(engine.device))
 
 
-def _log_outcome(outcome: Outcome, forecast: Forecast) -> None:
-    test = "  ".join(f"{target} {value:.3f}" for target, value in outcome.test.items())
-    test = f"CCC {test}" if test or "categories" not in outcome.test_scores else _uar_in_words(outcome)
-    log(f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}; test {test}")
-    for split, scores in outcome.test_by_split.items():
-        log(f"  {split}: " + "  ".join(f"{target} {_ccc_in_words(value)}" for target, value in scores["ccc"].items()))
+def outcome_lines(outcome: Outcome) -> list[str]:
+    """How a training ended, in words: steps, best epoch, and the scores on each test split."""
+    test = _test_in_words(outcome.test, outcome.test_scores)
+    return [
+        f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}{test and '; test '}{test}",
+        *(f"  {split}: {_test_in_words(one.get('ccc', {}), one)}" for split, one in outcome.test_by_split.items()),
+    ]
+
+
+def _memory_line(outcome: Outcome, forecast: Forecast) -> str:
     reserved = outcome.peak_memory_reserved_gb
     reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
     bound = "" if forecast.estimate.on_gpu else f" or more: {HOST_FLOOR}"
     estimated = f"{forecast.peak_bytes / 1e9:.2f} GB{bound}"
-    log(f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB{reserving}; estimated: {estimated}")
+    return f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB{reserving}; estimated: {estimated}"
+
+
+def _test_in_words(ccc: Mapping[str, float | None], scores: Mapping[str, Any]) -> str:
+    """The CCC of each target and the categories' unweighted accuracy; "" without test splits."""
+    parts = []
+    if ccc:
+        parts.append("CCC " + "  ".join(f"{target} {_ccc_in_words(one)}" for target, one in ccc.items()))
+    if "categories" in scores:
+        uar = scores["categories"]["unweighted_accuracy"]
+        parts.append(f"unweighted accuracy {nan if uar is None else uar:.3f}")
+    return "; ".join(parts)
 
 
 def _ccc_in_words(ccc: float | None) -> str:
     return "without labels" if ccc is None else f"{ccc:.3f}"
-
-
-def _uar_in_words(outcome: Outcome) -> str:
-    uar = outcome.test_scores["categories"]["unweighted_accuracy"]
-    return f"unweighted accuracy {nan if uar is None else uar:.3f}"
 
 
 def _track_outcome(tracking: Tracking, folder: RunFolder) -> None:
