@@ -132,7 +132,7 @@ def result_in_words(result: Result) -> str:
                 parts.append(format_table(("partial correlation with the text-only model", "r", "95 %"), rows))
             for note, measure, found in (
                 ("the teacher less this model", "CCC", one.teacher_gap),
-                (_gain_of(result), "CCC" if one.table.targets else "gain", one.gains),
+                (_gain_of(result), "gain" if any(gain.target == UAR for gain in one.gains) else "CCC", one.gains),
                 (_gain_of(result), "partial r", one.lexical_changes),
             ):
                 if found:

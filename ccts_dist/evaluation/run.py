@@ -25,8 +25,8 @@ from ccts_dist.scoring import (
     TargetFigures,
     by_age,
     concordances,
-    differences,
     gains_by_sentiment,
+    gains_of,
     gaps_of,
     groups_of,
     in_bands,
@@ -36,7 +36,6 @@ from ccts_dist.scoring import (
     rater_ceilings,
     speaker_scores,
     teacher_gap,
-    uar_difference,
     with_teacher,
 )
 from ccts_dist.scoring.evaluator import Evaluation, Evaluator
@@ -269,7 +268,7 @@ def _splits(
                     for folder, reverberant in predicted.in_rooms[number]
                 ),
                 teacher_gap=() if cache is None else teacher_gap(table),
-                gains=() if rival is None else _gains(rival, table),
+                gains=() if rival is None else gains_of(rival, table),
                 lexical=lexical_correlations(table, texts[number]) if texts else {},
                 lexical_changes=lexical_changes(rival, table, texts[number]) if texts and rival is not None else (),
                 sentiment_gains=()
@@ -278,13 +277,6 @@ def _splits(
             )
         )
     return tuple(results)
-
-
-def _gains(first: PredictionTable, second: PredictionTable) -> tuple[Difference, ...]:
-    """Of the first over the second in their targets; of models without any in unweighted accuracy."""
-    if first.targets or second.targets:
-        return differences(first, second)
-    return (uar_difference(first, second),)
 
 
 def _teacher(place: str, shard_set: ShardSet) -> TeacherCache:

@@ -16,10 +16,9 @@ from ccts_dist.scoring import (
     UAR,
     Difference,
     PredictionTable,
-    differences,
     few_speakers,
+    gains_of,
     joined,
-    uar_difference,
 )
 from ccts_dist.scoring.evaluator import Evaluator
 from ccts_dist.tracking.mlflow_client import open_client
@@ -162,7 +161,7 @@ def promote(
     if before:
         champion = pull_model_on_ranks(f"{SCHEME}{before}", ranks, tracking_uri=uri, cache=cache)
         other = _predict(champion.folder, contest, ranks, micro_batch_size)[1]
-        found = differences(table, other) if table.targets or other.targets else (uar_difference(table, other),)
+        found = gains_of(table, other)
     compared = _decided(contest, table, found)
     outcome = Outcome(
         verdict=_verdict(contest, compared),

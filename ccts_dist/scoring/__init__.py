@@ -25,7 +25,7 @@ from ccts_dist.scoring.prediction_table import (
     write_table,
 )
 from ccts_dist.scoring.rater_ceilings import RaterCeiling, rater_ceilings
-from ccts_dist.scoring.recalls import UAR, confusion, in_bins, uar_difference, unweighted_accuracy
+from ccts_dist.scoring.recalls import UAR, confusion, gains_of, in_bins, uar_difference, unweighted_accuracy
 from ccts_dist.scoring.speakers import add_by_cluster, clusters_of, sums_by_speaker
 from ccts_dist.scoring.target_metrics import (
     MEAN,
@@ -67,6 +67,7 @@ __all__ = [
     "differences",
     "few_speakers",
     "gains_by_sentiment",
+    "gains_of",
     "gaps_of",
     "gate_from",
     "groups_of",

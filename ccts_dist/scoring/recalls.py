@@ -13,7 +13,7 @@ from ccts_dist.scoring.bootstrap_intervals import Interval, bootstrap
 from ccts_dist.scoring.measures import ConfusionSums, binned
 from ccts_dist.scoring.prediction_table import PredictionTable
 from ccts_dist.scoring.speakers import sums_by_speaker
-from ccts_dist.scoring.target_metrics import Difference
+from ccts_dist.scoring.target_metrics import Difference, differences
 
 UAR = "unweighted accuracy"
 """In the place of a target's name."""
@@ -76,6 +76,18 @@ def uar_difference(first: PredictionTable, second: PredictionTable, *, seed: int
     ours, theirs = (_uar(sums.sum(0)[:, None], row) for row in (1, 2))
     gain = bootstrap(sums, lambda draws: _uar(draws, 1) - _uar(draws, 2), seed=seed)[0]
     return Difference(target=UAR, first=float(ours), second=float(theirs), gain=gain)
+
+
+def gains_of(first: PredictionTable, second: PredictionTable, *, seed: int = 0) -> tuple[Difference, ...]:
+    """The gain of the first model over the second: see ``differences``; without a common target in unweighted accuracy.
+
+    Raises:
+        ConfigError: neither a target nor the categories in common, or the tables are not of the same utterances.
+    """
+    in_targets = any(target in second.targets for target in first.targets)
+    if in_targets or not (first.known_categories and second.known_categories):
+        return differences(first, second, seed=seed)
+    return (uar_difference(first, second, seed=seed),)
 
 
 def _sums(first: PredictionTable, second: PredictionTable) -> Float64[Tensor, "speakers 3 categories"]:

@@ -118,10 +118,8 @@ def differences(first: PredictionTable, second: PredictionTable, *, seed: int = 
     """
     targets = [target for target in first.targets if target in second.targets]
     if not targets:
-        raise ConfigError(
-            f"models of {', '.join(first.targets)} and of {', '.join(second.targets)} have no target in common. "
-            "Compare models that do."
-        )
+        ours, theirs = (", ".join(table.targets) or "no target" for table in (first, second))
+        raise ConfigError(f"models of {ours} and of {theirs} have none in common. Compare models that do.")
     if first.keys != second.keys:
         raise ConfigError(
             f"{len(first)} and {len(second)} utterances that are not the same cannot be compared in pairs. "

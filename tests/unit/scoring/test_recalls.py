@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.scoring import UAR, PredictionTable, uar_difference, unweighted_accuracy
+from ccts_dist.scoring import MEAN, UAR, PredictionTable, gains_of, uar_difference, unweighted_accuracy
 from tests.helpers.examples.tables import make_table
 
 NAMES = ("glad", "sad", "tired")
@@ -42,6 +42,14 @@ def test_difference_is_of_the_same_draws():
     assert found.gain.low <= 0.75 <= found.gain.high
     alone = uar_difference(GOOD, GOOD).gain
     assert (alone.value, alone.low, alone.high) == (0.0, 0.0, 0.0)
+
+
+def test_models_without_a_common_target_are_compared_by_their_categories():
+    both = replace(GOOD, targets=("valence",), labels=np.ones((7, 1)), predictions=np.ones((7, 1)))
+    assert gains_of(both, BAD) == gains_of(GOOD, BAD) == (uar_difference(GOOD, BAD),)
+    assert [one.target for one in gains_of(both, both)] == ["valence", MEAN]
+    with pytest.raises(ConfigError, match="models of valence and of no target have none in common"):
+        gains_of(both, replace(BAD, known_categories=()))
 
 
 def test_other_categories_or_utterances_are_refused():

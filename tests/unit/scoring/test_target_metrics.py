@@ -111,7 +111,7 @@ def test_target_without_labels_is_left_out_of_the_mean():
 def test_other_utterances_or_no_common_target_are_no_pairs():
     with pytest.raises(ConfigError, match="180 and 10 utterances that are not the same cannot be compared in pairs"):
         differences(make_table(), make_table().take(np.arange(10)))
-    with pytest.raises(ConfigError, match="models of valence and of arousal have no target in common"):
+    with pytest.raises(ConfigError, match="models of valence and of arousal have none in common"):
         differences(make_table(targets=("valence",)), make_table(targets=("arousal",)))
 
 
