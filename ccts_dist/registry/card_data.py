@@ -87,7 +87,7 @@ def scores_table(metrics: Mapping[str, Any], targets: Sequence[str]) -> list[str
         return []
     cells = [[split, *(f"{figures[name]:.3f}" if name in figures else "-" for name in columns)]
              for split, figures in rows.items() if figures]  # fmt: skip
-    lines = [["CCC", *columns], [":--", *("--:" for _ in columns)], *cells]
+    lines = [["CCC" if set(columns) - {"UAR"} else "split", *columns], [":--", *("--:" for _ in columns)], *cells]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 

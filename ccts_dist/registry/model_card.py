@@ -99,7 +99,7 @@ def model_card(
     if metrics:
         lines += [f"- {figure}: {value}" for figure, value in _flat(metrics) if not _FOR_PROGRAMS.search(figure)]
     else:
-        lines.append("The run left none. Measure it: `launch/evaluate.py --model MODEL --shards SHARDS --split SPLIT`.")
+        lines.append("The run left none. Measure it: `ccts evaluate -m M --shards SHARDS --splits SPLIT --out DIR`.")
     if usage:
         lines += ["", usage.rstrip()]
     elif not needs_text:

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig
-from ccts_dist.registry.card_data import base_models, eval_results, with_metadata
+from ccts_dist.registry.card_data import base_models, eval_results, scores_table, with_metadata
 
 STUDENT = ModelConfig(speech=SpeechConfig(encoder="facebook/hubert-large-ll60k"))
 
@@ -78,3 +78,8 @@ def test_a_model_that_reads_transcripts_is_no_audio_classifier() -> None:
         "pipeline_tag"
         not in ModelCard(with_metadata("", name="a", config=config, corpus="", metrics=None)).data.to_dict()
     )
+
+
+def test_scores_of_categories_alone_are_not_headed_as_ccc():
+    metrics = {"test": {}, "test_scores": {"categories": {"unweighted_accuracy": 0.5}}}
+    assert scores_table(metrics, []) == ["| split | UAR |", "| :-- | --: |", "| test | 0.500 |"]

@@ -215,7 +215,7 @@ def test_a_card_without_figures_states_how_to_measure_them() -> None:
     assert "speech and its transcript" in card
     assert "over HTTP" not in card, "who reads transcripts is not served"
     assert "- run: unknown" in card
-    assert "launch/evaluate.py" in card
+    assert "`ccts evaluate -m M --shards SHARDS --splits SPLIT --out DIR`" in card
 
 
 def test_addresses_of_models_are_read() -> None:
