@@ -69,7 +69,8 @@ def _shape_of(published: Mapping[str, Tensor], num_context: int) -> Emotion2vecC
     positions = _numbered(published, _AUDIO + "relative_positional_encoder.{}.0.weight", first=1)
     size = published[_AUDIO + "project_features.2.weight"].shape[0]
     scale = published[_AUDIO + "alibi_scale"]
-    if scale.dim() < 3 or scale.numel() != scale.shape[-3]:
+    # One number for all heads would leave open how many they are.
+    if scale.dim() < 3 or scale.numel() != scale.shape[-3] or scale.numel() == 1:
         raise LookupError(f"alibi_scale of shape {list(scale.shape)} is not one number a head")
     return Emotion2vecConfig(
         hidden_size=size,

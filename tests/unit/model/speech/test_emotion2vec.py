@@ -148,9 +148,19 @@ def without(name: str) -> dict[str, Tensor]:
         without("alibi_scale"),
         published() | {"blocks.0.other": torch.zeros(1)},
         published() | {f"{AUDIO}alibi_scale": torch.ones(12, 1, HEADS, 1, 1)},
+        published() | {f"{AUDIO}alibi_scale": torch.ones(1, 1, 1, 1, 1)},
         "nothing",
     ],
-    ids=["no convolution", "no context", "no bias", "no scale", "another weight", "scale of each layer", "no weights"],
+    ids=[
+        "no convolution",
+        "no context",
+        "no bias",
+        "no scale",
+        "another weight",
+        "scale of each layer",
+        "scale of all heads",
+        "no weights",
+    ],
 )
 def test_another_checkpoint_is_refused(tmp_path: Path, weights: object):
     with pytest.raises(ConfigError, match="no emotion2vec checkpoint"):
