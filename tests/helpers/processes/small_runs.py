@@ -1,7 +1,7 @@
 """Run files for real trainings that take seconds, on a corpus whose long utterances no teacher agrees with."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,19 @@ SPEECH = {
 
 
 def build_two_kinds(
-    folder: Path, *, num_train: int = 64, num_valid: int = 12, beside: bool = False, votes: bool = False
+    folder: Path,
+    *,
+    num_train: int = 64,
+    num_valid: int = 12,
+    beside: bool = False,
+    votes: bool = False,
+    change: Callable[[int, Utterance], Utterance] | None = None,
 ) -> ShardSet:
     """Half the utterances short, rated near the middle; half long, rated at the ends of the scale.
 
     With ``beside`` two of three have a category, "calm" if short and "tense" if long, and two of three the variance of
-    their raters of valence. With ``votes`` three of four have labels "calm" and "tense", .75 and .25.
+    their raters of valence. With ``votes`` three of four have labels "calm" and "tense", .75 and .25. ``change`` is
+    given the number of each utterance in its split.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(5)
@@ -65,20 +72,18 @@ def build_two_kinds(
             ends = generator.integers(0, 2, size=3).astype(float)
             voted = {"tense": 0.75 if is_long else 0.25, "calm": 0.25 if is_long else 0.75}
             labels = ends if is_long else 0.5 + 0.02 * generator.standard_normal(3)
-            utterances.append(
-                Utterance(
-                    key=f"{split}_{number}",
-                    audio=audio,
-                    split=split,
-                    labels=dict(zip(DIMENSIONS, map(float, labels), strict=True))
-                    | (voted if votes and number % 4 else {}),
-                    scale=(1.0, 7.0),
-                    transcript=" ".join(generator.choice(WORDS, size=3)),
-                    speaker=f"speaker {number % 3}",
-                    category=("calm", "tense")[is_long] if beside and number % 3 else None,
-                    label_variance={"valence": 0.01 + 0.1 * is_long} if beside and number % 3 != 1 else {},
-                )
+            utterance = Utterance(
+                key=f"{split}_{number}",
+                audio=audio,
+                split=split,
+                labels=dict(zip(DIMENSIONS, map(float, labels), strict=True)) | (voted if votes and number % 4 else {}),
+                scale=(1.0, 7.0),
+                transcript=" ".join(generator.choice(WORDS, size=3)),
+                speaker=f"speaker {number % 3}",
+                category=("calm", "tense")[is_long] if beside and number % 3 else None,
+                label_variance={"valence": 0.01 + 0.1 * is_long} if beside and number % 3 != 1 else {},
             )
+            utterances.append(utterance if change is None else change(number, utterance))
     build_shard_set(
         utterances, folder / "shards", corpus="two kinds", release="1", scale=(1.0, 7.0), root=folder,
         targets=(*DIMENSIONS, "tense", "calm") if votes else DIMENSIONS, shard_bytes=60_000,
