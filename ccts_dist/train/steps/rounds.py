@@ -124,7 +124,7 @@ def _extra_bytes(memory: GraphMemory | None, samples: int, cuts: Cuts) -> int:
 
 def warn_of_sorted_batches(run: RunConfig) -> dict[str, str]:
     """A line for a run whose batches have one duration each, under a loss that compares the utterances of a batch."""
-    if run.data.bucket_batches == 1:
+    if run.data.bucket_batches == 1 or not run.model.targets:
         return {}
     harm = "the CCC of a batch of one duration rewards whatever predicts duration"
     if run.model.text is not None:

@@ -151,3 +151,5 @@ def test_batches_of_one_duration_are_warned_of_loudest_beside_a_text_branch():
     assert "transcripts" not in speech
     text = {"text": {"encoder": "scratch", "scratch": {"model_type": "bert"}}}
     assert "the number of letters" in warn_of_sorted_batches(run_with(data=data, model=text))["warning"]
+    alone = {"targets": [], "categories": ["calm", "tense"], "speech": {"encoder": "e"}}
+    assert warn_of_sorted_batches(run_with(data=data, model=alone)) == {}, "a cross-entropy is a sum over utterances"
