@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
-from ccts_dist.losses.ccc import SUM_ROWS, ccc_loss_from_sums, concordance_gradient, concordance_sums, counted
+from ccts_dist.losses.ccc import SUM_ROWS, concordance_gradient, concordance_sums, counted
 from ccts_dist.losses.constants import constant
 from ccts_dist.losses.distill import (
     Distance,
@@ -301,14 +301,6 @@ def surrogate(
             total = total + distill.prediction_weight * value
         parts = DistillParts(embedding=share.embedding.detach(), prediction=share.prediction.detach())
     return total.to(prediction.dtype), parts
-
-
-def total_loss(
-    sums: BatchSums, target_weights: Sequence[float], parts: DistillParts, distill: DistillTerms | None
-) -> Float64[Tensor, ""]:
-    """The step's objective, from the global sums and the parts added over all micro-batches and ranks."""
-    ccc_loss = ccc_loss_from_sums(sums.concordance, target_weights)
-    return with_distillation(ccc_loss, completed(parts, sums, target_weights), distill)
 
 
 def completed(parts: DistillParts, sums: BatchSums, target_weights: Sequence[float]) -> DistillParts:

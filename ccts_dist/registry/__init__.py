@@ -11,12 +11,10 @@ from ccts_dist.registry.pull import (
     resolve_model,
     resolve_version,
 )
-from ccts_dist.scoring.evaluator import evaluate_split
 
 __all__ = [
     "Predictor",
     "PulledModel",
-    "evaluate_split",
     "is_address",
     "load_student",
     "parse_model_name",

@@ -41,8 +41,6 @@ from ccts_dist.redaction import redact, shown_cause
 
 HUB_SCHEME = "hf://"
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
 _SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
 """Of a model's files: settings, weights, and what tokenizers are saved as. None is code or can be a pickle."""
 

@@ -90,11 +90,6 @@ class Comparison:
         return self.num_steps == (len(self.common_steps),) * 2
 
     @property
-    def same_utterances(self) -> bool:
-        """True when the global batches of all common steps are known to be the same."""
-        return self.keys_known and self.keys_part_at is None
-
-    @property
     def first_to_part(self) -> MetricComparison | None:
         """Of all figures the one that parts at the earliest step, the compared one before others; None when all
         agree."""

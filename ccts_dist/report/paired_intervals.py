@@ -30,11 +30,6 @@ class Estimate:
             return f"{self.mean:+.3f}"
         return f"{self.mean:+.3f} ({self.mean - self.half_width:+.3f} to {self.mean + self.half_width:+.3f})"
 
-    @property
-    def is_above_zero(self) -> bool:
-        """Whether the whole interval is."""
-        return self.mean - self.half_width > 0
-
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """Mean and Student's 95 % interval, mean +- t(n - 1) std / sqrt(n); None without a value.

@@ -139,23 +139,3 @@ class Evaluator:
         """A transcript's number of words, and then its tokens: so the words are counted where they are read."""
         tokens = [] if self._tokenizer is None else self._tokenizer.encode(transcript)
         return [len(transcript.split()), *tokens]
-
-
-def evaluate_split(
-    model_folder: Path,
-    shards: str | Path,
-    split: str,
-    *,
-    ranks: Ranks,
-    micro_batch_size: int = 16,
-    workers: int = 1,
-    bins: Sequence[float] = (),
-) -> Scores:
-    """Each utterance of a split predicted once, over all ranks; the same scores on every rank.
-
-    Every rank must call it. Arguments and errors are those of ``Evaluator`` and its ``split``.
-    """
-    evaluator = Evaluator(
-        model_folder, shards, ranks=ranks, micro_batch_size=micro_batch_size, workers=workers, bins=bins
-    )
-    return evaluator.split(split).scores

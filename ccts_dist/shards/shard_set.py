@@ -1,11 +1,9 @@
 """Reading a shard set: its manifest, one shard's rows at a time, one member at a time by offset."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ccts_dist.errors import CctsError, ConfigError, FetchError, MissingShardsError, ShardError
 from ccts_dist.shards.format.index import MemberPlaces, RowGroups, ShardRows
@@ -186,12 +184,3 @@ def read_member(file: Path | Stored, places: MemberPlaces, row: int, *, key: str
         ) from error
     damage = "cut" if len(data) != size else "damaged (its CRC-32 differs)"
     raise ShardError(f"{shard}: {member} of {key!r} is {damage}. Run shards/check.py {folder}")
-
-
-def read_utterance_json(path: Path, rows: ShardRows, row: int) -> dict[str, Any]:
-    """The ``json`` member of one utterance: transcript, labels, speaker and the rest; see ``schema.utterance_to_json``.
-
-    Raises:
-        ShardError: as ``read_member``.
-    """
-    return json.loads(read_member(path, rows.members[JSON_MEMBER], row, key=rows.keys[row], member=JSON_MEMBER))

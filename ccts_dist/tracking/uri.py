@@ -14,13 +14,10 @@ DEMO_STORE = Path("demo/mlflow.db")
 """Where ``make demo`` keeps its runs and models, from the checkout's folder."""
 
 
-def default_tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI`` if it is set, else the SQLite file ``mlflow.db`` in the working directory."""
-    return resolve_tracking_uri("")
-
-
 def resolve_tracking_uri(uri: str) -> str:
-    """The address to use when the user gave ``uri``; "" means the default.
+    """The address to use when the user gave ``uri``.
+
+    "" means ``MLFLOW_TRACKING_URI`` if it is set, else the SQLite file ``mlflow.db`` in the working directory.
 
     SQLite paths are made absolute: a relative one would move with the working directory.
 

@@ -41,30 +41,11 @@ class BatchShape:
 class PassMemory:
     """Bytes of the activations of one micro-batch."""
 
-    forward_peak: int
-    """Most of them alive at a time in the forward pass."""
-
     retained: int
     """Those of the graph that waits for its backward pass; next to nothing without gradient."""
 
     peak: int
     """Most of them alive at a time, forward and backward."""
-
-
-def peak_of_graphs(graphs: Sequence[PassMemory]) -> int:
-    """Most bytes alive at a time when all forward passes come before the first backward pass.
-
-    With one micro-batch its own peak. Else the graphs of all are there when the last forward pass ends, and each goes
-    with its backward pass, in the order of the forward passes.
-    """
-    held = most = 0
-    for one in graphs:
-        most = max(most, held + one.forward_peak)
-        held += one.retained
-    for one in graphs:
-        held -= one.retained
-        most = max(most, held + one.peak)
-    return most
 
 
 def trace_pass(
@@ -92,9 +73,7 @@ def trace_pass(
                 return None
     # The GRU comes last in the forward pass, and its backward pass is over before the encoder's begins.
     retained = traced.retained + _gru_bytes(config, nums_frames, shape.rows, dtype, training=training)
-    return PassMemory(
-        forward_peak=max(traced.forward_peak, retained), retained=retained, peak=max(traced.peak, retained)
-    )
+    return PassMemory(retained=retained, peak=max(traced.peak, retained))
 
 
 def trace_peak(
@@ -212,10 +191,10 @@ def _run(model: EmotionModel, shape: BatchShape, *, training: bool) -> tuple[Pas
     with _LiveBytes(model) as live, torch.set_grad_enabled(training):
         inputs = fake_inputs(model, shape)  # a step holds them to its end
         output = model(*inputs)
-        forward_peak, retained = live.peak, live.now
+        retained = live.now
         if training:
             (output.prediction.sum() + output.embedding.sum()).backward()
-    return PassMemory(forward_peak=forward_peak, retained=retained, peak=live.peak), nums_frames
+    return PassMemory(retained=retained, peak=live.peak), nums_frames
 
 
 def _drop_gradient(parameter: Tensor) -> None:

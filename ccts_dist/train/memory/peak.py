@@ -37,13 +37,11 @@ def peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def peak_over_ranks_gb(device: torch.device) -> float:
-    """The largest peak of all ranks so far, in GB of 10^9 bytes. Every rank must call it."""
-    return peaks_over_ranks_gb(device)[0]
-
-
 def peaks_over_ranks_gb(device: torch.device) -> tuple[float, float | None]:
-    """The ranks' largest peaks so far in GB, held and reserved; the latter None on CPUs. Every rank must call it."""
+    """The ranks' largest peaks so far in GB (10^9 bytes), held and reserved; the latter None on CPUs.
+
+    Every rank must call it.
+    """
     held, reserved = zip(*gather_objects((peak_memory_bytes(device), peak_reserved_bytes(device))), strict=True)
     known = [each for each in reserved if each is not None]
     return max(held) / 1e9, max(known) / 1e9 if known else None

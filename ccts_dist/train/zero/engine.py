@@ -221,14 +221,6 @@ class Engine:
                 for parameter in group["params"]:
                     parameter.grad = None
 
-    def full_gradient(self, name: str) -> Tensor:
-        """The global gradient of one parameter after the last backward and before ``step``; on every rank."""
-        from deepspeed.utils import safe_get_full_grad
-
-        gradient = safe_get_full_grad(dict(self._engine.module.named_parameters())[name])
-        assert gradient is not None, f"{name} has no gradient"
-        return gradient
-
     def full_state(self) -> dict[str, Tensor]:
         """The whole model's weights as it computes with them, in float32 on the CPU: on rank 0, and nothing on others.
 

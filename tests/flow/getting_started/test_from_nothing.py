@@ -60,13 +60,13 @@ def built(place: Path, name: str) -> Example:
 
 def check_labels(place: Path, example: Example) -> None:
     """Compare labels, splits and words in the shards with those that were typed by hand."""
-    from ccts_dist.shards import open_shard_set, read_utterance_json
+    from ccts_dist.shards import open_shard_set
 
     shards, (low, high), found = open_shard_set(place / "SHARDS"), example.scale, {}
     for entry in shards.manifest.shards:
         rows = shards.rows(entry.name)
         for row in range(len(rows)):
-            found[rows.keys[row]] = read_utterance_json(shards.path(entry.name), rows, row)
+            found[rows.keys[row]] = json.loads(shards.member(rows, row, "json"))
     assert set(found) == set(example.utterances)
     for key, said in example.utterances.items():
         labels = {name: label for name, label in found[key]["labels"].items() if label is not None}

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from deepspeed.utils import safe_get_full_grad
 from safetensors.torch import save_file
 
 from ccts_dist.config import read_run
@@ -20,8 +21,8 @@ class RecordingEngine(Engine):
     def step(self) -> Update:
         self.micro_batches_seen += 1
         if self.micro_batches_seen == self.num_micro_batches:
-            names = [name for name, parameter in self._engine.module.named_parameters() if parameter.requires_grad]
-            gradients = {name: self.full_gradient(name).clone() for name in names}
+            trained = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
+            gradients = {name: safe_get_full_grad(parameter).clone() for name, parameter in trained.items()}
             if self.ranks.is_first:
                 save_file(gradients, self.output / "gradients.safetensors")
         return super().step()

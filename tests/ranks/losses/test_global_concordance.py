@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 from ccts_dist.distributed import rank_facts, sum_over_ranks
-from ccts_dist.losses.ccc import concordance
+from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance
 from ccts_dist.losses.gate import gated_on
 from ccts_dist.losses.total import (
     DistillParts,
     DistillTerms,
     batch_sums,
+    completed,
     pack_sums,
     surrogate,
-    total_loss,
     unpack_sums,
+    with_distillation,
 )
 from ccts_dist.records import Condition, TeacherBatch
 from tests.helpers.models.distillation import direct_distillation, rows_of
@@ -79,7 +80,8 @@ def surrogate_gradients(cuts: list[int], distill: DistillTerms | None) -> tuple[
     )
     value.backward()
     shares = sum_over_ranks(torch.stack([parts.embedding, parts.prediction]))
-    loss = total_loss(sums, ALPHA, DistillParts(embedding=shares[0], prediction=shares[1]), distill)
+    whole = completed(DistillParts(embedding=shares[0], prediction=shares[1]), sums, ALPHA)
+    loss = with_distillation(ccc_loss_from_sums(sums.concordance, ALPHA), whole, distill)
     gradients = []
     for weights in data.weights:
         assert weights.grad is not None

@@ -14,7 +14,7 @@ from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.inference.predictor import load_student
 from ccts_dist.model import load_model
-from ccts_dist.scoring.evaluator import evaluate_split
+from ccts_dist.scoring.evaluator import Evaluator
 from launch import evaluate as evaluate_command
 from launch import predict as predict_command
 from tests.helpers.processes.launching import ROOT
@@ -130,7 +130,7 @@ def test_evaluation_by_command_agrees_with_the_runs_own(place: Path, outputs, tm
 def test_evaluation_on_shards_that_know_no_categories_scores_the_dimensions(outputs, tmp_path: Path):
     build_two_kinds(tmp_path, num_train=4, beside=False)
     model = outputs["one rank"] / "best"
-    scores = evaluate_split(model, tmp_path / "shards", "Test1", ranks=Ranks(), workers=0)
+    scores = Evaluator(model, tmp_path / "shards", ranks=Ranks(), workers=0).split("Test1").scores
     assert scores.categories == {}
     assert scores.num_labels["valence"] == 12
 
@@ -139,7 +139,7 @@ def test_evaluation_on_shards_that_know_no_categories_scores_the_dimensions(outp
 def test_bins_that_do_not_rise_within_the_scale_are_refused(place: Path, outputs, bins):
     model = outputs["one rank"] / "best"
     with pytest.raises(ConfigError, match="must rise, and lie between 1 and 7"):
-        evaluate_split(model, place / "shards", "Test1", ranks=Ranks(), bins=bins)
+        Evaluator(model, place / "shards", ranks=Ranks(), bins=bins)
 
 
 def test_student_answers_with_a_category_and_its_probability(place: Path, outputs, capsys):

@@ -24,7 +24,7 @@ from ccts_dist.corpus.speaker_splits import resplit_by_speaker
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.limits import LIMITS
 from ccts_dist.records import Rejected, Utterance
-from ccts_dist.shards import open_shard_set, read_utterance_json
+from ccts_dist.shards import open_shard_set
 from tests.unit.shards.test_commands import run
 
 COLUMNS = Columns(text="sentence", category="emotion", speaker="who", targets={"valence": "v"})
@@ -385,7 +385,7 @@ def test_command_builds_shards_of_a_data_set(tmp_path: Path, capfd: pytest.Captu
     assert (shards.manifest.corpus, shards.manifest.categories) == ("set", ("glad", "sad"))
     assert shards.manifest.split_names == ("Fold1", "Fold2", "Fold3")
     rows_of_first = shards.rows("Fold1-000000.tar")
-    record = read_utterance_json(shards.path(rows_of_first.shard), rows_of_first, 1)
+    record = json.loads(shards.member(rows_of_first, 1, "json"))
     assert (record["key"], record["labels"]) == ("train-00000001", {"valence": 0.25})
     assert run("build", "hf", source, "--target", "=v", "--out", str(tmp_path / "x")) == 2
     assert "--target =v: must be NAME=COLUMN" in capfd.readouterr().err

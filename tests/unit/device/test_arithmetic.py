@@ -21,7 +21,7 @@ from ccts_dist.model.precision import WideLinear
 from ccts_dist.model.speech.feature_encoder import MaskedGroupNorm
 from ccts_dist.model.speech.filterbank import Filterbank
 from ccts_dist.probe.encoders import FrozenEncoders
-from ccts_dist.scoring.evaluator import evaluate_split
+from ccts_dist.scoring.evaluator import Evaluator
 from ccts_dist.teacher.ensemble import load_ensemble
 from ccts_dist.teacher.forward import shard_batches, teacher_outputs
 from tests.helpers.models.small_teacher import build_small_shards, save_small_teacher
@@ -157,7 +157,7 @@ def test_every_pass_without_gradient_is_exact_whatever_stands_outside(tmp_path: 
             batch_seconds=60.0,
             advance=lambda _: None,
         ),
-        "evaluate": lambda: evaluate_split(folder, tmp_path / "shards", "Test1", ranks=Ranks(), workers=0),
+        "evaluate": lambda: Evaluator(folder, tmp_path / "shards", ranks=Ranks(), workers=0).split("Test1").scores,
     }
     for name, run in cases.items():
         with tf32(), Seen() as seen:

@@ -20,7 +20,7 @@ from ccts_dist.loader.decode import read_audio as read_audio_of_shard
 from ccts_dist.model import build_model, load_model, save_model
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.report.score_tables import HEADER, scores_to_rows
-from ccts_dist.scoring.evaluator import evaluate_split
+from ccts_dist.scoring.evaluator import Evaluator
 from ccts_dist.scoring.predict_split import scores_to_tree
 from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.build.builder import build_shard_set
@@ -234,7 +234,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_scores_of_a_split_are_those_of_its_predictions_one_by_one(
     shards: Path, folder: Path, student: Predictor
 ) -> None:
-    scores = evaluate_split(folder, shards, "Test1", ranks=Ranks(), micro_batch_size=4, workers=0)
+    scores = Evaluator(folder, shards, ranks=Ranks(), micro_batch_size=4, workers=0).split("Test1").scores
     assert scores.num_labels == {"activation": 11, "valence": 11, "dominance": 2}
     # The builder keeps 16 bits, so the files are read from where it read them, as 16 bits too.
     answers = student.predict([shards.parent / f"{number}.wav" for number in range(11)])
@@ -247,7 +247,7 @@ def test_scores_of_a_split_are_those_of_its_predictions_one_by_one(
 
 
 def test_scores_are_written_as_json_without_nan_and_as_rows(shards: Path, folder: Path) -> None:
-    scores = evaluate_split(folder, shards, "Test1", ranks=Ranks(), workers=0)
+    scores = Evaluator(folder, shards, ranks=Ranks(), workers=0).split("Test1").scores
     tree = scores_to_tree(scores)
     assert tree["pearson"]["dominance"] is None, "two equal labels have no correlation"
     assert tree["ccc"]["activation"] == scores.ccc["activation"]
@@ -259,6 +259,6 @@ def test_scores_are_written_as_json_without_nan_and_as_rows(shards: Path, folder
 
 def test_scoring_nothing_at_a_time_is_refused(shards: Path, folder: Path) -> None:
     with pytest.raises(ConfigError, match="must be at least 1"):
-        evaluate_split(folder, shards, "Test1", ranks=Ranks(), micro_batch_size=0)
+        Evaluator(folder, shards, ranks=Ranks(), micro_batch_size=0)
     with pytest.raises(ConfigError, match="no split 'Test9'"):
-        evaluate_split(folder, shards, "Test9", ranks=Ranks(), workers=0)
+        Evaluator(folder, shards, ranks=Ranks(), workers=0).split("Test9")

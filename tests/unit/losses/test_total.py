@@ -5,17 +5,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from ccts_dist.losses.ccc import concordance
+from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance
 from ccts_dist.losses.gate import GATES, ROW_GATES
 from ccts_dist.losses.total import (
     BatchSums,
     DistillParts,
     DistillTerms,
     batch_sums,
+    completed,
     pack_sums,
     surrogate,
-    total_loss,
     unpack_sums,
+    with_distillation,
 )
 from ccts_dist.records import Condition, TeacherBatch
 from tests.helpers.models.distillation import direct_distillation, every_way, rows_of
@@ -100,7 +101,9 @@ class Data:
             embedding=torch.stack([share.embedding for share in shares]).sum(),
             prediction=torch.stack([share.prediction for share in shares]).sum(),
         )
-        return total_loss(sums, ALPHA, whole, distill).item(), self.gradients()
+        ccc_loss = ccc_loss_from_sums(sums.concordance, ALPHA)
+        loss = with_distillation(ccc_loss, completed(whole, sums, ALPHA), distill)
+        return loss.item(), self.gradients()
 
     def directly(self, distill: DistillTerms | None) -> tuple[float, list[Tensor]]:
         """Loss and gradients by autograd through the plain formula."""

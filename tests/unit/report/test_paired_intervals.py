@@ -26,14 +26,6 @@ def test_mean_and_interval_of_five_values_by_hand():
     assert (found.mean, found.count) == (3.0, 5)
     assert found.std == pytest.approx(math.sqrt(2.5))
     assert found.half_width == pytest.approx(2.776 * math.sqrt(0.5), abs=5e-4)
-    assert found.is_above_zero
-
-
-def test_interval_that_reaches_zero_is_not_above_it():
-    found = estimate([-1.0, 2.0, 2.0])
-    assert found is not None
-    assert found.mean == 1.0
-    assert not found.is_above_zero
 
 
 def test_one_value_has_no_interval_and_none_no_estimate():
@@ -42,7 +34,6 @@ def test_one_value_has_no_interval_and_none_no_estimate():
     assert (found.mean, found.count) == (0.5, 1)
     assert math.isnan(found.std)
     assert math.isnan(found.half_width)
-    assert not found.is_above_zero
     assert estimate([]) is None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ccts_dist.errors import run_main
-from ccts_dist.shards import open_shard_set, read_utterance_json
+from ccts_dist.shards import open_shard_set
 from ccts_dist.shards.build.command import build_parser
 from tests.helpers.examples.shard_examples import example_cache, example_shard_set, flip_bit, write_noise
 
@@ -113,7 +113,7 @@ def test_what_was_read_fills_in_transcripts(tmp_path: Path):
     assert run("build", "manifest", tmp_path / "corpus.csv", "--out", tmp_path / "s", *options) == 0
     shard_set = open_shard_set(tmp_path / "s")
     rows = shard_set.rows("Train-000000.tar")
-    records = [read_utterance_json(shard_set.path(rows.shard), rows, row) for row in (0, 1)]
+    records = [json.loads(shard_set.member(rows, row, "json")) for row in (0, 1)]
     assert [record["transcript"] for record in records] == ["aaa", ""]
     assert [record["transcript_confidence"] for record in records] == [0.9, None]
     assert run("check", tmp_path / "s") == 0

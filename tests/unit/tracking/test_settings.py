@@ -11,7 +11,6 @@ from ccts_dist.tracking import NoTracking, Tracking, open_tracking
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file, write_run_file
 from ccts_dist.tracking.uri import (
     artifact_location,
-    default_tracking_uri,
     name_another_store,
     resolve_tracking_uri,
     sqlite_file,
@@ -25,14 +24,14 @@ def _no_address_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_without_any_setting_runs_go_to_a_file_in_the_working_directory_by_its_absolute_path(tmp_path: Path) -> None:
-    assert default_tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert resolve_tracking_uri("") == f"sqlite:///{tmp_path}/mlflow.db"
 
 
 def test_the_environment_comes_before_the_default_and_the_run_file_before_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert default_tracking_uri() == "http://server:5000"
+    assert resolve_tracking_uri("") == "http://server:5000"
     assert resolve_tracking_uri("http://other:5000") == "http://other:5000"
 
 
@@ -54,11 +53,11 @@ def test_options_of_an_sqlite_address_are_no_part_of_its_file() -> None:
 
 def test_remedy_for_a_store_that_lacks_something_names_the_option_and_the_demos_address(tmp_path: Path) -> None:
     words = "name another store with --tracking-uri or MLFLOW_TRACKING_URI"
-    assert name_another_store(default_tracking_uri()) == words
+    assert name_another_store(resolve_tracking_uri("")) == words
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "mlflow.db").touch()
     demo = f"sqlite:///{tmp_path}/demo/mlflow.db"
-    assert name_another_store(default_tracking_uri()) == f"{words}; the demo's is --tracking-uri {demo}"
+    assert name_another_store(resolve_tracking_uri("")) == f"{words}; the demo's is --tracking-uri {demo}"
     assert name_another_store(demo) == words, "it is there that something is missing"
 
 

@@ -1,6 +1,7 @@
 """Index and reader: one shard's rows at a time, one member at a time."""
 
 import dataclasses
+import json
 import os
 import pickle
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from ccts_dist.errors import ConfigError, MissingShardsError, ShardError
 from ccts_dist.files.atomic import file_sha256
-from ccts_dist.shards import MemberPlaces, ShardRows, ShardSet, open_shard_set, read_member, read_utterance_json
+from ccts_dist.shards import MemberPlaces, ShardRows, ShardSet, open_shard_set, read_member
 from ccts_dist.shards.format.index import IndexPlace, RowGroups, rows_to_table, table_to_rows
 from ccts_dist.shards.format.index_validation import places_fault
 from ccts_dist.shards.format.index_writer import IndexWriter
@@ -173,7 +174,7 @@ def test_every_utterance_is_read_with_its_transcript_and_audio(shard_set: ShardS
         rows, path = shard_set.rows(shard.name), shard_set.path(shard.name)
         assert len(rows) == shard.num_utterances
         for row, key in enumerate(rows.keys):
-            seen[key] = read_utterance_json(path, rows, row)
+            seen[key] = json.loads(shard_set.member(rows, row, "json"))
             assert read_member(path, rows.members["flac"], row, key=key, member="flac")[:4] == b"fLaC"
             assert seen[key]["num_samples"] == rows.num_samples[row]
     assert sorted(seen) == sorted(f"MSP/ü {number}.wav" for number in range(12))

@@ -8,7 +8,7 @@ import torch
 
 from ccts_dist.config import ModelConfig
 from ccts_dist.model.emotion import EmotionModel, build_model
-from ccts_dist.train.memory.activations import BatchShape, PassMemory, peak_of_graphs, trace_pass, trace_peak
+from ccts_dist.train.memory.activations import BatchShape, trace_pass, trace_peak
 from tests.helpers.models.model_shapes import LAYER_NORM, SPEECH_FAMILIES, VOCABULARY, both, speech_config, text_config
 from tests.tiers import with_long
 
@@ -78,19 +78,13 @@ def test_graphs_of_several_micro_batches_take_what_the_allocator_gave(pooling, c
     config = replace(speech_model(pooling=pooling), gradient_checkpointing=checkpointing)
     shapes = [BatchShape(rows=2, samples=32_000), BatchShape(rows=4, samples=12_000)]
     encoders = build(config).encoder_configs
-    traced = [trace_pass(config, encoders, s, precision="fp32", training=True, on_gpu=False) for s in shapes]
-    assert None not in traced
-    foreseen = peak_of_graphs([one for one in traced if one is not None])
+    first, second = (trace_pass(config, encoders, s, precision="fp32", training=True, on_gpu=False) for s in shapes)
+    assert first is not None
+    assert second is not None
+    # The second graph waits for the first one's backward pass, or the first for the second one's forward pass.
+    foreseen = max(first.peak + second.retained, first.retained + second.retained, second.peak)
     assert foreseen == pytest.approx(allocated_peak(config, *shapes), rel=0.04)
-    assert foreseen > max(one.peak for one in traced if one is not None)
-
-
-def test_graphs_add_up_until_their_backward_pass():
-    small, large = PassMemory(forward_peak=30, retained=20, peak=35), PassMemory(forward_peak=50, retained=40, peak=90)
-    assert peak_of_graphs([large]) == 90
-    assert peak_of_graphs([small, large]) == max(30, 20 + 50, 40 + 35, 90)
-    assert peak_of_graphs([large, small]) == 20 + 90  # the small graph waits for the large one's backward pass
-    assert peak_of_graphs([small, small, small]) == max(40 + 30, 40 + 35)
+    assert foreseen > max(first.peak, second.peak)
 
 
 def test_peak_grows_with_the_rows():
