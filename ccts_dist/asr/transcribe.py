@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from ccts_dist.asr.recognizer import Recognizer
-from ccts_dist.audio.convert import Decoded, decode_part, to_wave
+from ccts_dist.audio.convert import Decoded, decode_part, to_float32
 from ccts_dist.audio.decode import stated_seconds
 from ccts_dist.audio.limits import MAX_DURATION_S
 from ccts_dist.corpus.asr_transcripts import AsrTranscript, TranscriptFile, has_transcript
@@ -146,7 +146,7 @@ def _transcribe(
     if all(utterance.key in file.transcripts for utterance, _ in batch):
         return 0
     new = []
-    words_of_all = recognizer.transcribe([to_wave(decoded.whole) for _, decoded in batch])
+    words_of_all = recognizer.transcribe([to_float32(decoded.pcm16) for _, decoded in batch])
     for (utterance, decoded), words in zip(batch, words_of_all, strict=True):
         if isinstance(words, str):
             _reject(utterance, words, rejected)
@@ -159,7 +159,7 @@ def _transcribe(
                     model=recognizer.name,
                     digest=recognizer.digest,
                     language=recognizer.language,
-                    duration_s=round(len(decoded.whole) / SAMPLE_RATE_HZ, 6),
+                    duration_s=round(len(decoded.pcm16) / SAMPLE_RATE_HZ, 6),
                 )
             )
     file.add(new)
@@ -233,8 +233,8 @@ def _batches(
 ) -> Iterator[list[tuple[Utterance, Decoded]]]:
     """The utterances of a group, shortest first, as many together as the limit allows."""
     batch: list[tuple[Utterance, Decoded]] = []
-    for one in sorted(sound, key=lambda pair: len(pair[1].whole)):
-        if batch and (len(batch) + 1) * len(one[1].whole) > batch_seconds * SAMPLE_RATE_HZ:
+    for one in sorted(sound, key=lambda pair: len(pair[1].pcm16)):
+        if batch and (len(batch) + 1) * len(one[1].pcm16) > batch_seconds * SAMPLE_RATE_HZ:
             yield batch
             batch = []
         batch.append(one)

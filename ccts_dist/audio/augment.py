@@ -15,7 +15,7 @@ import torch
 import torchaudio
 from jaxtyping import Float, Float32, Float64
 
-from ccts_dist.audio.noise_bank import SoundFolder
+from ccts_dist.audio.noise_bank import NoiseBank
 from ccts_dist.config import AugmentConfig
 from ccts_dist.distributed import derive_seed
 from ccts_dist.errors import ConfigError
@@ -49,7 +49,7 @@ class Augmenter:
         self._speeds = [Fraction(round(100 * factor), 100) for factor in config.speed]
         self._noises = [name if name in GENERATED else _noise_folder(name) for name in dict.fromkeys(config.noises)]
         responses = [
-            SoundFolder(folder, key="augment.impulse_responses", max_duration_s=MAX_RESPONSE_S)
+            NoiseBank(folder, key="augment.impulse_responses", max_duration_s=MAX_RESPONSE_S)
             for folder in dict.fromkeys(config.impulse_responses)
         ]
         # Each file is as likely as another, however they lie in folders.
@@ -107,7 +107,7 @@ class Augmenter:
     def _noise(self, num_samples: int, epoch: int, key: str, talkers: Talkers) -> Float64[np.ndarray, " samples"]:
         source = self._noises[int(self._draw(epoch, key, "source") * len(self._noises))]
         seed = self._seed_for(epoch, key, "samples")
-        if isinstance(source, SoundFolder):
+        if isinstance(source, NoiseBank):
             number = int(self._draw(epoch, key, "file") * len(source))
             return source.piece(number, self._draw(epoch, key, "place"), num_samples)
         if source == "white":
@@ -189,9 +189,9 @@ def babble(num_samples: int, talkers: Iterator[Float32[np.ndarray, " samples"]])
     return total
 
 
-def _noise_folder(name: str) -> SoundFolder:
+def _noise_folder(name: str) -> NoiseBank:
     try:
-        return SoundFolder(name, key="augment.noises")
+        return NoiseBank(name, key="augment.noises")
     except ConfigError as error:
         near = difflib.get_close_matches(name, GENERATED, n=1)
         if near and not ("/" in name or "\\" in name):

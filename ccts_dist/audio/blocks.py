@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16
 
-from ccts_dist.audio.convert import to_whole
+from ccts_dist.audio.convert import to_int16
 from ccts_dist.audio.decode import UNREADABLE, open_audio, why_not_decoded
 from ccts_dist.audio.limits import MAX_STREAMED_S, MIN_SAMPLES, AudioLimits, too_short
 from ccts_dist.audio.mix_down import UnusableAudioError
@@ -25,7 +25,7 @@ def decode_blocks(path: Path) -> Iterator[Int16[np.ndarray, " samples"] | str]:
             for block in resampled(file.blocks(), file.rate_hz, whole_frames=0):
                 if len(block):
                     given += len(block)
-                    yield to_whole(block)
+                    yield to_int16(block)
         if given < MIN_SAMPLES:
             raise UnusableAudioError(too_short(given))
     except UNREADABLE as error:

@@ -26,7 +26,7 @@ _FULL_SCALE = 32_768
 class Decoded:
     """Audio at 16 kHz, mono, as whole numbers of 16 bit."""
 
-    whole: Int16[np.ndarray, " samples"]
+    pcm16: Int16[np.ndarray, " samples"]
     resampled: bool
     mixed_down: bool
 
@@ -56,11 +56,11 @@ def convert_audio(
     if isinstance(decoded, str):
         return decoded
     return Converted(
-        flac=_encode_flac(decoded.whole),
-        num_samples=len(decoded.whole),
+        flac=_encode_flac(decoded.pcm16),
+        num_samples=len(decoded.pcm16),
         resampled=decoded.resampled,
         mixed_down=decoded.mixed_down,
-        clipped=is_clipped(decoded.whole),
+        clipped=is_clipped(decoded.pcm16),
     )
 
 
@@ -83,7 +83,7 @@ def decode_audio(source: Path | io.BytesIO, *, max_duration_s: float) -> Decoded
     """
     try:
         with open_audio(source, AudioLimits(max_duration_s=max_duration_s)) as file:
-            whole = [to_whole(block) for block in resampled(file.blocks(), file.rate_hz)]
+            whole = [to_int16(block) for block in resampled(file.blocks(), file.rate_hz)]
             return _decoded(whole, file.rate_hz, file.channels)
     except UNREADABLE as error:
         return why_not_decoded(error)
@@ -106,7 +106,7 @@ def decode_segment(path: Path, segment_s: tuple[float, float], *, max_duration_s
                 ends = f"its file ends at {file.num_frames / file.rate_hz:.2f} s"
                 return f"lasts from {segment_s[0]:.2f} to {segment_s[1]:.2f} s, and {ends}"
             piece = file.piece(start, min(end, file.num_frames) - start)
-            whole = [to_whole(block) for block in resampled([piece], file.rate_hz)]
+            whole = [to_int16(block) for block in resampled([piece], file.rate_hz)]
             return _decoded(whole, file.rate_hz, file.channels)
     except UNREADABLE as error:
         return why_not_decoded(error)
@@ -116,7 +116,7 @@ def _decoded(blocks: list[Int16[np.ndarray, " _samples"]], rate_hz: int, channel
     whole = blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros(0, np.int16), *blocks])
     if len(whole) < MIN_SAMPLES:
         raise UnusableAudioError(too_short(len(whole)))
-    return Decoded(whole=whole, resampled=rate_hz != SAMPLE_RATE_HZ, mixed_down=channels > 1)
+    return Decoded(pcm16=whole, resampled=rate_hz != SAMPLE_RATE_HZ, mixed_down=channels > 1)
 
 
 def decode_samples(
@@ -136,12 +136,12 @@ def decode_samples(
     try:
         mono = mix.push(wide)
         mix.end()
-        return _decoded([to_whole(block) for block in resampled([mono], rate_hz)], rate_hz, wide.shape[1])
+        return _decoded([to_int16(block) for block in resampled([mono], rate_hz)], rate_hz, wide.shape[1])
     except UnusableAudioError as error:
         return str(error)
 
 
-def to_wave(whole: Int16[np.ndarray, " samples"]) -> Float32[np.ndarray, " samples"]:
+def to_float32(whole: Int16[np.ndarray, " samples"]) -> Float32[np.ndarray, " samples"]:
     """Samples on -1..1, as the loader gives them to a model."""
     return whole.astype(np.float32) / _FULL_SCALE
 
@@ -155,7 +155,7 @@ def flac_facts(flac: bytes) -> tuple[int, int]:
     return packed >> 44, packed & ((1 << 36) - 1)
 
 
-def to_whole(mono: Float64[np.ndarray, " samples"]) -> Int16[np.ndarray, " samples"]:
+def to_int16(mono: Float64[np.ndarray, " samples"]) -> Int16[np.ndarray, " samples"]:
     """Samples on -1..1 as whole numbers of 16 bit; what lies beyond full scale is clipped."""
     return np.clip(np.rint(mono * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
 

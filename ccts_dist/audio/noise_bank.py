@@ -36,7 +36,7 @@ class _Sound:
     rate_hz: int
 
 
-class SoundFolder:
+class NoiseBank:
     """The audio files of a folder and its sub-folders, read in pieces. Can be used by several threads.
 
     Args:

@@ -45,15 +45,15 @@ def main(argv: list[str] | None = None) -> int:
     with gc_paused():
         from ccts_dist.distributed import process_group, rank_facts
         from ccts_dist.registry import register
-        from ccts_dist.registry.promote import Contest, promote
+        from ccts_dist.registry.promote import PromotionRequest, promote
     if not args.promote:
         version = register(args.checkpoint, args.name, alias=args.alias, tracking_uri=args.tracking_uri)
         print(f"registered models:/{args.name}/{version}" + (f", alias {args.alias}" if args.alias else ""))
         return 0
-    contest = Contest(name=args.name, shards=args.shards, splits=tuple(args.splits), margin=args.margin,
+    request = PromotionRequest(name=args.name, shards=args.shards, splits=tuple(args.splits), margin=args.margin,
                       target=args.target, alias=args.alias, reason=args.force)  # fmt: skip
     with process_group(rank_facts()) as ranks:
-        outcome = promote(contest, ranks=ranks, tracking_uri=args.tracking_uri)
+        outcome = promote(request, ranks=ranks, tracking_uri=args.tracking_uri)
     if ranks.is_first:
         print(outcome.words())
     return 0 if outcome.is_champion else 1

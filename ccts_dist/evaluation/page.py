@@ -10,7 +10,7 @@ from typing import Any
 
 from ccts_dist.evaluation.extracts import Extract
 from ccts_dist.evaluation.label_scale import on_scale, width_of
-from ccts_dist.evaluation.pictures import (
+from ccts_dist.evaluation.plots import (
     Picture,
     draw_calibration,
     draw_curves,

@@ -25,7 +25,7 @@ from ccts_dist.scoring import (
     Difference,
     Interval,
     RaterCeiling,
-    TargetFigures,
+    TargetMetrics,
     few_speakers,
     unweighted_accuracy,
     write_table,
@@ -167,7 +167,7 @@ def _intervals_in_words(one: SplitResult) -> str:
     return "\n\n".join(part for part in (head, few_speakers(num_speakers), table) if part)
 
 
-def _figures_row(figures: TargetFigures, ceilings: Sequence[RaterCeiling]) -> tuple[str, ...]:
+def _figures_row(figures: TargetMetrics, ceilings: Sequence[RaterCeiling]) -> tuple[str, ...]:
     """A target's figures with their intervals, and after the CCC those of its raters without."""
     ccc, *others = (
         f"{figure.value:.4f} ({_ends(figure)})"

@@ -22,7 +22,7 @@ from ccts_dist.scoring import (
     RaterCeiling,
     SentimentGain,
     SpeakerScore,
-    TargetFigures,
+    TargetMetrics,
     by_age,
     concordances,
     gains_by_sentiment,
@@ -75,7 +75,7 @@ class SplitResult:
     split: str
     scores: Scores
     table: PredictionTable
-    metrics: tuple[TargetFigures, ...]
+    metrics: tuple[TargetMetrics, ...]
     ceilings: tuple[RaterCeiling, ...]
     """Of the targets whose raters are known."""
 

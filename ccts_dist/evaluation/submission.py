@@ -17,7 +17,7 @@ from ccts_dist.corpus.folders import is_audio
 from ccts_dist.corpus.msp_podcast.labels import LABEL_COLUMNS
 from ccts_dist.errors import ConfigError
 from ccts_dist.evaluation.label_scale import on_scale
-from ccts_dist.files.atomic import write_whole
+from ccts_dist.files.atomic import atomic_write
 from ccts_dist.scoring import PredictionTable
 
 
@@ -54,7 +54,7 @@ def write_submission(path: Path, table: PredictionTable, scale: tuple[float, flo
         writer.writerow(("FileName", *header))
         writer.writerows(sorted((name, *row) for name, row in zip(names, rows, strict=True)))
         try:
-            write_whole(place, text.getvalue().encode())
+            atomic_write(place, text.getvalue().encode())
         except OSError as error:
             raise ConfigError(f"{place}: cannot be written ({error.strerror}). Name another file.") from error
     return tuple(columns)

@@ -33,7 +33,7 @@ def atomic_open(path: Path, *, while_written: str = "") -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def write_whole(path: Path, data: bytes, *, shared: bool = False) -> None:
+def atomic_write(path: Path, data: bytes, *, shared: bool = False) -> None:
     """Put ``data`` under ``path``, replacing what was there at one stroke.
 
     Args:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int16
 
-from ccts_dist.audio.convert import decode_audio, to_wave
+from ccts_dist.audio.convert import decode_audio, to_float32
 from ccts_dist.audio.limits import MAX_DURATION_S
 from ccts_dist.files.read_ahead import read_ahead
 from ccts_dist.inference.predictor import Prediction, Predictor, cut_batches, stretches
@@ -39,7 +39,7 @@ class Piece:
     start: int
     """Where in the recording it begins, in samples at 16 kHz."""
 
-    whole: Int16[np.ndarray, " samples"]
+    pcm16: Int16[np.ndarray, " samples"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def decoded_ahead(files: Sequence[Path], num_threads: int) -> Generator[Piece | 
             if isinstance(decoded, str):
                 yield Unreadable(name=shown(path), reason=decoded, number=number)
             else:
-                yield Piece(name=shown(path), number=number, start=0, whole=decoded.whole)
+                yield Piece(name=shown(path), number=number, start=0, pcm16=decoded.pcm16)
 
 
 def answered_in_order(
@@ -113,7 +113,7 @@ def answered_in_order(
             raise failed[0]  # what was queued before anyone knew
         student = idle.get()
         try:
-            return student.forward([torch.from_numpy(to_wave(piece.whole)) for piece in pieces])
+            return student.forward([torch.from_numpy(to_float32(piece.pcm16)) for piece in pieces])
         except BaseException as error:
             failed.append(error)
             raise
@@ -146,13 +146,13 @@ def answered_in_order(
 
 
 def _length(piece: Piece | Unreadable) -> int:
-    return len(piece.whole) if isinstance(piece, Piece) else 0
+    return len(piece.pcm16) if isinstance(piece, Piece) else 0
 
 
 def _place(piece: Piece | Unreadable) -> _Place | Unreadable:
     if isinstance(piece, Unreadable):
         return piece
-    return _Place(piece.name, piece.number, piece.start, piece.start + len(piece.whole))
+    return _Place(piece.name, piece.number, piece.start, piece.start + len(piece.pcm16))
 
 
 def _collect(stretch: _Stretch, progress: Callable[[int], object]) -> Iterator[Answered | Unreadable]:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from ccts_dist.audio.convert import decode_audio, decode_samples, to_wave
+from ccts_dist.audio.convert import decode_audio, decode_samples, to_float32
 from ccts_dist.audio.limits import MAX_DURATION_S
 from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.distributed import named_device
@@ -259,7 +259,7 @@ def read_audio(audio: Audio, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Float32[Te
         decoded = decode_audio(Path(audio) if isinstance(audio, str) else audio, max_duration_s=MAX_DURATION_S)
     if isinstance(decoded, str):
         raise CorpusError(f"{name}: {decoded}. Leave it out.")
-    return torch.from_numpy(to_wave(decoded.whole))
+    return torch.from_numpy(to_float32(decoded.pcm16))
 
 
 def _by_channel(audio: np.ndarray | Tensor, name: str) -> np.ndarray:

@@ -60,7 +60,7 @@ def decoded_windows(files: Sequence[Path], windows: Windows) -> Generator[Piece 
                 yield Unreadable(name=name, number=number, reason=one)
             else:
                 start, whole = one
-                yield Piece(name=name, number=number, start=start, whole=whole)
+                yield Piece(name=name, number=number, start=start, pcm16=whole)
 
 
 def cut_windows(

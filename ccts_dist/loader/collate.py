@@ -65,7 +65,7 @@ class FrameSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ReadSpec:
     """What is read of an utterance, and from where."""
 
     shards: ShardSet
@@ -124,7 +124,7 @@ class _Read:
     admitted: bool = False
 
 
-def read_batch(part: MicroBatch, reading: Reading, epoch: int = 0) -> Batch:
+def read_batch(part: MicroBatch, spec: ReadSpec, epoch: int = 0) -> Batch:
     """Read the utterances of ``part`` into one padded batch, as they are to be read in ``epoch``.
 
     Raises:
@@ -133,42 +133,38 @@ def read_batch(part: MicroBatch, reading: Reading, epoch: int = 0) -> Batch:
         FetchError: a shard cannot be fetched; also when damaged utterances are skipped.
     """
     rows = part.rows
-    excerpts = [
-        None if reading.waveform_reader is None else reading.waveform_reader.excerpt(row, epoch) for row in rows
-    ]
-    lengths = [
-        row.num_samples if excerpt is None else excerpt.num_samples for row, excerpt in zip(rows, excerpts, strict=True)
-    ]
-    audio = _room(len(rows), rounded_up(max(lengths), reading.pad_multiple) if reading.has_audio else 1)
+    crops = [None if spec.waveform_reader is None else spec.waveform_reader.crop(row, epoch) for row in rows]
+    lengths = [row.num_samples if crop is None else crop.num_samples for row, crop in zip(rows, crops, strict=True)]
+    audio = _room(len(rows), rounded_up(max(lengths), spec.pad_multiple) if spec.has_audio else 1)
     read: list[_Read] = []
     damaged: dict[int, str] = {}
     for number, (row, place) in enumerate(zip(rows, audio.numpy(), strict=True)):
         place[lengths[number] :] = 0.0
         try:
-            read.append(_read_row(row, place[: lengths[number]], reading, excerpts[number], epoch))
+            read.append(_read_row(row, place[: lengths[number]], spec, crops[number], epoch))
         except (ShardError, TeacherError) as error:
-            if not reading.skip_damaged or isinstance(error, FetchError):
+            if not spec.skip_damaged or isinstance(error, FetchError):
                 raise
             place[:] = 0.0
-            read.append(_nothing(reading))
+            read.append(_nothing(spec))
             damaged[number] = str(error)
     weight = torch.full((len(rows),), float(part.counts))
     weight[list(damaged)] = 0.0
     tokens = num_tokens = None
-    if reading.encode_text is not None:
+    if spec.encode_text is not None:
         tokens, num_tokens = pad_tokens([one.tokens for one in read])
     return Batch(
         keys=tuple(row.key for row in rows),
         audio=audio,
         num_samples=torch.tensor(lengths),
-        labels=_labels(rows, reading.targets, read),
+        labels=_labels(rows, spec.targets, read),
         weight=weight,
         tokens=tokens,
         num_tokens=num_tokens,
-        categories=_categories(rows, reading) if reading.categories else None,
-        votes=_votes(rows, reading.categories) if reading.has_votes else None,
-        teacher=None if reading.teacher is None else _teacher_batch(read, reading),
-        frames={branch: _pad_frames([one.frames[branch] for one in read]) for branch in reading.frames},
+        categories=_categories(rows, spec) if spec.categories else None,
+        votes=_votes(rows, spec.categories) if spec.has_votes else None,
+        teacher=None if spec.teacher is None else _teacher_batch(read, spec),
+        frames={branch: _pad_frames([one.frames[branch] for one in read]) for branch in spec.frames},
         damaged=tuple(damaged.values()) if part.counts else (),
     )
 
@@ -202,32 +198,32 @@ def _room(num_rows: int, num_samples: int) -> Float32[Tensor, "batch samples"]:
 
 
 def _read_row(
-    row: SampleRef, place: Float32[np.ndarray, " samples"], reading: Reading, excerpt: Crop | None, epoch: int
+    row: SampleRef, place: Float32[np.ndarray, " samples"], spec: ReadSpec, crop: Crop | None, epoch: int
 ) -> _Read:
-    if not reading.has_audio:
+    if not spec.has_audio:
         place[:] = 0.0
-    elif reading.waveform_reader is None or excerpt is None:
-        read_audio(reading.shards, row.table, row.row, place)
+    elif spec.waveform_reader is None or crop is None:
+        read_audio(spec.shards, row.table, row.row, place)
     else:
-        reading.waveform_reader.read(row, excerpt, epoch, place)
+        spec.waveform_reader.read(row, crop, epoch, place)
     tokens: Sequence[int] = ()
-    if reading.encode_text is not None:
-        tokens = reading.encode_text(read_transcript(reading.shards, row.table, row.row))
-    teacher = None if reading.teacher is None else reading.teacher.read(row.shard, row.row, row.key)
-    variance = read_label_variance(reading.shards, row.table, row.row) if reading.has_variances else {}
-    frames = {name: source.read(row.shard, row.row, row.key) for name, source in reading.frames.items()}
-    admitted = reading.gate is not None and reading.gate.admits(reading.shards, row.table, row.row)
+    if spec.encode_text is not None:
+        tokens = spec.encode_text(read_transcript(spec.shards, row.table, row.row))
+    teacher = None if spec.teacher is None else spec.teacher.read(row.shard, row.row, row.key)
+    variance = read_label_variance(spec.shards, row.table, row.row) if spec.has_variances else {}
+    frames = {name: source.read(row.shard, row.row, row.key) for name, source in spec.frames.items()}
+    admitted = spec.gate is not None and spec.gate.admits(spec.shards, row.table, row.row)
     return _Read(tokens, teacher, variance, frames, admitted)
 
 
-def _nothing(reading: Reading) -> _Read:
+def _nothing(spec: ReadSpec) -> _Read:
     """In the place of a damaged utterance: the tokens of silence, and a teacher that states nothing."""
-    tokens = () if reading.encode_text is None else reading.encode_text("")
-    frames = {branch: np.zeros((1, source.features), np.float32) for branch, source in reading.frames.items()}
-    if reading.teacher is None:
+    tokens = () if spec.encode_text is None else spec.encode_text("")
+    frames = {branch: np.zeros((1, source.features), np.float32) for branch, source in spec.frames.items()}
+    if spec.teacher is None:
         return _Read(tokens, None, {}, frames)
-    embedding = np.zeros(reading.teacher.embedding_size, np.float32)
-    prediction = np.zeros(len(reading.teacher.targets), np.float32)
+    embedding = np.zeros(spec.teacher.embedding_size, np.float32)
+    prediction = np.zeros(len(spec.teacher.targets), np.float32)
     return _Read(tokens, TeacherOutput(embedding=embedding, prediction=prediction), {}, frames)
 
 
@@ -240,9 +236,9 @@ def _labels(rows: Sequence[SampleRef], targets: Sequence[str], read: Sequence[_R
     return torch.tensor(labels, dtype=torch.float32)
 
 
-def _categories(rows: Sequence[SampleRef], reading: Reading) -> Int64[Tensor, " batch"]:
-    numbers = {name: number for number, name in enumerate(reading.categories)}
-    names = (mapped_category(row.table.categories[row.row], reading.category_map) for row in rows)
+def _categories(rows: Sequence[SampleRef], spec: ReadSpec) -> Int64[Tensor, " batch"]:
+    numbers = {name: number for number, name in enumerate(spec.categories)}
+    names = (mapped_category(row.table.categories[row.row], spec.category_map) for row in rows)
     return torch.tensor([numbers.get(name or "", -1) for name in names])
 
 
@@ -270,12 +266,12 @@ def _pad_frames(rows: Sequence[Float32[np.ndarray, "_ features"]]) -> FrameBatch
     return FrameBatch(frames=padded, num_frames=torch.tensor([len(row) for row in rows]))
 
 
-def _teacher_batch(read: Sequence[_Read], reading: Reading) -> TeacherBatch:
+def _teacher_batch(read: Sequence[_Read], spec: ReadSpec) -> TeacherBatch:
     outputs = [one.teacher for one in read if one.teacher is not None]
     return TeacherBatch(
         embedding=_stack([output.embedding for output in outputs]),
         prediction=_stack([output.prediction for output in outputs]),
-        admitted=None if reading.gate is None else torch.tensor([one.admitted for one in read]),
+        admitted=None if spec.gate is None else torch.tensor([one.admitted for one in read]),
     )
 
 

@@ -13,7 +13,7 @@ from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.read_ahead import read_ahead
-from ccts_dist.loader.collate import EncodeText, FrameSource, Reading, TeacherSource, read_batch, rounded_up
+from ccts_dist.loader.collate import EncodeText, FrameSource, ReadSpec, TeacherSource, read_batch, rounded_up
 from ccts_dist.loader.joined_shards import JoinedShards
 from ccts_dist.loader.micro_batches import (
     Cuts,
@@ -134,7 +134,7 @@ class Loader:
             waveform_reader = WaveformReader(
                 shard_set, seed=seed, max_samples=max_samples, augmenter=augmenter, skip_damaged=skip_damaged
             )
-        self._reading = Reading(
+        self._spec = ReadSpec(
             shards=shard_set,
             targets=tuple(targets),
             categories=tuple(categories),
@@ -174,8 +174,8 @@ class Loader:
             features: by branch of the model; with "text" among them transcripts are not read.
             needs_audio: some other branch takes audio; without, it is not decoded.
         """
-        encode_text = None if "text" in features else self._reading.encode_text
-        self._reading = replace(self._reading, frames=features, has_audio=needs_audio, encode_text=encode_text)
+        encode_text = None if "text" in features else self._spec.encode_text
+        self._spec = replace(self._spec, frames=features, has_audio=needs_audio, encode_text=encode_text)
 
     @property
     def num_utterances(self) -> int:
@@ -227,7 +227,7 @@ class Loader:
             self._fetch_ahead(epoch, step // self.plan.window_steps)
             micro_batches = self._micro_batches_of(epoch, step)
             for number, parts in enumerate(micro_batches, 1):
-                read = partial(read_batch, parts[self._place], self._reading, epoch)
+                read = partial(read_batch, parts[self._place], self._spec, epoch)
                 yield (step, number == len(micro_batches)), read
 
     def _micro_batches_of(self, epoch: int, step: int, batch: BatchConfig | None = None) -> list[list[MicroBatch]]:
@@ -274,16 +274,16 @@ class Loader:
             return
         self._prefetched = (epoch, number)
         names = self._shards_from(epoch, number)
-        self._reading.shards.prefetch(names)
-        if self._reading.teacher is not None:
-            self._reading.teacher.prefetch(names)
+        self._spec.shards.prefetch(names)
+        if self._spec.teacher is not None:
+            self._spec.teacher.prefetch(names)
 
     def bytes_at_once(self) -> int:
         """Most bytes that this rank's node needs of a store's shards at a time: those of a window and of the next one.
 
         Over the first epoch, teacher cache included; 0 when all of it is here. Reads nothing.
         """
-        shards, teacher, most = self._reading.shards, self._reading.teacher, 0
+        shards, teacher, most = self._spec.shards, self._spec.teacher, 0
         for number in range(self.plan.windows_per_epoch):
             names = self._shards_from(0, number)
             of_teacher = 0 if teacher is None else teacher.bytes_to_fetch(names)
@@ -328,7 +328,7 @@ class Loader:
             TeacherError: an utterance has no sound teacher output.
             FetchError: a shard cannot be fetched.
         """
-        return read_batch(self.largest_part(self._batch.micro_batch_size), self._reading, 0)
+        return read_batch(self.largest_part(self._batch.micro_batch_size), self._spec, 0)
 
     def parts(self, epoch: int, step: int) -> list[list[MicroBatch]]:
         """What the ranks of this node read of a step, by micro-batch and rank; reads no audio."""
@@ -340,9 +340,9 @@ class Loader:
 
     def longest_of(self, num_samples: int) -> int:
         """Samples that an utterance of so many may take in any epoch, its padding to a multiple included."""
-        waveform_reader = self._reading.waveform_reader
+        waveform_reader = self._spec.waveform_reader
         num_samples = num_samples if waveform_reader is None else waveform_reader.longest(num_samples)
-        return rounded_up(num_samples, self._reading.pad_multiple)
+        return rounded_up(num_samples, self._spec.pad_multiple)
 
     def close(self) -> None:
         """Let the threads go. Reading again starts new ones."""

@@ -55,7 +55,7 @@ class WaveformReader:
             num_samples = length_at_speed(num_samples, self._augmenter.slowest)
         return min(num_samples, self._max_samples or num_samples)
 
-    def excerpt(self, row: SampleRef, epoch: int) -> Crop:
+    def crop(self, row: SampleRef, epoch: int) -> Crop:
         """What is read of an utterance: its place is drawn from (seed, epoch, key)."""
         whole = num_read = int(row.table.num_samples[row.row])
         speed = Fraction(1) if self._augmenter is None else self._augmenter.speed(epoch, row.key)
@@ -66,8 +66,8 @@ class WaveformReader:
             start = derive_seed("window", self._seed, epoch, row.key) % (whole - num_read + 1)
         return Crop(start=start, num_read=num_read, num_samples=length_at_speed(num_read, speed), speed=speed)
 
-    def read(self, row: SampleRef, excerpt: Crop, epoch: int, out: Float32[np.ndarray, " samples"]) -> None:
-        """Decode an utterance and put what is read of it into ``out``, which has ``excerpt.num_samples``.
+    def read(self, row: SampleRef, crop: Crop, epoch: int, out: Float32[np.ndarray, " samples"]) -> None:
+        """Decode an utterance and put what is read of it into ``out``, which has ``crop.num_samples``.
 
         Raises:
             ShardError: the utterance is damaged, or a talker is whom its babble needs.
@@ -77,9 +77,9 @@ class WaveformReader:
         if len(out) != int(row.table.num_samples[row.row]):
             whole = np.empty(int(row.table.num_samples[row.row]), np.float32)
         read_audio(self._shards, row.table, row.row, whole)
-        wave = whole[excerpt.start : excerpt.start + excerpt.num_read]
+        wave = whole[crop.start : crop.start + crop.num_read]
         if self._augmenter is not None:
-            wave_at_speed = at_speed(wave, excerpt.speed) if excerpt.speed != 1 else wave.astype(np.float64)
+            wave_at_speed = at_speed(wave, crop.speed) if crop.speed != 1 else wave.astype(np.float64)
             wave = self._augmenter.change(
                 wave_at_speed, epoch, row.key, lambda seed: self._talkers(row.table, row.row, seed)
             )

@@ -15,7 +15,7 @@ from ccts_dist.config.model_rules import EXTRA_SPEECH
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.adapters import add_adapters
 from ccts_dist.model.branches import SpeechBranch, TextBranch
-from ccts_dist.model.encoder_check import try_out
+from ccts_dist.model.encoder_check import check_encoder
 from ccts_dist.model.encoders import (
     does_normalize,
     encoder_from_config,
@@ -320,7 +320,7 @@ def _load_speech(table: str, config: SpeechConfig) -> SpeechEncoder:
         if encoder is None or not reads_features(encoder.config):
             return SpeechEncoder(encoder=encoder, do_normalize=does_normalize(config))
         extractor = read_extractor(config.encoder)
-        try_out(encoder, extractor, config)
+        check_encoder(encoder, extractor, config)
         return SpeechEncoder(encoder=encoder, do_normalize=False, extractor=extractor)
     except ConfigError as error:
         # Loading knows one table of speech encoders.

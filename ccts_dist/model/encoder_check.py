@@ -30,7 +30,7 @@ SHORT, LONG, LONGEST = SHORTEST_SAMPLES + 1, 16 * SHORTEST_SAMPLES + 3, 120 * SA
 """Samples of the three pieces of noise; odd numbers, since not every encoder takes them."""
 
 
-def try_out(encoder: PreTrainedModel, extractor: FeatureExtractionMixin, speech: SpeechConfig) -> None:
+def check_encoder(encoder: PreTrainedModel, extractor: FeatureExtractionMixin, speech: SpeechConfig) -> None:
     """Refuse an encoder that does not do what is relied on; leave weights that no frame depends on untrained.
 
     Raises:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelName:
+class ModelUri:
     """A model as a command line names it."""
 
     name: str
@@ -37,7 +37,7 @@ class ModelName:
     """Id of a run, in place of all of the above: the model that was registered of it last."""
 
 
-def parse_model_name(model: str) -> ModelName | None:
+def parse_model_uri(model: str) -> ModelUri | None:
     """What ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID`` names; None for no such address.
 
     Raises:
@@ -47,13 +47,13 @@ def parse_model_name(model: str) -> ModelName | None:
         run = model.removeprefix(RUN_SCHEME)
         if re.fullmatch(r"[\w-]+", run, re.ASCII) is None:
             raise ConfigError(f"model {model!r} must be {RUN_SCHEME}RUN_ID, the id alone. Copy it from the run's page.")
-        return ModelName("", run=run)
+        return ModelUri("", run=run)
     if not model.startswith(SCHEME):
         return None
     match = re.fullmatch(r"([^/@:]+)(?:@([^/@:]+)|/([1-9]\d*))", model.removeprefix(SCHEME))
     if match is None:
         raise ConfigError(f"model {model!r} must be {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION. Give one of the two.")
-    return ModelName(match[1], match[2] or "", match[3] or "")
+    return ModelUri(match[1], match[2] or "", match[3] or "")
 
 
 def check_name(name: str, what: str) -> None:

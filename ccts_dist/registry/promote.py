@@ -37,7 +37,7 @@ Verdict = Literal["better", "not better", "first", "forced", "champion already"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contest:
+class PromotionRequest:
     """What is compared, on what, and what it takes."""
 
     name: str
@@ -76,7 +76,7 @@ class Contest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a contest."""
+    """What came of a request."""
 
     verdict: Verdict
     candidate: str
@@ -132,7 +132,12 @@ class Outcome:
 
 
 def promote(
-    contest: Contest, *, ranks: Ranks, tracking_uri: str = "", cache: Path | None = None, micro_batch_size: int = 16
+    request: PromotionRequest,
+    *,
+    ranks: Ranks,
+    tracking_uri: str = "",
+    cache: Path | None = None,
+    micro_batch_size: int = 16,
 ) -> Outcome:
     """Compare candidate and champion on the same utterances, and move the alias if the candidate has won.
 
@@ -140,34 +145,34 @@ def promote(
     into the candidate's tags; the alias moves last, and only if nobody else has moved it meanwhile.
 
     Raises:
-        ConfigError: as ``Contest.check``, an unknown split, or a target that not both predict.
+        ConfigError: as ``PromotionRequest.check``, an unknown split, or a target that not both predict.
         RegistryError: no such candidate, a model that was altered, a server that fails, or an alias that moved.
         ShardError: shards that are absent or damaged.
     """
-    run_on_all_ranks(contest.check)
+    run_on_all_ranks(request.check)
     uri = resolve_tracking_uri(tracking_uri)
-    doing = f"promoting {contest.name!r}"
-    candidate = pull_model_on_ranks(f"{SCHEME}{contest.name}@{contest.alias}", ranks, tracking_uri=uri, cache=cache)
+    doing = f"promoting {request.name!r}"
+    candidate = pull_model_on_ranks(f"{SCHEME}{request.name}@{request.alias}", ranks, tracking_uri=uri, cache=cache)
 
     def look() -> str:
         with asking_the_server(uri, doing):
-            return _champion_of(open_client(uri), contest.name)
+            return _champion_of(open_client(uri), request.name)
 
     before = broadcast_object(run_on_all_ranks(lambda: look() if ranks.is_first else ""))
     if before == candidate.version:
-        return Outcome(verdict="champion already", candidate=before, champion=before, margin=contest.margin)
-    digest, table = _predict(candidate.folder, contest, ranks, micro_batch_size)
+        return Outcome(verdict="champion already", candidate=before, champion=before, margin=request.margin)
+    digest, table = _predict(candidate.folder, request, ranks, micro_batch_size)
     found: tuple[Difference, ...] = ()
     if before:
         champion = pull_model_on_ranks(f"{SCHEME}{before}", ranks, tracking_uri=uri, cache=cache)
-        other = _predict(champion.folder, contest, ranks, micro_batch_size)[1]
+        other = _predict(champion.folder, request, ranks, micro_batch_size)[1]
         found = gains_of(table, other)
-    compared = _decided(contest, table, found)
+    compared = _decided(request, table, found)
     outcome = Outcome(
-        verdict=_verdict(contest, compared),
+        verdict=_verdict(request, compared),
         candidate=candidate.version,
         champion=before,
-        margin=contest.margin,
+        margin=request.margin,
         differences=found,
         compared=compared,
         num_utterances=len(table),
@@ -176,36 +181,38 @@ def promote(
 
     def record() -> None:
         with asking_the_server(uri, doing):
-            _record(open_client(uri), contest, outcome, digest)
+            _record(open_client(uri), request, outcome, digest)
 
     run_on_all_ranks(lambda: record() if ranks.is_first else None)
     return outcome
 
 
-def _predict(folder: Path, contest: Contest, ranks: Ranks, micro_batch_size: int) -> tuple[str, PredictionTable]:
+def _predict(
+    folder: Path, request: PromotionRequest, ranks: Ranks, micro_batch_size: int
+) -> tuple[str, PredictionTable]:
     """The shard set's digest, and a model's predictions of all splits."""
-    evaluator = Evaluator(folder, contest.shards, ranks=ranks, micro_batch_size=micro_batch_size)
-    tables = [evaluator.split(split).table for split in contest.splits]
+    evaluator = Evaluator(folder, request.shards, ranks=ranks, micro_batch_size=micro_batch_size)
+    tables = [evaluator.split(split).table for split in request.splits]
     return evaluator.shard_set.digest, joined(tables)
 
 
-def _decided(contest: Contest, table: PredictionTable, found: Sequence[Difference]) -> Difference | None:
+def _decided(request: PromotionRequest, table: PredictionTable, found: Sequence[Difference]) -> Difference | None:
     known = [one.target for one in found] if found else [*table.targets, MEAN] if table.targets else [UAR]
-    wanted = contest.target or (MEAN if table.targets else UAR)
+    wanted = request.target or (MEAN if table.targets else UAR)
     if wanted not in known:
         raise ConfigError(
-            f"--target {contest.target!r}: must be predicted by candidate and champion. They have in common: "
+            f"--target {request.target!r}: must be predicted by candidate and champion. They have in common: "
             f"{', '.join(target for target in known if target != MEAN)}."
         )
     return next((one for one in found if one.target == wanted), None)
 
 
-def _verdict(contest: Contest, compared: Difference | None) -> Verdict:
+def _verdict(request: PromotionRequest, compared: Difference | None) -> Verdict:
     if compared is None:
         return "first"
-    if compared.gain.low > contest.margin:  # never so of an interval that is not known
+    if compared.gain.low > request.margin:  # never so of an interval that is not known
         return "better"
-    return "forced" if contest.reason else "not better"
+    return "forced" if request.reason else "not better"
 
 
 def _champion_of(client: "MlflowClient", name: str) -> str:
@@ -214,30 +221,30 @@ def _champion_of(client: "MlflowClient", name: str) -> str:
     return f"{name}/{version}" if version else ""
 
 
-def _record(client: "MlflowClient", contest: Contest, outcome: Outcome, shard_set_digest: str) -> None:
+def _record(client: "MlflowClient", request: PromotionRequest, outcome: Outcome, shard_set_digest: str) -> None:
     version = outcome.candidate.rpartition("/")[2]
-    if outcome.is_champion and _champion_of(client, contest.name) != outcome.champion:
+    if outcome.is_champion and _champion_of(client, request.name) != outcome.champion:
         raise RegistryError(
-            f"{SCHEME}{contest.name}@{CHAMPION} is no longer {outcome.champion or 'unset'}, which {outcome.candidate} "
+            f"{SCHEME}{request.name}@{CHAMPION} is no longer {outcome.champion or 'unset'}, which {outcome.candidate} "
             "was compared with. Nothing was moved: compare again."
         )
-    for name, value in _tags(contest, outcome, shard_set_digest).items():
-        client.set_model_version_tag(contest.name, version, f"{TAG}{name}", value)
+    for name, value in _tags(request, outcome, shard_set_digest).items():
+        client.set_model_version_tag(request.name, version, f"{TAG}{name}", value)
     if outcome.is_champion:
-        move_alias(client, contest.name, CHAMPION, version)
+        move_alias(client, request.name, CHAMPION, version)
 
 
-def _tags(contest: Contest, outcome: Outcome, shard_set_digest: str) -> Mapping[str, str]:
+def _tags(request: PromotionRequest, outcome: Outcome, shard_set_digest: str) -> Mapping[str, str]:
     tags = {
         "verdict": outcome.verdict,
         "champion": outcome.champion,
         "shards": shard_set_digest,
-        "splits": ",".join(contest.splits),
-        "margin": f"{contest.margin:g}",
-        "target": outcome.compared.target if outcome.compared else contest.target or MEAN,
+        "splits": ",".join(request.splits),
+        "margin": f"{request.margin:g}",
+        "target": outcome.compared.target if outcome.compared else request.target or MEAN,
         "utterances": str(outcome.num_utterances),
         "speakers": str(outcome.num_speakers),
-        "reason": redact(contest.reason) if outcome.verdict == "forced" else "",
+        "reason": redact(request.reason) if outcome.verdict == "forced" else "",
     }
     if outcome.compared is not None:
         gain = outcome.compared.gain

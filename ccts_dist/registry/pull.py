@@ -22,9 +22,9 @@ from ccts_dist.registry.model_uri import (
     PACKAGE,
     RUN_SCHEME,
     SCHEME,
-    ModelName,
+    ModelUri,
     asking_the_server,
-    parse_model_name,
+    parse_model_uri,
 )
 from ccts_dist.registry.package import check_digests
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
@@ -69,7 +69,7 @@ def is_address(model: str) -> bool:
     Raises:
         ConfigError: it begins like an address and is none.
     """
-    return parse_hub_name(model) is not None or parse_model_name(model) is not None
+    return parse_hub_name(model) is not None or parse_model_uri(model) is not None
 
 
 def resolve_version(model: str, *, tracking_uri: str = "") -> str:
@@ -81,7 +81,7 @@ def resolve_version(model: str, *, tracking_uri: str = "") -> str:
     on_hub = parse_hub_name(model)
     if on_hub is not None:
         return str(pin_hub_model(on_hub))
-    named = parse_model_name(model)
+    named = parse_model_uri(model)
     if named is None:
         return ""
     uri = resolve_tracking_uri(tracking_uri)
@@ -97,7 +97,7 @@ def pull_model(model: str, *, tracking_uri: str = "", cache: Path | None = None)
     if on_hub is not None:
         pinned = pin_hub_model(on_hub)
         return PulledModel(folder=pull_hub_model(pinned, cache), version=str(pinned))
-    named = parse_model_name(model)
+    named = parse_model_uri(model)
     if named is None:
         if not Path(model).is_dir():
             raise ConfigError(
@@ -141,7 +141,7 @@ def check_registered(package: Path, name: str, version: str, *, tracking_uri: st
     """
     model, uri = f"{SCHEME}{name}/{version}", resolve_tracking_uri(tracking_uri)
     with asking_the_server(uri, f"looking up {model}"):
-        found = _look_up(_open_store(uri, model), ModelName(name, version=version), model, uri)
+        found = _look_up(_open_store(uri, model), ModelUri(name, version=version), model, uri)
     check_digests(package, _digests_of(found), source=f"the registry's tag of {model}")
 
 
@@ -167,7 +167,7 @@ def _open_store(uri: str, model: str) -> "MlflowClient":
     return open_client(uri)
 
 
-def _look_up(client: "MlflowClient", named: ModelName, model: str, uri: str) -> "ModelVersion":
+def _look_up(client: "MlflowClient", named: ModelUri, model: str, uri: str) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
     if named.run:

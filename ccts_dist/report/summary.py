@@ -17,7 +17,7 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """How one training ended; see ``train.trainer.Outcome``."""
+    """How one training ended; see ``train.trainer.TrainResult``."""
 
     ccc: dict[str, float]
     """Of the best model on the test splits, by target; NaN where it has none."""

@@ -30,7 +30,7 @@ from ccts_dist.scoring.speakers import add_by_cluster, clusters_of, sums_by_spea
 from ccts_dist.scoring.target_metrics import (
     MEAN,
     Difference,
-    TargetFigures,
+    TargetMetrics,
     concordances,
     differences,
     few_speakers,
@@ -55,7 +55,7 @@ __all__ = [
     "RaterColumns",
     "SentimentGain",
     "SpeakerScore",
-    "TargetFigures",
+    "TargetMetrics",
     "TeacherColumns",
     "add_by_cluster",
     "bootstrap",

@@ -40,11 +40,11 @@ _MEASURES = {
     "intercept": intercept_of,
     "shift": shift_of,
 }
-"""By field of ``TargetFigures``."""
+"""By field of ``TargetMetrics``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TargetFigures:
+class TargetMetrics:
     """One target's figures on a split."""
 
     target: str
@@ -83,7 +83,7 @@ class Difference:
     """First less second, speakers drawn for both alike."""
 
 
-def metrics_of(table: PredictionTable, *, seed: int = 0) -> tuple[TargetFigures, ...]:
+def metrics_of(table: PredictionTable, *, seed: int = 0) -> tuple[TargetMetrics, ...]:
     """Every target's figures, in order."""
     sums, width = table.sums(), len(table.targets)
     if not width:
@@ -95,7 +95,7 @@ def metrics_of(table: PredictionTable, *, seed: int = 0) -> tuple[TargetFigures,
     found = bootstrap(sums, statistic, seed=seed)
     counts = sums[:, 0].sum(0).tolist()
     return tuple(
-        TargetFigures(
+        TargetMetrics(
             target=target,
             num_labels=int(counts[place]),
             spearman=_spearman(table, place),

@@ -324,7 +324,7 @@ class Served:
         decoded = decode_audio(io.BytesIO(data), max_duration_s=self.limits.seconds)
         if isinstance(decoded, str):
             raise RequestError(f"recording {number}: {decoded}. Leave it out, or send another.")
-        return decoded.whole
+        return decoded.pcm16
 
     def _read(self, path: Path, number: int) -> bytes:
         """A file's bytes; of a link or a pipe that took its place since it was looked at, none."""

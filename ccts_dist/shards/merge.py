@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError, OutputError, ShardError, is_full
-from ccts_dist.files.atomic import file_sha256, write_whole
+from ccts_dist.files.atomic import atomic_write, file_sha256
 from ccts_dist.shards.format.dataset_card import CARD_NAME, dataset_card, is_dataset_card
 from ccts_dist.shards.format.index import rows_to_table
 from ccts_dist.shards.format.index_writer import IndexWriter
@@ -87,7 +87,7 @@ def _write_merged(
             entries.append(replace(entry, size_bytes=path.stat().st_size, sha256=file_sha256(path), index=place))
             if progress is not None:
                 progress(1)
-    write_whole(root / CONDITION_NAME, cache.store.read_bytes(CONDITION_NAME))
+    atomic_write(root / CONDITION_NAME, cache.store.read_bytes(CONDITION_NAME))
     manifest = replace(
         source,
         members=members,
@@ -100,8 +100,8 @@ def _write_merged(
     data = manifest.to_bytes()
     card = root / CARD_NAME
     if not card.exists() or is_dataset_card(card.read_bytes()):  # the user's own stays
-        write_whole(card, dataset_card(manifest))
-    write_whole(root / MANIFEST_NAME, data)
+        atomic_write(card, dataset_card(manifest))
+    atomic_write(root / MANIFEST_NAME, data)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ccts_dist.errors import TeacherError
-from ccts_dist.files.atomic import file_sha256, write_whole
+from ccts_dist.files.atomic import atomic_write, file_sha256
 from ccts_dist.files.digests import Digest
 from ccts_dist.records import Condition, TeacherOutput
 from ccts_dist.shards.format.index import (
@@ -88,7 +88,7 @@ def write_cache_shard(
         index=IndexPlace(offset=0, size=0, sha256=""),  # known when all shards are there
     )
     part = _CachePart(shard=entry, teacher_digest=teacher_digest)
-    write_whole(_part_path(cache_root, shard), document_bytes(part))
+    atomic_write(_part_path(cache_root, shard), document_bytes(part))
 
 
 def finished_cache_shards(cache_root: Path, shard_set: ShardSet, teacher_digest: str) -> set[str]:
@@ -165,7 +165,7 @@ def write_cache_manifest(
     document = document_bytes(
         ConditionFile(condition=condition, sums={name: tuple(numbers) for name, numbers in sums.items()})
     )
-    write_whole(cache_root / CONDITION_NAME, document)
+    atomic_write(cache_root / CONDITION_NAME, document)
     manifest = CacheManifest(
         shard_set_digest=shard_set.content_digest,
         shards=tuple(cached),
@@ -174,7 +174,7 @@ def write_cache_manifest(
         teacher=replace(facts, condition_sha256=hashlib.sha256(document).hexdigest()),
     )
     data = sealed_bytes(manifest)
-    write_whole(cache_root / MANIFEST_NAME, data)
+    atomic_write(cache_root / MANIFEST_NAME, data)
     return hashlib.sha256(data).hexdigest()
 
 

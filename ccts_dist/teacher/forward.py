@@ -11,7 +11,7 @@ from jaxtyping import Float32
 
 from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.errors import TeacherError
-from ccts_dist.loader.collate import EncodeText, Reading, read_batch
+from ccts_dist.loader.collate import EncodeText, ReadSpec, read_batch
 from ccts_dist.loader.micro_batches import MicroBatch
 from ccts_dist.loader.sampler import SampleRef
 from ccts_dist.model import LoadedModel
@@ -101,7 +101,7 @@ def shard_batches(
     """
     all_rows = [SampleRef(rows.shard, number, int(rows.num_samples[number]), rows) for number in range(len(rows))]
     readings = [
-        Reading(shards=shard_set, encode_text=encode_text, has_audio=number == 0, skip_damaged=skip_damaged)
+        ReadSpec(shards=shard_set, encode_text=encode_text, has_audio=number == 0, skip_damaged=skip_damaged)
         for number, encode_text in enumerate(encode_texts)
     ]
 

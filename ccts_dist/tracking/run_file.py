@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.files.atomic import write_whole
+from ccts_dist.files.atomic import atomic_write
 from ccts_dist.redaction import without_credentials
 from ccts_dist.tracking.uri import resolve_tracking_uri
 
@@ -56,7 +56,7 @@ def write_run_file(output: Path, run: TrackedRun) -> None:
     """Remember a run, at one stroke."""
     output.mkdir(parents=True, exist_ok=True)
     stored = asdict(run) | {"tracking_uri": without_credentials(run.tracking_uri)}
-    write_whole(output / NAME, (json.dumps(stored, indent=2) + "\n").encode())
+    atomic_write(output / NAME, (json.dumps(stored, indent=2) + "\n").encode())
 
 
 def forget_run_file(output: Path) -> TrackedRun:

@@ -25,7 +25,7 @@ from ccts_dist.train.zero.engine import Engine
 class TrainContext:
     """A training's parts on one rank; ``state`` is moved on by whoever trains and validates."""
 
-    session: Experiment
+    experiment: Experiment
     engine: Engine
     schedule: Schedule
     folder: RunFolder
@@ -42,12 +42,12 @@ class TrainContext:
     @property
     def run(self) -> RunConfig:
         """The resolved run file."""
-        return self.session.run
+        return self.experiment.run
 
     @property
     def is_first(self) -> bool:
         """Whether this is rank 0."""
-        return self.session.ranks.is_first
+        return self.experiment.ranks.is_first
 
 
 def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> None:
@@ -59,10 +59,10 @@ def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> 
     Raises:
         OutputError: on all ranks alike: rank 0 could not write.
     """
-    session, run = parts.session, parts.run
+    experiment, run = parts.experiment, parts.run
     parts.watchdog.at(f"saving the {name} model")
     weights = merged_weights(parts.engine.full_state())
-    manifest = session.shard_set.manifest
+    manifest = experiment.shard_set.manifest
     extra = {
         "run": run.run_name,
         "seed": run.seed,
@@ -70,13 +70,13 @@ def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> 
         "epoch": parts.state.epoch + (parts.state.step_in_epoch > 0),  # counted from 1, as in the summary
         "valid_ccc": {target: value if isfinite(value) else None for target, value in valid.items()},
         "train_splits": list(run.data.train_splits),
-        "shards": session.shard_set.digest,
-        "extra_shards": [one.digest for one in session.extra_shards],
+        "shards": experiment.shard_set.digest,
+        "extra_shards": [one.digest for one in experiment.extra_shards],
         "corpus": manifest.corpus,
-        "teacher_cache": session.teacher.digest if session.teacher else "",
-        "teacher_version": session.teacher.facts.registry_version if session.teacher else "",
-        "teacher_weights_sha256": session.teacher.facts.weight_digest if session.teacher else "",
-        "distill": gate_of(run, session.condition),
+        "teacher_cache": experiment.teacher.digest if experiment.teacher else "",
+        "teacher_version": experiment.teacher.facts.registry_version if experiment.teacher else "",
+        "teacher_weights_sha256": experiment.teacher.facts.weight_digest if experiment.teacher else "",
+        "distill": gate_of(run, experiment.condition),
         "resolved": dict(parts.resolved),
     }
 
@@ -87,8 +87,8 @@ def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> 
                 parts.folder.path / name,
                 weights,
                 run.model,
-                encoders=session.model.encoder_configs,
-                tokenizer=session.tokenizer,
+                encoders=experiment.model.encoder_configs,
+                tokenizer=experiment.tokenizer,
                 scale=(manifest.scale[0], manifest.scale[1]),
                 extra=extra,
             )

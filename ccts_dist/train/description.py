@@ -7,14 +7,14 @@ from ccts_dist.config import speech_tables
 from ccts_dist.train.experiment import Experiment
 
 
-def describe_run(session: Experiment, test: Mapping[str, float] | None = None) -> str:
+def describe_run(experiment: Experiment, test: Mapping[str, float] | None = None) -> str:
     """What is trained, on what, from what; and with ``test`` how good it is. Markdown.
 
     Args:
-        session: the run.
+        experiment: the run.
         test: figures of the test splits by target, once they are known.
     """
-    run, manifest = session.run, session.shard_set.manifest
+    run, manifest = experiment.run, experiment.shard_set.manifest
     model, distill = run.model, run.distill
     inputs = " and ".join(
         what for what, given in (("speech", speech_tables(model)), ("transcripts", model.text)) if given
@@ -30,16 +30,16 @@ def describe_run(session: Experiment, test: Mapping[str, float] | None = None) -
             f"| {' | '.join(('CCC' if model.targets else 'figure', *figures))} |",
             "",
         ]
-    if distill is not None and session.teacher is not None:
-        gate = session.gate_words or distill.gate
+    if distill is not None and experiment.teacher is not None:
+        gate = experiment.gate_words or distill.gate
         lines.append(
-            f"Distilled from {session.teacher.facts.name}: weight {distill.embedding_weight:g} of the "
+            f"Distilled from {experiment.teacher.facts.name}: weight {distill.embedding_weight:g} of the "
             f"embedding, {distill.prediction_weight:g} of the prediction; gate {gate}."
         )
     splits = ", ".join(run.data.train_splits)
     count = sum(manifest.splits[name].num_utterances for name in run.data.train_splits)
     lines.append(
         f"Trained on {count:,} utterances of {manifest.corpus} {manifest.release} ({splits}), {run.train.epochs} "
-        f"epochs at most, {session.total_steps:,} steps, on {session.ranks.num_ranks} rank(s), seed {run.seed}."
+        f"epochs at most, {experiment.total_steps:,} steps, on {experiment.ranks.num_ranks} rank(s), seed {run.seed}."
     )
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""A run from its file to its outcome, in order."""
+"""A run from its file to its result, in order."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ from ccts_dist.train.speed.scaling import scaling_lines
 from ccts_dist.train.speed.step_profile import check_profiled_steps
 from ccts_dist.train.steps.rounds import Rounds, memory_of_a_rank
 from ccts_dist.train.steps.trainable_loss import label_warnings
-from ccts_dist.train.trainer import Outcome, Trainer
+from ccts_dist.train.trainer import Trainer, TrainResult
 from ccts_dist.train.zero.engine import Engine
 
 
@@ -63,23 +63,23 @@ def check(
     check_precision(run, best_device(Ranks()) if num_ranks is None else torch.device("cpu"))
     if rank_facts().local_rank:
         return 0  # under the launcher one rank of each host checks: the weights need not be in memory for each
-    with check_experiment(run, rank_facts().num_ranks if num_ranks is None else num_ranks) as session:
-        check_profiled_steps(run.train.profile, session.total_steps)
-        forecast = Forecast(session, on_gpu=gpu_memory_gb is not None or torch.cuda.is_available())
+    with check_experiment(run, rank_facts().num_ranks if num_ranks is None else num_ranks) as experiment:
+        check_profiled_steps(run.train.profile, experiment.total_steps)
+        forecast = Forecast(experiment, on_gpu=gpu_memory_gb is not None or torch.cuda.is_available())
         given = None if gpu_memory_gb is None else memory_of_a_gpu(gpu_memory_gb)
-        forecast.decide_rounds(given or memory_of_a_rank(session.ranks, on_gpu=torch.cuda.is_available()))
+        forecast.decide_rounds(given or memory_of_a_rank(experiment.ranks, on_gpu=torch.cuda.is_available()))
         if rank_facts().is_first:
-            for line in (*_described(session), *forecast.lines()):
+            for line in (*_described(experiment), *forecast.lines()):
                 print(line)
             if assume or num_ranks is not None:
-                print("\n".join(scaling_lines(session, assume, session.ranks.num_ranks)))
+                print("\n".join(scaling_lines(experiment, assume, experiment.ranks.num_ranks)))
         verdict = "" if gpu_memory_gb is None else f": {forecast.check_fits(gpu_memory_gb)}"
     if rank_facts().is_first:
         print(f"check passed{verdict}")
     return 0
 
 
-def train(run: RunConfig, ranks: Ranks, *, resume: str) -> Outcome:
+def train(run: RunConfig, ranks: Ranks, *, resume: str) -> TrainResult:
     """Train to the end; every rank calls it inside a process group.
 
     Args:
@@ -149,47 +149,47 @@ def _remove(request: Path) -> None:
         log(f"{request} cannot be removed ({error.strerror}). Remove it, or the next start stops at once.")
 
 
-def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watchdog: Watchdog) -> Outcome:
+def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watchdog: Watchdog) -> TrainResult:
     """The training in order: data and model, memory, engine, tracker, steps."""
     watchdog.at("setting up")
     device = best_device(ranks)
     if device.type == "cpu":
         log(f"{'ranks':24} {describe_cpu_ranks(ranks.num_ranks)}", visible=ranks.is_first)
-    session = open_experiment(run, ranks)
-    run = session.run
+    experiment = open_experiment(run, ranks)
+    run = experiment.run
     run_on_all_ranks(watchdog.check)
-    check_profiled_steps(run.train.profile, session.total_steps)
+    check_profiled_steps(run.train.profile, experiment.total_steps)
 
     # The weights are in the model before the engine is made: see Engine.
-    optimizer = build_optimizer(parameter_groups(session.model), run.optim, fused=torch.cuda.is_available())
+    optimizer = build_optimizer(parameter_groups(experiment.model), run.optim, fused=torch.cuda.is_available())
     learning_rates = rates_by_group(optimizer)
-    schedule = build_schedule(optimizer, run.optim, session.total_steps)
+    schedule = build_schedule(optimizer, run.optim, experiment.total_steps)
     log(f"{'learning rates':24} {describe_groups(optimizer)}", visible=ranks.is_first)
 
-    point = folder.find_resume_point(resume, run, session.plan_digest, log) if resume else None
+    point = folder.find_resume_point(resume, run, experiment.plan_digest, log) if resume else None
     state = TrainState() if point is None else read_state(point)
     is_tracked = ranks.is_first and run.tracking.backend != "none"
-    flops = run_on_all_ranks(lambda: flops_of(session) if is_tracked else None)
-    forecast, rounds = _decide_rounds(session, state, point)
-    values = _resolved_values(session, rounds.words, learning_rates, device)
+    flops = run_on_all_ranks(lambda: flops_of(experiment) if is_tracked else None)
+    forecast, rounds = _decide_rounds(experiment, state, point)
+    values = _resolved_values(experiment, rounds.words, learning_rates, device)
 
-    engine = Engine(session.model, optimizer, run, ds_config=session.ds_config, ranks=ranks, resume_from=point)
+    engine = Engine(experiment.model, optimizer, run, ds_config=experiment.ds_config, ranks=ranks, resume_from=point)
     limit_waiting(run.train.comm_timeout_s)
     run_on_all_ranks(watchdog.check)
     if tries_largest(engine.device):
-        try_largest(engine, session, watchdog)
+        try_largest(engine, experiment, watchdog)
     if point is not None:
         schedule.restore(state.schedule)
         log(f"resuming from {point.name}: epoch {state.epoch + 1}, step {state.step}", visible=ranks.is_first)
 
     folder.write_file("run.toml", public_toml(run))
-    folder.write_file(DS_CONFIG, json_text(session.ds_config, indent=1))
-    tracking = run_on_all_ranks(lambda: _open_tracking(session, folder, values, resume=bool(resume)))
+    folder.write_file(DS_CONFIG, json_text(experiment.ds_config, indent=1))
+    tracking = run_on_all_ranks(lambda: _open_tracking(experiment, folder, values, resume=bool(resume)))
     if forecast is not None:
         tracking.metrics({"system/estimated_memory_gb": forecast.peak_bytes / 1e9}, state.step)
 
     context = TrainContext(
-        session=session,
+        experiment=experiment,
         engine=engine,
         schedule=schedule,
         folder=folder,
@@ -200,56 +200,56 @@ def _train_in(folder: RunFolder, run: RunConfig, ranks: Ranks, resume: str, watc
         flops=None if flops is None else flops.training,
         resolved=values,
     )
-    outcome = _train_to_end(context, optimizer, is_tracked=is_tracked)
+    result = _train_to_end(context, optimizer, is_tracked=is_tracked)
     if forecast is not None:
-        for line in (*outcome_lines(outcome), _memory_line(outcome, forecast)):
+        for line in (*result_lines(result), _memory_line(result, forecast)):
             log(line)
-    return outcome
+    return result
 
 
-def _decide_rounds(session: Experiment, state: TrainState, point: Path | None) -> tuple[Forecast | None, Rounds]:
+def _decide_rounds(experiment: Experiment, state: TrainState, point: Path | None) -> tuple[Forecast | None, Rounds]:
     """The memory forecast, on rank 0 alone, and with it how the forward passes of a step are taken.
 
     A checkpoint of as many ranks goes on as it began: ``state`` takes and gives what is recorded of it.
     """
-    ranks = session.ranks
+    ranks = experiment.ranks
     recorded = state.graph_samples if point is not None and read_manifest(point).num_ranks == ranks.num_ranks else None
     rank_bytes = min(gather_objects(memory_of_a_rank(ranks, on_gpu=torch.cuda.is_available())))
-    forecast = run_on_all_ranks(lambda: _introduce(session, rank_bytes, recorded) if ranks.is_first else None)
+    forecast = run_on_all_ranks(lambda: _introduce(experiment, rank_bytes, recorded) if ranks.is_first else None)
     rounds = broadcast_object(None if forecast is None else forecast.rounds)
     state.graph_samples = rounds.recorded
     return forecast, rounds
 
 
 def _resolved_values(
-    session: Experiment, forward_rounds: str, learning_rates: Mapping[str, float], device: torch.device
+    experiment: Experiment, forward_rounds: str, learning_rates: Mapping[str, float], device: torch.device
 ) -> dict[str, Any]:
     return resolved_values(
-        session.run,
-        session.model,
-        cuts=session.loader.cuts(),
-        largest_batch=session.loader.plan.largest_batch,
-        vocabulary_size=None if session.tokenizer is None else session.tokenizer.vocabulary_size,
-        total_steps=session.total_steps,
+        experiment.run,
+        experiment.model,
+        cuts=experiment.loader.cuts(),
+        largest_batch=experiment.loader.plan.largest_batch,
+        vocabulary_size=None if experiment.tokenizer is None else experiment.tokenizer.vocabulary_size,
+        total_steps=experiment.total_steps,
         forward_rounds=forward_rounds,
         learning_rates=learning_rates,
         device=device,
-        ds_config=session.ds_config,
-        num_ranks=session.ranks.num_ranks,
-        condition=session.condition,
+        ds_config=experiment.ds_config,
+        num_ranks=experiment.ranks.num_ranks,
+        condition=experiment.condition,
     )
 
 
-def _train_to_end(context: TrainContext, optimizer: torch.optim.Optimizer, *, is_tracked: bool) -> Outcome:
+def _train_to_end(context: TrainContext, optimizer: torch.optim.Optimizer, *, is_tracked: bool) -> TrainResult:
     """The trained run; its tracker is closed with how it ended, whatever happens."""
     status = "FAILED"
     try:
-        outcome = Trainer(context, optimizer).train()
+        result = Trainer(context, optimizer).train()
         if is_tracked:
             _track_outcome(context.tracking, context.folder)
-            context.tracking.description(describe_run(context.session, outcome.test))
+            context.tracking.description(describe_run(context.experiment, result.test))
         status = "FINISHED"
-        return outcome
+        return result
     except StopRequested:
         status = "KILLED"
         raise
@@ -263,7 +263,7 @@ def tries_largest(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def try_largest(engine: Engine, session: Experiment, watchdog: Watchdog) -> None:
+def try_largest(engine: Engine, experiment: Experiment, watchdog: Watchdog) -> None:
     """Take the forward and backward pass of the plan's largest micro-batch before any step, and change nothing.
 
     Raises:
@@ -271,26 +271,26 @@ def try_largest(engine: Engine, session: Experiment, watchdog: Watchdog) -> None
         CctsError: on all ranks alike: it cannot be read.
     """
     watchdog.at("trying the largest micro-batch")
-    batch = run_on_all_ranks(session.loader.read_largest)
+    batch = run_on_all_ranks(experiment.loader.read_largest)
     engine.train(True)
     engine.try_out(batch.to(engine.device))
 
 
-def outcome_lines(outcome: Outcome) -> list[str]:
+def result_lines(result: TrainResult) -> list[str]:
     """How a training ended, in words: steps, best epoch, and the scores on each test split."""
-    test = _test_in_words(outcome.test, outcome.test_scores)
+    test = _test_in_words(result.test, result.test_scores)
     return [
-        f"done: {outcome.steps} steps, best epoch {outcome.best_epoch}{test and '; test '}{test}",
-        *(f"  {split}: {_test_in_words(one.get('ccc', {}), one)}" for split, one in outcome.test_by_split.items()),
+        f"done: {result.steps} steps, best epoch {result.best_epoch}{test and '; test '}{test}",
+        *(f"  {split}: {_test_in_words(one.get('ccc', {}), one)}" for split, one in result.test_by_split.items()),
     ]
 
 
-def _memory_line(outcome: Outcome, forecast: Forecast) -> str:
-    reserved = outcome.peak_memory_reserved_gb
+def _memory_line(result: TrainResult, forecast: Forecast) -> str:
+    reserved = result.peak_memory_reserved_gb
     reserving = "" if reserved is None else f" ({reserved:.2f} GB reserved)"
     bound = "" if forecast.estimate.on_gpu else f" or more: {HOST_FLOOR}"
     estimated = f"{forecast.peak_bytes / 1e9:.2f} GB{bound}"
-    return f"most memory of a rank: {outcome.peak_memory_gb:.2f} GB{reserving}; estimated: {estimated}"
+    return f"most memory of a rank: {result.peak_memory_gb:.2f} GB{reserving}; estimated: {estimated}"
 
 
 def _test_in_words(ccc: Mapping[str, float | None], scores: Mapping[str, Any]) -> str:
@@ -316,18 +316,18 @@ def _track_outcome(tracking: Tracking, folder: RunFolder) -> None:
         log(f"no curves are drawn: {error}")
 
 
-def _introduce(session: Experiment, rank_bytes: int, recorded: int | None) -> Forecast:
+def _introduce(experiment: Experiment, rank_bytes: int, recorded: int | None) -> Forecast:
     """Report every number that follows from the run file, and what a rank will need of the memory it has."""
-    forecast = Forecast(session, on_gpu=torch.cuda.is_available())
+    forecast = Forecast(experiment, on_gpu=torch.cuda.is_available())
     forecast.decide_rounds(rank_bytes, recorded)
-    for line in (*_described(session), *forecast.lines()):
+    for line in (*_described(experiment), *forecast.lines()):
         log(line)
     return forecast
 
 
-def _described(session: Experiment) -> list[str]:
-    numbers = [f"{name:24} {value}" for name, value in session.derived().items()]
-    return [*numbers, *label_warnings(session.run, session.shard_set)]
+def _described(experiment: Experiment) -> list[str]:
+    numbers = [f"{name:24} {value}" for name, value in experiment.derived().items()]
+    return [*numbers, *label_warnings(experiment.run, experiment.shard_set)]
 
 
 def describe_cpu_ranks(num_ranks: int) -> str:
@@ -342,24 +342,24 @@ def describe_cpu_ranks(num_ranks: int) -> str:
     )
 
 
-def _open_tracking(session: Experiment, folder: RunFolder, values: Mapping[str, Any], *, resume: bool) -> Tracking:
-    if not session.ranks.is_first:
+def _open_tracking(experiment: Experiment, folder: RunFolder, values: Mapping[str, Any], *, resume: bool) -> Tracking:
+    if not experiment.ranks.is_first:
         return NoTracking()
-    run = session.run
+    run = experiment.run
     tracking = open_tracking(run.tracking, run_name=run.run_name, output=folder.path, resume=resume)
-    tracking.description(describe_run(session))
-    tracking.params(public_tree(run) | {"num_ranks": session.ranks.num_ranks, "resolved": values})
+    tracking.description(describe_run(experiment))
+    tracking.params(public_tree(run) | {"num_ranks": experiment.ranks.num_ranks, "resolved": values})
     tracking.artifact(folder.path / "run.toml")
     tracking.artifact(folder.path / DS_CONFIG)
     tracking.text(installed_packages(), "packages.txt")
-    splits = session.shard_set.manifest.splits
+    splits = experiment.shard_set.manifest.splits
     used = (*run.data.train_splits, *run.data.valid_splits, *run.data.test_splits)
     tracking.inputs(
-        shard_set_digest=session.shard_set.digest,
+        shard_set_digest=experiment.shard_set.digest,
         splits={name: splits[name].num_utterances for name in used},
-        cache_digest=session.teacher.digest if session.teacher else "",
-        condition=session.teacher.condition if session.teacher else None,
-        corpus=f"{session.shard_set.manifest.corpus} {session.shard_set.manifest.release}".strip(),
+        cache_digest=experiment.teacher.digest if experiment.teacher else "",
+        condition=experiment.teacher.condition if experiment.teacher else None,
+        corpus=f"{experiment.shard_set.manifest.corpus} {experiment.shard_set.manifest.release}".strip(),
         shards=run.data.shards,
         cache=run.data.teacher_cache,
     )

@@ -25,7 +25,7 @@ from ccts_dist.config.credentials import public_tree
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
-from ccts_dist.files.atomic import write_whole
+from ccts_dist.files.atomic import atomic_write
 from ccts_dist.files.locking import lock
 from ccts_dist.train.checkpoints.checkpoint import (
     CheckpointManifest,
@@ -227,7 +227,7 @@ class RunFolder:
 
     def _write_file(self, name: str, text: str) -> None:
         with writing(self.path / name):
-            write_whole(self.path / name, text.encode())
+            atomic_write(self.path / name, text.encode())
 
     def open_history(self, steps_done: int, name: str = "history.jsonl") -> History | None:
         """A history on rank 0, cut back to the steps that the checkpoint has; None on other ranks.

@@ -34,7 +34,7 @@ from ccts_dist.train.validation import Validator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TrainResult:
     """How a training ended."""
 
     steps: int
@@ -91,14 +91,14 @@ class Trainer:
 
     def __init__(self, parts: TrainContext, optimizer: torch.optim.Optimizer) -> None:
         self._context, self._optimizer = parts, optimizer
-        self._session, self._run, self._engine = parts.session, parts.run, parts.engine
+        self._experiment, self._run, self._engine = parts.experiment, parts.run, parts.engine
         self._folder, self._tracking, self._watchdog = parts.folder, parts.tracking, parts.watchdog
         self.state = parts.state
         self._validator = Validator(parts, self._check)
-        self._writer = CheckpointWriter(parts.session.ranks)
+        self._writer = CheckpointWriter(parts.experiment.ranks)
         peak = peak_tflops(parts.engine.device, parts.run.train.precision, override=parts.run.train.peak_tflops)
         self._throughput = ThroughputMonitor(
-            parts.session.ranks, parts.engine.device, flops=parts.flops, peak_tflops=peak
+            parts.experiment.ranks, parts.engine.device, flops=parts.flops, peak_tflops=peak
         )
         profiled = parts.run.train.profile if parts.is_first else ()
         self._profiler = StepProfiler(profiled, parts.folder.path, parts.engine.device, title=parts.run.run_name)
@@ -113,7 +113,7 @@ class Trainer:
         self._saved_place = self._place()
         self._saved_at = time.monotonic()
 
-    def train(self) -> Outcome:
+    def train(self) -> TrainResult:
         """Train from where ``state`` stands to the end, then score the best model on the test splits.
 
         Raises:
@@ -152,7 +152,7 @@ class Trainer:
                 self._history.close()
             self._profiler.close()
             self._validator.close()
-            self._session.close()
+            self._experiment.close()
         run_on_all_ranks(self._check)
         if not state.finished:
             with self._engine.averaged():
@@ -184,7 +184,7 @@ class Trainer:
         self._watchdog.check()
 
     def _train_epoch(self) -> None:
-        state, loader = self.state, self._session.loader
+        state, loader = self.state, self._experiment.loader
         self._engine.train(True)
         what = f"epoch {state.epoch + 1}/{self._run.train.epochs}"
         self._validate_within()  # a run may have been stopped before
@@ -210,7 +210,7 @@ class Trainer:
                     result = train_step(
                         self._engine,
                         batches,
-                        self._session.objective,
+                        self._experiment.objective,
                         seed=self._run.seed,
                         aside=self._aside(source, what, batches, took),
                         moved=self._moved,
@@ -242,12 +242,12 @@ class Trainer:
 
     def _is_within_epoch(self, *, by_validation: bool = True) -> bool:
         """Whether another step of the epoch is to be taken; ``by_validation`` stops early."""
-        there_is = self.state.step_in_epoch < self._session.loader.steps_per_epoch and not self._is_enough()
+        there_is = self.state.step_in_epoch < self._experiment.loader.steps_per_epoch and not self._is_enough()
         return there_is and not (by_validation and self._validator.has_seen_enough)
 
     def _validate_within(self) -> float:
         """Validate if it is time to, other than at the end of an epoch; the seconds that it took."""
-        if self._is_enough() or not self._validator.is_due(self._session.loader.steps_per_epoch):
+        if self._is_enough() or not self._validator.is_due(self._experiment.loader.steps_per_epoch):
             return 0.0
         began = time.monotonic()
         self._validator.validate(f"epoch {self.state.epoch + 1}, step {self.state.step}: ", {})
@@ -281,7 +281,7 @@ class Trainer:
         Nobody asks for the answer where there is no such step.
         """
         number = self.state.step_in_epoch + steps
-        if number >= self._session.loader.steps_per_epoch or self._is_enough(steps):
+        if number >= self._experiment.loader.steps_per_epoch or self._is_enough(steps):
             return PendingResult(None, None), None
 
         def read() -> StepBatches:
@@ -329,15 +329,15 @@ class Trainer:
         metrics = epoch_metrics(
             state.epoch_sums,
             steps_per_s,
-            largest_batch=self._session.loader.plan.largest_batch,
-            distils=self._session.objective.distill is not None,
+            largest_batch=self._experiment.loader.plan.largest_batch,
+            distils=self._experiment.objective.distill is not None,
         )
         if metrics.get("epoch/train_grad_norm") == 0:
             log(f"warning: {NO_GRADIENT.format(epoch=state.epoch + 1)}", visible=self._first)
         distilled_fraction = metrics.get("epoch/distill_fraction", state.distilled_fraction)
         self._validator.validate(f"epoch {state.epoch + 1}: train loss {metrics['epoch/train_loss']:.4f}, ", metrics)
         state.distilled_fraction = distilled_fraction
-        if not self._is_enough() or state.step_in_epoch == self._session.loader.steps_per_epoch:
+        if not self._is_enough() or state.step_in_epoch == self._experiment.loader.steps_per_epoch:
             state.epoch += 1
             state.step_in_epoch = 0
             state.epoch_sums = {}
@@ -352,8 +352,8 @@ class Trainer:
         self._tracking.flush()
         of = {
             "run": public_tree(self._run),
-            "plan_digest": self._session.plan_digest,
-            "ranks": self._session.ranks,
+            "plan_digest": self._experiment.plan_digest,
+            "ranks": self._experiment.ranks,
             "keep": self._run.train.save_total_limit,
         }
         if self._run.train.async_save:
@@ -362,7 +362,7 @@ class Trainer:
             write_checkpoint(self._folder.path, self.state, save_engine=self._engine.save, **of)
         self._saved_place, self._saved_at = self._place(), time.monotonic()
 
-    def _finish(self, seconds: float) -> Outcome:
+    def _finish(self, seconds: float) -> TrainResult:
         """Score the best model, from its folder as a user would load it."""
         self._watchdog.at("loading the best model")
         loaded = load_model(self._folder.path / "best")
@@ -370,7 +370,7 @@ class Trainer:
         scores = pooled_scores(list(by_split.values())) if by_split else None
         self._watchdog.at("writing the summary")
         held_gb, reserved_gb = peaks_over_ranks_gb(self._engine.device)
-        outcome = Outcome(
+        result = TrainResult(
             steps=self.state.step,
             best_epoch=self.state.best_epoch + 1,
             best_step=loaded.extra["step"],
@@ -385,5 +385,5 @@ class Trainer:
             peak_memory_reserved_gb=reserved_gb,
             resolved=dict(self._context.resolved),
         )
-        self._folder.write_file("summary.json", json_text(asdict(outcome), indent=1))
-        return outcome
+        self._folder.write_file("summary.json", json_text(asdict(result), indent=1))
+        return result

@@ -119,7 +119,7 @@ class Validator:
 
     def _test(self, model: EmotionModel, split: str) -> Scores:
         parts = self._context
-        loader = parts.session.test_loader(split)
+        loader = parts.experiment.test_loader(split)
         with Progress(loader.steps_per_epoch, "testing", unit="step", visible=parts.is_first) as progress:
             scores = self._score(
                 lambda batch: model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens),
@@ -134,7 +134,7 @@ class Validator:
     def _scores(self) -> Scores:
         parts = self._context
         parts.engine.train(False)
-        loader = parts.session.valid_loader
+        loader = parts.experiment.valid_loader
         with Progress(loader.steps_per_epoch, "validating", unit="step", visible=parts.is_first) as progress:
             return self._score(parts.engine.forward, loader, progress, "validating")
 
@@ -148,9 +148,9 @@ class Validator:
             forward,
             loader,
             parts.run.model.targets,
-            parts.session.objective.target_weights,
+            parts.experiment.objective.target_weights,
             parts.engine.device,
-            extras=replace(parts.session.extras, spearman=ranked),
+            extras=replace(parts.experiment.extras, spearman=ranked),
             advance=progress.advance,
             check=lambda: self._check_at(what),
         )

@@ -68,7 +68,7 @@ def write_large_run(
 
 def first_batch(ready: Training) -> Batch:
     """The largest micro-batch, on the host."""
-    return next(iter(ready.session.loader.epoch(0))).micro_batches[0]
+    return next(iter(ready.experiment.loader.epoch(0))).micro_batches[0]
 
 
 def with_rows(batch: Batch, rows: int) -> Batch:
@@ -104,5 +104,5 @@ def varied(batch: Batch, count: int, *, seed: int, multiple_s: float = 0.0) -> I
 def step(ready: Training, batch: Batch, number: int = 0) -> float:
     """One optimizer step of one micro-batch; its loss."""
     batches = StepBatches(epoch=0, step=number, micro_batches=(batch,))
-    result: Any = train_step(ready.engine, batches, ready.session.objective, seed=ready.run.seed)
+    result: Any = train_step(ready.engine, batches, ready.experiment.objective, seed=ready.run.seed)
     return result.loss

@@ -1,4 +1,4 @@
-"""A few real steps of a run file in this process: session, engine, ``train_step``, figures."""
+"""A few real steps of a run file in this process: experiment, engine, ``train_step``, figures."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ class Training:
     """A training that is ready for its first step."""
 
     run: RunConfig
-    session: Experiment
+    experiment: Experiment
     engine: Engine
     seconds: float
     """That the engine took to be made, a checkpoint read included."""
@@ -52,31 +52,31 @@ def training(
     """The training of a run file, in training mode.
 
     Args:
-        before_engine: sees the session while the model is whole.
+        before_engine: sees the experiment while the model is whole.
         resume_from: what an engine has saved.
     """
     forget_engines()
     run = read_run(config, [])
     ranks = rank_facts()
-    session = open_experiment(run, ranks)
+    experiment = open_experiment(run, ranks)
     try:
-        before_engine(session)
-        optimizer = build_optimizer(parameter_groups(session.model), run.optim)
+        before_engine(experiment)
+        optimizer = build_optimizer(parameter_groups(experiment.model), run.optim)
         began = time.monotonic()
         engine = Engine(
-            session.model, optimizer, run, ds_config=session.ds_config, ranks=ranks, resume_from=resume_from
+            experiment.model, optimizer, run, ds_config=experiment.ds_config, ranks=ranks, resume_from=resume_from
         )
         engine.train(True)
-        yield Training(run=run, session=session, engine=engine, seconds=time.monotonic() - began)
+        yield Training(run=run, experiment=experiment, engine=engine, seconds=time.monotonic() - began)
     finally:
-        session.close()
+        experiment.close()
 
 
 def take_steps(config: Path, num_steps: int) -> list[dict[str, Any]]:
     """The figures of the first steps of a run file."""
     with training(config) as ready:
-        source = islice(ready.session.loader.epoch(0), num_steps)
-        objective, seed = ready.session.objective, ready.run.seed
+        source = islice(ready.experiment.loader.epoch(0), num_steps)
+        objective, seed = ready.experiment.objective, ready.run.seed
         # Without room for a second graph, a step of several micro-batches takes its two rounds.
         rounds: Any = {"graph_samples": 0} if ready.run.batch.forward_rounds == "two" else {}
         return [metrics_of(train_step(ready.engine, batches, objective, seed=seed, **rounds)) for batches in source]

@@ -16,7 +16,7 @@ from ccts_dist.corpus.demo.spoken import (
     read_spoken_corpus,
 )
 from ccts_dist.distributed import derive_seed
-from ccts_dist.files.atomic import write_whole
+from ccts_dist.files.atomic import atomic_write
 from ccts_dist.records import Utterance
 from ccts_dist.report.gate_study.plan import LABELS, facts_key
 from ccts_dist.report.summary import read_stage_json
@@ -68,12 +68,12 @@ def build(argv: list[str]) -> int:
         key for key, line in lines.items() if abs(valence(line.transcript, lexicon) - valence(line.text, lexicon)) < OFF
     }
     keys = folder / f"oracle-{errors}.txt"
-    write_whole(keys, "".join(f"{key}\n" for key in sorted(sound)).encode())
+    atomic_write(keys, "".join(f"{key}\n" for key in sorted(sound)).encode())
     facts = {
         facts_key(labels, errors): facts_of([one for one in changed if one.split in of], sound) | {"keys": str(keys)}
         for labels, of in LABELS.items()
     }
-    write_whole(folder / f"facts-{errors}.json", (json.dumps(facts, indent=1) + "\n").encode())
+    atomic_write(folder / f"facts-{errors}.json", (json.dumps(facts, indent=1) + "\n").encode())
     return 0
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ccts_dist.config import read_run
-from ccts_dist.files.atomic import write_whole
+from ccts_dist.files.atomic import atomic_write
 from ccts_dist.report.study.results import distilled_shares
 
 COUNTS = "rejected.json"
@@ -19,5 +19,5 @@ def count(argv: list[str]) -> int:
         of = {"off": [1 - share for key, share in shares.items() if key not in sound]}
         of["sound"] = [1 - share for key, share in shares.items() if key in sound]
         counted = {name: sum(rejected) / max(1, len(rejected)) for name, rejected in of.items()}
-        write_whole(folder / COUNTS, (json.dumps(counted) + "\n").encode())
+        atomic_write(folder / COUNTS, (json.dumps(counted) + "\n").encode())
     return 0

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from ccts_dist.files.atomic import write_whole
+from ccts_dist.files.atomic import atomic_write
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.gate_study.plan import GateStudy
 from ccts_dist.report.gate_study.plot import draw_gates
@@ -18,9 +18,9 @@ def write_results(study: GateStudy) -> str:
     runs = read_results(study)
     text = gate_tables(runs)
     study.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(study.folder / ROWS, _csv(runs).encode())
-    write_whole(study.folder / TABLES, (text + "\n").encode())
-    write_whole(study.folder / PICTURE, draw_gates(runs))
+    atomic_write(study.folder / ROWS, _csv(runs).encode())
+    atomic_write(study.folder / TABLES, (text + "\n").encode())
+    atomic_write(study.folder / PICTURE, draw_gates(runs))
     return text
 
 

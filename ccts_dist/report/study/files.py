@@ -4,7 +4,7 @@ import csv
 import io
 from dataclasses import asdict
 
-from ccts_dist.files.atomic import write_whole
+from ccts_dist.files.atomic import atomic_write
 from ccts_dist.files.strict_json import json_text
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.report.study.plan import Study
@@ -23,10 +23,10 @@ def write_results(study: Study) -> str:
     results = read_results(study)
     text = study_tables(results, study)
     study.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(study.folder / RESULTS, (json_text(asdict(results), indent=1) + "\n").encode())
-    write_whole(study.folder / ROWS, _csv(results).encode())
-    write_whole(study.folder / TABLES, (text + "\n").encode())
-    write_whole(study.folder / PICTURE, draw_study(results, study.percents))
+    atomic_write(study.folder / RESULTS, (json_text(asdict(results), indent=1) + "\n").encode())
+    atomic_write(study.folder / ROWS, _csv(results).encode())
+    atomic_write(study.folder / TABLES, (text + "\n").encode())
+    atomic_write(study.folder / PICTURE, draw_study(results, study.percents))
     return text
 
 

@@ -12,7 +12,7 @@ from ccts_dist.config import RunConfig, read_run
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.corpus.demo.spoken import wrong_keys
 from ccts_dist.distributed import Ranks
-from ccts_dist.files.atomic import write_whole
+from ccts_dist.files.atomic import atomic_write
 from ccts_dist.loader.row_gate import row_gate_of
 from ccts_dist.losses.gate import apply_gate
 from ccts_dist.records import DIMENSIONS
@@ -115,7 +115,7 @@ def write_gate_counts(study: Study, percent: int, seed: int) -> None:
     shares = distilled_shares(read_run(folder / "runs" / "cts" / "run.toml"))
     wrong = wrong_keys(study.share_folder(percent) / "corpus")
     counted = count_rejected([key in wrong for key in shares], list(shares.values()), percent=percent, seed=seed)
-    write_whole(folder / GATE_COUNTS, (json.dumps(asdict(counted), indent=1) + "\n").encode())
+    atomic_write(folder / GATE_COUNTS, (json.dumps(asdict(counted), indent=1) + "\n").encode())
 
 
 def distilled_shares(run: RunConfig) -> dict[str, float]:

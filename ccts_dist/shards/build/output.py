@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.files.atomic import file_sha256, write_whole
+from ccts_dist.files.atomic import atomic_write, file_sha256
 from ccts_dist.files.locking import lock
 from ccts_dist.shards.build.plan_shards import Part
 from ccts_dist.shards.stores.remote import is_address
@@ -120,7 +120,7 @@ class FolderOutput:
 
     def write(self, name: str, data: bytes) -> None:
         """See ``Output``."""
-        write_whole(self.root / name, data, shared=True)  # parts write the plan at the same time
+        atomic_write(self.root / name, data, shared=True)  # parts write the plan at the same time
 
     @contextmanager
     def workplace(self, name: str) -> Iterator[Path]:

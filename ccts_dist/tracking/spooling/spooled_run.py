@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.files.atomic import write_whole
+from ccts_dist.files.atomic import atomic_write
 from ccts_dist.redaction import without_credentials
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class SpooledRun:
         del stored["folder"], stored["is_new"]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / _NAME, (json.dumps(stored, indent=2) + "\n").encode())
+            atomic_write(self.folder / _NAME, (json.dumps(stored, indent=2) + "\n").encode())
         except OSError as error:
             log.warning("tracking: %s cannot be written: %s", self.folder / _NAME, error)
 

@@ -27,11 +27,11 @@ class _Choice:
 
 
 class Forecast:
-    """What the ranks of a session will need. Build it before an engine has taken the model apart."""
+    """What the ranks of an experiment will need. Build it before an engine has taken the model apart."""
 
-    def __init__(self, session: Experiment, *, on_gpu: bool) -> None:
-        self._session, self._run, self._on_gpu = session, session.run, on_gpu
-        model, tables = session.model, self._run.model
+    def __init__(self, experiment: Experiment, *, on_gpu: bool) -> None:
+        self._experiment, self._run, self._on_gpu = experiment, experiment.run, on_gpu
+        model, tables = experiment.model, self._run.model
         branches = (
             (model.speech, tables.speech),
             (model.text, tables.text),
@@ -42,9 +42,9 @@ class Forecast:
             model,
             pretrained=[branch for branch, table in branches if branch and table and table.encoder not in made_here],
         )
-        self._encoders = session.model.encoder_configs
+        self._encoders = experiment.model.encoder_configs
         self._as_is = _Choice(
-            partitioning=read_partitioning(session.ds_config),
+            partitioning=read_partitioning(experiment.ds_config),
             precision="bf16" if self._run.train.precision == "bf16" else "fp32",
             checkpointing=self._run.model.gradient_checkpointing,
             micro=self._run.batch.micro_batch_size,
@@ -73,7 +73,7 @@ class Forecast:
             rank_bytes: memory that each rank may use.
             recorded: see ``train.steps.rounds.decide_rounds``.
         """
-        batch, cuts = self._run.batch, self._session.loader.cuts()
+        batch, cuts = self._run.batch, self._experiment.loader.cuts()
         always_one = batch.micro_batch_seconds is None and cuts.most_micro_batches == 1
         if always_one or self._run.loss.scope == "micro-batch":
             return
@@ -98,7 +98,7 @@ class Forecast:
 
         A second of a longer utterance takes more, as attention does: so all are taken for as long as the longest.
         """
-        loader = self._session.loader
+        loader = self._experiment.loader
         largest, samples = self._shape(loader.cuts().largest, loader), loader.longest_of(loader.cuts().longest_samples)
         shape = replace(largest, rows=max(1, largest.rows * largest.samples // samples), samples=samples)
         precision = self._as_is.precision
@@ -148,7 +148,7 @@ class Forecast:
                 continue
             fewest = min(num_micro_batches, self._num_micro_batches(largest))
             if fewest < num_micro_batches or largest < now.micro:
-                choice = replace(choice, micro=-(-self._batch_size // (fewest * self._session.ranks.num_ranks)))
+                choice = replace(choice, micro=-(-self._batch_size // (fewest * self._experiment.ranks.num_ranks)))
             size = self._estimate(choice).peak()[1]
             if choice == now or size > limit:
                 continue
@@ -166,11 +166,11 @@ class Forecast:
 
     @property
     def _batch_size(self) -> int:
-        return self._session.loader.plan.largest_batch
+        return self._experiment.loader.plan.largest_batch
 
     def _num_micro_batches(self, micro: int) -> int:
         """Most micro-batches of a step on each rank."""
-        return self._session.loader.cuts(micro_batch_size=micro).most_micro_batches
+        return self._experiment.loader.cuts(micro_batch_size=micro).most_micro_batches
 
     def _alternatives(self, limit: int) -> list[tuple[int, str]]:
         """Single changes of the run file and what a rank then needs, the most helpful first."""
@@ -208,7 +208,7 @@ class Forecast:
 
     def _largest_micro(self, choice: _Choice, limit: int) -> int:
         """The largest ``batch.micro_batch_size`` that fits ``limit``; 0 when none does."""
-        ranks = self._session.ranks.num_ranks
+        ranks = self._experiment.ranks.num_ranks
         low, high = 0, -(-self._batch_size // ranks)
         while low < high:
             micro = (low + high + 1) // 2
@@ -224,7 +224,7 @@ class Forecast:
             choice.partitioning,
             self._run.optim,
             precision=choice.precision,
-            num_ranks=self._session.ranks.num_ranks,
+            num_ranks=self._experiment.ranks.num_ranks,
             num_micro_batches=self._num_micro_batches(choice.micro),
             activations=self._activations(choice) or Activations(training=0, scoring=0, shape="unknown"),
             on_gpu=self._on_gpu,
@@ -236,7 +236,7 @@ class Forecast:
     def _activations(self, choice: _Choice) -> Activations | None:
         train, test = self._micro_batches_of(choice.micro)
         settings = (choice.precision, choice.checkpointing)
-        trained, tested = self._shape(train, self._session.loader), self._shape(test, self._session.valid_loader)
+        trained, tested = self._shape(train, self._experiment.loader), self._shape(test, self._experiment.valid_loader)
         training = self._trace(trained, *settings, True)
         validating = self._trace(tested, *settings, False)
         scoring = self._trace(tested, "fp32", choice.checkpointing, False)
@@ -251,7 +251,7 @@ class Forecast:
         )
 
     def _largest_micro_batches(self, micro: int) -> tuple[Cut, Cut]:
-        loaders = (self._session.loader, self._session.valid_loader)
+        loaders = (self._experiment.loader, self._experiment.valid_loader)
         train, validation = (loader.largest_part(micro) for loader in loaders)
         return train, validation
 

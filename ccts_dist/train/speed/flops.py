@@ -113,12 +113,12 @@ def count_flops(
     )
 
 
-def flops_of(session: Experiment, *, recomputation: bool = False) -> ModelFlops | None:
-    """The operations of a session's model; to be asked before an engine has taken it apart."""
-    run = session.run
+def flops_of(experiment: Experiment, *, recomputation: bool = False) -> ModelFlops | None:
+    """The operations of an experiment's model; to be asked before an engine has taken it apart."""
+    run = experiment.run
     return count_flops(
         run.model,
-        session.model.encoder_configs,
+        experiment.model.encoder_configs,
         samples=_LONGEST,
         tokens=0 if run.model.text is None else run.model.text.max_tokens,
         cached=cached_branches(run.model) if run.data.feature_cache else (),

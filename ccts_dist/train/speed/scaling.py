@@ -72,7 +72,7 @@ StepsOf = Callable[[int, int], Steps]
 """The steps with that number of ranks and that global batch."""
 
 
-def scaling_lines(session: Experiment, pairs: Sequence[str], num_ranks: int) -> list[str]:
+def scaling_lines(experiment: Experiment, pairs: Sequence[str], num_ranks: int) -> list[str]:
     """The cost model's table and its suggestion, for people.
 
     Args:
@@ -81,22 +81,22 @@ def scaling_lines(session: Experiment, pairs: Sequence[str], num_ranks: int) -> 
     Raises:
         ConfigError: an assumption that cannot be.
     """
-    run = session.run
+    run = experiment.run
     assumed = read_assumptions(pairs, device=visible_device()).completed(run.train.precision)
-    flops = flops_of(session, recomputation=True)
+    flops = flops_of(experiment, recomputation=True)
     if flops is None:
         return ["cost model: operations of this encoder cannot be counted on shapes alone"]
     model = CostModel(
-        run, sizes_of(session.model), flops, assumed, read_partitioning(session.ds_config), _steps_of(session)
+        run, sizes_of(experiment.model), flops, assumed, read_partitioning(experiment.ds_config), _steps_of(experiment)
     )
-    return model.lines(num_ranks, session.loader.num_utterances)
+    return model.lines(num_ranks, experiment.loader.num_utterances)
 
 
-def _steps_of(session: Experiment) -> StepsOf:
+def _steps_of(experiment: Experiment) -> StepsOf:
     def steps_of(num_ranks: int, global_batch_size: int) -> Steps:
-        run = replace(session.run, batch=replace(session.run.batch, global_batch_size=global_batch_size))
+        run = replace(experiment.run, batch=replace(experiment.run.batch, global_batch_size=global_batch_size))
         ranks, splits = Ranks(num_ranks=num_ranks), run.data.train_splits
-        loader = open_loader(run, session.shard_set, splits, ranks, shuffle=True)
+        loader = open_loader(run, experiment.shard_set, splits, ranks, shuffle=True)
         steps = range(min(_STEPS, loader.plan.window_steps, loader.steps_per_epoch))
         return Steps(
             parts=[loader.parts(0, step) for step in steps],

@@ -51,13 +51,13 @@ def main() -> None:
         folder = Path(scratch)
         audio_s = _build(folder, 32 if quick else 128)
         began = time.perf_counter()
-        cached = _session(folder, "frames")
+        cached = _experiment(folder, "frames")
         making = time.perf_counter() - began
-        ways = {"encoder run in every step": _session(folder, ""), "frames kept": cached}
+        ways = {"encoder run in every step": _experiment(folder, ""), "frames kept": cached}
         took: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(turns):
-            for way, session in ways.items():
-                took[way].append(_train(session, epochs) / epochs)
+            for way, experiment in ways.items():
+                took[way].append(_train(experiment, epochs) / epochs)
             print(f"turn {turn + 1} of {turns}", file=sys.stderr)
         size = sum(path.stat().st_size for path in (folder / "frames").rglob("*.npy"))
     for way, seconds in took.items():
@@ -90,7 +90,7 @@ def _build(folder: Path, count: int) -> float:
     return total
 
 
-def _session(folder: Path, frames: str) -> Experiment:
+def _experiment(folder: Path, frames: str) -> Experiment:
     tree: dict[str, Any] = {
         "run_name": "bench",
         "output_dir": str(folder / "run"),
@@ -106,15 +106,15 @@ def _session(folder: Path, frames: str) -> Experiment:
     return open_experiment(read_run(config), Ranks())
 
 
-def _train(session: Experiment, epochs: int) -> float:
+def _train(experiment: Experiment, epochs: int) -> float:
     """Seconds."""
-    optimizer = build_optimizer(parameter_groups(session.model), session.run.optim)
-    engine = PlainEngine(session.model, optimizer, session.run, ranks=session.ranks)
+    optimizer = build_optimizer(parameter_groups(experiment.model), experiment.run.optim)
+    engine = PlainEngine(experiment.model, optimizer, experiment.run, ranks=experiment.ranks)
     engine.train(True)
     began = time.perf_counter()
     for epoch in range(epochs):
-        for batches in session.loader.epoch(epoch):
-            train_step(engine, batches, session.objective, seed=0)
+        for batches in experiment.loader.epoch(epoch):
+            train_step(engine, batches, experiment.objective, seed=0)
     return time.perf_counter() - began
 
 

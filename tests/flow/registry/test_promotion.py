@@ -12,7 +12,7 @@ from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.registry import load_student, pull_model, register
 from ccts_dist.registry import promote as promoting
-from ccts_dist.registry.promote import Contest, Outcome, promote
+from ccts_dist.registry.promote import Outcome, PromotionRequest, promote
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.tracking.mlflow_client import open_client
 from launch import evaluate as evaluate_command
@@ -69,11 +69,11 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}"
 
 
-def contest(arena: Arena, name: str, **more) -> Contest:
-    return Contest(name=name, shards=arena.shards, splits=("Test1", "Test2"), **more)
+def request(arena: Arena, name: str, **more) -> PromotionRequest:
+    return PromotionRequest(name=name, shards=arena.shards, splits=("Test1", "Test2"), **more)
 
 
-def run(asked: Contest, uri: str, cache: Path) -> Outcome:
+def run(asked: PromotionRequest, uri: str, cache: Path) -> Outcome:
     return promote(asked, ranks=Ranks(), tracking_uri=uri, cache=cache)
 
 
@@ -100,14 +100,14 @@ def alter(path: Path) -> None:
 
 def test_first_champion_then_a_better_one_and_never_a_worse_one(arena: Arena, uri: str, tmp_path: Path, capsys):
     assert register(arena.bad, "ladder", tracking_uri=uri) == "1"
-    first = run(contest(arena, "ladder"), uri, tmp_path)
+    first = run(request(arena, "ladder"), uri, tmp_path)
     assert (first.verdict, first.candidate, first.champion) == ("first", "ladder/1", "")
     assert champion_of("ladder", uri) == "1"
     assert tags_of("ladder", "1", uri)["verdict"] == "first"
     assert "the first: there was none to compare it with" in first.words()
 
     assert register(arena.good, "ladder", tracking_uri=uri) == "2"
-    better = run(contest(arena, "ladder", margin=0.1), uri, tmp_path)
+    better = run(request(arena, "ladder", margin=0.1), uri, tmp_path)
     assert (better.verdict, better.champion, champion_of("ladder", uri)) == ("better", "ladder/1", "2")
     assert (better.num_utterances, better.num_speakers) == (80, 20)
     tags = tags_of("ladder", "2", uri)
@@ -121,7 +121,7 @@ def test_first_champion_then_a_better_one_and_never_a_worse_one(arena: Arena, ur
     assert 0.1 < float(tags["gain_low"]) < float(tags["gain"]) < float(tags["gain_high"])
     assert "20 speakers, fewer than 150" in better.words()
 
-    again = run(contest(arena, "ladder"), uri, tmp_path)
+    again = run(request(arena, "ladder"), uri, tmp_path)
     assert (again.verdict, champion_of("ladder", uri)) == ("champion already", "2")
     assert tags_of("ladder", "2", uri) == tags, "nothing new is recorded"
 
@@ -144,7 +144,7 @@ def test_first_champion_then_a_better_one_and_never_a_worse_one(arena: Arena, ur
 def test_gain_below_the_margin_moves_nothing(arena: Arena, uri: str, tmp_path: Path):
     register(arena.bad, "strict", alias="champion", tracking_uri=uri)
     register(arena.good, "strict", tracking_uri=uri)
-    outcome = run(contest(arena, "strict", margin=1.9), uri, tmp_path)
+    outcome = run(request(arena, "strict", margin=1.9), uri, tmp_path)
     assert outcome.compared is not None
     assert outcome.compared.gain.low > 0
     assert (outcome.verdict, champion_of("strict", uri)) == ("not better", "1")
@@ -166,7 +166,7 @@ def test_alias_that_moved_during_the_comparison_is_left_where_it_is(
     with pytest.raises(
         RegistryError, match="models:/race@champion is no longer race/1, which race/3 was compared with"
     ):
-        run(contest(arena, "race"), uri, tmp_path)
+        run(request(arena, "race"), uri, tmp_path)
     assert champion_of("race", uri) == "2"
     assert tags_of("race", "3", uri) == {}
 
@@ -175,7 +175,7 @@ def test_promoted_model_that_was_altered_in_the_store_is_refused_with_file_and_d
     arena: Arena, uri: str, tmp_path: Path
 ):
     register(arena.good, "altered", tracking_uri=uri)
-    assert run(contest(arena, "altered"), uri, tmp_path / "before").verdict == "first"
+    assert run(request(arena, "altered"), uri, tmp_path / "before").verdict == "first"
     true = open_client(uri).get_model_version("altered", "1").tags["weights_sha256"]
     alter(stored_weights("altered", "1", uri))
     refused = (
@@ -198,7 +198,7 @@ def test_model_that_was_altered_takes_part_in_no_comparison(arena: Arena, uri: s
     register(arena.good, name, tracking_uri=uri)
     alter(stored_weights(name, "2" if whose == "candidate" else "1", uri))
     with pytest.raises(RegistryError, match=r"model\.safetensors: its SHA-256 is"):
-        run(contest(arena, name), uri, tmp_path)
+        run(request(arena, name), uri, tmp_path)
     assert champion_of(name, uri) == "1"
 
 
@@ -236,16 +236,16 @@ def test_page_of_an_evaluation_goes_into_the_run_of_the_model(arena: Arena, uri:
 )
 def test_contest_that_cannot_be_is_refused_before_the_registry_is_asked(arena: Arena, tmp_path: Path, more, words):
     with pytest.raises(ConfigError, match=words):
-        run(contest(arena, "none", **more), "http://127.0.0.1:9", tmp_path)
+        run(request(arena, "none", **more), "http://127.0.0.1:9", tmp_path)
 
 
 def test_contest_on_no_split_is_refused(arena: Arena):
     with pytest.raises(ConfigError, match="--splits: none is given"):
-        Contest(name="none", shards=arena.shards, splits=()).check()
+        PromotionRequest(name="none", shards=arena.shards, splits=()).check()
 
 
 def test_target_that_the_models_do_not_predict_is_refused(arena: Arena, uri: str, tmp_path: Path):
     register(arena.bad, "untargeted", tracking_uri=uri)
     with pytest.raises(ConfigError, match=r"--target 'arousal': must be predicted by candidate and champion"):
-        run(contest(arena, "untargeted", target="arousal"), uri, tmp_path)
+        run(request(arena, "untargeted", target="arousal"), uri, tmp_path)
     assert champion_of("untargeted", uri) == ""

@@ -22,7 +22,7 @@ import soundfile
 from ccts_dist.distributed import Ranks
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.registry import load_student, pull_model, register
-from ccts_dist.registry.promote import Contest, promote
+from ccts_dist.registry.promote import PromotionRequest, promote
 from ccts_dist.tracking.mlflow_client import open_client
 from ccts_dist.tracking.run_file import read_run_file
 from ccts_dist.tracking.sync import sync
@@ -160,9 +160,9 @@ def _check_model_comes_back(output: Path, uri: str, cache: Path) -> None:
     place = output.parent.parent
     received = place / "received.wav"
     soundfile.write(received, [0.1, -0.2, 0.3, 0.0] * 2_000, 16_000)
-    contest = Contest(name="student", shards=str(place / "shards"), splits=("Development", "Test1"))
+    request = PromotionRequest(name="student", shards=str(place / "shards"), splits=("Development", "Test1"))
     version = register(output, "student", tracking_uri=uri)
-    first = promote(contest, ranks=Ranks(), tracking_uri=uri, cache=cache)
+    first = promote(request, ranks=Ranks(), tracking_uri=uri, cache=cache)
     assert (first.verdict, first.candidate) == ("first", f"student/{version}")
     pulled = pull_model("models:/student@champion", tracking_uri=uri, cache=cache)
     assert pulled.version == f"student/{version}"
@@ -171,7 +171,7 @@ def _check_model_comes_back(output: Path, uri: str, cache: Path) -> None:
     assert load_student(pulled.folder).predict([received]) == expected
 
     assert register(output, "student", tracking_uri=uri) != version
-    again = promote(contest, ranks=Ranks(), tracking_uri=uri, cache=cache)
+    again = promote(request, ranks=Ranks(), tracking_uri=uri, cache=cache)
     assert (again.verdict, again.champion, again.num_utterances) == ("not better", f"student/{version}", 24)
     assert pull_model("models:/student@champion", tracking_uri=uri, cache=cache).version == f"student/{version}"
 

@@ -89,8 +89,8 @@ def test_check_refuses_a_gpu_that_is_too_small_in_one_line(config, capfd):
 def test_activations_that_cannot_be_foreseen_are_not_in_the_table(config, monkeypatch):
     monkeypatch.setattr("ccts_dist.train.memory.forecast.trace_peak", lambda *_, **__: None)
     monkeypatch.setattr("ccts_dist.train.memory.forecast.trace_pass", lambda *_, **__: None)
-    with check_experiment(read_run(config), 1) as session:
-        forecast = Forecast(session, on_gpu=True)
+    with check_experiment(read_run(config), 1) as experiment:
+        forecast = Forecast(experiment, on_gpu=True)
         forecast.decide_rounds(10**10)
         assert forecast.lines()[-1] == "  activations of this encoder cannot be foreseen, and are not in it"
 
@@ -105,8 +105,8 @@ def test_a_run_that_has_all_that_helps_is_told_to_take_more_ranks(config, capfd)
 
 def test_nothing_faster_is_named_where_a_run_just_fits(config):
     changes = ["model.gradient_checkpointing=true", "batch.micro_batch_size=1"]
-    with check_experiment(read_run(config, changes), 1) as session:
-        forecast = Forecast(session, on_gpu=True)
+    with check_experiment(read_run(config, changes), 1) as experiment:
+        forecast = Forecast(experiment, on_gpu=True)
         gb = forecast.peak_bytes / 1e9
         assert forecast.check_fits(gb).endswith("; the largest batch.micro_batch_size that does is 1")
 
@@ -119,20 +119,20 @@ def test_memory_that_is_none_is_refused(config, capfd, gb):
 
 def test_largest_part_is_that_of_the_plan_and_of_the_ranks(config):
     run = read_run(config, ["batch.micro_batch_size=3"])
-    with check_experiment(run, 2) as session:
-        part = session.loader.largest_part(3)
-        steps = [batch for step in session.loader.epoch(0) for batch in step.micro_batches]
+    with check_experiment(run, 2) as experiment:
+        part = experiment.loader.largest_part(3)
+        steps = [batch for step in experiment.loader.epoch(0) for batch in step.micro_batches]
         assert len(part.rows) <= 3
         assert part.padded_samples >= max(batch.audio.numel() for batch in steps)
         assert part.padded_samples <= 3 * MOST_SAMPLES
         # As if micro-batches were of one: then the longest utterance alone is the largest part.
-        assert len(session.loader.largest_part(1).rows) == 1
+        assert len(experiment.loader.largest_part(1).rows) == 1
 
 
 def test_the_largest_micro_batch_that_fits_is_found_at_the_limit(config):
-    with check_experiment(read_run(config, ["batch.micro_batch_size=1"]), 1) as session:
-        assert session.ranks == Ranks()
-        forecast = Forecast(session, on_gpu=True)
+    with check_experiment(read_run(config, ["batch.micro_batch_size=1"]), 1) as experiment:
+        assert experiment.ranks == Ranks()
+        forecast = Forecast(experiment, on_gpu=True)
         needed = {}
         for micro in (1, 2, 4, 8, 16):
             with check_experiment(read_run(config, [f"batch.micro_batch_size={micro}"]), 1) as other:

@@ -48,10 +48,10 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def threshold(place: Path) -> float:
     """That which the share gives, found anew; not the default."""
-    with check_experiment(read_run(place / "run.toml"), 1) as session:
-        assert session.objective.distill is not None
-        assert abs(session.objective.distill.threshold - 2.0) > 0.1
-        return session.objective.distill.threshold
+    with check_experiment(read_run(place / "run.toml"), 1) as experiment:
+        assert experiment.objective.distill is not None
+        assert abs(experiment.objective.distill.threshold - 2.0) > 0.1
+        return experiment.objective.distill.threshold
 
 
 def tree(path: Path) -> dict[str, Any]:

@@ -79,5 +79,5 @@ def test_cache_smaller_than_a_window_and_the_next_is_refused_before_training(tmp
         check_experiment(read_run(config, []), 1),
     ):
         pass
-    with check_experiment(read_run(config, ["data.shard_cache_gb=1"]), 1) as session:
-        assert session.loader.bytes_at_once() > 0
+    with check_experiment(read_run(config, ["data.shard_cache_gb=1"]), 1) as experiment:
+        assert experiment.loader.bytes_at_once() > 0

@@ -45,7 +45,7 @@ def rounds(outcome: Outcome, situation: Situation) -> None:
                 train={"precision": precision},
             )  # fmt: skip
             with training(config) as ready:
-                batch = next(iter(ready.session.loader.epoch(0))).micro_batches[0].to(ready.engine.device)
+                batch = next(iter(ready.experiment.loader.epoch(0))).micro_batches[0].to(ready.engine.device)
                 for kernel, backend in KERNELS.items():
                     with outcome.item(f"{precision}, {kernel}, recomputed {recomputed}") as figures:
                         with _only(backend):

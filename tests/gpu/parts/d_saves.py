@@ -104,7 +104,7 @@ def _tensors(folder: Path) -> dict[str, bytes]:
 def _move_no_weights(situation: Situation, stage: str) -> None:
     """A gradient of NaN, then a loss that is infinite; then a good step, which does move them."""
     with training(_config(situation, stage, "fp32", f"bad-{stage}")) as ready:
-        batches = next(iter(ready.session.loader.epoch(0)))
+        batches = next(iter(ready.experiment.loader.epoch(0)))
         before = ready.engine.full_state()
         output = ready.engine.forward(batches.micro_batches[0].to(ready.engine.device))
         ready.engine.start_step(1)
@@ -121,7 +121,7 @@ def _move_no_weights(situation: Situation, stage: str) -> None:
 
 
 def _step(ready: Training, batches: StepBatches) -> Any:
-    return train_step(ready.engine, batches, ready.session.objective, seed=ready.run.seed)
+    return train_step(ready.engine, batches, ready.experiment.objective, seed=ready.run.seed)
 
 
 def _louder(batches: StepBatches, factor: float) -> StepBatches:

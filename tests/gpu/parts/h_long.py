@@ -42,7 +42,7 @@ def long_runs(outcome: Outcome, situation: Situation) -> None:
             figures["seconds"] = _save_best(ready, situation.work / "best")
             outcome.show("best model", f"{figures['seconds']:.1f} s")
         with outcome.item("validation") as figures:
-            loader = ready.session.valid_loader
+            loader = ready.experiment.valid_loader
             ready.engine.train(False)
             began = time.monotonic()
             evaluate(ready.engine.forward, loader, ready.run.model.targets, (1 / 3,) * 3, ready.engine.device)
@@ -73,7 +73,7 @@ def long_runs(outcome: Outcome, situation: Situation) -> None:
 def _save_best(ready: Training, folder: Path) -> float:
     began = time.monotonic()
     save_model(
-        folder, ready.engine.full_state(), ready.run.model, encoders=ready.session.model.encoder_configs,
+        folder, ready.engine.full_state(), ready.run.model, encoders=ready.experiment.model.encoder_configs,
         scale=(1.0, 7.0), extra={},
     )  # fmt: skip
     return time.monotonic() - began

@@ -87,9 +87,9 @@ def test_losses_cut_by_seconds_are_those_cut_by_count_on_two_ranks_under_zero_2(
 
 def test_number_of_micro_batches_differs_from_step_to_step(place):
     """What makes the runs above a test of a boundary that is set by hand."""
-    session = open_experiment(read_run(config_for(place, "numbers", 2, BY_SECONDS)), Ranks(rank=0, num_ranks=2))
-    numbers = {len(step.micro_batches) for step in session.loader.epoch(0)}
-    session.close()
+    experiment = open_experiment(read_run(config_for(place, "numbers", 2, BY_SECONDS)), Ranks(rank=0, num_ranks=2))
+    numbers = {len(step.micro_batches) for step in experiment.loader.epoch(0)}
+    experiment.close()
     assert len(numbers) > 1
 
 

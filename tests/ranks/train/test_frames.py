@@ -95,11 +95,11 @@ def test_kept_frames_are_those_of_one_rank_and_of_two(place: Path, outputs):
 def test_second_run_makes_nothing_and_decodes_nothing(place: Path, outputs):
     run = read_run(write(place, "again", "frames"))
     before = {path: path.stat().st_mtime_ns for path in (place / "frames").rglob("*.npy")}
-    session = open_experiment(run, Ranks())
+    experiment = open_experiment(run, Ranks())
     try:
-        batch = next(session.loader.epoch(0)).micro_batches[0]
+        batch = next(experiment.loader.epoch(0)).micro_batches[0]
     finally:
-        session.close()
+        experiment.close()
     assert {path: path.stat().st_mtime_ns for path in (place / "frames").rglob("*.npy")} == before
     assert set(batch.frames) == {"speech", "text"}
     assert batch.audio.shape[1] == 1
@@ -109,8 +109,8 @@ def test_second_run_makes_nothing_and_decodes_nothing(place: Path, outputs):
 
 def test_other_encoders_get_frames_of_their_own(place: Path, outputs):
     for change, num_folders in (("seed=4", 4), ("model.text.max_tokens=8", 5)):  # of speech and text, or of text alone
-        session = open_experiment(read_run(write(place, "other", "frames"), [change]), Ranks())
-        session.close()
+        experiment = open_experiment(read_run(write(place, "other", "frames"), [change]), Ranks())
+        experiment.close()
         assert len(list((place / "frames").iterdir())) == num_folders
 
 
@@ -119,13 +119,13 @@ def test_damaged_frames_stop_the_run_or_give_the_row_weight_0(place: Path, outpu
     open_experiment(run, Ranks()).close()
     for file in (place / "frames-of-damaged").rglob("Train-000000-*.frames.npy"):
         flip(file, file.stat().st_size - 3)
-    session = open_experiment(run, Ranks())
+    experiment = open_experiment(run, Ranks())
     with pytest.raises(ShardError, match=r"frames of '.*' are damaged"):
-        list(session.loader.epoch(0))
-    session.close()
-    session = open_experiment(read_run(place / "damaged.toml", ["data.on_corrupt=skip"]), Ranks())
-    batches = [batch for step in session.loader.epoch(0) for batch in step.micro_batches]
-    session.close()
+        list(experiment.loader.epoch(0))
+    experiment.close()
+    experiment = open_experiment(read_run(place / "damaged.toml", ["data.on_corrupt=skip"]), Ranks())
+    batches = [batch for step in experiment.loader.epoch(0) for batch in step.micro_batches]
+    experiment.close()
     assert sum(float((batch.weight == 0).sum()) for batch in batches) in (1, 2)  # one of each encoder, perhaps the same
 
 
@@ -156,9 +156,9 @@ def test_damaged_utterance_stops_the_making_or_has_no_frames(tmp_path: Path):
     config = write(tmp_path, "stop", "frames")
     with pytest.raises(ShardError, match="is damaged"):
         open_experiment(read_run(config), Ranks())
-    session = open_experiment(read_run(config, ["data.on_corrupt=skip"]), Ranks())
-    batches = [batch for step in session.loader.epoch(0) for batch in step.micro_batches]
-    session.close()
+    experiment = open_experiment(read_run(config, ["data.on_corrupt=skip"]), Ranks())
+    batches = [batch for step in experiment.loader.epoch(0) for batch in step.micro_batches]
+    experiment.close()
     rejected = [key for batch in batches for key, w in zip(batch.keys, batch.weight.tolist(), strict=True) if w == 0]
     assert rejected == [shard_set.rows(name).keys[2]]
 
@@ -167,8 +167,8 @@ def test_words_that_are_kept_do_not_mind_changed_audio(tmp_path: Path):
     build_two_kinds(tmp_path, num_train=8)
     config = write(tmp_path, "words", "frames", model={"speech": SPEECH})
     run = read_run(config, ['augment.noises=["white"]'])
-    session = open_experiment(run, Ranks())
-    batch = next(session.loader.epoch(0)).micro_batches[0]
-    session.close()
+    experiment = open_experiment(run, Ranks())
+    batch = next(experiment.loader.epoch(0)).micro_batches[0]
+    experiment.close()
     assert set(batch.frames) == {"text"}
     assert batch.audio.shape[1] > 1

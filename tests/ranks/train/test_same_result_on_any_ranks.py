@@ -121,9 +121,9 @@ def test_losses_by_micro_batch_agree_where_the_micro_batches_are_the_same(place,
     assert compared.num_steps == (12, 12)
     assert (compared.keys_known, compared.keys_part_at) == (True, None)
     assert compared.agrees, verdict(compared)
-    session = open_experiment(read_run(place / "micro-batch-1.toml"), Ranks())
-    session.close()
-    assert session.objective.scope == "micro-batch", "the exact loss agrees on any ranks"
+    experiment = open_experiment(read_run(place / "micro-batch-1.toml"), Ranks())
+    experiment.close()
+    assert experiment.objective.scope == "micro-batch", "the exact loss agrees on any ranks"
 
 
 def test_rank_0_has_batches_of_long_utterances_alone(place):

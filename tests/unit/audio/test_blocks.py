@@ -63,7 +63,7 @@ def test_a_file_in_blocks_is_bit_by_bit_the_file_as_a_whole(
     assert isinstance(whole, Decoded)
     blocks = list(decode_blocks(path))
     assert len(blocks) > 2
-    np.testing.assert_array_equal(np.concatenate(blocks), whole.whole)
+    np.testing.assert_array_equal(np.concatenate(blocks), whole.pcm16)
 
 
 def _spoil(path: Path, how: str) -> None:

@@ -127,7 +127,7 @@ def encoded(container: str, encoding: str | None, samples: np.ndarray, **setting
 
 def decoded(data: bytes, *, max_duration_s: float = 5.0) -> np.ndarray | str:
     answer = decode_audio(io.BytesIO(data), max_duration_s=max_duration_s)
-    return answer if isinstance(answer, str) else answer.whole
+    return answer if isinstance(answer, str) else answer.pcm16
 
 
 @pytest.mark.parametrize(("container", "encoding"), ENCODINGS)

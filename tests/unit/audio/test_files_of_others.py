@@ -15,7 +15,7 @@ import soundfile
 from ccts_dist.asr import transcribe
 from ccts_dist.audio.blocks import decode_blocks
 from ccts_dist.audio.convert import convert_audio, decode_audio, decode_samples
-from ccts_dist.audio.noise_bank import SoundFolder
+from ccts_dist.audio.noise_bank import NoiseBank
 from ccts_dist.audio.resampling import BlockResampler, _filter_bank, resample
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.inference.predictor import read_audio
@@ -39,7 +39,7 @@ def encoded(samples: np.ndarray, rate: int = RATE, form: str = "WAV", subtype: s
 
 def decoded(data: bytes, max_duration_s: float = 60.0) -> np.ndarray | str:
     answer = decode_audio(io.BytesIO(data), max_duration_s=max_duration_s)
-    return answer if isinstance(answer, str) else answer.whole
+    return answer if isinstance(answer, str) else answer.pcm16
 
 
 MP3 = encoded(speech(), 44_100, "MP3")
@@ -308,7 +308,7 @@ def test_every_command_refuses_the_same_audio_in_the_same_words(tmp_path: Path, 
     if data is not REFUSED["unfolding"]:  # without a limit of duration, in blocks, as is augmentation
         assert list(decode_blocks(path))[-1] == words
         with pytest.raises(ConfigError, match=re.escape(words)):
-            SoundFolder(tmp_path, key="augment.noises").piece(0, 0.0, RATE)
+            NoiseBank(tmp_path, key="augment.noises").piece(0, 0.0, RATE)
 
 
 def test_small_files_that_unfold_to_hours_are_not_decoded_all_at_once(tmp_path: Path):

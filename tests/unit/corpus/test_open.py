@@ -363,8 +363,8 @@ def test_part_of_a_file_is_that_part_of_its_samples(rate: int, suffix: str, tmp_
     part, alone = decode_segment(path, (0.5, 1.25), max_duration_s=1.0), decode_audio(cut, max_duration_s=1.0)
     assert not isinstance(part, str)
     assert not isinstance(alone, str)
-    np.testing.assert_array_equal(part.whole, alone.whole)
-    assert (len(part.whole), part.resampled) == (12_000, rate != 16_000)
+    np.testing.assert_array_equal(part.pcm16, alone.pcm16)
+    assert (len(part.pcm16), part.resampled) == (12_000, rate != 16_000)
 
 
 def test_part_may_end_a_little_after_its_file_and_not_far_after_it(tmp_path: Path):
@@ -372,7 +372,7 @@ def test_part_may_end_a_little_after_its_file_and_not_far_after_it(tmp_path: Pat
     soundfile.write(path, np.ones(16_000, dtype=np.int16), 16_000)
     part = decode_segment(path, (0.75, 1.4), max_duration_s=1.0)
     assert not isinstance(part, str)
-    assert len(part.whole) == 4_000
+    assert len(part.pcm16) == 4_000
     assert (
         decode_segment(path, (0.75, 1.6), max_duration_s=1.0)
         == "lasts from 0.75 to 1.60 s, and its file ends at 1.00 s"

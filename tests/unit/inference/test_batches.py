@@ -30,7 +30,7 @@ def _pieces(lengths: list[int]) -> list[Piece]:
             name=f"{number}",
             number=number,
             start=160 * number,
-            whole=np.random.default_rng(number).integers(-3_000, 3_000, length).astype(np.int16),
+            pcm16=np.random.default_rng(number).integers(-3_000, 3_000, length).astype(np.int16),
         )
         for number, length in enumerate(lengths)
     ]
@@ -48,7 +48,7 @@ def test_files_come_decoded_in_their_order_with_the_bad_ones_in_their_place(tmp_
     assert [one.name for one in decoded] == [str(path) for path in files]
     bad = {one.number: one.reason for one in decoded if isinstance(one, Unreadable)}
     assert bad == {7: "cannot be decoded (Format not recognised)", 8: "the audio file is missing"}
-    assert all(one.whole[0] == one.number for one in decoded if isinstance(one, Piece))
+    assert all(one.pcm16[0] == one.number for one in decoded if isinstance(one, Piece))
 
 
 def test_few_files_are_decoded_before_they_are_asked_for(tmp_path: Path) -> None:
@@ -77,10 +77,10 @@ def test_answers_come_in_order_with_times_and_are_those_of_each_piece_alone(
             assert one is piece
             continue
         assert isinstance(one, Answered)
-        alone = student.forward([torch.from_numpy(piece.whole.astype(np.float32) / 32_768)])[0]
+        alone = student.forward([torch.from_numpy(piece.pcm16.astype(np.float32) / 32_768)])[0]
         assert one.answer == pytest.approx(alone.answer, abs=1e-5)
         assert np.allclose(one.embedding, alone.embedding, atol=1e-5)
-        assert (one.start_s, one.end_s) == (piece.start / 16_000, (piece.start + len(piece.whole)) / 16_000)
+        assert (one.start_s, one.end_s) == (piece.start / 16_000, (piece.start + len(piece.pcm16)) / 16_000)
 
 
 def test_what_is_drawn_and_not_yet_answered_is_bounded(student: Predictor) -> None:
@@ -111,9 +111,9 @@ def test_audio_is_let_go_of_when_it_has_been_read(student: Predictor) -> None:
 
     def source() -> Iterator[Piece]:
         for piece in _pieces([1_600] * 600):
-            samples = piece.whole.view(Samples)
+            samples = piece.pcm16.view(Samples)
             made.append(weakref.ref(samples))
-            yield Piece(name=piece.name, number=piece.number, start=0, whole=samples)
+            yield Piece(name=piece.name, number=piece.number, start=0, pcm16=samples)
             del samples
 
     for _ in answered_in_order(source(), [student], batch_seconds=0.5):

@@ -123,4 +123,4 @@ def test_every_format_that_libsndfile_writes_is_found_in_a_folder_and_decoded(tm
     assert find_recordings([str(tmp_path)]) == ([path], [])
     decoded = decode_audio(path, max_duration_s=60.0)
     assert isinstance(decoded, Decoded), decoded
-    assert np.abs(decoded.whole).max() > 3_000
+    assert np.abs(decoded.pcm16).max() > 3_000

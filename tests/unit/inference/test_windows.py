@@ -74,7 +74,7 @@ def test_windows_of_files_come_with_their_place_and_bad_files_are_named(tmp_path
     files = [tmp_path / f"{name}.wav" for name in "abc"]
     found = list(decoded_windows(files, windows_of(1.5, 1.0)))
     assert [
-        (one.number, one.start, len(one.whole)) if isinstance(one, Piece) else (one.number, one.reason) for one in found
+        (one.number, one.start, len(one.pcm16)) if isinstance(one, Piece) else (one.number, one.reason) for one in found
     ] == [(0, 0, 24_000), (0, 8_000, 24_000), (1, "cannot be decoded (Format not recognised)"), (2, 0, 4_000)]
     assert [one.name for one in found] == [str(files[0]), str(files[0]), str(files[1]), str(files[2])]
 

@@ -91,9 +91,9 @@ def test_windows_may_lie_anywhere(shard_set):
     loader = make_loader(shard_set, max_duration_s=CAP_S)
     row = next(row for row in loader.plan.global_batch(0, 0) if int(row.table.num_samples[row.row]) > CAP + 100)
     whole = int(row.table.num_samples[row.row])
-    waveform_reader = loader._reading.waveform_reader
+    waveform_reader = loader._spec.waveform_reader
     assert waveform_reader is not None
-    starts = [waveform_reader.excerpt(row, epoch).start / (whole - CAP) for epoch in range(300)]
+    starts = [waveform_reader.crop(row, epoch).start / (whole - CAP) for epoch in range(300)]
     assert min(starts) < 0.05
     assert max(starts) > 0.95
     assert np.mean(starts) == pytest.approx(0.5, abs=0.07)

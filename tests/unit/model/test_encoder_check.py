@@ -19,7 +19,7 @@ from transformers import (
 from ccts_dist.config import ModelConfig, SpeechConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model
-from ccts_dist.model.encoder_check import try_out
+from ccts_dist.model.encoder_check import check_encoder
 from tests.helpers.models.model_shapes import EXTRACTED_FAMILIES, save_extracted, utterances
 
 WHISPER, _ = EXTRACTED_FAMILIES["whisper"]
@@ -142,7 +142,7 @@ def test_frames_that_cannot_be_used_are_refused(tmp_path, change, words):
 
     branch.encoder.forward = changed
     with pytest.raises(ConfigError, match=words):
-        try_out(branch.encoder, GraniteSpeech5FeatureExtractor(), SpeechConfig(encoder=str(tmp_path)))
+        check_encoder(branch.encoder, GraniteSpeech5FeatureExtractor(), SpeechConfig(encoder=str(tmp_path)))
 
 
 def test_encoder_that_reports_fewer_layers_than_it_has_is_refused(tmp_path):
@@ -160,4 +160,4 @@ def test_encoder_that_reports_fewer_layers_than_it_has_is_refused(tmp_path):
     encoder.forward = changed
     speech = SpeechConfig(encoder=str(tmp_path), layers="weighted")
     with pytest.raises(ConfigError, match="it does not report what leaves each of its layers, and layers = 'weighted'"):
-        try_out(encoder, GraniteSpeech5FeatureExtractor(), speech)
+        check_encoder(encoder, GraniteSpeech5FeatureExtractor(), speech)

@@ -10,7 +10,7 @@ import pytest
 from ccts_dist.errors import ConfigError, RegistryError
 from ccts_dist.registry.card_data import without_metadata
 from ccts_dist.registry.model_card import model_card
-from ccts_dist.registry.model_uri import ModelName, check_alias, check_name, parse_model_name
+from ccts_dist.registry.model_uri import ModelUri, check_alias, check_name, parse_model_uri
 from ccts_dist.registry.package import check_digests, check_package, write_package
 from ccts_dist.registry.publish import find_checkpoint, register, shortened
 from ccts_dist.registry.pull import resolve_model, resolve_version
@@ -219,10 +219,10 @@ def test_a_card_without_figures_states_how_to_measure_them() -> None:
 
 
 def test_addresses_of_models_are_read() -> None:
-    assert parse_model_name("models:/speech emotion@champion") == ModelName("speech emotion", alias="champion")
-    assert parse_model_name("models:/emotion/12") == ModelName("emotion", version="12")
-    assert parse_model_name("runs:/0a1b") == ModelName("", run="0a1b")
-    assert parse_model_name("runs/student/best") is None
+    assert parse_model_uri("models:/speech emotion@champion") == ModelUri("speech emotion", alias="champion")
+    assert parse_model_uri("models:/emotion/12") == ModelUri("emotion", version="12")
+    assert parse_model_uri("runs:/0a1b") == ModelUri("", run="0a1b")
+    assert parse_model_uri("runs/student/best") is None
 
 
 @pytest.mark.parametrize(
@@ -230,13 +230,13 @@ def test_addresses_of_models_are_read() -> None:
 )
 def test_addresses_that_are_neither_alias_nor_version_are_refused(model: str) -> None:
     with pytest.raises(ConfigError, match="must be models:/NAME@ALIAS or models:/NAME/VERSION"):
-        parse_model_name(model)
+        parse_model_uri(model)
 
 
 @pytest.mark.parametrize("model", ["runs:/", "runs:/a/b", "runs:/a' OR run_id='b"])
 def test_addresses_that_name_no_single_run_are_refused(model: str) -> None:
     with pytest.raises(ConfigError, match="must be runs:/RUN_ID, the id alone"):
-        parse_model_name(model)
+        parse_model_uri(model)
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a@b", "a:b"])

@@ -79,14 +79,14 @@ def test_a_resumed_run_reads_what_the_undisturbed_one_does(place):
 def test_sounds_that_have_changed_are_noticed_on_resuming(place):
     soundfile.write(place / "noises" / "more.wav", np.ones(500), 16_000)
     run = read_run(config_for(place, "resumed", ALL))
-    session = open_experiment(run, Ranks())
-    session.close()
+    experiment = open_experiment(run, Ranks())
+    experiment.close()
     (place / "noises" / "more.wav").unlink()
     with (
         RunFolder(run, Ranks(), resume=True) as folder,
         pytest.raises(CheckpointError, match=r"was trained on plan .* and the sounds of"),
     ):
-        folder.find_resume_point("auto", run, session.plan_digest, print)
+        folder.find_resume_point("auto", run, experiment.plan_digest, print)
 
 
 def test_ranks_that_see_other_sounds_are_refused(place, monkeypatch):
@@ -98,12 +98,12 @@ def test_ranks_that_see_other_sounds_are_refused(place, monkeypatch):
 
 @pytest.mark.parametrize("change", [name for name in CHANGES if name not in ("clean", "masks")])
 def test_each_change_is_of_the_training_audio_and_of_nothing_else(place, change):
-    sessions = [
+    experiments = [
         open_experiment(read_run(config_for(place, f"look-{name}", CHANGES[name])), Ranks())
         for name in ("clean", change)
     ]
-    clean, changed = sessions
-    own, others = ([batch for step in s.loader.epoch(0) for batch in step.micro_batches] for s in sessions)
+    clean, changed = experiments
+    own, others = ([batch for step in s.loader.epoch(0) for batch in step.micro_batches] for s in experiments)
     audio = [
         {key: batch.audio[row, : batch.num_samples[row]] for batch in side for row, key in enumerate(batch.keys)}
         for side in (own, others)
@@ -119,12 +119,12 @@ def test_each_change_is_of_the_training_audio_and_of_nothing_else(place, change)
     ]
     assert len(different) > (10 if change == "cap" else 60)
     assert teacher[0] == teacher[1]
-    for loaders in ([s.valid_loader for s in sessions], [s.test_loader("Test1") for s in sessions]):
+    for loaders in ([s.valid_loader for s in experiments], [s.test_loader("Test1") for s in experiments]):
         for ours, theirs in zip(loaders[0].epoch(0), loaders[1].epoch(0), strict=True):
             for a, b in zip(ours.micro_batches, theirs.micro_batches, strict=True):
                 assert a.keys == b.keys
                 assert np.array_equal(a.audio, b.audio)
     assert clean.plan_digest == clean.loader.plan.digest
     assert (changed.plan_digest != changed.loader.plan.digest) == (change in ("noise", "rooms"))
-    for session in sessions:
-        session.close()
+    for experiment in experiments:
+        experiment.close()

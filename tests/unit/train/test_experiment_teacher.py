@@ -106,8 +106,8 @@ def test_an_output_that_is_not_finite_ends_set_up_before_a_step_is_taken(shard_s
 
 def test_condition_of_some_of_the_training_splits_is_taken(shard_set, tmp_path):
     path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, replace(CONDITION, num_rows=(18, 15, 18))))
-    with check_experiment(read_run(path), 1) as session:
-        assert session.teacher is not None
+    with check_experiment(read_run(path), 1) as experiment:
+        assert experiment.teacher is not None
 
 
 def test_every_setting_of_the_run_file_reaches_the_terms(shard_set, tmp_path):
@@ -116,8 +116,8 @@ def test_every_setting_of_the_run_file_reaches_the_terms(shard_set, tmp_path):
         "embedding_weight": 2.0, "embedding_loss": "cosine", "prediction_weight": 3.0, "prediction_loss": "ccc",
         "gate": "per-dimension", "threshold": 1.5,
     }  # fmt: skip
-    with check_experiment(read_run(write(tmp_path, shard_set, cache, **settings)), 1) as session:
-        terms = session.objective.distill
+    with check_experiment(read_run(write(tmp_path, shard_set, cache, **settings)), 1) as experiment:
+        terms = experiment.objective.distill
     assert terms is not None
     assert {name: getattr(terms, name) for name in settings} == settings
     assert (terms.embedding_mean, terms.embedding_std) == (None, None)
@@ -126,8 +126,8 @@ def test_every_setting_of_the_run_file_reaches_the_terms(shard_set, tmp_path):
 def test_standardised_embeddings_are_in_the_units_of_the_cache(shard_set, tmp_path):
     facts = replace(example_facts(), embedding_std=(1.0, 2.0, 3.0, 4.0, 5.0))
     cache = plant(tmp_path / "cache", shard_set, CONDITION, facts)
-    with check_experiment(read_run(write(tmp_path, shard_set, cache, standardize=True)), 1) as session:
-        terms = session.objective.distill
+    with check_experiment(read_run(write(tmp_path, shard_set, cache, standardize=True)), 1) as experiment:
+        terms = experiment.objective.distill
     assert terms is not None
     units = [one.tolist() for one in (terms.embedding_mean, terms.embedding_std) if one is not None]
     assert units == [list(facts.embedding_mean), list(facts.embedding_std)]
@@ -136,15 +136,15 @@ def test_standardised_embeddings_are_in_the_units_of_the_cache(shard_set, tmp_pa
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 9), (0.1, 1), (0.75, 13)])
 def test_share_to_leave_out_is_left_out_of_an_epoch(shard_set, tmp_path, share: float, expected: int):
     cache = plant(tmp_path / "cache", shard_set, CONDITION)
-    with check_experiment(read_run(write(tmp_path, shard_set, cache, reject_fraction=share)), 2) as session:
-        distill = session.objective.distill
+    with check_experiment(read_run(write(tmp_path, shard_set, cache, reject_fraction=share)), 2) as experiment:
+        distill = experiment.objective.distill
         assert distill is not None
-        assert f"to leave out {share:.1%}" in session.derived()["threshold"]
+        assert f"to leave out {share:.1%}" in experiment.derived()["threshold"]
     with closing(
         open_experiment(read_run(write(tmp_path, shard_set, cache, reject_fraction=share)), Ranks())
-    ) as session:
-        assert session.objective.distill == distill
-        batches = itertools.chain.from_iterable(step.micro_batches for step in session.loader.epoch(0))
+    ) as experiment:
+        assert experiment.objective.distill == distill
+        batches = itertools.chain.from_iterable(step.micro_batches for step in experiment.loader.epoch(0))
         gate_mask = [distill.gate_mask(batch.teacher, batch.labels, batch.weight) for batch in batches if batch.teacher]
     assert sum(len(one) for one in gate_mask) == NUM_TRAIN
     assert sum(int((~one).sum()) for one in gate_mask) == expected
@@ -153,23 +153,23 @@ def test_share_to_leave_out_is_left_out_of_an_epoch(shard_set, tmp_path, share: 
 def test_without_a_share_nothing_of_the_cache_is_read_before_training(shard_set, tmp_path, monkeypatch):
     path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, CONDITION))
     monkeypatch.setattr("ccts_dist.train.resolved.threshold_rejecting", lambda *_, **__: pytest.fail("was read"))
-    with check_experiment(read_run(path), 1) as session:
-        assert session.objective.distill is not None
-        assert session.objective.distill.threshold == 2.0
-        assert session.derived()["threshold"] == "2.0000 standard deviations (any-dimension)"
+    with check_experiment(read_run(path), 1) as experiment:
+        assert experiment.objective.distill is not None
+        assert experiment.objective.distill.threshold == 2.0
+        assert experiment.derived()["threshold"] == "2.0000 standard deviations (any-dimension)"
 
 
 def test_threshold_that_a_share_gives_stands_in_the_resolved_run_which_can_be_run_again(shard_set, tmp_path):
     cache = plant(tmp_path / "cache", shard_set, CONDITION)
-    with check_experiment(read_run(write(tmp_path, shard_set, cache, reject_fraction=0.5)), 2) as session:
-        assert session.run.distill is not None
-        assert session.objective.distill is not None
-        found = session.run.distill.threshold
-        assert found == session.objective.distill.threshold
+    with check_experiment(read_run(write(tmp_path, shard_set, cache, reject_fraction=0.5)), 2) as experiment:
+        assert experiment.run.distill is not None
+        assert experiment.objective.distill is not None
+        found = experiment.run.distill.threshold
+        assert found == experiment.objective.distill.threshold
         assert found not in (None, 2.0)
-        (tmp_path / "again.toml").write_text(public_toml(session.run))
+        (tmp_path / "again.toml").write_text(public_toml(experiment.run))
     with check_experiment(read_run(tmp_path / "again.toml"), 2) as again:
-        assert again.run == session.run
+        assert again.run == experiment.run
 
 
 @pytest.mark.parametrize("given", [2.0, 3.0])
@@ -188,18 +188,18 @@ def test_another_threshold_beside_a_share_to_leave_out_is_refused_with_both(shar
 def test_gate_without_a_threshold_has_none_in_the_resolved_run(shard_set, tmp_path, gate: str):
     # As in the run files of earlier versions, which have the default in any case.
     path = write(tmp_path, shard_set, plant(tmp_path / "cache", shard_set, CONDITION), gate=gate, threshold=2.0)
-    with check_experiment(read_run(path), 1) as session:
-        assert session.run.distill is not None
-        assert session.run.distill.threshold is None
-        assert "threshold" not in session.derived()
+    with check_experiment(read_run(path), 1) as experiment:
+        assert experiment.run.distill is not None
+        assert experiment.run.distill.threshold is None
+        assert "threshold" not in experiment.derived()
 
 
-def decisions(session: Experiment) -> dict[str, bool]:
+def decisions(experiment: Experiment) -> dict[str, bool]:
     """By key of an epoch's utterances: whether they are distilled."""
-    distill = session.objective.distill
+    distill = experiment.objective.distill
     assert distill is not None
     found = {}
-    for step in session.loader.epoch(0):
+    for step in experiment.loader.epoch(0):
         for batch in step.micro_batches:
             assert batch.teacher is not None
             gate_mask = distill.gate_mask(batch.teacher, batch.labels, batch.weight)
@@ -209,8 +209,8 @@ def decisions(session: Experiment) -> dict[str, bool]:
 
 def opened(path: Path) -> dict[str, bool]:
     """The decisions of the run that a file describes."""
-    with closing(open_experiment(read_run(path), Ranks())) as session:
-        return decisions(session)
+    with closing(open_experiment(read_run(path), Ranks())) as experiment:
+        return decisions(experiment)
 
 
 def test_random_gate_takes_the_share_of_the_condition_and_its_resolved_run_takes_the_same_utterances(
@@ -221,16 +221,16 @@ def test_random_gate_takes_the_share_of_the_condition_and_its_resolved_run_takes
     share = 1 - sum(by_condition.values()) / NUM_TRAIN
     assert 0.1 < share < 0.9
     path = write(tmp_path, shard_set, cache, gate="random", threshold=8.0)
-    with closing(open_experiment(read_run(path), Ranks())) as session:
-        assert session.run.distill is not None
-        assert session.run.distill.reject_fraction == pytest.approx(share)
-        assert session.derived()["gate"] == f"random: each utterance rejected with probability {share:.4f}"
-        assert gate_of(session.run, session.condition) == {
-            "gate": "random", "threshold": None, "reject_fraction": session.run.distill.reject_fraction, "seed": 3
+    with closing(open_experiment(read_run(path), Ranks())) as experiment:
+        assert experiment.run.distill is not None
+        assert experiment.run.distill.reject_fraction == pytest.approx(share)
+        assert experiment.derived()["gate"] == f"random: each utterance rejected with probability {share:.4f}"
+        assert gate_of(experiment.run, experiment.condition) == {
+            "gate": "random", "threshold": None, "reject_fraction": experiment.run.distill.reject_fraction, "seed": 3
         }  # fmt: skip
-        first = decisions(session)
-        (tmp_path / "again.toml").write_text(public_toml(session.run))
-    assert first == {key: uniform(3, key) >= session.run.distill.reject_fraction for key in first}
+        first = decisions(experiment)
+        (tmp_path / "again.toml").write_text(public_toml(experiment.run))
+    assert first == {key: uniform(3, key) >= experiment.run.distill.reject_fraction for key in first}
     assert first != by_condition
     assert opened(tmp_path / "again.toml") == first
 
@@ -256,20 +256,20 @@ def test_robust_condition_is_found_from_the_cache_and_recorded(shard_set, tmp_pa
         torch.from_numpy(np.stack(prediction)), torch.from_numpy(np.concatenate(label)), DIMENSIONS, ("Train",)
     )
     path = write(tmp_path, shard_set, cache, residual_scale="robust", threshold=0.5, gate_targets=["valence"])
-    with closing(open_experiment(read_run(path), Ranks())) as session:
-        condition = session.condition
+    with closing(open_experiment(read_run(path), Ranks())) as experiment:
+        condition = experiment.condition
         assert condition is not None
         assert condition.w == pytest.approx(expected.w)
         assert condition.residual_std == (np.inf, pytest.approx(expected.residual_std[1]), np.inf)
         words = "0.5000 robust standard deviations of valence (any-dimension)"
-        assert session.derived()["threshold"] == words
-        recorded = gate_of(session.run, condition)
+        assert experiment.derived()["threshold"] == words
+        recorded = gate_of(experiment.run, condition)
         assert recorded is not None
         assert recorded["fit"]["residual_std"] == [None, pytest.approx(expected.residual_std[1]), None]
-        assert not all(decisions(session).values())
-        gate = gate_from(json.loads(json.dumps({"distill": recorded, "teacher_cache": session.teacher.digest})))
+        assert not all(decisions(experiment).values())
+        gate = gate_from(json.loads(json.dumps({"distill": recorded, "teacher_cache": experiment.teacher.digest})))
         assert gate.in_words() == "any-dimension at 0.5 robust standard deviations of valence"
-        known = gate.on(session.teacher)[1]
+        known = gate.on(experiment.teacher)[1]
         assert (known.w, known.b, known.residual_std) == (condition.w, condition.b, condition.residual_std)
 
 
@@ -278,13 +278,13 @@ def test_gate_by_keys_distils_those_alone_and_refuses_a_file_without_any(shard_s
     names = tmp_path / "keys.txt"
     names.write_text("MSP/ü 0.wav\nMSP/ü 4.wav\nMSP/ü 3.wav\n", encoding="utf-8")  # the last one is in Development
     path = write(tmp_path, shard_set, cache, gate="keys", gate_keys=str(names))
-    with closing(open_experiment(read_run(path), Ranks())) as session:
-        assert {key for key, gate_mask in decisions(session).items() if gate_mask} == {"MSP/ü 0.wav", "MSP/ü 4.wav"}
-        assert session.derived()["gate"] == "keys: 2 of 18 utterances of Train are distilled"
-        digest = session.plan_digest
+    with closing(open_experiment(read_run(path), Ranks())) as experiment:
+        assert {key for key, gate_mask in decisions(experiment).items() if gate_mask} == {"MSP/ü 0.wav", "MSP/ü 4.wav"}
+        assert experiment.derived()["gate"] == "keys: 2 of 18 utterances of Train are distilled"
+        digest = experiment.plan_digest
     names.write_text("MSP/ü 0.wav\n", encoding="utf-8")
-    with closing(open_experiment(read_run(path), Ranks())) as session:
-        assert session.plan_digest != digest, "a resume with other keys is refused"
+    with closing(open_experiment(read_run(path), Ranks())) as experiment:
+        assert experiment.plan_digest != digest, "a resume with other keys is refused"
     names.write_text("MSP/ü 3.wav\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"none of its 1 keys is one of the 18 utterances of Train"):
         open_experiment(read_run(path), Ranks())

@@ -69,8 +69,8 @@ def test_frames_of_words_leave_the_augmentation_of_the_audio_as_it_was(tmp_path:
                 batch={"global_batch_size": 6}, augment={"noises": noises},
             )
         )  # fmt: skip
-        with closing(open_experiment(run, Ranks())) as session:
-            (batch,) = next(iter(session.loader.epoch(0))).micro_batches
+        with closing(open_experiment(run, Ranks())) as experiment:
+            (batch,) = next(iter(experiment.loader.epoch(0))).micro_batches
             received[name] = batch.audio
             assert set(batch.frames) == ({"text"} if frames else set())
     torch.testing.assert_close(received["kept"], received["plain"], rtol=0, atol=0)

@@ -39,12 +39,12 @@ def main() -> None:
     run_file, turns, steps, out = Path(sys.argv[-4]), int(sys.argv[-3]), int(sys.argv[-2]), Path(sys.argv[-1])
     run, ranks = read_run(run_file), rank_facts()
     with process_group(ranks):
-        session = open_experiment(run, ranks)
-        batches = list(islice(session.loader.epoch(0), steps))
-        optimizer = build_optimizer(parameter_groups(session.model), run.optim)
-        engine = Engine(session.model, optimizer, run, ranks=ranks)
+        experiment = open_experiment(run, ranks)
+        batches = list(islice(experiment.loader.epoch(0), steps))
+        optimizer = build_optimizer(parameter_groups(experiment.model), run.optim)
+        engine = Engine(experiment.model, optimizer, run, ranks=ranks)
         engine.train(True)
-        ways = _ways(session, engine)
+        ways = _ways(experiment, engine)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(turns + 1):
             for name in list(ways)[:: 1 if turn % 2 == 0 else -1]:
@@ -55,14 +55,14 @@ def main() -> None:
                 if turn > 0:  # the first one warms up
                     seconds[name].append(time.perf_counter() - began)
         reported = {"seconds": seconds, "steps": len(batches), "num_micro_batches": len(batches[0].micro_batches)}
-        reported["loss"] = _time_losses(batches[0].micro_batches[0], session.objective)
+        reported["loss"] = _time_losses(batches[0].micro_batches[0], experiment.objective)
         if ranks.is_first:
             out.write_text(json.dumps(reported))
         barrier()
 
 
-def _ways(session: Experiment, engine: Engine) -> dict[str, Step]:
-    objective = session.objective
+def _ways(experiment: Experiment, engine: Engine) -> dict[str, Step]:
+    objective = experiment.objective
     by_scope = {scope: replace(objective, scope=scope) for scope in ("global", "micro-batch")}
 
     def ours(scope: str) -> Step:
@@ -75,14 +75,14 @@ def _ways(session: Experiment, engine: Engine) -> dict[str, Step]:
             engine.step()
 
     ways = {"global CCC": ours("global"), "CCC per micro-batch": ours("micro-batch"), "engine, plain loss": with_engine}
-    if session.ranks.num_ranks == 1:
-        ways["bare torch"] = _bare_torch(session)
+    if experiment.ranks.num_ranks == 1:
+        ways["bare torch"] = _bare_torch(experiment)
     return ways
 
 
-def _bare_torch(session: Experiment) -> Step:
+def _bare_torch(experiment: Experiment) -> Step:
     """Forward, backward and optimizer as one would write them without any library but torch."""
-    run, objective = session.run, session.objective
+    run, objective = experiment.run, experiment.objective
     seed_everything(derive_seed("model", run.seed))
     model = build_model(run.model).train()
     optimizer = build_optimizer(parameter_groups(model), run.optim)

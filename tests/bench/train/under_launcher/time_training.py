@@ -58,23 +58,23 @@ def _ours(run: RunConfig, clock: Clock, total: int) -> dict[str, float]:
     from ccts_dist.train.steps.step import train_step
     from ccts_dist.train.zero.engine import Engine
 
-    session = open_experiment(run, Ranks())
-    optimizer = build_optimizer(parameter_groups(session.model), run.optim)
-    engine = Engine(session.model, optimizer, run, ranks=Ranks())
+    experiment = open_experiment(run, Ranks())
+    optimizer = build_optimizer(parameter_groups(experiment.model), run.optim)
+    engine = Engine(experiment.model, optimizer, run, ranks=Ranks())
     engine.train(True)
 
     def steps() -> Iterator[StepBatches]:
         epoch = 0
         while True:
-            yield from session.loader.epoch(epoch)
+            yield from experiment.loader.epoch(epoch)
             epoch += 1
 
     for batches in islice(steps(), total):
-        result = train_step(engine, batches, session.objective, seed=run.seed)
+        result = train_step(engine, batches, experiment.objective, seed=run.seed)
         assert result.update is not None
         clock.step_ended(sum(int(batch.num_samples[batch.weight > 0].sum()) for batch in batches.micro_batches))
     reported = clock.reported()
-    session.close()
+    experiment.close()
     return reported
 
 

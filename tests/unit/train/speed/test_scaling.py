@@ -27,25 +27,30 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def session(config: Path):
-    with check_experiment(read_run(config), 4) as session:
-        yield session
+def experiment(config: Path):
+    with check_experiment(read_run(config), 4) as experiment:
+        yield experiment
 
 
 @pytest.fixture(scope="module")
-def flops(session: Experiment) -> ModelFlops:
-    found = flops_of(session)
+def flops(experiment: Experiment) -> ModelFlops:
+    found = flops_of(experiment)
     assert found is not None
     return found
 
 
-def lines_of(session: Experiment, flops: ModelFlops, *pairs: str) -> list[str]:
+def lines_of(experiment: Experiment, flops: ModelFlops, *pairs: str) -> list[str]:
     """As ``scaling_lines`` gives them, without counting once more."""
     assumed = read_assumptions(pairs).completed("fp32")
     model = CostModel(
-        session.run, sizes_of(session.model), flops, assumed, read_partitioning(session.ds_config), _steps_of(session)
+        experiment.run,
+        sizes_of(experiment.model),
+        flops,
+        assumed,
+        read_partitioning(experiment.ds_config),
+        _steps_of(experiment),
     )
-    return model.lines(4, session.loader.num_utterances)
+    return model.lines(4, experiment.loader.num_utterances)
 
 
 def table(lines: list[str]) -> dict[tuple[int, int], list[float]]:
@@ -54,12 +59,17 @@ def table(lines: list[str]) -> dict[tuple[int, int], list[float]]:
     return {(int(row[0]), int(row[1])): [float(cell) for cell in row[2:]] for row in rows}
 
 
-def test_step_is_that_of_the_rank_with_most_to_compute(session: Experiment, flops: ModelFlops):
+def test_step_is_that_of_the_rank_with_most_to_compute(experiment: Experiment, flops: ModelFlops):
     assumed = read_assumptions([*SLOW, "compute_efficiency=0.5"]).completed("fp32")
     row = CostModel(
-        session.run, sizes_of(session.model), flops, assumed, read_partitioning(session.ds_config), _steps_of(session)
+        experiment.run,
+        sizes_of(experiment.model),
+        flops,
+        assumed,
+        read_partitioning(experiment.ds_config),
+        _steps_of(experiment),
     ).row(4, 8)
-    loader = session.loader
+    loader = experiment.loader
     slowest = [
         max(len(part.rows) * flops.training.of_row(part.rows[0].num_samples) for part in loader.parts(0, step)[0])
         for step in range(loader.steps_per_epoch)
@@ -70,15 +80,15 @@ def test_step_is_that_of_the_rank_with_most_to_compute(session: Experiment, flop
 
 
 def test_second_round_of_forward_passes_is_computed_as_well(config: Path, flops: ModelFlops):
-    with check_experiment(read_run(config, ["batch.micro_batch_size=1", "batch.forward_rounds=two"]), 4) as session:
+    with check_experiment(read_run(config, ["batch.micro_batch_size=1", "batch.forward_rounds=two"]), 4) as experiment:
         assumed = read_assumptions(SLOW).completed("fp32")
         row = CostModel(
-            session.run,
-            sizes_of(session.model),
+            experiment.run,
+            sizes_of(experiment.model),
             flops,
             assumed,
-            read_partitioning(session.ds_config),
-            _steps_of(session),
+            read_partitioning(experiment.ds_config),
+            _steps_of(experiment),
         ).row(4, 8)
         assert row.num_micro_batches == 2
         slowest = [
@@ -87,15 +97,15 @@ def test_second_round_of_forward_passes_is_computed_as_well(config: Path, flops:
                     flops.training.of_row(part.rows[0].num_samples) + flops.forward.of_row(part.rows[0].num_samples)
                     for part in parts
                 )
-                for parts in zip(*session.loader.parts(0, step), strict=True)
+                for parts in zip(*experiment.loader.parts(0, step), strict=True)
             )
             for step in range(8)
         ]
         assert row.cost.compute_s == pytest.approx(sum(slowest) / 8 / (1e9 * 0.4))
 
 
-def test_table_has_one_gpu_a_host_and_all_of_them(session: Experiment):
-    rows = table(scaling_lines(session, [*SLOW, "gpus_per_host=2"], 4))
+def test_table_has_one_gpu_a_host_and_all_of_them(experiment: Experiment):
+    rows = table(scaling_lines(experiment, [*SLOW, "gpus_per_host=2"], 4))
     assert list(rows)[:3] == [(1, 8), (2, 8), (4, 8)]
     num_micro_batches, compute, reduction, waits, step, epoch, utterances, efficiency = rows[1, 8]
     assert (num_micro_batches, reduction, waits, efficiency) == (1, 0, 0, 100)
@@ -104,10 +114,10 @@ def test_table_has_one_gpu_a_host_and_all_of_them(session: Experiment):
     assert utterances == pytest.approx(8 / (step / 1e3), abs=1)
 
 
-def test_larger_batches_are_suggested_where_gpus_wait_for_the_network(session: Experiment, flops: ModelFlops):
+def test_larger_batches_are_suggested_where_gpus_wait_for_the_network(experiment: Experiment, flops: ModelFlops):
     # Computing a batch takes milliseconds, and so does the reduction: 48 kB and more over one megabyte per second.
     slow_network = ("peak_tflops=0.01", "launch_us=0", "step_ms=1", "host_gbit_s=0.01", "gpus_per_host=1")
-    lines = lines_of(session, flops, *slow_network, "busy=0.9")
+    lines = lines_of(experiment, flops, *slow_network, "busy=0.9")
     rows = table(lines)
     small, large = rows[4, 8], rows[4, 16]
     assert small[-1] < large[-1] < rows[4, 64][-1]
@@ -118,12 +128,12 @@ def test_larger_batches_are_suggested_where_gpus_wait_for_the_network(session: E
     assert "and 0.08 (linear, for SGD) instead of 0.01" in words
     assert "an epoch then has 1 steps instead of 8" in words
     assert "suggestion, to be tried" in words
-    none = "\n".join(lines_of(session, flops, *slow_network, "busy=1"))
+    none = "\n".join(lines_of(experiment, flops, *slow_network, "busy=1"))
     assert "an efficiency of 100%, which none of these reaches:" in none
 
 
-def test_busy_gpus_need_no_larger_batch(session: Experiment, flops: ModelFlops):
-    lines = lines_of(session, flops, *SLOW, "busy=0.3")
+def test_busy_gpus_need_no_larger_batch(experiment: Experiment, flops: ModelFlops):
+    lines = lines_of(experiment, flops, *SLOW, "busy=0.3")
     assert lines[-1] == "  4 GPUs are busy: an efficiency of 30% is reached"
 
 

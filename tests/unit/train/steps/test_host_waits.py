@@ -71,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def session_of(place: Path, name: str, *, micro: int) -> Any:
+def experiment_of(place: Path, name: str, *, micro: int) -> Any:
     sections = {key: dict(values) for key, values in RUNS[name].items()}
     data = {"teacher_cache": str(place / "cache")} if "distill" in sections else {}
     sections["batch"] = {"global_batch_size": 16, "micro_batch_size": micro}
@@ -83,16 +83,16 @@ def on_gpu(model: nn.Module) -> Iterator[Tensor]:
     return chain(model.parameters(), model.buffers())
 
 
-def waits_of_step(session: Experiment, graph_samples: int) -> HostWaits:
+def waits_of_step(experiment: Experiment, graph_samples: int) -> HostWaits:
     """Of the second step: what is made once has been made."""
-    engine = PlainEngine(session.model.train())
-    source = chain.from_iterable(session.loader.epoch(epoch) for epoch in range(2))
-    with pretended_gpu(on_gpu(session.model)) as waits:
+    engine = PlainEngine(experiment.model.train())
+    source = chain.from_iterable(experiment.loader.epoch(epoch) for epoch in range(2))
+    with pretended_gpu(on_gpu(experiment.model)) as waits:
         for _ in range(2):
             waits.clear()
             aside = torch.zeros(10, dtype=torch.float64)
             result = train_step(
-                engine, next(source), session.objective, seed=1, aside=aside, graph_samples=graph_samples
+                engine, next(source), experiment.objective, seed=1, aside=aside, graph_samples=graph_samples
             )
     assert result.update is not None, "the loss is finite"
     assert result.num_rows == 16
@@ -109,9 +109,9 @@ def test_host_waits_for_a_step_no_more_often_than_its_sums_need(
     place: Path, name: str, micro: int, graph_samples: int, ceiling: int
 ):
     """The step of an engine that waits for nothing; DeepSpeed's own norm of the gradient comes on top."""
-    with session_of(place, name, micro=micro) as session:
-        assert session.loader.cuts().most_micro_batches == 16 // micro
-        waits = waits_of_step(session, graph_samples)
+    with experiment_of(place, name, micro=micro) as experiment:
+        assert experiment.loader.cuts().most_micro_batches == 16 // micro
+        waits = waits_of_step(experiment, graph_samples)
     assert waits.total() <= ceiling, waits
 
 
@@ -132,14 +132,14 @@ def test_host_waits_are_counted_at_all(place: Path):
 
 @pytest.mark.parametrize("name", ["categories", "teacher with text"])
 def test_host_waits_for_a_validation_once_a_step(place: Path, name: str):
-    with session_of(place, name, micro=4) as session:
-        model, loader = session.model.eval(), session.valid_loader
-        extras = Extras(bins=(0.25, 0.75), spearman=True, categories=session.run.model.categories)
+    with experiment_of(place, name, micro=4) as experiment:
+        model, loader = experiment.model.eval(), experiment.valid_loader
+        extras = Extras(bins=(0.25, 0.75), spearman=True, categories=experiment.run.model.categories)
 
         def forward(batch: Batch) -> Any:
             return model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens)
 
-        targets, weights = session.run.model.targets, session.objective.target_weights
+        targets, weights = experiment.run.model.targets, experiment.objective.target_weights
         with pretended_gpu(on_gpu(model)) as waits:
             pretended = evaluate(forward, loader, targets, weights, CUDA, extras=extras)
         assert waits.total() <= loader.steps_per_epoch, waits

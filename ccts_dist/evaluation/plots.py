@@ -20,7 +20,7 @@ from ccts_dist.plotting import (
     span_decades,
     to_svg,
 )
-from ccts_dist.scoring import Interval, PredictionTable, TargetFigures, calibration_bins
+from ccts_dist.scoring import Interval, PredictionTable, TargetMetrics, calibration_bins
 from ccts_dist.train.curves import smoothed
 
 Picture = tuple[str, str]
@@ -40,7 +40,7 @@ _LINES = ("-", "--", "-.", ":")
 
 
 def draw_predictions(
-    name: str, split: str, table: PredictionTable, figures: TargetFigures, scale: tuple[float, float]
+    name: str, split: str, table: PredictionTable, figures: TargetMetrics, scale: tuple[float, float]
 ) -> Picture:
     """Density of predictions and labels of one target on equal axes, with the line where they are equal."""
     from matplotlib.colors import LinearSegmentedColormap, to_rgb
