@@ -195,7 +195,7 @@ _LOST_IN_NCCL = re.compile(
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because a rank has gone or did not come in time, rather than by a mistake.
+    """True if a collective failed because a rank has gone or did not come in time, rather than by a mistake.
 
     Alone a rank loses nobody.
     """
@@ -212,7 +212,7 @@ def _grouped() -> bool:
 
 
 def _collective_device() -> torch.device:
-    """Where tensors of collectives between ranks' programs are to be: on the CPU, if the group has it."""
+    """Device of tensors in collectives between ranks' programs: the CPU, if the group has it."""
     if "cpu" in {device.type for device in distributed_c10d._get_default_group()._device_types}:
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -259,7 +259,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class PendingResult(Generic[Answer]):
-    """What came of an action on this rank, and whether the rank has a wish; the others do not know of it yet.
+    """Outcome of an action on this rank, and whether the rank has a wish; the others do not know of it yet.
 
     ``agree_or_raise`` and ``run_on_all_ranks`` report them at once. Where ranks add numbers up soon anyway, ``votes``
     may ride along: every rank adds its own, and hands the sums to ``settle``.
@@ -309,7 +309,7 @@ def agree_or_raise(error: CctsError | None) -> None:
 
 
 def run_on_all_ranks(action: Callable[[], Answer]) -> Answer:
-    """What ``action`` gives on this rank, once it has gone well on all; raises on all what it raised on any.
+    """Run ``action``; its result on this rank, once it has gone well on all. Raises on all what it raised on any.
 
     Every rank must call it; ``action`` itself must not wait for other ranks.
     """

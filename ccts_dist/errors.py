@@ -1,4 +1,4 @@
-"""What can go wrong, as one small tree.
+"""The errors of the package, as one small tree.
 
 Every message names what value was met, which rule it breaks and what to do, and names the file, shard or key.
 ``run_main`` turns a ``CctsError`` into one line on stderr and ``exit_code``; anything else is a bug and keeps its
@@ -111,7 +111,7 @@ class OutputError(CctsError):
 
 
 class BuildError(CctsError):
-    """What DeepSpeed compiles at its first start on a host, and cannot."""
+    """A library that DeepSpeed compiles at its first start on a host cannot be compiled."""
 
 
 class PeerLostError(CctsError):
@@ -219,7 +219,7 @@ def _full_in_words(error: Exception) -> str:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """What is imported within is there a tenth sooner: the garbage collector rests, since imports leave no garbage.
+    """Import a tenth sooner: the garbage collector rests within, since imports leave no garbage.
 
     It passes over what is there by the end for good, which keeps its passes short while the command works.
     """
@@ -260,7 +260,7 @@ def escaped(character: str) -> str:
 
 
 def is_first_rank() -> bool:
-    """Whether this process speaks for all: launchers give each its rank."""
+    """True if this process speaks for all: launchers give each its rank."""
     return os.environ.get("RANK", "0") == "0"
 
 

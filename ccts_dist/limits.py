@@ -46,13 +46,16 @@ MOST_JSON_VALUES = 4_000_000
 """Values and braces of a JSON document: 64 MiB of ``{},`` would take 2 GB as Python objects."""
 
 MOST_JSON_DIGITS = 40
-"""Of a whole number in JSON: more than 64 bits hold, so that what a larger number stands for can be named."""
+"""Most digits of a whole number in JSON: more than 64 bits hold, so that what a larger number stands for can be
+named."""
 
 MOST_TEXT_BYTES = 255
-"""Of a text in a manifest's list of shards, such as a file's name. All of a column take the room of the longest."""
+"""Most bytes of a text in a manifest's list of shards, such as a file's name. All of a column take the room of the
+longest."""
 
 MOST_MEMBER_SAMPLES = 3_600 * 16_000
-"""Of an utterance in an index: an hour; builders take ten minutes. FLAC states up to 2^36, and decoders make room."""
+"""Most samples of an utterance in an index: an hour; builders take ten minutes. FLAC states up to 2^36, and
+decoders make room."""
 
 
 def read_limited(path: Path, what: str) -> bytes:

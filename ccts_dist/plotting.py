@@ -18,13 +18,13 @@ _TARGETS = ("#cc6677", "#a48a1e", "#7d6fd1", "#3aa0b8", "#a0522d", "#708090")
 _KNOWN = ("activation", "valence", "dominance")
 
 INTERVAL = {"markersize": 5, "capsize": 2.5, "elinewidth": 1.3, "linestyle": "none"}
-"""Of marks with their intervals."""
+"""Style of marks with their intervals."""
 
 _INK = "#010203"
 """Stands for the page's text colour until the picture is written; nothing is drawn in it otherwise."""
 
 _DPI = 200
-"""Of what is an image within a picture, and of pictures as PNG: as fine as a phone shows it."""
+"""Resolution of what is an image within a picture, and of pictures as PNG: as fine as a phone shows it."""
 
 
 def color_of(target: str, number: int = 0) -> str:
@@ -94,7 +94,7 @@ def scale_ticks(low: float, high: float) -> list[float]:
 
 
 def span_decades(values: Iterable[float]) -> bool:
-    """Whether a logarithmic axis is needed: all are positive, and the largest is more than ten times the least."""
+    """True if a logarithmic axis is needed: all are positive, and the largest is more than ten times the least."""
     low = high = None
     for value in values:
         low, high = min(value, low or value), max(value, high or value)

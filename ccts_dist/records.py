@@ -1,4 +1,4 @@
-"""What goes from stage to stage, and the words for it.
+"""The records that go from stage to stage, and the words for them.
 
 Axis words in tensor annotations: ``batch`` utterances, ``samples`` of audio, ``frames`` of an encoder, ``tokens`` of a
 transcript, ``hidden`` features, ``dim`` emotion dimensions (or the named targets of a run).
@@ -19,7 +19,7 @@ DIMENSIONS = ("activation", "valence", "dominance")
 """The order of the emotion dimensions, everywhere. Index by name: ``DIMENSIONS.index("valence")``."""
 
 VARIANCE = ".variance"
-"""What a target's name ends in that is the variance of the raters of another one: see ``varied_target``."""
+"""Ending of the name of a target that is the variance of another one's raters: see ``varied_target``."""
 
 SAMPLE_RATE_HZ = 16_000
 """Sample rate of all audio in shards and models; other rates are resampled when shards are built."""
@@ -122,7 +122,7 @@ class TeacherBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameBatch:
-    """What a frozen encoder made of a ``Batch``, row for row, padded with zeros."""
+    """Frames of a ``Batch`` from a frozen encoder, row for row, padded with zeros."""
 
     frames: Float[Tensor, "batch frames features"]
     num_frames: Int64[Tensor, " batch"]
@@ -208,4 +208,4 @@ class StepBatches:
     """Position within the epoch, from 0."""
 
     micro_batches: tuple[Batch, ...]
-    """As many on every rank."""
+    """Micro-batches, equally many on every rank."""

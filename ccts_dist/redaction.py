@@ -74,7 +74,7 @@ _HEADER = re.compile(
 
 _known: set[str] = set()
 _pattern: list[re.Pattern[str]] = []
-"""Of all that is known; empty where it has to be made anew."""
+"""Pattern of all that is known; empty where it has to be made anew."""
 
 
 def without_credentials(address: str) -> str:
@@ -98,7 +98,7 @@ def userinfo_of(address: str) -> str:
 
 
 def redact_addresses(text: str) -> str:
-    """As ``without_credentials`` for an address, and for each address within a text."""
+    """Like ``without_credentials`` for an address, and for each address within a text."""
     return without_credentials(text) if _SCHEME.match(text) else _ADDRESS.sub(_cut, text)
 
 

@@ -45,11 +45,11 @@ _OPTIONAL_WEIGHTS = ("masked_spec_embed", "position_ids")  # fillers of training
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What was transcribed of one window."""
+    """Transcript of one window."""
 
     transcript: str
     total: float
-    """Of the probabilities (CTC) or log-probabilities (sequence-to-sequence) that the confidence is the mean of."""
+    """Sum of the probabilities (CTC) or log-probabilities (sequence-to-sequence) that the confidence is the mean of."""
 
     count: int
 
@@ -65,14 +65,14 @@ class AsrModel(Protocol):
     """Shortest wave it takes."""
 
     pads: bool
-    """Whether waves of different lengths may share a pass."""
+    """True if waves of different lengths may share a pass."""
 
     def pieces(self, waves: Sequence[Float32[np.ndarray, " _samples"]]) -> list[Piece]:
-        """What is transcribed of each wave, in one forward pass."""
+        """Transcripts of the waves, in one forward pass."""
         ...
 
     def confidence(self, total: float, count: int) -> float:
-        """Of pieces with this total and count together."""
+        """Confidence of pieces with this total and count together."""
         ...
 
 
@@ -307,7 +307,7 @@ def _no_language(place: str, language: str, what: str) -> ConfigError:
 
 
 def _ignores_padding(config: Any) -> bool:
-    """Whether a wave model of this configuration gives padded rows, with a mask, what it gives them alone."""
+    """True if a wave model of this configuration gives padded rows, with a mask, what it gives them alone."""
     return (
         config.model_type in _PADDED_TYPES
         and config.feat_extract_norm == "layer"

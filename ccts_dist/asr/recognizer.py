@@ -28,10 +28,10 @@ _QUIET_SAMPLES = SAMPLE_RATE_HZ // 5  # a pause between words
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """What was transcribed of one utterance."""
+    """Transcript of one utterance."""
 
     transcript: str
-    """As the model spells it, white space made single; empty when it transcribed no word."""
+    """Transcript in the model's spelling, white space made single; empty when it transcribed no word."""
 
     confidence: float
     """0..1; 0 when no word was transcribed.

@@ -26,15 +26,15 @@ _GROUP_UTTERANCES = 128
 """Decoded together, so that batches are of like length; few enough to lose little in memory and in a kill."""
 
 _GROUP_BYTES = 64_000_000
-"""Of audio files: a group of long recordings holds fewer."""
+"""Bytes of audio files: a group of long recordings holds fewer."""
 
 _GROUP_SECONDS = 14_400.0
-"""Of audio, as headers state it (0.5 GB once decoded): so does a group of small files that unfold to hours."""
+"""Seconds of audio, as headers state it (0.5 GB once decoded): so does a group of small files that unfold to hours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transcribed:
-    """What came of a pass."""
+    """Result of one pass."""
 
     num_transcribed: int
     num_reused: int
@@ -65,7 +65,7 @@ def wanted_utterances(utterances: Sequence[Utterance | Rejected], *, everything:
 
 
 def transcripts_path(corpus: Path) -> Path:
-    """Where what was transcribed of a corpus goes by default: beside its folder or manifest.
+    """Default file of a corpus's transcripts: beside its folder or manifest.
 
     Raises:
         ConfigError: there is no place next to it.

@@ -1,4 +1,4 @@
-"""What is done to the audio of utterances that are trained on: speed, reverberation, noise.
+"""Augmentation of the audio of training utterances: speed, reverberation, noise.
 
 Every draw is a pure function of (seed, epoch, key) and of what it is for, so that an utterance sounds the same on any
 rank, in any thread and after a resume, and turning one thing on leaves the others as they were. Validation, test and
@@ -24,7 +24,7 @@ GENERATED = ("white", "pink", "babble")
 """Noises that need no files."""
 
 TALKERS = 4
-"""Of babble."""
+"""Number of voices of babble."""
 
 MAX_RESPONSE_S = 30.0
 """An impulse response that is longer is a recording of something else."""
@@ -56,7 +56,7 @@ class Augmenter:
         self._rooms = [(folder, number) for folder in responses for number in range(len(folder))]
         sources = [source if isinstance(source, str) else source.digest for source in (*self._noises, *responses)]
         self.digest = hashlib.sha256(repr(sources).encode()).hexdigest() if sources else ""
-        """Of what the folders hold, wherever they are; "" without any source of sound."""
+        """Digest of what the folders hold, wherever they are; "" without any source of sound."""
 
     @property
     def slowest(self) -> Fraction:

@@ -11,5 +11,5 @@ _FULL_SCALE = 32_767
 
 
 def is_clipped(whole: Int16[np.ndarray, " samples"]) -> bool:
-    """Whether more than ``CLIPPED_SHARE`` of the samples are at full scale, to either side."""
+    """True if more than ``CLIPPED_SHARE`` of the samples are at full scale, to either side."""
     return bool(np.mean((whole >= _FULL_SCALE) | (whole <= -_FULL_SCALE)) > CLIPPED_SHARE)

@@ -65,7 +65,7 @@ def convert_audio(
 
 
 def decode_part(path: Path, segment_s: tuple[float, float] | None, *, max_duration_s: float) -> Decoded | str:
-    """As ``decode_segment``, or ``decode_audio`` of the whole file where there is no segment."""
+    """Like ``decode_segment``, or ``decode_audio`` of the whole file where there is no segment."""
     if segment_s is None:
         return decode_audio(path, max_duration_s=max_duration_s)
     return decode_segment(path, segment_s, max_duration_s=max_duration_s)

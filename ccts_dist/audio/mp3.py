@@ -116,7 +116,7 @@ def _walk(data: _Paged, at: int, end: int) -> tuple[int, str]:
 
 
 def _is_joined(data: _Paged, at: int, end: int, stated: int | None) -> bool:
-    """Whether another file follows the one whose first frame, at an offset, states its number of frames.
+    """True if another file follows the one whose first frame, at an offset, states its number of frames.
 
     Damage is left to the decoder, which holds what it finds against that number.
     """
@@ -139,7 +139,7 @@ def _is_joined(data: _Paged, at: int, end: int, stated: int | None) -> bool:
 
 
 def _next_frames(data: _Paged, at: int, end: int) -> int:
-    """Where two frames of one kind begin next; -1 if nowhere."""
+    """Next offset at which two frames of one kind begin; -1 if nowhere."""
     tag = _tag_between(data, at)
     if tag:
         return at + tag
@@ -166,7 +166,8 @@ def _tag_between(data: _Paged, at: int) -> int:
 
 
 def _end_of_frames(data: _Paged) -> int:
-    """Where the tags behind the frames begin: ID3v1 last, APE and Lyrics3 before it; ID3v2 is met on the way."""
+    """Place at which the tags behind the frames begin: ID3v1 last, APE and Lyrics3 before it; ID3v2 is met on the
+    way."""
     end = data.size - 128 if data.at(max(0, data.size - 128), 3) == b"TAG" and data.size >= 128 else data.size
     before = -1
     while end != before:

@@ -19,7 +19,7 @@ SUFFIXES = (
     ".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".nist", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".sph", ".w64",
     ".wav",
 )  # fmt: skip
-"""What libsndfile reads; other files, such as a corpus's README, are passed over."""
+"""File name endings that libsndfile reads; other files, such as a corpus's README, are passed over."""
 
 _LIMITS = AudioLimits(max_duration_s=math.inf)
 """Pieces are read of files of any duration."""
@@ -62,7 +62,7 @@ class NoiseBank:
         self._sounds = [one for one in opened if not isinstance(one, str)]
         facts = [(str(one.path.relative_to(self.root)), one.num_frames, one.rate_hz) for one in self._sounds]
         self.digest = hashlib.sha256(repr(facts).encode()).hexdigest()
-        """Of names, lengths and rates, not of where the folder is."""
+        """Digest of names, lengths and rates, not of where the folder is."""
 
     def __len__(self) -> int:
         return len(self._sounds)
@@ -95,7 +95,7 @@ class NoiseBank:
         return self._read(sound, 0, sound.num_frames)
 
     def path(self, number: int) -> Path:
-        """Of one file."""
+        """Path of one file."""
         return self._sounds[number].path
 
     def _read(self, sound: _Sound, start: int, num_frames: int) -> Float64[np.ndarray, " samples"]:
@@ -129,7 +129,7 @@ def _audio_files(root: Path, key: str) -> Iterator[Path]:
 
 
 def _opened(path: Path, max_duration_s: float) -> _Sound | str:
-    """What a file's header states, or in words why it cannot be used."""
+    """The header of an audio file, or in words why the file cannot be used."""
     limits = AudioLimits(max_duration_s=max_duration_s) if max_duration_s else _LIMITS
     try:
         with open_audio(path, limits) as file:

@@ -1,4 +1,4 @@
-"""What an audio file states of its own length, to find the ones that were cut.
+"""The length that an audio file states, to find files that were cut.
 
 libsndfile reads a WAV, AIFF, AU or W64 that ends early as a shorter file, an Ogg stream that lacks any of its pages
 too, and an MP3 without a count of its frames as long as it guesses. So the structure is looked at before: headers and
@@ -34,7 +34,7 @@ _MOST_TAGS = 100
 """Bytes, chunks and tags that are looked at, whatever a header states."""
 
 _DIGITS = 18
-"""Of a number in a text header: more than any file has bytes."""
+"""Most digits of a number in a text header: more than any file has bytes."""
 
 _WHOLE_HEADER = re.compile(rb"(?:RIFF|RF64).{4}WAVEfmt ", re.DOTALL)
 _FLAC_HEADER = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
@@ -132,7 +132,7 @@ def _begins_again(file: Opened, head: bytes, end: int) -> bool:
 
 
 def _only_chunks(file: Opened, at: int, size: int) -> bool:
-    """Whether chunks, and no audio, fill the rest of a RIFF file."""
+    """True if chunks, and no audio, fill the rest of a RIFF file."""
     for _ in range(_CHUNK_LIMIT):
         head = read_at(file, at, 8)
         if len(head) < 8:
@@ -145,7 +145,7 @@ def _only_chunks(file: Opened, at: int, size: int) -> bool:
 
 
 def _stated_place(file: Opened, head: bytes, size: int) -> tuple[int, int] | None:
-    """Where the audio begins, and how many bytes the header states it has; None where that is not stated."""
+    """Place at which the audio begins, and how many bytes the header states it has; None where that is not stated."""
     kind, place = head[:4], None
     if kind in (b"RIFF", b"RIFX", b"RF64"):
         place = _chunk(file, size, b"data", ">" if kind == b"RIFX" else "<")
@@ -170,7 +170,7 @@ def _stated_place(file: Opened, head: bytes, size: int) -> tuple[int, int] | Non
 
 
 def _chunk(file: Opened, size: int, name: bytes, order: str) -> tuple[int, int] | None:
-    """Where the body of a chunk begins, and its stated size."""
+    """Place at which the body of a chunk begins, and its stated size."""
     at = 12
     for _ in range(_CHUNK_LIMIT):
         if at + 8 > size:
@@ -268,20 +268,20 @@ def _ogg_page(file: Opened, at: int) -> bytes:
 
 
 def _ogg_checksum(page: bytes) -> bytes:
-    """What a page must have in its bytes 22 to 25: a CRC-32 of the rest, of zlib's polynomial, from the highest bit."""
+    """The checksum in bytes 22 to 25 of a page: a CRC-32 of the rest, of zlib's polynomial, from the highest bit."""
     mirrored = (page[:22] + bytes(4) + page[26:]).translate(_MIRRORED)
     return (zlib.crc32(mirrored, 0xFFFF_FFFF) ^ 0xFFFF_FFFF).to_bytes(4, "big").translate(_MIRRORED)
 
 
 def _find(file: Opened, wanted: bytes, at: int) -> int:
-    """Where these bytes come next; -1 if they do not."""
+    """Next offset of these bytes; -1 if they do not come."""
     if read_at(file, at, len(wanted)) == wanted:
         return at
     return _search(file, re.compile(re.escape(wanted)), at)
 
 
 def _search(file: Opened, wanted: re.Pattern[bytes], at: int) -> int:
-    """Where a pattern, of fewer than 32 bytes, is met next; -1 if it is not."""
+    """Next offset that matches a pattern of fewer than 32 bytes; -1 if none does."""
     while block := read_at(file, at, _BLOCK):
         found = wanted.search(block)
         if found:

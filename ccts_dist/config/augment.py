@@ -1,4 +1,4 @@
-"""What a run file can hold about changing the input of a model while it is trained."""
+"""The tables of a run file that change a model's input in training."""
 
 from dataclasses import dataclass
 

@@ -11,12 +11,12 @@ from ccts_dist.redaction import redact_addresses
 
 
 def public_tree(run: RunConfig) -> dict[str, Any]:
-    """As ``run_to_tree``, with the credentials taken out of every address."""
+    """Like ``run_to_tree``, with the credentials taken out of every address."""
     return {key: _public(value) for key, value in run_to_tree(run).items()}
 
 
 def public_toml(run: RunConfig) -> str:
-    """As ``run_to_toml``, with the credentials taken out of every address."""
+    """Like ``run_to_toml``, with the credentials taken out of every address."""
     return tomli_w.dumps(public_tree(run))
 
 

@@ -1,4 +1,4 @@
-"""What a run file can hold of the model: the tables under ``[model]``."""
+"""The tables of a run file under ``[model]``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -21,7 +21,7 @@ class Between:
 Count = Annotated[int, Between(1)]
 CountOrZero = Annotated[int, Between(0)]
 Positive = Annotated[float, Between(1e-12)]
-"""As small as anyone could mean, but not 0."""
+"""Positive number, as small as anyone could mean, but not 0."""
 NotNegative = Annotated[float, Between(0)]
 Share = Annotated[float, Between(0, 1)]
 Speed = Annotated[float, Between(0.5, 2)]

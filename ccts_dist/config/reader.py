@@ -164,7 +164,7 @@ def _build(cls: type, tree: Any, path: tuple[str, ...], source: str) -> Any:
 
 
 def _hint(key: str, names: Sequence[str]) -> str:
-    """What an unknown key of a table with these names most likely means."""
+    """The most likely meaning of an unknown key of a table with these names."""
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
     if near and difflib.SequenceMatcher(None, key, near[0]).ratio() > _SLIP:
         return f"Did you mean {near[0]!r}?"

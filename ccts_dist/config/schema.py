@@ -1,4 +1,4 @@
-"""What a run file can hold: frozen dataclasses, one per table.
+"""Schema of run files: frozen dataclasses, one per table.
 
 Every field's docstring gives its meaning, unit and range; the range itself stands in the annotation and is enforced
 by ``config.reader``. Nothing is built, read or rewritten here.
@@ -158,7 +158,7 @@ class LossConfig:
     then count less."""
 
     category_target: Literal["category", "votes"] = "category"
-    """What the cross-entropy compares with. "category": the category of each utterance. "votes": the distribution of
+    """Target of the cross-entropy. "category": the category of each utterance. "votes": the distribution of
     its raters' votes over ``model.categories`` (soft labels), from the labels of those names, such as CREMA-D's. Shares
     are scaled to add up to 1; utterances without votes for any are ignored. Class weights and focal factor apply to
     each category's term. Validation and test stay by category, and add ``category_kl_to_votes``."""

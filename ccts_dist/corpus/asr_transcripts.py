@@ -26,7 +26,7 @@ _FILE, _LINE = "file of transcripts", "line of a label table"  # keys of LIMITS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsrTranscript:
-    """What a recognizer transcribed of one utterance."""
+    """A recognizer's transcript of one utterance."""
 
     key: str
     transcript: str
@@ -39,7 +39,7 @@ class AsrTranscript:
     """Name of the model, for people."""
 
     digest: str
-    """Of the model's weights; two models of one digest are the same."""
+    """Digest of the model's weights; two models of one digest are the same."""
 
     language: str | None
     """Language that the model was asked for; None for its own way of finding out."""
@@ -48,7 +48,7 @@ class AsrTranscript:
 
 
 def read_transcripts(path: str | Path) -> Mapping[str, AsrTranscript]:
-    """What was transcribed, by key, in the file's order. A last line that a kill has cut short is omitted.
+    """Transcripts by key, in the file's order. A last line that a kill has cut short is omitted.
 
     Raises:
         CorpusError: no such file, or it is no file of what a recognizer transcribed.
@@ -103,7 +103,7 @@ def _with_words(
 
 
 def has_transcript(utterance: Utterance) -> bool:
-    """Whether the corpus itself names what was spoken; white space states nothing."""
+    """True if the corpus itself names what was spoken; white space states nothing."""
     return bool(utterance.transcript.strip())
 
 
@@ -184,7 +184,7 @@ def _open_alone(path: Path) -> Any:
 
 
 def _parse(file: BinaryIO, path: Path) -> tuple[dict[str, AsrTranscript], int]:
-    """What the whole lines state, by key, and how many bytes they take; a last line without its end is omitted."""
+    """Transcripts of the whole lines, by key, and how many bytes they take; a last line without its end is omitted."""
     transcripts: dict[str, AsrTranscript] = {}
     num_bytes, number = 0, 1
     while (line := file.readline(LIMITS[_LINE] + 1)).endswith(b"\n") and len(line) <= LIMITS[_LINE]:

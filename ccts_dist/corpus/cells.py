@@ -1,4 +1,4 @@
-"""What stands in the cells of label files: text, ratings, and in words what is wrong with them."""
+"""Cells of label files: text, ratings, and in words what is wrong with them."""
 
 import csv
 import math
@@ -64,7 +64,7 @@ def variances_of(ratings: Mapping[str, Sequence[float]], labels: Mapping[str, fl
 
 
 def text_fault(text: str) -> str:
-    """What keeps a text from being stored, in words that follow its name; "" if nothing does."""
+    """The reason why a text cannot be stored, in words that follow its name; "" if it can."""
     if has_bad_bytes(text):
         return "is not UTF-8"
     if any(unicodedata.category(character) == "Cc" for character in text):
@@ -73,7 +73,7 @@ def text_fault(text: str) -> str:
 
 
 def has_bad_bytes(text: str) -> bool:
-    """Whether the text holds surrogates: bytes that were not UTF-8, or half of a pair in JSON."""
+    """True if the text holds surrogates: bytes that were not UTF-8, or half of a pair in JSON."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -96,7 +96,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """As ``text_lines``, each line with its end."""
+    """Like ``text_lines``, each line with its end."""
     most = LIMITS["line of a label table"]
     try:
         with open(open_regular(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

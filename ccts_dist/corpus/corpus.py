@@ -1,4 +1,4 @@
-"""What every corpus reader returns."""
+"""The result of every corpus reader."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -58,7 +58,7 @@ class AudioFolder:
         return self.folder / found
 
     def find_any_ending(self, name: str) -> Path | None:
-        """As ``find``; failing that, the only audio file that differs in its ending: ``.WAV``, ``.flac``.
+        """Like ``find``; failing that, the only audio file that differs in its ending: ``.WAV``, ``.flac``.
 
         So a corpus whose audio was converted is read with its own label file.
         """
@@ -75,7 +75,7 @@ class AudioFolder:
 
 
 def is_audio(name: str) -> bool:
-    """Whether a file's name ends as audio does."""
+    """True if a file's name ends as audio does."""
     return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 

@@ -29,12 +29,12 @@ _MAGIC = (
 _REMOTE = ("hf://", "https://", "http://")
 _SAVED = ("dataset_dict.json", "state.json")
 _FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".jsonl": "json", ".json": "json"}
-"""Of a single file, by its ending."""
+"""Builder names of a single file, by its ending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """What each column of a data set is; ``json.emotion`` is the field ``emotion`` of the column ``json``."""
+    """The columns of a data set by their meaning; ``json.emotion`` is the field ``emotion`` of the column ``json``."""
 
     audio: str = "audio"
     key: str | None = None
@@ -186,7 +186,7 @@ def _held(column: str, kind: Any) -> str:
 
 
 def _unreadable(datasets: Any) -> tuple[type[Exception], ...]:
-    """What ``datasets`` raises for what it cannot read or fetch."""
+    """Errors that ``datasets`` raises for what it cannot read or fetch."""
     return (
         OSError,
         ValueError,

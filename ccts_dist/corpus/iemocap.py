@@ -20,7 +20,7 @@ SCALE = (1.0, 5.0)
 """Raters of IEMOCAP choose from 1 to 5."""
 
 HEADER_ORDER = ("valence", "activation", "dominance")
-"""Of the mean ratings in a header line; not the order of ``DIMENSIONS``."""
+"""Order of the mean ratings in a header line; not the order of ``DIMENSIONS``."""
 
 GENDERS = {"F": "Female", "M": "Male"}
 """By the letter of the speaker; spelt as in MSP-Podcast."""
@@ -42,7 +42,7 @@ class _Block:
     line: int
     category: str = ""
     means: str = ""
-    """What stands between the brackets: three ratings."""
+    """The text between the brackets: three ratings."""
 
     ratings: dict[str, list[float]] = field(default_factory=lambda: {target: [] for target in DIMENSIONS})
     num_raters: int = 0
@@ -208,7 +208,7 @@ def _labels(block: _Block, source: str) -> dict[str, float]:
 
 
 def _read_transcripts(dialog: Path) -> dict[str, str]:
-    """What was spoken, by utterance; nothing without the folder. Of an utterance that comes twice the first stays."""
+    """Transcripts by utterance; none without the folder. Of an utterance that comes twice the first stays."""
     folder = find_entry([dialog], ["transcriptions", "transcription"])
     words: dict[str, str] = {}
     for path in sorted(folder.glob("*.txt")) if folder is not None else []:

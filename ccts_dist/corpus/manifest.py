@@ -57,7 +57,7 @@ class _NoRowError(Exception):
 
 @dataclass(slots=True)
 class _Reading:
-    """What stays the same from row to row."""
+    """Settings that are the same for all rows."""
 
     path: Path
     targets: tuple[str, ...]

@@ -13,7 +13,8 @@ from functools import cache
 from ccts_dist.distributed import derive_seed
 
 USUAL_SHARE = 0.1
-"""Of wrong transcripts: drawn first, so that smaller shares take the first of these, and greater ones draw more."""
+"""Share of wrong transcripts: drawn first, so that smaller shares take the first of these, and greater ones draw
+more."""
 
 
 CONFUSED_WORDS = 0.5

@@ -1,1 +1,1 @@
-"""What a device computes with, and copies between it and the host."""
+"""The arithmetic of a device, and copies between it and the host."""

@@ -49,7 +49,7 @@ def tf32() -> Iterator[None]:
 
 
 def tf32_is_on() -> bool:
-    """Whether products of float32 matrices would be in TF32; convolutions are, unless somebody has turned it off."""
+    """True if products of float32 matrices would be in TF32; convolutions are, unless somebody has turned it off."""
     return _flags()[0]
 
 

@@ -1,1 +1,1 @@
-"""What ``launch/evaluate.py`` does: models on splits, clean and in noise, then figures, tables and a page."""
+"""The evaluation of models on splits, clean and in noise: figures, tables and a page."""

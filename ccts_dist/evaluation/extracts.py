@@ -1,4 +1,4 @@
-"""What a page may state of single utterances: which are predicted worst, and on request their words and their sound."""
+"""Extracts of single utterances for a page: the worst predicted, and on request their words and their sound."""
 
 from dataclasses import dataclass
 

@@ -23,6 +23,6 @@ def ends_of(target: str, scale: tuple[float, float]) -> tuple[float, float]:
 
 
 def width_of(target: str, scale: tuple[float, float]) -> float:
-    """What a difference of 1 on 0..1 is on the scale of ``on_scale``."""
+    """A difference of 1 on 0..1, on the scale of ``on_scale``."""
     low, high = scale
     return high - low if varied_target(target) is None else (high - low) ** 2

@@ -23,7 +23,7 @@ MERGED = "merged"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What is to be evaluated, and on what."""
+    """The options of an evaluation."""
 
     models: tuple[str, ...]
     """The first is the one that counts; the others are what it is compared with."""
@@ -48,7 +48,7 @@ class Asked:
     """Whose training curves the page shows; "" for none."""
 
     transcripts: bool = False
-    """Whether the page has the transcripts of the worst utterances."""
+    """True if the page has the transcripts of the worst utterances."""
 
     text_model: str = ""
     """Whose predictions show how lexical the others are; "" for none."""
@@ -57,13 +57,13 @@ class Asked:
     """Table of the speakers' ages; None for none."""
 
     submission: Path | None = None
-    """Where the first model's predictions are written for a challenge; None for nowhere."""
+    """Place to which the first model's predictions are written for a challenge; None for nowhere."""
 
     embed_audio: bool = False
-    """Whether it has their sound."""
+    """True if it has their sound."""
 
     log_to_mlflow: bool = False
-    """Whether the page goes to the model's run at the MLflow server."""
+    """True if the page goes to the model's run at the MLflow server."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -113,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def asked_of(args: argparse.Namespace) -> Asked:
-    """What was asked for.
+    """Options from parsed arguments.
 
     Raises:
         ConfigError: options that do not go together, or a ratio that is no number.

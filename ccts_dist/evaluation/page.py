@@ -37,7 +37,7 @@ from ccts_dist.scoring import (
 )
 
 _MOST_POINTS = 400
-"""Of a curve, which is wider than any screen's picture of it."""
+"""Most points of a curve; no screen shows more."""
 
 _TERMS = {
     "CCC": "concordance correlation coefficient",
@@ -77,7 +77,7 @@ _GROUPS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """What a page has beside the figures of an evaluation."""
+    """The parts of a page beside the figures of an evaluation."""
 
     worst: Mapping[str, tuple[Extract, ...]] = field(default_factory=dict)
     """By split, of the first model."""
@@ -89,7 +89,7 @@ class Beside:
     """The run whose curves are drawn; "" for none."""
 
     steps: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
-    """What was written of each step of training, by its number."""
+    """Record of each step of training, by its number."""
 
     validations: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
 
@@ -132,7 +132,7 @@ def make_page(result: Result, beside: Beside) -> str:
 
 
 def _view(result: Result, number: int, beside: Beside) -> dict[str, Any]:
-    """What the page shows of a split."""
+    """The page's view of a split."""
     own, anchor, scale = result.models[0].splits[number], f"s{number}", result.scale
     named = dict(list(zip(_letters(), result.models, strict=False))[1:])
     table, classes = own.table, list(_classes(own.table, result))

@@ -65,7 +65,7 @@ def make_folders(asked: Asked) -> None:
 
 
 def beside_of(asked: Asked, result: Result) -> Beside:
-    """What the page has beside the figures.
+    """The parts of the page beside the figures.
 
     Raises:
         ConfigError: no such run, or none that has taken a step.

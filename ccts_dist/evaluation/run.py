@@ -54,7 +54,7 @@ class InNoise:
     noise: str
     snr_db: float
     ccc: tuple[Interval, ...]
-    """Of each target."""
+    """CCC of each target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class InRoom:
     """Their folder."""
 
     ccc: tuple[Interval, ...]
-    """Of each target."""
+    """CCC of each target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +77,11 @@ class SplitResult:
     table: PredictionTable
     metrics: tuple[TargetMetrics, ...]
     ceilings: tuple[RaterCeiling, ...]
-    """Of the targets whose raters are known."""
+    """Ceilings of the targets whose raters are known."""
 
     groups: tuple[Group, ...]
     gaps: tuple[Gap, ...]
-    """Of genders, and of ages where they are known."""
+    """Gaps of genders, and of ages where they are known."""
 
     speakers: tuple[SpeakerScore, ...]
     in_noise: tuple[InNoise, ...]
@@ -95,7 +95,7 @@ class SplitResult:
     """By target, the partial correlation with the text-only model; empty without one."""
 
     lexical_changes: tuple[Difference, ...]
-    """Of that, the first model less this one; empty for the first."""
+    """Lexical change, the first model less this one; empty for the first."""
 
     sentiment_gains: tuple[SentimentGain, ...]
     """The first model less this one, by the sentiment of the words; empty for the first."""
@@ -108,7 +108,7 @@ class ModelResult:
     """One model on all splits."""
 
     name: str
-    """As it was asked for."""
+    """Name as given."""
 
     pulled: PulledModel
     weights_sha256: str
@@ -117,11 +117,11 @@ class ModelResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What an evaluation has found."""
+    """Findings of an evaluation."""
 
     shards_digest: str
     scale: tuple[float, float]
-    """Of the ratings."""
+    """Scale of the ratings."""
 
     models: tuple[ModelResult, ...]
     """The first is the one that counts."""
@@ -147,13 +147,13 @@ class _Predicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
-    """What is known of the splits beside the models' predictions."""
+    """Facts of the splits beside the models' predictions."""
 
     ages: Mapping[str, float]
     """By speaker, in years."""
 
     texts: tuple[PredictionTable, ...]
-    """What the text-only model predicts of each split; empty without one."""
+    """The text-only model's predictions of each split; empty without one."""
 
 
 def run_evaluation(asked: Asked, ranks: Ranks) -> Result:

@@ -1,4 +1,4 @@
-"""What a student and its exports are compared in."""
+"""Answers of a student and of its exports, as they are compared."""
 
 from collections.abc import Callable
 

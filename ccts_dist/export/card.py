@@ -42,10 +42,10 @@ class CardSettings:
     """Facts of a model's card that its folder does not have."""
 
     name: str
-    """Of the model."""
+    """Name of the model."""
 
     place: str
-    """What users give as ``model``: "FOLDER", or a name on the hub."""
+    """The ``model`` that users name: "FOLDER", or a name on the hub."""
 
     license: str = ""
     """Identifier that the hub knows; "" where the corpus and the encoder decide."""

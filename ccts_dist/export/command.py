@@ -40,7 +40,7 @@ class ExportReport:
     num_recordings: int
     num_batches: int
     lost: tuple[str, ...] = ()
-    """What the other format cannot do, a sentence each."""
+    """Losses of the other format, a sentence each."""
 
 
 def export_model(

@@ -257,7 +257,7 @@ class _Mixture(nn.Module):
 
 
 class _Pooling(nn.Module):
-    """Of [frames features] one vector."""
+    """Pooling of [frames features] one vector."""
 
     def __init__(self, settings, features):
         super().__init__()

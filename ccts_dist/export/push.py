@@ -31,13 +31,13 @@ With ccts-dist: `--model {model}`, wherever it takes a model. transformers alone
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pushed:
-    """What came of a push."""
+    """Result of a push."""
 
     url: str
-    """Of the commit."""
+    """Address of the commit."""
 
     model: HubName
-    """As this library takes it, at that commit."""
+    """Name for this library, at that commit."""
 
     not_for_transformers: str = ""
     """Why; "" for a model that transformers opens."""

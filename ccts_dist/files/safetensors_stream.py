@@ -26,14 +26,14 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What the header states of a tensor."""
+    """Header entry of a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
 
     @property
     def size_bytes(self) -> int:
-        """Of its data."""
+        """Size of its data."""
         return prod(self.shape) * self.dtype.itemsize
 
 

@@ -34,10 +34,10 @@ class Piece:
 
     name: str
     number: int
-    """Of the recording, in the order of the input."""
+    """Number of the recording, in the order of the input."""
 
     start: int
-    """Where in the recording it begins, in samples at 16 kHz."""
+    """Start in the recording, in samples at 16 kHz."""
 
     pcm16: Int16[np.ndarray, " samples"]
 
@@ -70,7 +70,7 @@ class _Stretch:
 
     places: list[_Place | Unreadable]
     batches: list[tuple[list[int], Future[list[Prediction]]]]
-    """Of each pass, which places it answers."""
+    """For each pass, the places that it answers."""
 
 
 def decoded_ahead(files: Sequence[Path], num_threads: int) -> Generator[Piece | Unreadable, None, None]:

@@ -50,7 +50,7 @@ def check_suffix(path: Path) -> None:
 
 
 def keys_beside(path: Path) -> Path | None:
-    """Where the keys of a NumPy array go, which holds none itself; None for the other kinds."""
+    """File for the keys of a NumPy array, which holds none itself; None for the other kinds."""
     return path.with_name(f"{path.name}.keys.jsonl") if path.suffix.lower() == ".npy" else None
 
 

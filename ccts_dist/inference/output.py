@@ -57,7 +57,7 @@ class GrowingFile:
 
 @contextmanager
 def writing(place: Path | str) -> Iterator[None]:
-    """What the system states of a file that cannot be written, as an error of ours; a reader who has gone is no error.
+    """Raise a system error on a file that cannot be written as an error of ours; a reader who has gone is no error.
 
     Raises:
         OutputError: disk full, rights, a folder that has gone.

@@ -13,7 +13,7 @@ _DOTS = 60
 
 
 def pictures_are_in_folder(place: Path, num_recordings: int) -> bool:
-    """Whether ``place`` is a folder for a picture of each recording; it is made if need be. False: one picture's file.
+    """True if ``place`` is a folder for a picture of each recording; it is made if need be. False: one picture's file.
 
     Raises:
         ConfigError: one picture for several recordings, another kind of picture, or no such place.

@@ -1,4 +1,4 @@
-"""What ``launch/predict.py`` does: find, load, process, write."""
+"""The prediction of recordings, step by step: find, load, process, write."""
 
 import argparse
 import sys
@@ -28,7 +28,7 @@ _TIMES = ("start_s", "end_s")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """What was asked for, once it is known to make sense."""
+    """Checked options."""
 
     files: list[Path]
     empty: list[Unreadable]
@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> _Asked:
-    """What can be reported before the model is loaded."""
+    """Report what can be reported before the model is loaded."""
     samples_per_batch(args.batch_seconds)
     if args.window is None and (args.hop is not None or args.plot is not None):
         raise ConfigError("--hop, --plot: are of windows, and there are none. Give --window too.")

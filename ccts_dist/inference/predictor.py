@@ -33,7 +33,7 @@ CATEGORY = "category"
 """In an answer: the likeliest one."""
 
 AUDIO, PATH = "audio", "path"
-"""What a served model is given a recording as: the base64 of an audio file, or its path below the audio root."""
+"""Columns of a served model's input: the base64 of an audio file, or its path below the audio root."""
 
 BATCH_SECONDS = 120.0
 """Padded seconds of one forward pass."""
@@ -75,7 +75,7 @@ class Prediction:
     """Output of a student for one recording."""
 
     answer: dict[str, Any]
-    """As ``Predictor.predict`` gives it."""
+    """Answer as ``Predictor.predict`` gives it."""
 
     embedding: Float32[np.ndarray, " hidden"]
 
@@ -99,7 +99,7 @@ class Predictor:
                 "a run whose [model] has no text table."
             )
         self.targets: tuple[str, ...] = loaded.config.targets
-        """What it predicts, in the order of its answers."""
+        """Names of the predictions, in the order of its answers."""
 
         self.categories: tuple[str, ...] = loaded.config.categories
         """Emotions that it distinguishes beside the targets; empty for none."""
@@ -111,7 +111,7 @@ class Predictor:
         """Numbers in an embedding."""
 
         self.device = device
-        """Where it runs."""
+        """Device of the weights."""
 
         self._name = name
         self._model = loaded.model.eval().to(device)
@@ -290,7 +290,7 @@ def _by_channel(audio: np.ndarray | Tensor, name: str) -> np.ndarray:
 def stretches(
     source: Iterable[Sound], num_samples: Callable[[Sound], int], batch_seconds: int | float
 ) -> Iterator[list[Sound]]:
-    """What is in memory together: enough of it to be sorted by duration.
+    """Stretches that are in memory together: enough to be sorted by duration.
 
     Args:
         num_samples: of one of the source, at 16 kHz.

@@ -35,7 +35,7 @@ class Unreadable:
     name: str
     reason: str
     number: int = -1
-    """Of the recording in the order of the input; -1 for what was no recording."""
+    """Number of the recording in the order of the input; -1 for what was no recording."""
 
     @property
     def in_words(self) -> str:
@@ -45,7 +45,7 @@ class Unreadable:
 
 @dataclass(slots=True)
 class _PassedOver:
-    """What a folder holds that is no file to decode."""
+    """Files of a folder that are not decoded."""
 
     endings: Counter[str]
     linked_folders: int = 0

@@ -1,4 +1,4 @@
-"""Where the answers of a command go: text on stdout or in a file, and embeddings in another file."""
+"""Output of a command: text on stdout or in a file, and embeddings in another file."""
 
 import os
 import sys

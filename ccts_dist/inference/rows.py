@@ -16,7 +16,7 @@ class RowText(Protocol):
     """One format of a sequence of rows; what the three return, one after the other, is the whole text."""
 
     def begin(self) -> str:
-        """What stands before the rows."""
+        """Text before the rows."""
         ...
 
     def row(self, row: Mapping[str, Any]) -> str:
@@ -24,7 +24,7 @@ class RowText(Protocol):
         ...
 
     def end(self) -> str:
-        """What stands behind the rows."""
+        """Text behind the rows."""
         ...
 
 

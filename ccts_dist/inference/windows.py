@@ -66,7 +66,7 @@ def decoded_windows(files: Sequence[Path], windows: Windows) -> Generator[Piece 
 def cut_windows(
     blocks: Iterator[Int16[np.ndarray, " _samples"] | str], windows: Windows
 ) -> Iterator[tuple[int, Int16[np.ndarray, " samples"]] | str]:
-    """Where each window begins, and its samples; a reason among the blocks is passed on, and ends it.
+    """Cut windows: start and samples of each; a reason among the blocks is passed on, and ends it.
 
     Windows begin at multiples of the hop. What they leave over at the end is in one more window, which ends with the
     recording, so that every sample is processed in a window of full length; only a recording shorter than a window is
@@ -110,7 +110,7 @@ class Curve:
     end_s: float = 0.0
     middles_s: list[float] = field(default_factory=list)
     ratings: list[list[float]] = field(default_factory=list)
-    """Of each window, by number of the column that is a number."""
+    """Ratings of each window, by number of the column."""
 
     _sums: list[float] = field(default_factory=list)
 

@@ -25,7 +25,7 @@ EncodeText = Callable[[str], Sequence[int]]
 
 @runtime_checkable
 class TeacherSource(Protocol):
-    """Where cached teacher outputs come from."""
+    """Source of cached teacher outputs."""
 
     @property
     def embedding_size(self) -> int:
@@ -34,7 +34,7 @@ class TeacherSource(Protocol):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What its predictions are of."""
+        """Targets that it predicts."""
         ...
 
     def read(self, shard: str, row: int, key: str, /) -> TeacherOutput:
@@ -46,17 +46,17 @@ class TeacherSource(Protocol):
         ...
 
     def bytes_to_fetch(self, shards: Sequence[str], /) -> int:
-        """What it has for these shards, in bytes; 0 where it is here."""
+        """Size of these shards' files, in bytes; 0 where they are here."""
         ...
 
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Where the frames of a frozen encoder come from."""
+    """Source of a frozen encoder's frames."""
 
     @property
     def features(self) -> int:
-        """Of a frame."""
+        """Number of features of a frame."""
         ...
 
     def read(self, shard: str, row: int, key: str, /) -> Float32[np.ndarray, "frames features"]:
@@ -66,7 +66,7 @@ class FrameSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadSpec:
-    """What is read of an utterance, and from where."""
+    """The specification of what is read of an utterance, and from where."""
 
     shards: ShardSet
     targets: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class ReadSpec:
     """Names of the categories, in the order of their numbers; without them none are read."""
 
     has_votes: bool = False
-    """Whether the labels named as the categories are read as the shares of votes for them."""
+    """True if the labels named as the categories are read as the shares of votes for them."""
 
     category_map: Mapping[str, str] = field(default_factory=dict)
     """See ``ModelConfig.category_map``."""
@@ -94,10 +94,10 @@ class ReadSpec:
     """By branch of the model, for those whose encoder was run before."""
 
     has_audio: bool = True
-    """Whether audio is decoded; without, a batch has one sample of silence in its place."""
+    """True if audio is decoded; without, a batch has one sample of silence in its place."""
 
     waveform_reader: WaveformReader | None = None
-    """What of the audio is read, and how; without it all of it, as it is."""
+    """Reader of crops of the audio; without it all of the audio is read, as it is."""
 
     pad_multiple: int = 1
     """Samples of which the padded length is a multiple."""
@@ -107,18 +107,18 @@ class ReadSpec:
 
     @property
     def has_variances(self) -> bool:
-        """Whether some target is the variance of raters, which the index does not hold."""
+        """True if some target is the variance of raters, which the index does not hold."""
         return any(varied_target(target) is not None for target in self.targets)
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What was read of one utterance, beside its audio."""
+    """The data of one utterance, beside its audio."""
 
     tokens: Sequence[int]
     teacher: TeacherOutput | None
     variance: Mapping[str, float]
-    """Of the raters, where some target is one and the corpus gave it."""
+    """Variance of the raters, where some target is one and the corpus gave it."""
 
     frames: Mapping[str, Float32[np.ndarray, "frames features"]]
     admitted: bool = False

@@ -18,7 +18,7 @@ class ExtraSet:
     shard_set: ShardSet
     splits: tuple[str, ...]
     share: float
-    """Of every global batch."""
+    """Share of every global batch."""
 
 
 class ExtraRows:
@@ -75,24 +75,24 @@ class JoinedShards(ShardSet):
         return [*super().shards_of(splits), *others]
 
     def rows(self, shard: str) -> ShardRows:
-        """As of any shard set."""
+        """Rows, as of any shard set."""
         extra = self._extra_of(shard)
         return super().rows(shard) if extra is None else extra.rows(shard)
 
     def prefetch(self, shards: Sequence[str]) -> None:
-        """As of any shard set."""
+        """Prefetch, as of any shard set."""
         super().prefetch([shard for shard in shards if self._extra_of(shard) is None])
         for extra in self.extras:
             extra.extra.shard_set.prefetch(self._of(extra, shards))
 
     def bytes_to_fetch(self, shards: Iterable[str]) -> int:
-        """As of any shard set."""
+        """Bytes, as of any shard set."""
         shards = list(shards)
         own = super().bytes_to_fetch(shard for shard in shards if self._extra_of(shard) is None)
         return own + sum(one.extra.shard_set.bytes_to_fetch(self._of(one, shards)) for one in self.extras)
 
     def member(self, rows: ShardRows, row: int, member: str) -> bytes:
-        """As of any shard set."""
+        """Member, as of any shard set."""
         extra = self._extra_of(rows.shard)
         if extra is None:
             return super().member(rows, row, member)

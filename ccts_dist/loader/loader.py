@@ -222,7 +222,7 @@ class Loader:
                 micro_batches = []
 
     def _jobs(self, epoch: int, start_step: int) -> Iterator[tuple[tuple[int, bool], Callable[[], Batch]]]:
-        """What reads each of this rank's micro-batches, with its step and whether it is the last of that."""
+        """Reading jobs of this rank's micro-batches, with the step of each and whether it is the last of that."""
         for step in range(start_step, self.steps_per_epoch):
             self._fetch_ahead(epoch, step // self.plan.window_steps)
             micro_batches = self._micro_batches_of(epoch, step)
@@ -231,8 +231,8 @@ class Loader:
                 yield (step, number == len(micro_batches)), read
 
     def _micro_batches_of(self, epoch: int, step: int, batch: BatchConfig | None = None) -> list[list[MicroBatch]]:
-        """What this node reads of one step, by micro-batch and rank of the node; ``batch`` in place of the run's
-        sizes."""
+        """Micro-batches that this node reads of one step, by micro-batch and rank of the node; ``batch`` in place
+        of the run's sizes."""
         batch = self._batch if batch is None else batch
         rows = self.plan.global_batch(epoch, step, self.partitions)
         if batch.micro_batch_seconds is None:
@@ -297,7 +297,7 @@ class Loader:
         return list(dict.fromkeys(name for window in windows for name in window))
 
     def cuts(self, epoch: int = 0, *, micro_batch_size: int | None = None) -> Cuts:
-        """What the steps of an epoch's first window are cut into, over all ranks of this node; reads no audio.
+        """Micro-batches of an epoch's first window, over all ranks of this node; reads no audio.
 
         An epoch up to ``data.shuffle_buffer_size`` is one window. Changes of speed are not in it.
 
@@ -331,7 +331,7 @@ class Loader:
         return read_batch(self.largest_part(self._batch.micro_batch_size), self._spec, 0)
 
     def parts(self, epoch: int, step: int) -> list[list[MicroBatch]]:
-        """What the ranks of this node read of a step, by micro-batch and rank; reads no audio."""
+        """Micro-batches of a step on this node, by micro-batch and rank; reads no audio."""
         return self._micro_batches_of(epoch, step)
 
     def longest(self, part: MicroBatch) -> int:

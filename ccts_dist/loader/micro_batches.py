@@ -36,7 +36,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondsLimit:
-    """What micro-batches cut by seconds are held to; in samples of padded audio."""
+    """Limits of micro-batches that are cut by seconds; in samples of padded audio."""
 
     micro: int
     """Most utterances."""
@@ -84,7 +84,7 @@ def split_global_batch(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cuts:
-    """What some steps are cut into."""
+    """The micro-batches of some steps."""
 
     largest: MicroBatch
     """With the most padded audio."""
@@ -93,10 +93,10 @@ class Cuts:
     """One rank's micro-batches of the step that gives a rank the most padded audio, in their order."""
 
     longest_samples: int
-    """Of the longest utterance."""
+    """Length of the longest utterance."""
 
     most_utterances: int
-    """Of the micro-batch that has the most of them."""
+    """Size of the micro-batch that has the most of them."""
 
     fewest_micro_batches: int
     most_micro_batches: int

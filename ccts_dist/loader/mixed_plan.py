@@ -100,14 +100,14 @@ class PlansSideBySide:
         """Hex SHA-256; equal digests mean equal global batches at every (epoch, step)."""
 
     def global_batch(self, epoch: int, step: int, partitions: range | None = None) -> tuple[SampleRef, ...]:
-        """As ``BatchSampler.global_batch``."""
+        """Like ``BatchSampler.global_batch``."""
         rows = list(self._main.global_batch(epoch, step, partitions))
         for other in self._others:
             rows += other.global_batch(*self._place(epoch, step, other), partitions)
         return tuple(sorted(rows, key=lambda row: row.num_samples))
 
     def shards_of_window(self, epoch: int, number: int, partitions: range | None = None) -> tuple[str, ...]:
-        """As ``BatchSampler.shards_of_window``."""
+        """Like ``BatchSampler.shards_of_window``."""
         names = list(self._main.shards_of_window(epoch, number, partitions))
         first = number * self.window_steps
         steps = range(first, min(first + self.window_steps, self.steps_per_epoch))

@@ -19,7 +19,7 @@ from ccts_dist.shards.format.schema import ShardEntry
 
 @runtime_checkable
 class RowSource(Protocol):
-    """What a plan asks of a shard set: counts of all shards, rows of one."""
+    """The facts of a shard set that a plan needs: counts of all shards, rows of one."""
 
     @property
     def digest(self) -> str:

@@ -211,7 +211,7 @@ class BatchSampler:
             )
 
     def _window(self, epoch: int, number: int, partition: int) -> Window:
-        """What ``partition`` gives to a window; the last ones asked for are kept."""
+        """The window's rows from ``partition``; the last ones asked for are kept."""
         # An unshuffled plan is the same in every epoch.
         place = (epoch if self._shuffle else 0, number, partition)
         with self._lock:
@@ -224,7 +224,7 @@ class BatchSampler:
             return window
 
     def _cuts(self, number: int, partition: int) -> Int64[np.ndarray, " batches_and_one"]:
-        """Where the window's batches begin and end in the stream's sequence."""
+        """Bounds of the window's batches in the stream's sequence."""
         first = number * self.window_steps
         steps = np.arange(first, min(first + self.window_steps, self.steps_per_epoch) + 1, dtype=np.int64)
         return np.asarray(self._shares.before(partition, steps))

@@ -1,4 +1,4 @@
-"""What a model is given of the utterances that it is trained on: a window of the long ones, changed as the run asks."""
+"""Reading of training utterances: a crop of the long ones, changed as the run asks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Crop:
     """From ``start`` on, as the shard has them."""
 
     num_samples: int
-    """What they are at their speed."""
+    """Length at their speed."""
 
     speed: Fraction
 
@@ -56,7 +56,7 @@ class WaveformReader:
         return min(num_samples, self._max_samples or num_samples)
 
     def crop(self, row: SampleRef, epoch: int) -> Crop:
-        """What is read of an utterance: its place is drawn from (seed, epoch, key)."""
+        """The crop of an utterance: its place is drawn from (seed, epoch, key)."""
         whole = num_read = int(row.table.num_samples[row.row])
         speed = Fraction(1) if self._augmenter is None else self._augmenter.speed(epoch, row.key)
         if self._max_samples:

@@ -25,7 +25,7 @@ class CategoryTerm:
     """How a row's cross-entropy counts."""
 
     class_weights: tuple[float, ...] = ()
-    """Of each category, in order; empty for 1 each."""
+    """Weights of each category, in order; empty for 1 each."""
 
     focal_gamma: float = 0.0
     """0 for the plain cross-entropy."""
@@ -119,5 +119,5 @@ def mean_cross_entropy(sums: Float64[Tensor, "2"]) -> Float64[Tensor, ""]:
 
 
 def over(shares: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
-    """What to divide by: the shares added up, and 1 where there are none."""
+    """Divisor: the shares added up, and 1 where there are none."""
     return torch.where(shares > 0, shares, 1.0)

@@ -15,11 +15,11 @@ from torch import Tensor
 from ccts_dist.losses.constants import constant
 
 SUM_ROWS = ("n", "prediction", "label", "prediction^2", "label^2", "prediction*label")
-"""What the six rows of concordance sums add up, in order."""
+"""Names of the six rows of concordance sums, in order."""
 
 
 def counted(label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"]) -> Bool[Tensor, "batch dim"]:
-    """Where there is a label in a row that counts: weight above 0, label not NaN."""
+    """True for a label in a row that counts: weight above 0, label not NaN."""
     return ~torch.isnan(label) & (weight > 0)[:, None]
 
 

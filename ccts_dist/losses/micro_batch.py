@@ -31,7 +31,7 @@ from ccts_dist.records import TeacherBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroCounts:
-    """What the means of a step divide by; needs no prediction, and adds up over micro-batches and ranks."""
+    """Divisors of a step's means; needs no prediction, and adds up over micro-batches and ranks."""
 
     num_scored: Float64[Tensor, " dim"]
     """|M_j|: micro-batches that have at least two labels of the dimension."""

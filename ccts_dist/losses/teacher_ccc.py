@@ -14,7 +14,7 @@ from ccts_dist.losses.ccc import SUM_ROWS, ccc_loss_from_sums, concordance_gradi
 from ccts_dist.losses.constants import constant
 
 AGREEMENT_ROWS = (*(f"share*{name}" for name in SUM_ROWS), "n")
-"""What the rows of agreement sums add up, in order; "n" counts the predictions whose share is above 0."""
+"""Names of the rows of agreement sums, in order; "n" counts the predictions whose share is above 0."""
 
 
 def agreement_sums(

@@ -1,4 +1,4 @@
-"""What one forward pass on one rank contributes to a step's objective.
+"""The contribution of one forward pass on one rank to a step's objective.
 
 The objective is a statistic of the global batch:
 
@@ -39,7 +39,7 @@ from ccts_dist.records import Condition, TeacherBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillTerms:
-    """What a student learns from its teacher, with all that the terms need."""
+    """The distillation terms of the objective, with all that they need."""
 
     condition: Condition
     embedding_weight: float = 30.0
@@ -69,7 +69,7 @@ class DistillTerms:
     def gate_mask(
         self, teacher: TeacherBatch, label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"]
     ) -> GateMask:
-        """What of a batch is distilled; needs no student."""
+        """Gate mask of a batch; needs no student."""
         return apply_gate(
             self.gate, self.threshold, self.condition, teacher.prediction, label, weight, teacher.admitted
         )
@@ -77,13 +77,13 @@ class DistillTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSums:
-    """What has to be known of a whole global batch before any part of it can be backpropagated."""
+    """The sums over a global batch that any part of it needs before it can be backpropagated."""
 
     concordance: Float64[Tensor, "6 dim"]
-    """As ``ccc.concordance_sums`` gives them."""
+    """Sums as ``ccc.concordance_sums`` gives them."""
 
     num_distilled: Float64[Tensor, ""]
-    """What the embedding term divides by: rows that are distilled in it, or their shares added up."""
+    """Divisor of the embedding term: rows that are distilled in it, or their shares added up."""
 
     num_rows: Float64[Tensor, ""]
     """Rows that count."""

@@ -96,7 +96,7 @@ class SpeechBranch(nn.Module):
             filler.requires_grad_(False)  # no loss reaches it, and ZeRO waits for a gradient of all that is trained
 
     def train(self, mode: bool = True) -> "SpeechBranch":
-        """As in any module, but a frozen encoder stays in evaluation mode."""
+        """Switch as in any module, but a frozen encoder stays in evaluation mode."""
         super().train(mode)
         hold_still(self.encoder, frozen=self._frozen)
         self.front_end.train(mode and self._trains_front_end)
@@ -122,7 +122,8 @@ class SpeechBranch(nn.Module):
     def layer_frames(
         self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
     ) -> list[LayerFrames]:
-        """What enters the encoder's first layer, and what leaves each of its layers, the lowest first; no gradient.
+        """Frames that enter the encoder's first layer, and what leaves each of its layers, the lowest first; no
+        gradient.
 
         In evaluation mode a row's real frames are the same alone and in any batch.
         """
@@ -134,7 +135,7 @@ class SpeechBranch(nn.Module):
     def _encode(
         self, audio: Tensor, num_samples: Tensor, run: Callable[[dict[str, Tensor]], Encoded]
     ) -> tuple[Encoded, Tensor]:
-        """What ``run`` makes of the encoder's inputs, and each row's number of real frames.
+        """Output of ``run`` for the encoder's inputs, and each row's number of real frames.
 
         The mask is a number for each sample: it dies here, and does not live on while the GRU runs.
         """
@@ -152,7 +153,7 @@ class SpeechBranch(nn.Module):
         return run(inputs), num_frames
 
     def _look_at(self, num_samples: Int64[Tensor, " batch"], num_frames: int) -> bool:
-        """What the host can know of a pass of so many frames; whether it can do without a mask."""
+        """The host's knowledge of a pass of so many frames; whether it can do without a mask."""
         real = self.num_frames(num_samples.clamp(min=self._fewest))
         if self._masks is not None:
             longest = max(self._needed, int(num_samples.max()))
@@ -217,7 +218,7 @@ class TextBranch(nn.Module):
             recompute_layers(encoder)
 
     def train(self, mode: bool = True) -> "TextBranch":
-        """As in any module, but a frozen encoder stays in evaluation mode."""
+        """Switch as in any module, but a frozen encoder stays in evaluation mode."""
         super().train(mode)
         hold_still(self.encoder, frozen=self._frozen)
         return self
@@ -245,12 +246,13 @@ class TextBranch(nn.Module):
     def layer_frames(
         self, tokens: Int64[Tensor, "batch tokens"], num_tokens: Int64[Tensor, " batch"]
     ) -> list[LayerFrames]:
-        """What enters the encoder's first layer, and what leaves each of its layers, the lowest first; no gradient."""
+        """Frames that enter the encoder's first layer, and what leaves each of its layers, the lowest first; no
+        gradient."""
         inputs, num_tokens = self._inputs(tokens, num_tokens)
         return [LayerFrames(state, num_tokens) for state in run_every_layer(self.encoder, inputs)]
 
     def _inputs(self, tokens: Tensor, num_tokens: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """What the encoder is given, and each row's number of real tokens."""
+        """Inputs of the encoder, and each row's number of real tokens."""
         num_tokens = num_tokens.clamp(min=1)  # attention over nothing would be NaN
         known = on_host(num_tokens)
         num_tokens = queued(num_tokens, tokens.device)

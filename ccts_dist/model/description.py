@@ -34,7 +34,7 @@ class Description:
     do_normalize: bool
     extra_do_normalize: tuple[bool, ...]
     sha256: str
-    """Of the weights' file."""
+    """Digest of the weights' file."""
 
     extra: Mapping[str, Any]
 

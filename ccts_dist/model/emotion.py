@@ -48,26 +48,27 @@ class ModelOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderConfigs:
-    """What it takes beside a ``ModelConfig`` to build a model again, without the hub and its encoders' folders."""
+    """The configurations, beside a ``ModelConfig``, to build a model again without the hub and its encoders'
+    folders."""
 
     speech: PreTrainedConfig | None = None
     """None for a filter bank, which its table shapes, or without that branch."""
 
     text: PreTrainedConfig | None = None
     do_normalize: bool = False
-    """Whether utterances are normalised before the speech encoder; "auto" has been resolved."""
+    """True if utterances are normalised before the speech encoder; "auto" has been resolved."""
 
     extra_speech: tuple[PreTrainedConfig | None, ...] = ()
-    """Of the further speech encoders, in order; None for a filter bank."""
+    """Configurations of the further speech encoders, in order; None for a filter bank."""
 
     extra_do_normalize: tuple[bool, ...] = ()
-    """As ``do_normalize``, of each further speech encoder."""
+    """``do_normalize`` of each further speech encoder."""
 
     extractor: FeatureExtractionMixin | None = None
-    """What makes the speech encoder's input of audio; None for one that convolves the waveform, or a filter bank."""
+    """Feature extractor of the speech encoder; None for one that convolves the waveform, or a filter bank."""
 
     extra_extractors: tuple[FeatureExtractionMixin | None, ...] = ()
-    """As ``extractor``, of each further speech encoder."""
+    """``extractor`` of each further speech encoder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,7 @@ class SpeechEncoder:
     """Zero mean, unit variance per utterance before the encoder."""
 
     extractor: FeatureExtractionMixin | None = None
-    """What makes its input of audio; None where that is the audio itself."""
+    """Feature extractor of the encoder; None where audio itself is the input."""
 
 
 class EmotionModel(nn.Module):

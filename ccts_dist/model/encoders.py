@@ -129,7 +129,7 @@ def load_speech_encoder(speech: SpeechConfig) -> PreTrainedModel:
 
 
 def reads_features(config: PreTrainedConfig) -> bool:
-    """Whether a speech encoder of this configuration is given what a feature extractor makes of audio."""
+    """True if a speech encoder of this configuration is given what a feature extractor makes of audio."""
     return config.model_type not in SPEECH_TYPES
 
 
@@ -165,7 +165,7 @@ def read_extractor(place: str | Path) -> FeatureExtractionMixin:
 
 
 def augments(config: PreTrainedConfig) -> bool:
-    """Whether a speech encoder of this configuration masks frames or features while it is trained."""
+    """True if a speech encoder of this configuration masks frames or features while it is trained."""
     on = getattr(config, "apply_spec_augment", True)  # data2vec has no such key and reads it as true
     return bool(on) and max(config.mask_time_prob, config.mask_feature_prob) > 0
 
@@ -237,7 +237,7 @@ def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:
 
 
 def does_normalize(speech: SpeechConfig) -> bool:
-    """Whether each utterance is brought to zero mean and unit variance before the encoder.
+    """True if each utterance is brought to zero mean and unit variance before the encoder.
 
     Raises:
         ConfigError: "auto", and the encoder does not name how it was pretrained.

@@ -65,7 +65,7 @@ class LoadedModel:
     """SHA-256 of the weights' file."""
 
     extra: Mapping[str, Any]
-    """What whoever saved it wrote down beside: training splits, shard set, seed, scores."""
+    """Notes of the program that saved it: training splits, shard set, seed, scores."""
 
 
 def save_model(

@@ -55,7 +55,7 @@ class NoTargets(nn.Module):
 
 
 def build_heads(config: ModelConfig) -> WideLinear | PerTargetHeads | NoTargets:
-    """What ``model.heads`` names."""
+    """Build the heads that ``model.heads`` names."""
     if not config.targets:
         return NoTargets()
     if config.heads == "per-target":

@@ -37,11 +37,11 @@ class LayerMixture(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class ChosenLayers:
-    """What of an encoder's frames is taken: what leaves it, unless one of these sets another."""
+    """Choice of an encoder's frames: those that leave it, unless one of these sets another."""
 
     mixture: LayerMixture | None = None
     number: int | None = None
-    """Of a layer, in an encoder that cannot be cut there."""
+    """Number of a layer, in an encoder that cannot be cut there."""
 
     @property
     def is_last(self) -> bool:
@@ -50,7 +50,7 @@ class ChosenLayers:
 
 
 class LayerFrames(NamedTuple):
-    """What leaves one layer of an encoder."""
+    """Frames that leave one layer of an encoder."""
 
     frames: Tensor
     """[batch frames features]."""
@@ -63,7 +63,7 @@ class EncoderLayers:
     """An encoder's transformer layers; knows where each family of encoders keeps them."""
 
     def __init__(self, encoder: PreTrainedModel, *, table: str, is_known: bool = True) -> None:
-        """Of an encoder that is not known here, what it names after its layers is taken for what lies above them.
+        """In an encoder that is not known here, what it names after its layers is taken for what lies above them.
 
         Args:
             table: the encoder's in the run file, for errors.
@@ -142,7 +142,7 @@ class EncoderLayers:
         return settings.num_hidden_layers * getattr(settings, "inner_group_num", 1)
 
     def _above(self) -> list[nn.Module]:
-        """What an encoder applies to what leaves its top layer: a last norm, SEW's way back to all frames."""
+        """Modules that an encoder applies after its top layer: a last norm, SEW's way back to all frames."""
         if not self._is_known:
             return list(_named_after(self._encoder, self._layers))
         parts = [getattr(self._encoder, name, None) for name in ("final_norm", "LayerNorm")]
@@ -184,13 +184,14 @@ def run_encoder(encoder: nn.Module, chosen: ChosenLayers, inputs: dict[str, Tens
 
 
 def run_every_layer(encoder: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """What enters the first layer, and what leaves each, the lowest first [batch frames features]; without a graph."""
+    """Frames that enter the first layer, and what leaves each, the lowest first [batch frames features]; without a
+    graph."""
     with torch.no_grad():
         return states_of(encoder(**inputs, output_hidden_states=True))
 
 
 def states_of(output: Any) -> tuple[Tensor, ...]:
-    """What enters an encoder's first layer, and what leaves each, out of what the encoder gave.
+    """Frames that enter an encoder's first layer, and what leaves each, out of what the encoder gave.
 
     Raises:
         ConfigError: it does not report.
@@ -274,7 +275,7 @@ def named_layers(encoder: PreTrainedModel) -> nn.ModuleList | None:
 
 
 def _named_after(owner: nn.Module, part: nn.Module | None) -> Iterator[nn.Module]:
-    """What has weights and comes after ``part`` among the children of ``owner``, and of the child that holds it."""
+    """Modules with weights after ``part`` among the children of ``owner``, and of the child that holds it."""
     is_past = False
     for child in owner.children():
         if is_past and any(True for _ in child.parameters()):

@@ -1,4 +1,4 @@
-"""Whether a pretrained encoder's weights are those of its file.
+"""Check that a pretrained encoder's weights are those of its file.
 
 transformers reports weights as newly initialised that were loaded, and the reverse: the weight norm of the positional
 convolution has an old spelling (``weight_g``, ``weight_v``) and a new one. So the tensors themselves are compared.

@@ -36,7 +36,7 @@ class Layer:
 
 @runtime_checkable
 class Encoders(Protocol):
-    """What a probe processes."""
+    """The encoders that a probe processes."""
 
     encode_text: EncodeText | None
     """Transcript to token numbers; None without a text encoder."""

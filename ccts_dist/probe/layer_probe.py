@@ -44,14 +44,14 @@ class LayerScore:
     """On the validation split, which the strength was chosen by."""
 
     strength: float
-    """Of the penalty; see ``ridge``."""
+    """Strength of the penalty; see ``ridge``."""
 
     num_features: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """What a probe of all layers found."""
+    """Result of a probe of all layers."""
 
     scores: tuple[LayerScore, ...]
     """Layer by layer in the encoders' order, and target by target."""

@@ -11,11 +11,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 STRENGTHS = tuple(10 ** (half / 2) for half in range(-12, 5))
-"""Of the penalty, 1e-6 to 100 in half decades. Standardised features have variance 1: at 1, a feature that is alone
-gets half of its weight."""
+"""Strengths of the penalty, 1e-6 to 100 in half decades. Standardised features have variance 1: at 1, a feature
+that is alone gets half of its weight."""
 
 _CONSTANT = 1e-12
-"""Of its mean square, a feature's variance that is no more than the rounding of float32 frames."""
+"""Smallest variance relative to the mean square; below is no more than the rounding of float32 frames."""
 
 
 class RidgeFits(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the index states of the splits that a probe uses, before any audio is read."""
+"""Facts of a probe's splits in the index, before any audio is read."""
 
 import hashlib
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from ccts_dist.tracking.run_file import TrackedRun, read_run_file
 from ccts_dist.tracking.uri import resolve_tracking_uri
 
 FOLDER = "evaluation"
-"""Of the run's artifacts."""
+"""Folder of the run's artifacts."""
 
 
 def attach(file: Path, pulled: PulledModel, *, tracking_uri: str = "") -> str:

@@ -42,7 +42,7 @@ from ccts_dist.redaction import redact, shown_cause
 HUB_SCHEME = "hf://"
 
 _SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}
-"""Of a model's files: settings, weights, and what tokenizers are saved as. None is code or can be a pickle."""
+"""Endings of a model's files: settings, weights, and what tokenizers are saved as. None is code or can be a pickle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class HubName:
 
 
 def parse_hub_name(model: str) -> HubName | None:
-    """What ``hf://ORG/NAME[@REVISION]`` names; None for no such address.
+    """The repository in ``hf://ORG/NAME[@REVISION]``; None for no such address.
 
     Raises:
         ConfigError: it begins like one and is none.

@@ -1,4 +1,4 @@
-"""What a version states beside weights and figures: how audio is prepared, and where the model comes from."""
+"""The facts of a version beside weights and figures: how audio is prepared, and where the model comes from."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ LINEAGE_FILE = "lineage.json"
 
 
 def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:
-    """What is done to a recording before the model reads it; enough to do the same elsewhere."""
+    """The preparation of a recording before the model reads it; enough to do the same elsewhere."""
     encoders = loaded.model.encoder_configs
     do_normalize = (encoders.do_normalize, *encoders.extra_do_normalize)
     extractors = (encoders.extractor, *encoders.extra_extractors)
@@ -42,7 +42,7 @@ def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def lineage_of(loaded: LoadedModel, run_id: str, run_name: str, run_tags: Mapping[str, str]) -> dict[str, Any]:
-    """Where a model comes from: run, data, teacher, library. What is not known is "" or null.
+    """Lineage of a model: run, data, teacher, library. What is not known is "" or null.
 
     Args:
         run_id: at the tracking server; the run that the version belongs to.
@@ -81,7 +81,7 @@ def epoch_of(extra: Mapping[str, Any]) -> int | None:
 
 
 def version_tags(loaded: LoadedModel, lineage: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> dict[str, str]:
-    """What people look for on a version's page, as tags; what is unknown gets none."""
+    """Tags that people look for on a version's page; what is unknown gets none."""
     tags = {
         "targets": ",".join(loaded.config.targets),
         "categories": ",".join(loaded.config.categories),

@@ -60,7 +60,7 @@ def model_card(
     metrics: Mapping[str, Any] | None,
     usage: str = "",
 ) -> str:
-    """What a stranger must know before using the model, in Markdown.
+    """The model card, for a stranger, in Markdown.
 
     Args:
         name: under which the model is registered.
@@ -150,7 +150,7 @@ def card_of(
 
 
 def _predicts(targets: tuple[str, ...], categories: tuple[str, ...], given: str, scale: str) -> str:
-    """What a model predicts, as a sentence."""
+    """The model's predictions, as a sentence."""
     which = f"which of these categories it sounds like: {', '.join(categories)}"
     if not targets:
         return f"Predicts of an utterance, from {given}, {which}."

@@ -1,4 +1,4 @@
-"""What registering and pulling share: names of models, one way to ask the server, one kind of error."""
+"""Shared ground of registering and pulling: names of models, one way to ask the server, one kind of error."""
 
 import re
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ class ModelUri:
 
 
 def parse_model_uri(model: str) -> ModelUri | None:
-    """What ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID`` names; None for no such address.
+    """The model in ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/RUN_ID``; None for no such address.
 
     Raises:
         ConfigError: it begins like one of them and is none.

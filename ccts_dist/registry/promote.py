@@ -38,10 +38,10 @@ Verdict = Literal["better", "not better", "first", "forced", "champion already"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromotionRequest:
-    """What is compared, on what, and what it takes."""
+    """A request for promotion: model, shards and margin."""
 
     name: str
-    """Of the registered model."""
+    """Name of the registered model."""
 
     shards: str
     splits: tuple[str, ...]
@@ -55,7 +55,7 @@ class PromotionRequest:
     unweighted accuracy of their categories."""
 
     alias: str = "candidate"
-    """Of the candidate."""
+    """Alias of the candidate."""
 
     reason: str = ""
     """Why the candidate is to be the champion whatever comes out; "" lets the figures decide."""
@@ -76,7 +76,7 @@ class PromotionRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a request."""
+    """Outcome of a request."""
 
     verdict: Verdict
     candidate: str
@@ -98,7 +98,7 @@ class Outcome:
 
     @property
     def is_champion(self) -> bool:
-        """Whether the candidate is the champion now."""
+        """True if the candidate is the champion now."""
         return self.verdict != "not better"
 
     def words(self) -> str:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SUMMARY_FILE = "summary.json"
-"""What training leaves in its run folder."""
+"""The file that training leaves in its run folder."""
 
 _LONGEST_DESCRIPTION = 5_000
 _EXPERIMENT = "ccts"
@@ -46,7 +46,7 @@ _EXPERIMENT = "ccts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What is to be registered, and what lies around it."""
+    """A model to be registered, and what lies around it."""
 
     model: Path
     run_file: Path | None

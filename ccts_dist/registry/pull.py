@@ -91,7 +91,7 @@ def resolve_version(model: str, *, tracking_uri: str = "") -> str:
 
 
 def pull_model(model: str, *, tracking_uri: str = "", cache: Path | None = None) -> PulledModel:
-    """As ``resolve_model``, together with the version; an alias is looked up once."""
+    """Like ``resolve_model``, together with the version; an alias is looked up once."""
     cache = _default_cache() if cache is None else cache
     on_hub = parse_hub_name(model)
     if on_hub is not None:
@@ -116,7 +116,7 @@ def pull_model(model: str, *, tracking_uri: str = "", cache: Path | None = None)
 
 
 def pull_model_on_ranks(model: str, ranks: Ranks, *, tracking_uri: str = "", cache: Path | None = None) -> PulledModel:
-    """As ``pull_model``, the same version on every rank, fetched once per machine. Every rank must call it."""
+    """Like ``pull_model``, the same version on every rank, fetched once per machine. Every rank must call it."""
 
     def pinned() -> str:
         version = resolve_version(model, tracking_uri=tracking_uri) if ranks.is_first else ""

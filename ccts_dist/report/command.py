@@ -29,7 +29,7 @@ DISTANCES: tuple[str, ...] = get_args(Distance)
 FOLDER_OF_THE_STUDY = Path("demo/study")
 FOLDER_OF_THE_GATE_STUDY = Path("demo/gate-study")
 NUM_UTTERANCES = 4000
-"""Of the demo and its study."""
+"""Number of utterances of the demo and its study."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def is_study(args: argparse.Namespace) -> bool:
-    """Whether the demo is to be run over seeds or shares.
+    """True if the demo is to be run over seeds or shares.
 
     Raises:
         ConfigError: options of the study for another table, or without it.
@@ -132,7 +132,7 @@ def _folder(args: argparse.Namespace, usual: Path) -> Path:
 
 
 def reproduction_of(args: argparse.Namespace) -> Reproduction:
-    """What was asked for of one of the paper's tables.
+    """The reproduction of one of the paper's tables that was asked for.
 
     Raises:
         ConfigError: options that do not go together.

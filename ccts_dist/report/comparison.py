@@ -1,4 +1,4 @@
-"""Where two runs part: settings, the utterances of each step, and every figure of every step they have in common."""
+"""Comparison of two runs: settings, the utterances of each step, and every figure of every step they have in common."""
 
 import difflib
 import json
@@ -40,7 +40,7 @@ class MetricComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What two runs have in common and where they part."""
+    """Comparison of two runs."""
 
     names: tuple[str, str]
     key: str
@@ -63,7 +63,7 @@ class Comparison:
     """First common step whose global batches are known to differ; None when none are."""
 
     metrics: tuple[MetricComparison, ...]
-    """Of every figure that both runs have, in the order of the first run's history."""
+    """Comparison of every figure that both runs have, in the order of the first run's history."""
 
     only_in: tuple[tuple[str, ...], tuple[str, ...]]
     """Figures that only the first, only the second run has."""
@@ -72,7 +72,7 @@ class Comparison:
     """Figures of the finished runs; NaN where one has none."""
 
     notes: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-    """What of each run's record was passed over."""
+    """Parts of each run's record that were passed over."""
 
     @property
     def primary(self) -> MetricComparison:
@@ -91,7 +91,7 @@ class Comparison:
 
     @property
     def first_to_part(self) -> MetricComparison | None:
-        """Of all figures the one that parts at the earliest step, the compared one before others; None when all
+        """The figure that parts at the earliest step, the compared one before others; None when all
         agree."""
         parted = [(one.diverges_at, one.metric != self.key, one) for one in self.metrics if one.diverges_at is not None]
         return min(parted, key=lambda entry: entry[:2], default=(0, False, None))[2]

@@ -7,7 +7,7 @@ from ccts_dist.report.markdown_table import format_table
 
 
 def comparison_in_words(comparison: Comparison) -> str:
-    """What differs and what does not, the verdict last."""
+    """The comparison in words, the verdict last."""
     parts = [
         "\n".join(_run_line(comparison, number) for number in (0, 1)),
         _settings(comparison),
@@ -20,7 +20,7 @@ def comparison_in_words(comparison: Comparison) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Whether the compared figure agrees, and where anything parted first."""
+    """The compared figure's agreement, and where anything parted first."""
     one, steps = comparison.primary, len(comparison.common_steps)
     if one.diverges_at is None:
         line = (

@@ -106,7 +106,7 @@ def next_commands(folder: Path) -> Mapping[str, tuple[str, ...]]:
 
 
 def _relative(path: Path) -> str:
-    """As seen from the working directory, if it lies below."""
+    """The path relative to the working directory, if it lies below."""
     here = Path.cwd()
     return str(path.absolute().relative_to(here) if path.absolute().is_relative_to(here) else path)
 

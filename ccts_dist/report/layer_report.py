@@ -12,7 +12,7 @@ from ccts_dist.probe import LayerScore, ProbeResult
 from ccts_dist.report.markdown_table import format_table
 
 NAMES = ("layers.md", "layers.json", "layers.csv", "layers.png")
-"""What ``write_layers`` leaves."""
+"""Names of the files that ``write_layers`` leaves."""
 
 
 def layers_in_words(result: ProbeResult) -> str:

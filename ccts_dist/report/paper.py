@@ -29,7 +29,7 @@ PAPERS_DISTANCE = "l2"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reproduction:
-    """What is to be made of a table, and where."""
+    """The reproduction of a table: what is to be made, and where."""
 
     table: PaperTable
     folder: Path
@@ -42,7 +42,7 @@ class Reproduction:
     """The corpus as it lies on disk, from which the shards are built first; None when they are there."""
 
     transcripts: Path | None = None
-    """What ``shards/transcribe.py`` transcribed, for a corpus without transcripts."""
+    """Transcripts from ``shards/transcribe.py``, for a corpus without transcripts."""
 
     only: tuple[int, ...] = ()
     """Rows of the table; empty for all."""
@@ -58,11 +58,11 @@ class Reproduction:
     """Each row that has a teacher is run with each of these as ``distill.embedding_loss``."""
 
     launcher: tuple[str, ...] = ()
-    """What starts a script on all ranks; empty for DeepSpeed's launcher on this machine."""
+    """Command that starts a script on all ranks; empty for DeepSpeed's launcher on this machine."""
 
     @property
     def shard_set(self) -> str:
-        """Where the shards are, or will be."""
+        """The shard set's folder, which may be still to come."""
         return self.shards or str(self.folder / "shards")
 
     @property

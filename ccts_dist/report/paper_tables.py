@@ -12,7 +12,7 @@ class Row:
     """One system."""
 
     number: int
-    """As the paper counts."""
+    """Number in the paper."""
 
     words: str
     run: str
@@ -37,7 +37,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Of its runs: the run file's, and the distance if that is another."""
+        """Name of its runs: the run file's, and the distance if that is another."""
         return "-".join(part for part in (self.run, self.distance) if part)
 
 
@@ -61,7 +61,7 @@ class PaperTable:
     """Folder of the run files."""
 
     corpus: str
-    """What ``shards/build.py`` calls it."""
+    """Name of the corpus in ``shards/build.py``."""
 
     rows: tuple[Row, ...]
     folds: tuple[Fold, ...]

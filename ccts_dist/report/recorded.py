@@ -23,16 +23,16 @@ OF_A_STEP, OF_THE_TEST = ("train/", "distill/", "data/", "throughput/"), "test/c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRun:
-    """What is known of one run; a run under way has no scores yet."""
+    """The record of one run; a run under way has no scores yet."""
 
     name: str
-    """As the user named it."""
+    """Name as the user gave it."""
 
     settings: Mapping[str, Any]
     """Keys of the resolved run file, dotted; empty where there is none. A tracking server gives them as text."""
 
     steps: Mapping[int, Mapping[str, Any]]
-    """What was written of each step, by its number, rising; of a step that stands there twice, the later line."""
+    """Record of each step, by its number, rising; of a step that stands there twice, the later line."""
 
     scores: Mapping[str, float]
     """Figures of the finished run, dotted; NaN for one that has no value."""
@@ -107,7 +107,7 @@ def read_recorded(folder: Path) -> RecordedRun:
 
 
 def read_validations(place: str) -> dict[int, dict[str, Any]]:
-    """What was written of each validation of the run in a run folder, by its step; empty where there is none.
+    """Record of each validation in a run folder, by its step; empty where there is none.
 
     A run at a tracking server (``runs:/ID``) has none either: ``read_tracked`` gives what its steps have.
 
@@ -170,7 +170,7 @@ def _read(path: Path) -> str:
 
 
 def _parse(path: Path, parse: Any) -> Mapping[str, Any]:
-    """What a file of the run holds; empty when it is not there."""
+    """Contents of a file of the run; empty when it is not there."""
     if not path.exists():
         return {}
     try:

@@ -6,7 +6,7 @@ from ccts_dist.report.markdown_table import format_table
 from ccts_dist.scoring.predict_split import Scores
 
 HEADER = ("target", "CCC", "Pearson", "Spearman", "MAE", "labels")
-"""Of the rows that ``scores_to_rows`` gives; with bins one more, ``RECALL``."""
+"""Column names of the rows that ``scores_to_rows`` gives; with bins one more, ``RECALL``."""
 
 RECALL = "unweighted recall"
 

@@ -23,7 +23,7 @@ NOISE = re.compile(
     r"|built successfully|No CUDA runtime is found|^\s*$"
     r"|^(Distributed environment|Num processes|Process index|Local process index|Device|Mixed precision|ds_config):?"
 )
-"""What DeepSpeed and Accelerate print at every start; the log has it all, a person need not."""
+"""Lines that DeepSpeed and Accelerate print at every start; the log has them all, a person need not."""
 
 
 _COMMANDS = Path(__file__).parents[1] / "commands"
@@ -113,7 +113,8 @@ def raise_failures(errors: Sequence[BaseException]) -> None:
 
 
 def stage_environment(tracking_uri: str) -> dict[str, str]:
-    """What stages get beside this process's environment: the launcher on the path, and where runs are tracked."""
+    """Variables that stages get beside this process's environment: the launcher on the path, and where runs are
+    tracked."""
     return {
         # So that the launcher is found without the environment being activated.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",

@@ -1,4 +1,4 @@
-"""What a model predicted of each utterance, and how good that is: of a split, of parts of it, beside another model."""
+"""Scores: predictions of each utterance, and how good they are on a split, on parts of it, beside another model."""
 
 from ccts_dist.scoring.bootstrap_intervals import Interval, bootstrap
 from ccts_dist.scoring.calibration import CalibrationBin, calibration_bins

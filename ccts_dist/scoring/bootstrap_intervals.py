@@ -40,7 +40,7 @@ class Interval:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is an interval."""
+        """True if there is an interval."""
         return self.low == self.low
 
 

@@ -24,7 +24,7 @@ class Gate:
     """In standard deviations of the residuals; gates without one have no use for it."""
 
     of_run: bool = False
-    """Whether the model's run had it; else it is the default, since no run is known to have distilled the model."""
+    """True if the model's run had it; else it is the default, since no run is known to have distilled the model."""
 
     targets: tuple[str, ...] = ()
     """Whose residuals it looks at; empty for all."""
@@ -36,17 +36,17 @@ class Gate:
     """Digest of the teacher cache that the robust fit was made of; it is of no use with another."""
 
     share: float = 0.0
-    """Of rejection, by the gate "random"."""
+    """Share that the gate "random" rejects."""
 
     seed: int = 0
-    """Of the gate "random"."""
+    """Seed of the gate "random"."""
 
     min_confidence: float = 0.0
-    """Of the gate "confidence"."""
+    """Least confidence of the gate "confidence"."""
 
     @property
     def has_threshold(self) -> bool:
-        """Whether it compares residuals with the threshold."""
+        """True if it compares residuals with the threshold."""
         return self.name in THRESHOLD_GATES
 
     @property

@@ -15,7 +15,7 @@ from ccts_dist.shards.shard_set import ShardSet
 
 
 class PredictionCollector:
-    """What this rank's forward passes over a split predicted, row by row.
+    """Collector of this rank's predictions over a split, row by row.
 
     Args:
         targets: names of the predictions' columns.
@@ -93,7 +93,7 @@ class PredictionCollector:
 
 
 def _known_raters(spread: Float64[np.ndarray, "more rows"]) -> RaterColumns | None:
-    """Of the rows of ``PredictionCollector._raters``, turned; None where no variance is known."""
+    """Variances of the rows of ``PredictionCollector._raters``, turned; None where no variance is known."""
     if not np.isfinite(spread[:-1]).any():
         return None
     return RaterColumns(variance=spread[:-1].T, count=spread[-1].astype(np.int64))

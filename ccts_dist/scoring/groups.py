@@ -17,7 +17,7 @@ from ccts_dist.scoring.speakers import sums_by_speaker
 from ccts_dist.scoring.target_metrics import concordances
 
 FEWEST_UTTERANCES = 10
-"""Of a speaker whose CCC is reported; of fewer it states little."""
+"""Fewest utterances of a speaker whose CCC is reported; a CCC of fewer states little."""
 
 UNKNOWN = "unknown"
 
@@ -43,7 +43,7 @@ class Group:
     num_utterances: int
     num_speakers: int
     ccc: tuple[Interval, ...]
-    """Of each target."""
+    """CCC of each target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class SpeakerScore:
     speaker: str
     num_utterances: int
     ccc: tuple[float, ...]
-    """Of each target."""
+    """CCC of each target."""
 
     shift: tuple[float, ...]
     """Mean of prediction less label, on 0..1, of each target."""
@@ -170,7 +170,7 @@ def speaker_scores(table: PredictionTable, *, fewest: int = FEWEST_UTTERANCES) -
 
 
 def _mean_of(ccc: tuple[float, ...]) -> float:
-    """Of those that there are; speakers without any come last."""
+    """Mean of those that there are; speakers without any come last."""
     known = [one for one in ccc if one == one]
     return sum(known) / len(known) if known else inf
 

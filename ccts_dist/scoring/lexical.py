@@ -27,7 +27,7 @@ from ccts_dist.scoring.speakers import sums_by_speaker
 from ccts_dist.scoring.target_metrics import Difference, differences
 
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (2, 1), (0, 2))
-"""Of prediction, label and text-only prediction, whose products are summed after n and the three themselves."""
+"""Pairs of prediction, label and text-only prediction, whose products are summed after n and the three themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

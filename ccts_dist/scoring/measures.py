@@ -11,7 +11,7 @@ from torch import Tensor
 from ccts_dist.losses.ccc import counted
 
 SUM_ROWS = ("n", "prediction", "label", "prediction^2", "label^2", "prediction*label", "|prediction - label|")
-"""What the seven rows of a split's sums add up, in order."""
+"""Names of the seven rows of a split's sums, in order."""
 
 
 def row_sums(

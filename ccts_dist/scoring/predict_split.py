@@ -27,7 +27,7 @@ class Scores:
     mae: dict[str, float]
     num_labels: dict[str, int]
     sums: dict[str, list[float]]
-    """What the figures come from, to be added to another split's: see ``SplitSums.pooled``."""
+    """Sums that the figures come from, to be added to another split's: see ``SplitSums.pooled``."""
 
     damaged: tuple[str, ...]
     """In words, what was wrong with the utterances that were skipped because they are damaged."""
@@ -37,21 +37,22 @@ class Scores:
     labels are omitted. NaN when predictions are."""
 
     spearman: dict[str, float] = field(default_factory=dict)
-    """Where it was asked for."""
+    """Spearman's correlation, where it was asked for."""
 
     unweighted_recall: dict[str, float] = field(default_factory=dict)
     """By target that is a rating, of labels and predictions sorted into bins; where those were asked for."""
 
     categories: dict[str, float] = field(default_factory=dict)
-    """Of a model with categories: weighted_accuracy, unweighted_accuracy, macro_f1 and cross_entropy (in nats); with
-    votes kl_to_votes, the mean divergence from their distribution (in nats)."""
+    """Scores of a model with categories: weighted_accuracy, unweighted_accuracy, macro_f1 and cross_entropy (in
+    nats); with votes kl_to_votes, the mean divergence from their distribution (in nats)."""
 
     confusion: dict[str, list[float]] = field(default_factory=dict)
     """For each category how often which was predicted, in the same order."""
 
     @property
     def criterion(self) -> float:
-        """What the best model has least of: the loss, or of categories alone 1 less their unweighted accuracy."""
+        """The value that the best model has least of: the loss, or of categories alone 1 less their unweighted
+        accuracy."""
         return self.loss if self.ccc else 1 - self.categories.get("unweighted_accuracy", nan)
 
 
@@ -82,16 +83,16 @@ def pooled_scores(parts: Sequence[Scores]) -> Scores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """What is scored beside the targets' CCC; nothing by default."""
+    """Scores beside the targets' CCC; none by default."""
 
     categories: tuple[str, ...] = ()
     """The model's, if the split knows them."""
 
     category_weight: float = 0.0
-    """Of the cross-entropy in the loss."""
+    """Weight of the cross-entropy in the loss."""
 
     votes: bool = False
-    """Whether batches have the votes for the categories."""
+    """True if batches have the votes for the categories."""
 
     bins: tuple[float, ...] = ()
     """Rising edges on 0..1."""

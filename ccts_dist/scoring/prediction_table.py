@@ -1,4 +1,4 @@
-"""What a model predicted of each utterance of a split, beside what is known of it; kept as Parquet."""
+"""A model's predictions of each utterance of a split, beside what is known of it; kept as Parquet."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -66,15 +66,15 @@ class PredictionTable:
     genders: tuple[str | None, ...]
     duration_s: Float64[np.ndarray, " rows"]
     num_words: Int64[np.ndarray, " rows"]
-    """Of the transcript."""
+    """Number of words of the transcript."""
 
     labels: Float64[np.ndarray, "rows dim"]
     """0..1; NaN where nobody rated."""
 
     predictions: Float64[np.ndarray, "rows dim"]
     categories: tuple[str | None, ...] = ()
-    """As the corpus spells them, or as ``model.category_map`` has them; empty, as the next, for a model without
-    categories."""
+    """Categories in the corpus's spelling, or as ``model.category_map`` has them; empty, as the next, for a model
+    without categories."""
 
     predicted_categories: tuple[str, ...] = ()
     known_categories: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class PredictionTable:
         return sums_by_speaker(self.speakers, _row_sums(self.teacher.prediction, labels))
 
     def teacher_of(self, target: str) -> Float64[np.ndarray, " rows"]:
-        """What the teacher predicted of one target; there must be one."""
+        """The teacher's prediction of one target; there must be one."""
         assert self.teacher is not None
         return self.teacher.prediction[:, self.targets.index(target)]
 

@@ -29,7 +29,7 @@ class RaterCeiling:
 
     target: str
     num_labels: int
-    """Of these utterances."""
+    """Number of labels of these utterances."""
 
     one: Interval
     """One rater, against the mean of the others."""

@@ -58,10 +58,10 @@ class TargetMetrics:
     """On 0..1."""
 
     slope: Interval
-    """Of the labels' regression on the predictions; 1 where the model is calibrated."""
+    """Slope of the labels' regression on the predictions; 1 where the model is calibrated."""
 
     intercept: Interval
-    """Of that regression, on 0..1; 0 where the model is calibrated."""
+    """Intercept of that regression, on 0..1; 0 where the model is calibrated."""
 
     shift: Interval
     """Mean of prediction less label, on 0..1."""

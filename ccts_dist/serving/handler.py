@@ -1,4 +1,4 @@
-"""What a served model takes, what it refuses, and what it answers.
+"""A served model's requests, refusals and answers.
 
 Everything that comes in is foreign: it is measured before it is decoded, and decoded before the model sees it. MLflow's
 server calls ``Served.predict`` through the few lines that are stored with a version.
@@ -36,7 +36,7 @@ _BATCH_SECONDS = 60.0
 ``inference.predictor.stretches``."""
 
 _MOST_WINDOWS = 1_000
-"""Of a request."""
+"""Most windows of a request."""
 
 _META_FILE = "registered_model_meta"
 """MLflow writes name and version there when it fetches a registered model."""
@@ -44,26 +44,26 @@ _META_FILE = "registered_model_meta"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What is answered. MLflow's server takes no options of ours, so they come from the environment."""
+    """Limits of requests. MLflow's server takes no options of ours, so they come from the environment."""
 
     recordings: int = 32
-    """Of one request."""
+    """Most recordings of one request."""
 
     recording_bytes: int = 16 << 20
-    """Of one audio file, before base64."""
+    """Most bytes of one audio file, before base64."""
 
     seconds: float = 120.0
-    """Of one recording; at most 600."""
+    """Most seconds of one recording; at most 600."""
 
     audio_root: Path | None = None
     """Folder below which files may be asked for by path; None: no paths."""
 
     request_bytes: int = 128 << 20
-    """Of the body of one request. Only ``serving.server`` can hold to this and the following; MLflow's server does
-    not ask."""
+    """Most bytes of the body of one request. Only ``serving.server`` can hold to this and the following; MLflow's
+    server does not ask."""
 
     waiting_bytes: int = 256 << 20
-    """Of all bodies in memory together; never fewer than ``request_bytes``."""
+    """Most bytes of all bodies in memory together; never fewer than ``request_bytes``."""
 
     requests: int = 32
     """That wait for the model or are answered, at a time. Those whose body has not come yet do not count."""
@@ -148,7 +148,7 @@ class Served:
         """The model."""
 
         self.limits = limits
-        """What is answered."""
+        """Limits of requests."""
         # Some encoders note in a forward pass which frames are real; two passes at once would mix that up.
         self._one_at_a_time = threading.Lock()
 
@@ -265,7 +265,7 @@ class Served:
 
     @property
     def _most_characters(self) -> int:
-        """Of base64, four of which carry three bytes."""
+        """Most characters of base64, four of which carry three bytes."""
         return 4 * -(-self.limits.recording_bytes // 3)
 
     def _from_base64(self, cell: str | LongText, number: int) -> bytes:

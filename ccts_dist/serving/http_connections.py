@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _MAX_HEAD_BYTES = 16 << 10
-"""Of a request's line and headers."""
+"""Most bytes of a request's line and headers."""
 
 _MIN_CHUNK_BYTES, _FREE_CHUNKS = 64, 1_024
 """Each chunk of a chunked body is work for the parser, however small. So many may be smaller on average."""

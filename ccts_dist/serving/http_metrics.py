@@ -1,4 +1,4 @@
-"""What a server notes of its requests: a line of JSON each, and counters for Prometheus."""
+"""A server's notes of its requests: a line of JSON each, and counters for Prometheus."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ _SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0
 """Upper ends of the histogram's buckets."""
 
 _MAX_CHARACTERS = 300
-"""Of a path or a message in the log."""
+"""Most characters of a path or a message in the log."""
 
 
 @final

@@ -21,7 +21,7 @@ WINDOW, HOP = "window", "hop"
 _NUMBERS = (WINDOW, HOP)
 _MOST_NUMBER_BYTES, _MOST_PATH_BYTES = 32, 4_096
 _MOST_HEADERS, _MOST_HEADER_BYTES = 8, 4_096
-"""Of a part."""
+"""Limits of a part."""
 
 _MOST_BOUNDARY_BYTES = 70
 """RFC 2046."""
@@ -29,7 +29,7 @@ _MOST_BOUNDARY_BYTES = 70
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """What a form asks for."""
+    """The request of a form."""
 
     rows: Sequence[Mapping[str, Any]]
     """Recordings: ``audio`` with the bytes of a file, or ``path``."""
@@ -90,7 +90,7 @@ class _Parts:
     _size: int = 0
 
     def callbacks(self) -> "MultipartCallbacks":
-        """What the parser calls."""
+        """The parser's callbacks."""
         return {
             "on_part_begin": self._begin,
             "on_header_begin": self._begin_header,

@@ -25,7 +25,7 @@ _REFUSALS = {
 def openapi_document(
     *, version: str, columns: tuple[str, ...], categories: tuple[str, ...], limits: Limits, page: bool = True
 ) -> Any:
-    """What the server takes and returns, in OpenAPI 3.1.
+    """The server's requests and answers, in OpenAPI 3.1.
 
     Args:
         version: of this library.

@@ -15,13 +15,13 @@ FORMS = ("dataframe_records", "dataframe_split", "inputs")
 """Fields of a body, one of which has the recordings; MLflow's names."""
 
 _STRUCTURE_BYTES, _STRUCTURE_BYTES_PER_RECORDING = 4_096, 256
-"""Of a body outside its strings: braces, commas, and the white space of an indented body."""
+"""Bytes of a body outside its strings: braces, commas, and the white space of an indented body."""
 
 _SHORT_BYTES = 6 * 4_096
 """Longer strings can only be base64: the longest path of Linux has 4,096 bytes, each six once escaped."""
 
 _MAX_ESCAPED_QUOTES = 1_000
-"""Of a body. Base64 has none, and a path few."""
+"""Most escaped quotes of a body. Base64 has none, and a path few."""
 
 _MAX_NAME_CHARACTERS = 200
 
@@ -30,7 +30,7 @@ _GZIP = b"\x1f\x8b"
 
 _ESCAPED = {rb"\/": b"/", rb"\u002b": b"+", rb"\u002B": b"+", rb"\u002f": b"/", rb"\u002F": b"/", rb"\u003d": b"=",
             rb"\u003D": b"="}  # fmt: skip
-"""What JSON writers escape in base64: PHP the slash, .NET the plus sign."""
+"""Characters that JSON writers escape in base64: PHP the slash, .NET the plus sign."""
 
 
 @final

@@ -46,7 +46,7 @@ _BODY_GRACE_S, _ANSWER_GRACE_S, _GRACE_S = 1.0, 5.0, 6
 """After a signal: for bodies that are coming, for answers that are asked for, and for all to be sent."""
 
 _LARGE_BYTES = 1 << 20
-"""Of a body, after which freed memory is returned."""
+"""Size of a body, after which freed memory is returned."""
 
 _PROBES = ("/ping", "/health", "/ready", "/metrics")
 _PATHS = ("/invocations", "/version", "/openapi.json", *_PROBES)

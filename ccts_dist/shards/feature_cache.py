@@ -29,7 +29,7 @@ from ccts_dist.shards.format.schema import ShardEntry
 FrameType = Literal["float32", "float16"]
 
 _HEADER_BYTES = 4_096
-"""Of an array's header: NumPy writes 128."""
+"""Bytes of an array's header: NumPy writes 128."""
 
 _FAULTS = (
     OSError,
@@ -42,7 +42,7 @@ _FAULTS = (
     MemoryError,
     BadZipFile,
 )
-"""What NumPy raises on files that are no arrays, or state that they are larger than they are."""
+"""Errors that NumPy raises on files that are no arrays, or state that they are larger than they are."""
 
 _MOST_OPEN = 512
 """Shards whose arrays stay mapped: a window's, with room. Mapped is not read."""
@@ -110,7 +110,7 @@ def _write_header(file: BinaryIO, num_frames: int, features: int, frame_type: Fr
 
 
 def has_frames(folder: Path, shard: ShardEntry) -> bool:
-    """Whether a shard's frames are there, all of them."""
+    """True if a shard's frames are there, all of them."""
     try:
         found = _open(folder, shard)
     except _FAULTS:
@@ -131,7 +131,7 @@ class FrameCache:
         self._folder = folder
         self._shards = {shard.name: shard for shard in shards}
         self.features = _open(folder, shards[0]).frames.shape[1]
-        """Of a frame."""
+        """Number of features of a frame."""
 
         self._opened: OrderedDict[str, _Open] = OrderedDict()
         self._lock = threading.Lock()

@@ -79,7 +79,7 @@ class ShardSet:
             self.store.prefetch([self._rows.stored(shard).file for shard in shards])
 
     def bytes_to_fetch(self, shards: Iterable[str]) -> int:
-        """What some shards take together in the cache of fetched files; 0 when they are in a folder."""
+        """Size of some shards in the cache of fetched files; 0 when they are in a folder."""
         if isinstance(self.store, LocalStore):
             return 0
         return sum(self._rows.stored(shard).file.size_bytes for shard in shards)

@@ -1,4 +1,4 @@
-"""What a shard set holds, in figures: from the index alone, one shard at a time."""
+"""Statistics of a shard set: from the index alone, one shard at a time."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ from ccts_dist.shards.set_warnings import set_warnings
 from ccts_dist.shards.shard_set import ShardSet
 
 NUM_BINS = 10
-"""Of a label's histogram, equally wide, over 0..1; the last one includes 1."""
+"""Bins of a label's histogram, equally wide, over 0..1; the last one includes 1."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 
@@ -35,13 +35,13 @@ class LabelStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitStatistics:
-    """What a split holds."""
+    """Statistics of a split."""
 
     split: str
     num_shards: int
     num_utterances: int
     num_speakers: int
-    """Of those that are known."""
+    """Number of known speakers."""
 
     num_without_speaker: int
     num_unlabelled: int
@@ -135,7 +135,7 @@ def bars(counts: Sequence[int]) -> str:
 
 
 class _Sums:
-    """What the shards of a split add up to."""
+    """Sums over the shards of a split."""
 
     def __init__(self, targets: Sequence[str]) -> None:
         self.moments = {target: np.zeros(3) for target in targets}

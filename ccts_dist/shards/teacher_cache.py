@@ -162,7 +162,7 @@ class TeacherCache:
             self.store.prefetch(files)
 
     def bytes_to_fetch(self, shards: Iterable[str]) -> int:
-        """What its files for some shards take in the cache of fetched files, beside the shard set's; 0 in a folder."""
+        """Size of its files for some shards in the cache of fetched files, beside the shard set's; 0 in a folder."""
         return sum(self._rows.stored(shard).file.size_bytes for shard in shards) if self._fetches else 0
 
 

@@ -37,10 +37,10 @@ THRESHOLD = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSummary:
-    """What came of a pass."""
+    """Result of a pass."""
 
     digest: str
-    """Of the cache."""
+    """Digest of the cache."""
 
     num_utterances: int
     num_shards: int
@@ -121,7 +121,7 @@ def cache_teacher(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What all steps of a pass need."""
+    """The shared state of a pass's steps."""
 
     teacher: Ensemble
     shard_set: ShardSet

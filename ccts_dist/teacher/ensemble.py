@@ -19,7 +19,7 @@ class Ensemble:
     """In the order of their digests: whatever order they were named in, a mean has the same bits."""
 
     folders: tuple[Path, ...]
-    """Of the members."""
+    """Folders of the members."""
 
     @property
     def digest(self) -> str:
@@ -29,7 +29,7 @@ class Ensemble:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What all of them predict, in this order."""
+        """Targets that all of them predict, in this order."""
         return self.members[0].config.targets
 
     @property

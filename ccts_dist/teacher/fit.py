@@ -1,4 +1,4 @@
-"""What is fitted on a teacher's outputs: the condition, and the mean and standard deviation of its embedding.
+"""The fits on a teacher's outputs: the condition, and the mean and standard deviation of its embedding.
 
 Read shard by shard and put together in the shards' order, so that the result has the same bits whatever ranks read
 which shard.
@@ -26,11 +26,11 @@ class FitSums:
     """Everything a fit needs to know of some utterances."""
 
     condition: Float64[np.ndarray, "6 dim"]
-    """As ``losses.gate.condition_sums`` gives them."""
+    """Sums as ``losses.gate.condition_sums`` gives them."""
 
     num_rows: int
     mean: Float64[np.ndarray, " hidden"]
-    """Of the embedding."""
+    """Mean of the embedding."""
 
     squares: Float64[np.ndarray, " hidden"]
     """Sum of the squared differences from ``mean``."""

@@ -1,4 +1,4 @@
-"""Whether a condition is the fit of a set's labels on a cache's outputs that it states it is; for
+"""Check that a condition is the fit of a set's labels on a cache's outputs that it states it is; for
 ``shards/check.py``."""
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from ccts_dist.shards.teacher_cache import TeacherCache, open_merged_teacher, op
 from ccts_dist.teacher.threshold import labelled_predictions
 
 TOLERANCE = 1e-6
-"""Of labels on 0..1, and of the standard deviation: far above what another order of sums changes."""
+"""Tolerance of labels on 0..1, and of the standard deviation: far above what another order of sums changes."""
 
 
 def refit_findings(shards: str, teacher: str | None) -> list[Finding]:
-    """What speaks against the condition of a teacher cache, or of the outputs that merged shards carry.
+    """Evidence against the condition of a teacher cache, or of the outputs that merged shards carry.
 
     It is fitted once more, on the labelled utterances of the splits that it names, and must come out the same: a fit
     that knew labels of other utterances does not. Reads every cached output of those splits. The set and the cache must

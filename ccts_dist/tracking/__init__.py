@@ -11,7 +11,7 @@ __all__ = ["NoTracking", "Status", "Tracking", "open_tracking"]
 
 
 def open_tracking(config: TrackingConfig, *, run_name: str, output: Path, resume: bool) -> Tracking:
-    """What ``config`` asks for; only rank 0 calls it, the others hold a ``NoTracking``.
+    """Open the tracking that ``config`` asks for; only rank 0 calls it, the others hold a ``NoTracking``.
 
     With MLflow it takes some seconds: importing it, and creating a new SQLite file's tables. A server that is away
     does not stop it.

@@ -1,4 +1,4 @@
-"""What is reported of a run, event by event, and how an event stands in a line of a file."""
+"""Events of a run, and how an event stands in a line of a file."""
 
 import json
 from dataclasses import astuple, dataclass
@@ -46,7 +46,7 @@ class DatasetEvent:
     """JSON: what is in it."""
 
     context: str
-    """What it is used for, such as "training"."""
+    """Purpose, such as "training"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a tracking server holds of a run, read back."""
+"""A run on a tracking server, read back."""
 
 from dataclasses import dataclass
 

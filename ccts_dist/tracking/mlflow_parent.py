@@ -124,7 +124,8 @@ def draw_results(runs: "Sequence[Run]", scores: Mapping[str, str]) -> str:
 
 
 def _highest(runs: "Sequence[Run]", scores: Mapping[str, str]) -> str:
-    """Of each score, and in which run: MLflow folds a description after a few lines, and this stands in the first."""
+    """Highest of each score, and in which run: MLflow folds a description after a few lines, and this stands in the
+    first."""
     best = {name: max((run for run in runs if key in run.data.metrics), key=lambda run: run.data.metrics[key])
             for name, key in scores.items()}  # fmt: skip
     return ", ".join(
@@ -133,7 +134,7 @@ def _highest(runs: "Sequence[Run]", scores: Mapping[str, str]) -> str:
 
 
 def _saved_view(metrics: Sequence[str], time_ms: int) -> str:
-    """As MLflow 3 keeps a view of an experiment: all runs, best first, with these metrics as columns.
+    """A view of an experiment as MLflow 3 saves it: all runs, best first, with these metrics as columns.
 
     Sorted by a metric, MLflow shows all runs side by side.
     """

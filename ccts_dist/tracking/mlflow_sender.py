@@ -1,4 +1,4 @@
-"""What a run has reported, given to an MLflow server: the run is made or found there, and each event becomes a call.
+"""Sending of a run's events to an MLflow server: the run is made or found there, and each event becomes a call.
 
 Why no (key, step) is ever there twice, whoever is killed:
 
@@ -88,7 +88,7 @@ class MlflowSender:
         self._last_step: dict[str, int] = {}
         self._opened: MlflowClient | None = None
         self.began_anew = False
-        """Whether the server had lost the run, and another was begun."""
+        """True if the server had lost the run, and another was begun."""
 
     @property
     def run_id(self) -> str:
@@ -339,7 +339,7 @@ def _translated(uri: str) -> Iterator[None]:
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
-    """What boto3 raises, if anything has imported it by now."""
+    """Errors that boto3 raises, if anything has imported it by now."""
     botocore, boto3 = sys.modules.get("botocore.exceptions"), sys.modules.get("boto3.exceptions")
     found: list[type[Exception]] = []
     if botocore is not None:

@@ -1,4 +1,4 @@
-"""What a training run reports about itself, whoever listens."""
+"""The protocol of tracking: events of a training run, whoever listens."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,8 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 @runtime_checkable
 class Tracking(Protocol):
-    """Where rank 0 reports a run. No call waits for a server, and none raises because a server or a disk fails.
+    """Receiver of rank 0's reports of a run. No call waits for a server, and none raises because a server or a disk
+    fails.
 
     What a call was given is on disk when it returns, so that no SIGKILL loses it.
 
@@ -61,7 +62,7 @@ class Tracking(Protocol):
         shards: str = "",
         cache: str = "",
     ) -> None:
-        """What the run is trained on: the shard set, its splits with their utterances, teacher cache and condition.
+        """Inputs of the run: the shard set, its splits with their utterances, teacher cache and condition.
 
         Args:
             corpus: name and release.

@@ -35,7 +35,7 @@ class TrackedRun:
 
 
 def read_run_file(output: Path) -> TrackedRun:
-    """What a run folder remembers; empty when it was not tracked.
+    """The tracking facts in a run folder; empty when it was not tracked.
 
     Raises:
         ConfigError: the file is not what tracking writes there.

@@ -16,7 +16,7 @@ class SeveralTrackings:
 
     @property
     def run_id(self) -> str:
-        """Of the first that has a server."""
+        """Run ID of the first that has a server."""
         return next((one.run_id for one in self._trackings if one.run_id), "")
 
     def params(self, values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a run has reported while its server was away, sent afterwards."""
+"""Sending afterwards what a run has reported while its server was away."""
 
 import os
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _BATCH_EVENTS = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synced:
-    """What came of it."""
+    """Result of sending."""
 
     num_sent: int
     num_refused: int

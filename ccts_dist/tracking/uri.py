@@ -1,4 +1,4 @@
-"""Where runs and models are kept: one rule for training, registering and pulling."""
+"""Address of runs and models: one rule for training, registering and pulling."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from ccts_dist.redaction import remember, userinfo_of, without_credentials
 _SQLITE = "sqlite:///"
 
 DEMO_STORE = Path("demo/mlflow.db")
-"""Where ``make demo`` keeps its runs and models, from the checkout's folder."""
+"""Store in which ``make demo`` keeps its runs and models, from the checkout's folder."""
 
 
 def resolve_tracking_uri(uri: str) -> str:
@@ -74,7 +74,8 @@ def name_another_store(uri: str) -> str:
 
 
 def artifact_location(uri: str, experiment: str) -> str | None:
-    """Where a new experiment keeps its files: ``mlruns`` beside an SQLite file; None leaves it to the server."""
+    """Folder in which a new experiment keeps its files: ``mlruns`` beside an SQLite file; None leaves it to the
+    server."""
     file = sqlite_file(uri)
     if file is None:
         return None

@@ -1,4 +1,4 @@
-"""What a training under way consists of, and saving its model."""
+"""The parts of a training under way, and saving its model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class TrainContext:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0."""
+        """True if this is rank 0."""
         return self.experiment.ranks.is_first
 
 

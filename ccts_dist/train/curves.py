@@ -35,7 +35,7 @@ _COLORS = {"train/loss": MODEL, "valid/loss": OTHER}
 _OTHERS = (MODEL, TEACHER, OTHER, REJECTED)
 _SHORT = re.compile(r"^(train|valid|distill)/(loss$|(ccc|loss|learning_rate|lr)_)?")
 _MOST_POINTS = 2_000
-"""Of a curve: more cannot be seen."""
+"""Most points of a curve: more cannot be seen."""
 
 _SPANS = 40
 """A smoothed curve averages over this part of the steps."""

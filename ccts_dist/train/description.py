@@ -8,7 +8,7 @@ from ccts_dist.train.experiment import Experiment
 
 
 def describe_run(experiment: Experiment, test: Mapping[str, float] | None = None) -> str:
-    """What is trained, on what, from what; and with ``test`` how good it is. Markdown.
+    """Markdown: the model, its data and its sources; and with ``test`` how good it is.
 
     Args:
         experiment: the run.

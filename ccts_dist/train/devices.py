@@ -1,4 +1,4 @@
-"""What GPUs can do at most, as their makers state it."""
+"""Peak performance of GPUs, as their makers state it."""
 
 import re
 from dataclasses import dataclass

@@ -45,7 +45,7 @@ class Experiment:
     """With every value that it uses: see ``resolved``."""
 
     ds_config: Mapping[str, Any]
-    """As read from ``train.deepspeed``."""
+    """Settings from ``train.deepspeed``."""
 
     ranks: Ranks
     shard_set: ShardSet
@@ -56,7 +56,7 @@ class Experiment:
     valid_loader: Loader
     objective: Objective
     augmenter: Augmenter | None
-    """Of the training utterances."""
+    """Augmenter of the training utterances."""
 
     extra_shards: tuple[ShardSet, ...] = ()
     """That are trained on as well."""
@@ -65,11 +65,11 @@ class Experiment:
     """The gate that decides by keys or transcripts who is distilled; None where residuals do."""
 
     gate_words: str = ""
-    """What it does, for people."""
+    """Effect, for people."""
 
     @property
     def condition(self) -> Condition | None:
-        """What a gate compares residuals with; None without a teacher."""
+        """Condition that a gate compares residuals with; None without a teacher."""
         return None if self.objective.distill is None else self.objective.distill.condition
 
     @property
@@ -88,7 +88,7 @@ class Experiment:
 
     @property
     def extras(self) -> Extras:
-        """What is scored beside the targets' CCC."""
+        """Scores beside the targets' CCC."""
         return Extras(
             categories=self.run.model.categories,
             category_weight=self.run.loss.category_weight if self.run.model.categories else 0.0,
@@ -137,7 +137,7 @@ class Experiment:
         return numbers
 
     def _sets_in_words(self) -> dict[str, str]:
-        """What of each step comes from further shard sets."""
+        """The share of each step that comes from further shard sets."""
         plan = self.loader.plan
         if not self.extra_shards or isinstance(plan, BatchSampler):
             return {}

@@ -1,4 +1,4 @@
-"""What is reported about a step: the names and numbers that go to the tracker and into the history."""
+"""Metrics of a step: the names and numbers that go to the tracker and into the history."""
 
 from collections.abc import Mapping, MutableMapping
 from math import isfinite

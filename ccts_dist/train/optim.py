@@ -138,7 +138,7 @@ class CycleSchedule:
 
 
 def share_of_rate(schedule: str, steps_done: int, *, warmup_steps: int, total_steps: int) -> float:
-    """What the next step has of the learning rate.
+    """The next step's share of the learning rate.
 
     While fewer than W = ``warmup_steps`` steps are done, (steps done + 1) / W; no step is spent at a rate of 0. Then
     "constant" stays at 1; "linear" and "cosine" fall over what is left of T = ``total_steps`` as in transformers: with
@@ -217,7 +217,7 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
 
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> str:
-    """What is trained at which learning rate, for people."""
+    """Parameter groups and their learning rates, for people."""
     groups_in_words = []
     for name, rate in rates_by_group(optimizer).items():
         sizes = [

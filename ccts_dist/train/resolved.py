@@ -67,14 +67,14 @@ def resolved(run: RunConfig, *, threshold: float | None = None, share: float | N
 
 
 def _is_open(distill: DistillConfig) -> bool:
-    """Whether a random gate's share is still to be found."""
+    """True if a random gate's share is still to be found."""
     return distill.gate == "random" and not distill.reject_fraction
 
 
 def resolved_on_ranks(
     run: RunConfig, teacher: TeacherCache | None, shard_set: ShardSet, ranks: Ranks
 ) -> tuple[RunConfig, Condition | None]:
-    """As ``resolved``, with what is found from the teacher's cache; every rank must call it.
+    """Like ``resolved``, with what is found from the teacher's cache; every rank must call it.
 
     Args:
         teacher: the run's, if it has one.

@@ -259,7 +259,7 @@ def _train_to_end(context: TrainContext, optimizer: torch.optim.Optimizer, *, is
 
 
 def tries_largest(device: torch.device) -> bool:
-    """Whether the largest micro-batch is tried before the first step: on GPUs, where memory is what is short."""
+    """True if the largest micro-batch is tried before the first step: on GPUs, where memory is what is short."""
     return device.type == "cuda"
 
 

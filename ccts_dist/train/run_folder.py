@@ -42,7 +42,7 @@ from ccts_dist.train.resolved import SAME_THRESHOLD, resolved
 DS_CONFIG = "ds_config.json"
 
 FROZEN_SECTIONS = ("seed", "model", "batch", "loss", "distill", "augment", "optim")
-"""What may not change on resuming: the numbers would be those of neither run."""
+"""Sections that may not change on resuming: the numbers would be those of neither run."""
 
 FROZEN_KEYS = ("train.precision", "train.ema_decay")
 """Nor these, in sections that may. How the work is spread, train.deepspeed and the ranks, may change."""

@@ -51,7 +51,7 @@ class TrainResult:
     """CCC of the best model on the test splits, of several those of their predictions pooled; empty without any."""
 
     test_sums: dict[str, list[float]]
-    """What ``test`` comes from, to be pooled with another run's: see ``SplitSums.pooled``."""
+    """Sums that ``test`` comes from, to be pooled with another run's: see ``SplitSums.pooled``."""
 
     test_scores: dict[str, Any]
     """Every figure of the best model on the test splits, by figure and target; of several splits those that come from
@@ -64,7 +64,7 @@ class TrainResult:
     """Share of the training utterances that were distilled; None without a teacher."""
 
     seconds: float
-    """Of this start of the program, not of those before a resume."""
+    """Duration of this start of the program, not of those before a resume."""
 
     peak_memory_gb: float
     """Most memory that a rank held (10^9 bytes; on a GPU by its tensors, else resident), also of this start alone."""
@@ -162,7 +162,7 @@ class Trainer:
         self._writer.wait()
 
     def _place(self) -> tuple[int, int, int, int, bool]:
-        """What distinguishes two states that are both worth a checkpoint."""
+        """Values that distinguish two states that are both worth a checkpoint."""
         state = self.state
         return state.step, state.epoch, state.step_in_epoch, state.validated_step, state.finished
 
@@ -171,7 +171,7 @@ class Trainer:
         return more and not self._validator.has_seen_enough
 
     def _is_enough(self, more: int = 0) -> bool:
-        """Whether the run's limit is reached after so many more steps."""
+        """True if the run's limit is reached after so many more steps."""
         limit = self._run.train.max_steps
         return bool(limit) and self.state.step + more >= limit
 
@@ -241,7 +241,7 @@ class Trainer:
         self._end_epoch(steps / max(1e-9, time.monotonic() - began))
 
     def _is_within_epoch(self, *, by_validation: bool = True) -> bool:
-        """Whether another step of the epoch is to be taken; ``by_validation`` stops early."""
+        """True if another step of the epoch is to be taken; ``by_validation`` stops early."""
         there_is = self.state.step_in_epoch < self._experiment.loader.steps_per_epoch and not self._is_enough()
         return there_is and not (by_validation and self._validator.has_seen_enough)
 
@@ -257,7 +257,8 @@ class Trainer:
     def _aside(
         self, source: Iterator[StepBatches], what: str, batches: StepBatches, took: float
     ) -> Callable[[], Tensor]:
-        """What rides along with the loss, so that ranks wait for each other once less; gathered while the GPU works."""
+        """Values that ride along with the loss, so that ranks wait for each other once less; gathered while the GPU
+        works."""
 
         def numbers() -> Tensor:
             self._ahead, self._moved_ahead = self._read_ahead(source, what, 1)
@@ -298,7 +299,7 @@ class Trainer:
         return ballot, self._copies.run(lambda: tuple(batch.to(self._engine.device) for batch in micro_batches))
 
     def _is_time(self) -> bool:
-        """Whether this rank's clock asks for a checkpoint; rank 0's alone is asked."""
+        """True if this rank's clock asks for a checkpoint; rank 0's alone is asked."""
         minutes = self._run.train.save_minutes
         return self._first and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
 

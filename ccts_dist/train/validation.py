@@ -45,12 +45,12 @@ class Validator:
 
     @property
     def has_seen_enough(self) -> bool:
-        """Whether there was no better model for ``train.early_stopping_patience`` validations."""
+        """True if there was no better model for ``train.early_stopping_patience`` validations."""
         limit = self._context.run.train.early_stopping_patience
         return 0 < limit <= self._context.state.since_best
 
     def is_due(self, steps_per_epoch: int) -> bool:
-        """Whether the model, as it is after a step within an epoch, is yet to be validated.
+        """True if the model, as it is after a step within an epoch, is yet to be validated.
 
         Also after a resume: a run may have been stopped while it validated.
         """

@@ -1,5 +1,6 @@
 """Words of the project's former dialect stay out of identifiers, docstrings, comments, messages and run files."""
 
+import ast
 import io
 import re
 import tokenize
@@ -35,6 +36,9 @@ WORDS = re.compile(
 )
 """In prose, where models predict, recognizers transcribe, and commands print and report."""
 
+NO_NOUN = ("What", "Whether", "Where", "As", "Of")
+"""Beginnings of a docstring that does not name the thing."""
+
 OLD_NAMES = ROOT / "ccts_dist" / "config" / "renamed.py"
 SPOKEN = ROOT / "ccts_dist" / "corpus" / "open" / "tess.py"
 """Its recordings are of people who say "Say the word"."""
@@ -64,6 +68,18 @@ def banned_prose(path: Path) -> list[str]:
     return [f"line {token.start[0]}: {match[0]}" for token in prose for match in WORDS.finditer(token.string)]
 
 
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Those of a module's parts, those under fields and constants included, with their lines."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+def riddles(path: Path) -> list[str]:
+    """Docstrings that do not begin with the name of the thing or with a verb."""
+    return [f"line {line}: {text[:60]}" for line, text in docstrings(path) if text.split(maxsplit=1)[0] in NO_NOUN]
+
+
 def test_there_are_sources():
     assert len(SOURCES) > 200
     assert len(RUN_FILES) > 20
@@ -81,6 +97,11 @@ def test_prose_has_no_banned_word(path: Path):
         assert banned_prose(path) == []
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_docstrings_name_the_thing_first(path: Path):
+    assert riddles(path) == []
+
+
 def test_banned_words_are_noticed(tmp_path: Path):
     path = tmp_path / "module.py"
     path.write_text(
@@ -88,5 +109,6 @@ def test_banned_words_are_noticed(tmp_path: Path):
     )
     assert banned_names(path) == ["line 3: kept", "line 4: passes"]
     assert banned_prose(path) == ["line 1: says", "line 3: told"]
+    assert riddles(path) == ["line 1: What the model says."]
     (tmp_path / "run.toml").write_text("# what the words say\n")
     assert banned_prose(tmp_path / "run.toml") == ["'say' in '# what the words say'"]

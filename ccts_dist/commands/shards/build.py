@@ -40,7 +40,7 @@ def build(args: argparse.Namespace):
 
 
 def join(args: argparse.Namespace):
-    """What the parts have built."""
+    """Join what the parts have built."""
     with Progress(num_to_join(args.out), f"join {args.out}", unit="shards") as bar:
         return join_parts(args.out, max_rejected=args.max_rejected, progress=bar.advance)
 

@@ -26,7 +26,7 @@ class Column:
     """Its scheme's fields; empty without a scheme."""
 
     field: str | None = None
-    """Of the labels of its scheme: "gender" of a speaker."""
+    """Field of the labels of its scheme: "gender" of a speaker."""
 
 
 class Header:
@@ -55,7 +55,7 @@ class Header:
 
     @property
     def name(self) -> str:
-        """Of the database."""
+        """Name of the database."""
         return printable(str(self._tree.get("name") or self.root.resolve().name))
 
     def split_of(self, table: str) -> str | None:
@@ -64,7 +64,7 @@ class Header:
         return None if split is None else printable(str(split))
 
     def is_segmented(self, table: str) -> bool:
-        """Whether its rows are segments of files."""
+        """True if its rows are segments of files."""
         return self.tables[table].get("type") == "segmented"
 
     def find(self, name: str) -> tuple[Column, ...]:
@@ -87,7 +87,7 @@ class Header:
         return tuple(found)
 
     def texts(self, column: Column) -> Mapping[str, str]:
-        """What each label of a column stands for: a field of it, or the text that its scheme gives it.
+        """Meaning of each label of a column: a field of it, or the text that its scheme gives it.
 
         Raises:
             CorpusError: the labels have no such field.

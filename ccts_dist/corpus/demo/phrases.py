@@ -1,4 +1,4 @@
-"""What is spoken in the spoken demo corpus: short phrases in which one or two words carry valence."""
+"""Phrases of the spoken demo corpus: short ones in which one or two words carry valence."""
 
 import random
 from collections.abc import Mapping, Sequence

@@ -54,7 +54,7 @@ LOUDNESS_SPAN_DB = 14.0
 """Root mean square of the quietest and of the loudest utterances lie this far apart, speakers and jitter aside."""
 
 HIGHEST_PEAK = 0.9
-"""Of full scale; eSpeak's peaks lie up to 20 dB above the root mean square, so few utterances come near it."""
+"""On -1..1; eSpeak's peaks lie up to 20 dB above the root mean square, so few utterances come near it."""
 
 VALENCE_POINTS = 0.85
 """Points on the 1..7 scale per point of the lexicon."""
@@ -116,7 +116,7 @@ class SpokenConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rating:
-    """What one simulated rater wrote down, on 1..7."""
+    """One simulated rater's answer, on 1..7."""
 
     rater: int
     activation: int
@@ -141,10 +141,10 @@ class SpokenLine:
     split: str
     speaker: Speaker
     text: str
-    """What is spoken; the labels follow it."""
+    """The spoken words; the labels follow them."""
 
     transcript: str
-    """What the corpus claims was spoken."""
+    """The words that the corpus states."""
 
     voice: Voice
     loudness_dbfs: float

@@ -25,7 +25,7 @@ LABEL_COLUMNS = {"activation": "EmoAct", "valence": "EmoVal", "dominance": "EmoD
 """Column of the CSV per target."""
 
 LABEL_LETTERS = {"activation": "A", "valence": "V", "dominance": "D"}
-"""What a rating begins with in the text form."""
+"""First letters of a rating in the text form."""
 
 _NEEDED_COLUMNS = ("FileName", *LABEL_COLUMNS.values())
 _OTHER_COLUMNS = ("EmoClass", "SpkrID", "Gender", "Split_Set")
@@ -47,13 +47,13 @@ class LabelRow:
     """Cell per target; "" where there is none."""
 
     names: Mapping[str, str]
-    """What the label file calls each target, for errors."""
+    """The label file's name of each target, for errors."""
 
     category: str = ""
     speaker: str = ""
     gender: str = ""
     fault: str = ""
-    """What is wrong with the row as a whole; "" if nothing is."""
+    """The fault of the row as a whole; "" if there is none."""
 
     @property
     def key(self) -> str:
@@ -91,7 +91,7 @@ def key_of(file_name: str) -> str:
 
 
 def is_withheld(split: str) -> bool:
-    """Whether the makers keep the labels of this split to themselves: Test3, however it is spelt.
+    """True if the makers keep the labels of this split to themselves: Test3, however it is spelt.
 
     >>> is_withheld("Test 3")
     True
@@ -114,7 +114,7 @@ def find_labels(root: Path) -> Path:
 
 
 def label_folders(root: Path) -> list[Path]:
-    """Where label files may lie."""
+    """Folders in which label files may lie."""
     return [find_entry([root], ["Labels", "Label"]) or root / "Labels", root]
 
 
@@ -161,7 +161,7 @@ def parse_ratings(parts: list[str]) -> dict[str, str]:
 
 
 def column_places(header: list[str]) -> dict[str, int]:
-    """Where each known column stands; upper and lower case, underscores and spaces do not matter."""
+    """Index of each known column; upper and lower case, underscores and spaces do not matter."""
     plain = {re.sub(r"[^a-z0-9]", "", cell.casefold()): at for at, cell in reversed(list(enumerate(header)))}
     wanted = ((column, column.replace("_", "").casefold()) for column in (*_NEEDED_COLUMNS, *_OTHER_COLUMNS))
     return {column: plain[key] for column, key in wanted if key in plain}
@@ -234,7 +234,7 @@ def _text_rows(path: Path, source: str, partitions: Partitions, speakers: Speake
 
 
 def is_rater_line(parts: list[str]) -> bool:
-    """Whether these are the parts of a rater's line: ``WORKER1; Neutral; Neutral,Other; A:3; V:4; D:3;``."""
+    """True if these are the parts of a rater's line: ``WORKER1; Neutral; Neutral,Other; A:3; V:4; D:3;``."""
     if any(map(is_audio, parts)):  # of a file whose name has a semicolon, not the first part is one
         return False
     words = [part for part in parts[1:] if part and not _RATING.fullmatch(part)]

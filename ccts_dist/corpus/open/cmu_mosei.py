@@ -20,7 +20,7 @@ from ccts_dist.limits import read_limited
 from ccts_dist.records import Rejected, Utterance
 
 SCALE = (-3.0, 3.0)
-"""Of the target ``sentiment``."""
+"""Scale of the target ``sentiment``."""
 
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
 SPLITS = ("train", "valid", "test")
@@ -37,7 +37,7 @@ class _Reader:
     audio: AudioFolder
     transcripts: Path | None
     sentences: dict[str, Mapping[tuple[str, str], str]] = field(default_factory=dict)
-    """Of the recordings that were asked for, by start and end to a hundredth of a second."""
+    """Sentences of the recordings that were asked for, by start and end to a hundredth of a second."""
 
 
 def read_cmu_mosei(root: str | Path, *, release: str = "unknown") -> Corpus:

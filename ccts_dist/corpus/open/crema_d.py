@@ -49,7 +49,7 @@ class Votes:
     """The answers of those who listened to a clip without seeing it."""
 
     shares: Mapping[str, float]
-    """Of all answers, by emotion."""
+    """Shares of all answers, by emotion."""
 
     num_raters: int
     fault: str = ""

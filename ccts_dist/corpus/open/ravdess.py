@@ -14,7 +14,7 @@ from ccts_dist.corpus.open.recordings import NamedCorpus, Recording, read_record
 from ccts_dist.corpus.speaker_splits import split_by_speaker
 
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
-"""Of the codes 01 to 08."""
+"""Emotions of the codes 01 to 08."""
 
 STATEMENTS = ("Kids are talking by the door", "Dogs are sitting by the door")
 CHANNELS = ("speech", "song")

@@ -41,7 +41,7 @@ Assign = Callable[[Mapping[str, str]], Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedCorpus:
-    """What a corpus of named recordings is called, and what its labels are."""
+    """Name and labels of a corpus of named recordings."""
 
     name: str
     release: str

@@ -56,7 +56,7 @@ class Emotion2vecConfig(PreTrainedConfig):
     attention_dropout: float = 0.1
     activation_dropout: float = 0.0
     feat_proj_dropout: float = 0.1
-    """Of what enters the lowest layer."""
+    """Dropout of the lowest layer's input."""
 
     initializer_range: float = 0.02
     apply_spec_augment: bool = False
@@ -167,7 +167,7 @@ class _Encoder(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "batch frames features"], real: Bool[Tensor, "batch frames"]
     ) -> list[Float[Tensor, "batch frames features"]]:
-        """What enters the lowest layer and what leaves each, without the extra tokens."""
+        """Frames that enter the lowest layer and what leaves each, without the extra tokens."""
         num_extra = self.extra_tokens.shape[1]
         hidden = hidden.masked_fill(~real[:, :, None], 0.0)  # for the convolutions
         hidden = hidden + self.pos_conv_embed(hidden)

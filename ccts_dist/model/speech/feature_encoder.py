@@ -17,7 +17,7 @@ from ccts_dist.model.precision import exact_product, widened
 from ccts_dist.model.speech.modified_cpc import PaddedConvLayer
 
 WAVEFORM_NORM_EPS = 1e-7
-"""Of transformers' Wav2Vec2FeatureExtractor: added to the variance of a waveform before its root is taken."""
+"""Epsilon of transformers' Wav2Vec2FeatureExtractor: added to the variance of a waveform before its root is taken."""
 
 
 def normalize_utterances(

@@ -45,7 +45,7 @@ class _Call:
     """One call of the encoder: in each row a piece of an utterance."""
 
     inputs: dict[str, Tensor]
-    """What the encoder is given, by argument."""
+    """Inputs of the encoder, by argument."""
 
     rows: list[int]
     """The utterance that each piece is of; in order."""
@@ -95,12 +95,12 @@ class ExtractedBranch(nn.Module):
 
     @property
     def calls_vary(self) -> bool:
-        """Whether the encoder is called once per utterance: where ranks have unequally many, they would call it
+        """True if the encoder is called once per utterance: where ranks have unequally many, they would call it
         unequally often, and ZeRO-3 gathers weights at each call."""
         return self._piece_samples is None and self.encoder.config.model_type not in BATCHED_TYPES
 
     def train(self, mode: bool = True) -> "ExtractedBranch":
-        """As in any module, but a frozen encoder stays in evaluation mode."""
+        """Switch as in any module, but a frozen encoder stays in evaluation mode."""
         super().train(mode)
         hold_still(self.encoder, frozen=self._frozen)
         return self
@@ -126,7 +126,8 @@ class ExtractedBranch(nn.Module):
     def layer_frames(
         self, audio: Float[Tensor, "batch samples"], num_samples: Int64[Tensor, " batch"]
     ) -> list[LayerFrames]:
-        """What enters the encoder's first layer, and what leaves each of its layers, the lowest first; no gradient."""
+        """Frames that enter the encoder's first layer, and what leaves each of its layers, the lowest first; no
+        gradient."""
         with torch.no_grad():
             return self._encode(audio, num_samples, partial(run_every_layer, self.encoder))
 
@@ -192,7 +193,7 @@ class ExtractedBranch(nn.Module):
 def extract(
     extractor: FeatureExtractionMixin, encoder: PreTrainedModel, waves: Sequence[np.ndarray], device: torch.device
 ) -> dict[str, Tensor]:
-    """What the encoder is to be given for these waveforms at 16 kHz, by argument."""
+    """The encoder's inputs for these waveforms at 16 kHz, by argument."""
     call = cast(Callable[..., Any], extractor)
     # Some compute spectra where they are asked to, others on the CPU.
     settings: dict[str, Any] = {"device": str(device)} if "device" in inspect.signature(call).parameters else {}

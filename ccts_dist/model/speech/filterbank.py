@@ -25,8 +25,8 @@ FFT_SIZE = 1_024
 each band has a point."""
 
 ENERGY_FLOOR = 1e-8
-"""Of the energy in a band: about what rounding to 16 bits leaves there, a variance of 8e-11 times the 150 of the window
-that is squared and summed."""
+"""Floor of the energy in a band: about what rounding to 16 bits leaves there, a variance of 8e-11 times the 150 of
+the window that is squared and summed."""
 
 
 class Filterbank(nn.Module):

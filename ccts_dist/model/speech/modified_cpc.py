@@ -133,7 +133,7 @@ class _Lstms(nn.Module):
         self.layers = nn.ModuleList(_Lstm(size, size, batch_first=True) for _ in range(config.num_hidden_layers))
 
     def forward(self, hidden: Float[Tensor, "batch frames features"]) -> list[Float[Tensor, "batch frames features"]]:
-        """What leaves each, the lowest first, after what came in."""
+        """Frames that leave each, the lowest first, after what came in."""
         states = [hidden]
         for layer in self.layers:
             states.append(layer(states[-1].to(cast(nn.LSTM, layer).all_weights[0][0].dtype))[0])

@@ -38,7 +38,7 @@ class _Unread:
 
 
 def read_tensors(checkpoint: Path) -> Any:
-    """What a file that torch pickled holds: tensors and plain values, in the containers that they lie in.
+    """Contents of a file that torch pickled: tensors and plain values, in the containers that they lie in.
 
     No code of the file runs. Objects of other classes, such as the settings that fairseq stores, come out empty.
 

@@ -34,7 +34,7 @@ CONFIDENCE = {True: (6.0, 2.0), False: (4.0, 3.0)}
 a phrase the mean of a misheard transcript lies 1.3 standard deviations below that of a right one."""
 
 NUM_VOICES = 2
-"""Of the corpus's five for development; the others' utterances are tested on, so that more are."""
+"""Number of development voices, of the corpus's five; the others' utterances are tested on, so that more are."""
 
 
 def spoken_config(errors: str, seed: int, num_utterances: int) -> SpokenConfig:
@@ -121,7 +121,7 @@ def facts_of(utterances: Sequence[Utterance], sound: set[str]) -> dict[str, str]
 
 
 def read_facts(folder: Path) -> dict[str, dict[str, str]]:
-    """Of a seed's corpora that are there, by ``facts_key``."""
+    """Facts of a seed's corpora that are there, by ``facts_key``."""
     facts: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("facts-*.json")):
         facts |= read_stage_json(path, dict)

@@ -1,4 +1,4 @@
-"""What the gate study trains: its cells, in which order, and the commands of each.
+"""Trainings of the gate study: its cells, in which order, and the commands of each.
 
 A **cell** is one training: which labels there are, which transcript errors the teacher reads, what is distilled, and
 which gate selects the utterances. A **chain** is what one seed needs of one part of the study. Every seed has a corpus
@@ -43,10 +43,10 @@ _ROOM = "ccts_dist.report.gate_study"
 PAIRS = ("all", "condition", "random as condition", "oracle", "random as oracle")
 
 EPOCHS: Mapping[str, int] = {"full": 15, "few": 9}
-"""Of students: 300 and 350 steps. With half as many no student is better than without a teacher."""
+"""Epochs of students: 300 and 350 steps. With half as many no student is better than without a teacher."""
 
 EPOCHS_OF_FEW = 30
-"""Of the models that see the 300 labelled utterances alone: as many steps."""
+"""Epochs of the models that see the 300 labelled utterances alone: as many steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -72,7 +72,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its stage and its folder."""
+        """Name of its stage and its folder."""
         words = (self.labels, self.system if self.system != "student" else self.term, self.errors, self.gate)
         return "-".join(word.replace(" ", "-") for word in words if word)
 
@@ -82,7 +82,7 @@ def _students(labels: str, term: str, errors: str, gates: tuple[str, ...]) -> tu
 
 
 def _primary(errors: str) -> tuple[Cell, ...]:
-    """What the primary figures need of one kind of errors."""
+    """The primary figures' needs of one kind of errors."""
     teachers = {labels: Cell(labels=labels, errors=errors) for labels in LABELS}
     unrated = ("all", "oracle", "random as oracle")  # a condition looks at residuals: it passes what nobody rated
     recognized = ("confidence",) if errors == "audible" else ()  # a recognizer made the audible errors alone
@@ -108,7 +108,7 @@ CELLS = tuple(cell for part in PARTS for cell in part)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateStudy:
-    """What is to be compared, and where."""
+    """The gate study: what is to be compared, and where."""
 
     folder: Path
     seeds: tuple[int, ...] = tuple(range(1, 21))
@@ -133,11 +133,11 @@ class GateStudy:
             raise ConfigError(f"--jobs {self.jobs}: must be at least 1.")
 
     def seed_folder(self, seed: int) -> Path:
-        """Of a seed's corpus and runs."""
+        """Folder of a seed's corpus and runs."""
         return self.folder / f"seed{seed}"
 
     def run_folder(self, seed: int, cell: Cell) -> Path:
-        """Of one training."""
+        """Folder of one training."""
         return self.seed_folder(seed) / "runs" / cell.name
 
 
@@ -208,5 +208,5 @@ def stages_of(study: GateStudy, seed: int, cell: Cell, facts: Mapping[str, Mappi
 
 
 def facts_key(labels: str, errors: str) -> str:
-    """Of what a corpus states about one kind of labels and errors."""
+    """Key of what a corpus states about one kind of labels and errors."""
     return f"{labels}-{errors}"

@@ -1,4 +1,4 @@
-"""What came of the gate study, read from its folders, and differences of runs of one seed."""
+"""Results of the gate study, read from its folders, and differences of runs of one seed."""
 
 import math
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ class GateRun:
     """On the test split, by dimension."""
 
     distilled_fraction: float | None
-    """Of the training utterances; None without a teacher."""
+    """Fraction of the training utterances that is distilled; None without a teacher."""
 
     off_rejected: float | None
     """Share that the gate rejects of the utterances whose words are off; None where that was not counted."""
 
     sound_rejected: float | None
-    """Of the others."""
+    """Fraction of the others that is rejected."""
 
 
 Runs = Sequence[GateRun]
@@ -101,7 +101,7 @@ _GATES = {
 
 
 def contrasts(*questions: str) -> list[Contrast]:
-    """Of the cells that the study has."""
+    """Contrasts of the cells that the study has."""
     found = []
     for question in questions:
         for cell in CELLS:

@@ -44,7 +44,7 @@ def run_gate_study(study: GateStudy) -> str:
 
 
 def _all_stages(study: GateStudy, seed: int, part: tuple[Cell, ...]) -> list[Stage]:
-    """Of a chain, whatever its corpus states of itself."""
+    """Stages of a chain, whatever its corpus states of itself."""
     unknown: Mapping[str, Mapping[str, str]] = defaultdict(lambda: {"keys": "", "rejected": "", "confidence": ""})
     trained = [stage for cell in part for stage in stages_of(study, seed, cell, unknown)]
     return [*corpus_stages(study, seed, part), *trained, *count_stages(study, seed, part)]

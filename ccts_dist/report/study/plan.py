@@ -1,4 +1,4 @@
-"""What the demo study consists of: its chains, in which order, and the commands of each.
+"""The demo study: its chains, in which order, and the commands of each.
 
 A **chain** is what one seed needs at one share of wrong transcripts, from the teacher to the students. Audio and labels
 are the same at every share, so the systems that read no transcript are trained once, at the first.
@@ -21,7 +21,7 @@ AT_OTHER_SHARES = ("teacher", "cache", "ts", "cts")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """What is to be compared, and where."""
+    """The study: what is to be compared, and where."""
 
     folder: Path
     seeds: tuple[int, ...] = (17, 18, 19, 20, 21)
@@ -52,11 +52,11 @@ class Study:
             raise ConfigError(f"--jobs {self.jobs}: must be at least 1.")
 
     def share_folder(self, percent: int) -> Path:
-        """Of the corpus, its shards, and all chains with so many wrong transcripts."""
+        """Folder of the corpus, its shards, and all chains with so many wrong transcripts."""
         return self.folder / f"wrong{percent}"
 
     def chain_folder(self, percent: int, seed: int) -> Path:
-        """Of one chain."""
+        """Folder of one chain."""
         return self.share_folder(percent) / f"seed{seed}"
 
 

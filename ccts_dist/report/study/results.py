@@ -1,4 +1,4 @@
-"""What came of the demo study, read from its folders."""
+"""Results of the demo study, read from its folders."""
 
 import json
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class StudyRun:
     best_epoch: int
     seconds: float
     distilled_fraction: float | None
-    """Of the utterances whose teacher could be distilled; None without a teacher."""
+    """Fraction of the utterances whose teacher could be distilled; None without a teacher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Results:
 
 
 def read_results(study: Study) -> Results:
-    """What is there of the study, whether or not the rest is still to come."""
+    """Results of the study so far."""
     runs, gate_counts = [], []
     for percent in study.percents:
         for seed in study.seeds:
@@ -147,7 +147,7 @@ def distilled_shares(run: RunConfig) -> dict[str, float]:
 
 
 def count_rejected(wrong: Sequence[bool], distilled: Sequence[bool | float], *, percent: int, seed: int) -> GateCounts:
-    """Of utterances with a wrong transcript and of the others, how many the condition rejects.
+    """Rejected utterances: how many with a wrong transcript, and how many others.
 
     Args:
         wrong: whether each has a wrong transcript.

@@ -76,7 +76,7 @@ class StudyProgress:
             log(f"study: {self.words(time.monotonic() - self._began)}")
 
     def words(self, elapsed_s: float) -> str:
-        """As a line; what is done reports how fast the rest will go."""
+        """The progress in a line; finished work gives the speed of the rest."""
         to_go = sum(self._left) * self._took / max(1.0, self._foreseen) / self._jobs
         done = self._total - len(self._left)
         return f"{done} of {self._total} stages, {elapsed_s / 60:.0f} min gone, about {to_go / 60:.0f} min to go"

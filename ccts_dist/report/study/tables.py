@@ -28,7 +28,7 @@ MOST_BELOW = 0.02
 """CCC that a teacher may be below the better of its branches: more is a fault of its training, not of its data."""
 
 COMPARED = "valence"
-"""What words carry and voices do not, so where a teacher that reads can help."""
+"""Targets that words carry and voices do not, so where a teacher that reads can help."""
 
 
 def study_tables(results: Results, study: Study) -> str:
@@ -48,7 +48,8 @@ def study_tables(results: Results, study: Study) -> str:
 
 
 def teacher_check(results: Results, percent: int) -> str:
-    """Whether each seed's teacher is at most ``MOST_BELOW`` below the better branch on every dimension; "" for no seed.
+    """Check that each seed's teacher is at most ``MOST_BELOW`` below the better branch on every dimension; "" for
+    no seed.
 
     A teacher can read off either branch, so one that is worse has not been trained to its end.
     """
@@ -74,7 +75,8 @@ def teacher_check(results: Results, percent: int) -> str:
 def difference(
     results: Results, percent: int, system: str, less: str, dimension: str, *, first: int
 ) -> Estimate | None:
-    """Of two systems over the seeds that both have; the system without a teacher is the one of the first share."""
+    """Difference of two systems over the seeds that both have; the system without a teacher is the one of the first
+    share."""
     return estimate(
         paired(_ccc(results, percent, system, dimension, first), _ccc(results, percent, less, dimension, first))
     )

@@ -36,12 +36,12 @@ from ccts_dist.shards.format.schema import Manifest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartSummary:
-    """What came of one part of a build."""
+    """Summary of one part of a build."""
 
     part: Part
     num_shards: int
     num_reused: int
-    """Of these, shards that an earlier try had finished."""
+    """Shards that an earlier try had finished."""
 
     num_utterances: int
     rejected: int

@@ -129,7 +129,7 @@ def read_corpus(args: argparse.Namespace) -> tuple[Corpus, Path]:
 
 
 def settings_of(args: argparse.Namespace, corpus: Corpus, root: Path) -> BuildSettings:
-    """What the options state of the shards."""
+    """Build settings from the options."""
     return BuildSettings(
         corpus=corpus.name,
         release=corpus.release,

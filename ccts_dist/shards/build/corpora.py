@@ -34,12 +34,12 @@ class FolderCorpus:
     """For ``--help``."""
 
     root: str
-    """What its folder holds, for ``--help``."""
+    """Contents of the folder, for ``--help``."""
 
     read: Callable[[argparse.Namespace], Corpus]
     add_options: Callable[[argparse.ArgumentParser], object] = lambda _: None
     can_resplit: bool = False
-    """Whether it takes ``--by-speaker``."""
+    """True if it takes ``--by-speaker``."""
 
 
 def _folds(parser: argparse.ArgumentParser) -> None:

@@ -44,7 +44,7 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSummary:
-    """What came of a build."""
+    """Summary of a build."""
 
     splits: Mapping[str, SplitTotals]
     num_shards: int
@@ -55,7 +55,7 @@ class BuildSummary:
     resampled: int
     mixed_down: int
     digest: str
-    """Of the shard set."""
+    """Digest of the shard set."""
 
     was_there: bool = False
     """True when the very same build had been finished before, and nothing was done."""

@@ -58,10 +58,10 @@ class MadeShard:
     size_bytes: int
     sha256: str
     tag: str
-    """What the place calls this content, so that it can be recognised without being read; empty if it has no word."""
+    """Tag of this content in a store, so that it can be recognised without being read; empty if it has no word."""
 
     rows_sha256: str
-    """Of the Arrow file with its rows, beside the record."""
+    """Digest of the Arrow file with its rows, beside the record."""
 
     categories: tuple[str, ...]
     rejected: tuple[Rejected, ...]
@@ -72,7 +72,7 @@ class MadeShard:
 
 @dataclass(slots=True)
 class _Tally:
-    """What has gone into the shard that is being written."""
+    """Running totals of the shard that is being written."""
 
     num_utterances: int = 0
     num_samples: int = 0

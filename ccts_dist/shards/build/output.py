@@ -1,4 +1,4 @@
-"""Where a build is written: a local folder here, an object store in ``output_remote``."""
+"""Output of a build: a local folder here, an object store in ``output_remote``."""
 
 import shutil
 from collections.abc import Iterable, Iterator

@@ -156,7 +156,7 @@ class AddressOutput:
         absent: Any = NotImplemented,
         error: type[ShardError] | type[ConfigError] = ShardError,
     ) -> Answer:
-        """What ``act`` returns, tried again while the store fails.
+        """The result of ``act``, tried again while the store fails.
 
         Args:
             absent: the answer where the file is not there; without one that is a failure.

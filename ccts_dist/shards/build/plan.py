@@ -20,7 +20,7 @@ SHARD_BYTES = 256_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSettings:
-    """What decides the bytes of a shard set, beside the utterances and their audio."""
+    """Settings that decide the bytes of a shard set, beside the utterances and their audio."""
 
     corpus: str
     release: str
@@ -51,7 +51,7 @@ class PlanEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRecord:
-    """What all parts of a build must agree on; kept beside the shards while they are being built."""
+    """Facts on which all parts of a build must agree; kept beside the shards while they are being built."""
 
     corpus: str
     release: str

@@ -17,7 +17,7 @@ from ccts_dist.shards.build.validate_input import source_of
 from ccts_dist.shards.format.schema import AUDIO_MEMBER, escape_key, shard_name, utterance_to_json
 
 GROWTH = {".flac": 1.1, ".mp3": 5.0, ".ogg": 6.0, ".oga": 6.0, ".opus": 10.0}
-"""What a compressed file becomes as FLAC (16 kHz, mono, 16 bit), over its own size; any other file counts as it is.
+"""Size of a compressed file as FLAC (16 kHz, mono, 16 bit), over its own size; any other file counts as it is.
 
 At libsndfile's own quality speech grows 2.5 times from MP3, 2.9 from Vorbis, 4.7 from Opus; files as people publish
 them carry half the bits. FLAC of another encoder may be a little smaller than ours. Speech in a wave file becomes half.
@@ -28,13 +28,13 @@ _LONGEST_NAME = 100
 """Bytes of a member name that fit its tar header; a longer one gets a header of its own before it."""
 
 _PAX_WORDS = 16
-"""What stands around a name in that header."""
+"""Words around a name in that header."""
 
 _AUDIO_OVERHEAD = 512
 """FLAC's own headers: those of the file, and of its frames where nothing can be compressed."""
 
 _WAVE_BYTES_PER_S = 2 * SAMPLE_RATE_HZ
-"""Of 16 bit, which FLAC does not exceed but for its headers: the estimate of a part of a file."""
+"""Bytes per second of 16 bit, which FLAC does not exceed but for its headers: the estimate of a part of a file."""
 
 _JSON_DIGITS = 32
 """The record is measured with a length of 0: room for the digits of the true one."""
@@ -42,7 +42,7 @@ _JSON_DIGITS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """What the file system states of an audio file."""
+    """The file system's record of an audio file."""
 
     size_bytes: int
     changed_ns: int
@@ -58,10 +58,10 @@ class PlannedShard:
     utterances: tuple[Utterance, ...]
     estimated_bytes: int
     content_digest: str
-    """Of records, settings and sizes of the audio files: equal for copies of a corpus."""
+    """Digest of records, settings and sizes of the audio files: equal for copies of a corpus."""
 
     source_digest: str
-    """Of the same and the times of the files' last change: notices audio replaced by other audio of one size."""
+    """Digest of the same and the times of the files' last change: notices audio replaced by other audio of one size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ def plan_shards(
 
 
 def estimate_bytes(utterance: Utterance, record: bytes, file: SourceFile | None) -> int:
-    """What an utterance takes in a tar, headers and all, decided by the size of its file; 0 if that is missing.
+    """Size of an utterance in a tar, headers and all, decided by the size of its file; 0 if that is missing.
 
     Args:
         record: its JSON member, but for the length of the audio.

@@ -39,7 +39,7 @@ def warm_up(num_processes: int) -> None:
 def run_tasks(
     work: Work[Task, Result], tasks: Sequence[Task], *, num_processes: int, progress: Callable[[int], object]
 ) -> list[Result]:
-    """What ``work`` makes of each task, in the order of the tasks. The calling process is one of those at work.
+    """The result of ``work`` for each task, in the order of the tasks. The calling process is one of those at work.
 
     When a task fails or the caller is interrupted, all work ends at the next call of a counter, in the other processes
     at once. So does theirs when the caller is killed.
@@ -86,7 +86,7 @@ def _run_beside(
 
 
 class _Place:
-    """Where tasks can be done: a thread of this process, or the other processes."""
+    """A worker for tasks: a thread of this process, or the other processes."""
 
     def __init__(
         self, executor: Executor, capacity: int, work: Callable[..., Any], counter: Callable[[int], object] | None
@@ -96,7 +96,7 @@ class _Place:
 
     @property
     def is_free(self) -> bool:
-        """Whether a task given now would be begun now."""
+        """True if a task given now would be begun now."""
         self._futures = {future for future in self._futures if not future.done()}
         return len(self._futures) < self._capacity
 
@@ -111,7 +111,7 @@ class _Place:
 
 
 class _OwnCounter:
-    """What this process has done itself; ends its work when it should stop."""
+    """Counter of this process's own tasks; ends its work when it should stop."""
 
     def __init__(self) -> None:
         self.done, self._stopped = 0, False

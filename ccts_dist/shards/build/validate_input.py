@@ -1,4 +1,4 @@
-"""What a builder is given, sorted: utterances by split, and what is omitted before any audio is opened."""
+"""The validation of a builder's input: utterances by split, and what is omitted before any audio is opened."""
 
 import json
 import unicodedata
@@ -10,7 +10,8 @@ from ccts_dist.records import Rejected, Utterance
 from ccts_dist.shards.format.schema import escape_key, shard_name, utterance_to_json
 
 MAX_SPLIT_BYTES = 255 - len(f".{shard_name('', 0)}.arrow.partial")
-"""Of a split's escaped name. File systems take names of 255 bytes, and a shard's rows have the longest while built."""
+"""Most bytes of a split's escaped name. File systems take names of 255 bytes, and a shard's rows have the longest
+while built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

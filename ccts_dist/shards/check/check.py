@@ -72,11 +72,11 @@ class _Opened:
 
 @dataclass(slots=True)
 class _Checked:
-    """What came of one shard."""
+    """Findings of one shard."""
 
     findings: list[Finding] = field(default_factory=list)
     differs: bool = False
-    """As a whole it is not what the manifest names."""
+    """True if as a whole it is not what the manifest names."""
 
     key_hashes: Int64[np.ndarray, " rows"] = field(default_factory=lambda: np.zeros(0, np.int64))
     categories: set[str] | None = None

@@ -16,7 +16,7 @@ _MOST_FOREIGN = 100
 """Foreign members that are named one by one: a tar may be somebody else's altogether."""
 
 _ZERO_BLOCK = bytes(512)
-"""What disks and file systems lose, they lose in blocks. No encoded audio, no text holds so many zeros."""
+"""A block of zeros: disks and file systems lose whole blocks. No encoded audio, no text holds so many zeros."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +39,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TarRows:
-    """What an index states of a tar."""
+    """The index's record of a tar."""
 
     shard: str
     keys: Sequence[str]
-    """As the corpus spells them."""
+    """Keys in the corpus's spelling."""
 
     places: Mapping[str, MemberPlaces]
     """By extension, in the order in which the members of an utterance must stand."""
@@ -51,7 +51,7 @@ class TarRows:
 
 @dataclass(slots=True)
 class _Walked:
-    """What a walk over a tar has shown."""
+    """The result of a walk over a tar."""
 
     found: dict[tuple[str, str], TarMember] = field(default_factory=dict)
     """By key and extension, in the tar's order: members that belong in such a tar."""
@@ -60,7 +60,7 @@ class _Walked:
     """Members that do not."""
 
     broken: BrokenTarError | None = None
-    """Where the walk had to stop; what comes after was not seen."""
+    """Place where the walk had to stop; what comes after was not seen."""
 
 
 def check_tar(
@@ -105,7 +105,7 @@ def check_tar(
 
 
 def check_without_rows(file: BinaryIO, shard: str, members: Sequence[str]) -> Iterator[Finding]:
-    """What is wrong with a tar by itself; for one whose index rows cannot be had."""
+    """Faults of a tar by itself; for one whose index rows cannot be had."""
     nothing = np.zeros(0, np.int64)
     nowhere = MemberPlaces(offset=nothing, size=nothing, crc32=nothing.astype(np.uint32))
     rows = TarRows(shard=shard, keys=(), places=dict.fromkeys(members, nowhere))
@@ -162,7 +162,7 @@ def _place(member: TarMember, members: Sequence[str]) -> tuple[str, str] | str:
 
 
 def _broken_in_words(broken: BrokenTarError | None, rows: TarRows) -> Iterator[Finding]:
-    """Where a walk had to stop, and whose header stands there if the index knows."""
+    """The place where a walk had to stop, and whose header stands there if the index knows."""
     if broken is None:
         return
     if broken.no_tar:

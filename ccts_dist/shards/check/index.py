@@ -43,7 +43,7 @@ class IndexFile:
         self._schema: pa.Schema | None = None
 
     def findings(self) -> Iterator[Finding]:
-        """What is wrong with the file as a whole; call before ``batch``."""
+        """Faults of the file as a whole; call before ``batch``."""
         yield from self._check_places()
         if not self._shards:
             return

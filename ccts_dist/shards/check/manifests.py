@@ -34,7 +34,7 @@ from ccts_dist.shards.format.teacher_cache import (
 from ccts_dist.shards.stores.store import FileStore
 
 _COUNTS = ("rejected", "resampled", "mixed_down")
-"""Of utterances, in every manifest."""
+"""Counts of utterances, in every manifest."""
 
 
 def manifest_findings(manifest: Manifest) -> Iterator[Finding]:

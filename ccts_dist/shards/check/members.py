@@ -33,7 +33,7 @@ _MAX_JSON_BYTES = 1 << 24
 
 
 def json_faults(data: bytes, rows: ShardRows, row: int, entry: ShardEntry, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with a ``json`` member, in words: its form, and what it states otherwise than index and
+    """Faults of a ``json`` member, in words: its form, and what it states otherwise than index and
     manifest."""
     if len(data) > _MAX_JSON_BYTES:
         yield f"json has {len(data)} bytes, more than any utterance's"
@@ -116,7 +116,7 @@ def _stated_twice(
 
 
 def audio_faults(data: bytes, num_samples: int) -> Iterator[str]:
-    """What is wrong with a ``flac`` member, in words: what it states, and its sound, every sample of which is decoded.
+    """Faults of a ``flac`` member, in words: what it states, and its sound, every sample of which is decoded.
 
     Each frame has a checksum, and a file that was encoded whole has an MD5 of its samples, so that damage is found that
     was there before the member's own checksum was made.
@@ -145,7 +145,7 @@ def audio_faults(data: bytes, num_samples: int) -> Iterator[str]:
 
 
 def teacher_faults(data: bytes, facts: TeacherFacts) -> Iterator[str]:
-    """What is wrong with a ``teacher.npy`` member, in words."""
+    """Faults of a ``teacher.npy`` member, in words."""
     try:
         decode_output(data, facts.embedding_size, len(facts.targets))
     except ValueError as error:

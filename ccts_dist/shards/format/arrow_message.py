@@ -1,4 +1,4 @@
-"""What an Arrow record batch will take in memory, before anything of it is unfolded.
+"""The memory that an Arrow record batch will take, before anything of it is unfolded.
 
 Arrow makes room for what a compressed buffer states of itself: a batch of .35 MB can ask for gigabytes. Its message is
 read here as the format's specification has it (arrow.apache.org/docs/format/Columnar.html; the tables of Message.fbs).
@@ -64,7 +64,7 @@ def _unfolded(metadata: memoryview, body: memoryview) -> Iterator[int]:
 
 
 def _table(data: memoryview, table: int, field: int) -> int | None:
-    """Where the table or vector that a field names begins; None where the field is absent."""
+    """Place at which the table or vector that a field names begins; None where the field is absent."""
     place = _field(data, table, field)
     return None if place is None else place + _uint32(data, place)
 

@@ -35,12 +35,12 @@ _MAGIC = b"ARROW1\0\0"
 """Begins every Arrow file; the schema follows."""
 
 ARROW_FAULTS = (pa.ArrowException, OSError, EOFError, UnicodeError, StopIteration)
-"""What Arrow raises on bytes that are not its own; it checks every length against the bytes that are there."""
+"""Errors that Arrow raises on bytes that are not its own; it checks every length against the bytes that are there."""
 
 _TEXTS = ("key", "speaker", "gender", "category")
 
 _ROW_BYTES = 1_024
-"""Of a row, at most: longer ones count as several in what is kept."""
+"""Most bytes of a row; longer ones count as several in what is kept."""
 
 _MOST_STORED = 1_024
 """Entries that are kept made: many times the shards of a window, a small part of the largest corpus."""
@@ -81,7 +81,7 @@ class Texts(Sequence[Text]):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MemberPlaces:
-    """Where one kind of member lies in a shard, row for row."""
+    """Places of one kind of member in a shard, row for row."""
 
     offset: Int64[np.ndarray, " rows"]
     size: Int64[np.ndarray, " rows"]
@@ -94,7 +94,7 @@ class ShardRows:
 
     shard: str
     keys: Sequence[str]
-    """As the corpus spells them, not escaped."""
+    """Keys in the corpus's spelling, not escaped."""
 
     num_samples: Int64[np.ndarray, " rows"]
     labels: Mapping[str, Float64[np.ndarray, " rows"]]
@@ -114,17 +114,17 @@ class ShardRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexPlace:
-    """Where one shard's batch lies in the index file."""
+    """Place of one shard's batch in the index file."""
 
     offset: int
     size: int
     sha256: OptionalDigest
-    """Of all that stands before the first batch (the columns' names and types), and then of this batch."""
+    """Digest of all that stands before the first batch (the columns' names and types), and then of this batch."""
 
 
 @runtime_checkable
 class Indexed(Protocol):
-    """What a manifest states of one shard's rows."""
+    """Manifest's facts of one shard's rows."""
 
     @property
     def name(self) -> str: ...
@@ -175,7 +175,7 @@ def table_to_rows(shard: str, table: pa.RecordBatch) -> ShardRows:
 
 
 def table_places(table: pa.RecordBatch, member: str) -> MemberPlaces:
-    """Where one kind of member lies, from a batch that has its columns."""
+    """Places of one kind of member, from a batch that has its columns."""
     return MemberPlaces(
         offset=_numbers(table[f"{member}.offset"], np.int64),
         size=_numbers(table[f"{member}.size"], np.int64),
@@ -243,7 +243,7 @@ class RowGroups(Generic[Rows]):
             return self._cached[shard][1]
 
     def listed(self, shard: str) -> Indexed:
-        """What the manifest states of a shard.
+        """Manifest's facts of a shard.
 
         Raises:
             ShardError: it names no such shard.

@@ -1,4 +1,4 @@
-"""What the rows of an index must be so that its readers need look at nothing twice: columns, places, lengths, labels.
+"""The validation of an index's rows, so that readers need look at nothing twice: columns, places, lengths, labels.
 
 Digests show damage. This is for what a faulty tool has written and sealed: it is refused where a shard's rows are read,
 in words, and never met as some library's error by one rank in the middle of a step.

@@ -18,7 +18,7 @@ class IndexWriter:
         self._whole = atomic_open(path)
         self._writer: pa.RecordBatchFileWriter | None = None
         self.size_bytes = 0
-        """Of the finished file, as is ``sha256``; for the manifest, once the block has ended."""
+        """Size of the finished file, as is ``sha256``; for the manifest, once the block has ended."""
         self.sha256 = ""
 
     def __enter__(self) -> "IndexWriter":

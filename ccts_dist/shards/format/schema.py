@@ -22,7 +22,7 @@ from ccts_dist.shards.format.record_table import RecordTable, numbers_of, texts_
 from ccts_dist.shards.format.sealed_json import check_seal, parse_document, sealed_bytes
 
 FORMAT_VERSION = 2
-"""Of shard sets and teacher caches. Raised when a reader of the old version would misread the new."""
+"""Format version of shard sets and teacher caches. Raised when a reader of the old version would misread the new."""
 
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.arrow"
@@ -36,7 +36,7 @@ _MOST_COUNTED = 1 << 48
 """Bytes or samples of a shard; so many shards have sums below 2^63."""
 
 NO_TABLE = "lists a shard with a number beyond 64 bits, or NUL in a text, or one that is too long"
-"""Of a manifest that could be parsed, and whose shards are no ``RecordTable``."""
+"""Placeholder of a manifest that could be parsed, and whose shards are no ``RecordTable``."""
 
 _NOT_TO_USE = "Run shards/check.py, and build the shard set again."
 
@@ -59,12 +59,12 @@ class ShardEntry:
     size_bytes: int
     sha256: Digest
     index: IndexPlace
-    """Where its rows lie in the index."""
+    """Place of its rows in the index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitTotals:
-    """What a split holds."""
+    """Totals of a split."""
 
     num_utterances: int
     hours: float
@@ -84,7 +84,7 @@ class TeacherFacts:
     """SHA-256 of the teacher's weights; of several teachers, that of their digests, sorted and one a line."""
 
     targets: tuple[str, ...]
-    """What its predictions are of, in this order."""
+    """Targets that it predicts, in this order."""
 
     embedding_size: int
     embedding_mean: tuple[float, ...]
@@ -100,7 +100,7 @@ class TeacherFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a shard set is: the document that is written last and names everything else by digest."""
+    """The manifest of a shard set: the document that is written last and names everything else by digest."""
 
     format_version: int = FORMAT_VERSION
     corpus: str

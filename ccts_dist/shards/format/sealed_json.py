@@ -57,7 +57,7 @@ def check_seal(data: bytes, *, where: str, error: type[CctsError]) -> None:
 
 
 def is_sealed(data: bytes) -> bool:
-    """Whether a document has the seal of its bytes."""
+    """True if a document has the seal of its bytes."""
     found = _SEAL.search(data)
     return found is not None and found[1] == _digest(data[: found.start(1)] + _NO_SEAL.encode() + data[found.end(1) :])
 

@@ -58,7 +58,7 @@ _OTHER_FILES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TarMember:
-    """Where a member's payload lies in its tar."""
+    """Place of a member's payload in its tar."""
 
     name: str
     offset: int
@@ -145,11 +145,11 @@ class _Walk:
         self._file, self._name = file, name
         self._size = os.fstat(file.fileno()).st_size
         self._offset = 0
-        """Of the header that is being looked at."""
+        """Offset of the header that is being looked at."""
 
     def members(self) -> Iterator[TarMember]:
         records: dict[str, str] = {}
-        """What extended headers state of the member after them."""
+        """Facts in extended headers of the member after them."""
 
         extended = 0
         """Their bytes."""

@@ -28,7 +28,7 @@ from ccts_dist.shards.format.tars import short
 from ccts_dist.shards.stores.store import FileStore, LocalStore
 
 _MOST_FEATURES = 1 << 16
-"""Of an embedding. The widest encoders have a few thousand."""
+"""Most features of an embedding. The widest encoders have a few thousand."""
 
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '<f4', 'fortran_order': False, 'shape': \((\d{1,9}),\), \} *\n", re.S
@@ -53,12 +53,12 @@ class CacheShard:
     size_bytes: int
     sha256: Digest
     index: IndexPlace
-    """Where its rows lie in the cache's index."""
+    """Place of its rows in the cache's index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheManifest:
-    """What a teacher cache is; written last."""
+    """The manifest of a teacher cache; written last."""
 
     format_version: int = FORMAT_VERSION
     shard_set_digest: Digest

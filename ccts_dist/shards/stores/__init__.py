@@ -1,1 +1,1 @@
-"""Where the files of a shard set lie: a folder, or an address whose files are fetched into a bounded cache."""
+"""Stores of a shard set's files: a folder, or an address whose files are fetched into a bounded cache."""

@@ -27,7 +27,7 @@ _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
 
 
 def is_address(root: str | Path) -> bool:
-    """Whether something that a user named is an address or a command rather than a folder."""
+    """True if something that a user named is an address or a command rather than a folder."""
     return "://" in str(root) or str(root).startswith("pipe:")
 
 

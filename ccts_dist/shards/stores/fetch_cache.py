@@ -37,7 +37,7 @@ _LOCK_NAME = ".lock"
 _WHOLE = re.compile(r"[0-9a-f]{32}-.+")
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}-.+\.([0-9]{1,16})\.partial")
 _NAME_LETTERS = 120
-"""Of a long name the end is kept, so that ours stay below the 255 bytes that file systems allow."""
+"""Length of a long name's end that is kept, so that ours stay below the 255 bytes that file systems allow."""
 
 
 class Refusal(Enum):
@@ -61,7 +61,7 @@ class Reservation:
 
     def __init__(self, cache: "FetchCache", partial: Path, name: str, lock: int) -> None:
         self.path = partial
-        """Where to put the file's bytes."""
+        """Path to put the file's bytes."""
         self._cache, self._name, self._lock = cache, name, lock
         self._published = False
 
@@ -166,11 +166,11 @@ class FetchCache:
         return True
 
     def path(self, file: StoredFile) -> Path:
-        """Where a file lies if it is here."""
+        """Path of a file if it is here."""
         return self.folder / cached_name(file)
 
     def is_current(self, file: StoredFile, descriptor: int) -> bool:
-        """Whether a descriptor is of the file that is in the cache now, and not of one that was there before."""
+        """True if a descriptor is of the file that is in the cache now, and not of one that was there before."""
         try:
             return os.path.samestat(os.fstat(descriptor), os.lstat(self.path(file)))
         except FileNotFoundError:
@@ -201,7 +201,7 @@ class FetchCache:
             return Reservation(self, partial, name, lock) if has_room else Refusal.FULL
 
     def used_bytes(self) -> int:
-        """What the files in the folder take, with what is being fetched at its whole size."""
+        """Size of the files in the folder, with what is being fetched at its whole size."""
         with self.locked():
             whole, reserved = self._scan("")
         return reserved + sum(file.size for file in whole)
@@ -263,7 +263,7 @@ class FetchCache:
 
 
 def cached_name(file: StoredFile) -> str:
-    """What a file is called in the cache: no two different files are called the same.
+    """Name of a file in the cache: no two different files are called the same.
 
     Raises:
         ShardError: its digest is none, or its name has a slash or NUL: as a path either would lead out of the folder.

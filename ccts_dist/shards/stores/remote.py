@@ -72,7 +72,7 @@ def check_cache_holds(cache_bytes: int, needed_bytes: int) -> None:
 
 
 def default_cache() -> Path:
-    """Where fetched files are kept unless the user sets another: in the user's cache folder."""
+    """Folder of fetched files unless the user sets another: in the user's cache folder."""
     return user_cache() / "ccts-dist" / "shards"
 
 
@@ -102,26 +102,26 @@ class RemoteStore:
 
     @property
     def words(self) -> str:
-        """As ``FileStore``."""
+        """See ``FileStore``."""
         return self._place.words
 
     @property
     def root(self) -> str:
-        """As ``FileStore``."""
+        """See ``FileStore``."""
         return self._place.words
 
     @property
     def statistics(self) -> FetchStatistics:
-        """As ``FileStore``."""
+        """See ``FileStore``."""
         return self._counts.read()
 
     def read_bytes(self, name: str, intact: Callable[[bytes], bool] = lambda _: True) -> bytes:
-        """As ``FileStore``; it is not kept in the cache."""
+        """See ``FileStore``; it is not kept in the cache."""
         with tempfile.TemporaryDirectory(prefix="ccts-") as folder:
             return self._place.read_bytes(name, Path(folder) / "file", intact, limit=limit_of(name))
 
     def opened(self, file: StoredFile) -> Opened:
-        """As ``FileStore``; fetches the file if it is not here, or waits for whoever fetches it."""
+        """See ``FileStore``; fetches the file if it is not here, or waits for whoever fetches it."""
         self._know_process()
         descriptor = self._cache.open(file)
         if descriptor is None:
@@ -130,12 +130,12 @@ class RemoteStore:
         return Opened(descriptor)
 
     def path(self, file: StoredFile) -> Path:
-        """As ``FileStore``."""
+        """See ``FileStore``."""
         with self.opened(file):
             return self._cache.path(file)
 
     def discard(self, file: StoredFile, descriptor: int) -> bool:
-        """As ``FileStore``."""
+        """See ``FileStore``."""
         with self._cache.locked():
             if not self._cache.is_current(file, descriptor):
                 return True
@@ -146,13 +146,13 @@ class RemoteStore:
             return True
 
     def prefetch(self, files: Sequence[StoredFile]) -> None:
-        """As ``FileStore``. None of these is evicted to fetch another of them ahead; readers' needs come first."""
+        """See ``FileStore``. None of these is evicted to fetch another of them ahead; readers' needs come first."""
         self._know_process()
         self._needed = frozenset(map(cached_name, files))
         self._ahead.want(files)
 
     def close(self) -> None:
-        """As ``FileStore``."""
+        """See ``FileStore``."""
         self._closing.set()
         self._closing = threading.Event()
         self._ahead.close()

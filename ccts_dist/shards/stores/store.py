@@ -1,4 +1,4 @@
-"""Where a shard set's or teacher cache's files lie: what all such places promise, and the folder on this machine."""
+"""Stores of shard sets' and teacher caches' files: the protocol, and the folder on this machine."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ _MOST_AT_ONCE = 1 << 28
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchStatistics:
-    """What a store has brought to this process since it was opened here."""
+    """Downloads of a store to this process since it was opened here."""
 
     num_files: int = 0
     size_bytes: int = 0
@@ -36,7 +36,7 @@ class FileStore(Protocol):
 
     @property
     def words(self) -> str:
-        """Where they lie, for people."""
+        """The place, for people."""
         ...
 
     @property
@@ -108,11 +108,11 @@ class Stored:
         return f"{self.store.words}/{self.file.name}"
 
     def opened(self) -> contextlib.AbstractContextManager[int]:
-        """As ``FileStore.opened``."""
+        """See ``FileStore.opened``."""
         return self.store.opened(self.file)
 
     def discard(self, descriptor: int) -> bool:
-        """As ``FileStore.discard``."""
+        """See ``FileStore.discard``."""
         return self.store.discard(self.file, descriptor)
 
 
@@ -173,21 +173,21 @@ class LocalStore:
 
     @property
     def words(self) -> str:
-        """As ``FileStore``."""
+        """See ``FileStore``."""
         return self._words
 
     @property
     def root(self) -> Path:
-        """As ``FileStore``."""
+        """See ``FileStore``."""
         return self._folder
 
     @property
     def statistics(self) -> FetchStatistics:
-        """As ``FileStore``: nothing is fetched."""
+        """See ``FileStore``: nothing is fetched."""
         return FetchStatistics()
 
     def read_bytes(self, name: str, intact: Callable[[bytes], bool] = lambda _: True) -> bytes:
-        """As ``FileStore``."""
+        """See ``FileStore``."""
         try:
             return read_limited(self._folder / name, limit_of(name))
         except OSError as error:
@@ -197,7 +197,7 @@ class LocalStore:
             ) from error
 
     def opened(self, file: StoredFile) -> Opened:
-        """As ``FileStore``."""
+        """See ``FileStore``."""
         path = f"{self._words}/{file.name}"  # this and Opened: a twentieth of what decoding takes, in pathlib's place
         try:
             return Opened(open_regular(path))
@@ -207,15 +207,15 @@ class LocalStore:
             ) from error
 
     def path(self, file: StoredFile) -> Path:
-        """As ``FileStore``; the file may be missing."""
+        """See ``FileStore``; the file may be missing."""
         return self._folder / file.name
 
     def discard(self, file: StoredFile, descriptor: int) -> bool:
-        """As ``FileStore``: nothing is ever removed here."""
+        """See ``FileStore``: nothing is ever removed here."""
         return False
 
     def prefetch(self, files: Sequence[StoredFile]) -> None:
-        """As ``FileStore``: they are here."""
+        """See ``FileStore``: they are here."""
 
     def close(self) -> None:
-        """As ``FileStore``: nothing runs."""
+        """See ``FileStore``: nothing runs."""

@@ -40,7 +40,7 @@ _CODE = re.compile(r"[A-Za-z][A-Za-z0-9.]{1,60}")
 
 @runtime_checkable
 class StoredFile(Protocol):
-    """What a manifest states of a file: enough to fetch it and to know it again."""
+    """The manifest's record of a file: enough to fetch it and to know it again."""
 
     @property
     def name(self) -> str: ...
@@ -60,12 +60,12 @@ class _Fault:
 
     missing: bool = False
     found: str = ""
-    """Of a file that came whole and is another: what came."""
+    """The digest or size that came, where the file came whole and is another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreFault:
-    """What an error of a store means."""
+    """Kind of a store's error."""
 
     words: str
     """That may be reported of it; hold no secret."""
@@ -338,7 +338,7 @@ def _copy(filesystem: Any, path: str, target: Path, throughput: _Throughput) -> 
 
 
 def _fault_of(error: BaseException, target: Path) -> _Fault:
-    """What an error means for the next try, in words that hold no secret."""
+    """Meaning of an error for the next try, in words that hold no secret."""
     fault = fault_of(error)
     number = getattr(error, "errno", None)
     if number in (ENOSPC, EDQUOT, EROFS) or (number == EACCES and getattr(error, "filename", None) == str(target)):
@@ -366,7 +366,7 @@ def _fault_of(error: BaseException, target: Path) -> _Fault:
 
 
 def fault_of(error: BaseException) -> StoreFault:
-    """What a store's error means, and what may be reported of it: its status, its code or its kind."""
+    """Meaning of a store's error, and what may be reported of it: its status, its code or its kind."""
     if isinstance(error, _BUGS):
         raise error
     status, code = _status_of(error)

@@ -46,7 +46,7 @@ class SpooledRun:
     """"" until a server knows the run."""
 
     tags: Mapping[str, str] = field(default_factory=dict)
-    """Of the run as it is made: program, commit and user."""
+    """Tags of the run as it is made: program, commit and user."""
 
     is_new: bool = False
     """Made by this process, so that no server can know it yet."""
@@ -105,7 +105,7 @@ def spooled_runs(output: Path) -> list[SpooledRun]:
 
 
 def is_newest(run: SpooledRun, output: Path) -> bool:
-    """Whether a run is the one that its folder would go on with."""
+    """True if a run is the one that its folder would go on with."""
     return run.folder.name == max((folder.name for folder in _folders(output)), default=run.folder.name)
 
 

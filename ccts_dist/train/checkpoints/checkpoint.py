@@ -36,7 +36,7 @@ _ABANDONED = "abandoned-"
 
 @dataclass(slots=True, kw_only=True)
 class TrainState:
-    """Where training stands; all that is needed to go on beside weights and optimizer state."""
+    """State of training; all that is needed to go on beside weights and optimizer state."""
 
     step: int = 0
     """Optimizer steps taken since the start of training."""
@@ -72,7 +72,7 @@ class TrainState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointManifest:
-    """What a checkpoint states of itself."""
+    """The manifest of a checkpoint."""
 
     step: int
     num_ranks: int
@@ -87,7 +87,7 @@ class CheckpointManifest:
 
 
 def checkpoints_folder(output: Path) -> Path:
-    """Where the checkpoints of a run lie."""
+    """Folder of a run's checkpoints."""
     return output / "checkpoints"
 
 
@@ -103,10 +103,10 @@ class CheckpointFiles:
     ) -> None:
         self._output, self._keep = output, keep
         self.final = checkpoints_folder(output) / f"step-{state.step:08d}"
-        """Where the checkpoint is once it is complete."""
+        """Folder of the checkpoint once it is complete."""
 
         self.partial = self.final.with_name(self.final.name + _PARTIAL)
-        """Where its files are written."""
+        """Folder of its files while they are written."""
 
         self._state = json_text(asdict(state), indent=1)
         self._manifest = {

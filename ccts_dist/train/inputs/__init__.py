@@ -1,1 +1,1 @@
-"""What a run trains on, opened and checked once each: shards, tokenizer, teacher, gate, loaders, cached features."""
+"""The inputs of a run, opened and checked once each: shards, tokenizer, teacher, gate, loaders, cached features."""

@@ -128,7 +128,7 @@ class _Work:
 
 
 def _make(work: _Work, name: str, shards: Sequence[ShardEntry], ranks: Ranks) -> None:
-    """What is missing, in rounds of one shard per rank, the largest first."""
+    """Make the missing files, in rounds of one shard per rank, the largest first."""
     found = run_on_all_ranks(lambda: [not has_frames(work.folder, shard) for shard in shards] if ranks.is_first else [])
     is_missing = broadcast_object(found)
     missing = [shard for shard, lacks in zip(shards, is_missing, strict=True) if lacks]
@@ -186,7 +186,7 @@ def _digest(
     run: RunConfig,
     tokenizer: Tokenizer | None,
 ) -> str:
-    """Of everything that a frame depends on, beside the utterance."""
+    """Digest of everything that a frame depends on, beside the utterance."""
     settings: dict[str, Any] = {"format": _FORMAT, "layers": config.layers, "type": run.data.feature_cache_dtype}
     parts: dict[str, nn.Module] = {"encoder": branch.encoder}
     if isinstance(branch, SpeechBranch):

@@ -31,10 +31,10 @@ class BatchShape:
 
     rows: int
     samples: int
-    """Of the longest row."""
+    """Length of the longest row."""
 
     tokens: int = 0
-    """Of the longest transcript; 0 without a text branch."""
+    """Length of the longest transcript; 0 without a text branch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ def _without_own_gru(branch: _Branch) -> _Branch:
 def _gru_bytes(
     config: ModelConfig, nums_frames: Sequence[int], num_rows: int, dtype: torch.dtype, *, training: bool
 ) -> int:
-    """What the GRUs keep: per unit and step two times three gates before and three after their activation, the
+    """Bytes that GRUs keep: per unit and step two times three gates before and three after their activation, the
     difference that the update gate weighs, the output, and its copy in the sequence. Without gradient less than half.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a rank needs of memory, by parts, from numbers alone: parameters, ZeRO stage, ranks, activations.
+"""Memory of a rank, by parts, from numbers alone: parameters, ZeRO stage, ranks, activations.
 
 The parts are those that DeepSpeed 0.19 (``stage_1_and_2.py``, ``stage3.py``) and our own loop allocate, each with the
 phases of a training in which it is there. The peak is the phase whose parts weigh most: with much to train the
@@ -74,7 +74,7 @@ def estimate_memory(
 
 
 def _of_the_driver(num_ranks: int) -> list[Part]:
-    """What driver and libraries take of a GPU beside torch's allocator."""
+    """Memory that driver and libraries take of a GPU beside torch's allocator."""
     nccl = NCCL_BYTES if num_ranks > 1 else 0
     return [
         Part(what="CUDA context", size_bytes=GPU_CONTEXT_BYTES, why="rule of thumb", fragments=False),
@@ -83,7 +83,7 @@ def _of_the_driver(num_ranks: int) -> list[Part]:
 
 
 class _Numbers:
-    """What the parts are made of. Sizes are in elements, ``low`` and ``wide`` in bytes per element."""
+    """Numbers that the parts are made of. Sizes are in elements, ``low`` and ``wide`` in bytes per element."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ def _average(n: _Numbers) -> Part:
 
 
 def _checkpoint_copy(n: _Numbers, *, keeps_average: bool) -> Part:
-    """What rank 0 writes a checkpoint from while training goes on."""
+    """The copy from which rank 0 writes a checkpoint while training goes on."""
     moments = 0 if n.optim.name == "sgd" else 8 * n.trained
     size = 4 * n.parameters + moments + (4 * n.trained if keeps_average else 0)
     return Part(what="copy for a checkpoint", size_bytes=size, why="async_save", phases=_WRITING, on_host=n.on_gpu)

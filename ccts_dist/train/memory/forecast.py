@@ -18,7 +18,7 @@ from ccts_dist.train.zero.partitioning import ZeroPartitioning, read_partitionin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choice:
-    """What of a run decides about its memory and can be changed."""
+    """Settings of a run that decide about its memory and can be changed."""
 
     partitioning: ZeroPartitioning
     precision: str
@@ -27,7 +27,7 @@ class _Choice:
 
 
 class Forecast:
-    """What the ranks of an experiment will need. Build it before an engine has taken the model apart."""
+    """Memory forecast of an experiment's ranks. Build it before an engine has taken the model apart."""
 
     def __init__(self, experiment: Experiment, *, on_gpu: bool) -> None:
         self._experiment, self._run, self._on_gpu = experiment, experiment.run, on_gpu
@@ -55,7 +55,7 @@ class Forecast:
 
     @property
     def peak_bytes(self) -> int:
-        """Of the device that trains."""
+        """Peak memory of the device that trains."""
         return self.estimate.peak()[1]
 
     def lines(self) -> list[str]:

@@ -19,7 +19,7 @@ _WORDS = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation has failed, on the CPU or on a GPU."""
+    """True if an allocation has failed, on the CPU or on a GPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None

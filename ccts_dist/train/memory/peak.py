@@ -1,4 +1,4 @@
-"""What a rank really used of memory, as kernel and driver counted it."""
+"""Peak memory of a rank, as kernel and driver counted it."""
 
 import resource
 import sys

@@ -14,18 +14,18 @@ from pathlib import Path
 from ccts_dist.train.resilience.launcher_watch import Process, read_process
 
 _SIZE_BYTES = 2048
-"""Of a file: written in one piece and never shortened, so that a reader meets the old text or the new one."""
+"""Size of a file: written in one piece and never shortened, so that a reader meets the old text or the new one."""
 
 LOST_A_PEER = "lost a peer"
-"""What a rank states that leaves because of another one; nobody's fault."""
+"""The reason of a rank that leaves because of another one; nobody's fault."""
 
 STOPPED_BY_SIGNAL = "is stopped (SIGSTOP)"
-"""What has become of a rank that may still go on."""
+"""State of a rank that may still go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """What a rank last reported of itself."""
+    """Last report of a rank."""
 
     rank: int
     host: str
@@ -37,7 +37,7 @@ class Heartbeat:
     """Rises with every beat."""
 
     place: str = ""
-    """What it is doing, for people: "epoch 1/5, step 12: reading"."""
+    """Current phase, for people: "epoch 1/5, step 12: reading"."""
 
     place_number: int = 0
     """How many places it has been at. All ranks come by the same places, so a lower number is behind."""
@@ -46,7 +46,7 @@ class Heartbeat:
     """Inside a collective, that is waiting for peers."""
 
     line: str = ""
-    """Where in the source it is."""
+    """Line in the source."""
 
     asked: bool = False
     """A request to stop has reached it."""
@@ -64,7 +64,7 @@ class Heartbeat:
 
 
 def heartbeats_folder(output: Path) -> Path:
-    """Where a run's signs of life lie."""
+    """Folder of a run's signs of life."""
     return output / ".ranks"
 
 

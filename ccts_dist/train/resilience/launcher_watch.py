@@ -75,7 +75,7 @@ def launchers_above(
 
 
 def has_gone(process: Process, read: Callable[[int], Process | None] = read_process) -> bool:
-    """Whether that very process has ended."""
+    """True if that very process has ended."""
     found = read(process.pid)
     return found is None or found.started != process.started or found.state in "ZX"
 

@@ -1,4 +1,4 @@
-"""What a training leaves out, and when that is too much: damaged utterances, steps without a finite loss."""
+"""Skipped parts of a training, and when they are too many: damaged utterances, steps without a finite loss."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from ccts_dist.records import StepBatches
 from ccts_dist.train.checkpoints.checkpoint import TrainState
 
 _MOST_KEYS = 256
-"""Of a batch in an error message: more are a screen that nobody reads."""
+"""Most keys of a batch in an error message: more are a screen that nobody reads."""
 
 
 def give_up(state: TrainState, batches: StepBatches) -> None:

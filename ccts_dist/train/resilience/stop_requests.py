@@ -37,7 +37,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.request = ""
-        """What was asked, in words; "" while nothing was."""
+        """The request in words; "" while there is none."""
 
         self._interrupted_at: float | None = None
         # Python's handlers wait for the main thread, which may be stuck; bytes in this pipe do not.
@@ -88,10 +88,10 @@ class LauncherWatch:
         self._above = launchers_above(os.getpid(), under_deepspeed=under_deepspeed) if launched else ()
 
     def has_gone(self) -> bool:
-        """Whether it has ended, or what started it."""
+        """True if it has ended, or what started it."""
         return self._above is None or any(has_gone(process) for process in self._above)
 
 
 def newest_complete(names: Sequence[str]) -> str:
-    """Of the names in a folder of checkpoints, the newest that was finished; "" for none."""
+    """The newest finished one of the names in a folder of checkpoints; "" for none."""
     return max((name for name in names if name.startswith("step-") and "." not in name), default="")

@@ -1,4 +1,4 @@
-"""What storage that fails means to a training: an error that all ranks can share."""
+"""Storage failures in a training: an error that all ranks can share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -150,7 +150,7 @@ class Watchdog:
 
     @property
     def place(self) -> str:
-        """Where training is, for people."""
+        """Current place of training, for people."""
         return self._place[1] or "its start"
 
     def check(self) -> None:
@@ -255,7 +255,7 @@ class Watchdog:
                 self._give_up(timed_out=False)
 
     def _has_lost_one(self) -> bool:
-        """Whether a peer has left, or has ended on this host."""
+        """True if a peer has left, or has ended on this host."""
         heartbeats = (
             {} if self._output is None else read_heartbeats(heartbeats_folder(self._output), self._ranks.num_ranks)
         )
@@ -354,7 +354,7 @@ class Watchdog:
 
 
 def where(frame: FrameType | None, *, on_gpu: bool = False) -> tuple[bool, str]:
-    """Whether a thread that is at ``frame`` waits for peers in a collective, and its line in the source, for people.
+    """True if a thread at ``frame`` waits for peers in a collective, and its line in the source, for people.
 
     The line is the innermost one of this package, if any: what lies below it is a library's business.
 
@@ -376,7 +376,7 @@ def where(frame: FrameType | None, *, on_gpu: bool = False) -> tuple[bool, str]:
 
 
 def stopped_words(request: str, output: Path) -> str:
-    """What a run states that was stopped on request, once its checkpoint is complete."""
+    """The last words of a run that was stopped on request, once its checkpoint is complete."""
     names: list[str] = []
     with suppress(OSError):
         names = os.listdir(checkpoints_folder(output))

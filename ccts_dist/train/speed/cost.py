@@ -15,7 +15,7 @@ from ccts_dist.train.devices import named_peak
 from ccts_dist.train.zero.partitioning import ZeroPartitioning
 
 _SMALL_COLLECTIVES = 4
-"""Of each step: the loss's sums, whether a gradient overflowed, and the norms of two groups."""
+"""Small collectives of each step: the loss's sums, whether a gradient overflowed, and the norms of two groups."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,20 +33,20 @@ class Assumptions:
     """From a GPU to its peers within a host, one way, in 10^9 bytes per second."""
 
     host_gbit_s: float = 400.0
-    """Of all network adapters of a host together, one way, in 10^9 bits per second."""
+    """Bandwidth of all network adapters of a host together, one way, in 10^9 bits per second."""
 
     link_efficiency: float = 0.8
     """Share of both that large collectives reach."""
 
     gpus_per_host: float = 8.0
     latency_us: float = 10.0
-    """Of a collective, for each doubling of the ranks."""
+    """Latency of a collective, for each doubling of the ranks."""
 
     launch_us: float = 20.0
     """That a host takes to start a kernel: Python, autograd and the hooks of DeepSpeed."""
 
     step_ms: float = 5.0
-    """Of each step in which the GPU waits for its host: reading ahead, figures, the optimizer's update."""
+    """Fixed time of each step in which the GPU waits for its host: reading ahead, figures, the optimizer's update."""
 
     busy: float = 0.8
     """Parallel efficiency that is asked of a global batch."""
@@ -105,7 +105,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "launch_us": (0.0, inf),
     "step_ms": (0.0, inf),
 }
-"""Of figures that are not just above 0."""
+"""Ranges of figures that are not just above 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,14 +136,14 @@ class StepCost:
 
     compute_s: float
     reduction_s: float
-    """What of it is not hidden behind computing."""
+    """Part that is not hidden behind computing."""
 
     waits_s: float
     """The GPU has nothing to do, since its host is not ready."""
 
     @property
     def seconds(self) -> float:
-        """Of the whole step."""
+        """Seconds of the whole step."""
         return self.compute_s + self.reduction_s + self.waits_s
 
 
@@ -156,7 +156,7 @@ def gradient_traffic(
     num_micro_batches: int,
     rounds: int,
 ) -> Traffic:
-    """What DeepSpeed 0.19 moves for a step.
+    """Bytes that DeepSpeed 0.19 moves for a step.
 
     At stage 2 it all-reduces each bucket in every micro-batch and keeps its part (``use_multi_rank_bucket_allreduce``);
     at stages 0 and 1 it does so once a step. Stages 1 and 2 gather the weights that were moved.

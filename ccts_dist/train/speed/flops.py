@@ -26,7 +26,7 @@ from ccts_dist.train.experiment import Experiment
 from ccts_dist.train.memory.activations import BatchShape, fake_inputs, rehearse, shape_model
 
 _LONGEST = 10 * SAMPLE_RATE_HZ
-"""Of the rows that the polynomial goes through; it holds beyond."""
+"""Longest of the rows that the polynomial goes through; it holds beyond."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +221,7 @@ def _convolution_backward(
     grad_output: Any, audio: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
     output_padding: Any, groups: int, output_mask: Sequence[bool], out_shape: Any = None,
 ) -> int:  # fmt: skip
-    """As many operations for the gradient of the input, and of the weight, as for the output.
+    """Operations of the gradients of the input, and of the weight: each as many as of the output.
 
     Torch's own formula (2.11) multiplies those of the weight by the number of groups: HuBERT's position convolution has
     16.

@@ -49,7 +49,7 @@ class Row:
 
     @property
     def utterances_per_s(self) -> float:
-        """Of all GPUs."""
+        """Throughput of all GPUs."""
         return self.global_batch_size / self.cost.seconds
 
     def efficiency(self, single: "Row") -> float:
@@ -204,12 +204,12 @@ class CostModel:
         return step_cost(work, traffic, self._assumed, num_ranks)
 
     def _flops_of(self, samples: int, rounds: int) -> float:
-        """Of a row that is padded to so many samples: the device computes over padding."""
+        """Operations of a row that is padded to so many samples: the device computes over padding."""
         once = self._flops.training.of_row(samples, self._tokens)
         return once + (rounds - 1) * self._flops.forward.of_row(samples, self._tokens)
 
     def _rounds(self, num_micro_batches: int) -> int:
-        """Of forward passes; where the forecast of memory decides about them, as if all graphs fit."""
+        """Rounds of forward passes; where the forecast of memory decides about them, as if all graphs fit."""
         asked = self._run.batch.forward_rounds
         two = asked == "two" or self._partitioning.stage == 3
         return 2 if num_micro_batches > 1 and two and self._run.loss.scope == "global" else 1

@@ -50,7 +50,7 @@ def check_profiled_steps(steps: Sequence[int], total_steps: int) -> None:
 
 
 def own_seconds(spans: Sequence[Span]) -> dict[str, tuple[float, float | None, int]]:
-    """Of each part its seconds on the host and on the device without those of the spans within, and its calls."""
+    """For each part its seconds on the host and on the device without those of the spans within, and its calls."""
     host = [span.host_s for span in spans]
     device = [span.device_s for span in spans]
     for span in spans:
@@ -128,7 +128,7 @@ class _Recorder:
 
 
 _recorder: _Recorder | None = None
-"""Of the step that is profiled, if one is."""
+"""Recorder of the step that is profiled, if one is."""
 
 
 @contextmanager

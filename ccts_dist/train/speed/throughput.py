@@ -115,7 +115,7 @@ class ThroughputMonitor:
         return metrics
 
     def _of_gpus(self, values: Sequence[float]) -> dict[str, float]:
-        """What is known of each GPU, by its node and its number there, as MLflow names it."""
+        """Metrics of each GPU, by its node and its number there, as MLflow names it."""
         per_node = self._num_ranks // self._num_nodes
         names = [
             f"system/node{rank // per_node}/gpu_{rank % per_node}_{name}"
@@ -140,7 +140,7 @@ def _lengths(batch: Batch) -> Float64[Tensor, "4"]:
 
 
 def _gpu_metrics(device: torch.device) -> tuple[float, float, float, float]:
-    """As ``_OF_A_GPU`` names them; NaN for what is not known. Waits for nothing that the GPU is doing."""
+    """Metrics named in ``_OF_A_GPU``; NaN for what is not known. Waits for nothing that the GPU is doing."""
     free, total = torch.cuda.mem_get_info(device)
     used, reserved = (total - free) / 1e6, torch.cuda.max_memory_reserved(device) / 1e6
     try:

@@ -14,7 +14,7 @@ _SHARDS_LOOKED_AT, _ROWS_LOOKED_AT = 4, 50
 """For transcripts: of the training splits, and of each of their shards."""
 
 _LEAST_DEVIATION = 1e-6
-"""Of a target's labels on 0..1; below it they are constant, and there is no CCC."""
+"""Least standard deviation of a target's labels on 0..1; below it they are constant, and there is no CCC."""
 
 _ROLES = {"train": r"train", "valid": r"dev|val", "test": r"test|eval"}
 """Beginning of a split's name, in lower case, by what the split is for."""
@@ -22,7 +22,7 @@ _ROLES = {"train": r"train", "valid": r"dev|val", "test": r"test|eval"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetFacts:
-    """What a shard set offers to a training."""
+    """Facts of a shard set for a training."""
 
     corpus: str
     train_splits: tuple[str, ...]

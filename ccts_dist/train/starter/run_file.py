@@ -59,7 +59,7 @@ class Wanted:
     kind: Kind
     shards: str
     name: str
-    """Of the run, its folder and its registered model."""
+    """Name of the run, its folder and its registered model."""
 
     cache: str = ""
     """Teacher cache of a student."""

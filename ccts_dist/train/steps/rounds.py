@@ -25,10 +25,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphMemory:
-    """What graphs take of a rank's memory, by the forecast."""
+    """Memory that graphs take of a rank, by the forecast."""
 
     graph_bytes: int
-    """Of one micro-batch of ``graph_samples``, between its forward and its backward pass."""
+    """Memory of one micro-batch of ``graph_samples``, between its forward and its backward pass."""
 
     graph_samples: int
     """Samples of padded audio."""
@@ -53,11 +53,11 @@ class Rounds:
     """Most that graphs take beside the largest one."""
 
     recorded: int | None = None
-    """What a checkpoint has to keep: ``graph_samples`` where they follow from what memory happened to be free."""
+    """``graph_samples`` for a checkpoint, where they follow from what memory happened to be free."""
 
 
 NO_ROUNDS = Rounds(graph_samples=0, words="")
-"""Of a run whose steps have one micro-batch, or whose micro-batches have a loss each."""
+"""No decision: for a run whose steps have one micro-batch, or whose micro-batches have a loss each."""
 
 
 def most_graph_samples(memory: GraphMemory, rank_bytes: int) -> int:
@@ -149,7 +149,7 @@ def memory_of_a_rank(ranks: Ranks, *, on_gpu: bool) -> int:
 
 
 def _free_bytes() -> int:
-    """Of this host, or of the container that this process is in."""
+    """Free memory of this host, or of the container that this process is in."""
     free = psutil.virtual_memory().available
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))

@@ -50,7 +50,7 @@ from ccts_dist.train.zero.engine import Update
 
 @runtime_checkable
 class StepEngine(Protocol):
-    """What a step needs of an engine."""
+    """The engine that a step needs."""
 
     ranks: Ranks
     device: torch.device
@@ -81,7 +81,7 @@ class _Part:
     """The same as they were read: on the host, which need not wait for them."""
 
     gate_mask: tuple[Tensor | None, ...]
-    """What of each micro-batch is distilled."""
+    """Gate mask of each micro-batch."""
 
     objective: Objective
     place: tuple[int, ...]
@@ -89,7 +89,7 @@ class _Part:
 
     aside: Callable[[], Tensor]
     one_round: bool
-    """Whether the graphs of all micro-batches are kept until the loss is known."""
+    """True if the graphs of all micro-batches are kept until the loss is known."""
 
     rounds: TwoRounds | None
 
@@ -134,7 +134,7 @@ class _Part:
         return _pack_shares(share, category.detach()), self.engine.step()
 
     def cross_entropy(self, number: int, output: Any) -> Tensor:
-        """Of one micro-batch, as ``cross_entropy_sums`` gives it; zeros without categories."""
+        """Cross-entropy of one micro-batch, as ``cross_entropy_sums`` gives it; zeros without categories."""
         batch = self.micro_batches[number]
         if batch.categories is None:
             return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)
@@ -144,7 +144,8 @@ class _Part:
 
     @torch.no_grad()
     def distances(self, number: int, output: Any) -> Tensor:
-        """Of one micro-batch's output from the teacher's, added up over kept rows; zeros without a teacher."""
+        """Distances of one micro-batch's output from the teacher's, added up over kept rows; zeros without a
+        teacher."""
         batch, gate_mask, distill = self.micro_batches[number], self.gate_mask[number], self.objective.distill
         if distill is None or gate_mask is None or batch.teacher is None:
             return torch.zeros(2, dtype=torch.float64, device=output.prediction.device)

@@ -1,4 +1,4 @@
-"""What a step minimizes, and its figures over all ranks."""
+"""Objective of a step, and its figures over all ranks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,11 +12,11 @@ from ccts_dist.train.zero.engine import Update
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What is minimised, by plain numbers."""
+    """The objective, by plain numbers."""
 
     target_weights: tuple[float, ...]
     category_weight: float = 0.0
-    """Of the cross-entropy; plays no part where batches have no categories."""
+    """Weight of the cross-entropy; plays no part where batches have no categories."""
 
     category: CategoryTerm = PLAIN
     distill: DistillTerms | None = None
@@ -31,7 +31,7 @@ class StepResult:
     loss: float
     ccc_loss: float
     ccc: tuple[float, ...]
-    """Of the global batch; with scope "micro-batch" the mean over the micro-batches."""
+    """CCC of the global batch; with scope "micro-batch" the mean over the micro-batches."""
 
     category_loss: float
     """Mean cross-entropy in nats; 0 where no row has a category."""

@@ -134,7 +134,7 @@ def constant_label(shard_set: ShardSet, shards: Sequence[ShardEntry], target: st
 
 
 def _has_two_labels(shard_set: ShardSet, shards: Sequence[ShardEntry], target: str) -> bool:
-    """Whether two utterances have a label of the target."""
+    """True if two utterances have a label of the target."""
     found = 0
     varied = varied_target(target)
     for shard in shards:

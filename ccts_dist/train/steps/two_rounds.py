@@ -1,4 +1,4 @@
-"""Whether the second round of forward passes gives the predictions of the first, on which the exact loss rests.
+"""Check that the second round of forward passes gives the predictions of the first, on which the exact loss rests.
 
 The loss takes its sums from the round without gradient, and its gradient at the predictions of the second. Both draw
 the same random numbers; but with a gradient attention may take another kernel, which draws its dropout otherwise. The
@@ -49,7 +49,7 @@ class TwoRounds:
 
 
 def words(difference: float) -> str:
-    """What is reported of two rounds that differ."""
+    """Warning of two rounds that differ."""
     return (
         f"the two rounds of forward passes give predictions that differ by {difference:.2g} (the widest of each rank, "
         "added up), with the same dropout and masks: the gradient is not exactly that of the global batch's CCC. One "

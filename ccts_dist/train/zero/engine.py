@@ -39,10 +39,10 @@ _HARMLESS = ("ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What an optimizer step did."""
+    """Result of an optimizer step."""
 
     gradient_norm: float
-    """Of the global gradient, before clipping."""
+    """Norm of the global gradient, before clipping."""
 
     skipped: bool
     """The gradient was not finite, and the weights were left alone."""
@@ -210,7 +210,7 @@ class Engine:
             self._state.exchange()
 
     def _norm_of_plain_gradients(self) -> float:
-        """Of the reduced gradient, before clipping."""
+        """Norm of the reduced gradient, before clipping."""
         gradients = (parameter.grad for parameter in self._engine.module.parameters())
         return float(torch.nn.utils.get_total_norm(gradient for gradient in gradients if gradient is not None))
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed compiles at its first start, and a kill in the middle of that."""
+"""Libraries that DeepSpeed compiles at its first start, and a kill in the middle of that."""
 
 import fcntl
 import os
@@ -19,7 +19,7 @@ _HERE = platform.node().encode()
 
 
 def extension_folder() -> Path:
-    """Where torch keeps what it compiles for this user."""
+    """Folder in which torch keeps what it compiles for this user."""
     # Imported late: it looks for compilers.
     from torch.utils.cpp_extension import get_default_build_root
 
@@ -101,6 +101,6 @@ def _forget_dead_builds(folder: Path, age_s: float) -> None:
 
 
 def _was_only_loaded(lock: Path) -> bool:
-    """Whether the library was there when the mark was set, and nothing was written after."""
+    """True if the library was there when the mark was set, and nothing was written after."""
     others = [path.stat().st_mtime_ns for path in lock.parent.iterdir() if path != lock]
     return any(lock.parent.glob("*.so")) and max(others) < lock.stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""What decides how a model lies in memory: the sizes of its parameters, and what a ds_config does with them."""
+"""The memory layout of a model: the sizes of its parameters, and what a ds_config does with them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ class ModelSizes:
 
     @property
     def parameters(self) -> int:
-        """Of the whole model."""
+        """Number of parameters of the whole model."""
         return sum(self.numels)
 
     @property
     def trained(self) -> int:
-        """Of what an optimizer moves."""
+        """Number of parameters that an optimizer moves."""
         return sum(self.trained_numels)
 
     def below(self, threshold: int) -> int:
-        """Of the parameters with at most so many numbers; ZeRO-3 leaves those whole."""
+        """Number of parameters in tensors with at most so many numbers; ZeRO-3 leaves those whole."""
         return sum(numel for numel in self.numels if numel <= threshold)
 
 
@@ -47,7 +47,7 @@ def sizes_of(model: nn.Module, *, pretrained: Iterable[nn.Module] = ()) -> Model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroPartitioning:
-    """What of a ds_config decides about memory; sizes are numbers of elements."""
+    """Memory settings of a ds_config; sizes are numbers of elements."""
 
     stage: int
     offload_optimizer: bool = False

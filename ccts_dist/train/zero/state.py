@@ -1,4 +1,4 @@
-"""Where DeepSpeed keeps each parameter's float32 weight and optimizer state on this rank, for every ZeRO stage.
+"""Access to each parameter's float32 weight and optimizer state on this rank, for every ZeRO stage.
 
 The other half of ``train.zero.engine``: that one drives DeepSpeed, this one knows how its optimizers are laid out. What
 comes out of ``gather`` and goes into ``restore`` knows neither stages nor ranks: whole tensors by the parameter's name.
@@ -37,10 +37,10 @@ class Piece:
     """The tensor that holds it, among others'; of a trained parameter, the one that the torch optimizer steps."""
 
     offset: int
-    """Where in ``flat`` the run begins."""
+    """Start of the run in ``flat``."""
 
     start: int
-    """Where in the parameter it begins, as if that were flat."""
+    """Start in the parameter, as if that were flat."""
 
     count: int
 
@@ -72,7 +72,7 @@ class ZeroState:
         """
         self._zero, self._optimizer, self._ranks, self._device = engine.optimizer, optimizer, ranks, device
         self._averages: dict[Tensor, Tensor] = {}
-        """Of each tensor that the optimizer moves, laid out like it."""
+        """Averages of each tensor that the optimizer moves, laid out like it."""
         trained = dict(_trained_pieces(engine.optimizer, ranks.rank))
         self._values: dict[str, _Value] = {}
         # With parameters as such: under ZeRO-3 their data is elsewhere, and one parameter may have several names.
@@ -88,7 +88,7 @@ class ZeroState:
             )
 
     def kinds(self) -> dict[str, dict[str, Entry]]:
-        """What there is to save: for each kind, the entries by name. Alike on every rank; every rank must call it.
+        """State to save: for each kind, the entries by name. Alike on every rank; every rank must call it.
 
         The optimizer's kinds are those it has by now: none before the first step, and none at all for plain SGD.
         """
@@ -119,7 +119,7 @@ class ZeroState:
             yield name, None if whole is None else whole.detach().to("cpu", value.entry.dtype)
 
     def _own_part(self, kind: str, flat: Tensor) -> Tensor:
-        """What this rank keeps of a kind, laid out like ``flat``."""
+        """Part that this rank keeps of a kind, laid out like ``flat``."""
         if kind == WEIGHTS:
             return flat
         if kind == AVERAGE:
@@ -193,7 +193,7 @@ class ZeroState:
             take_up_weights(self._zero)
 
     def _counts_on(self, flat: Tensor) -> torch.device:
-        """Where torch's optimizer keeps the count of its steps: beside the weights if it is fused, else on the CPU.
+        """Device on which torch's optimizer counts its steps: beside the weights if it is fused, else on the CPU.
 
         Every group states the same. Which one ``flat`` is in is not to be had: ZeRO-3 hands its pieces over as it
         steps.
@@ -207,7 +207,8 @@ def _copy_part(into: Tensor, stored: Tensor, piece: Piece) -> None:
 
 
 def _resting_piece(tensor: Tensor, rank: int) -> Piece:
-    """Of what is not trained: frozen parameters, of which ZeRO-3 gives each rank a part, and buffers."""
+    """This rank's piece of what is not trained: frozen parameters, of which ZeRO-3 gives each rank a part, and
+    buffers."""
     if not hasattr(tensor, "ds_id"):
         return Piece(flat=tensor, offset=0, start=0, count=tensor.numel())
     parameter: Any = tensor

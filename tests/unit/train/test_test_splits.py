@@ -8,8 +8,8 @@ import pytest
 
 from ccts_dist.scoring.measures import SplitSums
 from ccts_dist.scoring.predict_split import Scores, pooled_scores
-from ccts_dist.train.run import outcome_lines
-from ccts_dist.train.trainer import Outcome
+from ccts_dist.train.run import result_lines
+from ccts_dist.train.trainer import TrainResult
 from tests.helpers.models.plain_engine import train_plainly
 from tests.helpers.processes.small_runs import build_two_kinds, write_run
 
@@ -55,8 +55,8 @@ def test_each_test_split_has_its_own_scores(tmp_path: Path):
     assert found["both"]["test"] == pytest.approx(pooled.ccc())
 
 
-def outcome(test: dict[str, float], scores: dict[str, Any], by_split: dict[str, Any]) -> Outcome:
-    return Outcome(
+def result(test: dict[str, float], scores: dict[str, Any], by_split: dict[str, Any]) -> TrainResult:
+    return TrainResult(
         steps=3, best_epoch=1, best_step=3, valid={}, test=test, test_sums={}, test_scores=scores,
         test_by_split=by_split,
         distilled_fraction=None, seconds=1.0, peak_memory_gb=1.0, peak_memory_reserved_gb=None, resolved={},
@@ -65,11 +65,11 @@ def outcome(test: dict[str, float], scores: dict[str, Any], by_split: dict[str, 
 
 def test_scores_in_words_are_of_targets_and_of_categories():
     uar = {"categories": {"unweighted_accuracy": 0.5}}
-    assert outcome_lines(outcome({"valence": 0.25}, {"ccc": {"valence": 0.25}, **uar}, {})) == [
+    assert result_lines(result({"valence": 0.25}, {"ccc": {"valence": 0.25}, **uar}, {})) == [
         "done: 3 steps, best epoch 1; test CCC valence 0.250; unweighted accuracy 0.500"
     ]
     by_split = {"Test1": uar, "Test2": {"ccc": {"valence": None}, "categories": {"unweighted_accuracy": None}}}
-    assert outcome_lines(outcome({}, {}, by_split)) == [
+    assert result_lines(result({}, {}, by_split)) == [
         "done: 3 steps, best epoch 1",
         "  Test1: unweighted accuracy 0.500",
         "  Test2: CCC valence without labels; unweighted accuracy nan",
