@@ -21,7 +21,7 @@ from ccts_dist.extras import words_for_missing
 from ccts_dist.process.account import complete_account
 from ccts_dist.process.invocation import as_started
 from ccts_dist.process.launched import adopt_launcher
-from ccts_dist.process.streams import complete_streams
+from ccts_dist.process.standard_streams import complete_streams
 from ccts_dist.redaction import guard_output
 
 STOPPED = 75

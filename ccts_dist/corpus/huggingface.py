@@ -269,7 +269,7 @@ class _Reading:
         )
 
     def _cell(self, row: Mapping[str, Any], column: str) -> Any:
-        """What stands in a column or in a field of one; None for a field of nothing."""
+        """The value of a column or of a field in one; None for a field of nothing."""
         cell: Any = row
         for part in self._split.paths[column]:
             cell = None if cell is None else cell.get(part)

@@ -20,13 +20,13 @@ class Summary:
     """How one training ended; see ``train.trainer.TrainResult``."""
 
     ccc: dict[str, float]
-    """Of the best model on the test splits, by target; NaN where it has none."""
+    """CCC of the best model on the test splits, by target; NaN where it has none."""
 
     sums: dict[str, list[float]]
     """The sums that ``ccc`` comes from, as ``SplitSums.pooled`` takes them; empty in records of early releases."""
 
     distilled_fraction: float | None
-    """Of the training utterances; None without a teacher."""
+    """Share of the training utterances that were distilled; None without a teacher."""
 
     best_epoch: int
     seconds: float
@@ -52,7 +52,7 @@ def _summary(tree: Mapping[str, Any]) -> Summary:
 
 
 def read_stage_json(path: Path, take: Callable[[Mapping[str, Any]], Read]) -> Read:
-    """What ``take`` makes of the table in a JSON file that a stage wrote; keys have their present names.
+    """The result of ``take`` on the table in a JSON file that a stage wrote; keys have their present names.
 
     Raises:
         ConfigError: there is no such file, or ``take`` does not find in it what it looks for.
