@@ -7,6 +7,7 @@ cannot unfold to, and JSON a number of values and digits.
 
 import errno
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -117,6 +118,17 @@ def parse_json(data: bytes | str) -> Any:
         return json.loads(data, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def finite_number(value: object) -> float | None:
+    """The number that JSON or YAML gave, if it is a finite one of at most 64 bits; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _refuse_constant(text: str) -> None:

@@ -1,11 +1,13 @@
 """Cells of label files: text, ratings, and in words what is wrong with them."""
 
 import csv
+import json
 import math
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ccts_dist.errors import CorpusError
 from ccts_dist.limits import LIMITS, open_regular
@@ -50,6 +52,29 @@ def parse_number(cell: str) -> float:
     if math.isnan(number):
         raise ValueError("is NaN")
     return number
+
+
+def json_row(text: str) -> dict[str, Any]:
+    """The object on a line of JSON.
+
+    Raises:
+        ValueError: there is none, or a name comes twice in it; in words that follow the line's number.
+    """
+    try:
+        row = json.loads(text, object_pairs_hook=_without_doubles)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a JSON object: {printable(str(error))}") from error
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    return row
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values of a name a parser would take the last in silence."""
+    counts = Counter(name for name, _ in pairs)
+    if len(counts) < len(pairs):
+        raise ValueError(f"{counts.most_common(1)[0][0]!r} comes twice")
+    return dict(pairs)
 
 
 def population_variance(values: Sequence[float]) -> float:

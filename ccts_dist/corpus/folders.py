@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ccts_dist.corpus.cells import RowError
 from ccts_dist.errors import CorpusError
 
 AUDIO_SUFFIXES = frozenset(
@@ -72,6 +73,26 @@ class AudioFolder:
             return None
         self._found.add(alike)
         return self.folder / alike
+
+
+def folder_of_row(folders: dict[Path, AudioFolder], folder: Path, where: str, source: str) -> AudioFolder:
+    """The folder that a row's audio is in, listed once for all rows.
+
+    Args:
+        folders: those that were listed before.
+        where: the row.
+        source: its file.
+
+    Raises:
+        RowError: it cannot be listed.
+    """
+    found = folders.get(folder)
+    if found is None:
+        try:
+            found = folders[folder] = AudioFolder(folder)
+        except CorpusError as error:
+            raise RowError(f"{where}: audio: {error}", source) from error
+    return found
 
 
 def is_audio(name: str) -> bool:

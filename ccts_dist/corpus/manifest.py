@@ -18,6 +18,7 @@ from ccts_dist.corpus.cells import (
     RowError,
     csv_records,
     has_bad_bytes,
+    json_row,
     no_record,
     parse_label,
     parse_number,
@@ -27,7 +28,7 @@ from ccts_dist.corpus.cells import (
     text_lines,
 )
 from ccts_dist.corpus.corpus import Corpus
-from ccts_dist.corpus.folders import AudioFolder
+from ccts_dist.corpus.folders import AudioFolder, folder_of_row
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import Rejected, Utterance
 
@@ -184,13 +185,7 @@ def _audio(reading: _Reading, cell: str, line: int) -> Path:
         raise RowError(f"line {line}: audio is empty", source)
     for text in dict.fromkeys((cell, cell.strip())):
         audio = reading.path.parent / text
-        folder = reading.folders.get(audio.parent)
-        if folder is None:
-            try:
-                folder = reading.folders[audio.parent] = AudioFolder(audio.parent)
-            except CorpusError as error:
-                raise RowError(f"line {line}: audio: {error}", source) from error
-        found = folder.find(audio.name)
+        found = folder_of_row(reading.folders, audio.parent, f"line {line}", source).find(audio.name)
         if found is not None:
             return found
     raise RowError("missing audio", cell.strip())
@@ -291,7 +286,7 @@ def _targets(path: Path, columns: Sequence[str], given: Sequence[str] | None) ->
     others = [column for column in columns if column not in known]
     targets = [column for column in others if not column.endswith(VARIANCE)]
     for column in others:
-        fault = text_fault(column)
+        fault = text_fault(column) if column.strip() else "has no name"
         if not fault and column.endswith(VARIANCE) and column.removesuffix(VARIANCE) not in targets:
             fault = "is the variance of no column"
         if fault:
@@ -352,10 +347,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Row | _NoRowError]]:
 
 def _json_row(line: int, text: str) -> Row | _NoRowError:
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return _NoRowError(f"line {line}: not a JSON object: {printable(str(error))}")
-    return row if isinstance(row, dict) else _NoRowError(f"line {line}: not a JSON object")
+        return json_row(text)
+    except ValueError as error:
+        return _NoRowError(f"line {line}: {error}")
 
 
 def _header(path: Path) -> tuple[list[str], str]:

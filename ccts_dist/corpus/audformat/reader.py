@@ -10,7 +10,7 @@ from ccts_dist.corpus.audformat.header import Column, Header
 from ccts_dist.corpus.audformat.tables import Index, index_of, read_cells
 from ccts_dist.corpus.cells import RowError, parse_label, printable, text_fault, variances_of
 from ccts_dist.corpus.corpus import Corpus
-from ccts_dist.corpus.folders import AudioFolder
+from ccts_dist.corpus.folders import AudioFolder, folder_of_row
 from ccts_dist.corpus.manifest import WHOLE
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import Rejected, Utterance
@@ -159,7 +159,7 @@ class _Reader:
         labels = {target: math.fsum(values) / len(values) for target, values in ratings.items() if values}
         raters = {target: ratings[target] for target in self._rated}
         path = self._header.root / file
-        folder = self._folders.get(path.parent) or self._folders.setdefault(path.parent, AudioFolder(path.parent))
+        folder = folder_of_row(self._folders, path.parent, where, where.split()[0])
         audio = folder.find_any_ending(path.name)
         if audio is None:
             raise RowError("missing audio", file)

@@ -7,16 +7,15 @@ with ``test`` and perhaps ``valid``; a line has ``key``, ``dataset``, ``wav`` (`
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ccts_dist.corpus.cells import RowError, printable, text_fault, text_lines
+from ccts_dist.corpus.cells import RowError, json_row, printable, text_fault, text_lines
 from ccts_dist.corpus.corpus import Corpus
-from ccts_dist.corpus.folders import AudioFolder, listing
+from ccts_dist.corpus.folders import AudioFolder, folder_of_row, listing
 from ccts_dist.errors import CorpusError
-from ccts_dist.limits import read_limited
+from ccts_dist.limits import finite_number, read_limited
 from ccts_dist.records import Rejected, Utterance
 
 SPLITS = ("train", "valid", "test")
@@ -99,8 +98,7 @@ class _Reader:
         audio = self._audio / wav
         if ".." in Path(wav).parts or Path(wav).is_absolute():
             raise RowError(f"{where}: wav {wav!r} leaves the folder of the audio", source)
-        folder = self._folders.get(audio.parent) or self._folders.setdefault(audio.parent, AudioFolder(audio.parent))
-        found = folder.find_any_ending(audio.name)
+        found = folder_of_row(self._folders, audio.parent, where, source).find_any_ending(audio.name)
         if found is None:
             raise RowError("missing audio", wav)
         return Utterance(
@@ -116,12 +114,9 @@ class _Reader:
 
 def _row(text: str, where: str, source: str) -> Mapping[str, Any]:
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"{where}: not a JSON object", source) from error
-    if not isinstance(row, dict):
-        raise RowError(f"{where}: not a JSON object", source)
-    return row
+        return json_row(text)
+    except ValueError as error:
+        raise RowError(f"{where}: {error}", source) from error
 
 
 def _text(row: Mapping[str, Any], name: str, where: str, source: str) -> str:
@@ -138,11 +133,9 @@ def _segment(row: Mapping[str, Any], where: str, source: str) -> tuple[float, fl
     start, end = row.get("start_time"), row.get("end_time")
     if start is None and end is None:
         return None
-    for cell in (start, end):
-        if isinstance(cell, bool) or not isinstance(cell, int | float) or not math.isfinite(cell):
-            raise RowError(f"{where}: start_time and end_time are no numbers of seconds", source)
-    assert start is not None
-    assert end is not None
-    if not 0 <= start < end:
-        raise RowError(f"{where}: start_time {start:g} and end_time {end:g} span nothing", source)
-    return float(start), float(end)
+    start_s, end_s = finite_number(start), finite_number(end)
+    if start_s is None or end_s is None:
+        raise RowError(f"{where}: start_time and end_time are no numbers of seconds", source)
+    if not 0 <= start_s < end_s:
+        raise RowError(f"{where}: start_time {start_s:g} and end_time {end_s:g} span nothing", source)
+    return start_s, end_s

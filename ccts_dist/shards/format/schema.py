@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 
 from ccts_dist.errors import ConfigError, ShardError
 from ccts_dist.files.digests import Digest, OptionalDigest
+from ccts_dist.limits import finite_number
 from ccts_dist.records import SAMPLE_RATE_HZ, Utterance
 from ccts_dist.shards.format.index import IndexPlace
 from ccts_dist.shards.format.record_table import RecordTable, numbers_of, texts_of
@@ -314,9 +314,12 @@ def label_variance_of(data: bytes) -> dict[str, float]:
         ValueError: it is no utterance's.
     """
     try:
-        return _known({target: _number(value) for target, value in json.loads(data)["label_variance"].items()})
+        found = _known({target: _number(value) for target, value in json.loads(data)["label_variance"].items()})
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("no label_variance in it") from error
+    if any(variance < 0 for variance in found.values()):
+        raise ValueError("its label_variance has a number below 0")
+    return found
 
 
 def num_raters_of(data: bytes) -> int:
@@ -370,9 +373,12 @@ def local_folder(root: str | Path, *, what: str) -> Path:
 
 
 def _number(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise ValueError(f"{value} is not finite")
-    return None if value is None else float(value)  # 0 and 0.5 must have one type for readers that infer a schema
+    if value is None:
+        return None
+    number = finite_number(value)
+    if number is None:
+        raise ValueError(f"{str(value)[:40]} is not finite")
+    return number  # 0 and 0.5 must have one type for readers that infer a schema
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, float]:

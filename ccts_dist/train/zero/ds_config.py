@@ -14,6 +14,7 @@ from typing import Any
 
 from ccts_dist.config import RunConfig
 from ccts_dist.errors import ConfigError
+from ccts_dist.limits import parse_json, read_limited
 from ccts_dist.model.emotion import EmotionModel
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
 from ccts_dist.shipped import find_ds_config
@@ -88,7 +89,7 @@ def read_ds_config(path: Path) -> dict[str, Any]:
             a key that is not about layout.
     """
     try:
-        tree = json.loads(find_ds_config(path).read_text(encoding="utf-8"))
+        tree = parse_json(read_limited(find_ds_config(path), "config.json"))
     except OSError as error:
         raise ConfigError(
             f"train.deepspeed = '{path}': cannot read it ({error.strerror}). Name a file of ds_configs/."

@@ -196,6 +196,21 @@ def test_bad_value_in_json_rejects_its_row(json_of: Write, row: dict, words: str
     assert isinstance(second, Utterance)
 
 
+def test_name_that_comes_twice_on_a_line_rejects_it(csv_of: Write):
+    good = '{"key": "k", "audio": "a.wav", "valence": 4}'
+    lines = (good.replace("4", '1, "valence": 7'), good.replace('"k"', '"l"'))
+    first, second = read_manifest(csv_of(*lines, name="m.jsonl")).utterances
+    assert isinstance(first, Rejected)
+    assert first.reason == "line 1: not a JSON object: 'valence' comes twice"
+    assert second.key == "l"
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_column_of_json_lines_without_a_name_is_no_target(json_of: Write, name: str):
+    with pytest.raises(CorpusError, match=f"column '{name}' has no name. Rename it or leave it out"):
+        read_manifest(json_of({"key": "k", "audio": "a.wav", name: 4}))
+
+
 @pytest.mark.parametrize("line", ["{", "[1]", "7", '{"key": "k"', '{"a": ' * 100_000, "9" * 5000])
 def test_a_line_that_is_no_object_is_rejected_and_the_next_is_read(csv_of: Write, line: str):
     path = csv_of(line, '{"key": "k", "audio": "a.wav"}', name="m.jsonl")

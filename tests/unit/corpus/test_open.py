@@ -353,6 +353,26 @@ def test_lines_of_emobox_with_a_key_twice_or_a_control_character_are_rejected(tm
     ]
 
 
+def test_one_line_of_emobox_that_cannot_be_read_does_not_end_the_build(tmp_path: Path):
+    fold = open_examples.emobox(tmp_path).path
+    path = fold / "small_test_fold_2.jsonl"
+    line = path.read_text().splitlines()[0]
+    long = line.replace('"end_time": 0.1', f'"end_time": 1{"0" * 400}')
+    twice = line.replace('"emo": "a"', '"emo": "a", "emo": "h"')
+    folder = line.replace("downloads/", f"downloads/{'x' * 300}/").replace("test-0", "test-8")
+    assert len({line, long, twice, folder}) == 4
+    path.write_text("\n".join((long, twice, folder, line.replace("test-0", "test-9"))))
+    found = [one for one in read_emobox(fold, audio=tmp_path).utterances if one.key != "small-train-1"][-4:]
+    where = "small_test_fold_2.jsonl line"
+    assert [one.reason if isinstance(one, Rejected) else one.key for one in found][:2] == [
+        f"{where} 1: start_time and end_time are no numbers of seconds",
+        f"{where} 2: not a JSON object: 'emo' comes twice",
+    ]
+    assert isinstance(found[2], Rejected)
+    assert "cannot be listed (File name too long)" in found[2].reason
+    assert found[3].key == "small-test-9"
+
+
 @pytest.mark.parametrize("rate", [16_000, 8_000])
 @pytest.mark.parametrize("suffix", [".wav", ".flac"])
 def test_part_of_a_file_is_that_part_of_its_samples(rate: int, suffix: str, tmp_path: Path):

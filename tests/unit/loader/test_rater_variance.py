@@ -58,7 +58,9 @@ def test_variance_of_what_is_no_label_is_refused(shard_set: ShardSet):
         loader(shard_set, targets=("joy.variance",))
 
 
-@pytest.mark.parametrize("data", [b"{}", b"[]", b'{"label_variance": 3}', b'{"label_variance": {"a": "much"}}', b"no"])
+@pytest.mark.parametrize("data", [b"{}", b"[]", b'{"label_variance": 3}', b'{"label_variance": {"a": "much"}}', b"no",
+                                  b'{"label_variance": {"a": -0.1}}', b'{"label_variance": {"a": true}}',
+                                  b'{"label_variance": {"a": 1' + b"0" * 400 + b"}}"])  # fmt: skip
 def test_json_without_variances_is_refused(data: bytes):
     with pytest.raises(ValueError, match=r"."):
         label_variance_of(data)

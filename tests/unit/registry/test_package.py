@@ -305,7 +305,7 @@ def test_a_folder_without_a_model_is_the_users_mistake(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "\xff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["{", "[1]", "\xff", "[" * 100_000, "1" * 5_000])
 def test_damaged_figures_are_named(tmp_path: Path, text: str):
     _model_folder(tmp_path / "best")
     (tmp_path / "summary.json").write_bytes(text.encode("latin-1"))

@@ -124,6 +124,9 @@ def test_literal_value_that_the_run_file_owns_is_refused(tmp_path, key):
     ("text", "words"),
     [
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON: nested too deeply"),
+        ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": Infinity}}', "not JSON: Infinity is no number"),
+        ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 1' + "0" * 400 + "}}", "a number of 401 digits"),
         ("[]", "must hold a JSON object"),
         ('{"zero_optimization": 2}', "stage = null: must be 0, 1, 2 or 3"),
         ("{}", "stage = null: must be 0, 1, 2 or 3"),
