@@ -28,6 +28,7 @@ from ccts_dist.registry.logged_model import create_logged_model, finish_logged_m
 from ccts_dist.registry.model_card import card_of
 from ccts_dist.registry.model_uri import DIGEST_TAG, PACKAGE, asking_the_server, check_alias, check_name, move_alias
 from ccts_dist.registry.package import CARD_FILE, DIGESTS_FILE, METRICS_FILE, RUN_FILE, WEIGHTS_FILE, write_package
+from ccts_dist.tracking.environment import source_tags
 from ccts_dist.tracking.mlflow_client import large_transfers, open_client
 from ccts_dist.tracking.mlflow_parent import NOTE
 from ccts_dist.tracking.run_file import TrackedRun, read_run_file
@@ -147,7 +148,7 @@ def _run_tags(client: "MlflowClient", run_id: str) -> dict[str, str] | None:
 def _new_run(client: "MlflowClient", uri: str, name: str) -> str:
     experiment = client.get_experiment_by_name(_EXPERIMENT)
     experiment_id = _new_experiment(client, uri) if experiment is None else experiment.experiment_id
-    run = client.create_run(experiment_id, run_name=f"register {name}")
+    run = client.create_run(experiment_id, run_name=f"register {name}", tags=source_tags())
     client.set_terminated(run.info.run_id, "FINISHED")
     return run.info.run_id
 

@@ -9,16 +9,25 @@ from pathlib import Path
 from ccts_dist.redaction import redact
 from ccts_dist.tracking.mlflow_client import prepare_mlflow
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def source_tags() -> dict[str, str]:
-    """Program, git commit and user of this process, under the names that MLflow's pages look for."""
+    """Program, git commit and user of this process, under the names that MLflow's pages look for.
+
+    The commit is that of the program's repository; of an installed program that of the package, if it is a checkout.
+    """
     prepare_mlflow()
     from mlflow.tracking.context.default_context import DefaultRunContext
     from mlflow.tracking.context.git_context import GitRunContext
+    from mlflow.utils.git_utils import get_git_commit
+    from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
-    # Without git on the machine MLflow would warn.
-    contexts = [DefaultRunContext(), *([GitRunContext()] if shutil.which("git") else [])]
-    return {key: redact(str(value)) for one in contexts if one.in_context() for key, value in one.tags().items()}
+    has_git = shutil.which("git") is not None  # without it MLflow would warn
+    contexts = [DefaultRunContext(), *([GitRunContext()] if has_git else [])]
+    tags = {key: str(value) for one in contexts if one.in_context() for key, value in one.tags().items()}
+    commit = get_git_commit(str(_PACKAGE)) if has_git and MLFLOW_GIT_COMMIT not in tags else None
+    return {key: redact(value) for key, value in (tags | ({MLFLOW_GIT_COMMIT: commit} if commit else {})).items()}
 
 
 def installed_packages() -> str:
