@@ -183,7 +183,7 @@ def run_evaluation(asked: Asked, ranks: Ranks) -> Result:
     low, high = shard_set.manifest.scale
     return Result(
         shards_digest=shard_set.digest,
-        corpus=f"{shard_set.manifest.corpus} {shard_set.manifest.release}".strip(),
+        corpus=shard_set.manifest.title,
         scale=(low, high),
         bins=asked.bins,
         models=tuple(found),

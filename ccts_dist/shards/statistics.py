@@ -187,7 +187,7 @@ def _plain(value: Any) -> Any:
 def describe_set(shard_set: ShardSet) -> list[str]:
     """Corpus, scale, digest, teacher and counts of a whole set, for people."""
     manifest, (low, high) = shard_set.manifest, shard_set.manifest.scale
-    lines = [f"{manifest.corpus} {manifest.release}, rated {low:g} to {high:g}, digest {shard_set.digest[:12]}"]
+    lines = [f"{manifest.title}, rated {low:g} to {high:g}, digest {shard_set.digest[:12]}"]
     if manifest.teacher is not None:
         lines.append(f"carries the outputs of teacher {manifest.teacher.name} ({manifest.teacher.weight_digest[:12]})")
     return [*lines, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(manifest.counts.items()))]

@@ -247,7 +247,7 @@ def _train_to_end(context: TrainContext, optimizer: torch.optim.Optimizer, *, is
         result = Trainer(context, optimizer).train()
         if is_tracked:
             _track_outcome(context.tracking, context.folder)
-            context.tracking.description(describe_run(context.experiment, result.test))
+            context.tracking.description(describe_run(context.experiment, result.test, _uar_of(result.test_scores)))
         status = "FINISHED"
         return result
     except StopRequested:
@@ -299,9 +299,13 @@ def _test_in_words(ccc: Mapping[str, float | None], scores: Mapping[str, Any]) -
     if ccc:
         parts.append("CCC " + "  ".join(f"{target} {_ccc_in_words(one)}" for target, one in ccc.items()))
     if "categories" in scores:
-        uar = scores["categories"]["unweighted_accuracy"]
+        uar = _uar_of(scores)
         parts.append(f"unweighted accuracy {nan if uar is None else uar:.3f}")
     return "; ".join(parts)
+
+
+def _uar_of(scores: Mapping[str, Any]) -> float | None:
+    return scores.get("categories", {}).get("unweighted_accuracy")
 
 
 def _ccc_in_words(ccc: float | None) -> str:
@@ -359,7 +363,7 @@ def _open_tracking(experiment: Experiment, folder: RunFolder, values: Mapping[st
         splits={name: splits[name].num_utterances for name in used},
         cache_digest=experiment.teacher.digest if experiment.teacher else "",
         condition=experiment.teacher.condition if experiment.teacher else None,
-        corpus=f"{experiment.shard_set.manifest.corpus} {experiment.shard_set.manifest.release}".strip(),
+        corpus=experiment.shard_set.manifest.title,
         shards=run.data.shards,
         cache=run.data.teacher_cache,
     )

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         lines = [*describe_set(shard_set), *(split.in_words() for split in splits), *set_warnings(shard_set)]
         print(without_controls("\n".join(lines), keep="\n\t"))
     if args.plot is not None:
-        draw_set(args.plot, f"{shard_set.manifest.corpus} {shard_set.manifest.release}", splits)
+        draw_set(args.plot, shard_set.manifest.title, splits)
     return 0
 
 

@@ -40,7 +40,7 @@ def dataset_card(manifest: Manifest) -> bytes:
 
     names = split_names(manifest.split_names)
     data = DatasetCardData(
-        pretty_name=f"{manifest.corpus} {manifest.release}".strip(),
+        pretty_name=manifest.title,
         task_categories=["audio-classification"],
         tags=["speech-emotion-recognition", "webdataset"],
         configs=[{"config_name": "default", "data_files": _data_files(manifest, names)}],
@@ -50,7 +50,7 @@ def dataset_card(manifest: Manifest) -> bytes:
     low, high = manifest.scale
     totals = [(names[split], manifest.splits[split]) for split in manifest.split_names]
     body = _BODY.format(
-        title=f"{manifest.corpus} {manifest.release}".strip(),
+        title=manifest.title,
         mark=_MARK.decode(),
         rows="\n".join(f"| {name} | {one.num_utterances:,} | {one.hours:.2f} |" for name, one in totals),
         first=totals[0][0],

@@ -140,6 +140,11 @@ class Manifest:
     """In merged shard sets: whose outputs the shards carry."""
 
     @property
+    def title(self) -> str:
+        """The corpus, and its release where the builder was given one."""
+        return self.corpus if self.release in ("", "unknown") else f"{self.corpus} {self.release}"
+
+    @property
     def split_names(self) -> tuple[str, ...]:
         """The splits in the order of their shards, which is the corpus's."""
         return tuple(dict.fromkeys(texts_of(self.shards, "split")))

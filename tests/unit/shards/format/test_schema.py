@@ -196,3 +196,8 @@ def test_commands_and_addresses_are_refused_where_a_folder_must_stand():
         local_folder("pipe:cat x", what="shard set")
     with pytest.raises(ConfigError, match="only folders are read"):
         local_folder("s3://bucket/x", what="shard set")
+
+
+def test_title_has_a_release_that_was_given():
+    assert MANIFEST.title == "c 1"
+    assert dataclasses.replace(MANIFEST, release="unknown").title == "c"
