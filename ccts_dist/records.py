@@ -21,6 +21,10 @@ DIMENSIONS = ("activation", "valence", "dominance")
 VARIANCE = ".variance"
 """Ending of the name of a target that is the variance of another one's raters: see ``varied_target``."""
 
+SHARE = ".share"
+"""What a label's name ends in that is the share of the raters who gave one answer: "A.share" of the category A,
+"valence.7.share" of the grade 7. It is on 0..1 whatever the scale."""
+
 SAMPLE_RATE_HZ = 16_000
 """Sample rate of all audio in shards and models; other rates are resampled when shards are built."""
 
@@ -28,6 +32,19 @@ SAMPLE_RATE_HZ = 16_000
 def varied_target(target: str) -> str | None:
     """Whose raters' variance a target is: "valence" of "valence.variance"; None for a target that is a rating."""
     return target.removesuffix(VARIANCE) if target.endswith(VARIANCE) and target != VARIANCE else None
+
+
+def is_rating(target: str) -> bool:
+    """True for a target on the corpus's own scale; False for a variance or a share of raters."""
+    return varied_target(target) is None and not target.endswith(SHARE)
+
+
+def factor_and_offset(target: str, scale: tuple[float, float]) -> tuple[float, float]:
+    """What brings a target's 0..1 to the scale of its ratings: a variance grows with the square, a share stays."""
+    low, high = scale
+    if target.endswith(SHARE):
+        return 1.0, 0.0
+    return (high - low, low) if varied_target(target) is None else ((high - low) ** 2, 0.0)
 
 
 def mapped_category(category: str | None, category_map: Mapping[str, str]) -> str | None:

@@ -159,9 +159,11 @@ class LossConfig:
 
     category_target: Literal["category", "votes"] = "category"
     """Target of the cross-entropy. "category": the category of each utterance. "votes": the distribution of
-    its raters' votes over ``model.categories`` (soft labels), from the labels of those names, such as CREMA-D's. Shares
-    are scaled to add up to 1; utterances without votes for any are ignored. Class weights and focal factor apply to
-    each category's term. Validation and test stay by category, and add ``category_kl_to_votes``."""
+    its raters' votes over ``model.categories`` (soft labels), from the labels NAME.share, or those of the categories'
+    names, such as CREMA-D's. Shares are scaled to add up to 1; utterances without votes for any are ignored. The
+    categories "valence.1" to "valence.7" learn the density of a target's grades; no utterance then has a category, and
+    there is no accuracy. Class weights and focal factor apply to each category's term. Validation and test stay by
+    category, and add ``category_kl_to_votes``."""
 
     scope: Literal["global", "micro-batch"] = "global"
     """Utterances over which the CCC is computed. "global": the global batch, exactly, whatever the number of ranks and

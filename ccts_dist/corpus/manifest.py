@@ -30,7 +30,7 @@ from ccts_dist.corpus.cells import (
 from ccts_dist.corpus.corpus import Corpus
 from ccts_dist.corpus.folders import AudioFolder, folder_of_row
 from ccts_dist.errors import ConfigError, CorpusError
-from ccts_dist.records import Rejected, Utterance
+from ccts_dist.records import SHARE, Rejected, Utterance
 
 NEEDED_COLUMNS = ("key", "audio")
 DESCRIBING_COLUMNS = ("split", "transcript", "speaker", "gender", "category", "num_raters")
@@ -195,7 +195,7 @@ def _label(row: Row, column: str, scale: tuple[float, float], line: int, source:
     """The label of a target; None where nobody rated."""
     cell = _number_cell(row, column, line, source)
     try:
-        return parse_label(cell, scale) if cell else None
+        return parse_label(cell, (0.0, 1.0) if column.endswith(SHARE) else scale) if cell else None
     except ValueError as error:
         raise RowError(f"line {line}: {printable(column)} {error}", source) from error
 

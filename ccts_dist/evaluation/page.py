@@ -20,7 +20,7 @@ from ccts_dist.evaluation.plots import (
     draw_residuals,
 )
 from ccts_dist.evaluation.run import Result, SplitResult
-from ccts_dist.records import varied_target
+from ccts_dist.records import is_rating
 from ccts_dist.report.recorded import metric_value
 from ccts_dist.scoring import (
     MEAN,
@@ -261,7 +261,7 @@ def _classes(table: PredictionTable, result: Result) -> Iterator[dict[str, Any]]
     names = [f"{left:g} to {right:g}" for left, right in pairwise(ends)]
     edges = [(edge - low) / (high - low) for edge in result.bins]
     for target in table.targets if edges else ():
-        if varied_target(target) is None:
+        if is_rating(target):
             yield _class_figures(f"{target} in bins", in_bins(table, target, edges, names))
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ccts_dist.model import LoadedModel
-from ccts_dist.records import varied_target
+from ccts_dist.records import factor_and_offset
 
 Answers = dict[str, Tensor]
 """By name: "rating" on the corpus's scale, "embedding", and "probability" of each category."""
@@ -30,8 +30,7 @@ def answers_of(
 
 
 def scale_of(loaded: LoadedModel) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
-    """Factor and offset of each target that bring 0..1 to the corpus's scale; a variance grows with the square."""
-    low, high = loaded.scale
-    varied = [varied_target(target) is not None for target in loaded.config.targets]
-    factors = [(high - low) ** 2 if is_variance else high - low for is_variance in varied]
-    return torch.tensor(factors), torch.tensor([0.0 if is_variance else low for is_variance in varied])
+    """``factor_and_offset`` of each target."""
+    pairs = torch.tensor([factor_and_offset(target, loaded.scale) for target in loaded.config.targets])
+    factor, offset = pairs.reshape(-1, 2).T
+    return factor, offset

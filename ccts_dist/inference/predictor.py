@@ -21,7 +21,7 @@ from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.distributed import named_device
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.model import LoadedModel, load_model
-from ccts_dist.records import SAMPLE_RATE_HZ, varied_target
+from ccts_dist.records import SAMPLE_RATE_HZ, factor_and_offset
 
 Audio = str | Path | io.BytesIO | np.ndarray | Tensor
 """A file, an opened file, or samples: an array [samples] or [samples channels], as soundfile reads them, or a tensor
@@ -224,8 +224,8 @@ class Predictor:
         return answer
 
     def _on_scale(self, target: str, label: float) -> float:
-        low, high = self.scale
-        return low + label * (high - low) if varied_target(target) is None else label * (high - low) ** 2
+        factor, offset = factor_and_offset(target, self.scale)
+        return offset + factor * label
 
 
 def answer_columns(targets: Sequence[str], categories: Sequence[str]) -> tuple[str, ...]:

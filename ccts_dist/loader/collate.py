@@ -1,7 +1,7 @@
 """Make one padded ``Batch`` of the utterances of a part."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ from ccts_dist.loader.micro_batches import MicroBatch
 from ccts_dist.loader.row_gate import RowGate
 from ccts_dist.loader.sampler import SampleRef
 from ccts_dist.loader.waveform_reader import Crop, WaveformReader
-from ccts_dist.records import Batch, FrameBatch, TeacherBatch, TeacherOutput, mapped_category, varied_target
+from ccts_dist.records import SHARE, Batch, FrameBatch, TeacherBatch, TeacherOutput, mapped_category, varied_target
 from ccts_dist.shards.shard_set import ShardSet
 
 EncodeText = Callable[[str], Sequence[int]]
@@ -243,8 +243,14 @@ def _categories(rows: Sequence[SampleRef], spec: ReadSpec) -> Int64[Tensor, " ba
 
 
 def _votes(rows: Sequence[SampleRef], categories: Sequence[str]) -> Float32[Tensor, "batch categories"]:
-    labels = [[float(row.table.labels[category][row.row]) for category in categories] for row in rows]
+    names = vote_labels(categories, rows[0].table.labels)
+    labels = [[float(row.table.labels[name][row.row]) for name in names] for row in rows]
     return torch.from_numpy(vote_shares(np.array(labels))).float()
+
+
+def vote_labels(categories: Sequence[str], known: Container[str]) -> list[str]:
+    """Names of the labels with the votes for some categories: NAME.share, or NAME where a set has no such label."""
+    return [name if (name := category + SHARE) in known else category for category in categories]
 
 
 def vote_shares(labels: Float64[np.ndarray, "rows categories"]) -> Float64[np.ndarray, "rows categories"]:

@@ -13,7 +13,15 @@ from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.read_ahead import read_ahead
-from ccts_dist.loader.collate import EncodeText, FrameSource, ReadSpec, TeacherSource, read_batch, rounded_up
+from ccts_dist.loader.collate import (
+    EncodeText,
+    FrameSource,
+    ReadSpec,
+    TeacherSource,
+    read_batch,
+    rounded_up,
+    vote_labels,
+)
 from ccts_dist.loader.joined_shards import JoinedShards
 from ccts_dist.loader.micro_batches import (
     Cuts,
@@ -376,10 +384,12 @@ def _check_labels(
     known = shard_set.manifest.categories
     _check_names("model.category_map:", "a category", tuple(category_map), known, shard_set)
     mapped = dict.fromkeys(mapped_category(name, category_map) or "" for name in known)
-    _check_names("category", "a category", categories, tuple(mapped), shard_set)
-    if votes:
-        kind = 'loss.category_target = "votes" reads labels named as model.categories:'
-        _check_names(kind, "a label", categories, shard_set.manifest.targets, shard_set)
+    known_labels = shard_set.manifest.targets
+    if not votes:
+        _check_names("category", "a category", categories, tuple(mapped), shard_set)
+        return
+    kind = 'loss.category_target = "votes" reads labels named as model.categories, with ".share" or without:'
+    _check_names(kind, "a label", vote_labels(categories, known_labels), known_labels, shard_set)
 
 
 def _check_names(kind: str, what: str, names: Sequence[str], known: Sequence[str], shard_set: ShardSet) -> None:

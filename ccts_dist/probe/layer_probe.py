@@ -19,7 +19,7 @@ from ccts_dist.probe.encoders import Encoders, Layer
 from ccts_dist.probe.ridge import STRENGTHS, RidgeFits, fit_ridge, moments_of, predict
 from ccts_dist.probe.splits import ProbeSplits, speakers_by_key, target_rows
 from ccts_dist.progress import Progress
-from ccts_dist.records import Batch
+from ccts_dist.records import Batch, is_rating
 from ccts_dist.scoring import add_by_cluster, bootstrap
 from ccts_dist.scoring.measures import SUM_ROWS, ccc_of, row_sums
 from ccts_dist.shards.shard_set import ShardSet
@@ -79,7 +79,7 @@ def probe_layers(
     the mean frames of HuBERT-large, and as much again for each target whose labelled rows are others.
 
     Args:
-        targets: labels that are probed; empty for all of the shard set.
+        targets: labels that are probed; empty for all ratings of the shard set.
         micro: utterances of one forward pass on one rank.
         workers: threads per rank that read and decode.
 
@@ -88,7 +88,7 @@ def probe_layers(
             finite.
         ShardError: a shard is damaged.
     """
-    targets = tuple(dict.fromkeys(targets)) or shard_set.manifest.targets
+    targets = tuple(dict.fromkeys(targets)) or tuple(filter(is_rating, shard_set.manifest.targets))
     sweeps = run_on_all_ranks(
         lambda: _Sweeps(encoders, shard_set, splits, targets, ranks=ranks, device=device, micro=micro, workers=workers)
     )

@@ -14,7 +14,7 @@ from ccts_dist.distributed import gather_objects, lockstep, sum_over_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.category import categorised, cross_entropy_sums, divergence_sums, mean_cross_entropy
-from ccts_dist.records import Batch, varied_target
+from ccts_dist.records import Batch, is_rating
 from ccts_dist.scoring.measures import ConfusionSums, SplitSums, binned, spearman
 
 
@@ -187,9 +187,7 @@ class _Beside:
         self._cross_entropy = torch.zeros(2, dtype=torch.float64)
         self._divergence = torch.zeros(2, dtype=torch.float64)
         classes = [str(number) for number in range(len(extras.bins) + 1)] if extras.bins else []
-        self._binned = {
-            column: ConfusionSums(classes) for column, target in enumerate(targets) if varied_target(target) is None
-        }
+        self._binned = {column: ConfusionSums(classes) for column, target in enumerate(targets) if is_rating(target)}
         self._rows: list[Tensor] = []
 
     def add(self, prediction: Tensor, categories: Tensor | None, batch: Batch) -> None:

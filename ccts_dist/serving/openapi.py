@@ -5,7 +5,7 @@ from typing import Any
 from ccts_dist.audio.limits import MAX_DURATION_S
 from ccts_dist.inference.predictor import AUDIO, CATEGORY
 from ccts_dist.inference.windows import SHORTEST_S
-from ccts_dist.records import varied_target
+from ccts_dist.records import SHARE, varied_target
 from ccts_dist.serving.handler import Limits
 from ccts_dist.serving.multipart_body import FORM, HOP, WINDOW
 
@@ -165,6 +165,8 @@ def _value(column: str, categories: tuple[str, ...]) -> dict[str, Any]:
         return {"enum": list(categories)}
     if column in {f"p({category})" for category in categories}:
         return {"type": "number", "minimum": 0, "maximum": 1}
+    if column.endswith(SHARE):
+        return {"type": "number", "description": "a share of raters"}
     words = "a variance of raters" if varied_target(column) is not None else "on the corpus's scale"
     return {"type": "number", "description": words}
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ccts_dist.inference.predictor import Predictor
-from ccts_dist.records import varied_target
+from ccts_dist.records import is_rating
 from ccts_dist.serving.handler import Limits
 
 _FILES = Path(__file__).with_name("page_files")
@@ -26,7 +26,7 @@ def render_page(student: Predictor, limits: Limits, *, name: str) -> tuple[str, 
         name: of the model, as "emotion/3"; "" for one that has no public name.
     """
     style, script = ((_FILES / file).read_text(encoding="utf-8") for file in ("style.css", "script.js"))
-    targets = [target for target in student.targets if varied_target(target) is None]
+    targets = [target for target in student.targets if is_rating(target)]
     predicted = [*([f"{', '.join(targets)} on {student.scale[0]:g} to {student.scale[1]:g}"] if targets else []),
                  *([f"classes {', '.join(student.categories)}"] if student.categories else [])]  # fmt: skip
     size = f"{limits.recording_bytes / _MIB:.3g} MiB"

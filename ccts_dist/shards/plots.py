@@ -7,6 +7,7 @@ from typing import Any
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.plotting import MODEL, OTHER, REJECTED, TEACHER, drawing, legend_above, save_picture
+from ccts_dist.records import is_rating
 from ccts_dist.shards.statistics import NUM_BINS, SplitStatistics
 
 KINDS = (".png", ".svg", ".pdf")
@@ -36,7 +37,7 @@ def draw_set(path: Path, title: str, splits: Sequence[SplitStatistics]) -> None:
         ConfigError: the file cannot be written.
     """
     check_picture(path)
-    targets = list(splits[0].labels) if splits else []
+    targets = [target for target in splits[0].labels if is_rating(target)] if splits else []
     first = 3 if any(split.categories for split in splits) else 2
     if first + len(targets) > _COLUMNS:
         first = _COLUMNS  # the targets begin a row

@@ -9,6 +9,7 @@ import numpy as np
 from ccts_dist.audio.clipping import CLIPPED_SHARE
 from ccts_dist.errors import ShardError
 from ccts_dist.progress import log
+from ccts_dist.records import SHARE
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 
 SAME_LABEL = 1e-9
@@ -39,6 +40,8 @@ def set_warnings(shard_set: ShardSet) -> list[str]:
             rows = shard_set.rows(shard.name)
             known.update(speaker for speaker in rows.speakers if speaker is not None)
             for target, values in rows.labels.items():
+                if target.endswith(SHARE):  # of an answer that nobody gave, it is 0 throughout
+                    continue
                 given = values[~np.isnan(values)]
                 if len(given):
                     low, high, count = labels.get((split, target), (np.inf, -np.inf, 0))

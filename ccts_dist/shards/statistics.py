@@ -70,12 +70,13 @@ class SplitStatistics:
         lacking = [(self.num_unlabelled, "without any label"), (self.num_without_speaker, "without a known speaker")]
         if any(count for count, _ in lacking):
             lines.append("  " + ", ".join(f"{count} {what}" for count, what in lacking if count))
+        width = max([12, *map(len, self.labels)])
         for target, label in self.labels.items():
             if label.num_labelled:
                 moments = f"mean {label.mean:.3f}, standard deviation {label.std:.3f} on 0..1"
-                lines.append(f"  {target:<12} |{bars(label.histogram)}| {moments}, {label.num_labelled} labelled")
+                lines.append(f"  {target:<{width}} |{bars(label.histogram)}| {moments}, {label.num_labelled} labelled")
             else:
-                lines.append(f"  {target:<12} no labels on 0..1, 0 labelled")
+                lines.append(f"  {target:<{width}} no labels on 0..1, 0 labelled")
         if self.categories:
             lines.append("  categories: " + ", ".join(f"{name} {count}" for name, count in self.categories.items()))
         return without_controls("\n".join(lines), keep="\n")  # names are those of whoever built the set

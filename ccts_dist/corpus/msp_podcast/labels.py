@@ -28,7 +28,7 @@ LABEL_LETTERS = {"activation": "A", "valence": "V", "dominance": "D"}
 """First letters of a rating in the text form."""
 
 _NEEDED_COLUMNS = ("FileName", *LABEL_COLUMNS.values())
-_OTHER_COLUMNS = ("EmoClass", "SpkrID", "Gender", "Split_Set")
+_OTHER_COLUMNS = ("EmoClass", "EmoClass_Major", "SpkrID", "Gender", "Split_Set")
 _WITHHELD = "test3"
 _RATING = re.compile(r"([AVD])\s*:(.*)")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from ccts_dist.corpus.cells import RowError, has_bad_bytes, parse_label, printable, text_fault, variances_of
 from ccts_dist.corpus.corpus import Corpus
 from ccts_dist.corpus.folders import AudioFolder, find_entry, listing
-from ccts_dist.corpus.msp_podcast.labels import LabelRow, find_labels, is_withheld, read_label_rows
-from ccts_dist.corpus.msp_podcast.raters import read_raters
+from ccts_dist.corpus.msp_podcast.labels import DETAILED_NAMES, LabelRow, find_labels, is_withheld, read_label_rows
+from ccts_dist.corpus.msp_podcast.raters import VOTES, read_raters
 from ccts_dist.errors import CorpusError
 from ccts_dist.limits import read_limited
-from ccts_dist.records import DIMENSIONS, Rejected, Utterance
+from ccts_dist.records import DIMENSIONS, SHARE, Rejected, Utterance
 
 SCALE = (1.0, 7.0)
 """Raters of MSP-Podcast choose a whole number from 1 to 7."""
@@ -22,7 +22,16 @@ SCALE = (1.0, 7.0)
 _SPLIT_NAME = re.compile(r"\w[\w .-]*")
 
 
-def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: str = "unknown") -> Corpus:
+SHARES = (
+    *(f"{letter}{SHARE}" for letter in VOTES.values()),
+    *(f"{target}.{grade}{SHARE}" for target in DIMENSIONS for grade in range(int(SCALE[0]), int(SCALE[1]) + 1)),
+)
+"""Labels that single ratings give: shares of the votes for each category, and of each grade of each dimension."""
+
+
+def read_msp_podcast(
+    root: str | Path, *, name: str = "msp-podcast", release: str = "unknown", shares: bool = False
+) -> Corpus:
     """Every row of the corpus's label file as an ``Utterance``, or as a ``Rejected`` with the reason.
 
     Opens no audio: a file that cannot be decoded is found when shards are built. Splits, speakers and categories stay
@@ -34,6 +43,7 @@ def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: st
         root: folder that holds ``Audios`` (or ``Audio``), ``Labels`` and, if there are any, ``Transcripts``.
         name: of the corpus, for the manifest.
         release: of the corpus, for the manifest; nothing on disk names it.
+        shares: add ``SHARES`` to the labels; they need the file of single ratings.
 
     Raises:
         CorpusError: the folder lacks what the layout needs.
@@ -46,7 +56,7 @@ def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: st
         raise CorpusError(f"{root}: looked for the folder Audios with the wave files and found {listing(root)}.")
     labels = find_labels(root)
     folder = AudioFolder(audios)
-    reader = _Reader(root, folder)
+    reader = _Reader(root, folder, shares=shares)
     utterances = tuple(reader.read(row) for row in read_label_rows(labels, root))
     if not utterances:
         raise CorpusError(f"{labels}: no row below the header. Give a folder with a complete label file.")
@@ -54,7 +64,7 @@ def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: st
         name=name,
         release=release,
         scale=SCALE,
-        targets=DIMENSIONS,
+        targets=(*DIMENSIONS, *SHARES) if shares else DIMENSIONS,
         utterances=utterances,
         unnamed=tuple(folder.unnamed),
     )
@@ -63,11 +73,17 @@ def read_msp_podcast(root: str | Path, *, name: str = "msp-podcast", release: st
 class _Reader:
     """Rows to utterances: what a row needs to be accepted."""
 
-    def __init__(self, root: Path, audio: AudioFolder) -> None:
+    def __init__(self, root: Path, audio: AudioFolder, *, shares: bool) -> None:
         self._audio = audio
         self._root = root
         self._transcripts = find_entry([root], ["Transcripts", "Transcript"]) or root / "Transcripts"
         self._raters_source, self._raters = read_raters(root, SCALE)
+        self._has_shares = shares
+        if shares and not self._raters:
+            raise CorpusError(
+                f"{root}: --shares needs single ratings, and there are none in {' or '.join(DETAILED_NAMES)}. Copy the "
+                "file there, or leave the option out."
+            )
         self._seen: dict[str, LabelRow] = {}
 
     def read(self, row: LabelRow) -> Utterance | Rejected:
@@ -118,7 +134,7 @@ class _Reader:
             key=row.key,
             audio=audio,
             split=row.split,
-            labels=labels,
+            labels=labels | (raters.shares() if raters is not None and self._has_shares else {}),
             scale=SCALE,
             transcript=self._transcript(row.key),
             speaker=_known(row.speaker),

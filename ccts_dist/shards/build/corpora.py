@@ -54,6 +54,11 @@ def _folds(parser: argparse.ArgumentParser) -> None:
 
 def _msp_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="msp-podcast", help="of another corpus of this layout (default: %(default)s)")
+    parser.add_argument(
+        "--shares",
+        action="store_true",
+        help="add the shares of the raters who chose each category (A.share) and each grade (valence.7.share)",
+    )
 
 
 def _ravdess_options(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +115,7 @@ FOLDER_CORPORA = (
         name="msp-podcast",
         words="MSP-Podcast, any release, and corpora in its layout",
         root="folder with Audios/, Labels/ and perhaps Transcripts/",
-        read=lambda args: read_msp_podcast(args.root, name=args.name, release=args.release),
+        read=lambda args: read_msp_podcast(args.root, name=args.name, release=args.release, shares=args.shares),
         add_options=_msp_options,
     ),
     FolderCorpus(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ccts_dist.errors import ConfigError, ShardError
-from ccts_dist.records import DIMENSIONS
+from ccts_dist.records import DIMENSIONS, SHARE
 from ccts_dist.shards.format.schema import JSON_MEMBER, transcript_of
 from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.shards.statistics import SplitStatistics, split_statistics
@@ -68,7 +68,8 @@ def set_facts(shard_set: ShardSet) -> SetFacts:
     targets = [
         target
         for target in shard_set.manifest.targets
-        if all(_varies([splits[split] for split in roles[role]], target) for role in ("train", "valid"))
+        if not target.endswith(SHARE)
+        and all(_varies([splits[split] for split in roles[role]], target) for role in ("train", "valid"))
     ]
     counts: dict[str, int] = {}
     for split in train:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ccts_dist.config import RunConfig
 from ccts_dist.errors import ConfigError
-from ccts_dist.loader.collate import vote_shares
+from ccts_dist.loader.collate import vote_labels, vote_shares
 from ccts_dist.loader.decode import read_label_variance
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import mapped_category, varied_target
@@ -68,8 +68,9 @@ def _check_votes(run: RunConfig, shard_set: ShardSet) -> None:
     got = np.zeros(len(run.model.categories), dtype=bool)
     for shard in shard_set.shards_of(run.data.train_splits):
         labels = shard_set.rows(shard.name).labels
-        if all(category in labels for category in run.model.categories):
-            got |= (vote_shares(np.stack([labels[name] for name in run.model.categories], axis=1)) > 0).any(axis=0)
+        names = vote_labels(run.model.categories, labels)
+        if all(name in labels for name in names):
+            got |= (vote_shares(np.stack([labels[name] for name in names], axis=1)) > 0).any(axis=0)
     if got.sum() < 2:
         raise ConfigError(
             f'{shard_set.root}: loss.category_target = "votes", and {list(run.data.train_splits)} has no votes for two '

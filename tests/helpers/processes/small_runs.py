@@ -86,7 +86,8 @@ def build_two_kinds(
             utterances.append(utterance if change is None else change(number, utterance))
     build_shard_set(
         utterances, folder / "shards", corpus="two kinds", release="1", scale=(1.0, 7.0), root=folder,
-        targets=(*DIMENSIONS, "tense", "calm") if votes else DIMENSIONS, shard_bytes=60_000,
+        targets=tuple(dict.fromkeys((*DIMENSIONS, *(name for one in utterances for name in one.labels)))),
+        shard_bytes=60_000,
     )  # fmt: skip
     return open_shard_set(folder / "shards")
 

@@ -12,7 +12,14 @@ from safetensors.numpy import load_file
 from ccts_dist.records import Utterance
 from tests.helpers.models.small_teacher import save_small_teacher
 from tests.helpers.processes.launching import ROOT
-from tests.helpers.processes.small_runs import SPEECH, build_two_kinds, make_cache, read_history, write_run
+from tests.helpers.processes.small_runs import (
+    SPEECH,
+    build_two_kinds,
+    make_cache,
+    read_history,
+    read_validations,
+    write_run,
+)
 from tests.helpers.ranks.processes import run_on_ranks
 from tests.helpers.ranks.trainings import Job, run_trainings
 
@@ -55,6 +62,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "distill": {**GATED, "gate": "keys", "gate_keys": "keys.txt", "embedding_loss": "cosine"},
         "loss": {"category_target": "votes", "class_weights": [2.0, 1.0], "focal_gamma": 0.5},
     },
+    "density of grades": {
+        "model": {"embedding_dim": 8, "targets": ["activation", "valence.7.share"],
+                  "categories": ["valence.1", "valence.7"]},
+        "loss": {"category_target": "votes", "focal_gamma": 1.0},
+    },
     "random as the condition of one target without outliers": {
         "model": {"embedding_dim": 8},
         "distill": {**GATED, "gate": "random", "residual_scale": "robust", "gate_targets": ["valence"],
@@ -70,8 +82,11 @@ def few_labels(number: int, utterance: Utterance) -> Utterance:
         utterance = replace(
             utterance, labels={name: utterance.labels[name] for name in VOTES if name in utterance.labels}
         )
+    low = 0.1 * (number % 8)
+    grades = {} if number % 5 == 4 else {"valence.1.share": low, "valence.7.share": 0.9 - low}
     return replace(
         utterance,
+        labels={**utterance.labels, **grades},
         transcript_confidence=(0.2, 0.9, None)[number % 3],
         category=("calm", "tense", "upset", "other", None)[number % 5],
     )
@@ -87,6 +102,7 @@ LEFT_OUT = {
     "frames kept, poolings per target, keys": (
         "model.poolings", "distill.gate_keys", "loss.category_target",
     ),
+    "density of grades": ("loss.focal_gamma",),
     "random as the condition of one target without outliers": (
         "distill.residual_scale", "distill.gate_targets", "distill.threshold",
     ),
@@ -174,3 +190,12 @@ def test_losses_batches_and_weights_agree(outputs: dict[tuple[str, str], Path], 
 def test_each_key_makes_another_model(outputs: dict[tuple[str, str], Path], setting: str, key: str):
     own, other = (model_of(outputs[setting, run]) for run in ("one", key))
     assert own.keys() != other.keys() or max(np.abs(own[name] - other[name]).max() for name in own) > 1e-4
+
+
+def test_density_of_grades_is_learnt_and_its_divergence_reported(outputs: dict[tuple[str, str], Path]):
+    output = outputs["density of grades", "one"]
+    losses = [step["train/loss_category"] for step in read_history(output)]
+    assert 0 < losses[-1] < losses[0]
+    validation = read_validations(output)[-1]
+    assert validation["valid/category_kl_to_votes"] > 0
+    assert np.isfinite(validation["valid/loss"])

@@ -75,6 +75,11 @@ def test_a_row_becomes_an_utterance_with_every_fact(csv_of: Write, tmp_path: Pat
     )
 
 
+def test_share_of_raters_is_on_0_to_1_whatever_the_scale(csv_of: Write):
+    corpus = read_manifest(csv_of("key,audio,joy,sad.share", "k,a.wav,4,0.25"), scale=(1.0, 7.0))
+    assert only(corpus).labels == {"joy": 0.5, "sad.share": 0.25}
+
+
 def test_a_file_name_that_is_not_utf8_is_written_out_in_the_name_of_the_corpus(csv_of: Write):
     path = csv_of("key,audio", "k,a.wav", name=os.fsdecode(b"m\xe4.csv"))
     assert read_manifest(path).name == r"m\udce4"

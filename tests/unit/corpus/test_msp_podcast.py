@@ -89,6 +89,37 @@ def test_detailed_file_is_read_however_its_row_is_separated(corpus_of, row):
     assert utterance.label_variance["activation"] == 0.25
 
 
+@pytest.mark.parametrize(
+    "detailed",
+    [
+        'FileName,EmoDetail\na.wav,"W1; Happy; Happy,Sad; A:1; V:4; D:3;"\na.wav,"W2; Other-joy, mostly; A:7; V:4;"\n'
+        'a.wav,"W3; Happy; Happy; A:7; V:5; D:3;"\na.wav,"W4; Bored; A:2; V:4; D:3;"\n',
+        "FileName,Workers,EmoClass_Major,EmoClass_Second,EmoAct,EmoVal,EmoDom\na.wav,W1,Happy,Sad,1,4,3\n"
+        'a.wav,W2,"Other-joy, mostly",,7,4,\na.wav,W3,Happy,,7,5,3\na.wav,W4,Bored,,2,4,3\n',
+    ],
+    ids=["in one cell", "in columns"],
+)
+def test_shares_of_categories_and_grades_are_those_of_the_raters(corpus_of, tmp_path, detailed):
+    corpus_of(GOOD, detailed=detailed)
+    corpus = read_msp_podcast(tmp_path, shares=True)
+    assert len(corpus.targets) == 3 + 9 + 3 * 7
+    utterance = only_utterance(corpus)
+    assert set(utterance.labels) == set(corpus.targets)
+    given = {name: share for name, share in utterance.labels.items() if name.endswith(".share") and share}
+    # Nobody's category is "Bored": of three votes two are H and one is O.
+    assert given == pytest.approx(
+        {"H.share": 2 / 3, "O.share": 1 / 3, "activation.1.share": 1 / 4, "activation.2.share": 1 / 4,
+         "activation.7.share": 1 / 2, "valence.4.share": 3 / 4, "valence.5.share": 1 / 4, "dominance.3.share": 1.0}
+    )  # fmt: skip
+    assert only_utterance(corpus_of(GOOD, detailed=detailed)).labels.keys() == {*DIMENSIONS}
+
+
+def test_shares_without_single_ratings_are_refused(corpus_of, tmp_path):
+    corpus_of(GOOD)
+    with pytest.raises(CorpusError, match=r"--shares needs single ratings, and there are none in labels_detailed\.csv"):
+        read_msp_podcast(tmp_path, shares=True)
+
+
 def test_without_a_detailed_file_variance_and_number_of_raters_are_unknown(corpus_of):
     utterance = only_utterance(corpus_of(GOOD))
     assert utterance.label_variance == {}

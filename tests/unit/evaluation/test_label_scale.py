@@ -14,12 +14,14 @@ def test_rating_and_variance_of_raters_are_reported_on_the_corpus_scale():
     # On 1..7 a label of .25 is 2.5, and a variance of .01 is 36 times that.
     assert on_scale("valence", 0.25, (1.0, 7.0)) == pytest.approx(2.5)
     assert on_scale("valence.variance", 0.01, (1.0, 7.0)) == pytest.approx(0.36)
+    assert on_scale("valence.7.share", 0.25, (1.0, 7.0)) == 0.25, "a share is no rating"
     assert on_scale("valence", np.array([0.0, 1.0]), (1.0, 7.0)).tolist() == [1, 7]
 
 
 def test_variance_is_largest_with_half_of_the_raters_at_each_end():
     assert ends_of("valence", (1.0, 7.0)) == (1, 7)
     assert ends_of("valence.variance", (1.0, 7.0)) == (0, np.var([1, 7]))
+    assert ends_of("valence.7.share", (1.0, 7.0)) == (0, 1)
 
 
 def test_worst_utterances_come_first_and_those_nobody_rated_not_at_all():

@@ -14,7 +14,7 @@ import torch
 
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError, FetchError, ShardError, TeacherError
-from ccts_dist.loader.collate import pad_tokens, vote_shares
+from ccts_dist.loader.collate import pad_tokens, vote_labels, vote_shares
 from ccts_dist.loader.loader import Loader
 from ccts_dist.records import DIMENSIONS
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
@@ -148,8 +148,9 @@ def test_unknown_category_is_refused_with_the_known_ones(shard_set):
 
 
 def test_labels_named_as_categories_are_read_as_shares_of_votes(shard_set):
-    with pytest.raises(ConfigError, match=r'"votes" reads labels named as model.categories: .Happy. is not a label'):
+    with pytest.raises(ConfigError, match=r'model.categories, with "\.share" or without: .Happy. is not a label'):
         make_loader(shard_set, categories=("Happy", "Sad"), votes=True)
+    assert vote_labels(("Happy", "Sad"), {"Happy", "Sad", "Sad.share"}) == ["Happy", "Sad.share"]
     rows = np.array([[1.0, 3.0], [0.0, 0.0], [0.5, np.nan]])
     np.testing.assert_array_equal(vote_shares(rows), [[0.25, 0.75], [np.nan] * 2, [np.nan] * 2])
 
