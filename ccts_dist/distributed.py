@@ -1,11 +1,9 @@
-"""Devices, process groups, seeds, sums over ranks, and "all agree or all raise".
+"""Devices, process groups, sums over ranks, and "all agree or all raise".
 
 Works without a process group too: then there is one rank. Knows neither Accelerate nor DeepSpeed.
 """
 
-import hashlib
 import os
-import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +14,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Generic, TypeVar, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float64
@@ -335,19 +332,3 @@ def lockstep(source: Iterator[Answer], count: int, *, check: Callable[[], object
 
     for _ in range(count):
         yield run_on_all_ranks(take)
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part, in order; the same on every machine and version."""
-    digest = hashlib.blake2b("\x1f".join(str(part) for part in parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch (all devices) from one number.
-
-    numpy's global generator too: SpecAugment inside transformers draws from it.
-    """
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

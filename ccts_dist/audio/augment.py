@@ -17,8 +17,8 @@ from jaxtyping import Float, Float32, Float64
 
 from ccts_dist.audio.noise_bank import NoiseBank
 from ccts_dist.config import AugmentConfig
-from ccts_dist.distributed import derive_seed
 from ccts_dist.errors import ConfigError
+from ccts_dist.process.seeds import derive_seed
 
 GENERATED = ("white", "pink", "babble")
 """Noises that need no files."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache
 
-from ccts_dist.distributed import derive_seed
+from ccts_dist.process.seeds import derive_seed
 
 USUAL_SHARE = 0.1
 """Share of wrong transcripts: drawn first, so that smaller shares take the first of these, and greater ones draw

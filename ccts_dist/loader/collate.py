@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from ccts_dist.batches import Batch, FrameBatch, TeacherBatch
 from ccts_dist.errors import FetchError, ShardError, TeacherError
 from ccts_dist.loader.decode import read_audio, read_label_variance, read_transcript
 from ccts_dist.loader.micro_batches import MicroBatch
 from ccts_dist.loader.row_gate import RowGate
 from ccts_dist.loader.sampler import SampleRef
 from ccts_dist.loader.waveform_reader import Crop, WaveformReader
-from ccts_dist.records import SHARE, Batch, FrameBatch, TeacherBatch, TeacherOutput, mapped_category, varied_target
+from ccts_dist.records import SHARE, TeacherOutput, mapped_category, varied_target
 from ccts_dist.shards.shard_set import ShardSet
 
 EncodeText = Callable[[str], Sequence[int]]

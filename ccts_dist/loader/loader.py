@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ccts_dist.audio.augment import Augmenter
+from ccts_dist.batches import Batch, StepBatches
 from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
@@ -36,7 +37,7 @@ from ccts_dist.loader.mixed_plan import MixedPlan, PlansSideBySide, balanced_pla
 from ccts_dist.loader.row_gate import RowGate
 from ccts_dist.loader.sampler import BatchSampler, SampleRef
 from ccts_dist.loader.waveform_reader import WaveformReader
-from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches, mapped_category, varied_target
+from ccts_dist.records import SAMPLE_RATE_HZ, mapped_category, varied_target
 from ccts_dist.shards.shard_set import ShardSet
 
 _GPU_PAD_MULTIPLE_S = 0.5

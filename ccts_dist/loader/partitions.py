@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
-from ccts_dist.distributed import derive_seed
+from ccts_dist.process.seeds import derive_seed
 from ccts_dist.shards.format.index import ShardRows
 from ccts_dist.shards.format.record_table import numbers_of, texts_of
 from ccts_dist.shards.format.schema import ShardEntry

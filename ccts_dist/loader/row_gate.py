@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ccts_dist.config.schema import DistillConfig
-from ccts_dist.distributed import derive_seed
 from ccts_dist.errors import ConfigError
 from ccts_dist.limits import read_limited
 from ccts_dist.loader.decode import read_confidence
+from ccts_dist.process.seeds import derive_seed
 from ccts_dist.shards.format.index import ShardRows
 from ccts_dist.shards.shard_set import ShardSet
 

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from ccts_dist.audio.augment import TALKERS, Augmenter, at_speed, length_at_speed
-from ccts_dist.distributed import derive_seed
 from ccts_dist.errors import FetchError, ShardError
 from ccts_dist.loader.decode import read_audio
 from ccts_dist.loader.partitions import shuffled
 from ccts_dist.loader.sampler import SampleRef
+from ccts_dist.process.seeds import derive_seed
 from ccts_dist.shards.format.index import ShardRows
 from ccts_dist.shards.shard_set import ShardSet
 

@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from ccts_dist.batches import TeacherBatch
 from ccts_dist.losses.ccc import concordance_from_sums, concordance_sums, counted
 from ccts_dist.losses.constants import constant
 from ccts_dist.losses.gate import GateMask, row_weights
 from ccts_dist.losses.total import DistillParts, DistillTerms, batch_sums, distilled_per_dimension, surrogate
-from ccts_dist.records import TeacherBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from ccts_dist.batches import TeacherBatch
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.losses.ccc import SUM_ROWS, concordance_gradient, concordance_sums, counted
 from ccts_dist.losses.constants import constant
@@ -34,7 +35,7 @@ from ccts_dist.losses.distill import (
 )
 from ccts_dist.losses.gate import GateMask, apply_gate, prediction_weights, row_weights
 from ccts_dist.losses.teacher_ccc import AGREEMENT_ROWS, agreement_loss, agreement_sums, agreement_surrogate
-from ccts_dist.records import Condition, TeacherBatch
+from ccts_dist.records import Condition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

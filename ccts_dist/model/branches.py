@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ccts_dist.batches import FrameBatch
 from ccts_dist.config import SpeechConfig, TextConfig
 from ccts_dist.device.transfer import queued
 from ccts_dist.errors import ConfigError
@@ -30,7 +31,6 @@ from ccts_dist.model.pooling import build_pooling, real_positions
 from ccts_dist.model.speech.conv_padding import zero_before_convolutions
 from ccts_dist.model.speech.feature_encoder import WAVEFORM_NORM_EPS, FrontEnd, normalize_utterances
 from ccts_dist.model.speech.spec_augment import SpecAugment
-from ccts_dist.records import FrameBatch
 
 Encoded = TypeVar("Encoded")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+from ccts_dist.batches import FrameBatch
 from ccts_dist.config import ModelConfig, SpeechConfig, num_poolings, speech_tables
 from ccts_dist.config.model_rules import EXTRA_SPEECH
 from ccts_dist.errors import ConfigError
@@ -30,7 +31,6 @@ from ccts_dist.model.precision import WideLinear
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
 from ccts_dist.model.speech.filterbank import FilterbankBranch
 from ccts_dist.model.text.encoders import load_text_encoder
-from ccts_dist.records import FrameBatch
 
 
 class ModelOutput(NamedTuple):

@@ -8,16 +8,16 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import Batch
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig, read_run
 from ccts_dist.device.arithmetic import exact_float32
-from ccts_dist.distributed import derive_seed, seed_everything
 from ccts_dist.errors import ConfigError
 from ccts_dist.files.model_folders import model_folder
 from ccts_dist.loader.collate import EncodeText
 from ccts_dist.model import EmotionModel, Tokenizer, build_model, load_model, load_tokenizer
 from ccts_dist.model.folder import DESCRIPTION
 from ccts_dist.model.pooling import MeanPooling, StatisticsPooling
-from ccts_dist.records import Batch
+from ccts_dist.process.seeds import derive_seed, seed_everything
 
 LayerPooling = Literal["mean", "statistics"]
 _POOLINGS = {"mean": MeanPooling, "statistics": StatisticsPooling}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import Batch
 from ccts_dist.config import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks, lockstep, run_on_all_ranks, sum_over_ranks
 from ccts_dist.errors import ConfigError
@@ -19,7 +20,7 @@ from ccts_dist.probe.encoders import Encoders, Layer
 from ccts_dist.probe.ridge import STRENGTHS, RidgeFits, fit_ridge, moments_of, predict
 from ccts_dist.probe.splits import ProbeSplits, speakers_by_key, target_rows
 from ccts_dist.progress import Progress
-from ccts_dist.records import Batch, is_rating
+from ccts_dist.records import is_rating
 from ccts_dist.scoring import add_by_cluster, bootstrap
 from ccts_dist.scoring.measures import SUM_ROWS, ccc_of, row_sums
 from ccts_dist.shards.shard_set import ShardSet

@@ -1,1 +1,1 @@
-"""How this process was started: its command, its launcher, and the account that it runs under."""
+"""This process: its command, its launcher, the account that it runs under, and its random seeds."""

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from ccts_dist.audio.augment import Augmenter
+from ccts_dist.batches import Batch
 from ccts_dist.config import AugmentConfig, BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks, best_device, run_on_all_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.model import load_model
-from ccts_dist.records import Batch, mapped_category
+from ccts_dist.records import mapped_category
 from ccts_dist.scoring import Gate, PredictionCollector, PredictionTable, gate_from
 from ccts_dist.scoring.predict_split import Extras, Scores, bin_edges, evaluate
 from ccts_dist.shards.shard_set import open_shard_set

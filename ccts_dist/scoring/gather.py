@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from ccts_dist.batches import Batch
 from ccts_dist.distributed import gather_objects, run_on_all_ranks
 from ccts_dist.loader.decode import read_raters
-from ccts_dist.records import SAMPLE_RATE_HZ, Batch, mapped_category
+from ccts_dist.records import SAMPLE_RATE_HZ, mapped_category
 from ccts_dist.scoring.prediction_table import PredictionTable, RaterColumns
 from ccts_dist.shards.shard_set import ShardSet
 

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import Batch
 from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.device.transfer import fetched
 from ccts_dist.distributed import gather_objects, lockstep, sum_over_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.category import categorised, cross_entropy_sums, divergence_sums, mean_cross_entropy
-from ccts_dist.records import Batch, is_rating
+from ccts_dist.records import is_rating
 from ccts_dist.scoring.measures import ConfusionSums, SplitSums, binned, spearman
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from ccts_dist.batches import Batch
 from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.errors import TeacherError
 from ccts_dist.loader.collate import EncodeText, ReadSpec, read_batch
 from ccts_dist.loader.micro_batches import MicroBatch
 from ccts_dist.loader.sampler import SampleRef
 from ccts_dist.model import LoadedModel
-from ccts_dist.records import SAMPLE_RATE_HZ, Batch, TeacherOutput
+from ccts_dist.records import SAMPLE_RATE_HZ, TeacherOutput
 from ccts_dist.shards.format.index import ShardRows
 from ccts_dist.shards.shard_set import ShardSet
 from ccts_dist.teacher.ensemble import Ensemble

@@ -10,7 +10,7 @@ from typing import Any
 
 from ccts_dist.audio.augment import Augmenter
 from ccts_dist.config import RunConfig
-from ccts_dist.distributed import Ranks, derive_seed, run_on_all_ranks, seed_everything
+from ccts_dist.distributed import Ranks, run_on_all_ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.joined_shards import JoinedShards
 from ccts_dist.loader.loader import Loader
@@ -19,6 +19,7 @@ from ccts_dist.loader.sampler import BatchSampler
 from ccts_dist.losses.category import CategoryTerm
 from ccts_dist.model.emotion import EmotionModel, build_model, describe
 from ccts_dist.model.text.tokenizer import Tokenizer
+from ccts_dist.process.seeds import derive_seed, seed_everything
 from ccts_dist.records import Condition
 from ccts_dist.scoring.predict_split import Extras
 from ccts_dist.shards.shard_set import ShardSet

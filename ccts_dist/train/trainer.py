@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import Batch, StepBatches
 from ccts_dist.config.credentials import public_tree
 from ccts_dist.device.transfer import SideStream
 from ccts_dist.distributed import PendingResult, barrier, capture, run_on_all_ranks, sum_over_ranks
@@ -15,7 +16,6 @@ from ccts_dist.errors import StopRequested
 from ccts_dist.files.strict_json import json_text
 from ccts_dist.model.folder import load_model
 from ccts_dist.progress import Progress, log
-from ccts_dist.records import Batch, StepBatches
 from ccts_dist.scoring.predict_split import pooled_scores, scores_to_tree
 from ccts_dist.train.checkpoints.checkpoint import CheckpointFiles, write_checkpoint
 from ccts_dist.train.checkpoints.history import History

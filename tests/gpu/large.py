@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches
+from ccts_dist.batches import Batch, StepBatches
+from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.train.steps.step import train_step
 from tests.gpu.material import student_speech, write_run
 from tests.gpu.situation import Situation

@@ -11,8 +11,9 @@ import tomli_w
 import torch
 
 from ccts_dist.config import parse_run
-from ccts_dist.distributed import Ranks, seed_everything
+from ccts_dist.distributed import Ranks
 from ccts_dist.model import build_model, save_model, train_tokenizer
+from ccts_dist.process.seeds import seed_everything
 from ccts_dist.records import DIMENSIONS, SAMPLE_RATE_HZ, Utterance
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.shard_set import open_shard_set

@@ -3,11 +3,9 @@
 import argparse
 
 from ccts_dist.cli import start
+from ccts_dist.errors import gc_paused
 from ccts_dist.progress import Progress
-from ccts_dist.shards.build.builder import build_all, build_part, check_build, join_parts, num_to_join, plan_build
 from ccts_dist.shards.build.command import build_parser, part_of, read_corpus, settings_of
-from ccts_dist.shards.build.pool import warm_up
-from ccts_dist.shards.set_warnings import print_warnings
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -18,6 +16,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Read the corpus, or make it; build the shards, or join what parts have built; print the outcome."""
     args = parse_args(argv)
+    with gc_paused():
+        from ccts_dist.shards.set_warnings import print_warnings
+
     built = join(args) if args.kind == "join" else build(args)
     print(built.in_words(args.out))
     if part_of(args) is None:
@@ -27,6 +28,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def build(args: argparse.Namespace):
     """All of a corpus, or one part of it."""
+    with gc_paused():
+        from ccts_dist.shards.build.builder import build_all, build_part, check_build, plan_build
+        from ccts_dist.shards.build.pool import warm_up
+
     part = part_of(args)
     limits = {"max_rejected": args.max_rejected, "max_duration_s": args.max_duration}
     check_build(args.out, shard_bytes=1e6 * args.shard_mb, num_processes=args.processes, **limits)
@@ -41,6 +46,8 @@ def build(args: argparse.Namespace):
 
 def join(args: argparse.Namespace):
     """Join what the parts have built."""
+    from ccts_dist.shards.build.builder import join_parts, num_to_join
+
     with Progress(num_to_join(args.out), f"join {args.out}", unit="shards") as bar:
         return join_parts(args.out, max_rejected=args.max_rejected, progress=bar.advance)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ccts_dist.distributed import derive_seed
+from ccts_dist.process.seeds import derive_seed
 
 _ACCENT = "gmw/en-US"
 # Voices that are byte-equal from process to process (see espeak.py), understandable, and clip at no volume.

@@ -25,7 +25,6 @@ from typing import Any, Literal
 
 import numpy as np
 import soundfile
-import torch
 from jaxtyping import Float32
 from tqdm import tqdm
 
@@ -35,8 +34,8 @@ from ccts_dist.corpus.demo.phrases import LEXICON_LIMIT, Phrase, all_words, choo
 from ccts_dist.corpus.demo.speakers import SPEAKERS, Speaker
 from ccts_dist.corpus.msp_podcast.reader import read_msp_podcast
 from ccts_dist.corpus.transcript_corruption import USUAL_SHARE, confused_transcripts, wrong_transcripts
-from ccts_dist.distributed import derive_seed
 from ccts_dist.errors import ConfigError, CorpusError
+from ccts_dist.process.seeds import derive_seed
 from ccts_dist.records import SAMPLE_RATE_HZ
 
 SPLIT_SHARES = {"Train": 0.76, "Development": 0.12, "Test1": 0.12}
@@ -324,6 +323,8 @@ def _speak_all(lines: Sequence[SpokenLine], audios: Path, progress: bool, num_pr
 @contextmanager
 def _mapper(num_processes: int) -> Iterator[Callable]:
     """A ``map`` over so many processes; the plain one for a single process."""
+    import torch
+
     if num_processes == 1:
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # threads cost more than they give on two seconds of audio
@@ -344,19 +345,17 @@ def _mapper(num_processes: int) -> Iterator[Callable]:
 
 def _speak_to_file(line: SpokenLine, *, audios: Path) -> None:
     wave, rate_hz = synthesise(line.text, line.voice)
-    wave = _at_loudness(_resampled(wave, rate_hz), line.loudness_dbfs)
+    wave = _at_loudness(_resampler(rate_hz)(wave), line.loudness_dbfs)
     soundfile.write(audios / f"{line.key}.wav", wave, SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
-def _resampled(wave: Float32[np.ndarray, " samples"], rate_hz: int) -> Float32[np.ndarray, " resampled"]:
-    return _resampler(rate_hz)(torch.from_numpy(wave)).numpy()
-
-
 @cache
-def _resampler(rate_hz: int) -> torch.nn.Module:
-    from torchaudio.transforms import Resample  # takes a second to import, and only makers of the corpus need it
+def _resampler(rate_hz: int) -> Callable[[np.ndarray], np.ndarray]:
+    import torch  # takes a second, and only makers of the corpus need it
+    from torchaudio.transforms import Resample
 
-    return Resample(rate_hz, SAMPLE_RATE_HZ)
+    resample = Resample(rate_hz, SAMPLE_RATE_HZ)
+    return lambda wave: resample(torch.from_numpy(wave)).numpy()
 
 
 def _at_loudness(wave: Float32[np.ndarray, " samples"], loudness_dbfs: float) -> Float32[np.ndarray, " samples"]:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ccts_dist.batches import FrameBatch
 from ccts_dist.config import SpeechConfig
 from ccts_dist.errors import ConfigError
 from ccts_dist.model.encoders import BATCHED_TYPES
@@ -34,7 +35,7 @@ from ccts_dist.model.layers import (
     still_batch_norms,
 )
 from ccts_dist.model.pooling import build_pooling
-from ccts_dist.records import SAMPLE_RATE_HZ, FrameBatch
+from ccts_dist.records import SAMPLE_RATE_HZ
 
 SHORTEST_SAMPLES = SAMPLE_RATE_HZ // 4
 """Shorter utterances are filled up with silence: some encoders make one frame of sixteen spectra."""

@@ -15,8 +15,8 @@ from ccts_dist.corpus.demo.spoken import (
     plan_spoken_corpus,
     read_spoken_corpus,
 )
-from ccts_dist.distributed import derive_seed
 from ccts_dist.files.atomic import atomic_write
+from ccts_dist.process.seeds import derive_seed
 from ccts_dist.records import Utterance
 from ccts_dist.report.gate_study.plan import LABELS, facts_key
 from ccts_dist.report.summary import read_stage_json

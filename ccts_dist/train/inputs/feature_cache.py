@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ccts_dist.batches import Batch
 from ccts_dist.config import RunConfig, SpeechConfig, TextConfig, cached_branches, speech_tables
 from ccts_dist.device.arithmetic import exact_float32
 from ccts_dist.distributed import Ranks, best_device, broadcast_object, gather_objects, run_on_all_ranks
@@ -27,7 +28,6 @@ from ccts_dist.model.branches import SpeechBranch, TextBranch
 from ccts_dist.model.speech.feature_extractor_branch import ExtractedBranch
 from ccts_dist.model.text.tokenizer import Tokenizer
 from ccts_dist.progress import Progress, log
-from ccts_dist.records import Batch
 from ccts_dist.shards.feature_cache import FrameCache, FrameType, has_frames, write_frames
 from ccts_dist.shards.format.schema import ShardEntry
 from ccts_dist.shards.shard_set import ShardSet

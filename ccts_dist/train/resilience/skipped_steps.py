@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from ccts_dist.batches import StepBatches
 from ccts_dist.config import RunConfig
 from ccts_dist.distributed import gather_objects
 from ccts_dist.errors import ShardError, TrainingError
 from ccts_dist.progress import log
-from ccts_dist.records import StepBatches
 from ccts_dist.train.checkpoints.checkpoint import TrainState
 
 _MOST_KEYS = 256

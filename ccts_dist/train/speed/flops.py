@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 from torch.utils.hooks import RemovableHandle
 
+from ccts_dist.batches import FrameBatch
 from ccts_dist.config import ModelConfig, SpeechConfig, TextConfig, num_poolings
 from ccts_dist.config.model_rules import EXTRA_SPEECH, cached_branches
 from ccts_dist.model.emotion import EmotionModel, EncoderConfigs
-from ccts_dist.records import SAMPLE_RATE_HZ, FrameBatch
+from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.train.experiment import Experiment
 from ccts_dist.train.memory.activations import BatchShape, fake_inputs, rehearse, shape_model
 

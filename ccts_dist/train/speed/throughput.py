@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from ccts_dist.batches import Batch, StepBatches
 from ccts_dist.distributed import Ranks, ranks_of_this_host
-from ccts_dist.records import SAMPLE_RATE_HZ, Batch, StepBatches
+from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.train.speed.flops import RowFlops
 
 SECONDS_BETWEEN_LOOKS = 10.0

@@ -11,8 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import Batch, StepBatches, padded_samples
 from ccts_dist.device.transfer import fetched, queued
-from ccts_dist.distributed import Ranks, derive_seed, seed_everything, sum_over_ranks
+from ccts_dist.distributed import Ranks, sum_over_ranks
 from ccts_dist.losses.category import (
     CategoryTarget,
     category_shares,
@@ -41,7 +42,7 @@ from ccts_dist.losses.total import (
     surrogate,
     unpack_sums,
 )
-from ccts_dist.records import Batch, StepBatches, padded_samples
+from ccts_dist.process.seeds import derive_seed, seed_everything
 from ccts_dist.train.speed.step_profile import SUMS, timed
 from ccts_dist.train.steps.step_metrics import Objective, StepResult, StepTotals
 from ccts_dist.train.steps.two_rounds import TwoRounds

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccts_dist.batches import Batch
 from ccts_dist.config import RunConfig
 from ccts_dist.device.arithmetic import exact_float32, tf32
 from ccts_dist.distributed import Ranks, agree_or_raise, barrier, run_on_all_ranks
 from ccts_dist.errors import OutputError, StopRequested, is_first_rank
 from ccts_dist.progress import log
 from ccts_dist.ranks import chosen_backend
-from ccts_dist.records import Batch
 from ccts_dist.train.memory.out_of_memory import MemoryWords
 from ccts_dist.train.resilience.storage_errors import writing
 from ccts_dist.train.speed.step_profile import BACKWARD, FORWARD, OPTIMIZER, timed

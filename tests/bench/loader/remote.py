@@ -26,10 +26,11 @@ import numpy as np
 import torch
 
 from ccts_dist.config import BatchConfig, DataConfig, ModelConfig, SpeechConfig
-from ccts_dist.distributed import Ranks, seed_everything
+from ccts_dist.distributed import Ranks
 from ccts_dist.loader.loader import Loader
 from ccts_dist.losses.ccc import concordance
 from ccts_dist.model.emotion import build_model
+from ccts_dist.process.seeds import seed_everything
 from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.shard_set import open_shard_set

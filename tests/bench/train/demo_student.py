@@ -19,8 +19,9 @@ import torch
 
 from ccts_dist.config import parse_run, run_to_tree
 from ccts_dist.corpus import SpokenConfig, make_spoken_corpus
-from ccts_dist.distributed import Ranks, seed_everything
+from ccts_dist.distributed import Ranks
 from ccts_dist.model import build_model, save_model
+from ccts_dist.process.seeds import seed_everything
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.teacher import cache_teacher
 from tests.helpers.processes.launching import ROOT, environment, launcher

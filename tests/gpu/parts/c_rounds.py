@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ccts_dist.distributed import derive_seed, seed_everything
-from ccts_dist.records import Batch
+from ccts_dist.batches import Batch
+from ccts_dist.process.seeds import derive_seed, seed_everything
 from tests.gpu.material import student_speech, write_run
 from tests.gpu.outcome import NotApplicable, Outcome, check
 from tests.gpu.situation import Situation, run_part

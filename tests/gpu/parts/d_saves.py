@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ccts_dist.records import StepBatches
+from ccts_dist.batches import StepBatches
 from ccts_dist.train.steps.step import train_step
 from tests.gpu.material import ROOT, write_run
 from tests.gpu.outcome import Outcome, check

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from ccts_dist.records import Batch
+from ccts_dist.batches import Batch
 from ccts_dist.train.experiment import Experiment
 from ccts_dist.train.memory.forecast import Forecast
 from ccts_dist.train.memory.parts import Estimate, Phase

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccts_dist.batches import Batch
 from ccts_dist.losses.ccc import concordance
 from ccts_dist.model import build_model
-from ccts_dist.records import Batch
 from tests.gpu.large import first_batch, make_seconds, size_for, step, with_rows, write_large_run
 from tests.gpu.outcome import Outcome, check
 from tests.gpu.situation import Situation, run_part

@@ -6,10 +6,11 @@ import numpy as np
 import soundfile
 import torch
 
+from ccts_dist.batches import StepBatches
 from ccts_dist.config.schema import BatchConfig, DataConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.loader.loader import Loader
-from ccts_dist.records import DIMENSIONS, Condition, StepBatches, TeacherOutput, Utterance
+from ccts_dist.records import DIMENSIONS, Condition, TeacherOutput, Utterance
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.format.schema import TeacherFacts
 from ccts_dist.shards.shard_set import ShardSet

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ccts_dist.batches import TeacherBatch
 from ccts_dist.losses.gate import GATES, ROW_GATES
 from ccts_dist.losses.total import DistillTerms
-from ccts_dist.records import TeacherBatch
 
 LOSS_GATES = tuple(gate for gate in GATES if gate not in ROW_GATES[1:])
 """Gates that the loss distinguishes: of those whose decisions come with the batch it knows the decisions alone."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import Batch
 from ccts_dist.config import RunConfig, read_run
 from ccts_dist.distributed import Ranks
-from ccts_dist.records import Batch
 from ccts_dist.train import run as training
 from ccts_dist.train.zero.engine import Engine, Update
 from tests.helpers.ranks.trainings import copy_run

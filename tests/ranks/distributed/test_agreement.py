@@ -12,7 +12,6 @@ from ccts_dist.distributed import (
     agree_or_raise,
     broadcast_object,
     capture,
-    derive_seed,
     gather_objects,
     is_lost_connection,
     limit_waiting,
@@ -22,6 +21,7 @@ from ccts_dist.distributed import (
     sum_over_ranks,
 )
 from ccts_dist.errors import CctsError, ShardError, TeacherError
+from ccts_dist.process.seeds import derive_seed
 from tests.helpers.ranks.processes import end_ranks, run_on_ranks
 
 

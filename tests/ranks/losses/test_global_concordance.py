@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import TeacherBatch
 from ccts_dist.distributed import rank_facts, sum_over_ranks
 from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance
 from ccts_dist.losses.gate import gated_on
@@ -19,7 +20,7 @@ from ccts_dist.losses.total import (
     unpack_sums,
     with_distillation,
 )
-from ccts_dist.records import Condition, TeacherBatch
+from ccts_dist.records import Condition
 from tests.helpers.models.distillation import direct_distillation, rows_of
 from tests.helpers.ranks.processes import run_on_ranks
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import Batch, StepBatches, TeacherBatch
 from ccts_dist.distributed import rank_facts, sum_over_ranks
 from ccts_dist.losses.ccc import concordance
 from ccts_dist.losses.total import DistillTerms
-from ccts_dist.records import DIMENSIONS, Batch, Condition, StepBatches, TeacherBatch
+from ccts_dist.records import DIMENSIONS, Condition
 from ccts_dist.train.steps.step import Objective, StepResult, train_step
 from ccts_dist.train.zero.engine import Update
 from tests.helpers.ranks.processes import run_on_ranks

@@ -2,10 +2,11 @@
 
 import pytest
 
+from ccts_dist.batches import StepBatches, padded_samples
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
 from ccts_dist.loader.loader import Loader
-from ccts_dist.records import SAMPLE_RATE_HZ, StepBatches, padded_samples
+from ccts_dist.records import SAMPLE_RATE_HZ
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from tests.helpers.examples.tones import NUM_TRAIN, Words, build_tones, make_loader, number_teacher, same_steps
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from ccts_dist.batches import Batch
 from ccts_dist.config import DataConfig, ModelConfig, SpeechConfig, read_run
 from ccts_dist.loader.collate import rounded_up
 from ccts_dist.loader.loader import pad_multiple
 from ccts_dist.loader.micro_batches import split_global_batch
 from ccts_dist.model import build_model
-from ccts_dist.records import Batch
 from ccts_dist.train.experiment import check_experiment
 from tests.helpers.models.model_shapes import (
     SPEECH_FAMILIES,

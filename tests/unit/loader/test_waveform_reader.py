@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ccts_dist.audio.augment import Augmenter
+from ccts_dist.batches import StepBatches
 from ccts_dist.config import AugmentConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ShardError
 from ccts_dist.loader.loader import Loader
-from ccts_dist.records import StepBatches
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 from ccts_dist.shards.teacher_cache import TeacherCache
 from tests.helpers.examples.tones import NUM_TRAIN, build_tones, make_loader, number_teacher, wave

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import TeacherBatch
 from ccts_dist.losses.ccc import concordance
 from ccts_dist.losses.micro_batch import (
     MicroCounts,
@@ -20,7 +21,7 @@ from ccts_dist.losses.micro_batch import (
     unpack_counts,
 )
 from ccts_dist.losses.total import DistillParts, DistillTerms, with_distillation
-from ccts_dist.records import Condition, TeacherBatch
+from ccts_dist.records import Condition
 from tests.helpers.models.distillation import direct_distillation, every_way, rows_of
 
 NAN = math.nan

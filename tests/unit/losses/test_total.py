@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import TeacherBatch
 from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance
 from ccts_dist.losses.gate import GATES, ROW_GATES
 from ccts_dist.losses.total import (
@@ -18,7 +19,7 @@ from ccts_dist.losses.total import (
     unpack_sums,
     with_distillation,
 )
-from ccts_dist.records import Condition, TeacherBatch
+from ccts_dist.records import Condition
 from tests.helpers.models.distillation import direct_distillation, every_way, rows_of
 
 NAN = math.nan

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ccts_dist.config import ModelConfig, SpecAugmentConfig
-from ccts_dist.distributed import seed_everything
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model, describe, parameter_groups
+from ccts_dist.process.seeds import seed_everything
 from tests.helpers.models.model_shapes import (
     LAYER_NORM,
     VOCABULARY,

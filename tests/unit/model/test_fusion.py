@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from ccts_dist.batches import FrameBatch
 from ccts_dist.config import FilterbankConfig
 from ccts_dist.config.reader import parse_model
 from ccts_dist.errors import ConfigError
 from ccts_dist.model import build_model
 from ccts_dist.model.emotion import EmotionModel, describe, rebuild_model
 from ccts_dist.model.fusion import CrossAttention, CrossAttentionFusion
-from ccts_dist.records import FrameBatch
 from tests.helpers.models.model_shapes import VOCABULARY, both, speech_config, text_config, transcripts, utterances
 
 LENGTHS, NUM_TOKENS = [1_000, 4_000, 2_500], [9, 2, 5]

@@ -5,8 +5,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ccts_dist.config import ModelConfig, SpeechConfig
-from ccts_dist.distributed import seed_everything
 from ccts_dist.model import build_model
+from ccts_dist.process.seeds import seed_everything
 from tests.helpers.models.model_shapes import (
     SPEECH_FAMILIES,
     VOCABULARY,

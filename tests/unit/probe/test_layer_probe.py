@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+from ccts_dist.batches import Batch
 from ccts_dist.config import ModelConfig
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import ConfigError
@@ -18,7 +19,7 @@ from ccts_dist.model import build_model
 from ccts_dist.probe import FrozenEncoders, Layer, ProbeSplits, open_encoders, probe_layers
 from ccts_dist.probe import layer_probe as probing
 from ccts_dist.probe.ridge import STRENGTHS
-from ccts_dist.records import DIMENSIONS, Batch, Utterance
+from ccts_dist.records import DIMENSIONS, Utterance
 from ccts_dist.report.layer_report import NAMES, layers_in_words, make_folder, write_layers
 from ccts_dist.shards.build.builder import build_shard_set
 from ccts_dist.shards.shard_set import open_shard_set

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import Batch, StepBatches
 from ccts_dist.config import read_run
-from ccts_dist.distributed import barrier, derive_seed, process_group, rank_facts, seed_everything, sum_over_ranks
+from ccts_dist.distributed import barrier, process_group, rank_facts, sum_over_ranks
 from ccts_dist.losses.ccc import ccc_loss_from_sums, concordance
 from ccts_dist.losses.distill import embedding_distance, standardize
 from ccts_dist.losses.total import batch_sums, pack_sums, surrogate, unpack_sums
 from ccts_dist.model.emotion import build_model, parameter_groups
-from ccts_dist.records import Batch, StepBatches
+from ccts_dist.process.seeds import derive_seed, seed_everything
 from ccts_dist.train.experiment import Experiment, open_experiment
 from ccts_dist.train.optim import build_optimizer
 from ccts_dist.train.steps.step import Objective, train_step

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ccts_dist.batches import StepBatches
 from ccts_dist.config import RunConfig, read_run
-from ccts_dist.distributed import Ranks, derive_seed, seed_everything
+from ccts_dist.distributed import Ranks
 from ccts_dist.loader.decode import read_audio
 from ccts_dist.losses.ccc import concordance
 from ccts_dist.model.emotion import build_model, parameter_groups
-from ccts_dist.records import DIMENSIONS, SAMPLE_RATE_HZ, StepBatches
+from ccts_dist.process.seeds import derive_seed, seed_everything
+from ccts_dist.records import DIMENSIONS, SAMPLE_RATE_HZ
 from ccts_dist.shards.shard_set import ShardSet, open_shard_set
 
 

@@ -20,9 +20,9 @@ import torch
 import torch.distributed
 
 import ccts_dist
+from ccts_dist.batches import Batch
 from ccts_dist.config import read_run
 from ccts_dist.distributed import capture, process_group, rank_facts
-from ccts_dist.records import Batch
 from ccts_dist.train import run as training
 from ccts_dist.train import trainer as loop
 from ccts_dist.train.steps.step import StepResult, train_step

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccts_dist.batches import StepBatches
 from ccts_dist.distributed import rank_facts
 from ccts_dist.errors import exit_without_teardown, run_main
 from ccts_dist.loader.loader import Loader
-from ccts_dist.records import StepBatches
 from ccts_dist.train import run as training
 from ccts_dist.train.zero.engine import Engine, Update
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 
+from ccts_dist.batches import Batch, StepBatches
 from ccts_dist.distributed import Ranks
-from ccts_dist.records import Batch, StepBatches
 from ccts_dist.train.speed.flops import RowFlops
 from ccts_dist.train.speed.throughput import _OF_A_GPU, _OF_A_NODE, ThroughputMonitor
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ccts_dist.batches import Batch
 from ccts_dist.config import read_run
 from ccts_dist.distributed import Ranks
-from ccts_dist.records import Batch
 from ccts_dist.scoring.predict_split import Extras, evaluate
 from ccts_dist.train.experiment import Experiment, check_experiment
 from ccts_dist.train.steps.step import train_step
