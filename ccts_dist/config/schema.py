@@ -248,6 +248,11 @@ class DistillConfig:
     There 0 stands for the share that "any-dimension" would reject with the same ``threshold``, ``residual_scale`` and
     ``gate_targets``, recorded as ``reject_fraction``."""
 
+    @property
+    def threshold_or_default(self) -> float:
+        """``threshold``, or the default where the run file leaves it open."""
+        return DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:

@@ -4,6 +4,7 @@ import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ccts_dist.errors import ConfigError
 from ccts_dist.process.invocation import CommandParser
@@ -76,8 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", "-m", action="append", required=True, help="a run folder (its best model), a model folder, "
-        "models:/NAME@ALIAS, models:/NAME/VERSION or hf://ORG/NAME; "
+    add("--model", "-m", dest="models", action="append", required=True, help="a run folder (its best model), "
+        "a model folder, models:/NAME@ALIAS, models:/NAME/VERSION or hf://ORG/NAME; "
         "with several the first is compared with each of the others, in pairs")  # fmt: skip
     add("--shards", required=True, metavar="OUT", help="folder or address of the shard set")
     add("--splits", action="extend", nargs="+", required=True, metavar="SPLIT", help="which splits")
@@ -95,7 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--submission", type=Path, metavar="FILE.csv", help="also the first model's predictions of the split, as the "
         "MSP-Podcast challenges take them: FileName, EmoAct, EmoVal, EmoDom, or FileName, EmoClass")  # fmt: skip
     add("--ages", type=Path, metavar="FILE.csv", help="also groups and gaps by age: columns speaker, age (years)")
-    add("--snr", type=float, nargs="+", default=[], metavar="DB", help="also in noise, at these ratios to the speech")
+    add(
+        "--snr",
+        dest="snr_db",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="DB",
+        help="also in noise, at these ratios to the speech",
+    )
     add("--noises", nargs="+", default=[], metavar="NOISE",
         help="with --snr: white, pink, babble (these three if not given), or folders of audio")  # fmt: skip
     add("--impulse-responses", nargs="+", default=[], metavar="DIR",
@@ -120,33 +129,17 @@ def asked_of(args: argparse.Namespace) -> Asked:
     """
     if "" in args.impulse_responses:
         raise ConfigError("--impulse-responses '': must be folders of audio files. Name them.")
-    for ratio in args.snr:
+    for ratio in args.snr_db:
         if not math.isfinite(ratio):
             raise ConfigError(f"--snr {ratio}: must be a number of decibels. Give one.")
-    if args.noises and not args.snr:
+    if args.noises and not args.snr_db:
         raise ConfigError("--noises: no ratio to the speech is given. Give --snr too.")
     if args.submission is not None and len(set(args.splits)) != 1:
         raise ConfigError(
             f"--submission {args.submission}: a challenge takes one split, and --splits names {len(set(args.splits))}. "
             "Evaluate that split by itself."
         )
-    return Asked(
-        models=tuple(args.model),
-        shards=args.shards,
-        splits=tuple(dict.fromkeys(args.splits)),
-        out=args.out,
-        tracking_uri=args.tracking_uri,
-        bins=tuple(args.bins),
-        batch_size=args.batch_size,
-        teacher_cache=args.teacher_cache,
-        snr_db=tuple(dict.fromkeys(args.snr)),
-        noises=tuple(dict.fromkeys(args.noises)),
-        text_model=args.text_model,
-        ages=args.ages,
-        submission=args.submission,
-        impulse_responses=tuple(dict.fromkeys(args.impulse_responses)),
-        run=args.run,
-        transcripts=args.transcripts,
-        embed_audio=args.embed_audio,
-        log_to_mlflow=args.log_to_mlflow,
-    )
+    once = ("splits", "snr_db", "noises", "impulse_responses")
+    given: dict[str, Any] = {name: value for name, value in vars(args).items() if name != "local_rank"}
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return Asked(**{**given, **{name: tuple(dict.fromkeys(given[name])) for name in once}})

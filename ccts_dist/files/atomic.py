@@ -44,7 +44,7 @@ def atomic_write(path: Path, data: bytes, *, shared: bool = False) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` outlive a power cut."""
+    """Make renames and new files in ``folder`` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

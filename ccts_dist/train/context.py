@@ -50,7 +50,7 @@ class TrainContext:
         return self.experiment.ranks.is_first
 
 
-def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> None:
+def save_trained(context: TrainContext, name: str, valid: Mapping[str, float]) -> None:
     """Write the model as it is now to the folder ``name`` of the run. Every rank must call it.
 
     Args:
@@ -59,15 +59,15 @@ def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> 
     Raises:
         OutputError: on all ranks alike: rank 0 could not write.
     """
-    experiment, run = parts.experiment, parts.run
-    parts.watchdog.at(f"saving the {name} model")
-    weights = merged_weights(parts.engine.full_state())
+    experiment, run = context.experiment, context.run
+    context.watchdog.at(f"saving the {name} model")
+    weights = merged_weights(context.engine.full_state())
     manifest = experiment.shard_set.manifest
     extra = {
         "run": run.run_name,
         "seed": run.seed,
-        "step": parts.state.step,
-        "epoch": parts.state.epoch + (parts.state.step_in_epoch > 0),  # counted from 1, as in the summary
+        "step": context.state.step,
+        "epoch": context.state.epoch + (context.state.step_in_epoch > 0),  # counted from 1, as in the summary
         "valid_ccc": {target: value if isfinite(value) else None for target, value in valid.items()},
         "train_splits": list(run.data.train_splits),
         "shards": experiment.shard_set.digest,
@@ -77,14 +77,14 @@ def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> 
         "teacher_version": experiment.teacher.facts.registry_version if experiment.teacher else "",
         "teacher_weights_sha256": experiment.teacher.facts.weight_digest if experiment.teacher else "",
         "distill": gate_of(run, experiment.condition),
-        "resolved": dict(parts.resolved),
+        "resolved": dict(context.resolved),
     }
 
     def save() -> None:
-        parts.folder.check_there()
-        with writing(parts.folder.path / name):
+        context.folder.check_there()
+        with writing(context.folder.path / name):
             save_model(
-                parts.folder.path / name,
+                context.folder.path / name,
                 weights,
                 run.model,
                 encoders=experiment.model.encoder_configs,
@@ -93,4 +93,4 @@ def save_trained(parts: TrainContext, name: str, valid: Mapping[str, float]) -> 
                 extra=extra,
             )
 
-    run_on_all_ranks(lambda: save() if parts.is_first else None)
+    run_on_all_ranks(lambda: save() if context.is_first else None)

@@ -101,8 +101,9 @@ def resolved_on_ranks(
     condition = gated_on(condition, distill.gate_targets)
     reading["condition"] = condition
     if _is_open(distill):
-        threshold = DEFAULT_THRESHOLD if distill.threshold is None else distill.threshold
-        return resolved(run, share=rejected_fraction(threshold, teacher, shard_set, splits, **reading)), condition
+        return resolved(
+            run, share=rejected_fraction(distill.threshold_or_default, teacher, shard_set, splits, **reading)
+        ), condition
     if distill.reject_fraction and distill.gate in THRESHOLD_GATES:
         found = threshold_rejecting(distill.reject_fraction, teacher, shard_set, splits, **reading)
         return resolved(run, threshold=found), condition

@@ -25,7 +25,7 @@ from ccts_dist.config.credentials import public_tree
 from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.distributed import Ranks, broadcast_object, run_on_all_ranks
 from ccts_dist.errors import CheckpointError, ConfigError, OutputError
-from ccts_dist.files.atomic import atomic_write
+from ccts_dist.files.atomic import atomic_write, sync_folder
 from ccts_dist.files.locking import lock
 from ccts_dist.train.checkpoints.checkpoint import (
     CheckpointManifest,
@@ -33,7 +33,6 @@ from ccts_dist.train.checkpoints.checkpoint import (
     find_checkpoint,
     read_manifest,
     set_aside_beyond,
-    sync_folder,
 )
 from ccts_dist.train.checkpoints.history import History
 from ccts_dist.train.resilience.storage_errors import writing

@@ -89,26 +89,26 @@ NO_GRADIENT = (
 class Trainer:
     """A training under way. Every method is called by every rank."""
 
-    def __init__(self, parts: TrainContext, optimizer: torch.optim.Optimizer) -> None:
-        self._context, self._optimizer = parts, optimizer
-        self._experiment, self._run, self._engine = parts.experiment, parts.run, parts.engine
-        self._folder, self._tracking, self._watchdog = parts.folder, parts.tracking, parts.watchdog
-        self.state = parts.state
-        self._validator = Validator(parts, self._check)
-        self._writer = CheckpointWriter(parts.experiment.ranks)
-        peak = peak_tflops(parts.engine.device, parts.run.train.precision, override=parts.run.train.peak_tflops)
+    def __init__(self, context: TrainContext, optimizer: torch.optim.Optimizer) -> None:
+        self._context, self._optimizer = context, optimizer
+        self._experiment, self._run, self._engine = context.experiment, context.run, context.engine
+        self._folder, self._tracking, self._watchdog = context.folder, context.tracking, context.watchdog
+        self.state = context.state
+        self._validator = Validator(context, self._check)
+        self._writer = CheckpointWriter(context.experiment.ranks)
+        peak = peak_tflops(context.engine.device, context.run.train.precision, override=context.run.train.peak_tflops)
         self._throughput = ThroughputMonitor(
-            parts.experiment.ranks, parts.engine.device, flops=parts.flops, peak_tflops=peak
+            context.experiment.ranks, context.engine.device, flops=context.flops, peak_tflops=peak
         )
-        profiled = parts.run.train.profile if parts.is_first else ()
-        self._profiler = StepProfiler(profiled, parts.folder.path, parts.engine.device, title=parts.run.run_name)
-        self._copies = SideStream(parts.engine.device)
+        profiled = context.run.train.profile if context.is_first else ()
+        self._profiler = StepProfiler(profiled, context.folder.path, context.engine.device, title=context.run.run_name)
+        self._copies = SideStream(context.engine.device)
         self._ahead: PendingResult[StepBatches] = PendingResult(None, None)
         self._moved: Callable[[], tuple[Batch, ...]] | None = None
         self._moved_ahead: Callable[[], tuple[Batch, ...]] | None = None
-        self._rounds = TwoRounds(torch.bfloat16 if parts.run.train.precision == "bf16" else torch.float32)
+        self._rounds = TwoRounds(torch.bfloat16 if context.run.train.precision == "bf16" else torch.float32)
         self._difference, self._has_warned = 0.0, False
-        self._first = parts.is_first
+        self._first = context.is_first
         self._history: History | None = None
         self._saved_place = self._place()
         self._saved_at = time.monotonic()
@@ -168,7 +168,7 @@ class Trainer:
 
     def _has_more(self) -> bool:
         more = self.state.epoch < self._run.train.epochs and not self._is_enough()
-        return more and not self._validator.has_seen_enough
+        return more and not self._validator.should_stop_early
 
     def _is_enough(self, more: int = 0) -> bool:
         """True if the run's limit is reached after so many more steps."""
@@ -243,7 +243,7 @@ class Trainer:
     def _is_within_epoch(self, *, by_validation: bool = True) -> bool:
         """True if another step of the epoch is to be taken; ``by_validation`` stops early."""
         there_is = self.state.step_in_epoch < self._experiment.loader.steps_per_epoch and not self._is_enough()
-        return there_is and not (by_validation and self._validator.has_seen_enough)
+        return there_is and not (by_validation and self._validator.should_stop_early)
 
     def _validate_within(self) -> float:
         """Validate if it is time to, other than at the end of an epoch; the seconds that it took."""

@@ -21,12 +21,12 @@ class Validator:
     """Validates a training and keeps its best model. Every method is called by every rank.
 
     Args:
-        parts: of the training; ``state`` is given what came of each validation.
+        context: of the training; ``state`` is given what came of each validation.
         check: raises what only this rank knows of yet; called before each step.
     """
 
-    def __init__(self, parts: TrainContext, check: Callable[[], object]) -> None:
-        self._context, self._check = parts, check
+    def __init__(self, context: TrainContext, check: Callable[[], object]) -> None:
+        self._context, self._check = context, check
         self._history: History | None = None
 
     def open(self) -> None:
@@ -44,7 +44,7 @@ class Validator:
             self._history.check()
 
     @property
-    def has_seen_enough(self) -> bool:
+    def should_stop_early(self) -> bool:
         """True if there was no better model for ``train.early_stopping_patience`` validations."""
         limit = self._context.run.train.early_stopping_patience
         return 0 < limit <= self._context.state.since_best
@@ -73,10 +73,10 @@ class Validator:
             self._validate(words, metrics)
 
     def _validate(self, words: str, metrics: Mapping[str, float]) -> None:
-        parts, state = self._context, self._context.state
+        context, state = self._context, self._context.state
         scores = self._scores()
-        parts.schedule.after_validation(scores.loss)
-        held_gb, reserved_gb = peaks_over_ranks_gb(parts.engine.device)
+        context.schedule.after_validation(scores.loss)
+        held_gb, reserved_gb = peaks_over_ranks_gb(context.engine.device)
         metrics = {
             **metrics,
             "system/peak_memory_gb": held_gb,
@@ -84,43 +84,45 @@ class Validator:
             "valid/loss": scores.loss,
             **_metrics_of("valid", scores),
         }
-        parts.tracking.metrics(finite(metrics), state.step)
+        context.tracking.metrics(finite(metrics), state.step)
         # The first one counts even if it is not a number: a run always leaves a best model, however bad.
         better = state.best_epoch < 0 or scores.criterion < (inf if state.best_loss is None else state.best_loss)
         best = " (best)" if better else ""
-        log(f"{words}validation loss {scores.loss:.4f}{best}, {scores_in_words(scores)}", visible=parts.is_first)
+        log(f"{words}validation loss {scores.loss:.4f}{best}, {scores_in_words(scores)}", visible=context.is_first)
         if better:
             criterion = scores.criterion
             state.best_loss, state.best_epoch = criterion if isfinite(criterion) else None, state.epoch
-            save_trained(parts, "best", scores.ccc)
+            save_trained(context, "best", scores.ccc)
         state.since_best = 0 if better else state.since_best + 1
         state.validated_step = state.step
         if self._history is not None:
             self._history.write({"step": state.step, "epoch": state.epoch, "best": better, **metrics})
-        if self.has_seen_enough:
+        if self.should_stop_early:
             what = "validation loss has not fallen" if scores.ccc else "unweighted accuracy has not risen"
             log(
                 f"the {what} {state.since_best} times in a row (train.early_stopping_patience): training ends "
                 f"after step {state.step}",
-                visible=parts.is_first,
+                visible=context.is_first,
             )
 
     def test(self, loaded: LoadedModel) -> dict[str, Scores]:
         """Scores of a model on each test split, which are tracked as well; those of several pooled under "test/"."""
-        parts, splits = self._context, self._context.run.data.test_splits
-        model = loaded.model.to(parts.engine.device).eval()
+        context, splits = self._context, self._context.run.data.test_splits
+        model = loaded.model.to(context.engine.device).eval()
         found = {split: self._test(model, split) for split in splits}
         if len(found) > 1:
             for split, scores in found.items():
-                parts.tracking.metrics(finite(_metrics_of(f"test/{escape_key(split)}", scores)), parts.state.step)
+                context.tracking.metrics(finite(_metrics_of(f"test/{escape_key(split)}", scores)), context.state.step)
         if found:
-            parts.tracking.metrics(finite(_metrics_of("test", pooled_scores(list(found.values())))), parts.state.step)
+            context.tracking.metrics(
+                finite(_metrics_of("test", pooled_scores(list(found.values())))), context.state.step
+            )
         return found
 
     def _test(self, model: EmotionModel, split: str) -> Scores:
-        parts = self._context
-        loader = parts.experiment.test_loader(split)
-        with Progress(loader.steps_per_epoch, "testing", unit="step", visible=parts.is_first) as progress:
+        context = self._context
+        loader = context.experiment.test_loader(split)
+        with Progress(loader.steps_per_epoch, "testing", unit="step", visible=context.is_first) as progress:
             scores = self._score(
                 lambda batch: model(batch.audio, batch.num_samples, batch.tokens, batch.num_tokens),
                 loader,
@@ -132,29 +134,29 @@ class Validator:
         return scores
 
     def _scores(self) -> Scores:
-        parts = self._context
-        parts.engine.train(False)
-        loader = parts.experiment.valid_loader
-        with Progress(loader.steps_per_epoch, "validating", unit="step", visible=parts.is_first) as progress:
-            return self._score(parts.engine.forward, loader, progress, "validating")
+        context = self._context
+        context.engine.train(False)
+        loader = context.experiment.valid_loader
+        with Progress(loader.steps_per_epoch, "validating", unit="step", visible=context.is_first) as progress:
+            return self._score(context.engine.forward, loader, progress, "validating")
 
     def _check_at(self, what: str) -> None:
         self._check()
         self._context.watchdog.at(what, brief=True)
 
     def _score(self, forward: Any, loader: Any, progress: Progress, what: str, *, ranked: bool = False) -> Scores:
-        parts = self._context
+        context = self._context
         scores = evaluate(
             forward,
             loader,
-            parts.run.model.targets,
-            parts.experiment.objective.target_weights,
-            parts.engine.device,
-            extras=replace(parts.experiment.extras, spearman=ranked),
+            context.run.model.targets,
+            context.experiment.objective.target_weights,
+            context.engine.device,
+            extras=replace(context.experiment.extras, spearman=ranked),
             advance=progress.advance,
             check=lambda: self._check_at(what),
         )
-        allow_damaged(scores.damaged, len(scores.damaged), "evaluation", parts.run, visible=parts.is_first)
+        allow_damaged(scores.damaged, len(scores.damaged), "evaluation", context.run, visible=context.is_first)
         return scores
 
 

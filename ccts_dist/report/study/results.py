@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from ccts_dist.config import RunConfig, read_run
-from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.corpus.demo.spoken import wrong_keys
 from ccts_dist.distributed import Ranks
 from ccts_dist.files.atomic import atomic_write
@@ -128,7 +127,7 @@ def distilled_shares(run: RunConfig) -> dict[str, float]:
     run, condition = resolved_on_ranks(run, cache, shard_set, Ranks())
     assert run.distill is not None
     assert condition is not None
-    threshold = DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold
+    threshold = run.distill.threshold_or_default
     row_gate = row_gate_of(run.distill, run.seed)
     shares: dict[str, float] = {}
     for shard in shard_set.shards_of(run.data.train_splits):

@@ -23,6 +23,7 @@ from typing import Any
 from ccts_dist.config.renamed import with_present_metrics, with_present_names
 from ccts_dist.distributed import Ranks, run_on_all_ranks
 from ccts_dist.errors import CheckpointError, OutputError
+from ccts_dist.files.atomic import sync_folder
 from ccts_dist.files.digests import is_digest
 from ccts_dist.files.strict_json import json_text
 from ccts_dist.limits import MOST_TEXT_BYTES, parse_json, read_limited
@@ -310,15 +311,6 @@ def read_state(folder: Path) -> TrainState:
         if not isinstance(value, kinds):
             raise CheckpointError(f"{folder / 'state.json'}: has {str(value)[:60]!r} for {name}: no training state.")
     return state
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and new files in ``folder`` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from ccts_dist.config import RunConfig
-from ccts_dist.config.schema import DEFAULT_THRESHOLD
 from ccts_dist.distributed import Ranks
 from ccts_dist.errors import TeacherError
 from ccts_dist.losses.total import DistillTerms
@@ -95,6 +94,6 @@ def distill_terms(run: RunConfig, teacher: TeacherCache | None, condition: Condi
         prediction_weight=run.distill.prediction_weight,
         prediction_loss=run.distill.prediction_loss,
         gate=run.distill.gate,
-        threshold=DEFAULT_THRESHOLD if run.distill.threshold is None else run.distill.threshold,
+        threshold=run.distill.threshold_or_default,
         **units,
     )
