@@ -18,7 +18,7 @@ VARIANCE = ".variance"
 """Ending of the name of a target that is the variance of another one's raters: see ``varied_target``."""
 
 SHARE = ".share"
-"""What a label's name ends in that is the share of the raters who gave one answer: "A.share" of the category A,
+"""Ending of the name of a label that is the share of the raters who gave one answer: "A.share" of the category A,
 "valence.7.share" of the grade 7. It is on 0..1 whatever the scale."""
 
 SAMPLE_RATE_HZ = 16_000
@@ -36,7 +36,7 @@ def is_rating(target: str) -> bool:
 
 
 def factor_and_offset(target: str, scale: tuple[float, float]) -> tuple[float, float]:
-    """What brings a target's 0..1 to the scale of its ratings: a variance grows with the square, a share stays."""
+    """Factor and offset from a target's 0..1 to its ratings' scale: a variance grows with the square, a share stays."""
     low, high = scale
     if target.endswith(SHARE):
         return 1.0, 0.0

@@ -70,7 +70,7 @@ def json_row(text: str) -> dict[str, Any]:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two values of a name a parser would take the last in silence."""
+    """Names with their values; refused where one comes twice, since a parser would take the last in silence."""
     counts = Counter(name for name, _ in pairs)
     if len(counts) < len(pairs):
         raise ValueError(f"{counts.most_common(1)[0][0]!r} comes twice")

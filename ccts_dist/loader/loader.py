@@ -240,8 +240,7 @@ class Loader:
                 yield (step, number == len(micro_batches)), read
 
     def _micro_batches_of(self, epoch: int, step: int, batch: BatchConfig | None = None) -> list[list[MicroBatch]]:
-        """Micro-batches that this node reads of one step, by micro-batch and rank of the node; ``batch`` in place
-        of the run's sizes."""
+        """This node's part of one step, by micro-batch and rank; ``batch`` in place of the run's sizes."""
         batch = self._batch if batch is None else batch
         rows = self.plan.global_batch(epoch, step, self.partitions)
         if batch.micro_batch_seconds is None:
