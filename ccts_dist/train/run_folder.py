@@ -101,18 +101,18 @@ class RunFolder:
             self._lock = (self.path / ".lock").open("a+")
         except OSError as error:
             raise ConfigError(
-                f"output = '{self.path}': cannot be written ({error.strerror}). Name a folder that can."
+                f"output_dir = '{self.path}': cannot be written ({error.strerror}). Name a folder that can."
             ) from error
         if not lock(self._lock):
             self.close()
             raise ConfigError(
-                f"output = '{self.path}': another job is training in it. Wait for it, or name another folder."
+                f"output_dir = '{self.path}': another job is training in it. Wait for it, or name another folder."
             )
         if not resume and any(checkpoints_folder(self.path).glob("step-*")):
             self.close()
             raise ConfigError(
-                f"output = '{self.path}': holds checkpoints of an earlier run. Add --resume auto to go on with it, or "
-                "name another folder."
+                f"output_dir = '{self.path}': holds checkpoints of an earlier run. Add --resume auto to go on with it, "
+                "or name another folder."
             )
         with writing(self.path):
             (self.path / ".token").write_text(token)
@@ -125,8 +125,8 @@ class RunFolder:
             found = ""
         if found != token:
             raise ConfigError(
-                f"output = '{self.path}': rank {self._ranks.rank} does not see there what rank 0 wrote. Name a folder "
-                "on storage that all ranks share."
+                f"output_dir = '{self.path}': rank {self._ranks.rank} does not see there what rank 0 wrote. Name a "
+                "folder on storage that all ranks share."
             )
 
     def check_there(self) -> None:
