@@ -10,6 +10,7 @@ import errno
 import gc
 import os
 import re
+import select
 import signal
 import sys
 import time
@@ -137,7 +138,7 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
 
     The error becomes one line on stderr, of rank 0 alone: errors are agreed on by all ranks, and reported once. Ctrl-C
     becomes one as well; the process then ends by it, so that a shell's loop around the command ends too. A full disk is
-    one, with one exit code, whatever met it.
+    one, with one exit code, whatever met it. Where nobody reads stdout any more (``| head``) the command ends silently.
 
     Commands import what computes within ``main``, after they have read their options: help and mistakes in options are
     answered at once, and Ctrl-C in the seconds of imports is handled here. From here on no credentials are written to
@@ -155,7 +156,9 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
         adopt_launcher()
     try:
         _check_working_folder()
-        return _main_with_extras(main, argv)
+        code = _main_with_extras(main, argv)
+        sys.stdout.flush()
+        return code
     except CctsError as error:
         if isinstance(error, PortTakenError) and not is_first_rank():
             _let_rank_0_speak()  # whose launcher then ends this one, unless rank 0 still waits for it
@@ -165,6 +168,11 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
         elif not isinstance(error, StopRequested):
             _let_rank_0_speak()
         return OutputError.exit_code if is_full(error.__cause__) else error.exit_code
+    except BrokenPipeError:
+        if not _has_no_reader():
+            raise
+        end_of_stdout()
+        return 1
     except Exception as error:
         if not is_full(error):
             raise
@@ -186,6 +194,21 @@ def _check_working_folder() -> None:
         raise ConfigError(
             f"the working folder is gone or cannot be entered ({error.strerror}). Change to another one."
         ) from error
+
+
+def end_of_stdout() -> None:
+    """Let the process end without a word of its own where stdout takes nothing more (a note on SIGPIPE in Python's
+    documentation of ``signal``)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _has_no_reader() -> bool:
+    """True where stdout is a pipe or a socket whose other end is closed."""
+    with suppress(OSError):  # one without a number, of a test, is no pipe
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    return False
 
 
 def _main_with_extras(main: Callable[[list[str] | None], int], argv: list[str] | None) -> int:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
-from ccts_dist.errors import ConfigError, OutputError
+from ccts_dist.errors import ConfigError, OutputError, end_of_stdout
 from ccts_dist.inference.batches import answered_in_order, decoded_ahead, keep_few_kernels, twins_of, usable_cores
 from ccts_dist.inference.embeddings import check_suffix, keys_beside
 from ccts_dist.inference.output import check_outputs, only_our_stdout
 from ccts_dist.inference.plots import draw_curve, picture_in, pictures_are_in_folder
 from ccts_dist.inference.predictor import CATEGORY, Predictor, load_student, samples_per_batch
 from ccts_dist.inference.recordings import Unreadable, find_recordings, shown
-from ccts_dist.inference.results import Results, end_of_stdout
+from ccts_dist.inference.results import Results
 from ccts_dist.inference.rows import row_text
 from ccts_dist.inference.windows import Curve, Windows, decoded_windows, windows_of
 from ccts_dist.progress import Progress, log

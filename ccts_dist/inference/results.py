@@ -1,6 +1,5 @@
 """Output of a command: text on stdout or in a file, and embeddings in another file."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -86,9 +85,3 @@ class Results:
         else:
             with writing(self._out.path):
                 self._out.file.write(text.encode())
-
-
-def end_of_stdout() -> None:
-    """Let the process end without a word of its own where stdout takes nothing more (a note on SIGPIPE in Python's
-    documentation of ``signal``)."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

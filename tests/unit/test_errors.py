@@ -2,6 +2,8 @@
 
 import errno
 import gc
+import os
+import subprocess
 import sys
 
 import pyarrow
@@ -88,3 +90,26 @@ def test_stop_by_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         run_main(main)
     sys.excepthook(stopped.type, stopped.value, stopped.tb)
     assert capsys.readouterr().err == "stopped by Ctrl-C; what was finished is kept\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_command_whose_output_nobody_reads_ends_without_a_word(lines: int):
+    program = (
+        "from ccts_dist.errors import run_main\n"
+        f"raise SystemExit(run_main(lambda argv: [print('x') for _ in range({lines})] and 0))\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_pipe_that_breaks_elsewhere_stays_a_bug():
+    def main(argv: list[str] | None) -> int:
+        raise BrokenPipeError("of a socket")
+
+    with pytest.raises(BrokenPipeError, match="of a socket"):
+        run_main(main)
