@@ -53,7 +53,12 @@ class ConfigError(CctsError):
     exit_code = 2
 
 
-class PortTakenError(ConfigError):
+class LauncherError(ConfigError):
+    """Variables of a launcher that cannot be right. Not agreed on: each rank knows its own, and there may be no other
+    where variables are left over from a launcher that has gone."""
+
+
+class PortTakenError(LauncherError):
     """Two jobs that are to meet at the same port. Not agreed on: the ranks have not met."""
 
 
@@ -160,9 +165,9 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
         sys.stdout.flush()
         return code
     except CctsError as error:
-        if isinstance(error, PortTakenError) and not is_first_rank():
+        if isinstance(error, LauncherError) and not is_first_rank():
             _let_rank_0_speak()  # whose launcher then ends this one, unless rank 0 still waits for it
-        if is_first_rank() or isinstance(error, PeerLostError | PortTakenError):  # rank 0 may be lost
+        if is_first_rank() or isinstance(error, PeerLostError | LauncherError):  # rank 0 may be lost
             kind = "" if isinstance(error, StopRequested) else "error: "
             _print(kind + " ".join(str(error).split()))
         elif not isinstance(error, StopRequested):

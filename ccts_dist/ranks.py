@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from ccts_dist.errors import ConfigError, PeerLostError, PortTakenError
+from ccts_dist.errors import ConfigError, LauncherError, PeerLostError, PortTakenError
 from ccts_dist.process.launched import adopt_launcher, launcher_conflict
 
 BACKEND = "CCTS_BACKEND"
@@ -49,22 +49,30 @@ class Ranks:
         return self.rank == 0
 
 
+_LAST_PORT = 65_535
+
+
 def rank_facts() -> Ranks:
     """This process's ranks by the launcher's environment; one rank when there was no launcher.
 
     Raises:
-        ConfigError: a variable that holds no number, or variables that would let each rank train alone.
+        LauncherError: a variable that holds no number, or variables that would let each rank train alone.
     """
     adopt_launcher()
     conflict = launcher_conflict()
     if conflict:
-        raise ConfigError(conflict)
+        raise LauncherError(conflict)
     number = number_from_environment
     rank, num_ranks = number("RANK", default=0), number("WORLD_SIZE", default=1)
     if not 0 <= rank < num_ranks:
-        raise ConfigError(
+        raise LauncherError(
             f"environment variables RANK = {rank} and WORLD_SIZE = {num_ranks}: the rank must be below the number of "
             "ranks. Launchers set both; unset both to start one rank."
+        )
+    port = number("MASTER_PORT", default=0)
+    if not 0 <= port <= _LAST_PORT:
+        raise LauncherError(
+            f"environment variable MASTER_PORT = {port}: must be 0 to {_LAST_PORT}. Unset it to start one rank."
         )
     local_rank = number(_OWN_LOCAL_RANK, "LOCAL_RANK", default=0)
     # DeepSpeed's launcher, then torch's: how many hosts, and how many ranks on this one.
@@ -78,14 +86,14 @@ def number_from_environment(*names: str, default: int) -> int:
     """The number in the first of these variables that is set.
 
     Raises:
-        ConfigError: it is none.
+        LauncherError: it is none.
     """
     for name in names:
         if name in os.environ:
             try:
                 return int(os.environ[name])
             except ValueError:
-                raise ConfigError(
+                raise LauncherError(
                     f"environment variable {name} = {os.environ[name]!r} is no whole number. Launchers set it; "
                     "unset it to start one rank."
                 ) from None
@@ -224,12 +232,13 @@ def meet(ranks: Ranks, *, backend: str, timeout_s: float) -> tuple[Ranks, Store]
     Afterwards the environment has what libraries go by: LOCAL_RANK is the number of the GPU that they are to take.
 
     Raises:
-        ConfigError: on all ranks alike: as ``take_seats``, or nobody names where the ranks are to meet.
+        ConfigError: on all ranks alike: as ``take_seats``.
+        LauncherError: nobody names where the ranks are to meet.
         PortTakenError: on some ranks alone: another job meets at the same port.
         PeerLostError: a rank did not come in time.
     """
     if "MASTER_ADDR" not in os.environ:
-        raise ConfigError(
+        raise LauncherError(
             f"nothing names where {ranks.num_ranks} ranks are to meet: set MASTER_ADDR to a name of rank 0's host, for "
             "all of them (mpirun -x MASTER_ADDR=..., srun --export=ALL,MASTER_ADDR=...)."
         )

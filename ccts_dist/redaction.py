@@ -39,6 +39,9 @@ _WEAK = (
 
 _OPTION_NAME = re.compile(rf"(?i)(?:.*(?:{_STRONG}).*|(?:.*[_.-])?(?:{_WEAK})|.*token|.*session[_-]?id)(?:\[\w*\])?")
 _OPTION = re.compile(r"([?&;#])([^=&?#;]*)=([^&]*)")
+_INNER_NAME = re.compile(r";([^=;]*)=")
+"""Of an option after a semicolon, which may separate options or be a part of a value."""
+
 _VARIABLE = re.compile(
     r"PASSW|PASSPHRASE|(?:^|_)(?:SSH)?PASS$|_PWD$|SECRET|TOKEN(?!IZER)|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
 )
@@ -114,6 +117,14 @@ def remember(*addresses: str) -> None:
         if "://" in address:
             for secret in _secrets_of(address):
                 _add(secret)
+
+
+def remember_mistyped(address: str) -> None:
+    """As ``remember``, of what was meant as an address and lacks its "://": ``user:password@host``, ``http:/...``."""
+    if "://" not in address and "@" in address:
+        rest = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:?/+|^/+", "", address)
+        if ":" in rest.rpartition("@")[0]:
+            remember(f"x://{rest}")
 
 
 def remember_process(arguments: Sequence[str]) -> None:
@@ -205,7 +216,8 @@ def _split(rest: str) -> tuple[str, str]:
 def _without_secret_options(place: str) -> str:
     def keep(option: re.Match[str]) -> str:
         value = unquote(option[3])
-        is_secret = _OPTION_NAME.fullmatch(unquote(option[2])) or without_credentials(value) != value
+        names = (option[2], *_INNER_NAME.findall(option[3]))
+        is_secret = any(_OPTION_NAME.fullmatch(unquote(name)) for name in names) or without_credentials(value) != value
         return "" if is_secret else option[0]
 
     redacted = _OPTION.sub(keep, place)

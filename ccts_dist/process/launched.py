@@ -123,14 +123,14 @@ def _slurm_facts(environ: Mapping[str, str]) -> dict[str, str]:
     """The step's hosts, this host's tasks, and where its first task can be met."""
     facts = {}
     tasks = _tasks_per_host(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    host = int(environ.get("SLURM_NODEID", "0"))
-    if host < len(tasks):
-        facts["LOCAL_WORLD_SIZE"] = str(tasks[host])
+    host = environ.get("SLURM_NODEID", "0")
+    if host.isdecimal() and int(host) < len(tasks):
+        facts["LOCAL_WORLD_SIZE"] = str(tasks[int(host)])
     if "SLURM_STEP_NUM_NODES" in environ:
         facts["GROUP_WORLD_SIZE"] = environ["SLURM_STEP_NUM_NODES"]
     if "SLURM_STEP_NODELIST" in environ:
         facts["MASTER_ADDR"] = first_host(environ["SLURM_STEP_NODELIST"])
-    if "SLURM_JOB_ID" in environ:
+    if environ.get("SLURM_JOB_ID", "").isdecimal():
         # Two jobs of one host must not meet; launch/slurm.sh takes the same.
         facts["MASTER_PORT"] = str(20_000 + int(environ["SLURM_JOB_ID"]) % 20_000)
     return facts

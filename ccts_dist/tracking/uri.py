@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ccts_dist.errors import ConfigError
-from ccts_dist.redaction import remember, userinfo_of, without_credentials
+from ccts_dist.redaction import redact, remember, remember_mistyped, userinfo_of, without_credentials
 
 _SQLITE = "sqlite:///"
 
@@ -26,13 +26,16 @@ def resolve_tracking_uri(uri: str) -> str:
             password that MLflow would read otherwise.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "") or sqlite_uri(Path("mlflow.db"))
+    remember(uri)
+    remember_mistyped(uri)
     scheme = uri.partition(":")[0] if re.match(r"[a-z][a-z0-9+.-]*:", uri) else "file"
     if scheme == "file":
         raise ConfigError(
-            f"tracking uri {without_credentials(uri)!r} is a folder: MLflow's file store keeps no model aliases. "
-            f"Use {_SQLITE}PATH.db, or the address of a server (http://HOST:PORT)."
+            f"tracking uri {redact(without_credentials(uri))!r} is a folder: MLflow's file store keeps no model "
+            f"aliases. Use {_SQLITE}PATH.db, or the address of a server (http://HOST:PORT)."
         )
-    remember(uri)
+    if scheme in ("http", "https") and "://" not in uri:
+        raise ConfigError(f"tracking uri {redact(uri)!r} lacks the slashes of an address. Write {scheme}://HOST:PORT.")
     _check_credentials(uri)
     file = sqlite_file(uri)
     if file is None:

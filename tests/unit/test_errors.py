@@ -10,7 +10,9 @@ import pyarrow
 import pytest
 from safetensors import SafetensorError
 
+from ccts_dist import errors
 from ccts_dist.errors import ConfigError, PeerLostError, gc_paused, run_main, without_controls
+from ccts_dist.ranks import rank_facts
 
 
 def test_collector_rests_during_imports_and_not_after_them_even_if_one_fails():
@@ -34,6 +36,16 @@ def test_rank_that_lost_its_peers_reports_so_itself(
 
     assert run_main(main) == 1
     assert capsys.readouterr().err == "error: rank 0 has not come\n"
+
+
+def test_rank_of_a_launcher_that_has_gone_reports_what_was_left_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(errors, "_SPEAK_S", 0.01)
+    assert run_main(lambda _: rank_facts().rank) == 2
+    assert "RANK = 1 and WORLD_SIZE = 1: the rank must be below the number of ranks" in capsys.readouterr().err
 
 
 def test_control_characters_do_not_reach_a_terminal():

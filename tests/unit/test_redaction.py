@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -273,6 +274,34 @@ def test_password_that_http_would_take_for_a_host_is_refused_with_the_remedy(uri
     ) as reported:
         resolve_tracking_uri(uri)
     assert "cret9" not in str(reported.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "alice:secret9!@host:5000",
+        "//alice:secret9!@host/x",
+        "http:/alice:secret9!@host",
+        "http:alice:secret9!@host",
+        "https//alice:secret9!@host",
+        "postgres:alice:secret9!@host/db",
+    ],
+)
+def test_password_of_an_address_without_its_slashes_is_masked(uri: str):
+    with suppress(ConfigError):
+        resolve_tracking_uri(uri)
+    assert redact(f"invalid address {uri}, no host named alice:secret9!").count("secret9") == 0
+    assert redact("the model at models:/emotions@champion") == "the model at models:/emotions@champion"
+
+
+def test_option_after_a_semicolon_is_looked_at():
+    assert without_credentials("http://host/x?a=b;password=secret9") == "http://host/x"
+    assert without_credentials("http://host/x?a=b;c=d") == "http://host/x?a=b;c=d"
+
+
+def test_http_without_slashes_is_refused_before_it_is_asked():
+    with pytest.raises(ConfigError, match=r"lacks the slashes of an address\. Write http://HOST:PORT"):
+        resolve_tracking_uri("http:/alice:secret9!@host")
 
 
 def test_password_with_at_sign_is_refused_for_a_database_and_taken_escaped():

@@ -152,6 +152,8 @@ def test_variable_that_is_no_number_is_refused_by_name(monkeypatch: pytest.Monke
     [
         ({"RANK": "1"}, "RANK = '1' is set and WORLD_SIZE is not"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE = '2' is set and RANK is not"),
+        ({"MASTER_PORT": "many"}, "MASTER_PORT = 'many' is no whole number"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT = 65536: must be 0 to 65535"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK = 2 and WORLD_SIZE = 2: the rank must be below"),
         ({"PMIX_RANK": "1"}, "PMIX_RANK = '1': a launcher has started several ranks, and nothing reports how many"),
         ({"SLURM_PROCID": "3"}, "SLURM_PROCID = '3': a launcher has started several ranks"),
@@ -194,6 +196,12 @@ def test_rank_that_was_started_alone_trains_alone(reported, monkeypatch: pytest.
     for name, value in reported.items():
         monkeypatch.setenv(name, value)
     assert rank_facts() == Ranks()
+
+
+def test_variables_of_slurm_that_are_no_numbers_are_passed_over():
+    facts = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "x", "SLURM_JOB_ID": "5_3"}
+    adopt_launcher(facts)
+    assert (facts["RANK"], facts["MASTER_PORT"]) == ("1", "29500")
 
 
 def test_flux_and_jsm_start_ranks():
