@@ -2,7 +2,7 @@
 several shard sets."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -76,6 +76,73 @@ def _is_of(rows: ShardRows, category: str, category_map: Mapping[str, str]) -> B
     return np.array([mapped_category(one, category_map) == category for one in rows.categories], bool)
 
 
+class FullBatches:
+    """Batches of one size, without end: the utterances in one random order after the other, cut where a batch is full.
+
+    For few utterances, which ``BatchSampler`` would put into batches of even and much smaller size. Where a batch takes
+    in two orders, or there are fewer utterances than places, an utterance may be in it more than once.
+
+    Args:
+        source: where the rows come from.
+        splits: which of its splits.
+        global_batch_size: utterances of a batch.
+        bucket_batches: as of ``BatchSampler``.
+        settings: its other arguments, without ``partitions``.
+    """
+
+    def __init__(
+        self, source: RowSource, splits: Sequence[str], *, global_batch_size: int, bucket_batches: int, **settings: Any
+    ) -> None:
+        sorted_together = 1 if bucket_batches == 1 else bucket_batches * global_batch_size
+        self._rows = BatchSampler(source, splits, global_batch_size=1, bucket_batches=sorted_together, **settings)
+        self.largest_batch = global_batch_size
+        self.num_utterances = self._rows.num_utterances
+        self.steps_per_epoch = max(1, self.num_utterances // global_batch_size)
+        """By which steps are counted; orders end where they end."""
+
+        self.window_steps = max(1, self._rows.window_steps // global_batch_size)
+        self.digest = f"{self._rows.digest} by {global_batch_size}"
+
+    def global_batch(self, epoch: int, step: int, partitions: range | None = None) -> list[SampleRef]:
+        """As ``BatchSampler.global_batch``, in no order; there is one partition."""
+        return [row for place in self._places(epoch, step, 1) for row in self._rows.global_batch(*place, partitions)]
+
+    def shards_of_window(self, epoch: int, number: int, partitions: range | None = None) -> tuple[str, ...]:
+        """As ``BatchSampler.shards_of_window``."""
+        first = number * self.window_steps
+        count = min(self.window_steps, self.steps_per_epoch - first)
+        windows = dict.fromkeys((one, row // self._rows.window_steps) for one, row in self._places(epoch, first, count))
+        names = (name for window in windows for name in self._rows.shards_of_window(*window, partitions))
+        return tuple(dict.fromkeys(names))
+
+    def _places(self, epoch: int, step: int, count: int) -> Iterator[tuple[int, int]]:
+        """Order and place in it of each utterance of some steps."""
+        first = (epoch * self.steps_per_epoch + step) * self.largest_batch
+        for number in range(first, first + count * self.largest_batch):
+            yield divmod(number, self.num_utterances)
+
+
+def _plans(
+    rows: Sequence[tuple[RowSource, Sequence[str], int]], *, first_leads: bool, **settings: Any
+) -> tuple[BatchSampler, list[BatchSampler | FullBatches]]:
+    """Plans of some sources, each with its splits and its utterances of a batch: that which sets the epoch, others.
+
+    Args:
+        first_leads: whether that is the first source's; or else that of the source that takes most steps.
+        settings: the other arguments of ``BatchSampler``.
+    """
+    pairs = [(BatchSampler(one, splits, global_batch_size=size, **settings), (one, splits, size))
+             for one, splits, size in rows]  # fmt: skip
+    if not first_leads:
+        pairs.sort(key=lambda pair: -pair[0].steps_per_epoch)  # stable
+    alone = {name: value for name, value in settings.items() if name != "partitions"}
+    others: list[BatchSampler | FullBatches] = []
+    for plan, (one, splits, size) in pairs[1:]:
+        is_full = plan.num_utterances // plan.steps_per_epoch >= size - 1 or plan.num_partitions > 1
+        others.append(plan if is_full else FullBatches(one, splits, global_batch_size=size, **alone))
+    return pairs[0][0], others
+
+
 class PlansSideBySide:
     """A plan whose global batches are those of several others side by side; the first of them sets the epoch.
 
@@ -84,7 +151,7 @@ class PlansSideBySide:
     threads.
     """
 
-    def __init__(self, main: BatchSampler, *others: BatchSampler) -> None:
+    def __init__(self, main: BatchSampler, *others: BatchSampler | FullBatches) -> None:
         self._main, self._others = main, others
         self.plans = (main, *others)
         self.num_utterances = sum(plan.num_utterances for plan in self.plans)
@@ -117,7 +184,7 @@ class PlansSideBySide:
                 names += other.shards_of_window(theirs, window, partitions)
         return tuple(dict.fromkeys(names))
 
-    def _place(self, epoch: int, step: int, other: BatchSampler) -> tuple[int, int]:
+    def _place(self, epoch: int, step: int, other: BatchSampler | FullBatches) -> tuple[int, int]:
         """Epoch and step of a plan that does not set the epoch."""
         return divmod(epoch * self.steps_per_epoch + step, other.steps_per_epoch)
 
@@ -157,16 +224,16 @@ class MixedPlan(PlansSideBySide):
                 f"{named} of batch.global_batch_size = {global_batch_size} is {num_labelled}: a batch needs 2 labelled "
                 "utterances for a CCC, and place for others. Change the share, or leave it out."
             )
-        plans = []
+        kinds = []
         for labelled, size in ((True, num_labelled), (False, global_batch_size - num_labelled)):
             words = f"{'with' if labelled else 'without'} labels of {' '.join(targets)}"
             rows = SelectedRows(source, splits, partial(_is_labelled, targets=tuple(targets), labelled=labelled), words)
             if not rows.num_utterances:
                 kind = "no utterance has a label" if labelled else "every utterance has a label"
                 raise ConfigError(f"{named}: {kind} in {', '.join(splits)}. Leave the share out.")
-            plans.append(BatchSampler(rows, splits, global_batch_size=size, **settings))
-        plans.sort(key=lambda plan: -plan.steps_per_epoch)  # stable: the labelled ones lead where both take as long
-        super().__init__(*plans)
+            kinds.append((rows, splits, size))
+        main, others = _plans(kinds, first_leads=False, **settings)  # the labelled ones lead where both take as long
+        super().__init__(main, *others)
 
 
 def plan_of_sets(
@@ -191,10 +258,9 @@ def plan_of_sets(
             f"{', '.join(map(str, sizes))} utterances, and leave {rest} to data.shards: must be 1 at least each. "
             "Change the shares, or take larger batches."
         )
-    plans = [BatchSampler(shards.main, splits, global_batch_size=rest, **settings)]
-    for one, size in zip(shards.extras, sizes, strict=True):
-        plans.append(BatchSampler(one, one.extra.splits, global_batch_size=size, **settings))
-    return PlansSideBySide(*plans)
+    extras = [(one, one.extra.splits, size) for one, size in zip(shards.extras, sizes, strict=True)]
+    main, others = _plans([(shards.main, splits, rest), *extras], first_leads=True, **settings)
+    return PlansSideBySide(main, *others)
 
 
 def balanced_plan(
@@ -225,7 +291,7 @@ def balanced_plan(
             f"batch.balanced: a batch of batch.global_batch_size = {global_batch_size} has no place for each of {num} "
             "categories. Raise it, or leave batch.balanced out."
         )
-    plans = []
+    of_each = []
     for number, category in enumerate(categories):
         select = partial(_is_of, category=category, category_map=dict(category_map))
         rows = SelectedRows(source, splits, select, f"of category {category} by {sorted(category_map.items())}")
@@ -235,6 +301,6 @@ def balanced_plan(
                 "model.categories, or leave batch.balanced out."
             )
         size = global_batch_size * (number + 1) // num - global_batch_size * number // num
-        plans.append(BatchSampler(rows, splits, global_batch_size=size, **settings))
-    plans.sort(key=lambda plan: -plan.steps_per_epoch)
-    return PlansSideBySide(*plans)
+        of_each.append((rows, splits, size))
+    main, others = _plans(of_each, first_leads=False, **settings)
+    return PlansSideBySide(main, *others)

@@ -74,6 +74,29 @@ def test_position_is_known_without_what_came_before_and_the_shards_of_a_window_h
     assert len({one.digest, plan(shard_set, seed=6).digest, plan(shard_set, labelled_share=0.5).digest}) == 3
 
 
+def test_share_is_kept_where_few_utterances_would_leave_places_empty(shard_set: ShardSet):
+    one, other = (plan(shard_set, labelled_share=0.35, global_batch_size=20) for _ in range(2))
+    # 28 without a label, 13 a batch: 3 steps; 8 with one, 7 a batch: no two batches of four, but as they come.
+    assert (one.steps_per_epoch, one.largest_batch) == (3, 10 + 7)
+    places = [(epoch, step) for epoch in range(8) for step in range(3)]
+    batches = {place: one.global_batch(*place) for place in places}
+    seen: Counter[str] = Counter()
+    for (epoch, step), batch in batches.items():
+        labelled = [row.key for row in batch if is_labelled(row)]
+        assert len(labelled) == 7
+        assert {row.shard for row in batch} <= set(one.shards_of_window(epoch, step // one.window_steps))
+        assert [row.num_samples for row in batch] == sorted(row.num_samples for row in batch)
+        seen.update(labelled)
+    assert set(seen.values()) == {21}, "24 steps of seven are 21 times all eight"
+    assert len(seen) == NUM_LABELLED
+    assert all(other.global_batch(*place) == batches[place] for place in reversed(places))
+
+
+def test_more_places_than_utterances_are_filled_with_repeated_ones(shard_set: ShardSet):
+    mixed = plan(shard_set, labelled_share=0.65, global_batch_size=20)
+    assert [sum(map(is_labelled, mixed.global_batch(0, step))) for step in range(mixed.steps_per_epoch)] == [13] * 4
+
+
 def test_both_kinds_may_take_as_many_steps(shard_set: ShardSet):
     mixed = plan(shard_set, labelled_share=0.2, global_batch_size=20)
     assert mixed.steps_per_epoch == 2
