@@ -98,17 +98,17 @@ class FullBatches:
         self.largest_batch = global_batch_size
         self.num_utterances = self._rows.num_utterances
         self.steps_per_epoch = max(1, self.num_utterances // global_batch_size)
-        """By which steps are counted; orders end where they end."""
+        """Unit in which steps are counted; orders do not end with it."""
 
         self.window_steps = max(1, self._rows.window_steps // global_batch_size)
         self.digest = f"{self._rows.digest} by {global_batch_size}"
 
     def global_batch(self, epoch: int, step: int, partitions: range | None = None) -> list[SampleRef]:
-        """As ``BatchSampler.global_batch``, in no order; there is one partition."""
+        """Like ``BatchSampler.global_batch``, in no order; there is one partition."""
         return [row for place in self._places(epoch, step, 1) for row in self._rows.global_batch(*place, partitions)]
 
     def shards_of_window(self, epoch: int, number: int, partitions: range | None = None) -> tuple[str, ...]:
-        """As ``BatchSampler.shards_of_window``."""
+        """Like ``BatchSampler.shards_of_window``."""
         first = number * self.window_steps
         count = min(self.window_steps, self.steps_per_epoch - first)
         windows = dict.fromkeys((one, row // self._rows.window_steps) for one, row in self._places(epoch, first, count))
@@ -125,7 +125,7 @@ class FullBatches:
 def _plans(
     rows: Sequence[tuple[RowSource, Sequence[str], int]], *, first_leads: bool, **settings: Any
 ) -> tuple[BatchSampler, list[BatchSampler | FullBatches]]:
-    """Plans of some sources, each with its splits and its utterances of a batch: that which sets the epoch, others.
+    """The plan that sets the epoch, and the others, each of a source with its splits and its utterances of a batch.
 
     Args:
         first_leads: whether that is the first source's; or else that of the source that takes most steps.
