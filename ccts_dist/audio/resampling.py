@@ -25,7 +25,7 @@ _AT_A_TIME = 200_000
 """Numbers of such filters that are held (1.6 MB)."""
 
 _PER_CROSSING = 8_192
-"""Points of the filter that are tabled between two zero crossings, 100,000 in all at any rate; between them a line errs
+"""Points of the filter that are tabled between two zero crossings, 100,000 in all at any rate. Between them a line errs
 by 2e-8 (-154 dB)."""
 
 _WHOLE_FRAMES = 1 << 21

@@ -80,8 +80,10 @@ def unpack_counts(packed: Float64[Tensor, " packed"], distill: DistillTerms | No
 def micro_concordance(
     prediction: Float[Tensor, "batch dim"], label: Float[Tensor, "batch dim"], weight: Float[Tensor, " batch"]
 ) -> Float64[Tensor, " dim"]:
-    """CCC of each dimension within this micro-batch, without gradient; 0 with fewer than two labels, so that it adds up
-    over micro-batches to ``num_scored`` times their mean."""
+    """CCC of each dimension within this micro-batch, without gradient; 0 with fewer than two labels.
+
+    So it adds up over micro-batches to ``num_scored`` times their mean.
+    """
     return concordance_from_sums(concordance_sums(prediction, label, weight))
 
 

@@ -20,8 +20,8 @@ ATTENTION = (
     ("q_lin", "v_lin"),
     ("qkv",),
 )
-"""Names that families of encoders have for their projections to queries and values; of one that projects to queries,
-keys and values at once, the name of that."""
+"""Names that families of encoders have for their projections to queries and values. Of one that projects to queries,
+keys and values at once it is the name of that."""
 
 FEED_FORWARD = {"wavlm": ("intermediate_dense", "output_dense")}
 """Names of feed-forward layers, by model type: attention of these families reads the weights of its projections without

@@ -50,8 +50,7 @@ SPEECH_TYPES = (
 on padding."""
 
 BATCHED_TYPES = ("wav2vec2-bert",)
-"""Model types that take input from a feature extractor, and whose real frames are known here not to depend on padding,
-if they are given a mask."""
+"""Model types with a feature extractor whose real frames are known here not to depend on padding, given a mask."""
 
 Branch = Literal["speech", "text"]
 

@@ -187,7 +187,7 @@ def _mean_over_real(frames: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor,
 
 
 def _silenced(frames: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
-    """The frames with zeros for padding, in float32 at least, and the mask [batch frames 1]; one frame is always real,
+    """The frames with zeros for padding, in float32 at least, and the mask [batch frames 1]. One frame is always real,
     since attention over nothing would be NaN."""
     real = real_positions(num_frames.clamp(min=1), frames.shape[1])[:, :, None]
     return widened(frames).masked_fill(~real, 0.0), real

@@ -85,8 +85,10 @@ DEFAULT_GATE = Gate()
 
 
 def gate_from(extra: Mapping[str, Any]) -> Gate:
-    """The gate in ``extra`` of a model folder; the default where there is none, as in folders of earlier versions, or
-    where it is of no use without the run's files."""
+    """The gate in ``extra`` of a model folder, or the default.
+
+    Folders of earlier versions have none, and some gates are of no use without the run's files.
+    """
     distill = extra.get("distill")
     if not isinstance(distill, Mapping) or distill.get("gate") not in GATES or distill["gate"] == "keys":
         return DEFAULT_GATE

@@ -26,8 +26,10 @@ _MOST_NAMED = 3
 
 
 def set_warnings(shard_set: ShardSet) -> list[str]:
-    """A line for each pair of splits that share speakers, for each target whose labels never vary in a split, for
-    ratings that leave an end of their scale empty, and for recordings that were clipped when the set was built.
+    """A line for each doubtful fact of a shard set.
+
+    It may be a pair of splits that share speakers, a target whose labels never vary in a split, ratings that leave an
+    end of their scale empty, or recordings that were clipped when the set was built.
 
     Raises:
         ShardError: the index is stale or unreadable.

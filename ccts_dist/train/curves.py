@@ -27,7 +27,7 @@ _PANELS = (
     ("Norm of the gradient", ("train/gradient_norm", "train/grad_norm"), True),
     ("Learning rate", ("train/learning_rate_", "train/lr_"), False),
 )
-"""Title of each panel, what is drawn in it, and whether its axis may be logarithmic; a name that ends in ``_`` stands
+"""Title of each panel, what is drawn in it, and whether its axis may be logarithmic. A name that ends in ``_`` stands
 for all that begin so."""
 
 _EXACT = "Learning rate"

@@ -209,7 +209,7 @@ function draw() {
     `means: ${parts.join(", ")}`);
 }
 
-// --- the chosen stretch is heard ---
+// --- the chosen stretch is played ---
 
 function choose(from, to) {
   chosen = [Math.max(0, Math.min(from, to)), Math.min(shown.duration, Math.max(from, to))];

@@ -3,8 +3,9 @@
 from torch import nn
 
 RECOMPILE_LIMIT = 64
-"""All layers share one entry in torch's cache of compiled code, whose default of 8 counts training, evaluation, no
-gradient, with and without a mask, of every branch. Beyond the limit torch goes on uncompiled, without an error."""
+"""Limit of torch's cache of compiled code, in which all layers share one entry. Its default of 8 counts training,
+evaluation, no gradient, with and without a mask, of every branch. Beyond the limit torch goes on uncompiled, without an
+error."""
 
 
 def compile_layers(model: nn.Module) -> int:
