@@ -241,8 +241,8 @@ def _check_rejected(plan: PlanRecord, rejected: Sequence[str], max_rejected: flo
     if share > max_rejected or len(rejected) == plan.num_given:
         raise CorpusError(
             f"{plan.corpus}: {len(rejected)} of {plan.num_given} utterances rejected ({share:.1%}), and at most "
-            f"{max_rejected:.1%} may be. Reasons: {where}. Mend the corpus, or allow more "
-            "(--max-rejected); what is built is kept."
+            f"{int(max_rejected * plan.num_given)} may be ({max_rejected:.1%}). Reasons: {where}. "
+            "Mend the corpus, or allow more (--max-rejected); what is built is kept."
         )
 
 
