@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ccts_dist.cli import start
 from ccts_dist.errors import gc_paused
-from ccts_dist.process.invocation import CommandParser
+from ccts_dist.process.invocation import CommandParser, as_started
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     wanted = Wanted(kind=kind, shards=args.shards, name=args.out.stem, cache=args.teacher_cache, encoder=args.encoder,
                     text_encoder=args.text_encoder, small=args.small)  # fmt: skip
     write_run_file(args.out, run_file_text(wanted, set_facts(open_shard_set(args.shards))))
-    print(f"wrote {args.out}; check it: python launch/train.py {args.out} --check")
+    print(as_started(f"wrote {args.out}; check it: python launch/train.py {args.out} --check"))
     return 0
 
 

@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a model folder, models:/NAME@ALIAS or runs:/RUN_ID")
+    add("model", metavar="MODEL", help="a run folder, a model folder, models:/NAME@ALIAS or runs:/RUN_ID")
     add("repo", metavar="ORG/NAME", help="of the hub; created if new")
     add("--private", action="store_true", help="only members see it; refused where it is there and public")
     add("--revision", default="", metavar="BRANCH", help="branch to push to, created if new; the main branch without")

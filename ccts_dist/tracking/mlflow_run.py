@@ -12,6 +12,7 @@ from typing import Any, final
 
 from ccts_dist.config.schema import TrackingConfig
 from ccts_dist.errors import ConfigError
+from ccts_dist.process.invocation import as_started
 from ccts_dist.records import Condition
 from ccts_dist.redaction import redact, redact_addresses, without_credentials
 from ccts_dist.tracking.environment import source_tags
@@ -184,8 +185,10 @@ class MlflowRun:
         num_left = sum(box.close(max(0.0, until - time.monotonic())) for box in (self._events, self._files))
         if num_left:
             log.warning(
-                "tracking: %d events did not reach the server; they are kept in %s. Send them later: python "
-                "launch/sync.py %s",
+                as_started(
+                    "tracking: %d events did not reach the server; they are kept in %s. Send them later: python "
+                    "launch/sync.py %s"
+                ),
                 num_left,
                 self._spooled.folder,
                 self._output,

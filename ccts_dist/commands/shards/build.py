@@ -4,6 +4,7 @@ import argparse
 
 from ccts_dist.cli import start
 from ccts_dist.errors import gc_paused
+from ccts_dist.process.invocation import as_started
 from ccts_dist.progress import Progress
 from ccts_dist.shards.build.command import build_parser, part_of, read_corpus, settings_of
 
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         from ccts_dist.shards.set_warnings import print_warnings
 
     built = join(args) if args.kind == "join" else build(args)
-    print(built.in_words(args.out))
+    print(as_started(built.in_words(args.out)))
     if part_of(args) is None:
         print_warnings(args.out)
     return 0

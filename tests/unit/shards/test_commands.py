@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +82,9 @@ def test_info_is_printed_for_programs_and_drawn(msp: Path, tmp_path: Path, capsy
     assert (tmp_path / "set.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plain_manifest_is_built_in_parts_and_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_plain_manifest_is_built_in_parts_and_joined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     rows = []
     for number in range(6):
         write_noise(tmp_path / f"{number}.wav", 4000, seed=number)
@@ -89,8 +92,12 @@ def test_a_plain_manifest_is_built_in_parts_and_joined(tmp_path: Path, capsys: p
     (tmp_path / "corpus.csv").write_text("key,audio,split,joy\n" + "".join(rows))
     options = ["manifest", tmp_path / "corpus.csv", "--targets", "joy", "--scale", "0", "10", "--shard-mb", "0.01"]
     options += ["--processes", "1", "--name", "mine", "--out"]
-    assert run("build", *options, tmp_path / "s", "--part", "2/2") == 0
-    assert "part 2/2 is done: 3 shards, 3 utterances, 0 rejected" in capsys.readouterr().out
+    with monkeypatch.context() as as_program:
+        as_program.setattr(sys, "argv", ["ccts build"])
+        assert run("build", *options, tmp_path / "s", "--part", "2/2") == 0
+    printed = capsys.readouterr().out
+    assert "part 2/2 is done: 3 shards, 3 utterances, 0 rejected" in printed
+    assert f"When all parts are done: ccts build join {tmp_path / 's'}\n" in printed
     assert run("build", "join", tmp_path / "s") == 2
     assert "--part 1/2; then join" in capsys.readouterr().err
     assert run("build", *options, tmp_path / "s", "--part", "1/2") == 0

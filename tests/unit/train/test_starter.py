@@ -1,5 +1,6 @@
 """A first run file: what is chosen for which shard set, and what is refused."""
 
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -119,10 +120,15 @@ def test_splits_without_familiar_names_are_taken_in_their_order(tmp_path: Path):
         set_facts(build_small_shards(tmp_path / "t", {"only": 8}))
 
 
-def test_command_writes_a_file_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_command_writes_a_file_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     shard_set = build_small_shards(tmp_path / "s", {"Train": 8, "Development": 4, "Test": 4})
     words = [str(shard_set.root), "--with-text", "--small", "-o", str(tmp_path / "my run.toml")]
-    assert run_main(command.main, words) == 0
+    with monkeypatch.context() as as_program:
+        as_program.setattr(sys, "argv", ["ccts init"])
+        assert run_main(command.main, words) == 0
+    assert capsys.readouterr().out.endswith(f"check it: ccts train {tmp_path / 'my run.toml'} --check\n")
     written = (tmp_path / "my run.toml").read_text()
     run = tomllib.loads(written)
     assert (run["run_name"], run["tracking"]["registered_model_name"]) == ("my run", "my-run")
