@@ -3,6 +3,7 @@
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,14 +21,29 @@ def source_tags() -> dict[str, str]:
     prepare_mlflow()
     from mlflow.tracking.context.default_context import DefaultRunContext
     from mlflow.tracking.context.git_context import GitRunContext
-    from mlflow.utils.git_utils import get_git_commit
     from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
     has_git = shutil.which("git") is not None  # without it MLflow would warn
     contexts = [DefaultRunContext(), *([GitRunContext()] if has_git else [])]
     tags = {key: str(value) for one in contexts if one.in_context() for key, value in one.tags().items()}
-    commit = get_git_commit(str(_PACKAGE)) if has_git and MLFLOW_GIT_COMMIT not in tags else None
+    commit = _commit_of(_PACKAGE) if has_git and MLFLOW_GIT_COMMIT not in tags else ""
     return {key: redact(value) for key, value in (tags | ({MLFLOW_GIT_COMMIT: commit} if commit else {})).items()}
+
+
+def _commit_of(folder: Path) -> str:
+    """The commit of the repository that keeps a folder; "" where none does, or ignores it, as it does packages.
+
+    By git itself: the library that MLflow takes leaves a process behind.
+    """
+
+    def git(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+
+    try:
+        not_ignored = git("check-ignore", "-q", ".").returncode == 1  # 128 outside of any repository
+        return git("rev-parse", "--verify", "-q", "HEAD").stdout.strip() if not_ignored else ""
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def installed_packages() -> str:

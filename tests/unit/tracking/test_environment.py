@@ -39,3 +39,5 @@ def test_commit_of_an_installed_program_is_that_of_the_packages_checkout(
         subprocess.run([*git, *words], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     assert source_tags()["mlflow.source.git.commit"] == head
+    (checkout / ".gitignore").write_text("ccts_dist/")
+    assert "mlflow.source.git.commit" not in source_tags(), "a repository that ignores packages is not theirs"
