@@ -7,6 +7,12 @@ CLIPPED_SHARE = 0.5
 """Share of samples at full scale above which a recording counts as clipped; speech that was merely too loud has some
 percent."""
 
+IN_WORDS = (
+    f"more than {CLIPPED_SHARE:.0%} of its samples are at full scale: it is clipped, or of another scale than its "
+    "format states"
+)
+"""For people, behind the name of a recording."""
+
 _FULL_SCALE = 32_767
 
 

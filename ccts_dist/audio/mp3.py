@@ -81,7 +81,12 @@ def look_at_mp3(file: Opened) -> Mp3Frames:
     at, end = id3_bytes(data.at(0, 10)), _end_of_frames(data)
     first = data.at(at, 200)
     if _has_tag(first):
-        return Mp3Frames(samples=0, fault=_JOINED if _is_joined(data, at, end, _stated_frames(first)) else "")
+        stated, tag = _stated_frames(first), _frame(first)
+        if _is_joined(data, at, end, stated):
+            return Mp3Frames(samples=0, fault=_JOINED)
+        if stated is not None or tag is None:
+            return Mp3Frames(samples=0, fault="")
+        at += tag.size  # the decoder guesses then as it does without a tag
     samples, fault = _walk(data, at, end)
     return Mp3Frames(samples=samples, fault=fault)
 
@@ -198,13 +203,13 @@ def _begins_stream(data: bytes, frame: _Frame) -> bool:
 
 
 def _stated_frames(frame: bytes) -> int | None:
-    """The number of frames that such a frame states; None if it leaves that out."""
+    """The number of frames that such a frame states; None if it leaves that out, or never learned it (0)."""
     at = frame.find(b"VBRI", 4)
     if at >= 0:
-        return int.from_bytes(frame[at + 14 : at + 18], "big") if len(frame) >= at + 18 else None
+        return int.from_bytes(frame[at + 14 : at + 18], "big") or None if len(frame) >= at + 18 else None
     at = max(frame.find(b"Xing", 4), frame.find(b"Info", 4))
     flags = int.from_bytes(frame[at + 4 : at + 8], "big")
-    return int.from_bytes(frame[at + 8 : at + 12], "big") if flags & 1 and len(frame) >= at + 12 else None
+    return int.from_bytes(frame[at + 8 : at + 12], "big") or None if flags & 1 and len(frame) >= at + 12 else None
 
 
 def _frame(header: bytes) -> _Frame | None:

@@ -14,6 +14,17 @@ AUDIO_SUFFIXES = frozenset(
 )
 """In lower case; what a corpus's audio files may end with, whatever its label file states."""
 
+OTHER_SUFFIXES = frozenset(
+    {
+        ".3ga", ".3gp", ".aac", ".ac3", ".adts", ".alac", ".amr", ".ape", ".asf", ".avi", ".awb", ".dts", ".eac3",
+        ".flv", ".m4a", ".m4b", ".m4r", ".m4v", ".mka", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".qta", ".ra",
+        ".rm", ".spx", ".tta", ".webm", ".wma", ".wmv", ".wv",
+    }
+)  # fmt: skip
+"""How other recordings are named, sound and video, which libsndfile does not read."""
+
+_KNOWN_SUFFIXES = AUDIO_SUFFIXES | OTHER_SUFFIXES | {".bwf", ".mp1", ".mp2", ".nist", ".rf64", ".sf", ".wave"}
+
 
 class AudioFolder:
     """The audio files of one folder, found by the name that a label file gives them.
@@ -43,8 +54,8 @@ class AudioFolder:
 
     @property
     def unnamed(self) -> list[Path]:
-        """Audio files that were never looked for, sorted."""
-        names = (name for name in self._names - self._found if is_audio(name) and not name.startswith("."))
+        """Recordings that were never looked for, sorted; those too that cannot be decoded."""
+        names = (name for name in self._names - self._found if _is_recording(name) and not name.startswith("."))
         return [self.folder / name for name in sorted(names)]
 
     def find(self, name: str) -> Path | None:
@@ -98,6 +109,10 @@ def folder_of_row(folders: dict[Path, AudioFolder], folder: Path, where: str, so
 def is_audio(name: str) -> bool:
     """True if a file's name ends as audio does."""
     return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+
+
+def _is_recording(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in _KNOWN_SUFFIXES
 
 
 def find_audio(root: Path, levels: int = 5) -> list[Path]:

@@ -31,6 +31,7 @@ from ccts_dist.corpus.corpus import Corpus
 from ccts_dist.corpus.folders import AudioFolder, folder_of_row
 from ccts_dist.errors import ConfigError, CorpusError
 from ccts_dist.records import SHARE, Rejected, Utterance
+from ccts_dist.redaction import redact
 
 NEEDED_COLUMNS = ("key", "audio")
 DESCRIBING_COLUMNS = ("split", "transcript", "speaker", "gender", "category", "num_raters")
@@ -183,6 +184,10 @@ def _audio(reading: _Reading, cell: str, line: int) -> Path:
     source = reading.path.name
     if not cell.strip():
         raise RowError(f"line {line}: audio is empty", source)
+    if "://" in cell:
+        raise RowError(
+            f"line {line}: audio is the address {redact(cell)[:100]!r}, and files are read: fetch it", source
+        )
     for text in dict.fromkeys((cell, cell.strip())):
         audio = reading.path.parent / text
         found = folder_of_row(reading.folders, audio.parent, f"line {line}", source).find(audio.name)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int16
 
+from ccts_dist.audio.clipping import is_clipped
 from ccts_dist.audio.convert import decode_audio, to_float32
 from ccts_dist.audio.limits import MAX_DURATION_S
 from ccts_dist.files.read_ahead import read_ahead
@@ -41,6 +42,11 @@ class Piece:
 
     pcm16: Int16[np.ndarray, " samples"]
 
+    @property
+    def is_clipped(self) -> bool:
+        """See ``ccts_dist.audio.clipping``."""
+        return is_clipped(self.pcm16)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
@@ -52,6 +58,7 @@ class Answered:
     end_s: float
     answer: dict[str, Any]
     embedding: Float32[np.ndarray, " hidden"]
+    is_clipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ class _Place:
     number: int
     start: int
     end: int
+    is_clipped: bool
 
 
 @dataclass(slots=True)
@@ -152,7 +160,7 @@ def _length(piece: Piece | Unreadable) -> int:
 def _place(piece: Piece | Unreadable) -> _Place | Unreadable:
     if isinstance(piece, Unreadable):
         return piece
-    return _Place(piece.name, piece.number, piece.start, piece.start + len(piece.pcm16))
+    return _Place(piece.name, piece.number, piece.start, piece.start + len(piece.pcm16), piece.is_clipped)
 
 
 def _collect(stretch: _Stretch, progress: Callable[[int], object]) -> Iterator[Answered | Unreadable]:
@@ -178,6 +186,7 @@ def _collect(stretch: _Stretch, progress: Callable[[int], object]) -> Iterator[A
                 end_s=place.end / SAMPLE_RATE_HZ,
                 answer=predicted.answer,
                 embedding=predicted.embedding,
+                is_clipped=place.is_clipped,
             )
 
 

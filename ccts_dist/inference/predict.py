@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
+from ccts_dist.audio.clipping import IN_WORDS
 from ccts_dist.errors import ConfigError, OutputError, end_of_stdout
 from ccts_dist.inference.batches import answered_in_order, decoded_ahead, keep_few_kernels, twins_of, usable_cores
 from ccts_dist.inference.embeddings import check_suffix, keys_beside
@@ -162,6 +163,7 @@ def _predict_files(students: Sequence[Predictor], asked: _Asked, results: Result
                 log(one.in_words)
                 failed.append(one)
             else:
+                _warn_clipped(one.name, one.is_clipped)
                 results.add({"file": one.name, **one.answer}, one.embedding)
     return failed
 
@@ -184,13 +186,16 @@ def _predict_windows(
     with closing(decoded), closing(answers):
         for _, of_one_file in groupby(answers, key=lambda one: one.number):
             curve, damage = Curve(student.columns, student.categories, keep=asked.draw is not None), None
+            num_clipped = 0
             for one in of_one_file:
                 if isinstance(one, Unreadable):
                     damage = one
                 else:
                     curve.add(one)
+                    num_clipped += one.is_clipped
                     times = {"kind": "window", "start_s": one.start_s, "end_s": one.end_s}
                     results.add({"file": one.name, **times, **one.answer}, one.embedding)
+            _warn_clipped(curve.name, 2 * num_clipped > curve.num_windows)
             if damage is not None:
                 failed.append(_damaged(damage, curve))
                 log(failed[-1].in_words)
@@ -201,6 +206,11 @@ def _predict_windows(
                     asked.draw(student, curve)
             bar.advance()
     return failed
+
+
+def _warn_clipped(name: str, is_clipped: bool) -> None:
+    if is_clipped:
+        log(f"warning: {name}: {IN_WORDS}")
 
 
 def _damaged(damage: Unreadable, curve: Curve) -> Unreadable:

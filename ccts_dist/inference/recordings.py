@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ccts_dist.corpus.folders import OTHER_SUFFIXES
 from ccts_dist.errors import ConfigError
 
 SUFFIXES = frozenset(
@@ -16,16 +17,6 @@ SUFFIXES = frozenset(
     }
 )  # fmt: skip
 """How files that libsndfile reads are named, in lower case; raw samples are not among them, for they state no rate."""
-
-
-OTHER_SUFFIXES = frozenset(
-    {
-        ".3ga", ".3gp", ".aac", ".ac3", ".adts", ".alac", ".amr", ".ape", ".asf", ".avi", ".awb", ".dts", ".eac3",
-        ".flv", ".m4a", ".m4b", ".m4r", ".m4v", ".mka", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".qta", ".ra",
-        ".rm", ".spx", ".tta", ".webm", ".wma", ".wmv", ".wv",
-    }
-)  # fmt: skip
-"""How other recordings are named, sound and video, which libsndfile does not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

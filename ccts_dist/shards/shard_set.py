@@ -104,12 +104,16 @@ def open_shard_set(root: str | Path, *, cache: Path | None = None, cache_bytes: 
     Raises:
         MissingShardsError: there is no shard set.
         ShardError: another format version, a damaged manifest, one whose shards are not those that its splits count,
-            or an index of another size than the manifest's.
+            or whose scale does not rise, or an index of another size than the manifest's.
         ConfigError: a ``pipe:`` command, or an address that is refused.
         FetchError: a store does not answer.
     """
     shard_set = read_shard_set(open_store(root, cache=cache, cache_bytes=cache_bytes))
-    check_totals(shard_set.manifest, where=f"{shard_set.store.words}/{MANIFEST_NAME}")
+    where = f"{shard_set.store.words}/{MANIFEST_NAME}"
+    check_totals(shard_set.manifest, where=where)
+    scale = shard_set.manifest.scale
+    if len(scale) != 2 or not scale[0] < scale[1]:
+        raise ShardError(f"{where}: states the scale {list(scale)}, which must rise. Do not use this shard set.")
     check_index_size(shard_set.store, shard_set.manifest.index_size_bytes, error=ShardError)
     return shard_set
 

@@ -77,6 +77,22 @@ def test_an_mp3_with_tags_of_every_kind_is_one():
         np.testing.assert_array_equal(decoded(data), whole)
 
 
+@pytest.mark.parametrize("kind", ["frames 0", "no frames"])
+def test_an_mp3_whose_writer_never_learned_the_number_of_frames_is_not_cut_to_a_guess(kind: str):
+    at = next(at for at in (MP3.find(b"Info"), MP3.find(b"Xing")) if at >= 0)
+    unknown = bytearray(MP3)
+    if kind == "frames 0":
+        unknown[at + 8 : at + 12] = bytes(4)
+    else:
+        unknown[at + 7] &= 0xFE
+    found = decoded(bytes(unknown))
+    if isinstance(found, str):
+        assert re.fullmatch(r"states no length, and \d+ of its 1\d{4} samples are found; write it anew", found)
+    else:
+        assert len(found) > 0.95 * len(decoded(MP3))
+    assert str(decoded(bytes(unknown) + OTHER_MP3)).startswith("holds several MP3 streams")
+
+
 def endless(wav: bytes) -> bytes:
     """As a program leaves a WAV that writes to a pipe."""
     return wav[:40] + b"\xff" * 4 + wav[44:]

@@ -201,6 +201,16 @@ def test_bad_value_in_json_rejects_its_row(json_of: Write, row: dict, words: str
     assert isinstance(second, Utterance)
 
 
+def test_address_in_the_place_of_a_file_rejects_its_row_without_its_password(csv_of: Write):
+    corpus = read_manifest(csv_of("key,audio", "k,https://alice:secret9@host/a.wav?X-Amz-Signature=abcdef0123"))
+    (rejected,) = corpus.utterances
+    assert rejected == Rejected(
+        key="k",
+        reason="line 2: audio is the address 'https://host/a.wav', and files are read: fetch it",
+        source="corpus.csv",
+    )
+
+
 def test_name_that_comes_twice_on_a_line_rejects_it(csv_of: Write):
     good = '{"key": "k", "audio": "a.wav", "valence": 4}'
     lines = (good.replace("4", '1, "valence": 7'), good.replace('"k"', '"l"'))
@@ -315,11 +325,11 @@ def test_scale_that_does_not_rise_is_refused(csv_of: Write, scale: tuple[float, 
 
 
 def test_audio_that_no_row_names_is_listed(tmp_path: Path):
-    for name in ("a.wav", "bad.wav", "unnamed.wav", "unnamed.flac", "notes.txt", "._a.wav"):
+    for name in ("a.wav", "bad.wav", "unnamed.wav", "unnamed.flac", "u.m4a", "notes.txt", "._a.wav", ".b.m4a"):
         (tmp_path / name).touch()
     (tmp_path / "table.csv").write_text("key,audio,valence\na,a.wav,3\nb,bad.wav,99\n")
     corpus = read_manifest(tmp_path / "table.csv")
-    assert corpus.unnamed == (tmp_path / "unnamed.flac", tmp_path / "unnamed.wav")
+    assert corpus.unnamed == (tmp_path / "u.m4a", tmp_path / "unnamed.flac", tmp_path / "unnamed.wav")
 
 
 def test_manifest_is_split_by_speaker_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

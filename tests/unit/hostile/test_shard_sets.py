@@ -19,6 +19,7 @@ from ccts_dist.evaluation.results import predictions_name
 from ccts_dist.limits import LIMITS, MOST_JSON_VALUES, parse_json, read_limited
 from ccts_dist.shards import open_merged_teacher, open_shard_set, open_teacher_cache
 from ccts_dist.shards.format.schema import parse_manifest
+from ccts_dist.shards.format.sealed_json import sealed_bytes
 from ccts_dist.shards.format.tars import walk_tar
 from ccts_dist.shards.format.teacher_cache import parse_cache_manifest
 from ccts_dist.shards.stores.fetch_cache import FetchCache, Refusal, Reservation, cached_name
@@ -53,6 +54,15 @@ def refuse_digest(folder: Path, change: Callable[[dict[str, Any]], object], pars
     with pytest.raises((ShardError, TeacherError)) as refused:
         parse(data, where="here")
     return str(refused.value)
+
+
+@pytest.mark.parametrize("scale", [[7.0, 1.0], [1.0, 1.0], [1.0], [1.0, 4.0, 7.0]])
+def test_a_scale_that_does_not_rise_is_refused_before_anything_is_predicted_on_it(root: Path, scale: list[float]):
+    tree = json.loads((root / "manifest.json").read_bytes())
+    tree.pop("seal")
+    (root / "manifest.json").write_bytes(sealed_bytes(tree | {"scale": scale}))
+    with pytest.raises(ShardError, match=r"states the scale .*, which must rise"):
+        open_shard_set(root)
 
 
 @pytest.mark.parametrize("text", PATHS)

@@ -59,6 +59,20 @@ def test_each_window_is_answered_as_a_recording_of_its_own_and_their_mean_follow
     assert sorted(path.name for path in pictures.iterdir()) == ["b.flac.png", "long.wav.png"]
 
 
+@pytest.mark.parametrize("options", [[], ["--window", ".5"]])
+def test_a_recording_that_is_a_square_wave_is_answered_with_a_warning(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    noise = np.random.default_rng(0).normal(size=16_000)
+    soundfile.write(tmp_path / "loud.wav", 3 * noise, 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "usual.wav", 0.1 * noise, 16_000, subtype="FLOAT")
+    files = [str(tmp_path / name) for name in ("loud.wav", "usual.wav")]
+    assert run_main(command.main, ["--model", str(model), *options, *files]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"warning: {files[0]}: more than 50% of its samples are at full scale")
+
+
 def test_a_recording_that_breaks_off_has_windows_but_no_mean_and_no_picture(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
