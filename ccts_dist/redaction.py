@@ -40,7 +40,7 @@ _WEAK = (
 _OPTION_NAME = re.compile(rf"(?i)(?:.*(?:{_STRONG}).*|(?:.*[_.-])?(?:{_WEAK})|.*token|.*session[_-]?id)(?:\[\w*\])?")
 _OPTION = re.compile(r"([?&;#])([^=&?#;]*)=([^&]*)")
 _INNER_NAME = re.compile(r";([^=;]*)=")
-"""Of an option after a semicolon, which may separate options or be a part of a value."""
+"""Name of an option after a semicolon, which may separate options or be a part of a value."""
 
 _VARIABLE = re.compile(
     r"PASSW|PASSPHRASE|(?:^|_)(?:SSH)?PASS$|_PWD$|SECRET|TOKEN(?!IZER)|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
@@ -120,7 +120,7 @@ def remember(*addresses: str) -> None:
 
 
 def remember_mistyped(address: str) -> None:
-    """As ``remember``, of what was meant as an address and lacks its "://": ``user:password@host``, ``http:/...``."""
+    """Mask, as ``remember`` does, the password of an address that lacks its "://": ``user:password@host``."""
     if "://" not in address and "@" in address:
         rest = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:?/+|^/+", "", address)
         if ":" in rest.rpartition("@")[0]:
