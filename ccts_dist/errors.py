@@ -179,6 +179,11 @@ def run_main(main: Callable[[list[str] | None], int], argv: list[str] | None = N
         end_of_stdout()
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            if is_first_rank():
+                name = str(error.filename or "a path")
+                _print(f"error: {name[:80]}...: is longer than a name or a path may be. Give a shorter one.")
+            return ConfigError.exit_code
         if not is_full(error):
             raise
         if is_first_rank():

@@ -5,6 +5,7 @@ import gc
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -46,6 +47,13 @@ def test_rank_of_a_launcher_that_has_gone_reports_what_was_left_over(
     monkeypatch.setattr(errors, "_SPEAK_S", 0.01)
     assert run_main(lambda _: rank_facts().rank) == 2
     assert "RANK = 1 and WORLD_SIZE = 1: the rank must be below the number of ranks" in capsys.readouterr().err
+
+
+def test_path_that_no_file_system_takes_is_one_line(capsys: pytest.CaptureFixture[str]):
+    assert run_main(lambda _: Path("x" * 5_000).is_dir()) == 2
+    assert capsys.readouterr().err == (
+        f"error: {'x' * 80}...: is longer than a name or a path may be. Give a shorter one.\n"
+    )
 
 
 def test_control_characters_do_not_reach_a_terminal():
