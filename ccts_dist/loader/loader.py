@@ -134,9 +134,8 @@ class Loader:
             shard_set, splits, batch, data, targets, categories=categories, category_map=category_map, seed=seed,
             shuffle=shuffle, max_samples=max_samples,
         )  # fmt: skip
-        batch.gradient_accumulation_steps(
-            ranks.num_ranks, self.plan.largest_batch
-        )  # refuses more ranks than utterances
+        # Refuses more ranks than utterances.
+        batch.gradient_accumulation_steps(ranks.num_ranks, self.plan.largest_batch)
         skip_damaged = data.on_corrupt == "skip"
         waveform_reader = None
         if max_samples or augmenter is not None:
@@ -246,8 +245,7 @@ class Loader:
         if batch.micro_batch_seconds is None:
             num_micro_batches = batch.gradient_accumulation_steps(self._num_ranks, self.plan.largest_batch)
             return split_global_batch(rows, self._peers, num_micro_batches, batch.micro_batch_size)
-        # Micro-batches are as many on all nodes, so that one that reads its own streams looks at the others' durations
-        # too.
+        # Micro-batches are as many on all nodes: one that reads its own partitions looks at the others' durations too.
         shares = [
             rows if partitions == self.partitions else self.plan.global_batch(epoch, step, partitions)
             for partitions in self._of_nodes

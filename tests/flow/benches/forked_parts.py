@@ -43,7 +43,7 @@ def run(
 
 
 class _Popen(subprocess.Popen[str]):
-    """``subprocess.Popen``, of a command in Python: what it says comes with the part's own words."""
+    """``subprocess.Popen``, of a command in Python: its output comes with the part's own words."""
 
     def __new__(cls, command: Sequence[str], *, cwd: Path) -> Forked:
         assert command[0] == sys.executable

@@ -9,25 +9,25 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.examples import open_examples
-from tests.helpers.examples.corpus_examples import Example, Said, write_lines, write_recording
+from tests.helpers.examples.corpus_examples import Example, SourceUtterance, write_lines, write_recording
 from tests.helpers.processes.launching import ROOT, environment, run_forked
 from tests.tiers import with_long
 
 
 def datasets_folder(root: Path) -> Example:
     """A folder as ``datasets`` reads it: three splits with audio and a table each."""
-    said = {}
+    stated = {}
     for split, num in (("train", 12), ("validation", 5), ("test", 5)):
         lines = ["file_name,sentence,mood,who,id"]
         for number in range(num):
             name, mood = f"{split}{number}", float(1 + (7 * number + num) % 5)
             write_recording(root / split / f"{name}.wav", number)
             lines.append(f"{name}.wav,words of {name},{mood},{split[0]}{number % 2},{name}")
-            said[name] = Said(
+            stated[name] = SourceUtterance(
                 split=split, transcript=f"words of {name}", speaker=f"{split[0]}{number % 2}", ratings={"valence": mood}
             )
         write_lines(root / split / "metadata.csv", lines)
-    return Example(path=root, root=root, utterances=said, rejected={}, scale=(1.0, 5.0))
+    return Example(path=root, root=root, utterances=stated, rejected={}, scale=(1.0, 5.0))
 
 
 _COLUMNS = ["--text", "sentence", "--speaker", "who", "--key", "id", "--target", "valence=mood", "--scale", "1", "5"]
@@ -68,19 +68,19 @@ def check_labels(place: Path, example: Example) -> None:
         for row in range(len(rows)):
             found[rows.keys[row]] = json.loads(shards.member(rows, row, "json"))
     assert set(found) == set(example.utterances)
-    for key, said in example.utterances.items():
+    for key, stated in example.utterances.items():
         labels = {name: label for name, label in found[key]["labels"].items() if label is not None}
-        assert labels == pytest.approx({name: (value - low) / (high - low) for name, value in said.ratings.items()})
+        assert labels == pytest.approx({name: (value - low) / (high - low) for name, value in stated.ratings.items()})
         assert [found[key][fact] for fact in ("split", "transcript", "category")] == [
-            said.split, said.transcript, said.category
+            stated.split, stated.transcript, stated.category
         ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", with_long(["crema-d"], CORPORA))
 def test_run_file_written_for_a_corpus_passes_its_check(name: str, tmp_path: Path):
     check_labels(tmp_path, built(tmp_path, name))
-    said = command(tmp_path, "init", "SHARDS", "--small", *CORPORA[name][2], "-o", "run.toml")
-    assert said == "wrote run.toml; check it: python launch/train.py run.toml --check\n"
+    stated = command(tmp_path, "init", "SHARDS", "--small", *CORPORA[name][2], "-o", "run.toml")
+    assert stated == "wrote run.toml; check it: python launch/train.py run.toml --check\n"
     assert "check passed" in command(tmp_path, "train", "run.toml", "--check")
     keys = [line for line in (tmp_path / "run.toml").read_text().splitlines() if " = " in line and line[0] != "#"]
     shapes = [line for line in keys if "#" not in line]

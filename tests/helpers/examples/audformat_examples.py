@@ -18,7 +18,7 @@ from tests.helpers.examples.corpus_examples import (
     FAULTY_AUDIO,
     NUM_SAMPLES,
     Example,
-    Said,
+    SourceUtterance,
     write_faulty_audio,
     write_lines,
 )
@@ -120,7 +120,7 @@ def raters(root: Path) -> Example:
         path=root,
         root=root,
         utterances={
-            "wav/one.wav": Said(
+            "wav/one.wav": SourceUtterance(
                 split="train",
                 ratings={"arousal": 1.5},
                 transcript="Der Lappen liegt auf dem Eisschrank.",
@@ -130,7 +130,7 @@ def raters(root: Path) -> Example:
                 raters=2,
                 variance={"arousal": 0.25},
             ),
-            "wav/two.wav": Said(
+            "wav/two.wav": SourceUtterance(
                 split="train",
                 ratings={"arousal": 5.0},
                 transcript="Das will sie am Mittwoch abgeben, ja?",
@@ -140,7 +140,7 @@ def raters(root: Path) -> Example:
                 raters=1,
                 variance={"arousal": 0.0},
             ),
-            "wav/three.wav": Said(split="test", raters=0),
+            "wav/three.wav": SourceUtterance(split="test", raters=0),
         },
         rejected={
             "wav/off.wav": "db.arousal.csv line 5: arousal 5.5 is off the scale 1..5",
@@ -223,15 +223,17 @@ def segments(root: Path) -> Example:
         path=root,
         root=root,
         utterances={
-            "audio/001.wav#t=0.0,0.05": Said(
+            "audio/001.wav#t=0.0,0.05": SourceUtterance(
                 split="dev",
                 ratings={"valence": 0.75, "arousal": 0.25},
                 transcript="Hello, there",
                 speaker="spk1",
                 gender="female",
             ),
-            "audio/001.wav#t=0.05,0.1": Said(split="dev", ratings={"arousal": 1.0}, speaker="spk2", gender="male"),
-            "audio/002.wav": Said(split="other", ratings={"valence": 0.0}),
+            "audio/001.wav#t=0.05,0.1": SourceUtterance(
+                split="dev", ratings={"arousal": 1.0}, speaker="spk2", gender="male"
+            ),
+            "audio/002.wav": SourceUtterance(split="other", ratings={"valence": 0.0}),
         },
         rejected={
             "db.segments.parquet row 4": "begins within the file and names no end",

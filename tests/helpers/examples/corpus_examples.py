@@ -1,6 +1,6 @@
 """Corpora as they lie on disk, in the layouts of their releases, small and with planted faults.
 
-Each maker writes a folder and says what has to come of it: the utterances, in the terms of the source, and the faults
+Each maker writes a folder and states what has to come of it: the utterances, in the terms of the source, and the faults
 with their reasons. Nothing here is read by the readers' own code, so that the two can disagree.
 """
 
@@ -21,8 +21,8 @@ MAX_DURATION_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """What the source says of one utterance, ratings on its own scale."""
+class SourceUtterance:
+    """One utterance in the terms of the source, ratings on its own scale."""
 
     split: str
     ratings: Mapping[str, float] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Example:
     root: Path
     """What audio is named relative to."""
 
-    utterances: Mapping[str, Said]
+    utterances: Mapping[str, SourceUtterance]
     rejected: Mapping[str, str]
     """By key: a part of the reason."""
 
@@ -67,7 +67,7 @@ FAULTY_AUDIO = {
 
 
 def write_recording(path: Path, seed: int, *, rate: int = 16_000, channels: int = 1) -> None:
-    """Quiet noise of ``NUM_SAMPLES`` at 16 kHz, in the format that the name's ending says."""
+    """Quiet noise of ``NUM_SAMPLES`` at 16 kHz, in the format that the name's ending states."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (NUM_SAMPLES * rate // 16_000, channels)
     noise = np.random.default_rng(seed).integers(-3000, 3000, shape, dtype=np.int16)
@@ -126,7 +126,7 @@ def iemocap(root: Path) -> Example:
             transcripts += [line.encode("latin-1"), b"M: (laughter)"]
             low = val - 0.5 < 1
             spread = [val + 0.5, val if low else val - 0.5]
-            printed[key] = Said(
+            printed[key] = SourceUtterance(
                 split=session,
                 ratings={"activation": act, "valence": val, "dominance": dom},
                 transcript=f"It's caf\xe9 {at}, really.",
@@ -191,7 +191,7 @@ KEYS = ("a.5_1.wav", "dir/sub dir/x", "%2F 100%", "ключ 键 🔑", COMPOSED,
 """Keys that a naive archive would lose."""
 
 
-def _manifest_rows() -> tuple[dict[str, Said], list[dict]]:
+def _manifest_rows() -> tuple[dict[str, SourceUtterance], list[dict]]:
     """Good rows with the keys of ``KEYS``; every third without a label, every fourth without one of the two."""
     printed, rows = {}, []
     for number, key in enumerate(KEYS):
@@ -201,7 +201,7 @@ def _manifest_rows() -> tuple[dict[str, Said], list[dict]]:
         elif number % 4 == 1:
             del ratings["joy"]
         variance = {"calm": 0.5} if "calm" in ratings else {}
-        printed[key] = Said(
+        printed[key] = SourceUtterance(
             split="Test set/1" if number % 2 else "Train",
             ratings=ratings,
             transcript=f'said "{number}", \xe4nd\nmore',

@@ -8,7 +8,7 @@ import numpy as np
 from tests.helpers.examples.corpus_examples import (
     FAULTY_AUDIO,
     Example,
-    Said,
+    SourceUtterance,
     write_faulty_audio,
     write_lines,
     write_recording,
@@ -33,7 +33,7 @@ def msp_podcast_1_6(root: Path) -> Example:
             f'{key}.wav,WORKER{rater:04d},Neutral,"Neutral,Concerned",{a},{v},{d}'
             for rater, (a, v, d) in enumerate(ratings)
         ]
-        printed[key] = Said(
+        printed[key] = SourceUtterance(
             split=split,
             ratings={"activation": act, "valence": val, "dominance": dom},
             speaker=None if number == 2 else speaker,
@@ -88,7 +88,7 @@ def msp_podcast_1_11(root: Path) -> Example:
         partitions.append(f"{split}; {key}.wav")
         write_recording(root / "Audios" / f"{key}.wav", number, rate=44_100 if number == 1 else 16_000, channels=1)
         write_lines(root / "Transcripts" / f"{key}.txt", [transcript])
-        printed[key] = Said(
+        printed[key] = SourceUtterance(
             split=split,
             ratings={"activation": 2.5, "valence": number + 1, "dominance": 6.75},
             transcript=transcript,
@@ -104,7 +104,7 @@ def msp_podcast_1_11(root: Path) -> Example:
     write_recording(root / "Audios" / f"{withheld}.wav", 50, channels=2)
     write_lines(root / "Transcripts" / f"{withheld}.txt", ["who knows"])
     partitions.append(f"Test3; {withheld}.wav")
-    printed[withheld] = Said(split="Test3", transcript="who knows")
+    printed[withheld] = SourceUtterance(split="Test3", transcript="who knows")
     latin, stray, quoted = (f"MSP-PODCAST_9003_{at:04d}" for at in range(3))
     for key in (latin, stray, quoted):
         write_recording(root / "Audios" / f"{key}.wav", 3)
@@ -136,7 +136,7 @@ def msp_podcast_2_0(root: Path) -> Example:
         speaker = "Unknown" if number % 2 else "33"
         rows.append(f'"{split}","{key}.wav","{speaker}",Unknown,{dom},{act},{val},"{category}",3.25,"x, y"')
         ratings = {"activation": 1.0, "valence": 7.0, "dominance": 4.2}
-        printed[key] = Said(
+        printed[key] = SourceUtterance(
             split=split,
             ratings={} if number in withheld else ratings,
             transcript=f"number {number}",
@@ -175,7 +175,7 @@ def msp_podcast_text(root: Path) -> Example:
         partitions.append(f"{split}; {key}.wav")
         speakers.append(f"{key}.wav; {'Unknown' if number == 3 else 5 + number % 2}")
         ratings = {"activation": 2.5, "valence": 4.0} | ({} if number == 1 else {"dominance": 3.0})
-        printed[key] = Said(
+        printed[key] = SourceUtterance(
             split=split,
             ratings=ratings,
             speaker=None if number == 3 else str(5 + number % 2),

@@ -14,7 +14,7 @@ from tests.helpers.examples.corpus_examples import (
     FAULTY_AUDIO,
     NUM_SAMPLES,
     Example,
-    Said,
+    SourceUtterance,
     write_faulty_audio,
     write_lines,
 )
@@ -33,7 +33,7 @@ def ravdess(root: Path) -> Example:
             for code, category, strong in (("03-01-01-01-02-01", "neutral", 0), ("03-01-06-02-01-02", "fearful", 1)):
                 key = f"{code}-{actor}"
                 record(root / f"Actor_{actor}" / f"{key}.wav", int(actor))
-                printed[key] = Said(
+                printed[key] = SourceUtterance(
                     split=split,
                     ratings={"intensity": 1.0 + strong},
                     transcript="Kids are talking by the door" if strong else "Dogs are sitting by the door",
@@ -72,7 +72,7 @@ def emodb(root: Path) -> Example:
         letter, category = list(zip("WLEAFTN", _EMODB, strict=True))[number % 7]
         key = f"{speaker}a01{letter}" + ("b" if number % 2 else "")
         record(root / "wav" / f"{key}.wav", number)
-        printed[key] = Said(
+        printed[key] = SourceUtterance(
             split=split,
             transcript="Der Lappen liegt auf dem Eisschrank.",
             speaker=speaker,
@@ -100,7 +100,7 @@ def tess(root: Path) -> Example:
         ("YAF_sad/YAF_home_sad", "YAF", "home", "sad"),
     ):
         record(root / "TESS" / f"{path}.wav", 1, rate=24_414)
-        printed[path.rpartition("/")[2]] = Said(
+        printed[path.rpartition("/")[2]] = SourceUtterance(
             split=speaker, transcript=f"Say the word {word}", speaker=speaker, gender="Female", category=category
         )
     record(root / "copy" / "OAF_angry" / "OAF_back_angry.wav", 2, rate=24_414)  # not the same
@@ -145,7 +145,7 @@ def crema_d(root: Path) -> Example:
             rows.append(f'"{200_000 + number}",0,0,0,0,9,0,"{key}",9,1,"N",50.5')
             rows.append(f'"{300_000 + number}",0,9,0,0,0,0,"{key}",9,1,"D",50.5')
         shares = {name: votes[at] / total for at, name in enumerate(_SHARES)} if votes else {}
-        printed[key] = Said(
+        printed[key] = SourceUtterance(
             split=split,
             ratings=shares,
             transcript=_CREMA_SENTENCES[key[5:8]],
@@ -201,7 +201,7 @@ def esd(root: Path) -> Example:
             spelt = {"Neutral": "中立", "Angry": "生气", "Surprise": "惊喜"}[emotion] if speaker < "0011" else emotion
             if number < 2:
                 lines.append(f"{key}\t{sentence}\t{spelt}")
-            printed[key] = Said(
+            printed[key] = SourceUtterance(
                 split=split, transcript=sentence if number < 2 else "", speaker=speaker, gender=gender, category=emotion
             )
         text = "\r\n".join([*lines, "", "no key"])
@@ -233,7 +233,7 @@ def meld(root: Path) -> Example:
             rows.append(
                 f'{number},"Oh my God, he\x92s  lost it.\nTotally.",Rachel,{emotion},{sentiment},0,{number},{times}'
             )
-            printed[f"{split}_{clip}"] = Said(
+            printed[f"{split}_{clip}"] = SourceUtterance(
                 split=split,
                 ratings={"sentiment": label},
                 transcript="Oh my God, he\N{RIGHT SINGLE QUOTATION MARK}s lost it. Totally.",
@@ -274,7 +274,7 @@ def cmu_mosei(root: Path) -> Example:
             shown = -0.1 if not index else start  # some intervals begin before their recording
             rows.append(f"{index},{name},{index},{shown},{end},0,0,{(0, 1, 5)[index]},{sentiment},{number}")
             lines.append(f"{name}___{7 - index}___{shown}___{end}___And so,  that's\tit {index}___")
-            printed[f"{name}_{index}"] = Said(
+            printed[f"{name}_{index}"] = SourceUtterance(
                 split=("train", "valid", "test")[number],
                 ratings={"sentiment": float(sentiment)},
                 transcript="" if number else f"And so, that's it {index}___",
@@ -320,7 +320,7 @@ def emobox(root: Path) -> Example:
                 soundfile.write(path, noise, 16_000)
                 row |= {"start_time": 0.05, "end_time": 0.1}
             lines.append(json.dumps(row))
-            printed[key] = Said(split=split, category={"a": "Angry", "h": "Happy"}[label])
+            printed[key] = SourceUtterance(split=split, category={"a": "Angry", "h": "Happy"}[label])
         if split == "train":
             lines += [json.dumps(row | change | {"key": key}) for key, change, _ in _EMOBOX_FAULTS] + ["{", "", "[]"]
         write_lines(fold / f"small_{split}_fold_2.jsonl", lines)

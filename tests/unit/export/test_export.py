@@ -1,4 +1,4 @@
-"""Exports to ONNX of small students of every family say what torch says; what a format cannot hold is refused."""
+"""Small students of every family predict the same in ONNX as in torch; what a format cannot hold is refused."""
 
 import json
 from collections.abc import Iterator

@@ -34,7 +34,7 @@ def test_bins_hold_the_mean_label_of_similar_predictions():
     assert [one.num_labels for one in bins] == [20, 20]
     assert [one.prediction for one in bins] == pytest.approx([0.2, 0.8])
     assert [one.label.value for one in bins] == pytest.approx([0.3, 0.9])
-    # Speakers 0 and 2 say 0.1, 1 and 3 say 0.5: the mean of a draw lies between.
+    # Speakers 0 and 2 are at 0.1, 1 and 3 at 0.5: the mean of a draw lies between.
     low, high = bins[0].label.low, bins[0].label.high
     assert 0.1 <= low < 0.3 < high <= 0.5
 

@@ -1,4 +1,4 @@
-"""Forms with files: what is read, what is refused before it is parsed, and what windows say."""
+"""Forms with files: what is read, what is refused before it is parsed, and what windows return."""
 
 import io
 import json
