@@ -20,7 +20,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "  python launch/export.py --model runs/student/best --format onnx --out student-onnx\n"
         "  python launch/export.py --model models:/emotion@champion --format transformers --out student-hf\n"
         "  python -c \"from transformers import pipeline; print(pipeline('audio-classification', 'student-hf', "
-        "trust_remote_code=True)('a.wav'))\"\n"
+        "trust_remote_code=True)('a.wav'))\"  # files need ffmpeg\n"
         "ONNX needs pip install ccts-dist[onnx].\n"
         "exit codes: 0 done, 1 the predictions differ or the registry failed, 2 a mistake, or a model that the format "
         "cannot hold",

@@ -45,6 +45,7 @@ class AudioFolder:
         self._names = {entry.name for entry in entries if not entry.name.startswith("._") and _is_file(entry)}
         self._composed = _unique((_composed(name), name) for name in self._names if not name.isascii())
         self._stems: dict[str, str] | None = None
+        self._asked: set[str] = set()
         self._found: set[str] = set()
 
     @property
@@ -54,8 +55,14 @@ class AudioFolder:
 
     @property
     def unnamed(self) -> list[Path]:
-        """Recordings that were never looked for, sorted; those too that cannot be decoded."""
-        names = (name for name in self._names - self._found if _is_recording(name) and not name.startswith("."))
+        """Recordings that were never looked for, sorted.
+
+        Those that cannot be decoded are among them, unless a file was looked for that may be extracted from them: of a
+        video.
+        """
+        stems = {os.path.splitext(name)[0] for name in self._asked | self._found}
+        rest = (name for name in self._names - self._found if not name.startswith("."))
+        names = (n for n in rest if is_audio(n) or (_is_recording(n) and os.path.splitext(n)[0] not in stems))
         return [self.folder / name for name in sorted(names)]
 
     def find(self, name: str) -> Path | None:
@@ -63,6 +70,7 @@ class AudioFolder:
 
         Copies from a Mac differ so from the label file that came with them.
         """
+        self._asked.add(name)
         found = name if name in self._names else self._composed.get(_composed(name))
         if found is None:
             return None

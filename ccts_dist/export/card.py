@@ -30,7 +30,7 @@ _OWN_CODE = (
 )
 _OWN_CLASS = (
     "\n\nThis is a class of transformers itself. Predict recordings one at a time: it may let the padding of a batch "
-    "into its frames."
+    "into its frames, and ratings are then off by points."
 )
 _CCTS = """
 With ccts-dist, which runs no code of the model and checks its digests: `ccts predict --model {place} a.wav`.

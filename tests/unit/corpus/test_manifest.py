@@ -325,7 +325,7 @@ def test_scale_that_does_not_rise_is_refused(csv_of: Write, scale: tuple[float, 
 
 
 def test_audio_that_no_row_names_is_listed(tmp_path: Path):
-    for name in ("a.wav", "bad.wav", "unnamed.wav", "unnamed.flac", "u.m4a", "notes.txt", "._a.wav", ".b.m4a"):
+    for name in ("a.wav", "bad.wav", "unnamed.wav", "unnamed.flac", "u.m4a", "a.mp4", "notes.txt", "._a.wav", ".b.m4a"):
         (tmp_path / name).touch()
     (tmp_path / "table.csv").write_text("key,audio,valence\na,a.wav,3\nb,bad.wav,99\n")
     corpus = read_manifest(tmp_path / "table.csv")
