@@ -80,7 +80,7 @@ def check_labels(place: Path, example: Example) -> None:
 def test_run_file_written_for_a_corpus_passes_its_check(name: str, tmp_path: Path):
     check_labels(tmp_path, built(tmp_path, name))
     stated = command(tmp_path, "init", "SHARDS", "--small", *CORPORA[name][2], "-o", "run.toml")
-    assert stated == "wrote run.toml; check it: python launch/train.py run.toml --check\n"
+    assert stated == "wrote run.toml; check it: ccts train run.toml --check\n"
     assert "check passed" in command(tmp_path, "train", "run.toml", "--check")
     keys = [line for line in (tmp_path / "run.toml").read_text().splitlines() if " = " in line and line[0] != "#"]
     shapes = [line for line in keys if "#" not in line]
