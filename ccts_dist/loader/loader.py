@@ -90,7 +90,7 @@ class Loader:
         shard_set: where the utterances lie.
         splits: which of its splits.
         batch: sizes of global and micro-batches.
-        data: window, duration groups, streams, number of threads, longest duration, and what to do about damage.
+        data: window, bucket_batches, partitions, number of threads, longest duration, and what to do about damage.
         targets: labels, in the order of a batch's columns; NAME.variance is the variance of NAME's raters.
         seed: of the order.
         ranks: whose part to read.
@@ -105,7 +105,7 @@ class Loader:
 
     Raises:
         ConfigError: an unknown split, target or category, splits without utterances, or fewer utterances than ranks or
-            streams in a batch.
+            partitions in a batch.
     """
 
     def __init__(
@@ -165,13 +165,13 @@ class Loader:
             self._check_longest(shard_set, splits, max_samples)
 
     def _take_partitions(self, ranks: Ranks) -> None:
-        # A node that has streams of its own cuts what they give among its own ranks.
+        # A node that has partitions of its own cuts what they give among its own ranks.
         nodes = ranks.num_nodes if self.plan.num_partitions % ranks.num_nodes == 0 else 1
         self._peers, self._place = ranks.num_ranks // nodes, ranks.rank % (ranks.num_ranks // nodes)
         per_node = self.plan.num_partitions // nodes
         first = per_node * (ranks.rank // self._peers)
         self.partitions = range(first, first + per_node)
-        """The streams that this rank reads from."""
+        """The partitions that this rank reads from."""
 
         self._of_nodes = [range(start, start + per_node) for start in range(0, per_node * nodes, per_node)]
 

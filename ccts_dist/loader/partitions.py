@@ -1,7 +1,7 @@
-"""Streams: a shard set split into fixed parts, of which each global batch takes equal shares.
+"""Partitions: a shard set split into fixed parts, of which each global batch takes equal shares.
 
-With several streams a node can read its own and no others, so that many nodes need not each fetch the whole corpus.
-A stream is a stretch of a fixed order of all shards, the same in every epoch; a shard on the border of two streams
+With several partitions a node can read its own and no others, so that many nodes need not each fetch the whole corpus.
+A partition is a stretch of a fixed order of all shards, the same in every epoch; a shard on the border of two
 belongs to both, its first rows to one and its last rows to the other.
 """
 
@@ -54,10 +54,10 @@ def shuffled(count: int, *seed: int | str) -> Int64[np.ndarray, " count"]:
 
 
 class Shares:
-    """How many utterances each stream gives to each global batch of an epoch.
+    """How many utterances each partition gives to each global batch of an epoch.
 
-    Batch k spans ``floor(k N / K)`` to ``floor((k + 1) N / K)`` of N utterances in K steps. Of b utterances, stream s
-    of S gives ``floor(b (s + 1) / S) - floor(b s / S)``; so neighbouring streams, which one node reads, together never
+    Batch k spans ``floor(k N / K)`` to ``floor((k + 1) N / K)`` of N utterances in K steps. Partition s of S then
+    gives ``floor(b (s + 1) / S) - floor(b s / S)`` of its b; so neighbouring ones, which one node reads, together never
     give more than their part of b, rounded up. Batches have one of two sizes, so every sum below is a closed form.
     """
 
@@ -71,7 +71,7 @@ class Shares:
         return (step - larger) * self._of(partition, small) + larger * self._of(partition, small + 1)
 
     def of_partition(self, partition: int) -> int:
-        """Utterances of a stream."""
+        """Utterances of a partition."""
         return int(self.before(partition, self._num_steps))
 
     def _of(self, partition: int, batch: int) -> int:
@@ -83,10 +83,10 @@ class Partition:
 
     Args:
         names: of the shards.
-        lows: of each shard, the first row that is the stream's.
+        lows: of each shard, the first row that is the partition's.
         counts: of each shard, how many rows are; at least one.
         source: of the rows.
-        seed: of the order; streams of one plan need different ones.
+        seed: of the order; partitions of one plan need different ones.
         shuffle: False to keep shards and rows as they are given.
     """
 
@@ -139,11 +139,11 @@ class Partition:
 def split_into_partitions(
     entries: Sequence[ShardEntry], source: RowSource, shares: Shares, num_partitions: int, *, seed: int, shuffle: bool
 ) -> tuple[Partition, ...]:
-    """The streams of some shards, of the sizes that ``shares`` gives them."""
+    """The partitions of some shards, of the sizes that ``shares`` gives them."""
     names, counts = texts_of(entries, "name"), numbers_of(entries, "num_utterances")
     order = np.flatnonzero(counts)
     if num_partitions > 1:
-        # The corpus's order may have its sessions or speakers in a row: mixed, so that every stream is a fair sample.
+        # The corpus's order may have its sessions or speakers in a row: mixed, so that each partition is a fair sample.
         order = order[shuffled(len(order), "streams")]
     names, counts = [names[number] for number in order], counts[order]
     ends = np.cumsum(counts)

@@ -3,7 +3,7 @@
 The order of an epoch never depends on the number of ranks or threads, nor on what was read before, so that a position
 is (epoch, step) and resuming there is immediate:
 
-1. The shards of a stream are shuffled by (seed, epoch) and laid end to end.
+1. The shards of a partition are shuffled by (seed, epoch) and laid end to end.
 2. The sequence is taken in windows of whole steps. A shard that straddles two windows is shuffled by
    (seed, epoch, shard) first, so that each window knows its part of it and no shard's end is always cut off together.
 3. In a window the utterances are shuffled, sorted by duration within groups of ``bucket_batches`` batches, and cut into
@@ -11,8 +11,8 @@ is (epoch, step) and resuming there is immediate:
    variance of its labels.
 
 Batch k of N utterances in K steps spans ``floor(k * N / K)`` to ``floor((k + 1) * N / K)``, so that sizes differ by at
-most one. Of several streams each gives its share of every batch (``partitions.Shares``); the order of batches is common
-to all.
+most one. Each of several partitions gives its share of every batch (``partitions.Shares``); the order of batches is
+common to all.
 
 Only the rows of the current window are in memory.
 """
@@ -37,7 +37,7 @@ ORDER_VERSION = 1
 """Raised whenever equal settings would give another order; part of the digest."""
 
 _CACHED_WINDOWS = 2
-"""Per stream: steps near the border of two windows are asked for in turn by threads that read ahead."""
+"""Per partition: steps near the border of two windows are asked for in turn by threads that read ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class SampleRef:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The rows that one stream gives to some consecutive steps, in their final order."""
+    """The rows that one partition gives to some consecutive steps, in their final order."""
 
     tables: tuple[ShardRows, ...]
     table_of: Int64[np.ndarray, " rows"]
@@ -99,7 +99,7 @@ class BatchSampler:
         max_samples: longer utterances count as of this length; 0 for no limit.
 
     Raises:
-        ConfigError: the splits hold no utterance, or there are more streams than utterances in a batch.
+        ConfigError: the splits hold no utterance, or there are more partitions than utterances in a batch.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class BatchSampler:
         """The utterances of one step over all ranks, shortest first.
 
         Args:
-            partitions: what these streams give to it, and no more; None for all.
+            partitions: what these partitions give to it, and no more; None for all.
 
         Raises:
             ConfigError: the epoch has no such step.
@@ -224,7 +224,7 @@ class BatchSampler:
             return window
 
     def _cuts(self, number: int, partition: int) -> Int64[np.ndarray, " batches_and_one"]:
-        """Bounds of the window's batches in the stream's sequence."""
+        """Bounds of the window's batches in the partition's sequence."""
         first = number * self.window_steps
         steps = np.arange(first, min(first + self.window_steps, self.steps_per_epoch) + 1, dtype=np.int64)
         return np.asarray(self._shares.before(partition, steps))
